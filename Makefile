@@ -1,0 +1,73 @@
+# make demo    the worked example, in an environment of its own, results in $(OUT)
+# make test    the tests;  PYTEST_ARGS="-m 'not slow and not cuda'" leaves the slow ones out
+# make check   lint, types and tests: what a change must pass
+#
+# Variables: PYTHON (3.11 or newer), VENV, DEMO_VENV, OUT, WORKERS (test processes), PYTEST_ARGS.
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_VENV ?= .venv-demo
+OUT ?= out
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+# Idle OpenMP threads that spin slow a busy machine down several times.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+DEV_EXTRAS := dev
+DEMO_EXTRAS := models,plot,cvc5
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint format types check clean
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+# $(1): folder, $(2): extras. torch goes in first and alone, at the version in constraints.txt: left to
+# the resolver, it may bring another build and gigabytes with it.
+define build_env
+	@test ! -e "$(1)" || test -f "$(1)/pyvenv.cfg" || \
+		{ echo "$(1) exists and is not a virtual environment: leaving it alone" >&2; exit 1; }
+	@echo "Building $(1) with compcomp[$(2)]; the first time takes some minutes."
+	@rm -rf "$(1)"
+	@$(PYTHON) -m venv "$(1)"
+	@"$(1)/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt torch hatchling
+	@"$(1)/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt \
+		--no-build-isolation -e ".[$(2)]"
+	@touch "$(1)/.stamp"
+endef
+
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	$(call build_env,$(VENV),$(DEV_EXTRAS))
+
+$(DEMO_VENV)/.stamp: pyproject.toml constraints.txt
+	$(call build_env,$(DEMO_VENV),$(DEMO_EXTRAS))
+
+env: $(VENV)/.stamp
+
+demo: $(DEMO_VENV)/.stamp
+	"$(DEMO_VENV)/bin/compcomp" demo --out "$(OUT)"
+
+# One torch thread a worker, no downloads, no window.
+test: export OMP_NUM_THREADS ?= 1
+test: export HF_HUB_OFFLINE ?= 1
+test: export MPLBACKEND ?= Agg
+test: $(VENV)/.stamp
+	"$(VENV)/bin/python" -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+lint: $(VENV)/.stamp
+	"$(VENV)/bin/ruff" check .
+	"$(VENV)/bin/ruff" format --check .
+
+format: $(VENV)/.stamp
+	"$(VENV)/bin/ruff" check --fix .
+	"$(VENV)/bin/ruff" format .
+
+types: $(VENV)/.stamp
+	"$(VENV)/bin/mypy"
+
+check: lint types test
+
+clean:
+	rm -rf .venv .venv-demo out build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find compcomp encodings tests -name __pycache__ -type d -prune -exec rm -rf {} +

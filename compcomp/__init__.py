@@ -1,0 +1,80 @@
+"""compcomp decides, with proofs, in which order to apply compression techniques to a language model.
+
+``import compcomp as cc`` shows the whole public face; ``compcomp.techniques`` holds the techniques. Names
+are loaded on first use, so that a symbolic proof starts without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from compcomp.errors import InputError as InputError
+    from compcomp.language.claim import Claim as Claim
+    from compcomp.language.claim import Scope as Scope
+    from compcomp.language.claim import dominates as dominates
+    from compcomp.language.claim import equal as equal
+    from compcomp.language.claim import keeps as keeps
+    from compcomp.language.technique import Sequence as Sequence
+    from compcomp.language.technique import Technique as Technique
+    from compcomp.language.text import parse_claim as parse_claim
+    from compcomp.language.text import parse_sequence as parse_sequence
+    from compcomp.language.verdict import Status as Status
+    from compcomp.language.verdict import Verdict as Verdict
+    from compcomp.language.verdict import Witness as Witness
+    from compcomp.optimize import apply as apply
+    from compcomp.optimize import optimize_order as optimize_order
+    from compcomp.ordering.plan import Plan as Plan
+    from compcomp.proving.prove import prove as prove
+
+_HOMES = {
+    "InputError": "errors",
+    "Claim": "language.claim",
+    "Scope": "language.claim",
+    "dominates": "language.claim",
+    "equal": "language.claim",
+    "keeps": "language.claim",
+    "Sequence": "language.technique",
+    "Technique": "language.technique",
+    "parse_claim": "language.text",
+    "parse_sequence": "language.text",
+    "Status": "language.verdict",
+    "Verdict": "language.verdict",
+    "Witness": "language.verdict",
+    "apply": "optimize",
+    "optimize_order": "optimize",
+    "Plan": "ordering.plan",
+    "prove": "proving.prove",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'compcomp' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"compcomp.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _find_encodings_beside() -> None:
+    """In a checkout whose file system has no symbolic links, use the folder that the link points to."""
+    here, beside = Path(__file__).parent / "encodings", Path(__file__).parent.parent / "encodings"
+    if here.is_dir() or not (beside / "magnitude.py").is_file():
+        return
+    spec = importlib.util.spec_from_loader("compcomp.encodings", loader=None, is_package=True)
+    assert spec is not None and spec.submodule_search_locations is not None
+    spec.submodule_search_locations.append(str(beside))
+    sys.modules["compcomp.encodings"] = importlib.util.module_from_spec(spec)
+
+
+_find_encodings_beside()

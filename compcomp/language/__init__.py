@@ -1,0 +1,1 @@
+"""What can be said: techniques, sequences, layers, losses, claims, scopes, verdicts."""

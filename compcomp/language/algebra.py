@@ -1,0 +1,281 @@
+"""Optima of linear algebra in every reading: the values that some techniques are defined by.
+
+Exact numbers get the exact optimum, batches a float64 one, z3 terms a *contract*: fresh variables with the
+inequalities the optimum is known to satisfy. A contract admits more than the optimum, so what is proved
+through it holds, and what is refuted through it is only a suspicion until exact numbers confirm it.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+
+from compcomp.language.layer import Factors, Grid
+from compcomp.terms import (
+    And,
+    Array,
+    Batch,
+    Choices,
+    Div,
+    Equal,
+    If,
+
+
+    Sum,
+    SymbolicChoices,
+    Term,
+    each,
+    nearest,
+    reading,
+)
+
+
+class NotExactError(ArithmeticError):
+    """The optimum leaves the rational numbers or is not unique, so it cannot be replayed exactly."""
+
+
+def squared_error(error: Array, gram: Array | None) -> Term:
+    """``trace(error @ gram @ error.T)``; the squared Frobenius norm when ``gram`` is None."""
+    return Sum(((error if gram is None else error @ gram) * error).ravel())
+
+
+# ---------------------------------------------------------------------------------------- least squares
+
+
+def least_squares_change(error: Array, gram: Array, free: Array | None, choices: Choices) -> Array:
+    """The change of the weight that minimises the output error, least in norm where it is not unique.
+
+    ``error``: reference minus current weight, out x in. ``gram``: in x in. ``free``: out x in truth values
+    of the weights that may change, None for all of them. Returns an out x in change that is 0 elsewhere.
+    """
+    if free is None:
+        free = each(lambda _: True, error)
+    kind = reading(*error.ravel(), *gram.ravel())
+    if kind == "batch":
+        return _change_batch(error, gram, free)
+    if kind in ("z3", "sympy"):
+        return _change_contract(error, gram, free, choices)
+    return np.array(
+        [_row_change(row, gram, mask) for row, mask in zip(error, free, strict=True)], dtype=object
+    ).reshape(error.shape)
+
+
+def _row_change(error: Array, gram: Array, free: Array) -> list[Fraction]:
+    kept = [j for j in range(len(error)) if free[j]]
+    change = [Fraction(0)] * len(error)
+    if not kept:
+        return change
+    part = [[Fraction(gram[i, j]) for j in kept] for i in kept]
+    right = [Fraction(Sum(gram[i, j] * error[j] for j in range(len(error)))) for i in kept]
+    squared = [[sum((a * b for a, b in zip(row, column, strict=True)), Fraction(0)) for column in part] for row in part]
+    weights = _solve(squared, right)  # part is symmetric: part @ weights is the solution of least norm
+    for i, row in zip(kept, part, strict=True):
+        change[i] = sum((a * b for a, b in zip(row, weights, strict=True)), Fraction(0))
+    return change
+
+
+def _solve(matrix: list[list[Fraction]], right: list[Fraction]) -> list[Fraction]:
+    """One solution of a consistent linear system, by Gauss and Jordan."""
+    rows = [[*row, b] for row, b in zip(matrix, right, strict=True)]
+    n, pivots, top = len(right), list[int](), 0
+    for column in range(n):
+        pivot = next((i for i in range(top, n) if rows[i][column]), None)
+        if pivot is None:
+            continue
+        rows[top], rows[pivot] = rows[pivot], rows[top]
+        lead = rows[top][column]
+        rows[top] = [x / lead for x in rows[top]]
+        for i in range(n):
+            if i != top and (factor := rows[i][column]):
+                rows[i] = [x - factor * y for x, y in zip(rows[i], rows[top], strict=True)]
+        pivots.append(column)
+        top += 1
+    solution = [Fraction(0)] * n
+    for i, column in enumerate(pivots):
+        solution[column] = rows[i][n]
+    return solution
+
+
+def stack(terms: Array, size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """An object array of batches as one float array, candidates first: (size, *shape)."""
+    columns = [
+        np.broadcast_to(np.asarray(x.values if isinstance(x, Batch) else float(x), dtype=float), (size,))
+        for x in terms.ravel()
+    ]
+    return np.stack(columns, axis=1).reshape(size, *terms.shape)
+
+
+def unstack(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Array:
+    """The inverse of :func:`stack`."""
+    result = np.empty(values.shape[1:], dtype=object)
+    for index in np.ndindex(*result.shape):
+        result[index] = Batch(values[(slice(None), *index)])
+    return result
+
+
+def batch_size(*arrays: Array) -> int:
+    """How many candidates the batches among these terms stand for."""
+    return next(len(x.values) for array in arrays for x in array.ravel() if isinstance(x, Batch))
+
+
+def _change_batch(error: Array, gram: Array, free: Array) -> Array:
+    size = batch_size(error, gram)
+    errors, grams, kept = stack(error, size), stack(gram, size), stack(free, size)
+    right = kept * (errors @ grams)  # (size, out, in)
+    part = kept[..., :, None] * grams[:, None] * kept[..., None, :]  # (size, out, in, in)
+    return unstack((np.linalg.pinv(part, rcond=1e-11, hermitian=True) @ right[..., None])[..., 0])
+
+
+def _change_contract(error: Array, gram: Array, free: Array, choices: Choices) -> Array:
+    if not isinstance(choices, SymbolicChoices):
+        raise NotExactError("least squares is symbolic only as a contract for the prover")
+    change = each(lambda keep: If(keep, choices.real(), 0), free)
+    choices.assume(squared_error(error - change, gram) <= squared_error(error, gram))
+    gradient = (error - change) @ gram  # it vanishes on the free weights at every minimiser
+    for index in np.ndindex(*error.shape):
+        choices.assume(If(free[index], Equal(gradient[index], 0), True))
+    return change
+
+
+# -------------------------------------------------------------------------------- coordinate descent
+
+
+def descend_on_grid(
+    weight: Array, error: Array, gram: Array, grid: Grid, free: Array | None, sweeps: int, choices: Choices
+) -> Array:
+    """Move each free weight in turn to the grid value of least output error; never increases it.
+
+    ``weight``: on the grid, out x in. ``error``: effective weight minus reference, out x in. A weight stays
+    where it is unless the move strictly decreases the error. Returns the new weight.
+    """
+    rows, columns = weight.shape
+    if free is None:
+        free = each(lambda _: True, weight)
+    if reading(*weight.ravel(), *gram.ravel()) == "z3":
+        return _descent_contract(weight, error, gram, grid, free, choices)
+    weight, gradient = weight.copy(), error @ gram
+    for _ in range(sweeps):
+        for j in range(columns):
+            curvature = gram[j, j]
+            for i in range(rows):
+                target = weight[i, j] - Div(gradient[i, j], curvature)
+                value = nearest(target, grid.step[i, j], grid.levels, "half_even", choices)
+                change = value - weight[i, j]
+                gain = change * (2 * gradient[i, j] + curvature * change)
+                _note_gain(gain, change, gradient[i, j], choices)
+                moves = And(free[i, j], gain < 0)
+                weight[i, j] = If(moves, value, weight[i, j])
+                gradient[i, :] = gradient[i, :] + If(moves, change, 0) * gram[j, :]
+    return weight
+
+
+def _note_gain(gain: Term, change: Term, slope: Term, choices: Choices) -> None:
+    if reading(gain, slope) == "number" and change:
+        scale = abs(float(change)) * abs(float(slope)) * 2
+        choices.near(abs(float(gain)) / scale if scale else float("inf"))
+
+
+def _descent_contract(
+    weight: Array, error: Array, gram: Array, grid: Grid, free: Array, choices: Choices
+) -> Array:
+    assert isinstance(choices, SymbolicChoices)
+    import z3
+
+    def move(w: Term, keep: Term, step: Term) -> Term:
+        value, level = choices.real(), choices.integer()
+        choices.assume(And(level >= -grid.levels, level <= grid.levels, value == z3.ToReal(level) * step))
+        return If(keep, value, w)
+
+    moved = each(move, weight, free, grid.step)
+    choices.assume(squared_error(error + moved - weight, gram) <= squared_error(error, gram))
+    return moved
+
+
+# ------------------------------------------------------------------------------------------ low rank
+
+
+def best_rank(matrix: Array, rank: int, choices: Choices) -> Factors:
+    """Factors (out x rank, rank x in) whose product is the closest matrix of that rank, in Frobenius norm.
+
+    Raises NotExactError on exact numbers when the singular subspace is not rational or not unique.
+    """
+    kind = reading(*matrix.ravel())
+    if kind == "batch":
+        size = batch_size(matrix)
+        u, s, vt = np.linalg.svd(stack(matrix, size), full_matrices=False)
+        keep = min(rank, s.shape[1])
+        left, right = np.zeros((size, matrix.shape[0], rank)), np.zeros((size, rank, matrix.shape[1]))
+        left[..., :keep], right[:, :keep] = u[..., :keep] * s[:, None, :keep], vt[:, :keep]
+        return Factors(unstack(left), unstack(right))
+    if kind == "number":
+        return _factorise(_project(matrix, rank), rank)
+    return _rank_contract(matrix, rank, choices)
+
+
+def _rank_contract(matrix: Array, rank: int, choices: Choices) -> Factors:
+    identity = np.array([[int(i == j) for j in range(matrix.shape[1])] for i in range(matrix.shape[1])], dtype=object)
+    if rank >= min(matrix.shape):
+        return Factors(matrix, identity)
+    if not isinstance(choices, SymbolicChoices):
+        raise NotExactError("a truncated SVD is symbolic only as a contract for the prover")
+    closest = each(lambda _: choices.real(), matrix)
+    choices.assume(Equal(Sum(((matrix - closest) * closest).ravel()), 0))  # a projection of the matrix
+    choices.assume(squared_error(matrix - closest, None) <= squared_error(matrix, None))
+    return Factors(closest, identity)
+
+
+def _project(matrix: Array, rank: int) -> Array:
+    """The matrix projected on its leading left singular subspace of that dimension, exactly."""
+    import sympy
+    from sympy.polys.matrices import DomainMatrix
+
+    exact = each(lambda x: sympy.Rational(Fraction(x).numerator, Fraction(x).denominator), matrix)
+    small = sympy.Matrix(exact.tolist())
+    if DomainMatrix.from_Matrix(small).to_field().rank() <= rank:
+        return each(Fraction, matrix)
+    square = small * small.T
+    x = sympy.Symbol("x")
+    roots: list[tuple[sympy.Expr, int, sympy.Expr]] = []  # (eigenvalue, multiplicity, its minimal polynomial)
+    for factor, multiplicity in square.charpoly(x).as_expr().as_poly(x).factor_list()[1]:
+        roots += [(root, multiplicity, factor) for root in factor.real_roots()]
+    roots.sort(key=lambda item: item[0].evalf(40), reverse=True)
+    leading, taken = set[sympy.Expr](), 0
+    for root, multiplicity, factor in roots:
+        if taken >= rank:
+            break
+        leading.add(factor)
+        taken += multiplicity
+    inside = [root.evalf(40) for root, _, factor in roots if factor in leading]
+    outside = [root.evalf(40) for root, _, factor in roots if factor not in leading]
+    if sum(m for _, m, factor in roots if factor in leading) != rank or min(inside) - max(outside) < 1e-20:
+        raise NotExactError(f"the leading singular subspace of rank {rank} is not rational or not unique")
+    image = sympy.eye(square.rows)
+    for factor in leading:
+        image = image * _evaluate(factor, square)
+    basis = sympy.Matrix.hstack(*image.nullspace())
+    projected = basis * (basis.T * basis).inv() * basis.T * small
+    return np.array([[Fraction(int(v.p), int(v.q)) for v in projected.row(i)] for i in range(projected.rows)], dtype=object)
+
+
+def _evaluate(polynomial: Term, matrix: Term) -> Term:
+    import sympy
+
+    result = sympy.zeros(matrix.rows)
+    for coefficient in polynomial.all_coeffs():
+        result = result * matrix + coefficient * sympy.eye(matrix.rows)
+    return result
+
+
+def _factorise(matrix: Array, rank: int) -> Factors:
+    """Any exact factors of a matrix of at most this rank, padded with zeros."""
+    import sympy
+
+    exact = sympy.Matrix([[sympy.Rational(v.numerator, v.denominator) for v in row] for row in matrix.tolist()])
+    reduced, pivots = exact.rref()
+    left = np.full((matrix.shape[0], rank), Fraction(0), dtype=object)
+    right = np.full((rank, matrix.shape[1]), Fraction(0), dtype=object)
+    for k, column in enumerate(pivots):
+        left[:, k] = matrix[:, column]
+        right[k, :] = [Fraction(int(v.p), int(v.q)) for v in reduced.row(k)]
+    return Factors(left, right)

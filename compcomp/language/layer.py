@@ -1,0 +1,86 @@
+"""The state of one linear layer while techniques act on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from compcomp.errors import InputError
+from compcomp.terms import Array, Choices, Term
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values a quantized weight may take: ``k * step``, ``|k| <= levels``.
+
+    ``step``: shape of the weight (the scale of each weight's group). ``scales``: how many different groups,
+    that is scales to store.
+    """
+
+    step: Array
+    levels: int
+    scales: int
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A low-rank term kept beside the weight: ``left`` (out x rank) times ``right`` (rank x in)."""
+
+    left: Array
+    right: Array
+
+    @property
+    def rank(self) -> int:
+        return int(self.left.shape[1])
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a layer would be stored.
+
+    ``mask``: shape of the weight, true where a weight is kept, None when dense. ``grid``: the quantizer's
+    grid, None when unquantized. ``factors``: a low-rank term beside the weight. ``rank``: the rank the
+    weight itself is known to have at most, None when it has none to keep.
+    """
+
+    mask: Array | None = None
+    grid: Grid | None = None
+    factors: Factors | None = None
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """One linear layer: numpy object arrays of terms for encodings, torch tensors for kernels.
+
+    ``weight``: out x in. ``reference``: the dense weight, out x in. ``gram``: in x in, inputs times their
+    transpose, None where a claim speaks of weights alone. ``inputs``: in x tokens, or None when only the
+    Gram matrix is known. The layer computes ``effective() @ inputs``.
+    """
+
+    weight: Array
+    reference: Array
+    gram: Array | None = None
+    inputs: Array | None = None
+    format: Format = field(default_factory=Format)
+    choices: Choices = field(default_factory=Choices, compare=False)
+
+    @classmethod
+    def dense(
+        cls, weight: Any, inputs: Any = None, gram: Any = None, choices: Choices | None = None
+    ) -> LayerState:
+        """The uncompressed layer. ``inputs`` (in x tokens) gives the Gram matrix when ``gram`` is None."""
+        if gram is None and inputs is not None:
+            gram = inputs @ inputs.T
+        return cls(weight, weight, gram, inputs, Format(), choices or Choices())
+
+    def effective(self) -> Array:
+        """The weight the layer computes with: ``weight`` plus the low-rank term, out x in."""
+        factors = self.format.factors
+        return self.weight if factors is None else self.weight + factors.left @ factors.right
+
+    def input_norms2(self) -> list[Term]:
+        """The squared 2-norm of each input feature over the calibration tokens: ``in`` terms."""
+        if self.gram is None:
+            raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", "layer")
+        return [self.gram[j, j] for j in range(self.gram.shape[0])]

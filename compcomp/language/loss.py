@@ -1,0 +1,54 @@
+"""What a sequence loses: the distance of a compressed layer from the dense one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from compcomp.errors import InputError
+from compcomp.language.algebra import squared_error
+from compcomp.language.layer import LayerState
+from compcomp.terms import Abs, Sum, Term
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss of one layer, as a term.
+
+    ``degree``: scaling reference and weight by t > 0 scales it by t ** degree. ``element``: the part of one
+    weight, from its reference and its effective value, where the loss is the sum of such parts; None where
+    weights interact. ``needs_inputs``: it depends on the calibration inputs.
+    """
+
+    name: str
+    formula: str
+    degree: int
+    element: Callable[[Term, Term], Term] | None
+    needs_inputs: bool = False
+
+    def of(self, layer: LayerState) -> Term:
+        """The loss of this state, exact for exact terms. A number: smaller is better."""
+        effective = layer.effective()
+        if self.element is not None:
+            return Sum(map(self.element, layer.reference.ravel(), effective.ravel()))
+        error = effective - layer.reference
+        if layer.inputs is not None:
+            return Sum(x * x for x in (error @ layer.inputs).ravel())
+        return squared_error(error, layer.gram)
+
+
+LOSSES = {
+    loss.name: loss
+    for loss in (
+        Loss("weight_l1", "sum |w - w'|", 1, lambda reference, value: Abs(reference - value)),
+        Loss("weight_l2", "sum (w - w')^2", 2, lambda reference, value: (reference - value) * (reference - value)),
+        Loss("output_l2", "|(W - W') X|_F^2", 2, None, needs_inputs=True),
+    )
+}
+
+
+def loss_named(name: str) -> Loss:
+    """The loss of this name; InputError when there is none."""
+    if name not in LOSSES:
+        raise InputError(f"loss {name!r}", ", ".join(LOSSES), "loss")
+    return LOSSES[name]

@@ -1,0 +1,64 @@
+"""Which weights of a layer act together: the groups a selection or a scale is computed over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compcomp.errors import InputError
+
+Index = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A cut of an (out x in) weight into groups, in row-major order inside a group.
+
+    ``kind`` is ``"tensor"`` (one group), ``"row"`` (one per output row) or ``"block"`` (``size`` consecutive
+    weights of a row).
+    """
+
+    kind: str
+    size: int | None = None
+
+    @classmethod
+    def tensor(cls) -> Partition:
+        return cls("tensor")
+
+    @classmethod
+    def rows(cls) -> Partition:
+        return cls("row")
+
+    @classmethod
+    def blocks(cls, size: int) -> Partition:
+        return cls("block", size)
+
+    def __str__(self) -> str:
+        return {"tensor": "the whole tensor", "row": "each row"}.get(self.kind, f"blocks of {self.size}")
+
+    def check(self, shape: tuple[int, int], where: str) -> None:
+        """Raise InputError when a row of this shape does not divide into the groups."""
+        if self.size is not None and shape[1] % self.size:
+            raise InputError(
+                f"rows of {shape[1]} weights",
+                f"rows that divide into groups of {self.size}",
+                f"{where} on a layer of shape {shape[0]}x{shape[1]} (out x in)",
+            )
+
+    def group_size(self, shape: tuple[int, int]) -> int:
+        """How many weights a group has."""
+        rows, columns = shape
+        return {"tensor": rows * columns, "row": columns}.get(self.kind) or self.size or 0
+
+    def groups(self, shape: tuple[int, int]) -> list[list[Index]]:
+        """The (row, column) indices of each group."""
+        rows, columns = shape
+        flat = [(i, j) for i in range(rows) for j in range(columns)]
+        size = self.group_size(shape)
+        return [flat[start : start + size] for start in range(0, len(flat), size)]
+
+    def refines(self, other: Partition) -> bool:
+        """Every group of this cut lies inside one group of the other, whatever the shape."""
+        order = {"block": 0, "row": 1, "tensor": 2}
+        if self.size is not None and other.size is not None:
+            return other.size % self.size == 0
+        return order[self.kind] <= order[other.kind]

@@ -1,0 +1,88 @@
+"""What a technique does to weights, as data: the prover reads these, never a technique's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compcomp.language.partition import Partition
+from compcomp.terms import And, Choices, If, Not, Term, each, smallest
+
+if TYPE_CHECKING:
+    from compcomp.language.layer import LayerState
+
+
+@dataclass(frozen=True)
+class Element:
+    """One weight as a selection sees it.
+
+    ``weight``: the current value. ``norm2``: the squared 2-norm of the input feature it multiplies, or None
+    where a claim speaks of weights alone.
+    """
+
+    weight: Term
+    norm2: Term = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Set to zero the ``count(n)`` weights of least score in every group of n.
+
+    ``score`` maps an :class:`Element` to a number. ``ties`` is one of :data:`compcomp.terms.TIES`.
+    """
+
+    score: Callable[[Element], Term]
+    partition: Partition
+    count: Callable[[int], int]
+    ties: str
+    needs_inputs: bool = False
+
+    def apply(self, layer: LayerState) -> LayerState:
+        dropped = np.empty(layer.weight.shape, dtype=object)
+        norms = layer.input_norms2() if self.needs_inputs else [None] * layer.weight.shape[1]
+        for group in self.partition.groups(layer.weight.shape):
+            scores = [self.score(Element(layer.weight[i, j], norms[j])) for i, j in group]
+            taken = smallest(scores, self.count(len(group)), self.ties, layer.choices)
+            for index, drop in zip(group, taken, strict=True):
+                dropped[index] = drop
+        weight = each(lambda w, drop: If(drop, 0, w), layer.weight, dropped)
+        mask = each(Not, dropped)
+        if layer.format.mask is not None:
+            mask = each(And, layer.format.mask, mask)
+        return replace(layer, weight=weight, format=replace(layer.format, mask=mask, rank=None))
+
+
+@dataclass(frozen=True)
+class GroupMap:
+    """Replace every weight by ``value(weight, context)``, where the context is shared by its group.
+
+    ``context`` reduces the group's weights to one term and does not depend on their order. ``step`` gives
+    the distance of neighbouring grid values from the context, ``levels`` how many there are on each side of
+    zero.
+    """
+
+    context: Callable[[Sequence[Term]], Term]
+    value: Callable[[Term, Term, Choices], Term]
+    step: Callable[[Term], Term]
+    levels: int
+    partition: Partition
+
+    def apply(self, layer: LayerState) -> LayerState:
+        from compcomp.language.layer import Grid
+
+        weight = np.empty(layer.weight.shape, dtype=object)
+        step = np.empty(layer.weight.shape, dtype=object)
+        groups = self.partition.groups(layer.weight.shape)
+        for group in groups:
+            context = layer.choices.context(self.context([layer.weight[index] for index in group]))
+            for index in group:
+                weight[index] = self.value(layer.weight[index], context, layer.choices)
+                step[index] = self.step(context)
+        grid = Grid(step=step, levels=self.levels, scales=len(groups))
+        return replace(layer, weight=weight, format=replace(layer.format, grid=grid, rank=None))
+
+
+Step = Selection | GroupMap

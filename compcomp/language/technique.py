@@ -1,0 +1,160 @@
+"""Techniques, and the sequences they form."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from fractions import Fraction
+from typing import Any, ClassVar
+
+from compcomp.errors import InputError
+from compcomp.language.layer import LayerState
+from compcomp.language.steps import Step
+
+Kernel = Callable[[Any, LayerState], LayerState]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a technique promises, for every layer and every choice. Each promise is tested.
+
+    keeps: invariants that survive it, out of "mask", "grid", "rank", "factors".
+    never_increases: losses that are no larger after it than before it.
+    rests: it returns its input unchanged when the effective weight already equals the reference.
+    holds_reference: it leaves the effective weight alone when that equals the reference.
+    homogeneous: scaling weight and reference by t > 0 scales its result by t.
+    landmarks: largest magnitudes for which its rounding midpoints fall on integers (hints for the search).
+    """
+
+    keeps: frozenset[str] = frozenset()
+    never_increases: frozenset[str] = frozenset()
+    rests: bool = False
+    holds_reference: bool = False
+    homogeneous: bool = True
+    landmarks: tuple[int, ...] = ()
+
+
+class Technique:
+    """One compression technique with its parameters: a frozen dataclass in ``compcomp.encodings``.
+
+    A subclass gives either ``steps()``, from which the encoding follows, or its own ``encode``. Its torch
+    kernel is found through the registry by module path, so that no encoding imports torch.
+    """
+
+    kernels: ClassVar[dict[type, str]] = {}
+    declared: ClassVar[Declared] = Declared()
+
+    def steps(self) -> tuple[Step, ...]:
+        """The technique as selections and shared-context maps; empty when it is neither."""
+        return ()
+
+    def promises(self) -> Declared:
+        """What holds for these parameters."""
+        return self.declared
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether it looks at the calibration inputs."""
+        return any(getattr(step, "needs_inputs", False) for step in self.steps())
+
+    def encode(self, layer: LayerState) -> LayerState:
+        """The layer after this technique, on terms. ``weight``: out x in, as are mask and grid."""
+        self.check(layer.weight.shape)
+        for step in self.steps():
+            layer = step.apply(layer)
+        return layer
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise InputError when the technique does not fit a weight of this shape (out, in)."""
+        for step in self.steps():
+            step.partition.check((shape[0], shape[1]), str(self))
+
+    def kernel(self) -> Kernel:
+        """The torch kernel: ``kernel(technique, layer)`` with tensors in the layer's fields."""
+        if type(self) not in self.kernels:
+            raise InputError(type(self).__name__, "a technique registered with a kernel", "Technique.kernel")
+        module = importlib.import_module(self.kernels[type(self)])
+        kernel: Kernel = module.kernel
+        return kernel
+
+    def __str__(self) -> str:
+        shown = []
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if f.init and value != f.default:
+                shown.append(f"{f.name}={value if isinstance(value, Fraction) else repr(value)}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __rshift__(self, other: Technique | Sequence) -> Sequence:
+        return Sequence((self,)) >> other
+
+    @staticmethod
+    def register(technique: type[Technique], kernel: str) -> None:
+        """Make a technique known: usable in text, and run by the ``kernel`` function of that module."""
+        Technique.kernels[technique] = kernel
+
+    @staticmethod
+    def named(name: str) -> type[Technique]:
+        """The registered technique class of this name; InputError when there is none."""
+        known = {t.__name__: t for t in Technique.kernels}
+        if name not in known:
+            raise InputError(f"technique {name!r}", ", ".join(sorted(known)), "sequence")
+        return known[name]
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Techniques in the order in which they are applied: ``P >> Q`` applies P first."""
+
+    techniques: tuple[Technique, ...] = field(default=())
+
+    def encode(self, layer: LayerState) -> LayerState:
+        """The layer after every technique in turn, on terms."""
+        for technique in self.techniques:
+            layer = technique.encode(layer)
+        return layer
+
+    def trace(self, layer: LayerState) -> list[LayerState]:
+        """The states from the given layer on, one more than there are techniques."""
+        states = [layer]
+        for technique in self.techniques:
+            states.append(technique.encode(states[-1]))
+        return states
+
+    def kernel(self, layer: LayerState) -> LayerState:
+        """The layer after every technique's torch kernel in turn."""
+        for technique in self.techniques:
+            layer = technique.kernel()(technique, layer)
+        return layer
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        for technique in self.techniques:
+            technique.check(shape)
+
+    @property
+    def needs_inputs(self) -> bool:
+        return any(t.needs_inputs for t in self.techniques)
+
+    def __str__(self) -> str:
+        return " >> ".join(map(str, self.techniques)) or "identity"
+
+    def __len__(self) -> int:
+        return len(self.techniques)
+
+    def __iter__(self) -> Iterator[Technique]:
+        return iter(self.techniques)
+
+    def __rshift__(self, other: Technique | Sequence) -> Sequence:
+        if not isinstance(other, Technique | Sequence):
+            raise InputError(f"{other!r}", "a Technique or a Sequence", ">>")
+        return Sequence(self.techniques + as_sequence(other).techniques)
+
+
+def as_sequence(given: Technique | Sequence) -> Sequence:
+    """A sequence of one, or the sequence itself; InputError for anything else."""
+    if isinstance(given, Technique):
+        return Sequence((given,))
+    if isinstance(given, Sequence):
+        return given
+    raise InputError(f"{given!r}", "a Technique or a Sequence such as P >> Q", "claim")

@@ -1,0 +1,97 @@
+"""The one text form of sequences, claims and scopes. Parsed with ``ast``; nothing is ever executed."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import fields
+from fractions import Fraction
+from typing import Any
+
+from compcomp.errors import InputError
+from compcomp.language.claim import Claim, dominates, equal, keeps
+from compcomp.language.technique import Sequence, Technique
+
+LONGEST = 4000
+"""Characters a text may have."""
+LARGEST = 10**9
+"""Magnitude a number in a text may have."""
+
+_FORM = "techniques such as Magnitude(sparsity=1/2) joined by >>"
+
+
+def parse_sequence(text: str) -> Sequence:
+    """``"Magnitude(sparsity=1/2) >> AbsMax(bits=4)"`` as a Sequence; ``"identity"`` is the empty one."""
+    if len(text) > LONGEST:
+        raise InputError(f"{len(text)} characters", f"at most {LONGEST}", "sequence")
+    if text.strip() == "identity":
+        return Sequence()
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise InputError(_shorten(text), _FORM, "sequence") from None
+    techniques: list[Technique] = []
+    while isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.RShift):
+        techniques.append(_technique(tree.right))
+        tree = tree.left
+    techniques.append(_technique(tree))
+    return Sequence(tuple(reversed(techniques)))
+
+
+def _technique(node: ast.expr) -> Technique:
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        raise InputError(_shorten(ast.unparse(node)), _FORM, "sequence")
+    kind = Technique.named(node.func.id)
+    allowed = [f.name for f in fields(kind) if f.init]  # type: ignore[arg-type]
+    if node.args:
+        raise InputError(
+            _shorten(ast.unparse(node.args[0])), f"keywords only: {', '.join(allowed)}", kind.__name__
+        )
+    given: dict[str, Any] = {}
+    for keyword in node.keywords:
+        if keyword.arg not in allowed:
+            raise InputError(f"parameter {keyword.arg!r}", ", ".join(allowed) or "no parameters", kind.__name__)
+        if keyword.arg in given:
+            raise InputError(f"parameter {keyword.arg!r} twice", "each parameter once", kind.__name__)
+        given[keyword.arg] = _constant(keyword.value, f"{kind.__name__}.{keyword.arg}")
+    try:
+        return kind(**given)
+    except TypeError:
+        required = ", ".join(allowed)
+        raise InputError(f"{', '.join(given) or 'no parameters'}", f"parameters {required}", kind.__name__) from None
+
+
+def _constant(node: ast.expr, where: str) -> Any:
+    """A string, True, False, None, a number, minus a number, or a quotient of two whole numbers."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str | bool | int | float | None):
+        if isinstance(node.value, int | float) and not abs(node.value) <= LARGEST:
+            raise InputError("a number too large to be meant", f"numbers up to {LARGEST}", where)
+        return node.value
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        value = _constant(node.operand, where)
+        if isinstance(value, int | float | Fraction) and not isinstance(value, bool):
+            return -value
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        above, below = _constant(node.left, where), _constant(node.right, where)
+        if type(above) is int and type(below) is int and below:
+            return Fraction(above, below)
+    raise InputError(_shorten(ast.unparse(node)), "a constant such as 4, 1/2, 0.5, True or '2:4'", where)
+
+
+def parse_claim(text: str, loss: str = "weight_l2") -> Claim:
+    """``A dominates B``, ``A equals B`` or ``A keeps mask|grid|rank`` as a Claim."""
+    parts = re.split(r"\s+(dominates|equals|keeps)\s+", text.strip())
+    if len(text) > 2 * LONGEST or len(parts) != 3:
+        raise InputError(
+            _shorten(text), "'A dominates B', 'A equals B' or 'A keeps mask' with sequences A and B", "claim"
+        )
+    left = parse_sequence(parts[0])
+    if parts[1] == "keeps":
+        return keeps(left, parts[2].strip())
+    right = parse_sequence(parts[2])
+    return equal(left, right) if parts[1] == "equals" else dominates(left, right, loss=loss)
+
+
+def _shorten(text: str) -> str:
+    text = " ".join(text.split())
+    return repr(text if len(text) <= 80 else text[:77] + "...")

@@ -1,0 +1,109 @@
+"""The text of the embedded model: Python source from the running interpreter's own standard library.
+
+Every Python brings this text along, so nothing is downloaded and nothing is shipped. It differs a little from
+one Python version to the next; figures are comparable within one version. Which files are held out hangs on their
+names alone, so a file that the model has never seen is held out in every version.
+"""
+
+from __future__ import annotations
+
+import sysconfig
+import zlib
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HELD_OUT_ONE_IN = 20
+LEAST_BYTES = 1_000_000
+EXCLUDED_FOLDERS = frozenset(
+    {
+        "site-packages",
+        "dist-packages",
+        "__pycache__",
+        "test",
+        "tests",
+        "idle_test",
+        "encodings",  # character tables: machine-made and nearly all alike
+        "pydoc_data",  # one machine-made file of prose
+    }
+)
+
+
+def source_files() -> list[Path]:
+    """List the standard library's ``*.py`` files, sorted by relative path, without tests and packages installed later.
+
+    Raises ValueError if the interpreter ships no (or hardly any) library source.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    found = []
+    for path in root.rglob("*.py"):
+        relative = path.relative_to(root)
+        # _sysconfigdata_* records how and where the interpreter was built.
+        if EXCLUDED_FOLDERS.isdisjoint(relative.parts) and not relative.name.startswith("_sysconfigdata"):
+            found.append(relative)
+    found.sort(key=lambda relative: relative.as_posix())
+    size = sum((root / relative).stat().st_size for relative in found)
+    if size < LEAST_BYTES:
+        raise ValueError(
+            f"the embedded model's text is the standard library's source, and {root} holds only "
+            f"{len(found)} *.py files ({size} bytes; at least {LEAST_BYTES} are needed)"
+        )
+    return [root / relative for relative in found]
+
+
+def _join(paths: list[Path]) -> bytes:
+    # Line ends as in the source repository, so that the text is the same on every platform.
+    return b"".join(path.read_bytes().replace(b"\r\n", b"\n") for path in paths)
+
+
+def _is_held_out(path: Path) -> bool:
+    name = path.relative_to(sysconfig.get_path("stdlib")).as_posix()
+    return zlib.crc32(name.encode()) % HELD_OUT_ONE_IN == 0
+
+
+@lru_cache(maxsize=1)
+def training_bytes() -> bytes:
+    """Return the training text: every source file that is not held out, one after another (about 9 MB).
+
+    Raises ValueError if the interpreter ships no library source.
+    """
+    return _join([path for path in source_files() if not _is_held_out(path)])
+
+
+@lru_cache(maxsize=1)
+def held_out_bytes() -> bytes:
+    """Return the held-out text: one source file in 20, one after another (about 0.5 MB).
+
+    Raises ValueError if the interpreter ships no library source.
+    """
+    return _join([path for path in source_files() if _is_held_out(path)])
+
+
+def windows(data: bytes, length: int = 256, count: int | None = None, seed: int | None = 0) -> Tensor:
+    """Cut ``count`` windows of ``length`` bytes out of ``data``; equal arguments give equal windows.
+
+    With a ``seed``, windows start at random places; with ``seed=None`` they are spread evenly from the first
+    byte to the last. ``count=None`` cuts the whole text into windows side by side, without the rest at its end.
+
+    Returns int64 of shape (count, length) with values 0 to 255. Raises ValueError if ``length`` or ``count``
+    is below 1 or ``data`` is shorter than one window.
+    """
+    import torch
+
+    if length < 1 or length > len(data):
+        raise ValueError(f"length must be between 1 and the text's {len(data)} bytes, got {length}")
+    if count is not None and count < 1:
+        raise ValueError(f"count must be at least 1 (or None for the whole text), got {count}")
+    room = len(data) - length
+    if count is None:
+        starts = torch.arange(len(data) // length) * length
+    elif seed is None:
+        starts = torch.arange(count) * room // max(count - 1, 1)
+    else:
+        starts = torch.randint(room + 1, (count,), generator=torch.Generator().manual_seed(seed))
+    # frombuffer warns about memory it may not write to, and bytes are such memory.
+    text = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return text[starts[:, None] + torch.arange(length)].long()

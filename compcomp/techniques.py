@@ -1,0 +1,16 @@
+"""The registry: one line a technique, and the import people use."""
+
+from compcomp.encodings.absmax import AbsMax
+from compcomp.encodings.least_squares_distill import LeastSquaresDistill
+from compcomp.encodings.magnitude import Magnitude
+from compcomp.encodings.truncated_svd import TruncatedSVD
+from compcomp.encodings.wanda import Wanda
+from compcomp.language.technique import Technique
+
+Technique.register(Magnitude, kernel="compcomp.kernels.magnitude")
+Technique.register(Wanda, kernel="compcomp.kernels.wanda")
+Technique.register(AbsMax, kernel="compcomp.kernels.absmax")
+Technique.register(TruncatedSVD, kernel="compcomp.kernels.truncated_svd")
+Technique.register(LeastSquaresDistill, kernel="compcomp.kernels.least_squares_distill")
+
+__all__ = ["AbsMax", "LeastSquaresDistill", "Magnitude", "TruncatedSVD", "Wanda"]

@@ -1,0 +1,500 @@
+"""The vocabulary encodings are written in.
+
+A *term* is one scalar of one of the readings:
+
+- an exact number (``int``, ``Fraction``) or a float: to replay,
+- a z3 expression: to prove,
+- a sympy expression: to derive and to print,
+- a :class:`Batch`, a numpy vector with one entry a candidate layer: to search.
+
+Every word below works on all of them, so an encoding is written once. Arrays of terms are numpy object
+arrays. Python's ``if``, ``max``, ``sorted`` and ``in`` must not touch terms: ``bool(x > y)`` on a z3 term
+raises or lies.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Term = Any
+Array = npt.NDArray[Any]
+
+LADDER_LEVELS = 32
+"""Grids up to this many levels a side are written for z3 as a tree of comparisons (faster up to 5 bits)."""
+
+
+# ---------------------------------------------------------------------------------------------- readings
+
+
+class Batch:
+    """A term that stands for one number (or truth value) in each of many candidate layers.
+
+    ``values`` has shape (candidates,), dtype float64 or bool. Deliberately not a sequence: numpy then keeps
+    it as one entry of an object array.
+    """
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: Any) -> None:
+        self.values: npt.NDArray[Any] = np.asarray(values)
+
+    def __repr__(self) -> str:
+        return f"Batch({self.values!r})"
+
+    def __bool__(self) -> bool:
+        raise TypeError("a batch has no single truth value: write If, And, Or, Not")
+
+    def __neg__(self) -> Batch:
+        return Batch(-self.values)
+
+    def __abs__(self) -> Batch:
+        return Batch(np.abs(self.values))
+
+
+def _plain(x: Any) -> Any:
+    if isinstance(x, Batch):
+        return x.values
+    return float(x) if isinstance(x, Fraction) else x
+
+
+def _batch_operator(function: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
+    def forward(self: Batch, other: Any) -> Any:
+        return NotImplemented if isinstance(other, np.ndarray) else Batch(function(self.values, _plain(other)))
+
+    def backward(self: Batch, other: Any) -> Any:
+        return NotImplemented if isinstance(other, np.ndarray) else Batch(function(_plain(other), self.values))
+
+    return forward, backward
+
+
+for _name in ("add", "sub", "mul", "truediv"):
+    _forward, _backward = _batch_operator(getattr(operator, _name))
+    setattr(Batch, f"__{_name}__", _forward)
+    setattr(Batch, f"__r{_name}__", _backward)
+for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
+    setattr(Batch, f"__{_name}__", _batch_operator(getattr(operator, _name))[0])
+
+
+def _is_z3(x: Any) -> bool:
+    return type(x).__module__.startswith("z3.")
+
+
+def _is_sympy(x: Any) -> bool:
+    return type(x).__module__.startswith("sympy.")
+
+
+def reading(*terms: Term) -> str:
+    """``"z3"``, ``"batch"``, ``"sympy"`` or ``"number"``: how these terms are to be read together."""
+    found = "number"
+    for x in terms:
+        if isinstance(x, Batch):
+            return "batch"
+        if _is_z3(x):
+            return "z3"
+        if _is_sympy(x):
+            found = "sympy"
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- logic
+
+
+def If(condition: Term, then: Term, otherwise: Term) -> Term:
+    """``then`` where the condition holds, else ``otherwise``. Both are already evaluated terms."""
+    if isinstance(condition, bool | np.bool_):
+        return then if condition else otherwise
+    if isinstance(condition, Batch):
+        return Batch(np.where(condition.values, _plain(then), _plain(otherwise)))
+    if _is_z3(condition):
+        import z3
+
+        if z3.is_true(condition) or z3.is_false(condition):
+            return then if z3.is_true(condition) else otherwise
+        if not _is_z3(then) and not _is_z3(otherwise):
+            then = z3.RealVal(then) if not isinstance(then, bool) else z3.BoolVal(then)
+        return z3.If(condition, then, otherwise)
+    import sympy
+
+    return sympy.Piecewise((then, condition), (otherwise, True))
+
+
+def _connective(
+    terms: Sequence[Term], number: Callable[[Iterable[bool]], bool], batch: Any, z3_name: str
+) -> Term:
+    kind = reading(*terms)
+    if kind == "batch":
+        result = _plain(terms[0])
+        for x in terms[1:]:
+            result = batch(result, _plain(x))
+        return Batch(result)
+    if kind == "z3":
+        import z3
+
+        return getattr(z3, z3_name)(*terms)
+    if kind == "sympy":
+        import sympy
+
+        return getattr(sympy, z3_name)(*terms)
+    return number(bool(x) for x in terms)
+
+
+def And(*terms: Term) -> Term:
+    """All of them hold."""
+    return _connective(terms, all, np.logical_and, "And")
+
+
+def Or(*terms: Term) -> Term:
+    """One of them holds."""
+    return _connective(terms, any, np.logical_or, "Or")
+
+
+def Not(x: Term) -> Term:
+    """It does not hold."""
+    kind = reading(x)
+    if kind == "batch":
+        return Batch(np.logical_not(x.values))
+    if kind == "z3":
+        import z3
+
+        return z3.Not(x)
+    if kind == "sympy":
+        import sympy
+
+        return sympy.Not(x)
+    return not x
+
+
+def Equal(x: Term, y: Term) -> Term:
+    """The two numbers are equal (``==`` on a sympy term would ask whether they are written alike)."""
+    if reading(x, y) == "sympy":
+        import sympy
+
+        return sympy.Eq(x, y)
+    return x == y
+
+
+# ---------------------------------------------------------------------------------------------- numbers
+
+
+def Abs(x: Term) -> Term:
+    """Magnitude."""
+    if _is_z3(x):
+        return If(x >= 0, x, -x)
+    return abs(x)
+
+
+def Max(terms: Iterable[Term]) -> Term:
+    """The largest of one or more numbers."""
+    return _extreme(list(terms), largest=True)
+
+
+def Min(terms: Iterable[Term]) -> Term:
+    """The smallest of one or more numbers."""
+    return _extreme(list(terms), largest=False)
+
+
+def _extreme(terms: list[Term], *, largest: bool) -> Term:
+    kind = reading(*terms)
+    if kind == "number":
+        return max(terms) if largest else min(terms)
+    if kind == "sympy":
+        import sympy
+
+        return (sympy.Max if largest else sympy.Min)(*terms)
+    result = terms[0]
+    for x in terms[1:]:
+        result = If(x > result if largest else x < result, x, result)
+    return result
+
+
+def Sum(terms: Iterable[Term]) -> Term:
+    """Their sum; 0 of none."""
+    items = list(terms)
+    if reading(*items) == "z3":
+        import z3
+
+        return z3.Sum([x if _is_z3(x) else z3.RealVal(x) for x in items])
+    total: Term = 0
+    for x in items:
+        total = total + x
+    return total
+
+
+def Div(x: Term, y: Term) -> Term:
+    """``x / y``, and 0 where ``y`` is 0: in SMT ``x / 0`` is any value, in Python an error."""
+    kind = reading(x, y)
+    if kind == "number":
+        return Fraction(x) / y if y and isinstance(y, int) else (x / y if y else 0 * y)
+    if kind == "batch":
+        with np.errstate(divide="ignore", invalid="ignore"):
+            divisor = _plain(y)
+            return Batch(np.where(divisor == 0, 0.0, _plain(x) / divisor))
+    return If(Equal(y, 0), 0, x / y)
+
+
+def each(function: Callable[..., Term], *arrays: Array) -> Array:
+    """The function at every position of arrays of one shape: an object array of that shape."""
+    first = arrays[0]
+    result = np.empty(first.shape, dtype=object)
+    for index in np.ndindex(*first.shape):
+        result[index] = function(*(a[index] for a in arrays))
+    return result
+
+
+# ---------------------------------------------------------------------------------------------- choices
+
+
+class Choices:
+    """Resolves what a convention leaves free: the order among ties, the side of a rounding midpoint.
+
+    ``order(n)`` gives the priorities of n tied elements, ``flip()`` one truth value. This class takes the
+    first of everything; the prover and the search put other resolvers in its place. ``margin`` is the
+    smallest relative distance to a tie or a midpoint that was met, for tests that must stay away from them.
+    """
+
+    def __init__(self) -> None:
+        self.margin: float = float("inf")
+
+    def order(self, count: int) -> Any:
+        return np.arange(count)
+
+    def flip(self) -> Term:
+        return False
+
+    def context(self, term: Term) -> Term:
+        """A group's shared context (its scale), which the prover may replace by a term proved equal."""
+        return term
+
+    def near(self, distance: float) -> None:
+        self.margin = min(self.margin, distance)
+
+
+class RandomChoices(Choices):
+    """Seeded choices for one exact replay; the same seed gives the same choices."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._random = np.random.default_rng(seed)
+
+    def order(self, count: int) -> Any:
+        return self._random.permutation(count)
+
+    def flip(self) -> Term:
+        return bool(self._random.integers(2))
+
+
+class BatchChoices(Choices):
+    """Independent random choices for each of ``size`` candidates."""
+
+    def __init__(self, size: int, random: np.random.Generator) -> None:
+        super().__init__()
+        self.size, self._random = size, random
+
+    def order(self, count: int) -> Any:
+        return self._random.random((count, self.size))
+
+    def flip(self) -> Term:
+        return Batch(self._random.integers(2, size=self.size).astype(bool))
+
+
+class SymbolicChoices(Choices):
+    """Fresh z3 variables; ``premises`` collects what is known about them.
+
+    Every variable is fresh, so a formula that is unsatisfiable holds for every choice.
+    """
+
+    def __init__(self, prefix: str = "choice") -> None:
+        super().__init__()
+        self.prefix, self.premises, self._count = prefix, list[Term](), 0
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"{self.prefix}_{self._count}"
+
+    def flip(self) -> Term:
+        import z3
+
+        return z3.Bool(self._name())
+
+    def real(self) -> Term:
+        import z3
+
+        return z3.Real(self._name())
+
+    def integer(self) -> Term:
+        import z3
+
+        return z3.Int(self._name())
+
+    def assume(self, premise: Term) -> None:
+        self.premises.append(premise)
+
+
+# ---------------------------------------------------------------------------------------------- selection
+
+TIES = ("first", "all", "any")
+"""Equal scores at the threshold: the lowest index goes first, all of them go, or any of them may go."""
+
+
+def smallest(scores: Sequence[Term], count: int, ties: str, choices: Choices) -> list[Term]:
+    """For each score, whether it is among the ``count`` smallest.
+
+    ``ties="all"`` also takes everything that equals the last one taken (and takes nothing when ``count`` is
+    0), as ``If(Abs(w) <= Abs(min_val), 0, w)`` of [hu2026] does.
+    """
+    n = len(scores)
+    if count == 0:
+        return [False] * n
+    kind = reading(*scores)
+    if kind == "number":
+        return _smallest_numbers(scores, count, ties, choices)
+    if kind == "batch":
+        return _smallest_batch(scores, count, ties, choices)
+    if kind == "z3" and ties == "any":
+        import z3
+
+        assert isinstance(choices, SymbolicChoices)
+        taken = [choices.flip() for _ in scores]
+        choices.assume(z3.PbEq([(t, 1) for t in taken], count))
+        for i in range(n):
+            for j in range(n):
+                if i != j:
+                    choices.assume(z3.Implies(And(taken[i], Not(taken[j])), scores[i] <= scores[j]))
+        return taken
+    result = []
+    for i in range(n):
+        before = [
+            scores[j] <= scores[i] if (j < i and ties != "all") else scores[j] < scores[i]
+            for j in range(n)
+            if j != i
+        ]
+        if kind == "z3":
+            import z3
+
+            result.append(z3.PbLe([(b, 1) for b in before], count - 1) if before else True)
+        else:
+            result.append(Sum(If(b, 1, 0) for b in before) < count)
+    return result
+
+
+def _smallest_numbers(scores: Sequence[Term], count: int, ties: str, choices: Choices) -> list[Term]:
+    n = len(scores)
+    priority = choices.order(n) if ties == "any" else range(n)
+    ranked = sorted(range(n), key=lambda i: (scores[i], priority[i]))
+    last = scores[ranked[count - 1]]
+    if count < n and (gap := scores[ranked[count]] - last):
+        choices.near(float(gap) / float(abs(scores[ranked[count]]) + abs(last)))
+    if ties == "all":
+        return [bool(s <= last) for s in scores]
+    taken = set(ranked[:count])
+    return [i in taken for i in range(n)]
+
+
+def _smallest_batch(scores: Sequence[Term], count: int, ties: str, choices: Choices) -> list[Term]:
+    stacked = np.stack(np.broadcast_arrays(*[_plain(s) for s in scores]))  # (n, candidates)
+    if ties == "all":
+        last = np.partition(stacked, count - 1, axis=0)[count - 1]
+        return [Batch(row <= last) for row in stacked]
+    if ties == "any":
+        ranked = np.lexsort((choices.order(len(scores)), stacked), axis=0)
+    else:
+        ranked = np.argsort(stacked, axis=0, kind="stable")
+    taken = np.zeros(stacked.shape, dtype=bool)
+    np.put_along_axis(taken, ranked[:count], True, axis=0)
+    return [Batch(row) for row in taken]
+
+
+# ---------------------------------------------------------------------------------------------- grids
+
+ROUNDINGS = ("half_even", "half_up", "half_away", "any")
+"""Where a midpoint goes: to the even level, to the larger value, away from zero, or either way."""
+
+
+def nearest(x: Term, step: Term, levels: int, rounding: str, choices: Choices) -> Term:
+    """The multiple ``k * step``, ``|k| <= levels``, nearest to ``x``; 0 when ``step`` is 0.
+
+    The result is the value, not the level. ``step`` is never negative.
+    """
+    kind = reading(x, step)
+    if kind == "number":
+        return step * _nearest_level(x, step, levels, rounding, choices) if step else step * 0
+    if kind == "batch":
+        return Batch(_nearest_batch(_plain(x), _plain(step), levels, rounding, choices))
+    if kind == "z3" and levels > LADDER_LEVELS:
+        return _nearest_integer_z3(x, step, levels, rounding, choices)
+    tie = choices.flip() if rounding == "any" else None
+
+    def tree(low: int, high: int) -> Term:
+        if low == high:
+            return step * low
+        k = (low + high) // 2  # everything up to the midpoint between k and k + 1 belongs to the left
+        left, middle = 2 * x, step * (2 * k + 1)
+        if rounding == "any":
+            goes_left = Or(left < middle, And(Equal(left, middle), tie))
+        else:
+            goes_left = left <= middle if _midpoint_goes_down(k, rounding) else left < middle
+        return If(goes_left, tree(low, k), tree(k + 1, high))
+
+    return tree(-levels, levels)
+
+
+def _midpoint_goes_down(k: int, rounding: str) -> bool:
+    """Whether the midpoint between levels k and k + 1 goes to k."""
+    if rounding == "half_even":
+        return k % 2 == 0
+    return rounding == "half_away" and k < 0
+
+
+def _nearest_level(x: Term, step: Term, levels: int, rounding: str, choices: Choices) -> int:
+    ratio = Fraction(x) / Fraction(step)
+    k = int(np.floor(ratio))
+    rest = ratio - k
+    choices.near(abs(float(rest - Fraction(1, 2))))
+    if rest == Fraction(1, 2):
+        down = choices.flip() if rounding == "any" else _midpoint_goes_down(k, rounding)
+        level = k if down else k + 1
+    else:
+        level = k if rest < Fraction(1, 2) else k + 1
+    return max(-levels, min(levels, level))
+
+
+def _nearest_batch(x: Any, step: Any, levels: int, rounding: str, choices: Choices) -> Any:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(step == 0, 0.0, x / step)
+    if rounding == "half_even":
+        level = np.rint(ratio)
+    elif rounding == "half_up":
+        level = np.floor(ratio + 0.5)
+    elif rounding == "half_away":
+        level = np.copysign(np.floor(np.abs(ratio) + 0.5), ratio)
+    else:
+        floor = np.floor(ratio)
+        midpoint = (ratio - floor == 0.5) & choices.flip().values
+        level = np.where(midpoint, floor, np.floor(ratio + 0.5))
+    return np.clip(level, -levels, levels) * step
+
+
+def _nearest_integer_z3(x: Term, step: Term, levels: int, rounding: str, choices: Choices) -> Term:
+    """Level as ``ToInt``: smaller than a ladder above 5 bits. The division is guarded by its premise."""
+    import z3
+
+    half = z3.RealVal("1/2")
+    ratio = If(Equal(step, 0), z3.RealVal(0), x / step)
+    up = z3.ToReal(z3.ToInt(ratio + half))  # half_up
+    down = -z3.ToReal(z3.ToInt(half - ratio))  # midpoints to the smaller value
+    if rounding == "half_up":
+        level = up
+    elif rounding == "half_away":
+        level = If(ratio >= 0, up, down)
+    elif rounding == "half_even":
+        even = z3.ToReal(z3.ToInt(up / 2)) * 2
+        level = If(Equal(even, up), up, down)
+    else:
+        level = If(choices.flip(), up, down)
+    return If(level > levels, z3.RealVal(levels), If(level < -levels, z3.RealVal(-levels), level)) * step

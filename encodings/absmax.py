@@ -1,0 +1,57 @@
+"""Absmax quantization: round to nearest on a symmetric grid scaled by the largest magnitude [dettmers2022]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compcomp.language.parameters import one_of, whole
+from compcomp.language.partition import Partition
+from compcomp.language.steps import GroupMap
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import ROUNDINGS, Abs, Choices, Div, Max, Term, nearest
+
+
+@dataclass(frozen=True)
+class AbsMax(Technique):
+    """Round every weight to the nearest of ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = max|w| / L.
+
+    bits: 2 to 16.
+    group: how many consecutive weights of a row share a scale; None for one scale for the tensor.
+    rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
+    An all-zero group stays zero. Source: [dettmers2022].
+    """
+
+    bits: int
+    group: int | None = None
+    rounding: str = "half_even"
+
+    def __post_init__(self) -> None:
+        whole(self.bits, 2, 16, "AbsMax.bits")
+        if self.group is not None:
+            whole(self.group, 1, 2**20, "AbsMax.group")
+        one_of(self.rounding, ROUNDINGS, "AbsMax.rounding")
+
+    @property
+    def levels(self) -> int:
+        """L: how many grid values lie on each side of zero."""
+        return int(2 ** (self.bits - 1) - 1)
+
+    def promises(self) -> Declared:
+        return Declared(
+            keeps=frozenset({"mask", "factors"}),
+            landmarks=(2 * self.levels,),
+        )
+
+    def scale(self, largest: Term) -> Term:
+        return Div(largest, self.levels)
+
+    def quantize(self, weight: Term, largest: Term, choices: Choices) -> Term:
+        return nearest(weight, self.scale(largest), self.levels, self.rounding, choices)
+
+    def steps(self) -> tuple[GroupMap]:
+        def largest(weights: Sequence[Term]) -> Term:
+            return Max(map(Abs, weights))
+
+        partition = Partition.tensor() if self.group is None else Partition.blocks(self.group)
+        return (GroupMap(largest, self.quantize, self.scale, self.levels, partition),)

@@ -1,0 +1,50 @@
+"""Layer-wise distillation: fit the compressed layer to the dense layer's outputs [hubara2021, frantar2022]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from compcomp.errors import InputError
+from compcomp.language.algebra import descend_on_grid, least_squares_change
+from compcomp.language.layer import LayerState
+from compcomp.language.technique import Declared, Technique
+
+SWEEPS = 3
+"""Passes of coordinate descent over the input features."""
+
+
+@dataclass(frozen=True)
+class LeastSquaresDistill(Technique):
+    """Choose the free weights to minimise |(W - W') X|_F^2 against the dense layer, X the calibration inputs.
+
+    Unquantized: the exact minimiser over the weights the mask leaves free, of least change where it is not
+    unique. Quantized: each free weight moves along its grid by coordinate descent, column after column, and
+    only where that strictly decreases the error; the result is no minimiser, but never worse than the
+    start. Factors beside the weight stay and are accounted for. Needs calibration inputs.
+    Source: [hubara2021] (within a mask), [frantar2022] (the layer-wise objective).
+    """
+
+    declared: ClassVar[Declared] = Declared(
+        keeps=frozenset({"mask", "grid", "factors"}),
+        never_increases=frozenset({"output_l2"}),
+        rests=True,
+        holds_reference=True,
+    )
+
+    @property
+    def needs_inputs(self) -> bool:
+        return True
+
+    def encode(self, layer: LayerState) -> LayerState:
+        if layer.gram is None:
+            raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", str(self))
+        form, error = layer.format, layer.reference - layer.effective()
+        if form.grid is None:
+            change = least_squares_change(error, layer.gram, form.mask, layer.choices)
+            weight = layer.weight + change
+        else:
+            weight = descend_on_grid(
+                layer.weight, -error, layer.gram, form.grid, form.mask, SWEEPS, layer.choices
+            )
+        return replace(layer, weight=weight, format=replace(form, rank=None))

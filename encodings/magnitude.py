@@ -1,0 +1,46 @@
+"""Magnitude pruning: the weights of least magnitude go to zero [han2015]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+from compcomp.language.parameters import one_of, selection_partition, sparsity
+from compcomp.language.steps import Element, Selection
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import TIES, Abs, Term
+
+
+def score(element: Element) -> Term:
+    """|w|"""
+    return Abs(element.weight)
+
+
+@dataclass(frozen=True)
+class Magnitude(Technique):
+    """Set the ``int(n * sparsity)`` weights of least magnitude in every group of n to zero.
+
+    sparsity: share of weights to drop, in [0, 1).
+    pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row.
+    per: "tensor" or "row", the group of an unstructured selection.
+    ties: which of equal magnitudes at the threshold go, "first" (lowest index), "all" or "any".
+    Source: [han2015]; N:M [mishra2021].
+    """
+
+    sparsity: Fraction
+    pattern: str = "unstructured"
+    per: str = "tensor"
+    ties: str = "first"
+
+    declared: ClassVar[Declared] = Declared(keeps=frozenset({"mask", "grid", "factors"}))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sparsity", sparsity(self.sparsity, "Magnitude.sparsity"))
+        one_of(self.per, ("tensor", "row"), "Magnitude.per")
+        one_of(self.ties, TIES, "Magnitude.ties")
+        selection_partition(self.pattern, self.per, self.sparsity, "Magnitude")
+
+    def steps(self) -> tuple[Selection]:
+        partition = selection_partition(self.pattern, self.per, self.sparsity, "Magnitude")
+        return (Selection(score, partition, lambda n: int(n * self.sparsity), self.ties),)

@@ -1,0 +1,43 @@
+"""Wanda: prune by weight magnitude times input norm [sun2024]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+from compcomp.language.parameters import one_of, selection_partition, sparsity
+from compcomp.language.steps import Element, Selection
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import TIES, Term
+
+
+def score(element: Element) -> Term:
+    """(|w| |x|_2)^2: the square orders weights as the score itself does and needs no root."""
+    return element.weight * element.weight * element.norm2
+
+
+@dataclass(frozen=True)
+class Wanda(Technique):
+    """Set the ``int(n * sparsity)`` weights of least |w_ij| |x_j|_2 in every group of an output row to zero.
+
+    sparsity: share of weights to drop, in [0, 1).
+    pattern: "unstructured" (the group is the row), or "n:m" to keep n of every m consecutive weights.
+    ties: which of equal scores at the threshold go, "first" (lowest index), "all" or "any".
+    Needs calibration inputs. Source: [sun2024].
+    """
+
+    sparsity: Fraction
+    pattern: str = "unstructured"
+    ties: str = "first"
+
+    declared: ClassVar[Declared] = Declared(keeps=frozenset({"mask", "grid", "factors"}))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sparsity", sparsity(self.sparsity, "Wanda.sparsity"))
+        one_of(self.ties, TIES, "Wanda.ties")
+        selection_partition(self.pattern, "row", self.sparsity, "Wanda")
+
+    def steps(self) -> tuple[Selection]:
+        partition = selection_partition(self.pattern, "row", self.sparsity, "Wanda")
+        return (Selection(score, partition, lambda n: int(n * self.sparsity), self.ties, needs_inputs=True),)

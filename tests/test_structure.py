@@ -1,0 +1,267 @@
+"""The rooms of the library import downwards only, and `encodings/` stays out of Python's way.
+
+The table `MAY_IMPORT` is the one in CONTRIBUTING.md. A room that does not exist yet is not checked.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Room -> what it may import, from the ground up. Every room may import itself and `errors`.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "terms": set(),
+    "language": {"terms"},
+    "encodings": {"terms", "language"},
+    "kernels": {"language", "encodings"},
+    "techniques": {"encodings", "kernels"},
+    "proving": {"terms", "language"},
+    "ordering": {"language", "proving"},
+    "models": {"language", "kernels"},
+}
+MAY_IMPORT["optimize"] = set(MAY_IMPORT)
+MAY_IMPORT["systems"] = {"techniques", "language"}
+MAY_IMPORT["reporting"] = {"language", "ordering"}
+MAY_IMPORT["testing"] = {"terms", "language", "kernels"}
+
+FACE = "__init__"  # `import compcomp` itself: it reaches every room, so a room must not go through it
+MAY_IMPORT["cli"] = {*MAY_IMPORT, FACE}
+UNBOUND = {FACE, "__main__"}  # these may import everything
+
+# Rooms that know no technique by name: a new technique must work in them without a change.
+NAMELESS = ["proving", "ordering"]
+
+
+# What there is
+
+
+@cache
+def sources() -> dict[str, Path]:
+    """Dotted name -> file, for all that ships; encodings/ under the name it is imported by."""
+    found = {}
+    for folder, prefix in (("compcomp", "compcomp"), ("encodings", "compcomp.encodings")):
+        base = ROOT / folder
+        for path in sorted(base.rglob("*.py")):
+            parts = path.relative_to(base).with_suffix("").parts
+            if folder == "compcomp" and parts[0] == "encodings":
+                continue  # the symlink, on Pythons whose rglob follows it
+            found[".".join((prefix, *parts))] = path
+    return found
+
+
+def room_of(module: str) -> str:
+    """`compcomp.proving.solve` -> `proving`; `compcomp` -> `__init__`."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else FACE
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def rooms() -> list[str]:
+    """The rooms there are, in the order of the table, then those that are in no table."""
+    found = {room_of(module) for module in sources()} - UNBOUND
+    return [room for room in MAY_IMPORT if room in found] + sorted(found - set(MAY_IMPORT))
+
+
+# What it imports
+
+
+def imported(module: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of each import in `module`, relative ones resolved, wherever it stands.
+
+    `from a import b` gives `a.b`: b may be a module. The name of a module given to `import_module` as a
+    constant counts too.
+    """
+    package = module.rsplit(".", 1)[0]  # also right for `x.__init__`
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                above = parts[: len(parts) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args:
+            called = getattr(node.func, "attr", getattr(node.func, "id", None))
+            name = node.args[0]
+            if called in ("import_module", "__import__") and isinstance(name, ast.Constant):
+                yield node.lineno, str(name.value)
+
+
+def reached(name: str) -> str | None:
+    """The room that importing `name` reaches, FACE for the package itself, None for foreign code."""
+    if name.split(".")[0] != "compcomp":
+        return None
+    room = room_of(name)
+    exists = any(room_of(module) == room for module in sources())
+    return room if exists or room in MAY_IMPORT else FACE  # `from compcomp import prove`
+
+
+def violations(room: str) -> list[str]:
+    allowed = MAY_IMPORT[room] | {room, "errors"}
+    found = []
+    for module, path in sources().items():
+        if room_of(module) != room:
+            continue
+        for line, name in imported(module, tree_of(path)):
+            target = reached(name)
+            if target is not None and target not in allowed:
+                found.append(f"{path.relative_to(ROOT)}:{line} imports {name}, and {room} may not")
+    return found
+
+
+def test_there_is_something_to_check() -> None:
+    assert rooms(), f"no room of the library found under {ROOT}"
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_a_room_imports_what_its_row_allows(room: str) -> None:
+    assert room in MAY_IMPORT, f"compcomp/{room} is in no row of MAY_IMPORT: say what it may import"
+    assert not violations(room)
+
+
+def test_no_module_imports_our_encodings_by_pythons_name() -> None:
+    """Ours is `compcomp.encodings`; plain `encodings` is Python's own, or a surprise."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for module, path in sources().items()
+        for line, name in imported(module, tree_of(path))
+        if name.split(".")[0] == "encodings"
+    ]
+    assert not wrong
+
+
+# The rule is only as good as its reading of imports
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "rooms_reached"),
+    [
+        ("compcomp.proving.solve", "import compcomp.terms", ["terms"]),
+        ("compcomp.proving.solve", "from compcomp import terms, errors", ["terms", "errors"]),
+        ("compcomp.proving.solve", "from compcomp.kernels.wanda import apply", ["kernels"]),
+        ("compcomp.proving.solve", "from . import lift", ["proving"]),
+        ("compcomp.proving.solve", "from ..kernels import wanda", ["kernels"]),
+        ("compcomp.proving.__init__", "from .solve import solve", ["proving"]),
+        ("compcomp.proving.__init__", "from .. import ordering", ["ordering"]),
+        ("compcomp.encodings.wanda", "from ..terms import If", ["terms"]),
+        ("compcomp.optimize", "from .models import walk", ["models"]),
+        ("compcomp.proving.solve", "import compcomp as cc", [FACE]),
+        ("compcomp.proving.solve", "from compcomp import prove", [FACE]),
+        ("compcomp.proving.solve", "def f():\n    import compcomp.models.walk", ["models"]),
+        ("compcomp.proving.solve", "importlib.import_module('compcomp.kernels.wanda')", ["kernels"]),
+        ("compcomp.proving.solve", "import z3, encodings.utf_8", []),
+    ],
+)
+def test_imports_are_read_right(module: str, code: str, rooms_reached: list[str]) -> None:
+    seen = [reached(name) for _, name in imported(module, ast.parse(code))]
+    assert [room for room in seen if room is not None] == rooms_reached
+
+
+# No technique by name
+
+
+def technique_names() -> set[str]:
+    """The public classes of encodings/: every technique, and whatever else only techniques know."""
+    return {
+        node.name
+        for module, path in sources().items()
+        if room_of(module) == "encodings"
+        for node in tree_of(path).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    }
+
+
+def identifiers(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, word) of each identifier, and of each string that is one word (`kind == "Wanda"`)."""
+    for node in ast.walk(tree):
+        line = getattr(node, "lineno", 0)
+        match node:
+            case ast.Name(id=word) | ast.Attribute(attr=word) | ast.arg(arg=word):
+                yield line, word
+            case ast.FunctionDef(name=word) | ast.AsyncFunctionDef(name=word) | ast.ClassDef(name=word):
+                yield line, word
+            case ast.alias(name=name, asname=asname):
+                yield from ((line, word) for word in (*name.split("."), asname) if word)
+            case ast.keyword(arg=str(word)) | ast.Constant(value=str(word)):
+                yield line, word
+
+
+@pytest.mark.parametrize("room", NAMELESS)
+def test_no_technique_is_named(room: str) -> None:
+    names = technique_names()
+    named = [
+        f"{path.relative_to(ROOT)}:{line} names {word}"
+        for module, path in sources().items()
+        if room_of(module) == room
+        for line, word in identifiers(tree_of(path))
+        if word in names
+    ]
+    assert not named
+
+
+# encodings/ beside Python's own encodings
+
+
+def python(*arguments: str, path: Path | None = ROOT) -> str:
+    """Output of a fresh Python, outside the checkout, with `path` on PYTHONPATH."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=Path(sys.executable).anchor,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("folder", [".", "compcomp", "tests"])
+def test_no_encodings_folder_is_a_regular_package(folder: str) -> None:
+    """With an `__init__.py`, a Python that has the folder above on its path would not even start."""
+    assert not (ROOT / folder / "encodings" / "__init__.py").exists()
+
+
+def test_python_starts_and_finds_its_own_encodings() -> None:
+    ask = "import encodings.utf_8; print(encodings.utf_8.__file__)"
+    assert python("-c", ask) == python("-c", ask, path=None)
+
+
+def test_no_encoding_is_named_like_a_standard_module() -> None:
+    names = {path.stem for module, path in sources().items() if room_of(module) == "encodings"}
+    taken = sorted(names.intersection(sys.stdlib_module_names))
+    assert not taken
+
+
+# Starting is quick
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["compcomp", *(name for name in ("compcomp.cli", "compcomp.techniques") if name in sources())],
+)
+def test_importing_loads_nothing_heavy(module: str) -> None:
+    heavy = {"torch", "transformers", "matplotlib"}
+    loaded = python("-c", f"import sys, {module}; print(*sys.modules)").split()
+    too_much = sorted(heavy.intersection(loaded))
+    assert not too_much
