@@ -53,7 +53,8 @@ _HOMES = {
     "prove": "proving.prove",
 }
 
-__all__ = [*_HOMES, "__version__"]
+__all__ = ["__version__"]
+__all__ += list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

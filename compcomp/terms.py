@@ -17,6 +17,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from math import floor
 from typing import Any
 
 import numpy as np
@@ -124,9 +125,7 @@ def If(condition: Term, then: Term, otherwise: Term) -> Term:
     return sympy.Piecewise((then, condition), (otherwise, True))
 
 
-def _connective(
-    terms: Sequence[Term], number: Callable[[Iterable[bool]], bool], batch: Any, z3_name: str
-) -> Term:
+def _connective(terms: Sequence[Term], number: Callable[[Iterable[bool]], bool], batch: Any, z3_name: str) -> Term:
     kind = reading(*terms)
     if kind == "batch":
         result = _plain(terms[0])
@@ -370,9 +369,7 @@ def smallest(scores: Sequence[Term], count: int, ties: str, choices: Choices) ->
     result = []
     for i in range(n):
         before = [
-            scores[j] <= scores[i] if (j < i and ties != "all") else scores[j] < scores[i]
-            for j in range(n)
-            if j != i
+            scores[j] <= scores[i] if (j < i and ties != "all") else scores[j] < scores[i] for j in range(n) if j != i
         ]
         if kind == "z3":
             import z3
@@ -388,8 +385,10 @@ def _smallest_numbers(scores: Sequence[Term], count: int, ties: str, choices: Ch
     priority = choices.order(n) if ties == "any" else range(n)
     ranked = sorted(range(n), key=lambda i: (scores[i], priority[i]))
     last = scores[ranked[count - 1]]
-    if count < n and (gap := scores[ranked[count]] - last):
-        choices.near(float(gap) / float(abs(scores[ranked[count]]) + abs(last)))
+    if count < n:
+        following = scores[ranked[count]]
+        size = abs(following) + abs(last)
+        choices.near(float((following - last) / size) if size else 0.0)
     if ties == "all":
         return [bool(s <= last) for s in scores]
     taken = set(ranked[:count])
@@ -453,7 +452,7 @@ def _midpoint_goes_down(k: int, rounding: str) -> bool:
 
 def _nearest_level(x: Term, step: Term, levels: int, rounding: str, choices: Choices) -> int:
     ratio = Fraction(x) / Fraction(step)
-    k = int(np.floor(ratio))
+    k = floor(ratio)
     rest = ratio - k
     choices.near(abs(float(rest - Fraction(1, 2))))
     if rest == Fraction(1, 2):
@@ -474,9 +473,9 @@ def _nearest_batch(x: Any, step: Any, levels: int, rounding: str, choices: Choic
     elif rounding == "half_away":
         level = np.copysign(np.floor(np.abs(ratio) + 0.5), ratio)
     else:
-        floor = np.floor(ratio)
-        midpoint = (ratio - floor == 0.5) & choices.flip().values
-        level = np.where(midpoint, floor, np.floor(ratio + 0.5))
+        below = np.floor(ratio)
+        midpoint = (ratio - below == 0.5) & choices.flip().values
+        level = np.where(midpoint, below, np.floor(ratio + 0.5))
     return np.clip(level, -levels, levels) * step
 
 

@@ -40,6 +40,7 @@ class AbsMax(Technique):
     def promises(self) -> Declared:
         return Declared(
             keeps=frozenset({"mask", "factors"}),
+            deterministic=self.rounding != "any",
             landmarks=(2 * self.levels,),
         )
 

@@ -44,7 +44,5 @@ class LeastSquaresDistill(Technique):
             change = least_squares_change(error, layer.gram, form.mask, layer.choices)
             weight = layer.weight + change
         else:
-            weight = descend_on_grid(
-                layer.weight, -error, layer.gram, form.grid, form.mask, SWEEPS, layer.choices
-            )
+            weight = descend_on_grid(layer.weight, -error, layer.gram, form.grid, form.mask, SWEEPS, layer.choices)
         return replace(layer, weight=weight, format=replace(form, rank=None))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar
 
 from compcomp.language.parameters import one_of, selection_partition, sparsity
 from compcomp.language.steps import Element, Selection
@@ -33,13 +32,14 @@ class Magnitude(Technique):
     per: str = "tensor"
     ties: str = "first"
 
-    declared: ClassVar[Declared] = Declared(keeps=frozenset({"mask", "grid", "factors"}))
-
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", sparsity(self.sparsity, "Magnitude.sparsity"))
         one_of(self.per, ("tensor", "row"), "Magnitude.per")
         one_of(self.ties, TIES, "Magnitude.ties")
         selection_partition(self.pattern, self.per, self.sparsity, "Magnitude")
+
+    def promises(self) -> Declared:
+        return Declared(keeps=frozenset({"mask", "grid", "factors"}), deterministic=self.ties != "any")
 
     def steps(self) -> tuple[Selection]:
         partition = selection_partition(self.pattern, self.per, self.sparsity, "Magnitude")

@@ -9,7 +9,7 @@ import numpy as np
 from compcomp.errors import InputError
 from compcomp.language.algebra import best_rank
 from compcomp.language.layer import Factors, Format, LayerState
-from compcomp.language.parameters import whole
+from compcomp.language.parameters import shown, whole
 from compcomp.language.technique import Declared, Technique
 
 
@@ -21,6 +21,8 @@ class TruncatedSVD(Technique):
     residual: True factors what is lost so far, reference minus effective weight, and keeps the factors
     (out x rank, rank x in) beside the weight, next to any that are there. False replaces the weight, and
     with it any mask, grid and factors, by its closest matrix of that rank.
+    The residual form leaves (I - U U^T) E of an error E, U its leading left singular vectors: a projection
+    from the left, so |E X|_F does not grow for any inputs X.
     Source: [eckart1936]; the residual form is LoRC [yao2023].
     """
 
@@ -30,16 +32,18 @@ class TruncatedSVD(Technique):
     def __post_init__(self) -> None:
         whole(self.rank, 1, 2**16, "TruncatedSVD.rank")
         if not isinstance(self.residual, bool):
-            raise InputError(repr(self.residual)[:60], "True or False", "TruncatedSVD.residual")
+            raise InputError(shown(self.residual), "True or False", "TruncatedSVD.residual")
 
     def promises(self) -> Declared:
         if self.residual:
             return Declared(
                 keeps=frozenset({"mask", "grid", "rank"}),
-                never_increases=frozenset({"weight_l2"}),
+                never_increases=frozenset({"weight_l2", "output_l2"}),
+                rests=True,
                 holds_reference=True,
+                trivial_side=self.rank,
             )
-        return Declared(keeps=frozenset({"rank"}))
+        return Declared(keeps=frozenset({"rank"}), trivial_side=self.rank)
 
     def encode(self, layer: LayerState) -> LayerState:
         if not self.residual:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar
 
 from compcomp.language.parameters import one_of, selection_partition, sparsity
 from compcomp.language.steps import Element, Selection
@@ -31,12 +30,13 @@ class Wanda(Technique):
     pattern: str = "unstructured"
     ties: str = "first"
 
-    declared: ClassVar[Declared] = Declared(keeps=frozenset({"mask", "grid", "factors"}))
-
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", sparsity(self.sparsity, "Wanda.sparsity"))
         one_of(self.ties, TIES, "Wanda.ties")
         selection_partition(self.pattern, "row", self.sparsity, "Wanda")
+
+    def promises(self) -> Declared:
+        return Declared(keeps=frozenset({"mask", "grid", "factors"}), deterministic=self.ties != "any")
 
     def steps(self) -> tuple[Selection]:
         partition = selection_partition(self.pattern, "row", self.sparsity, "Wanda")

@@ -8,6 +8,7 @@ through it holds, and what is refuted through it is only a suspicion until exact
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import combinations
 
 import numpy as np
 
@@ -20,8 +21,7 @@ from compcomp.terms import (
     Div,
     Equal,
     If,
-
-
+    Or,
     Sum,
     SymbolicChoices,
     Term,
@@ -176,9 +176,7 @@ def _note_gain(gain: Term, change: Term, slope: Term, choices: Choices) -> None:
         choices.near(abs(float(gain)) / scale if scale else float("inf"))
 
 
-def _descent_contract(
-    weight: Array, error: Array, gram: Array, grid: Grid, free: Array, choices: Choices
-) -> Array:
+def _descent_contract(weight: Array, error: Array, gram: Array, grid: Grid, free: Array, choices: Choices) -> Array:
     assert isinstance(choices, SymbolicChoices)
     import z3
 
@@ -241,7 +239,7 @@ def _project(matrix: Array, rank: int) -> Array:
         roots += [(root, multiplicity, factor) for root in factor.real_roots()]
     roots.sort(key=lambda item: item[0].evalf(40), reverse=True)
     leading, taken = set[sympy.Expr](), 0
-    for root, multiplicity, factor in roots:
+    for _, multiplicity, factor in roots:
         if taken >= rank:
             break
         leading.add(factor)
@@ -255,7 +253,10 @@ def _project(matrix: Array, rank: int) -> Array:
         image = image * _evaluate(factor, square)
     basis = sympy.Matrix.hstack(*image.nullspace())
     projected = basis * (basis.T * basis).inv() * basis.T * small
-    return np.array([[Fraction(int(v.p), int(v.q)) for v in projected.row(i)] for i in range(projected.rows)], dtype=object)
+    return np.array(
+        [[Fraction(int(v.p), int(v.q)) for v in projected.row(i)] for i in range(projected.rows)],
+        dtype=object,
+    )
 
 
 def _evaluate(polynomial: Term, matrix: Term) -> Term:
@@ -279,3 +280,34 @@ def _factorise(matrix: Array, rank: int) -> Factors:
         left[:, k] = matrix[:, column]
         right[k, :] = [Fraction(int(v.p), int(v.q)) for v in reduced.row(k)]
     return Factors(left, right)
+
+
+def rank_exceeds(matrix: Array, rank: int) -> Term:
+    """Whether the matrix has more than this rank: exactly for numbers and z3, above 1e-9 for batches."""
+    if rank >= min(matrix.shape):
+        return False
+    kind = reading(*matrix.ravel())
+    if kind == "batch":
+        values = np.linalg.svd(stack(matrix, batch_size(matrix)), compute_uv=False)
+        return Batch(values[:, rank] > 1e-9 * (1 + values[:, 0]))
+    if kind == "number":
+        import sympy
+
+        exact = sympy.Matrix([[sympy.Rational(str(Fraction(v))) for v in row] for row in matrix.tolist()])
+        return bool(exact.rank() > rank)
+    minors = [
+        _determinant(matrix[np.ix_(rows, columns)])
+        for rows in combinations(range(matrix.shape[0]), rank + 1)
+        for columns in combinations(range(matrix.shape[1]), rank + 1)
+    ]
+    return Or(*(minor != 0 for minor in minors))
+
+
+def _determinant(matrix: Array) -> Term:
+    if len(matrix) == 1:
+        return matrix[0, 0]
+    rest = range(1, len(matrix))
+    return Sum(
+        (-1) ** j * matrix[0, j] * _determinant(matrix[np.ix_(rest, [k for k in range(len(matrix)) if k != j])])
+        for j in range(len(matrix))
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from compcomp.errors import InputError
@@ -28,7 +28,7 @@ class Claim:
 
     kind: str
     left: Sequence
-    right: Sequence = Sequence()
+    right: Sequence = field(default_factory=Sequence)
     loss: Loss | None = None
     invariant: str | None = None
 

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compcomp.errors import InputError
-from compcomp.terms import Array, Choices, Term
+from compcomp.terms import Choices, Sum, Term
+
+Array = Any
+"""A numpy object array of terms for encodings, a torch tensor for kernels."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,7 @@ class LayerState:
     choices: Choices = field(default_factory=Choices, compare=False)
 
     @classmethod
-    def dense(
-        cls, weight: Any, inputs: Any = None, gram: Any = None, choices: Choices | None = None
-    ) -> LayerState:
+    def dense(cls, weight: Any, inputs: Any = None, gram: Any = None, choices: Choices | None = None) -> LayerState:
         """The uncompressed layer. ``inputs`` (in x tokens) gives the Gram matrix when ``gram`` is None."""
         if gram is None and inputs is not None:
             gram = inputs @ inputs.T
@@ -81,6 +82,8 @@ class LayerState:
 
     def input_norms2(self) -> list[Term]:
         """The squared 2-norm of each input feature over the calibration tokens: ``in`` terms."""
-        if self.gram is None:
-            raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", "layer")
-        return [self.gram[j, j] for j in range(self.gram.shape[0])]
+        if self.gram is not None:
+            return [self.gram[j, j] for j in range(self.gram.shape[0])]
+        if self.inputs is not None:
+            return [Sum(x * x for x in row) for row in self.inputs]
+        raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", "layer")

@@ -41,7 +41,12 @@ LOSSES = {
     loss.name: loss
     for loss in (
         Loss("weight_l1", "sum |w - w'|", 1, lambda reference, value: Abs(reference - value)),
-        Loss("weight_l2", "sum (w - w')^2", 2, lambda reference, value: (reference - value) * (reference - value)),
+        Loss(
+            "weight_l2",
+            "sum (w - w')^2",
+            2,
+            lambda reference, value: (reference - value) * (reference - value),
+        ),
         Loss("output_l2", "|(W - W') X|_F^2", 2, None, needs_inputs=True),
     )
 }

@@ -11,14 +11,24 @@ from compcomp.errors import InputError
 from compcomp.language.partition import Partition
 
 
+def shown(given: Any) -> str:
+    """What was given, in at most 60 characters."""
+    try:
+        return repr(given)[:60]
+    except ValueError:  # Python does not print whole numbers of thousands of digits
+        return "a huge number"
+
+
 def number(given: Any, where: str, allowed: str) -> Fraction:
     """An exact number from an int, a Fraction, a text such as "1/2", or a float read as its decimal digits."""
-    if isinstance(given, bool) or not isinstance(given, int | float | str | Fraction) or len(str(given)) > 40:
-        raise InputError(repr(given)[:60], allowed, where)
     try:
-        return Fraction(str(given))
+        known = isinstance(given, int | float | str | Fraction) and not isinstance(given, bool)
+        text = str(given) if known else ""
+        if len(text) > 40 or re.search(r"e[+-]?[\d_]{4}", text.lower()):  # Fraction("1e999999999") never ends
+            raise ValueError
+        return Fraction(text)
     except (ValueError, ZeroDivisionError):
-        raise InputError(repr(given)[:60], allowed, where) from None
+        raise InputError(shown(given), allowed, where) from None
 
 
 def sparsity(given: Any, where: str) -> Fraction:
@@ -26,22 +36,21 @@ def sparsity(given: Any, where: str) -> Fraction:
     allowed = "a number in [0, 1) such as 1/2 or 0.5"
     value = number(given, where, allowed)
     if not 0 <= value < 1:
-        raise InputError(repr(given)[:60], allowed, where)
+        raise InputError(shown(given), allowed, where)
     return value
 
 
 def whole(given: Any, low: int, high: int, where: str) -> int:
     """A whole number in a range."""
     if type(given) is not int or not low <= given <= high:
-        shown = repr(given) if not isinstance(given, int) or abs(given) < 10**30 else "a huge number"
-        raise InputError(shown[:60], f"a whole number from {low} to {high}", where)
+        raise InputError(shown(given), f"a whole number from {low} to {high}", where)
     return given
 
 
 def one_of(given: Any, allowed: Sequence[str], where: str) -> str:
     """One of the listed words."""
     if given not in allowed:
-        raise InputError(repr(given)[:60], ", ".join(map(repr, allowed)), where)
+        raise InputError(shown(given), ", ".join(map(repr, allowed)), where)
     return str(given)
 
 
@@ -52,7 +61,7 @@ def selection_partition(pattern: Any, per: str, share: Fraction, where: str) -> 
         return Partition.rows() if per == "row" else Partition.tensor()
     match = re.fullmatch(r"(\d{1,3}):(\d{1,3})", pattern) if isinstance(pattern, str) else None
     if match is None or not 0 < int(match[1]) <= int(match[2]) <= 256:
-        raise InputError(repr(pattern)[:60], allowed, f"{where}.pattern")
+        raise InputError(shown(pattern), allowed, f"{where}.pattern")
     kept, size = int(match[1]), int(match[2])
     if share != 1 - Fraction(kept, size):
         raise InputError(f"sparsity={share} with pattern={pattern!r}", f"sparsity={1 - Fraction(kept, size)}", where)

@@ -21,10 +21,13 @@ class Declared:
 
     keeps: invariants that survive it, out of "mask", "grid", "rank", "factors".
     never_increases: losses that are no larger after it than before it.
-    rests: it returns its input unchanged when the effective weight already equals the reference.
+    rests: where the effective weight already equals the reference, it returns an equal state: the same
+        weight, mask and grid, and a low-rank term of the same product.
     holds_reference: it leaves the effective weight alone when that equals the reference.
     homogeneous: scaling weight and reference by t > 0 scales its result by t.
-    landmarks: largest magnitudes for which its rounding midpoints fall on integers (hints for the search).
+    deterministic: its conventions leave nothing free ("any"): equal inputs give equal results.
+    landmarks: largest magnitudes for which its rounding midpoints fall on integers (a hint for the search).
+    trivial_side: layers with no more rows or columns than this lose nothing (a hint for the search).
     """
 
     keeps: frozenset[str] = frozenset()
@@ -32,7 +35,9 @@ class Declared:
     rests: bool = False
     holds_reference: bool = False
     homogeneous: bool = True
+    deterministic: bool = True
     landmarks: tuple[int, ...] = ()
+    trivial_side: int = 0
 
 
 class Technique:

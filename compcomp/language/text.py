@@ -44,9 +44,7 @@ def _technique(node: ast.expr) -> Technique:
     kind = Technique.named(node.func.id)
     allowed = [f.name for f in fields(kind) if f.init]  # type: ignore[arg-type]
     if node.args:
-        raise InputError(
-            _shorten(ast.unparse(node.args[0])), f"keywords only: {', '.join(allowed)}", kind.__name__
-        )
+        raise InputError(_shorten(ast.unparse(node.args[0])), f"keywords only: {', '.join(allowed)}", kind.__name__)
     given: dict[str, Any] = {}
     for keyword in node.keywords:
         if keyword.arg not in allowed:

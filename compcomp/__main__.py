@@ -1,0 +1,5 @@
+"""``python -m compcomp``"""
+
+from compcomp.cli import main
+
+main()

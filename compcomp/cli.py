@@ -1,0 +1,187 @@
+"""The same API from a shell."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from compcomp import __version__
+from compcomp.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from compcomp.language.verdict import Status, Verdict
+    from compcomp.ordering.plan import Plan
+    from compcomp.recipe import Recipe
+
+app = typer.Typer(
+    name="compcomp",
+    help="In which order should compression techniques be applied to a language model, and can it be proved?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Out = Annotated[Path, typer.Option("--out", help="Where the compressed model and plan.json go.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:1.")]
+
+
+@app.command()
+def prove(
+    claim: Annotated[str, typer.Argument(help="'A dominates B', 'A equals B' or 'A keeps mask|grid|rank'.")],
+    loss: Annotated[str, typer.Option(help="weight_l1, weight_l2 or output_l2.")] = "weight_l2",
+    scope: Annotated[str, typer.Option(help="any, 2x4 (out x in) or block:32.")] = "any",
+    timeout: Annotated[float, typer.Option(help="Seconds for the whole of it.")] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Prove or refute a claim.
+
+    Exit status: 0 proved, 1 refuted, 2 wrong use, 3 unknown or any other verdict.
+    """
+    import compcomp.techniques  # noqa: F401  (registers the techniques that a claim may name)
+    from compcomp.language.text import parse_claim
+    from compcomp.proving.prove import prove as decide
+
+    parsed = parse_claim(claim, loss)
+    with _waiting(f"deciding {parsed}"):
+        verdict = decide(parsed, scope, timeout=timeout)
+    if as_json:
+        _print_json(verdict.to_json())
+    else:
+        from compcomp.reporting.terminal import verdict_view
+
+        _console().print(verdict_view(verdict))
+    raise typer.Exit(_exit_status(verdict))
+
+
+@app.command()
+def optimize(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file, see docs/recipes.md.")],
+    out: Out = Path("out"),
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Find the best order for a recipe, and write the model compressed in that order."""
+    from compcomp.recipe import load_recipe
+
+    _optimize(load_recipe, recipe, out, device, as_json)
+
+
+@app.command()
+def demo(out: Out = Path("out"), device: Device = None, as_json: Json = False) -> None:
+    """Order four techniques on the embedded language model: prove, refute, measure, compress."""
+    from compcomp.recipe import DEMO, recipe_of
+
+    _optimize(recipe_of, DEMO, out, device, as_json)
+
+
+def _optimize(read: Any, source: Any, out: Path, device: str | None, as_json: bool) -> None:
+    import compcomp.techniques  # noqa: F401
+
+    recipe: Recipe = read(source)
+    _check_out(out)
+    from compcomp.optimize import optimize_order
+    from compcomp.recipe import load
+
+    with _waiting("loading the model"):
+        loaded = load(recipe)
+    plan = optimize_order(
+        list(recipe.techniques),
+        loss=recipe.loss,
+        model=loaded.model,
+        calibration=loaded.calibration,
+        evaluate=loaded.evaluate,
+        device=device or recipe.device,
+        store=None if recipe.store is None else str(recipe.folder / recipe.store),
+        targets=recipe.targets,
+        ignore=recipe.ignore,
+        progress=True,
+    )
+    plan.save(out)
+    plan.report(out / "report.html")
+    if as_json:
+        _print_json({**plan.to_json(), "out": str(out)})
+    else:
+        _show(plan, out)
+
+
+def _show(plan: Plan, out: Path) -> None:
+    from compcomp.reporting.terminal import plan_view, verdict_table
+
+    console = _console()
+    console.print(verdict_table(plan.verdicts))
+    console.print(plan_view(plan))
+    written = ", ".join(sorted(path.name for path in out.iterdir()))
+    console.print(f"\nWritten to {out}/: {written}", highlight=False)
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{str(out)!r}, which is a file", "a directory, new or there", "--out")
+
+
+def _exit_status(verdict: Verdict) -> int:
+    from compcomp.language.verdict import Status
+
+    codes: dict[Status, int] = {Status.PROVED: 0, Status.REFUTED: 1}
+    return codes.get(verdict.status, 3)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _waiting(what: str) -> Any:
+    """A spinner on standard error while something may take seconds."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(what)
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(data, allow_nan=False, default=str) + "\n")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"compcomp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+# typer carries a copy of click or needs it beside it, depending on its version.
+_WrongUse: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
+def main() -> None:
+    """The entry point: wrong use ends in one line on standard error and exit status 2."""
+    try:
+        status = app(standalone_mode=False)
+    except (InputError, _WrongUse) as error:
+        message = str(error) if isinstance(error, InputError) else error.format_message()
+        sys.stderr.write("compcomp: " + " ".join(message.split()) + "\n")
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("compcomp: interrupted\n")
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""The main job: find the best order of some techniques, by proof and by measurement, and apply it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from compcomp.errors import InputError
+from compcomp.language.loss import loss_named
+from compcomp.language.technique import Sequence, Technique, as_sequence
+from compcomp.ordering.plan import Plan
+from compcomp.ordering.search import LARGEST, Notify, search
+from compcomp.ordering.store import Store
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+    from torch import nn
+
+    from compcomp.models.bench import ModelBench
+
+Patterns = str | Iterable[str]
+
+PATIENCE = 2.0
+"""Seconds before progress bars appear."""
+
+
+def optimize_order(
+    techniques: Iterable[Technique],
+    *,
+    loss: str = "output_l2",
+    model: nn.Module | None = None,
+    calibration: Any = None,
+    evaluate: Callable[[nn.Module], Any] | None = None,
+    device: Any = "auto",
+    executor: Executor | None = None,
+    store: str | Path | Store | None = None,
+    progress: bool | Notify = False,
+    targets: Patterns | None = None,
+    ignore: Patterns = ("lm_head",),
+) -> Plan:
+    """Find the order in which to apply 1 to 8 techniques; one that is listed twice is applied twice.
+
+    Orders that are proved equal are merged, orders that are proved to lose no less than another are
+    dropped, and what is left is measured: on ``model`` where there is one, else on generated layers.
+
+    loss: the layer loss that orders are compared under: "weight_l1", "weight_l2" or "output_l2".
+    model: a torch module with Linear layers (or transformers' Conv1D). It is as it was afterwards.
+    calibration: batches for the model; needed where the loss or a technique looks at inputs.
+    evaluate: ``model -> number`` or a dict of numbers, the first of which ranks the orders. Higher is better
+    unless its name (perplexity, loss ...) or its attribute ``higher_is_better`` says otherwise.
+    device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
+    executor: where claims are decided, any ``concurrent.futures.Executor``; results are the same without.
+    store: a file in which verdicts are kept from one run to the next.
+    progress: True for bars on standard error, or a function that is told each event, a dict.
+    targets, ignore: patterns of the names or classes of the layers to compress, and to leave alone.
+
+    Raises InputError when something given cannot be used.
+    """
+    chosen = _techniques(techniques)
+    loss = loss_named(loss).name
+    _check_model_arguments(chosen, loss, model, calibration, evaluate)
+    if executor is not None and not hasattr(executor, "submit"):
+        raise InputError(f"a {type(executor).__name__}", "a concurrent.futures.Executor", "executor")
+    if not isinstance(progress, bool) and not callable(progress):
+        raise InputError(repr(progress)[:60], "True, False or a function of an event", "progress")
+    with ExitStack() as stack:
+        bench: ModelBench | None = None
+        if model is not None:
+            from compcomp.models.bench import ModelBench
+
+            bench = ModelBench(model, calibration, evaluate, device, targets, ignore)
+            stack.enter_context(bench)
+            bench.check(Sequence(chosen))
+        if store is not None and not isinstance(store, Store):
+            store = Store(store)
+            stack.callback(store.close)
+        notify: Notify = progress if callable(progress) else lambda event: None
+        if progress is True:
+            notify = stack.enter_context(Bars()).event
+        plan = search(chosen, loss, bench, executor=executor, store=store, notify=notify)
+    _make_applicable(plan, bench, calibration, device, targets, ignore)
+    return plan
+
+
+def apply(
+    sequence: Technique | Sequence,
+    model: nn.Module,
+    calibration: Any = None,
+    device: Any = "auto",
+    targets: Patterns | None = None,
+    ignore: Patterns = ("lm_head",),
+) -> nn.Module:
+    """Apply a sequence to a model, without a search, and return the same module with its new weights.
+
+    calibration: batches for the model; needed where a technique looks at inputs. The rest is as for
+    :func:`optimize_order`. Raises InputError when something given cannot be used; the model is then as it was.
+    """
+    sequence = as_sequence(sequence)
+    from compcomp.models.bench import ModelBench
+
+    needed = calibration if sequence.needs_inputs else None
+    with ModelBench(model, needed, None, device, targets, ignore, loss_names=()) as bench:
+        bench.check(sequence)
+        return bench.write(bench.apply(sequence, bench.start()))
+
+
+def _techniques(given: Any) -> tuple[Technique, ...]:
+    allowed = f"a list of 1 to {LARGEST} techniques such as [P, Q] (parse_sequence reads text)"
+    if isinstance(given, str | Technique | Sequence) or not isinstance(given, Iterable):
+        raise InputError(repr(given)[:80], allowed, "techniques")
+    found = []
+    for technique in given:
+        if not isinstance(technique, Technique):
+            raise InputError(repr(technique)[:80], allowed, "techniques")
+        found.append(technique)
+        if len(found) > LARGEST:
+            raise InputError(f"more than {LARGEST} techniques", allowed, "techniques")
+    if not found:
+        raise InputError("an empty list", allowed, "techniques")
+    return tuple(found)
+
+
+def _check_model_arguments(
+    techniques: tuple[Technique, ...], loss: str, model: Any, calibration: Any, evaluate: Any
+) -> None:
+    if model is None:
+        for name, given in (("calibration", calibration), ("evaluate", evaluate)):
+            if given is not None:
+                raise InputError(f"{name} without a model", "both, or neither", name)
+        return
+    if calibration is None:
+        needing = [str(t) for t in techniques if t.needs_inputs]
+        if loss_named(loss).needs_inputs:
+            needing.insert(0, f"loss {loss}")
+        if needing:
+            raise InputError("no calibration", f"calibration batches, which {needing[0]} needs", "calibration")
+
+
+def _make_applicable(
+    plan: Plan,
+    bench: ModelBench | None,
+    calibration: Any,
+    device: Any,
+    targets: Patterns | None,
+    ignore: Patterns,
+) -> None:
+    """Let the plan compress models, its own one with the calibration that was collected."""
+    written = False
+
+    def compress(model: nn.Module, batches: Any) -> nn.Module:
+        nonlocal written
+        if bench is None or model is not bench.model or batches is not None:
+            return apply(plan.order, model, calibration if batches is None else batches, device, targets, ignore)
+        with bench:
+            if not written and not _is_dense(bench):
+                raise InputError(
+                    "a model whose weights have changed since the plan was made",
+                    "compcomp.apply(plan.order, model, calibration)",
+                    "Plan.apply",
+                )
+            compressed = bench.write(bench.apply(plan.order, bench.start()))
+        written = True
+        return compressed
+
+    def write_model(folder: Path) -> None:
+        assert bench is not None
+        from compcomp.models.save import save
+
+        with bench:
+            state = bench.apply(plan.order, bench.start())
+            save(bench.model, state, folder, {"order": str(plan.order), "optimality": plan.optimality})
+
+    plan.compress = compress
+    if bench is not None:
+        plan.write_model = write_model
+        plan.notes += bench.notes
+
+
+def _is_dense(bench: ModelBench) -> bool:
+    """Whether the model's weights are still those the bench started from."""
+    dense = bench.start()
+    return all(
+        bool((dense[name].weight.to(layer.weight) == layer.weight).all()) for name, layer in bench.layers.items()
+    )
+
+
+class Bars:
+    """Progress bars on standard error, one a phase, as soon as anything takes more than :data:`PATIENCE`."""
+
+    NAMES = {"screen": "trying orders", "prove": "proving", "measure": "measuring"}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._progress: Progress | None = None
+        self._bars: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Show one event of a search."""
+        if self._progress is None:
+            if time.monotonic() - self._start < PATIENCE:
+                return
+            self._progress = _new_progress()
+            self._progress.start()
+        phase, text = event["phase"], str(event["text"])
+        if phase not in self._bars:
+            self._bars[phase] = self._progress.add_task(self.NAMES.get(phase, phase), text="")
+        self._progress.update(
+            self._bars[phase],
+            total=event["total"],
+            completed=event["done"],
+            text=text if len(text) <= 48 else "..." + text[-45:],
+        )
+
+
+def _new_progress() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[text]}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+    )

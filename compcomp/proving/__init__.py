@@ -1,0 +1,1 @@
+"""How a claim becomes a verdict: refute, lift, reduce, solve, replay."""

@@ -1,0 +1,389 @@
+"""Prove a claim at one shape: reduce it by what its steps are proved to satisfy, centre the loss, ask z3."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import z3
+
+from compcomp.language.claim import Claim, Scope
+from compcomp.language.layer import LayerState
+from compcomp.language.partition import Partition
+from compcomp.language.steps import Element, GroupMap, Selection, Step
+from compcomp.language.technique import Sequence
+from compcomp.language.verdict import Query
+from compcomp.proving.meaning import establishes, fails
+from compcomp.proving.proof import EXACT, Proof
+from compcomp.proving.session import Session
+from compcomp.proving.solver import Answer, Solver
+from compcomp.terms import Array, Choices, SymbolicChoices, Term, each
+
+LARGEST_LAYER = 4096
+"""Weights of the largest layer for which a formula is written."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A proof, or why there is none; ``model`` holds values of a failing layer, to be replayed exactly."""
+
+    proof: Proof | None
+    cause: str = ""
+    queries: tuple[Query, ...] = ()
+    vacuous: bool = False
+    suspect: tuple[Array, Array | None] | None = None
+
+
+def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outcome:
+    """Try to prove the claim at the scope's shape. Anything but a clear proof comes back with its cause."""
+    if scope.shape is None:
+        return Outcome(None, "no rule decides this claim for any shape")
+    session = Session(solver, time.monotonic() + seconds)
+    shape, reach, assumptions = _one_block(claim, scope)
+    if shape[0] * shape[1] > LARGEST_LAYER:
+        return Outcome(None, f"a formula for {shape[0]} x {shape[1]} weights would be too large")
+    if scope.kind == "block" and claim.loss is not None and claim.loss.element is None:
+        return Outcome(None, f"{claim.loss.name} does not add over blocks of columns, and no rule decides the claim")
+    for plan in _plans(claim, shape, session):
+        outcome = _attempt(claim, shape, plan, session)
+        if outcome.proof is not None:
+            notes = (*assumptions, *outcome.proof.assumptions)
+            return replace(outcome, proof=replace(outcome.proof, reach=reach, assumptions=notes))
+        if outcome.vacuous or outcome.suspect is not None:
+            return outcome
+    return replace(outcome, queries=tuple(session.queries))
+
+
+# ------------------------------------------------------------------------------------------- reductions
+
+# Reduction (blocks). If every step of the claim's sequences acts inside the groups of a partition J, and
+# the claim is about single weights or a loss that adds over them, then it holds for a layer if it holds for
+# each group of J taken as a layer of its own. (States, losses and differences are unions or sums over J.)
+#
+# Reduction (signs). If each score f satisfies f(-w) = f(w), each context c(.., -w, ..) = c(.., w, ..), each
+# value q(-w, c) = -q(w, c), and the loss parts l(-r, -v) = l(r, v), then flipping the sign of a weight flips
+# the sign of that weight in every state and changes no loss: it suffices to look at w >= 0.
+#
+# Reduction (scale). If for t > 0 f(t w) <= f(t w') iff f(w) <= f(w'), c(t w) = t c(w), q(t w, t c) = t q(w, c)
+# and l(t r, t v) = t^d l(r, v), then scaling a layer changes no truth: it suffices to look at the zero layer
+# and at layers whose largest magnitude is 1.
+#
+# Reduction (order). If c does not depend on the order of its group, then permuting weights inside cells that
+# every step's groups respect permutes all states, provided that ties are broken by no index. With ties
+# "first" replaced by "any" (which admits more results) the claim is only made stronger; it then suffices to
+# look at weights sorted inside each cell.
+#
+# Each "if" is asked as a query of its own, at the group sizes that occur; one that is not answered "unsat"
+# leaves its reduction out.
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which reductions are in force."""
+
+    signs: bool = False
+    scale: bool = False
+    order: bool = False
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        named = {
+            "signs": "without loss of generality w >= 0 (sign symmetry, proved)",
+            "scale": "without loss of generality the largest magnitude is 1 (homogeneity, proved)",
+            "order": "without loss of generality sorted (permutation symmetry, proved; ties taken adversely)",
+        }
+        return tuple(text for name, text in named.items() if getattr(self, name))
+
+
+def _steps(claim: Claim) -> list[Step]:
+    return [step for sequence in claim.sequences for t in sequence for step in t.steps()]
+
+
+def _only_steps(claim: Claim) -> bool:
+    return all(t.steps() for sequence in claim.sequences for t in sequence)
+
+
+def _additive(claim: Claim) -> bool:
+    return claim.invariant != "rank" and (claim.loss is None or claim.loss.element is not None)
+
+
+def _one_block(claim: Claim, scope: Scope) -> tuple[tuple[int, int], str, tuple[str, ...]]:
+    """The shape to look at, what a proof there covers, and what has to be said about it."""
+    assert scope.shape is not None
+    shape = scope.shape
+    for sequence in claim.sequences:
+        sequence.check(shape)
+    steps = _steps(claim)
+    reach, notes = scope.describe(), tuple[str, ...]()
+    if scope.kind == "block":
+        block = Partition.blocks(scope.columns)
+        inside = _only_steps(claim) and all(step.partition.refines(block) for step in steps)
+        if inside:
+            reach = f"block of {scope.columns}: every matrix made of such blocks"
+        else:
+            notes = ("every technique acts inside the block: a selection or scale over the tensor means the block",)
+    if _only_steps(claim) and _additive(claim) and steps:
+        for whole in (Partition.rows(), _common_block(steps)):
+            if whole is not None and all(step.partition.refines(whole) for step in steps):
+                shape = (1, whole.group_size(shape))
+    if shape != scope.shape:
+        notes = (
+            *notes,
+            f"the layer splits into independent blocks of {shape[1]} (every step acts inside one)",
+        )
+    return shape, reach, notes
+
+
+def _common_block(steps: list[Step]) -> Partition | None:
+    sizes = [step.partition.size for step in steps]
+    if any(size is None for size in sizes):
+        return None
+    largest = max(size for size in sizes if size is not None)
+    return Partition.blocks(largest)
+
+
+def _plans(claim: Claim, shape: tuple[int, int], session: Session) -> list[Plan]:
+    """Sets of reductions to try, the strongest first, each justified by its own queries."""
+    if not _only_steps(claim) or not _additive(claim):
+        return [Plan()]
+    signs, scale, order = (check(claim, shape, session) for check in (_signs_hold, _scale_holds, _order_holds))
+    plans = [Plan(signs, scale, order and signs), Plan(signs, scale, False)]
+    if claim.kind == "equal":  # with ties taken adversely hardly anything is equal
+        plans = plans[1:]
+    return list(dict.fromkeys(plans))
+
+
+def _variables(count: int) -> list[Term]:
+    return [z3.Real(f"w{i}") for i in range(count)]
+
+
+def _contexts(claim: Claim, shape: tuple[int, int]) -> list[tuple[GroupMap, list[Term]]]:
+    maps = dict.fromkeys(step for step in _steps(claim) if isinstance(step, GroupMap))
+    return [(step, _variables(step.partition.group_size(shape))) for step in maps]
+
+
+def _selections(claim: Claim) -> list[Selection]:
+    return list(dict.fromkeys(step for step in _steps(claim) if isinstance(step, Selection)))
+
+
+def _signs_hold(claim: Claim, shape: tuple[int, int], session: Session) -> bool:
+    w, h, c, r, v = z3.Reals("w h c r v")
+    goals = [s.score(Element(-w, h)) == s.score(Element(w, h)) for s in _selections(claim)]
+    for step, group in _contexts(claim, shape):
+        goals += [step.context(group) >= 0, step.context([-group[0], *group[1:]]) == step.context(group)]
+        goals.append(step.value(-w, c, Choices()) == -step.value(w, c, Choices()))
+    if claim.loss is not None and claim.loss.element is not None:
+        goals.append(claim.loss.element(-r, -v) == claim.loss.element(r, v))
+    premises = [h >= 0, c >= 0]
+    return all(_deterministic_maps(claim)) and session.holds("signs", premises, z3.And(*goals))
+
+
+def _deterministic_maps(claim: Claim) -> list[bool]:
+    return [t.promises().deterministic or not _has_map(t.steps()) for s in claim.sequences for t in s]
+
+
+def _has_map(steps: tuple[Step, ...]) -> bool:
+    return any(isinstance(step, GroupMap) for step in steps)
+
+
+def _scale_holds(claim: Claim, shape: tuple[int, int], session: Session) -> bool:
+    w, w2, h, h2, c, t, r, v = z3.Reals("w w2 h h2 c t r v")
+    goals = []
+    for s in _selections(claim):
+        before = s.score(Element(w, h)) <= s.score(Element(w2, h2))
+        after = s.score(Element(t * w, h)) <= s.score(Element(t * w2, h2))
+        goals.append(before == after)
+    for step, group in _contexts(claim, shape):
+        goals.append(step.context(group) >= 0)
+        goals.append(step.context([t * g for g in group]) == t * step.context(group))
+        goals.append(step.step(t * c) == t * step.step(c))
+        goals.append(step.value(t * w, t * c, Choices()) == t * step.value(w, c, Choices()))
+    if claim.loss is not None and claim.loss.element is not None:
+        scaled = claim.loss.element(r, v)
+        for _ in range(claim.loss.degree):
+            scaled = t * scaled
+        goals.append(claim.loss.element(t * r, t * v) == scaled)
+    premises = [t > 0, h >= 0, h2 >= 0, c >= 0]
+    return all(_deterministic_maps(claim)) and all(
+        session.holds(f"scale {k}", premises, goal) for k, goal in enumerate(goals)
+    )
+
+
+def _order_holds(claim: Claim, shape: tuple[int, int], session: Session) -> bool:
+    goals = []
+    for step, group in _contexts(claim, shape):
+        for i in range(len(group) - 1):
+            swapped = [*group[:i], group[i + 1], group[i], *group[i + 2 :]]
+            goals.append(step.context(swapped) == step.context(group))
+    return not goals or session.holds("order", [], z3.And(*goals))
+
+
+# -------------------------------------------------------------------------------------------- the proof
+
+
+class _ProofChoices(SymbolicChoices):
+    """Free choices as fresh variables; a context that is proved to be 1 or 0 becomes that number."""
+
+    def __init__(self, prefix: str, known: list[Term], session: Session) -> None:
+        super().__init__(prefix)
+        self._known, self._session = known, session
+
+    def context(self, term: Term) -> Term:
+        for value in (1, 0):
+            if self._session.holds(f"context is {value}", [*self._known, *self.premises], term == value):
+                return z3.RealVal(value)
+        return term
+
+
+def _adverse(sequence: Sequence, layer: LayerState) -> list[LayerState]:
+    """The run of a sequence of steps with index ties replaced by any tie-breaking."""
+    states = [layer]
+    for technique in sequence:
+        for step in technique.steps():
+            if isinstance(step, Selection) and step.ties == "first":
+                step = replace(step, ties="any")
+            layer = step.apply(layer)
+        states.append(layer)
+    return states
+
+
+def _attempt(claim: Claim, shape: tuple[int, int], plan: Plan, session: Session) -> Outcome:
+    weight = each(lambda index: z3.Real(f"w_{index[0]}_{index[1]}"), _indices(shape))
+    inputs, gram, premises = _inputs(claim, shape)
+    premises += _reduced(claim, shape, weight, plan)
+    if session.ask("premises", premises, "sat").answer == "unsat":
+        return Outcome(None, "the premises contradict each other", tuple(session.queries), vacuous=True)
+    if plan.scale and not _zero_layer_holds(claim, shape, inputs, gram, session):
+        return Outcome(None, "the zero layer could not be decided", tuple(session.queries))
+    known, runs = list(premises), []
+    for name, sequence in zip("ab", claim.sequences, strict=False):
+        choices = _ProofChoices(name, premises, session)
+        layer = LayerState.dense(weight, inputs, gram, choices)
+        runs.append(_adverse(sequence, layer) if plan.order else sequence.trace(layer))
+        known += choices.premises
+    if claim.kind == "keeps" and not establishes(claim.invariant or "", runs[0]):
+        return Outcome(None, f"no step establishes a {claim.invariant}", tuple(session.queries), vacuous=True)
+    if session.ask("premises with choices", known, "sat").answer != "sat":
+        return Outcome(None, "the premises could not be shown to be satisfiable", tuple(session.queries))
+    answer = session.ask("claim", [*known, _negated(claim, runs)], "unsat")
+    if answer.answer == "unsat":
+        proof = Proof("bounded", "", (EXACT, *plan.assumptions), tuple(session.queries))
+        return Outcome(proof, queries=tuple(session.queries))
+    suspect = _from_model(answer, weight, inputs) if answer.answer == "sat" else None
+    cause = answer.cause or ("no proof" if answer.answer == "sat" else "the solver gave no answer")
+    return Outcome(None, cause, tuple(session.queries), suspect=suspect)
+
+
+def _indices(shape: tuple[int, int]) -> Array:
+    result = np.empty(shape, dtype=object)
+    for index in np.ndindex(*shape):
+        result[index] = index
+    return result
+
+
+def _inputs(claim: Claim, shape: tuple[int, int]) -> tuple[Array | None, Array | None, list[Term]]:
+    """Symbolic inputs: as many tokens as features give every Gram matrix; norms alone where that is all."""
+    if not claim.needs_inputs:
+        return None, None, []
+    columns = shape[1]
+    if _only_steps(claim) and _additive(claim):
+        gram = np.array([[z3.RealVal(0)] * columns for _ in range(columns)], dtype=object)
+        norms = [z3.Real(f"h_{j}") for j in range(columns)]
+        for j in range(columns):
+            gram[j, j] = norms[j]
+        return None, gram, [h >= 0 for h in norms]
+    return each(lambda index: z3.Real(f"x_{index[0]}_{index[1]}"), _indices((columns, columns))), None, []
+
+
+def _reduced(claim: Claim, shape: tuple[int, int], weight: Array, plan: Plan) -> list[Term]:
+    flat = list(weight.ravel())
+    premises: list[Term] = []
+    if plan.signs:
+        premises += [w >= 0 for w in flat]
+    if plan.order:
+        for cell in _cells(claim, shape):
+            premises += [weight[a] <= weight[b] for a, b in pairwise(cell)]
+    if plan.scale:
+        magnitudes = flat if plan.signs else [z3.If(w >= 0, w, -w) for w in flat]
+        premises += [m <= 1 for m in magnitudes]
+        premises.append(z3.Or(*(m == 1 for m in magnitudes)))
+    return premises
+
+
+def _cells(claim: Claim, shape: tuple[int, int]) -> list[list[tuple[int, int]]]:
+    """Positions that may be permuted: same group in every step, and same column where inputs matter."""
+    key: dict[tuple[int, int], list[int]] = {index: [] for index in np.ndindex(*shape)}
+    for step in _steps(claim):
+        for number, group in enumerate(step.partition.groups(shape)):
+            for index in group:
+                key[index].append(number)
+    if claim.needs_inputs:
+        for index in key:
+            key[index].append(index[1])
+    cells: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for index, numbers in key.items():
+        cells.setdefault(tuple(numbers), []).append(index)
+    return list(cells.values())
+
+
+def _zero_layer_holds(
+    claim: Claim, shape: tuple[int, int], inputs: Array | None, gram: Array | None, session: Session
+) -> bool:
+    """The case that scaling to largest magnitude 1 leaves out."""
+    zero = each(lambda _: z3.RealVal(0), _indices(shape))
+    known, runs = [], []
+    for name, sequence in zip("ab", claim.sequences, strict=False):
+        choices = SymbolicChoices(f"zero_{name}")
+        runs.append(sequence.trace(LayerState.dense(zero, inputs, gram, choices)))
+        known += choices.premises
+    return session.ask("zero layer", [*known, _as_z3(fails(claim, runs))], "unsat").answer == "unsat"
+
+
+def _as_z3(term: Any) -> Term:
+    return z3.BoolVal(term) if isinstance(term, bool | np.bool_) else term
+
+
+def _negated(claim: Claim, runs: list[list[LayerState]]) -> Term:
+    """That the claim fails, with a loss that adds over weights centred at every weight's own zero."""
+    if claim.kind != "dominates" or claim.loss is None or claim.loss.element is None:
+        return _as_z3(fails(claim, runs))
+    part, total = claim.loss.element, []
+    ends = [run[-1] for run in runs]
+    values = [state.effective().ravel() for state in ends]
+    for reference, left, right in zip(ends[0].reference.ravel(), *values, strict=True):
+        total.append(_centred(reference, left, part) - _centred(reference, right, part))
+    return z3.Sum(total) > 0
+
+
+def _centred(reference: Term, value: Term, part: Callable[[Term, Term], Term]) -> Term:
+    """part(r, v) - part(r, 0), decided per cell of v: squares of r cancel, so grid values leave it linear."""
+    zero = part(reference, z3.RealVal(0))
+    return _on_leaves(value, lambda leaf: z3.simplify(part(reference, leaf) - zero, som=True), {})
+
+
+def _on_leaves(term: Term, function: Callable[[Term], Term], done: dict[int, Term]) -> Term:
+    if not isinstance(term, z3.ExprRef):
+        return function(z3.RealVal(term))
+    key = term.get_id()
+    if key not in done:
+        if z3.is_app_of(term, z3.Z3_OP_ITE):
+            condition, then, otherwise = term.children()
+            done[key] = z3.If(condition, _on_leaves(then, function, done), _on_leaves(otherwise, function, done))
+        else:
+            done[key] = function(term)
+    return done[key]
+
+
+def _from_model(answer: Answer, weight: Array, inputs: Array | None) -> tuple[Array, Array | None] | None:
+    def value(variable: Term) -> Fraction:
+        return Fraction(answer.model.get(str(variable), "0"))
+
+    try:
+        return each(value, weight), None if inputs is None else each(value, inputs)
+    except (ValueError, ZeroDivisionError):
+        return None

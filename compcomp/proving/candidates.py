@@ -1,0 +1,96 @@
+"""Layers to try: small integers, values on and beside rounding midpoints, ties, in numpy batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import lcm
+
+import numpy as np
+import numpy.typing as npt
+
+from compcomp.language.algebra import unstack
+from compcomp.language.claim import Claim, Scope
+from compcomp.language.layer import LayerState
+from compcomp.language.technique import Technique
+from compcomp.terms import BatchChoices
+
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """``weights``: size x out x in. ``inputs``: size x in x tokens, or None. All entries are integers."""
+
+    weights: Values
+    inputs: Values | None
+
+    def layer(self, random: np.random.Generator, *, gram: bool = True) -> LayerState:
+        """All of them as one dense layer of batches. ``gram``: whether some technique looks at all of it."""
+        inputs = None if self.inputs is None else unstack(self.inputs)
+        choices = BatchChoices(len(self.weights), random)
+        weight = unstack(self.weights)
+        if gram:
+            return LayerState.dense(weight, inputs, choices=choices)
+        return LayerState(weight, weight, inputs=inputs, choices=choices)
+
+
+def looks_at_gram(claim: Claim) -> bool:
+    """Whether a technique of the claim needs more of the inputs than the norms of the features."""
+    return any(t.needs_inputs and not t.steps() for s in claim.sequences for t in s)
+
+
+def shapes_to_try(claim: Claim, scope: Scope) -> list[tuple[int, int]]:
+    """The shapes (out, in) at which to look for a counterexample: the scope's own, or small ones that fit."""
+    if scope.shape is not None:
+        return [scope.shape]
+    techniques = [t for sequence in claim.sequences for t in sequence]
+    unit = lcm(*(s.partition.size or 1 for t in techniques for s in t.steps()))
+    if unit > 256:
+        return []
+    side = max([t.promises().trivial_side for t in techniques], default=0) + 1
+    columns = [unit * k for k in (1, 2, 3, 4) if unit * k >= side and unit * k <= max(4, 2 * unit)]
+    if not columns:
+        columns = [unit * -(-side // unit)]
+    shapes = [(rows, c) for rows in (1, 2, side) for c in columns if rows >= min(side, 2) or side == 1]
+    return sorted(set(shapes), key=lambda s: s[0] * s[1])
+
+
+def rounds(
+    techniques: Iterable[Technique],
+    shape: tuple[int, int],
+    needs_inputs: bool,
+    random: np.random.Generator,
+    size: int,
+) -> Iterator[Candidates]:
+    """Ever larger integers: single digits first, then the techniques' landmarks and their multiples."""
+    landmarks = sorted({mark for t in techniques for mark in t.promises().landmarks if mark < 10**6})
+    largest = [3, 9, *landmarks, 2, 5, *(2 * mark for mark in landmarks), 20, *(3 * mark for mark in landmarks), 99]
+    for turn in range(10**6):
+        top = largest[turn % len(largest)]
+        weights = random.integers(-top, top + 1, size=(size, *shape)).astype(float)
+        flat = weights.reshape(size, -1)
+        if top in landmarks:  # the largest magnitude exactly at the landmark
+            flat[np.arange(size), random.integers(flat.shape[1], size=size)] = top
+        flat[: size // 4] = np.abs(flat[: size // 4])
+        sparse = random.random(flat[: size // 3].shape) < 0.4
+        flat[-len(sparse) :][sparse] = 0
+        active = _few_columns(random, size, shape[1])
+        weights *= active[:, None, :]
+        inputs = None
+        if needs_inputs:
+            tokens = (1, 2, min(shape[1], 4))[turn % 3]
+            reach = (1, 2, 4, 9)[turn % 4]
+            inputs = random.integers(-reach, reach + 1, size=(size, shape[1], tokens)).astype(float)
+            inputs *= _few_columns(random, size, shape[1])[..., None]
+        yield Candidates(weights, inputs)
+
+
+def _few_columns(random: np.random.Generator, size: int, columns: int) -> Values:
+    """For wide layers, which columns may be non-zero: few neighbouring ones in two candidates of three."""
+    active = np.ones((size, columns))
+    if columns > 6:
+        start, width = random.integers(columns, size=size), random.integers(2, 7, size=size)
+        inside = (np.arange(columns) - start[:, None]) % columns < width[:, None]
+        active[: 2 * size // 3] = inside[: 2 * size // 3]
+    return active

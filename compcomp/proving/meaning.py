@@ -1,0 +1,90 @@
+"""What it means for a claim to fail, once, for every reading: numbers, batches, z3 terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from compcomp.language.algebra import rank_exceeds
+from compcomp.language.claim import Claim
+from compcomp.language.layer import LayerState
+from compcomp.terms import Abs, And, Array, Choices, Not, Or, Term, nearest
+
+Run = Sequence[LayerState]
+"""The states of a layer from before the first technique to after the last."""
+
+
+def fails(claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
+    """Whether these runs of the claim's sequences contradict it, as a truth-valued term.
+
+    ``tolerance``: relative slack for floats; 0 is exact.
+    """
+    last = [run[-1] for run in runs]
+    if claim.kind == "dominates":
+        assert claim.loss is not None
+        left, right = (claim.loss.of(state) for state in last)
+        return left - right > tolerance * (1 + right) if tolerance else left > right
+    if claim.kind == "equal":
+        return _any(differences(last[0], last[1], tolerance))
+    return _any(_broken(claim.invariant or "", runs[0], tolerance))
+
+
+def differences(left: LayerState, right: LayerState, tolerance: float = 0) -> list[Term]:
+    """Truth-valued terms, one of which holds when the states differ in some field."""
+    found = _entries(left.weight, right.weight, tolerance)
+    shape = left.weight.shape
+    masks = [s.format.mask for s in (left, right)]
+    if any(m is not None for m in masks):
+        full = np.full(shape, True, dtype=object)
+        one, other = (full if m is None else m for m in masks)
+        found += [Or(And(a, Not(b)), And(b, Not(a))) for a, b in zip(one.ravel(), other.ravel(), strict=True)]
+    grids = [s.format.grid for s in (left, right)]
+    if grids[0] is not None and grids[1] is not None:
+        found += _entries(grids[0].step, grids[1].step, tolerance)
+        found.append(grids[0].levels != grids[1].levels)
+    elif grids[0] is not grids[1]:
+        found.append(True)
+    if left.format.factors is not None or right.format.factors is not None:
+        found += _entries(left.effective() - left.weight, right.effective() - right.weight, tolerance)
+    return found
+
+
+def _entries(left: Array, right: Array, tolerance: float) -> list[Term]:
+    return [_apart(a, b, tolerance) for a, b in zip(left.ravel(), right.ravel(), strict=True)]
+
+
+def _apart(a: Term, b: Term, tolerance: float) -> Term:
+    return Abs(a - b) > tolerance * (1 + Abs(a)) if tolerance else a != b
+
+
+def establishes(invariant: str, run: Run) -> bool:
+    """Whether some step of this run sets up what the invariant speaks of."""
+    formats = [state.format for state in run]
+    return any(getattr(f, invariant) is not None for f in formats)
+
+
+def _broken(invariant: str, run: Run, tolerance: float) -> list[Term]:
+    """Truth-valued terms, one of which holds when the invariant is broken at the end of the run."""
+    end = run[-1]
+    if invariant == "mask":
+        return [
+            And(Not(keep), _apart(w, 0, tolerance))
+            for state in run
+            if state.format.mask is not None
+            for keep, w in zip(state.format.mask.ravel(), end.weight.ravel(), strict=True)
+        ]
+    formats = [state.format for state in run if getattr(state.format, invariant) is not None]
+    if invariant == "rank":
+        assert formats[-1].rank is not None
+        return [rank_exceeds(end.weight, formats[-1].rank)]
+    grid = formats[-1].grid
+    assert grid is not None
+    return [
+        _apart(w, nearest(w, step, grid.levels, "half_even", Choices()), tolerance)
+        for w, step in zip(end.weight.ravel(), grid.step.ravel(), strict=True)
+    ]
+
+
+def _any(terms: list[Term]) -> Term:
+    return Or(*terms) if terms else False

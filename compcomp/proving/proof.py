@@ -1,0 +1,20 @@
+"""What a rule or a reduction hands back when it has proved a claim."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compcomp.language.verdict import Query
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A proof of a claim. ``reach``: what it covers, in words. ``rule``: its name, as in docs/proofs.md."""
+
+    rule: str
+    reach: str
+    assumptions: tuple[str, ...]
+    queries: tuple[Query, ...] = ()
+
+
+EXACT = "exact arithmetic (reals, not floats)"

@@ -1,0 +1,147 @@
+"""``prove``: a claim and a scope in, a verdict out."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from compcomp import __version__
+from compcomp.errors import InputError
+from compcomp.language.claim import Claim, Scope
+from compcomp.language.verdict import Grade, Query, Status, Verdict
+from compcomp.proving.bounded import Outcome, bounded
+from compcomp.proving.proof import Proof
+from compcomp.proving.replay import Suspect, confirmed, deterministic, minimised, torch_agrees, witness_of
+from compcomp.proving.rules import RULES
+from compcomp.proving.sample import formats_along
+from compcomp.proving.search import Found, search
+from compcomp.proving.solver import Solver, default_solver
+
+STAGES = ("search", "rule", "bounded")
+"""Refute by search, prove by a rule for any shape, reduce and solve at the scope's shape."""
+
+
+def prove(
+    claim: Claim,
+    scope: Any = "any",
+    *,
+    timeout: float = 60.0,
+    stages: tuple[str, ...] = STAGES,
+    search_seconds: float = 0.4,
+    solver: Solver | None = None,
+) -> Verdict:
+    """Prove or refute a claim for every layer in a scope.
+
+    claim: from ``dominates``, ``equal`` or ``keeps``. scope: "any", "2x4" or (2, 4) (out x in), "block:32"
+    or ("block", 32). timeout: seconds for the whole of it. stages: which of :data:`STAGES` to run, in that
+    order. solver: another solver than z3 in a worker process.
+
+    PROVED and REFUTED are only ever said of what a stage has shown; a deadline, an error or a missing
+    solver gives UNKNOWN with its cause. Raises InputError when claim and scope do not fit each other.
+    """
+    if not isinstance(claim, Claim):
+        raise InputError(repr(claim)[:80], "a claim from dominates, equal or keeps", "prove")
+    if isinstance(timeout, bool) or not 0 < timeout <= 10**6:
+        raise InputError(f"timeout={timeout!r}"[:80], "seconds, more than 0", "prove")
+    if unknown := [s for s in stages if s not in STAGES]:
+        raise InputError(f"stages {unknown}", ", ".join(STAGES), "prove")
+    return _Attempt(claim, Scope.of(scope), timeout, solver or default_solver()).run(stages, search_seconds)
+
+
+class _Attempt:
+    """One claim on its way through the stages."""
+
+    def __init__(self, claim: Claim, scope: Scope, timeout: float, solver: Solver) -> None:
+        self.claim, self.scope, self.solver = claim, scope, solver
+        self.start = time.monotonic()
+        self.until = self.start + timeout
+        self.queries: list[Query] = []
+
+    def run(self, stages: tuple[str, ...], search_seconds: float) -> Verdict:
+        gap = None
+        if self.scope.shape is not None:
+            for sequence in self.claim.sequences:
+                sequence.check(self.scope.shape)
+        if self.claim.kind == "keeps" and not self._establishes():
+            return self.verdict(Status.VACUOUS, cause=f"no step establishes a {self.claim.invariant}", stage="rule")
+        if "rule" in stages and (proof := self._rule()) is not None:
+            return self._proved(proof, "rule")
+        if "search" in stages:
+            found = search(self.claim, self.scope, min(search_seconds, self.until - time.monotonic()))
+            if found is not None and found.agrees:
+                return self._refuted(found, "search")
+            gap = found
+        if "bounded" in stages:
+            outcome = bounded(self.claim, self.scope, self.solver, self.until - time.monotonic())
+            return self._after_bounded(outcome, gap)
+        return self._unknown("no counterexample found and no rule applies", gap)
+
+    def _establishes(self) -> bool:
+        """Whether the sequence sets up the invariant at all; True when that cannot be told."""
+        formats = formats_along(self.claim, self.scope)
+        return formats is None or any(getattr(f, self.claim.invariant or "") is not None for f in formats)
+
+    def _rule(self) -> Proof | None:
+        for rule in RULES:
+            proof = rule(self.claim, self.solver, self.until - time.monotonic())
+            if proof is not None:
+                return proof
+        return None
+
+    def _after_bounded(self, outcome: Outcome, gap: Found | None) -> Verdict:
+        self.queries += outcome.queries
+        if outcome.proof is not None:
+            return self._proved(outcome.proof, "bounded")
+        if outcome.vacuous:
+            return self.verdict(Status.VACUOUS, cause=outcome.cause, stage="bounded")
+        if outcome.suspect is not None:
+            suspect = Suspect(*outcome.suspect, seed=None if deterministic(self.claim) else 0)
+            if suspect.weight.shape == self.scope.shape and confirmed(self.claim, suspect):
+                if torch_agrees(self.claim, suspect):
+                    witness = witness_of(self.claim, minimised(self.claim, suspect, 0.5))
+                    return self._refuted(Found(witness, True), "bounded")
+                gap = gap or Found(witness_of(self.claim, suspect), False)
+        return self._unknown(outcome.cause, gap)
+
+    def _proved(self, proof: Proof, stage: str) -> Verdict:
+        grade = Grade.ONE_SOLVER if proof.queries else Grade.NO_SOLVER
+        self.queries = list(proof.queries)
+        return self.verdict(
+            Status.PROVED,
+            reach=proof.reach,
+            assumptions=proof.assumptions,
+            grade=grade,
+            stage=stage,
+            reason=f"rule {proof.rule}" if stage == "rule" else "reduced and solved",
+        )
+
+    def _refuted(self, found: Found, stage: str) -> Verdict:
+        return self.verdict(
+            Status.REFUTED,
+            witness=found.witness,
+            stage=stage,
+            reason=found.witness.reason,
+            grade=Grade.NO_SOLVER,
+        )
+
+    def _unknown(self, cause: str, gap: Found | None) -> Verdict:
+        if gap is not None:
+            cause = f"float gap: fails in exact arithmetic but not in torch float64 ({gap.witness.reason}); {cause}"
+        return self.verdict(Status.UNKNOWN, cause=cause, witness=gap.witness if gap else None)
+
+    def verdict(self, status: Status, **fields: Any) -> Verdict:
+        return Verdict(
+            claim=self.claim,
+            scope=self.scope,
+            status=status,
+            queries=tuple(self.queries),
+            work={
+                "rlimit": float(sum(q.rlimit for q in self.queries)),
+                "seconds": round(time.monotonic() - self.start, 3),
+            },
+            versions={
+                "compcomp": __version__,
+                "solver": next((q.solver for q in self.queries if q.solver), ""),
+            },
+            **{"reach": self.scope.describe(), **fields},
+        )

@@ -1,0 +1,191 @@
+"""Exact replay, torch replay, and making a witness small. Only what passes both replays refutes a claim."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from compcomp.language.algebra import NotExactError
+from compcomp.language.claim import Claim
+from compcomp.language.layer import Factors, Format, Grid, LayerState
+from compcomp.language.technique import Sequence
+from compcomp.language.verdict import Matrix, Trace, Witness
+from compcomp.proving.meaning import Run, fails
+from compcomp.terms import Array, Choices, RandomChoices, each
+
+FLOAT_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An exact layer that may refute a claim. ``seed``: of the free choices, None where nothing is free."""
+
+    weight: Array
+    inputs: Array | None
+    seed: int | None = None
+
+
+def exact_runs(claim: Claim, suspect: Suspect) -> list[Run]:
+    """Every sequence of the claim on the layer, in rationals. May raise NotExactError."""
+
+    def start(offset: int) -> LayerState:
+        choices = Choices() if suspect.seed is None else RandomChoices(suspect.seed + offset)
+        return LayerState.dense(suspect.weight, suspect.inputs, choices=choices)
+
+    return [sequence.trace(start(k)) for k, sequence in enumerate(claim.sequences)]
+
+
+def confirmed(claim: Claim, suspect: Suspect) -> bool:
+    """Whether the claim fails on this layer, decided in exact arithmetic."""
+    try:
+        return bool(fails(claim, exact_runs(claim, suspect)))
+    except NotExactError:
+        return False
+
+
+def torch_runs(claim: Claim, suspect: Suspect) -> list[Run]:
+    """Every sequence through the torch kernels, in float64 on the CPU, as states of floats."""
+    import torch
+
+    def tensor(values: Array) -> Any:
+        return torch.tensor([[float(x) for x in row] for row in values], dtype=torch.float64)
+
+    runs: list[Run] = []
+    for sequence in claim.sequences:
+        inputs = None if suspect.inputs is None else tensor(suspect.inputs)
+        state = LayerState.dense(tensor(suspect.weight), inputs)
+        states = [state]
+        for technique in sequence:
+            state = technique.kernel()(technique, state)
+            states.append(state)
+        runs.append([_as_floats(s) for s in states])
+    return runs
+
+
+def _as_floats(state: LayerState) -> LayerState:
+    def array(tensor: Any) -> Array | None:
+        return None if tensor is None else np.array(tensor.tolist(), dtype=object)
+
+    form = state.format
+    return replace(
+        state,
+        weight=array(state.weight),
+        reference=array(state.reference),
+        gram=array(state.gram),
+        inputs=array(state.inputs),
+        format=Format(
+            mask=array(form.mask),
+            grid=form.grid and Grid(array(form.grid.step), form.grid.levels, form.grid.scales),
+            factors=form.factors and Factors(array(form.factors.left), array(form.factors.right)),
+            rank=form.rank,
+        ),
+    )
+
+
+def deterministic(claim: Claim) -> bool:
+    """Whether its techniques leave no free choice."""
+    return all(t.promises().deterministic for s in claim.sequences for t in s)
+
+
+def torch_agrees(claim: Claim, suspect: Suspect) -> bool:
+    """Whether the claim fails in torch float64 too.
+
+    Where techniques leave a choice free the kernels may choose otherwise; then exact replay alone counts.
+    """
+    return not deterministic(claim) or bool(fails(claim, torch_runs(claim, suspect), FLOAT_TOLERANCE))
+
+
+def witness_of(claim: Claim, suspect: Suspect) -> Witness:
+    """The full witness: every step in exact numbers, the losses also from the torch kernels."""
+    runs, floats = exact_runs(claim, suspect), torch_runs(claim, suspect)
+    traces = []
+    for sequence, run, float_run in zip(claim.sequences, runs, floats, strict=True):
+        loss = claim.loss
+        traces.append(
+            Trace(
+                sequence=str(sequence),
+                steps=tuple(zip(_names(sequence), (_matrix(s.weight) for s in run), strict=True)),
+                loss=None if loss is None else Fraction(loss.of(run[-1])),
+                torch_loss=None if loss is None else float(loss.of(float_run[-1])),
+            )
+        )
+    inputs = None if suspect.inputs is None else _matrix(suspect.inputs)
+    return Witness(_matrix(suspect.weight), inputs, suspect.seed, tuple(traces), _reason(claim, traces))
+
+
+def _names(sequence: Sequence) -> list[str]:
+    return ["dense", *map(str, sequence)]
+
+
+def _reason(claim: Claim, traces: list[Trace]) -> str:
+    if claim.kind == "dominates":
+        return f"{traces[0].sequence} loses {traces[0].loss}, {traces[1].sequence} only {traces[1].loss}"
+    if claim.kind == "equal":
+        return "the two sequences give different states"
+    return f"the {claim.invariant} is broken at the end"
+
+
+def _matrix(values: Array) -> Matrix:
+    return tuple(tuple(Fraction(x) for x in row) for row in values)
+
+
+def minimised(claim: Claim, suspect: Suspect, seconds: float) -> Suspect:
+    """A smaller suspect that both replays confirm: fewer tokens, more zeros, smaller integers, for so long."""
+    until = time.monotonic() + seconds
+    better = True
+    while better:
+        better = False
+        for smaller in _smaller(suspect):
+            if time.monotonic() > until:
+                return suspect
+            if confirmed(claim, smaller) and torch_agrees(claim, smaller):
+                suspect, better = smaller, True
+                break
+    return suspect
+
+
+def _smaller(suspect: Suspect) -> Iterator[Suspect]:
+    """Simpler layers to try, the boldest first: fewer tokens, zeroed stretches, then single entries."""
+    if suspect.inputs is not None:
+        tokens = suspect.inputs.shape[1]
+        for token in range(tokens if tokens > 1 else 0):
+            yield replace(suspect, inputs=np.delete(suspect.inputs, token, axis=1))
+    yield from (replace(suspect, weight=values) for values in _simpler(suspect.weight))
+    if suspect.inputs is not None:
+        yield from (replace(suspect, inputs=values) for values in _simpler(suspect.inputs))
+
+
+def _simpler(values: Array) -> Iterator[Array]:
+    yield from _zeroed_stretches(values)
+    if any(x < 0 for x in values.ravel()):
+        yield each(abs, values)
+    for index in np.ndindex(*values.shape):
+        for value in _smaller_values(values.item(index)):
+            changed = values.copy()
+            changed[index] = value
+            yield changed
+
+
+def _zeroed_stretches(values: Array) -> Iterator[Array]:
+    """Copies with a half, a quarter, ... of the entries that are not yet zero set to zero."""
+    alive = [k for k, x in enumerate(values.ravel()) if x]
+    size = len(alive) // 2
+    while size >= 2:
+        for start in range(0, len(alive), size):
+            changed = values.copy()
+            changed.ravel()[alive[start : start + size]] = Fraction(0)
+            yield changed
+        size //= 2
+
+
+def _smaller_values(x: Fraction) -> list[Fraction]:
+    """Simpler values than x, simplest first."""
+    towards = [Fraction(0), Fraction(int(x / 2)), x - (1 if x > 0 else -1), -x if x < 0 else x]
+    if x.denominator > 1:
+        return [v for v in (Fraction(0), Fraction(round(x))) if v != x]
+    return [v for v in dict.fromkeys(towards) if abs(v) < abs(x) or (v == -x and x < 0)]

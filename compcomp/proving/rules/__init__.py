@@ -1,0 +1,20 @@
+"""Rules that prove a claim for every shape. One rule a module, each with its formal statement.
+
+A rule is a function from a claim to a :class:`Proof` or None; it reads what techniques declare and their
+steps, never their names. Its argument is in docs/proofs.md, its attack in tests/proving.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from compcomp.language.claim import Claim
+from compcomp.proving.proof import Proof
+from compcomp.proving.rules.improvement import last_step_improves
+from compcomp.proving.rules.kept import invariant_is_kept
+from compcomp.proving.rules.rest import same_after_resting
+from compcomp.proving.solver import Solver
+
+Rule = Callable[[Claim, Solver, float], Proof | None]
+
+RULES: tuple[Rule, ...] = (same_after_resting, last_step_improves, invariant_is_kept)

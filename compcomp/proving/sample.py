@@ -1,0 +1,28 @@
+"""One run of a claim on one small layer, for what does not depend on the weights: formats."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from compcomp.errors import InputError
+from compcomp.language.claim import Claim, Scope
+from compcomp.language.layer import Format
+from compcomp.proving.candidates import Candidates, shapes_to_try
+
+
+def formats_along(claim: Claim, scope: Scope) -> list[Format] | None:
+    """The left sequence's formats from the dense state on; None when no small layer fits its techniques.
+
+    Which fields of a format are set depends on the techniques alone, so one layer tells.
+    """
+    random = np.random.default_rng(0)
+    for rows, columns in shapes_to_try(claim, scope):
+        try:
+            claim.left.check((rows, columns))
+        except InputError:
+            continue
+        weights = random.integers(-9, 10, (1, rows, columns)).astype(float)
+        inputs = random.integers(-9, 10, (1, columns, 1)).astype(float)
+        layer = Candidates(weights, inputs).layer(random)
+        return [state.format for state in claim.left.trace(layer)]
+    return None

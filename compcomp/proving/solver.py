@@ -1,0 +1,169 @@
+"""Ask a solver process, with a resource limit and a hard deadline. Anything but its clear word is unknown."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+RLIMIT = 400_000_000
+"""z3's resource units for one query; the same query uses the same number on every machine."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a solver said. ``answer``: "sat", "unsat" or "unknown". ``model``: values as exact text, a hint."""
+
+    answer: str
+    cause: str = ""
+    rlimit: int = 0
+    seconds: float = 0.0
+    model: dict[str, str] = field(default_factory=dict)
+    solver: str = ""
+
+
+class Solver(Protocol):
+    """Whatever answers SMT-LIB scripts."""
+
+    def ask(self, smtlib: str, deadline: float) -> Answer: ...
+
+
+class Z3Process:
+    """z3 in a worker process that is reused, killed at the deadline, and started again when it is gone.
+
+    Command and environment are fixed; ``command`` lets a test put another program in its place.
+    """
+
+    def __init__(self, command: list[str] | None = None, *, simple: bool = True) -> None:
+        self._command = command or [sys.executable, "-m", "compcomp.proving.worker"]
+        self._simple, self._lock = simple, threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self.version = ""
+        atexit.register(self.close)
+
+    def ask(self, smtlib: str, deadline: float) -> Answer:
+        """Check the script before the deadline (seconds from now)."""
+        start = time.monotonic()
+        with self._lock:
+            try:
+                reply = self._exchange(smtlib, start + deadline)
+            except (OSError, ValueError) as error:
+                self.close()
+                reply = {"answer": "unknown", "cause": f"solver process failed: {error}"}
+        outcome = reply.get("answer")
+        if outcome not in ("sat", "unsat"):
+            outcome = "unknown"
+        model = reply.get("model")
+        return Answer(
+            answer=outcome,
+            cause=str(reply.get("cause", "")),
+            rlimit=reply["rlimit"] if isinstance(reply.get("rlimit"), int) else 0,
+            seconds=time.monotonic() - start,
+            model=model if isinstance(model, dict) else {},
+            solver=f"z3 {self.version}",
+        )
+
+    def _exchange(self, smtlib: str, until: float) -> dict[str, Any]:
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+            hello = self._read(max(until, time.monotonic() + 20))
+            if "ready" not in hello:
+                self.close()
+                return {
+                    "answer": "unknown",
+                    "cause": hello.get("cause") or "the solver process did not start",
+                }
+            self.version = str(hello["ready"])
+        assert self._process is not None and self._process.stdin is not None
+        request = {"smtlib": smtlib, "rlimit": RLIMIT, "solver": "simple" if self._simple else "default"}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        reply = self._read(until)
+        if reply.get("fatal"):
+            self.close()
+        return reply
+
+    def _start(self) -> None:
+        home = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(p for p in (home, os.environ.get("PYTHONPATH")) if p)
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        self._lines = queue.Queue()
+        threading.Thread(target=_pump, args=(self._process.stdout, self._lines), daemon=True).start()
+
+    def _read(self, until: float) -> dict[str, Any]:
+        try:
+            line = self._lines.get(timeout=max(0.0, until - time.monotonic()))
+        except queue.Empty:
+            return {"answer": "unknown", "cause": "deadline", "fatal": True}
+        if line is None:
+            return {"answer": "unknown", "cause": "the solver process ended", "fatal": True}
+        reply = json.loads(line)
+        if not isinstance(reply, dict):
+            raise ValueError("reply is no object")
+        return reply
+
+    def close(self) -> None:
+        """End the process; the next question starts another."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):  # an unsent request may still be in the buffer
+                        pipe.close()
+
+
+def _pump(stream: Any, lines: queue.Queue[str | None]) -> None:
+    try:
+        for line in stream:
+            lines.put(line)
+    except ValueError:  # closed while reading
+        pass
+    lines.put(None)
+
+
+class Portfolio:
+    """Several solvers in turn, until one gives a clear answer within the deadline."""
+
+    def __init__(self, *solvers: Solver) -> None:
+        self.solvers = solvers
+
+    def ask(self, smtlib: str, deadline: float) -> Answer:
+        answer, start = Answer("unknown", cause="no solver"), time.monotonic()
+        for turn, solver in enumerate(self.solvers):
+            left = deadline - (time.monotonic() - start)
+            if left <= 0:
+                break
+            answer = solver.ask(smtlib, left / (len(self.solvers) - turn))
+            if answer.answer != "unknown":
+                break
+        return answer
+
+
+_default: Portfolio | None = None
+
+
+def default_solver() -> Solver:
+    """z3's simple solver first, then its full one, in processes that this process reuses."""
+    global _default
+    if _default is None:
+        _default = Portfolio(Z3Process(), Z3Process(simple=False))
+    return _default

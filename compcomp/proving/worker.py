@@ -1,0 +1,49 @@
+"""A solver in a process of its own: one JSON object a line in, one out. Imports z3 and nothing of ours."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Check one SMT-LIB script. Returns answer ("sat", "unsat" or "unknown"), cause, rlimit, model."""
+    import z3
+
+    context = z3.Context()
+    solver = z3.SimpleSolver(ctx=context) if request.get("solver") == "simple" else z3.Solver(ctx=context)
+    solver.set("rlimit", int(request["rlimit"]))
+    solver.from_string(request["smtlib"])
+    outcome = str(solver.check())
+    statistics = dict(solver.statistics())
+    reply: dict[str, Any] = {"answer": outcome, "rlimit": int(statistics.get("rlimit count", 0))}
+    if outcome == "unknown":
+        reply["cause"] = solver.reason_unknown()
+    if outcome == "sat":
+        model = solver.model()
+        values = {}
+        for declaration in model.decls():
+            value = model[declaration]
+            if declaration.arity() == 0 and isinstance(value, z3.RatNumRef):
+                values[declaration.name()] = str(value.as_fraction())
+            elif declaration.arity() == 0 and isinstance(value, z3.AlgebraicNumRef):
+                values[declaration.name()] = str(value.approx(10).as_fraction())
+        reply["model"] = values
+    return reply
+
+
+def main() -> None:
+    import z3
+
+    print(json.dumps({"ready": z3.get_version_string()}), flush=True)
+    for line in sys.stdin:
+        try:
+            reply = answer(json.loads(line))
+        except Exception as error:  # the reply must never be missing: the parent reads it as unknown
+            reply = {"answer": "unknown", "cause": f"worker error: {error}"[:300], "rlimit": 0}
+        print(json.dumps(reply), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Recipes: what to optimize, as a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from compcomp.errors import InputError
+from compcomp.language.loss import loss_named
+from compcomp.language.parameters import whole
+from compcomp.language.technique import Technique
+from compcomp.language.text import parse_sequence
+
+KEYS = ("techniques", "loss", "model", "calibration", "evaluate", "device", "targets", "ignore", "store")
+LARGEST_FILE = 2**20
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The techniques to order, and the model to measure on, if any.
+
+    model: "embedded", or the directory of a transformers causal language model; None for a symbolic plan.
+    calibration, evaluate: settings of the texts, see docs/recipes.md. Paths are relative to the recipe.
+    """
+
+    techniques: tuple[Technique, ...]
+    loss: str = "output_l2"
+    model: str | None = None
+    calibration: dict[str, Any] = field(default_factory=dict)
+    evaluate: dict[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    targets: tuple[str, ...] | None = None
+    ignore: tuple[str, ...] = ("lm_head",)
+    store: str | None = None
+    folder: Path = Path()
+
+
+DEMO = {
+    "techniques": [
+        "Magnitude(sparsity=1/2, pattern='2:4')",
+        "LeastSquaresDistill()",
+        "AbsMax(bits=4, group=32)",
+        "TruncatedSVD(rank=8, residual=True)",
+    ],
+    "loss": "output_l2",
+    "model": "embedded",
+}
+"""What ``compcomp demo`` runs."""
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe file; InputError with one line for anything malformed."""
+    where = f"recipe {path}"
+    if not path.is_file():
+        raise InputError("no such file", "the path of a YAML file", where)
+    if path.stat().st_size > LARGEST_FILE:
+        raise InputError(f"{path.stat().st_size} bytes", f"at most {LARGEST_FILE}", where)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise InputError(f"malformed YAML ({' '.join(str(error).split())[:120]})", "valid YAML", where) from None
+    return recipe_of(data, where, path.parent)
+
+
+def recipe_of(data: Any, where: str = "recipe", folder: Path | None = None) -> Recipe:
+    """The recipe in this mapping."""
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise InputError(f"a {type(data).__name__}", f"a mapping with the keys {', '.join(KEYS)}", where)
+    if unknown := [key for key in data if key not in KEYS]:
+        raise InputError(f"key {unknown[0][:40]!r}", ", ".join(KEYS), where)
+    texts = _texts(data.get("techniques"), f"{where}: techniques")
+    if not texts:
+        raise InputError("no techniques", "a list such as [AbsMax(bits=4), Magnitude(sparsity=1/2)]", where)
+    return Recipe(
+        techniques=tuple(t for text in texts for t in parse_sequence(text)),
+        loss=loss_named(_text(data.get("loss", "output_l2"), f"{where}: loss")).name,
+        model=None if data.get("model") is None else _text(data["model"], f"{where}: model"),
+        calibration=_settings(data.get("calibration"), ("text", "batches", "batch_size", "length"), where),
+        evaluate=_settings(data.get("evaluate"), ("text", "windows", "length"), where),
+        device=_text(data.get("device", "auto"), f"{where}: device"),
+        targets=None if data.get("targets") is None else _texts(data["targets"], f"{where}: targets"),
+        ignore=_texts(data.get("ignore", ["lm_head"]), f"{where}: ignore"),
+        store=None if data.get("store") is None else _text(data["store"], f"{where}: store"),
+        folder=folder or Path(),
+    )
+
+
+def _text(given: Any, where: str) -> str:
+    if not isinstance(given, str):
+        raise InputError(repr(given)[:60], "a text", where)
+    return given
+
+
+def _texts(given: Any, where: str) -> tuple[str, ...]:
+    if isinstance(given, str):
+        return (given,)
+    if not isinstance(given, list):
+        raise InputError(repr(given)[:60], "a list of texts", where)
+    return tuple(_text(item, where) for item in given)
+
+
+def _settings(given: Any, allowed: Iterable[str], where: str) -> dict[str, Any]:
+    """A mapping with a text and whole numbers."""
+    if given is None:
+        return {}
+    names = list(allowed)
+    if not isinstance(given, dict) or any(key not in names for key in given):
+        raise InputError(repr(given)[:60], f"a mapping with the keys {', '.join(names)}", where)
+    for key, value in given.items():
+        if key == "text":
+            _text(value, f"{where}: {key}")
+        else:
+            whole(value, 1, 10**6, f"{where}: {key}")
+    return dict(given)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe's model with its calibration batches and its metric; all None for a symbolic plan."""
+
+    model: Any = None
+    calibration: Any = None
+    evaluate: Callable[[Any], dict[str, float]] | None = None
+
+
+def load(recipe: Recipe) -> Loaded:
+    """Load the model that a recipe names."""
+    if recipe.model is None:
+        return Loaded()
+    calibrate = {"batches": 4, "batch_size": 8, "length": 256, **recipe.calibration}
+    measure = {"windows": 32, "length": 256, **recipe.evaluate}
+    if recipe.model == "embedded":
+        from compcomp.models import embedded
+
+        calibrate.pop("text", None)
+        measure.pop("text", None)
+        return Loaded(embedded.load(), embedded.calibration(**calibrate), embedded.evaluator(**measure))
+    if not ("text" in calibrate and "text" in measure):
+        raise InputError("no text", "calibration: {text: FILE} and evaluate: {text: FILE}", "recipe")
+    from compcomp.models import causal_lm
+
+    directory = recipe.folder / recipe.model
+    model = causal_lm.load_directory(directory)
+    count = calibrate["batches"] * calibrate["batch_size"]
+    windows = causal_lm.token_windows(directory, recipe.folder / calibrate["text"], calibrate["length"], count)
+    held_out = causal_lm.token_windows(
+        directory, recipe.folder / measure["text"], measure["length"], measure["windows"]
+    )
+    batches = [{"input_ids": batch} for batch in windows.split(calibrate["batch_size"])]
+    return Loaded(model, batches, causal_lm.perplexity_on(held_out))
