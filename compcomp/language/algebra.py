@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from itertools import combinations
+from math import lcm
 
 import numpy as np
 
@@ -75,26 +76,43 @@ def _row_change(error: Array, gram: Array, free: Array) -> list[Fraction]:
     return change
 
 
-def _solve(matrix: list[list[Fraction]], right: list[Fraction]) -> list[Fraction]:
-    """One solution of a consistent linear system, by Gauss and Jordan."""
-    rows = [[*row, b] for row, b in zip(matrix, right, strict=True)]
-    n, pivots, top = len(right), list[int](), 0
-    for column in range(n):
-        pivot = next((i for i in range(top, n) if rows[i][column]), None)
+def _reduce(rows: list[list[Fraction]]) -> tuple[list[list[Fraction]], list[int]]:
+    """Reduced row echelon form (Gauss and Jordan) and the pivot columns. Zero rows come last."""
+    rows, pivots = [list(row) for row in rows], list[int]()
+    for column in range(len(rows[0]) if rows else 0):
+        top = len(pivots)
+        pivot = next((i for i in range(top, len(rows)) if rows[i][column]), None)
         if pivot is None:
             continue
         rows[top], rows[pivot] = rows[pivot], rows[top]
         lead = rows[top][column]
         rows[top] = [x / lead for x in rows[top]]
-        for i in range(n):
+        for i in range(len(rows)):
             if i != top and (factor := rows[i][column]):
                 rows[i] = [x - factor * y for x, y in zip(rows[i], rows[top], strict=True)]
         pivots.append(column)
-        top += 1
-    solution = [Fraction(0)] * n
-    for i, column in enumerate(pivots):
-        solution[column] = rows[i][n]
+    return rows, pivots
+
+
+def _solve(matrix: list[list[Fraction]], right: list[Fraction]) -> list[Fraction]:
+    """One solution of a consistent linear system."""
+    rows, pivots = _reduce([[*row, b] for row, b in zip(matrix, right, strict=True)])
+    solution = [Fraction(0)] * len(right)
+    for row, column in zip(rows, pivots, strict=False):
+        solution[column] = row[-1]
     return solution
+
+
+def _nullspace(matrix: list[list[Fraction]]) -> list[list[Fraction]]:
+    """A basis of the vectors that the matrix maps to zero."""
+    rows, pivots = _reduce(matrix)
+    basis = []
+    for free in (j for j in range(len(matrix[0])) if j not in pivots):
+        vector = [Fraction(int(j == free)) for j in range(len(matrix[0]))]
+        for row, column in zip(rows, pivots, strict=False):
+            vector[column] = -row[free]
+        basis.append(vector)
+    return basis
 
 
 def stack(terms: Array, size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -224,61 +242,55 @@ def _rank_contract(matrix: Array, rank: int, choices: Choices) -> Factors:
 
 
 def _project(matrix: Array, rank: int) -> Array:
-    """The matrix projected on its leading left singular subspace of that dimension, exactly."""
-    import sympy
-    from sympy.polys.matrices import DomainMatrix
-
-    exact = each(lambda x: sympy.Rational(Fraction(x).numerator, Fraction(x).denominator), matrix)
-    small = sympy.Matrix(exact.tolist())
-    if DomainMatrix.from_Matrix(small).to_field().rank() <= rank:
-        return each(Fraction, matrix)
-    square = small * small.T
-    x = sympy.Symbol("x")
-    roots: list[tuple[sympy.Expr, int, sympy.Expr]] = []  # (eigenvalue, multiplicity, its minimal polynomial)
-    for factor, multiplicity in square.charpoly(x).as_expr().as_poly(x).factor_list()[1]:
-        roots += [(root, multiplicity, factor) for root in factor.real_roots()]
-    roots.sort(key=lambda item: item[0].evalf(40), reverse=True)
-    leading, taken = set[sympy.Expr](), 0
-    for _, multiplicity, factor in roots:
-        if taken >= rank:
-            break
-        leading.add(factor)
-        taken += multiplicity
-    inside = [root.evalf(40) for root, _, factor in roots if factor in leading]
-    outside = [root.evalf(40) for root, _, factor in roots if factor not in leading]
-    if sum(m for _, m, factor in roots if factor in leading) != rank or min(inside) - max(outside) < 1e-20:
-        raise NotExactError(f"the leading singular subspace of rank {rank} is not rational or not unique")
-    image = sympy.eye(square.rows)
-    for factor in leading:
-        image = image * _evaluate(factor, square)
-    basis = sympy.Matrix.hstack(*image.nullspace())
-    projected = basis * (basis.T * basis).inv() * basis.T * small
-    return np.array(
-        [[Fraction(int(v.p), int(v.q)) for v in projected.row(i)] for i in range(projected.rows)],
-        dtype=object,
-    )
+    """The closest matrix of this rank: the matrix projected on its leading left singular subspace, exactly."""
+    if matrix.shape[0] > matrix.shape[1]:
+        transposed: Array = _project(matrix.T, rank).T
+        return transposed
+    exact = each(Fraction, matrix)
+    if len(_reduce(exact.tolist())[1]) <= rank:
+        return exact
+    unit = lcm(*(x.denominator for x in exact.ravel()))
+    whole = each(lambda x: x * unit, exact)
+    square = whole @ whole.T  # of integers, so its rational eigenvalues are integers
+    values = np.linalg.eigvalsh(square.astype(float))[::-1]
+    if values[rank - 1] - values[rank] > 1e-9 * values[0]:  # far above the error of eigvalsh
+        leading = _eigenspace(square, values[:rank])
+        if leading is not None:
+            return _span_projector(leading) @ exact
+        if (rest := _eigenspace(square, values[rank:])) is not None:
+            return exact - _span_projector(rest) @ exact
+    raise NotExactError(f"the leading singular subspace of rank {rank} is not rational or not unique")
 
 
-def _evaluate(polynomial: Term, matrix: Term) -> Term:
-    import sympy
+def _eigenspace(square: Array, values: Array) -> list[list[Fraction]] | None:
+    """A basis of the eigenvectors of these eigenvalues (floats, with multiplicity); None unless all are integers."""
+    if any(abs(v - round(v)) > 1e-9 * (1 + abs(v)) for v in values.tolist()):  # not to mistake a neighbour
+        return None
+    basis: list[list[Fraction]] = []
+    for value in sorted({round(float(v)) for v in values}):
+        basis += _nullspace(
+            [[x - value * (i == j) for j, x in enumerate(row)] for i, row in enumerate(square.tolist())]
+        )
+    return basis if len(basis) == len(values) else None
 
-    result = sympy.zeros(matrix.rows)
-    for coefficient in polynomial.all_coeffs():
-        result = result * matrix + coefficient * sympy.eye(matrix.rows)
-    return result
+
+def _span_projector(basis: list[list[Fraction]]) -> Array:
+    """The orthogonal projector on the span of independent vectors."""
+    b = np.array(basis, dtype=object)  # vectors x n
+    inner = (b @ b.T).tolist()
+    columns = [_solve(inner, list(column)) for column in b.T]  # n x vectors
+    projector: Array = np.array(columns, dtype=object) @ b
+    return projector
 
 
 def _factorise(matrix: Array, rank: int) -> Factors:
     """Any exact factors of a matrix of at most this rank, padded with zeros."""
-    import sympy
-
-    exact = sympy.Matrix([[sympy.Rational(v.numerator, v.denominator) for v in row] for row in matrix.tolist()])
-    reduced, pivots = exact.rref()
+    reduced, pivots = _reduce(matrix.tolist())
     left = np.full((matrix.shape[0], rank), Fraction(0), dtype=object)
     right = np.full((rank, matrix.shape[1]), Fraction(0), dtype=object)
     for k, column in enumerate(pivots):
         left[:, k] = matrix[:, column]
-        right[k, :] = [Fraction(int(v.p), int(v.q)) for v in reduced.row(k)]
+        right[k, :] = reduced[k]
     return Factors(left, right)
 
 
@@ -291,10 +303,7 @@ def rank_exceeds(matrix: Array, rank: int) -> Term:
         values = np.linalg.svd(stack(matrix, batch_size(matrix)), compute_uv=False)
         return Batch(values[:, rank] > 1e-9 * (1 + values[:, 0]))
     if kind == "number":
-        import sympy
-
-        exact = sympy.Matrix([[sympy.Rational(str(Fraction(v))) for v in row] for row in matrix.tolist()])
-        return bool(exact.rank() > rank)
+        return len(_reduce(each(Fraction, matrix).tolist())[1]) > rank
     minors = [
         _determinant(matrix[np.ix_(rows, columns)])
         for rows in combinations(range(matrix.shape[0]), rank + 1)

@@ -16,8 +16,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     solver.set("rlimit", int(request["rlimit"]))
     solver.from_string(request["smtlib"])
     outcome = str(solver.check())
-    statistics = dict(solver.statistics())
-    reply: dict[str, Any] = {"answer": outcome, "rlimit": int(statistics.get("rlimit count", 0))}
+    statistics = solver.statistics()
+    used = statistics.get_key_value("rlimit count") if "rlimit count" in statistics.keys() else 0  # noqa: SIM118
+    reply: dict[str, Any] = {"answer": outcome, "rlimit": int(used)}
     if outcome == "unknown":
         reply["cause"] = solver.reason_unknown()
     if outcome == "sat":

@@ -1,0 +1,66 @@
+"""The test table: claims with the verdict each must get. Run by search, by rules and by z3.
+
+A row: claim, loss, scope, expected status. Conventions that decide a verdict are in the claim's text.
+"""
+
+from __future__ import annotations
+
+P, Q, W = "Magnitude(sparsity=1/2)", "AbsMax(bits=4)", "Wanda(sparsity=1/2)"
+D, L, S = "LeastSquaresDistill()", "TruncatedSVD(rank=1, residual=True)", "TruncatedSVD(rank=1)"
+N = "Magnitude(sparsity=1/2, pattern='2:4')"
+PQ = f"{P} >> {Q} dominates {Q} >> {P}"
+THIRD = "Magnitude(sparsity=1/3, ties='all')"
+
+
+def _third(rounding: str, ties: str = "all") -> str:
+    prune = f"Magnitude(sparsity=1/3, ties='{ties}')"
+    quantize = f"AbsMax(bits=4, rounding='{rounding}')"
+    return f"{prune} >> {quantize} dominates {quantize} >> {prune}"
+
+
+CLAIMS: list[tuple[str, str, str, str]] = [
+    (PQ, "weight_l1", "1x4", "PROVED"),
+    (PQ, "weight_l1", "2x2", "PROVED"),
+    (PQ, "weight_l1", "block:4", "PROVED"),
+    (PQ, "weight_l2", "1x4", "PROVED"),
+    (PQ, "weight_l2", "2x2", "PROVED"),
+    (PQ, "weight_l2", "block:4", "PROVED"),
+    (PQ, "output_l2", "1x4", "REFUTED"),
+    (PQ, "output_l2", "2x2", "REFUTED"),
+    (PQ, "output_l2", "any", "REFUTED"),
+    (f"{Q} >> {P} dominates {P} >> {Q}", "weight_l1", "1x4", "REFUTED"),
+    (f"{Q} >> {P} dominates {P} >> {Q}", "weight_l2", "2x2", "REFUTED"),
+    (f"{W} >> {Q} dominates {Q} >> {W}", "weight_l1", "1x4", "REFUTED"),
+    (f"{W} >> {Q} dominates {Q} >> {W}", "output_l2", "2x2", "REFUTED"),
+    # The paper's ties (all go) with different midpoints: DESIGN.md, section 2.
+    (_third("half_away"), "weight_l1", "1x3", "PROVED"),
+    (_third("half_up"), "weight_l1", "1x3", "REFUTED"),
+    (_third("half_up", "first"), "weight_l1", "1x3", "PROVED"),
+    (f"{P} dominates {W}", "weight_l2", "1x4", "PROVED"),
+    (f"{W} dominates {P}", "weight_l2", "1x4", "REFUTED"),
+    (f"{P} >> {P} equals {P}", "weight_l2", "1x4", "PROVED"),
+    (f"{Q} >> {Q} equals {Q}", "weight_l2", "1x3", "PROVED"),
+    (f"{P} >> {Q} equals {Q} >> {P}", "weight_l2", "1x4", "REFUTED"),
+    # Where distillation goes.
+    (f"{P} >> {D} dominates {D} >> {P}", "output_l2", "any", "PROVED"),
+    (f"{D} >> {P} dominates {P} >> {D}", "output_l2", "any", "REFUTED"),
+    (f"{Q} >> {D} dominates {Q}", "output_l2", "any", "PROVED"),
+    (f"{D} >> {P} >> {Q} equals {P} >> {Q}", "output_l2", "any", "PROVED"),
+    (f"{P} >> {D} equals {D} >> {P}", "output_l2", "any", "REFUTED"),
+    (f"{P} >> {D} dominates {P}", "weight_l2", "any", "REFUTED"),
+    # A low-rank correction last.
+    (f"{Q} >> {L} dominates {L} >> {Q}", "weight_l2", "any", "PROVED"),
+    (f"{Q} >> {L} dominates {L} >> {Q}", "output_l2", "any", "PROVED"),
+    (f"{L} >> {D} equals {D} >> {L}", "output_l2", "any", "PROVED"),
+    (f"{L} >> {P} dominates {P} >> {L}", "weight_l2", "any", "REFUTED"),
+    # What survives.
+    (f"{P} >> {Q} keeps mask", "weight_l2", "any", "PROVED"),
+    (f"{P} >> {D} >> {Q} keeps mask", "weight_l2", "any", "PROVED"),
+    (f"{P} >> {S} keeps mask", "weight_l2", "any", "REFUTED"),
+    (f"{Q} >> {P} keeps grid", "weight_l2", "any", "PROVED"),
+    (f"{Q} >> {D} keeps grid", "weight_l2", "any", "PROVED"),
+    (f"{Q} >> {S} keeps grid", "weight_l2", "any", "REFUTED"),
+    (f"{S} >> {Q} keeps rank", "weight_l2", "any", "REFUTED"),
+    (f"{S} keeps rank", "weight_l2", "any", "PROVED"),
+    (f"{Q} keeps mask", "weight_l2", "any", "VACUOUS"),
+]

@@ -1,0 +1,94 @@
+"""Attack the prover: whatever it proves must survive every layer of a dense set of small ones."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compcomp.language.claim import Claim, dominates, equal, keeps
+from compcomp.language.layer import LayerState
+from compcomp.language.technique import Sequence, Technique
+from compcomp.proving.candidates import Candidates
+from compcomp.proving.meaning import fails
+from compcomp.proving.prove import prove
+from compcomp.techniques import AbsMax, Magnitude
+from compcomp.terms import Batch
+
+LARGEST = 12
+
+TECHNIQUES: list[Technique] = [
+    Magnitude("1/2"),  # type: ignore[arg-type]
+    Magnitude("1/3", ties="all"),  # type: ignore[arg-type]
+    Magnitude("1/3", ties="any"),  # type: ignore[arg-type]
+    Magnitude("2/3"),  # type: ignore[arg-type]
+    AbsMax(2),
+    AbsMax(3),
+    AbsMax(3, rounding="half_up"),
+    AbsMax(2, rounding="half_away"),
+    AbsMax(3, rounding="any"),
+]
+
+
+def every_layer(columns: int) -> Candidates:
+    """Every 1 x columns layer of whole numbers up to LARGEST, scaled so that 2- and 3-bit midpoints occur."""
+    values = np.arange(-LARGEST, LARGEST + 1, dtype=float)
+    grid = np.array(list(itertools.product(values, repeat=columns)))
+    return Candidates(grid[:, None, :], None)
+
+
+def counterexample(claim: Claim, columns: int) -> bool:
+    """Whether some small layer contradicts the claim, for some of a few resolutions of its free choices."""
+    candidates = every_layer(columns)
+    for seed in range(3):
+        layer = candidates.layer(np.random.default_rng(seed))
+        found = fails(claim, [sequence.trace(layer) for sequence in claim.sequences], tolerance=1e-9)
+        if bool(found.values.any() if isinstance(found, Batch) else found):
+            return True
+    return False
+
+
+sequences = st.lists(st.sampled_from(TECHNIQUES), min_size=1, max_size=3).map(lambda ts: Sequence(tuple(ts)))
+
+
+@st.composite
+def claims(draw: st.DrawFn) -> Claim:
+    left, right = draw(sequences), draw(sequences)
+    kind = draw(st.sampled_from(["dominates", "dominates", "equal", "keeps"]))
+    if kind == "dominates":
+        return dominates(left, right, loss=draw(st.sampled_from(["weight_l1", "weight_l2"])))
+    return equal(left, right) if kind == "equal" else keeps(left, draw(st.sampled_from(["mask", "grid"])))
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(claims(), st.sampled_from([2, 3]))
+def test_nothing_false_is_proved(claim: Claim, columns: int) -> None:
+    """Without the search stage, so that proofs are on their own."""
+    verdict = prove(claim, (1, columns), timeout=6, stages=("rule", "bounded"))
+    if verdict.proved:
+        assert not counterexample(claim, columns), verdict
+    if verdict.refuted:
+        assert verdict.witness is not None
+
+
+PAIRS = list(itertools.product(TECHNIQUES[:4], TECHNIQUES[4:]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+def test_both_directions_of_every_pair(pair: tuple[Technique, Technique]) -> None:
+    """Where brute force sees a counterexample z3 must not prove, and where it sees none z3 must not refute."""
+    for first, second in (pair, pair[::-1]):
+        claim = dominates(first >> second, second >> first, loss="weight_l1")
+        verdict = prove(claim, (1, 3), timeout=6, stages=("rule", "bounded"))
+        assert not (verdict.proved and counterexample(claim, 3)), verdict
+
+
+def test_a_layer_of_the_brute_force_set_is_what_it_says() -> None:
+    layer = every_layer(2).layer(np.random.default_rng(0))
+    assert isinstance(layer, LayerState)
+    assert len(layer.weight[0, 0].values) == (2 * LARGEST + 1) ** 2
