@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from compcomp.version import __version__
 
 if TYPE_CHECKING:
     from compcomp.errors import InputError as InputError

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compcomp import __version__
 from compcomp.errors import InputError
+from compcomp.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console

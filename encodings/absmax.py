@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compcomp.language.parameters import one_of, whole
 from compcomp.language.partition import Partition
 from compcomp.language.steps import GroupMap
 from compcomp.language.technique import Declared, Technique
-from compcomp.terms import ROUNDINGS, Abs, Choices, Div, Max, Term, nearest
+from compcomp.terms import ROUNDINGS, Abs, Choices, Div, Term, nearest
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,5 @@ class AbsMax(Technique):
         return nearest(weight, self.scale(largest), self.levels, self.rounding, choices)
 
     def steps(self) -> tuple[GroupMap]:
-        def largest(weights: Sequence[Term]) -> Term:
-            return Max(map(Abs, weights))
-
         partition = Partition.tensor() if self.group is None else Partition.blocks(self.group)
-        return (GroupMap(largest, self.quantize, self.scale, self.levels, partition),)
+        return (GroupMap(Abs, self.quantize, self.scale, self.levels, partition),)

@@ -43,4 +43,4 @@ class Magnitude(Technique):
 
     def steps(self) -> tuple[Selection]:
         partition = selection_partition(self.pattern, self.per, self.sparsity, "Magnitude")
-        return (Selection(score, partition, lambda n: int(n * self.sparsity), self.ties),)
+        return (Selection(score, partition, self.sparsity, self.ties),)

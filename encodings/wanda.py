@@ -40,4 +40,4 @@ class Wanda(Technique):
 
     def steps(self) -> tuple[Selection]:
         partition = selection_partition(self.pattern, "row", self.sparsity, "Wanda")
-        return (Selection(score, partition, lambda n: int(n * self.sparsity), self.ties, needs_inputs=True),)
+        return (Selection(score, partition, self.sparsity, self.ties, needs_inputs=True),)

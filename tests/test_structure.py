@@ -20,16 +20,18 @@ ROOT = Path(__file__).resolve().parent.parent
 # Room -> what it may import, from the ground up. Every room may import itself and `errors`.
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "version": set(),
     "terms": set(),
     "language": {"terms"},
     "encodings": {"terms", "language"},
     "kernels": {"language", "encodings"},
-    "techniques": {"encodings", "kernels"},
-    "proving": {"terms", "language"},
-    "ordering": {"language", "proving"},
+    "techniques": {"language", "encodings", "kernels"},
+    "proving": {"version", "terms", "language"},
+    "ordering": {"version", "terms", "language", "proving"},
     "models": {"language", "kernels"},
 }
 MAY_IMPORT["optimize"] = set(MAY_IMPORT)
+MAY_IMPORT["recipe"] = {"language", "models"}
 MAY_IMPORT["systems"] = {"techniques", "language"}
 MAY_IMPORT["reporting"] = {"language", "ordering"}
 MAY_IMPORT["testing"] = {"terms", "language", "kernels"}

@@ -256,9 +256,11 @@ def _project(matrix: Array, rank: int) -> Array:
     if values[rank - 1] - values[rank] > 1e-9 * values[0]:  # far above the error of eigvalsh
         leading = _eigenspace(square, values[:rank])
         if leading is not None:
-            return _span_projector(leading) @ exact
+            closest: Array = _span_projector(leading) @ exact
+            return closest
         if (rest := _eigenspace(square, values[rank:])) is not None:
-            return exact - _span_projector(rest) @ exact
+            closest = exact - _span_projector(rest) @ exact
+            return closest
     raise NotExactError(f"the leading singular subspace of rank {rank} is not rational or not unique")
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from compcomp.language.partition import Partition
-from compcomp.terms import And, Choices, If, Not, Term, each, smallest
+from compcomp.terms import And, Choices, If, Max, Not, Term, each, smallest
 
 if TYPE_CHECKING:
     from compcomp.language.layer import LayerState
@@ -29,16 +30,21 @@ class Element:
 
 @dataclass(frozen=True)
 class Selection:
-    """Set to zero the ``count(n)`` weights of least score in every group of n.
+    """Set to zero the ``int(n * share)`` weights of least score in every group of n.
 
-    ``score`` maps an :class:`Element` to a number. ``ties`` is one of :data:`compcomp.terms.TIES`.
+    ``score`` maps an :class:`Element` to a number. ``share`` is in [0, 1). ``ties`` is one of
+    :data:`compcomp.terms.TIES`.
     """
 
     score: Callable[[Element], Term]
     partition: Partition
-    count: Callable[[int], int]
+    share: Fraction
     ties: str
     needs_inputs: bool = False
+
+    def count(self, size: int) -> int:
+        """How many weights of a group of this size go."""
+        return int(size * self.share)
 
     def apply(self, layer: LayerState) -> LayerState:
         dropped = np.empty(layer.weight.shape, dtype=object)
@@ -59,16 +65,19 @@ class Selection:
 class GroupMap:
     """Replace every weight by ``value(weight, context)``, where the context is shared by its group.
 
-    ``context`` reduces the group's weights to one term and does not depend on their order. ``step`` gives
-    the distance of neighbouring grid values from the context, ``levels`` how many there are on each side of
-    zero.
+    The context is the largest ``measure(weight)`` of the group. ``step`` gives the distance of neighbouring
+    grid values from the context, ``levels`` how many there are on each side of zero.
     """
 
-    context: Callable[[Sequence[Term]], Term]
+    measure: Callable[[Term], Term]
     value: Callable[[Term, Term, Choices], Term]
     step: Callable[[Term], Term]
     levels: int
     partition: Partition
+
+    def context(self, weights: Iterable[Term]) -> Term:
+        """What the weights of a group share."""
+        return Max(map(self.measure, weights))
 
     def apply(self, layer: LayerState) -> LayerState:
         from compcomp.language.layer import Grid

@@ -23,7 +23,9 @@ def load_directory(directory: Path) -> nn.Module:
         model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise InputError(f"{str(directory)!r} ({reason})", "a transformers causal language model", "recipe: model") from None
+        raise InputError(
+            f"{str(directory)!r} ({reason})", "a transformers causal language model", "recipe: model"
+        ) from None
     return model.eval()
 
 

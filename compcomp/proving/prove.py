@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from compcomp import __version__
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.verdict import Grade, Query, Status, Verdict
@@ -16,6 +15,7 @@ from compcomp.proving.rules import RULES
 from compcomp.proving.sample import formats_along
 from compcomp.proving.search import Found, search
 from compcomp.proving.solver import Solver, default_solver
+from compcomp.version import __version__
 
 STAGES = ("search", "rule", "bounded")
 """Refute by search, prove by a rule for any shape, reduce and solve at the scope's shape."""

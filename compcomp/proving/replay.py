@@ -19,6 +19,7 @@ from compcomp.proving.meaning import Run, fails
 from compcomp.terms import Array, Choices, RandomChoices, each
 
 FLOAT_TOLERANCE = 1e-9
+LOSS_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,20 @@ def deterministic(claim: Claim) -> bool:
 
 
 def torch_agrees(claim: Claim, suspect: Suspect) -> bool:
-    """Whether the claim fails in torch float64 too.
+    """Whether the claim fails in torch float64 too, with the same losses as in exact arithmetic.
 
     Where techniques leave a choice free the kernels may choose otherwise; then exact replay alone counts.
     """
-    return not deterministic(claim) or bool(fails(claim, torch_runs(claim, suspect), FLOAT_TOLERANCE))
+    if not deterministic(claim):
+        return True
+    floats = torch_runs(claim, suspect)
+    if not fails(claim, floats, FLOAT_TOLERANCE):
+        return False
+    if claim.loss is None:
+        return True
+    exact = [float(claim.loss.of(run[-1])) for run in exact_runs(claim, suspect)]
+    measured = [float(claim.loss.of(run[-1])) for run in floats]
+    return all(abs(a - b) <= LOSS_TOLERANCE * (1 + abs(a)) for a, b in zip(exact, measured, strict=True))
 
 
 def witness_of(claim: Claim, suspect: Suspect) -> Witness:

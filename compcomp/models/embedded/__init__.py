@@ -26,9 +26,10 @@ FOLDER = Path(__file__).parent
 def load(device: str = "cpu", folder: Path = FOLDER) -> Qwen2ForCausalLM:
     """Build the model from ``folder`` (``config.json``, ``model.safetensors``) on ``device``.
 
-    Returns it in float32 and eval mode. Its input ids are bytes, 0 to 255, of shape (batch, length); it was trained
-    on 256 bytes at a time. ``lm_head`` shares its weight with the embedding: a technique that changes one changes
-    both. Needs no network and leaves torch's random state as it was. Raises FileNotFoundError if a file is missing.
+    Returns it in float32 and eval mode. Its input ids are bytes, 0 to 255, of shape (batch, length); it was
+    trained on 256 bytes at a time. ``lm_head`` shares its weight with the embedding: a technique that changes
+    one changes both. Needs no network and leaves torch's random state as it was. Raises FileNotFoundError if
+    a file is missing.
     """
     import torch
     from safetensors.torch import load_file
@@ -46,10 +47,12 @@ def load(device: str = "cpu", folder: Path = FOLDER) -> Qwen2ForCausalLM:
 def calibration(batches: int = 4, batch_size: int = 8, length: int = 256, seed: int = 0) -> list[dict[str, Tensor]]:
     """Cut calibration batches out of the training text, the same ones for the same ``seed``.
 
-    Returns ``batches`` dicts ``{"input_ids": int64 of shape (batch_size, length)}`` on the CPU; the held-out text
-    that `perplexity` reads is not in them. Raises ValueError if a number is below 1 or the standard library's
-    source is missing.
+    Returns ``batches`` dicts ``{"input_ids": int64 of shape (batch_size, length)}`` on the CPU, none of it
+    from the held-out text that `perplexity` reads. Raises ValueError if a number is below 1 or the standard
+    library's source is missing.
     """
+    if batches < 1 or batch_size < 1:
+        raise ValueError(f"batches and batch_size must be at least 1, got {batches} and {batch_size}")
     cut = text.windows(text.training_bytes(), length, batches * batch_size, seed)
     return [{"input_ids": batch} for batch in cut.split(batch_size)]
 
@@ -57,29 +60,32 @@ def calibration(batches: int = 4, batch_size: int = 8, length: int = 256, seed: 
 def perplexity(model: nn.Module, windows: int = 32, length: int = 256, batch_size: int = 8) -> float:
     """Measure the held-out perplexity per byte; lower is better, 256 is knowing nothing.
 
-    It is exp of the mean cross entropy (in nats) of the next byte, over ``windows`` windows of ``length`` bytes
-    spread evenly over the held-out text (the first byte of a window is given, not predicted). ``model`` maps
-    ``input_ids`` to an output with ``logits`` of shape (batch, length, 256), as `load` returns it; it stays on
-    its device and in its mode. ``batch_size`` bounds memory and does not change what is measured. Raises ValueError
-    if ``windows`` is below 1, ``length`` below 2, or the standard library's source is missing.
+    It is exp of the mean cross entropy (in nats) of the next byte, over ``windows`` windows of ``length``
+    bytes spread evenly over the held-out text (a window's first byte is given, not predicted). ``model`` maps
+    ``input_ids`` to an output with ``logits`` of shape (batch, length, 256), as the one from `load` does; it
+    stays on its device and in its mode. ``batch_size`` bounds memory and does not change what is measured.
+    Raises ValueError if ``windows`` or ``batch_size`` is below 1, ``length`` below 2, or the standard
+    library's source is missing.
     """
     import torch
     from torch.nn import functional
 
-    if length < 2:
-        raise ValueError(f"length must be at least 2 (one byte to read, one to predict), got {length}")
+    if batch_size < 1 or length < 2:
+        raise ValueError(f"batch_size must be at least 1, length at least 2; got {batch_size} and {length}")
     device = next(model.parameters()).device
+    cut = text.windows(text.held_out_bytes(), length, windows, seed=None).to(device)
     total = 0.0
     with torch.inference_mode():
-        for batch in text.windows(text.held_out_bytes(), length, windows, seed=None).to(device).split(batch_size):
-            logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
-            losses = functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
+        for batch in cut.split(batch_size):
+            logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
+            losses = functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
             total += losses.double().sum().item()
-    return float(torch.tensor(total / (windows * (length - 1)), dtype=torch.float64).exp())
+    # Unlike math.exp, which raises, this gives inf for a model that compression has ruined.
+    return torch.tensor(total / (windows * (length - 1)), dtype=torch.float64).exp().item()
 
 
 def evaluator(windows: int = 32, length: int = 256, batch_size: int = 8) -> Callable[[nn.Module], dict[str, float]]:
-    """Return ``evaluate(model) -> {"perplexity": p}`` with the arguments of `perplexity` fixed."""
+    """Return ``evaluate(model) -> {"perplexity": p}``: `perplexity` with these arguments."""
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         return {"perplexity": perplexity(model, windows, length, batch_size)}

@@ -1,0 +1,95 @@
+"""What several kernels need: checks, memory bounds and the selection of the smallest scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+
+from compcomp.errors import InputError
+from compcomp.language.layer import LayerState
+from compcomp.language.steps import Selection
+from compcomp.language.technique import Technique
+
+Tensor = torch.Tensor
+
+MEMORY = 2**28
+"""Bytes a kernel may take for one batch of intermediate results; eight times as many on a CUDA device."""
+
+
+def check(technique: Technique, layer: LayerState) -> None:
+    """Raise InputError unless the technique fits the layer and every tensor it reads is finite."""
+    if layer.weight.ndim != 2:
+        raise InputError(f"a weight with {layer.weight.ndim} dimensions", "2 (out x in)", str(technique))
+    technique.check(tuple(layer.weight.shape))
+    tensors = {"weight": layer.weight, "reference": layer.reference}
+    if layer.format.factors is not None:
+        tensors |= {"left factor": layer.format.factors.left, "right factor": layer.format.factors.right}
+    if technique.needs_inputs:
+        if layer.gram is None:
+            raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", str(technique))
+        if tuple(layer.gram.shape) != (layer.weight.shape[1],) * 2:
+            given = "x".join(map(str, layer.gram.shape))
+            raise InputError(f"a Gram matrix of shape {given}", "in x in, with the weight's in", str(technique))
+        tensors["Gram matrix"] = layer.gram
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise InputError(f"a {name} of {tensor.dtype}", "a floating point tensor", str(technique))
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"a {name} with nan or infinite entries", "finite entries", str(technique))
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    """The dtype to compute in: the tensor's own, but at least float32."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def effective(layer: LayerState, dtype: torch.dtype) -> Tensor:
+    """The weight the layer computes with, out x in, in the given dtype."""
+    weight: Tensor = layer.weight.to(dtype)
+    factors = layer.format.factors
+    return weight if factors is None else weight + factors.left.to(dtype) @ factors.right.to(dtype)
+
+
+def chunks(count: int, bytes_each: int, device: torch.device) -> Iterator[slice]:
+    """Consecutive slices of ``range(count)``, each within :data:`MEMORY`, but at least one long."""
+    memory = MEMORY * (8 if device.type == "cuda" else 1)
+    size = max(1, memory // max(1, bytes_each))
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def smallest(scores: Tensor, count: int, ties: str) -> Tensor:
+    """Which of each group's scores (groups x size) are among its ``count`` smallest; bool, same shape.
+
+    ``ties`` is one of :data:`compcomp.terms.TIES`; "any" takes the lowest index first.
+    """
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    last = scores.kthvalue(count, dim=-1, keepdim=True).values
+    if ties == "all":
+        return scores <= last
+    below, equal = scores < last, scores == last
+    room = count - below.sum(dim=-1, keepdim=True, dtype=torch.int32)
+    return below | (equal & (equal.cumsum(dim=-1, dtype=torch.int32) <= room))
+
+
+def drop(layer: LayerState, selection: Selection, score: Callable[[slice], Tensor]) -> LayerState:
+    """The layer with the least scores of every group set to zero, as ``selection.apply`` does on terms.
+
+    ``score`` gives the scores of a slice of rows, (rows in the slice) x in.
+    """
+    rows, columns = layer.weight.shape
+    size = selection.partition.group_size((rows, columns))
+    count = selection.count(size)
+    whole = selection.partition.kind == "tensor"
+    dropped = torch.empty((rows, columns), dtype=torch.bool, device=layer.weight.device)
+    for part in [slice(0, rows)] if whole else chunks(rows, 32 * columns, layer.weight.device):
+        taken = smallest(score(part).reshape(-1, size), count, selection.ties)
+        dropped[part] = taken.reshape(-1, columns)
+    mask = ~dropped
+    if layer.format.mask is not None:
+        mask &= layer.format.mask
+    weight = layer.weight.masked_fill(dropped, 0)
+    return replace(layer, weight=weight, format=replace(layer.format, mask=mask, rank=None))

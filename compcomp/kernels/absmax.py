@@ -1,0 +1,56 @@
+"""Absmax quantization on tensors [dettmers2022]."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from compcomp.encodings.absmax import AbsMax
+from compcomp.kernels._shared import Tensor, check, chunks, wide
+from compcomp.language.layer import Grid, LayerState
+
+
+def kernel(technique: AbsMax, layer: LayerState) -> LayerState:
+    """Round every weight to the nearest value of its group's grid.
+
+    ``layer.weight``: out x in. The step is kept in the weight's dtype, but at least float32; the weight is
+    level times step, cast to its own dtype. Levels come from float64 ratios ``w * L / max|w|``, whose
+    midpoints are exact for float32 and narrower weights; ``rounding="any"`` is "half_up". Raises InputError
+    when the group does not divide a row or a weight is not finite. Source: [dettmers2022].
+    """
+    check(technique, layer)
+    shape, dtype = tuple(layer.weight.shape), wide(layer.weight)
+    (step_map,) = technique.steps()
+    size, levels = step_map.partition.group_size((shape[0], shape[1])), technique.levels
+    groups = layer.weight.reshape(-1, size)
+    low, high = groups.aminmax(dim=-1, keepdim=True)
+    largest = torch.maximum(-low, high).to(torch.float64)  # groups x 1
+    step = (largest / levels).to(dtype)
+    if len(groups) == 1:  # row by row, which bounds the memory
+        groups, largest, step = layer.weight, largest.expand(shape[0], 1), step.expand(shape[0], 1)
+    weight = torch.empty_like(groups)
+    for part in chunks(len(groups), 32 * groups.shape[1], groups.device):
+        ratio = groups[part].to(torch.float64, copy=True).mul_(levels).div_(largest[part])
+        level = _round(ratio.masked_fill_(largest[part] == 0, 0), technique.rounding)
+        weight[part] = (level.clamp_(-levels, levels).to(dtype) * step[part]).to(weight.dtype)
+    grid = Grid(
+        step=step.expand(groups.shape).reshape(shape),
+        levels=levels,
+        scales=layer.weight.numel() // size,
+    )
+    return replace(layer, weight=weight.reshape(shape), format=replace(layer.format, grid=grid, rank=None))
+
+
+def _round(ratio: Tensor, rounding: str) -> Tensor:
+    """The nearest whole numbers; midpoints as ``rounding`` says. Never ``floor(x + 1/2)``: the sum rounds."""
+    if rounding == "half_even":
+        return ratio.round_()
+    if rounding == "half_away":
+        return _half_up(ratio.abs()).copysign_(ratio)
+    return _half_up(ratio)
+
+
+def _half_up(ratio: Tensor) -> Tensor:
+    below = ratio.floor()
+    return below.add_(ratio.sub_(below) >= 0.5)

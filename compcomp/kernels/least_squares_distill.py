@@ -1,0 +1,150 @@
+"""Layer-wise distillation on tensors [hubara2021, frantar2022]."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from compcomp.encodings.least_squares_distill import SWEEPS, LeastSquaresDistill
+from compcomp.kernels._shared import Tensor, check, chunks, effective
+from compcomp.language.layer import Grid, LayerState
+
+BLOCK = 128
+"""Columns whose moves reach the other columns' gradients together, as one matrix product."""
+
+SOUND = 1e-10
+"""The least share of its diagonal entry that a Cholesky pivot may be, or the system is nearly singular."""
+
+
+def kernel(technique: LeastSquaresDistill, layer: LayerState) -> LayerState:
+    """Fit the free weights to the dense layer's outputs; the output error of no row grows.
+
+    ``layer.weight``, ``layer.reference``: out x in. ``layer.gram``: in x in. Computed in float64.
+    Unquantized: the minimiser over each row's free weights, of least change where the Gram matrix leaves it
+    open. Quantized: coordinate descent along the grid. A row that the weight's dtype cannot improve stays as
+    it is, bit for bit. Raises InputError without inputs or when an entry is not finite.
+    Source: [hubara2021] (within a mask), [frantar2022] (the layer-wise objective).
+    """
+    check(technique, layer)
+    assert layer.gram is not None
+    gram, form = layer.gram.to(torch.float64), layer.format
+    error = layer.reference.to(torch.float64) - effective(layer, torch.float64)
+    start = layer.weight.to(torch.float64)
+    if form.grid is None:
+        tolerance = max(1e-12, 4 * torch.finfo(layer.gram.dtype).eps)
+        fitted = start + least_change(error, gram, form.mask, tolerance)
+    else:
+        fitted = descend(layer.weight, error, gram, form.grid, form.mask)
+    weight = fitted.to(layer.weight.dtype)
+    left = error - (weight.to(torch.float64) - start)
+    better = row_errors(left, gram) < row_errors(error, gram)
+    weight = torch.where(better[:, None], weight, layer.weight)
+    return replace(layer, weight=weight, format=replace(form, rank=None))
+
+
+def row_errors(error: Tensor, gram: Tensor) -> Tensor:
+    """The squared output error of each row (out): ``error_i @ gram @ error_i``."""
+    return ((error @ gram) * error).sum(dim=1)
+
+
+# ------------------------------------------------------------------------------------------ least squares
+
+
+def least_change(error: Tensor, gram: Tensor, mask: Tensor | None, tolerance: float) -> Tensor:
+    """The change that minimises each row's output error over its free weights, least in norm; out x in.
+
+    ``error``: reference minus effective weight, out x in. ``gram``: in x in. ``mask``: true where a weight is
+    free, None for everywhere. ``tolerance``: in a system that is nearly singular, eigenvalues below this
+    share of the largest count as zero.
+    """
+    alive = gram.diagonal() > 0  # an input that is always zero moves no output: its weights stay
+    right = error @ gram
+    change = torch.zeros_like(error)
+    free = alive.expand(error.shape) if mask is None else mask & alive
+    if not bool(free.any()):
+        return change
+    if mask is None or bool((mask == mask[:1]).all()):
+        kept = free[0].nonzero()[:, 0]
+        change[:, kept] = _solve(gram[kept][:, kept][None], right[:, kept].T[None], tolerance)[0].T
+        return change
+    counts = free.sum(dim=1)
+    order = counts.argsort()  # rows with about as many free weights share a batch, so that little is padded
+    order, largest = order[counts[order] > 0], int(counts.max())
+    for part in chunks(len(order), 32 * largest * largest, gram.device):
+        rows = order[part]
+        index = (~free[rows]).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(counts[rows].max())]
+        real = free[rows].gather(1, index)
+        system = gram[index[:, :, None], index[:, None, :]]
+        system *= real[:, :, None] & real[:, None, :]
+        diagonal = system.diagonal(dim1=1, dim2=2)
+        diagonal += (diagonal.sum(dim=1) / counts[rows])[:, None] * ~real
+        solution = _solve(system, (right[rows].gather(1, index) * real)[..., None], tolerance)[..., 0]
+        change[rows] = change[rows].scatter_(1, index, solution * real)
+    return change
+
+
+def _solve(system: Tensor, right: Tensor, tolerance: float) -> Tensor:
+    """Least-norm solutions of positive semidefinite systems (batch x k x k), right sides batch x k x n."""
+    factor, info = torch.linalg.cholesky_ex(system)
+    # A pivot is what a column's predecessors leave of it: a tiny share of the diagonal means near dependence.
+    pivots = factor.diagonal(dim1=1, dim2=2).square() / system.diagonal(dim1=1, dim2=2)
+    sound = (info == 0) & (pivots.amin(dim=1) > SOUND)
+    if bool(sound.all()):
+        return torch.cholesky_solve(right, factor)
+    solution = torch.empty_like(right)
+    solution[sound] = torch.cholesky_solve(right[sound], factor[sound])
+    values, vectors = torch.linalg.eigh(system[~sound])
+    keep = values > tolerance * values[:, -1:]
+    inverse = torch.where(keep, 1 / values, 0)
+    solution[~sound] = vectors @ (inverse[..., None] * (vectors.mT @ right[~sound]))
+    return solution
+
+
+# ------------------------------------------------------------------------------------- coordinate descent
+
+
+def descend(weight: Tensor, error: Tensor, gram: Tensor, grid: Grid, mask: Tensor | None) -> Tensor:
+    """Move each free weight in turn to the grid value of least output error; float64, out x in.
+
+    ``weight``: on the grid, out x in. ``error``: reference minus effective weight, float64. Only moves that
+    strictly decrease the error are made. Grid values are rounded to the weight's dtype first, as the
+    quantizer stored them.
+    """
+    result = torch.empty_like(error)
+    for rows in chunks(len(weight), 8 * weight.shape[1], weight.device):
+        free = None if mask is None else mask[rows]
+        result[rows] = _descend_rows(weight[rows], error[rows], gram, grid.step[rows], grid.levels, free)
+    return result
+
+
+def _descend_rows(
+    weight: Tensor, error: Tensor, gram: Tensor, step: Tensor, levels: int, mask: Tensor | None
+) -> Tensor:
+    # in x rows, so that each column of the weight is contiguous; a copy even where it already is
+    current = weight.to(torch.float64).T.clone(memory_format=torch.contiguous_format)
+    gradient = -(gram @ error.T)
+    curvatures = gram.diagonal().tolist()
+    columns = len(curvatures)
+    for start in list(range(0, columns, BLOCK)) * SWEEPS:
+        end = min(start + BLOCK, columns)
+        block = gradient[start:end]
+        changes = torch.zeros_like(block)
+        for j in range(start, end):
+            if curvatures[j] <= 0:
+                continue
+            slope, value, width = gradient[j], current[j], step[:, j]
+            level = ((value - slope / curvatures[j]) / width).round_().clamp_(-levels, levels)
+            level.masked_fill_(width == 0, 0)
+            target = (level.to(width.dtype) * width).to(weight.dtype).to(torch.float64)
+            change = target - value
+            moves = change * (2 * slope + curvatures[j] * change) < 0
+            if mask is not None:
+                moves &= mask[:, j]
+            current[j] = torch.where(moves, target, value)
+            change.masked_fill_(~moves, 0)
+            changes[j - start] = change
+            block.addr_(gram[start:end, j], change)
+        gradient[:start].addmm_(gram[:start, start:end], changes)
+        gradient[end:].addmm_(gram[end:, start:end], changes)
+    return current.T

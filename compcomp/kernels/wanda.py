@@ -1,0 +1,29 @@
+"""Wanda pruning on tensors [sun2024]."""
+
+from __future__ import annotations
+
+import torch
+
+from compcomp.encodings.wanda import Wanda
+from compcomp.kernels._shared import Tensor, check, drop
+from compcomp.language.layer import LayerState
+
+
+def kernel(technique: Wanda, layer: LayerState) -> LayerState:
+    """Set the weights of least |w_ij| |x_j|_2 in every group of an output row to zero.
+
+    ``layer.weight``: out x in. ``layer.gram``: in x in, its diagonal holds |x_j|_2^2. Scores are compared as
+    squares in float64, where those of 16-bit weights are exact, so that rounding makes no ties. The result
+    has the weight's dtype and a bool mask, out x in. ``ties="any"`` drops the lowest index first. Raises
+    InputError without inputs, when the pattern does not fit, or when an entry is not finite.
+    Source: [sun2024].
+    """
+    check(technique, layer)
+    assert layer.gram is not None
+    norms2 = layer.gram.diagonal().to(torch.float64)
+
+    def score(rows: slice) -> Tensor:
+        part: Tensor = layer.weight[rows]
+        return part.to(torch.float64, copy=True).square_().mul_(norms2)
+
+    return drop(layer, technique.steps()[0], score)

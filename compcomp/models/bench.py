@@ -1,0 +1,264 @@
+"""A model as something to measure sequences on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from compcomp.errors import InputError
+from compcomp.language.layer import LayerState
+from compcomp.language.loss import LOSSES, loss_named
+from compcomp.language.technique import Sequence, Technique, as_sequence
+from compcomp.models.calibrate import calibrate, iterate
+from compcomp.models.devices import choose, move
+from compcomp.models.layers import IGNORE, Layer, check_sequence, evaluating, find_layers
+from compcomp.models.measure import effective_weight, layer_losses, total
+from compcomp.models.metrics import metric_direction, read_metrics
+from compcomp.models.size import compression_rate, layer_bits
+
+ModelState = dict[str, LayerState]
+"""The state of each compressed layer by qualified name, with torch tensors. Never changed in place."""
+
+
+class ModelBench:
+    """Runs techniques on a model, layer by layer, and measures what they do to it.
+
+    ``model``: a torch.nn.Module. ``calibration``: see :func:`compcomp.models.calibrate.calibrate`; None when
+    no technique and no loss looks at inputs. ``evaluate``: ``model -> number or dict of numbers``, given the
+    model in eval mode on ``device``. ``device``: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
+    ``targets``, ``ignore``: see :func:`compcomp.models.layers.find_layers`. ``loss_names``: what ``losses``
+    measures, all that can be by default. ``offload``: keep states in main memory and bring one layer at a
+    time to the device, for models whose states do not fit there.
+
+    Weights are worked on in float32 (float64 for a float64 model), Gram matrices are float64. The model is
+    as it was after every call but ``write``; ``start`` moves it to the device and ``close``, or leaving a
+    ``with`` block, moves it back. A model spread over several devices stays where it is. ``notes`` lists
+    what a report should tell, such as a metric that was not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        calibration: Any = None,
+        evaluate: Callable[[nn.Module], Any] | None = None,
+        device: str | torch.device = "auto",
+        targets: str | Iterable[str] | None = None,
+        ignore: str | Iterable[str] = IGNORE,
+        loss_names: Iterable[str] | None = None,
+        offload: bool = False,
+    ) -> None:
+        self.layers: dict[str, Layer] = {layer.name: layer for layer in find_layers(model, targets, ignore)}
+        if calibration is not None:
+            calibration = iterate(calibration)
+        if evaluate is not None and not callable(evaluate):
+            raise InputError(f"a {type(evaluate).__name__}", "a function of the model", "evaluate")
+        self.model, self.user_evaluate, self.notes = model, evaluate, list[str]()
+        self.loss_names = _losses(loss_names, calibration is not None)
+        self.device = choose(model, device)
+        self._home = next(model.parameters()).device
+        self._offload, self._batches = offload, calibration
+        self._calibrated = calibration is not None
+        self._dense: ModelState | None = None
+        self._present: ModelState = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Move the model back to the device it came from. States stay usable."""
+        if self.device is not None and self.device != self._home:
+            self.model.to(self._home)
+
+    def check(self, sequence: Technique | Sequence) -> None:
+        """Raise InputError where the sequence does not fit a layer, or needs calibration that is missing."""
+        if not self._calibrated and (needing := [t for t in as_sequence(sequence) if t.needs_inputs]):
+            raise InputError("no calibration", "calibration data", str(needing[0]))
+        check_sequence(self.layers.values(), sequence)
+
+    def start(self) -> ModelState:
+        """The dense state. The first call moves the model to the device and calibrates."""
+        self._place()
+        if self._dense is None:
+            grams: Mapping[str, Tensor] = {}
+            if self._batches is not None:
+                grams = calibrate(self.model, self.layers.values(), self._batches)
+                self._batches = None
+                if self._offload:  # layers that share a Gram matrix go on sharing it
+                    moved = {id(gram): gram.cpu() for gram in grams.values()}
+                    grams = {name: moved[id(gram)] for name, gram in grams.items()}
+            self._dense = {name: self._dense_layer(layer, grams.get(name)) for name, layer in self.layers.items()}
+            self._present = self._dense
+        return dict(self._dense)
+
+    def apply(self, technique: Technique | Sequence, state: ModelState) -> ModelState:
+        """The state after the technique's kernel has run on every layer.
+
+        Raises InputError, naming the layer, where the technique does not fit or its result is not finite.
+        """
+        self.check(technique)
+        result = dict(state)
+        with torch.no_grad():
+            for step in as_sequence(technique):
+                for name in result:
+                    result[name] = self._apply(step, name, result[name])
+        return result
+
+    def losses(self, state: ModelState) -> dict[str, float]:
+        """Sums over layers of the chosen losses, in float64, and "relative_output_l2" (see measure.total).
+
+        They speak of the state itself, before its weights are rounded to the model's dtype.
+        """
+        return total(list(self.layer_losses(state).values()))
+
+    def layer_losses(self, state: ModelState) -> dict[str, dict[str, float]]:
+        """The losses of each layer by name; with "output_l2" comes "output_norm2", |W X|_F^2 when dense."""
+        with torch.no_grad():
+            return {name: layer_losses(self._bring(name, layer), self.loss_names) for name, layer in state.items()}
+
+    def evaluate(self, state: ModelState) -> dict[str, float]:
+        """The user's metrics of the model with this state's weights in it; {} without an ``evaluate``.
+
+        The weights that were in the model come back bitwise, and its modes too, whatever happens.
+        """
+        if self.user_evaluate is None:
+            return {}
+        self._place()
+        try:
+            self._put(state)
+            with evaluating(self.model):
+                metrics = read_metrics(self.user_evaluate(self.model), self.user_evaluate)
+        finally:
+            self._put(self._present)
+        for name, value in metrics.items():
+            note = f"evaluate: {name} was {value}"
+            if not math.isfinite(value) and note not in self.notes:
+                self.notes.append(note)
+        return metrics
+
+    def write(self, state: ModelState) -> nn.Module:
+        """Put this state's weights into the model for good, in its dtype, and return it.
+
+        Raises InputError, with the model as it was, when a weight is beyond the range of that dtype.
+        """
+        self._place()
+        for name, layer in state.items():
+            check_range(name, effective_weight(layer), self.layers[name].parameter.dtype)
+        self._put(state)
+        self._present = {**self._present, **state}
+        return self.model
+
+    def bits(self, state: ModelState) -> int:
+        """Bits of the compressed layers (see :func:`compcomp.models.size.layer_bits`)."""
+        return sum(layer_bits(layer.format, self.layers[name].shape) for name, layer in state.items())
+
+    def compression_rate(self, state: ModelState) -> float:
+        """1 - bits / dense bits over the compressed layers, against 16 bits a weight."""
+        return compression_rate((layer.format, self.layers[name].shape) for name, layer in state.items())
+
+    def lower_is_better(self, metric: str) -> bool:
+        """Which way a metric of ``evaluate`` goes (see :func:`compcomp.models.metrics.metric_direction`)."""
+        return metric_direction(metric, self.user_evaluate) == "lower"
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """(out, in) of every layer."""
+        return [layer.shape for layer in self.layers.values()]
+
+    def same(self, first: ModelState, second: ModelState) -> bool:
+        """Whether weight and format are exactly equal in every layer (0 equals -0, as in every loss)."""
+        return first.keys() == second.keys() and all(
+            _identical(first[name].weight, second[name].weight) and _identical(first[name].format, second[name].format)
+            for name in first
+        )
+
+    def _dense_layer(self, layer: Layer, gram: Tensor | None) -> LayerState:
+        weight = layer.weight.to(_working(layer.weight.dtype), copy=True).contiguous()
+        return LayerState.dense(weight.cpu() if self._offload else weight, gram=gram)
+
+    def _place(self) -> None:
+        if self.device is not None:
+            self.model.to(self.device)
+
+    def _put(self, state: ModelState) -> None:
+        with torch.no_grad():
+            for name, layer in state.items():
+                self.layers[name].set(effective_weight(layer))
+
+    def _bring(self, name: str, layer: LayerState) -> LayerState:
+        """The state on the device where the layer's weight is."""
+        moved: LayerState = move(layer, self.layers[name].parameter.device) if self._offload else layer
+        return moved
+
+    def _apply(self, technique: Technique, name: str, layer: LayerState) -> LayerState:
+        given = self._bring(name, layer)
+        versions = _versions(given)
+        try:
+            after = technique.kernel()(technique, given)
+        except InputError as error:
+            raise InputError(error.given, error.allowed, f"layer {name}: {error.where}") from error
+        except Exception as error:
+            error.add_note(f"while {technique} ran on layer {name}")
+            raise
+        where = f"layer {name}: after {technique}"
+        if _versions(given) != versions:
+            raise InputError("a kernel that wrote to what it was given", "kernels that return new tensors", where)
+        weight = effective_weight(after)
+        if weight.shape != layer.weight.shape:
+            raise InputError(f"weights of shape {tuple(weight.shape)}", f"{tuple(layer.weight.shape)}", where)
+        if not bool(torch.isfinite(weight).all()):
+            raise InputError("weights that are not finite", "finite weights", where)
+        if self._offload:
+            after = move(after, torch.device("cpu"))
+        return replace(after, reference=layer.reference, gram=layer.gram, inputs=layer.inputs)
+
+
+def check_range(name: str, weight: Tensor, dtype: torch.dtype) -> None:
+    """Raise InputError when the dtype cannot hold a weight."""
+    largest = float(weight.abs().max())
+    if not largest <= torch.finfo(dtype).max:
+        kind = str(dtype).removeprefix("torch.")
+        raise InputError(f"a weight of magnitude {largest:.3g}", f"what fits into {kind}", f"layer {name}")
+
+
+def _versions(layer: LayerState) -> list[int]:
+    """How often each tensor of the state was written to."""
+    form = layer.format
+    tensors: list[Any] = [layer.weight, layer.reference, layer.gram, form.mask, form.grid and form.grid.step]
+    return [tensor._version for tensor in tensors if tensor is not None]
+
+
+def _working(dtype: torch.dtype) -> torch.dtype:
+    """The dtype weights are worked on in: exact for those that models use."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _losses(names: Iterable[str] | None, calibrated: bool) -> tuple[str, ...]:
+    if names is None:
+        return tuple(name for name, loss in LOSSES.items() if calibrated or not loss.needs_inputs)
+    chosen = tuple(loss_named(name).name for name in ((names,) if isinstance(names, str) else names))
+    for name in chosen:
+        if LOSSES[name].needs_inputs and not calibrated:
+            raise InputError("no calibration", "calibration data", f"loss {name}")
+    return chosen
+
+
+def _identical(first: Any, second: Any) -> bool:
+    """Exact equality of tensors, and of the fields of formats, grids and factors."""
+    if first is second:
+        return True
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        alike = first.dtype == second.dtype and first.device == second.device
+        return alike and torch.equal(first, second)
+    if is_dataclass(first) and type(first) is type(second):
+        return all(_identical(getattr(first, f.name), getattr(second, f.name)) for f in fields(first))
+    return type(first) is type(second) and bool(first == second)

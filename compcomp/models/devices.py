@@ -1,0 +1,50 @@
+"""Where a model runs, and bringing things there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compcomp.errors import InputError
+
+
+def choose(model: nn.Module, given: str | torch.device) -> torch.device | None:
+    """The device for "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N"; InputError for any other.
+
+    None leaves the model where it is: "auto" for one that is spread over several devices.
+    """
+    spread = sorted({str(p.device) for p in model.parameters()})
+    if given == "auto":
+        if len(spread) > 1:
+            return None
+        given = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(given)
+    except (RuntimeError, TypeError):
+        device = torch.device("meta")
+    there = device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count())
+    if not there:
+        allowed = f"'auto', 'cpu', or one of the {torch.cuda.device_count()} CUDA devices as 'cuda:N'"
+        raise InputError(repr(str(given)[:60]), allowed, "device")
+    if len(spread) > 1:
+        raise InputError(f"{str(given)!r} for a model on {', '.join(spread)}", "'auto'", "device")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def move(value: Any, device: torch.device) -> Any:
+    """The value with every tensor on the device: also those in dicts, lists and dataclasses."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: move(item, device) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [move(item, device) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: move(getattr(value, f.name), device) for f in fields(value)})
+    return value

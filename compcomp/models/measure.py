@@ -1,0 +1,61 @@
+"""What a layer loses, measured on tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from compcomp.errors import InputError
+from compcomp.language.layer import LayerState
+from compcomp.language.loss import LOSSES
+
+RELATIVE = "relative_output_l2"
+
+
+def effective_weight(layer: LayerState) -> Tensor:
+    """The weight the layer computes with, out x in: in float64 with factors, else the weight itself."""
+    weight: Any = layer.weight
+    if layer.format.factors is None:
+        return weight  # type: ignore[no-any-return]
+    left: Any = layer.format.factors.left
+    right: Any = layer.format.factors.right
+    return weight.double() + left.double() @ right.double()  # type: ignore[no-any-return]
+
+
+def layer_losses(layer: LayerState, names: tuple[str, ...] = tuple(LOSSES)) -> dict[str, float]:
+    """Each named loss of one layer of torch tensors, in float64: 0 exactly where nothing changed.
+
+    "output_l2" also gives "output_norm2", |W X|_F^2 of the dense weight, that it can be compared with.
+    """
+    reference: Any = layer.reference
+    reference = reference.double()
+    error = effective_weight(layer).double() - reference
+    result = dict[str, float]()
+    for name in names:
+        if name == "weight_l1":
+            result[name] = float(error.abs().sum())
+        elif name == "weight_l2":
+            result[name] = float((error * error).sum())
+        elif name == "output_l2":
+            result[name] = _squared(error, layer)
+            result["output_norm2"] = _squared(reference, layer)
+        else:
+            raise InputError(f"loss {name!r}", "weight_l1, weight_l2, output_l2", "measurement")
+    return result
+
+
+def total(losses: list[dict[str, float]]) -> dict[str, float]:
+    """The sums over layers; "relative_output_l2" is the summed output_l2 over the summed |W X|_F^2."""
+    result = {name: sum(layer[name] for layer in losses) for name in (losses[0] if losses else {})}
+    if (norm2 := result.pop("output_norm2", None)) is not None:
+        result[RELATIVE] = result["output_l2"] / norm2 if norm2 else 0.0
+    return result
+
+
+def _squared(error: Tensor, layer: LayerState) -> float:
+    """|E X|_F^2 from the Gram matrix; rounding cannot make it negative."""
+    if layer.gram is None:
+        raise InputError("no calibration", "calibration data", "output_l2")
+    gram: Any = layer.gram
+    return max(0.0, float(((error @ gram.double()) * error).sum()))

@@ -1,0 +1,70 @@
+"""What a user's ``evaluate`` returns: names, numbers, and which way is better."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from numbers import Real
+from typing import Any, Literal
+
+from compcomp.errors import InputError
+
+ANYWHERE = ("perplexity", "loss", "error", "entropy", "divergence", "latency")
+AS_A_WORD = {"ppl", "nll", "mse", "rmse", "mae", "wer", "cer", "kl", "err", "bpb", "bpc", "bits", "time"}
+"""Parts of a metric's name that mean "lower is better"; the short ones only as a word of their own."""
+
+
+def read_metrics(result: Any, evaluate: Any) -> dict[str, float]:
+    """The result of ``evaluate`` as name -> number. A bare number is named after the function.
+
+    Numbers may be infinite or NaN. InputError for anything but a number, or a non-empty dict of them.
+    """
+    allowed = "a number, or a dict of names and numbers"
+    if not isinstance(result, Mapping):
+        return {metric_name(evaluate): _number(result, allowed)}
+    if not result:
+        raise InputError("an empty dict", allowed, "evaluate")
+    for name in result:
+        if not isinstance(name, str):
+            raise InputError(f"a metric named {name!r:.40}", "names that are texts", "evaluate")
+    return {name: _number(value, f"a number for {name!r}") for name, value in result.items()}
+
+
+def metric_name(evaluate: Any) -> str:
+    """The function's name, under any ``functools.partial``; "score" for a lambda or a nameless callable."""
+    while isinstance(evaluate, partial):
+        evaluate = evaluate.func
+    name = getattr(evaluate, "__name__", "score")
+    return name if isinstance(name, str) and name != "<lambda>" else "score"
+
+
+def metric_direction(name: str, evaluate: Any = None) -> Literal["higher", "lower"]:
+    """Which values of a metric are better.
+
+    ``evaluate.higher_is_better``, True, False or a dict by metric, decides if it is there (on the function,
+    or on what a ``functools.partial`` wraps). Else "lower" for names like perplexity, ppl, loss, error, nll,
+    mse or wer, and "higher" for all others.
+    """
+    while not hasattr(evaluate, "higher_is_better") and isinstance(evaluate, partial):
+        evaluate = evaluate.func
+    told = getattr(evaluate, "higher_is_better", None)
+    if isinstance(told, Mapping):
+        told = told.get(name)
+    if isinstance(told, bool):
+        return "higher" if told else "lower"
+    if told is not None:
+        where = "evaluate.higher_is_better"
+        raise InputError(repr(told)[:60], "True, False or a dict of them by metric", where)
+    lowered = name.lower()
+    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    lower = any(part in lowered for part in ANYWHERE) or not AS_A_WORD.isdisjoint(words)
+    return "lower" if lower else "higher"
+
+
+def _number(value: Any, allowed: str) -> float:
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a scalar of torch or numpy
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InputError(f"{value!r:.40} ({type(value).__name__})", allowed, "evaluate")
+    return float(value)

@@ -1,0 +1,1 @@
+"""How verdicts become a plan: the orderings as a DAG, the search over it, and the plan."""

@@ -1,0 +1,135 @@
+"""Putting claims to the prover: each once, from the store where it is known, on an executor if there is one."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+from compcomp.language.claim import Claim, Scope
+from compcomp.language.technique import Technique
+from compcomp.language.text import parse_claim
+from compcomp.language.verdict import Status, Verdict
+from compcomp.ordering.store import Store, verdict_from_json, verdict_to_json
+
+Options = dict[str, Any]
+"""How hard to try: ``timeout`` (seconds) and ``stages`` of the prover."""
+Prover = Callable[[Claim, Scope, Options], Verdict]
+
+
+def decide(claim: Claim, scope: Scope, options: Options) -> Verdict:
+    """The verdict of :func:`compcomp.proving.prove.prove`."""
+    from compcomp.proving.prove import prove
+
+    return prove(claim, scope, **options)
+
+
+def decide_job(job: dict[str, Any], prover: Prover) -> dict[str, Any]:
+    """One claim as plain data in, its verdict as plain data out, in whatever process this runs."""
+    for module, name, kernel in job["techniques"]:
+        technique = getattr(importlib.import_module(module), name)
+        if technique not in Technique.kernels:
+            Technique.register(technique, kernel)
+    claim = parse_claim(job["claim"], job["loss"]) if job["loss"] else parse_claim(job["claim"])
+    return verdict_to_json(_decided(prover, claim, Scope.of(job["scope"]), job["options"]))
+
+
+def job_of(claim: Claim, scope: Scope, options: Options) -> dict[str, Any] | None:
+    """The claim as plain data; None where a technique has no name that another process could find."""
+    kinds = {type(t) for sequence in claim.sequences for t in sequence}
+    if any(kind not in Technique.kernels or "." in kind.__qualname__ for kind in kinds):
+        return None
+    return {
+        "claim": str(claim),
+        "loss": claim.loss.name if claim.loss else None,
+        "scope": str(scope),
+        "options": options,
+        "techniques": sorted((kind.__module__, kind.__name__, Technique.kernels[kind]) for kind in kinds),
+    }
+
+
+def _decided(prover: Prover, claim: Claim, scope: Scope, options: Options) -> Verdict:
+    """The prover's verdict; what it cannot handle is unknown."""
+    try:
+        return prover(claim, scope, options)
+    except Exception as error:
+        cause = f"the prover failed: {type(error).__name__}: {error}"
+        return Verdict(claim, scope, Status.UNKNOWN, reach=scope.describe(), cause=" ".join(cause.split())[:300])
+
+
+class Asker:
+    """Asks claims and keeps every verdict. An executor changes where a claim is decided, not how."""
+
+    def __init__(
+        self, prover: Prover = decide, *, executor: Executor | None = None, store: Store | None = None
+    ) -> None:
+        self.prover, self.executor, self.store = prover, executor, store
+        self.asked = self.reused = 0
+        self._known: dict[tuple[str, str | None, str], Verdict] = {}
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Every verdict so far."""
+        return list(self._known.values())
+
+    def ask(
+        self,
+        claims: Iterable[Claim],
+        scope: Scope,
+        options: Options | None = None,
+        answered: Callable[[Verdict], None] = lambda _: None,
+    ) -> list[Verdict]:
+        """The verdicts, in the order of the claims. ``answered`` is told each as it comes."""
+        options, wanted = options or {}, list(claims)
+        fresh: dict[tuple[str, str | None, str], Claim] = {}
+        for claim in wanted:
+            key = _key(claim, scope)
+            if key in self._known or key in fresh:
+                continue
+            found = self.store.get(claim, scope) if self.store is not None else None
+            if found is None:
+                fresh[key] = claim
+            else:
+                self.reused += 1
+                self._known[key] = found
+                answered(found)
+        pending: list[tuple[Claim, Future[dict[str, Any]] | None]] = [
+            (claim, self._submit(claim, scope, options)) for claim in fresh.values()
+        ]
+        try:
+            for claim, future in pending:
+                verdict = self._result(claim, scope, options, future)
+                self.asked += 1
+                self._known[_key(claim, scope)] = verdict
+                if self.store is not None:
+                    self.store.put(verdict)
+                answered(verdict)
+        except BaseException:
+            for _, future in pending:
+                if future is not None:
+                    future.cancel()
+            raise
+        return [self._known[_key(claim, scope)] for claim in wanted]
+
+    def _submit(self, claim: Claim, scope: Scope, options: Options) -> Future[dict[str, Any]] | None:
+        job = job_of(claim, scope, options) if self.executor is not None else None
+        if self.executor is None or job is None:
+            return None
+        try:
+            return self.executor.submit(decide_job, job, self.prover)
+        except RuntimeError:  # shut down, or broken by a worker that died
+            return None
+
+    def _result(self, claim: Claim, scope: Scope, options: Options, future: Future[dict[str, Any]] | None) -> Verdict:
+        """What the worker answered; where it was lost, this process decides the claim itself."""
+        if future is not None:
+            try:
+                return verdict_from_json(future.result(), claim)
+            except Exception:
+                pass
+        return _decided(self.prover, claim, scope, options)
+
+
+def _key(claim: Claim, scope: Scope) -> tuple[str, str | None, str]:
+    return str(claim), claim.loss.name if claim.loss else None, str(scope)

@@ -1,0 +1,230 @@
+"""The plan: which order to take, how it was found, and what became of every other order."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+
+from compcomp.errors import InputError
+from compcomp.language.technique import Sequence
+from compcomp.language.text import parse_sequence
+from compcomp.language.verdict import Verdict
+from compcomp.ordering.dag import Orderings, Prefix
+from compcomp.ordering.measure import Measurement
+
+NOT_ACCURACY = "A proof about layer error is not a proof about accuracy."
+
+
+@dataclass
+class Plan:
+    """The outcome of a search over the orders of some techniques.
+
+    order: the order to take. optimality: "proved" when proofs leave no other, else "measured".
+    orders: how many there are ("total"), and how many were "merged", "dropped" and "measured", each once.
+    verdicts: of the claims about pairs, both ways, then of every other claim that was decided.
+    claims: how many were "asked", "reused" from the store, "proved", "refuted" and left "undecided".
+    measurements: best first, each with order, metrics, losses and compression_rate. dense: the user's
+    metrics of the uncompressed model. best, worst: of the measurements. loss, metric: what orders were
+    compared by, the metric None without an ``evaluate``. compression_rate: of the chosen order, None where
+    none was measured on a model. measured_on: "model" or "generated layers". applications: technique
+    applications "done", and in the "full_tree" of all prefixes. seconds: by phase, and "total".
+    """
+
+    order: Sequence
+    optimality: str
+    orders: dict[str, int]
+    verdicts: list[Verdict]
+    claims: dict[str, int]
+    measurements: list[Measurement]
+    dense: dict[str, float]
+    best: Measurement
+    worst: Measurement
+    compression_rate: float | None
+    loss: str
+    metric: str | None
+    measured_on: str
+    applications: dict[str, int]
+    seconds: dict[str, float]
+    orderings: Orderings = field(repr=False)
+    notes: list[str] = field(default_factory=list)
+    compress: Callable[..., Any] | None = field(default=None, repr=False)
+    write_model: Callable[[Path], None] | None = field(default=None, repr=False)
+
+    @cached_property
+    def graph(self) -> nx.DiGraph[str]:
+        """The DAG of orderings: see :meth:`compcomp.ordering.dag.Orderings.graph`. Plain data throughout."""
+        graph = self.orderings.graph()
+        for one in self.measurements:
+            graph.nodes[one["order"]].update({k: finite(v) for k, v in one.items() if k != "order"})
+        return graph
+
+    @cached_property
+    def accounts(self) -> list[dict[str, str]]:
+        """For every order: ``order``, its ``fate`` (merged, dropped, measured), ``because``, and ``by`` which."""
+        return [fate.to_json() for fate in self.orderings.fates()]
+
+    @property
+    def scope(self) -> str:
+        """Which layers the proofs behind the plan speak of, in words."""
+        small = any(proof.scope.kind != "any" for proof in self.orderings.proofs())
+        return "the shapes of this model" if small else "any shape"
+
+    def apply(self, model: Any, calibration: Any = None) -> Any:
+        """Compress a model by the plan's order and return it, its effective weights written.
+
+        ``calibration``: needed where the order looks at inputs and the plan was not made with a model.
+        """
+        if self.compress is None:
+            raise InputError("a plan without a way to run", "a plan from optimize_order", "Plan.apply")
+        return self.compress(model, calibration)
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``plan.json``, and the compressed model where the plan was measured on one."""
+        folder = Path(directory)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            data = {**self.to_json(), "accounts": self.accounts}
+            (folder / "plan.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{str(directory)!r} ({error.strerror})", "a folder to write to", "Plan.save") from None
+        if self.write_model is not None:
+            self.write_model(folder)
+
+    def report(self, path: str | Path) -> None:
+        """Write a report for people to this path."""
+        # The room that writes reports reads plans, so this one must not import it before it is asked to.
+        room = f"{__name__.partition('.')[0]}.reporting"
+        try:
+            reporting = importlib.import_module(room)
+        except ModuleNotFoundError as error:
+            raise InputError(f"no module {error.name}", "an installation with reporting", "Plan.report") from None
+        reporting.write_report(self, path)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; what is not finite is null."""
+        return {
+            "order": str(self.order),
+            "optimality": self.optimality,
+            "orders": self.orders,
+            "verdicts": [verdict.to_json() for verdict in self.verdicts],
+            "claims": self.claims,
+            "measurements": finite(self.measurements),
+            "measured_on": self.measured_on,
+            "dense": finite(self.dense),
+            "best": finite(self.best),
+            "worst": finite(self.worst),
+            "compression_rate": finite(self.compression_rate),
+            "loss": self.loss,
+            "metric": self.metric,
+            "applications": self.applications,
+            "seconds": self.seconds,
+            "notes": self.notes,
+        }
+
+    # ------------------------------------------------------------------------------------ in words
+
+    @property
+    def standing(self) -> str:
+        """Which of the two a plan is: proved optimal, or the best measured of what proofs leave."""
+        if self.orders["total"] == 1:
+            return "the only order there is"
+        if self.optimality == "proved":
+            return f"proved optimal under ({self.loss}, {self.scope})"
+        return f"best measured of the {self.orders['measured']} orders that no proof excludes"
+
+    def value(self, measurement: Measurement) -> str:
+        """What a measurement was ranked by, as text."""
+        if self.metric is not None and self.metric in measurement["metrics"]:
+            return f"{self.metric} {measurement['metrics'][self.metric]:.4g}"
+        return f"{self.loss} {measurement['losses'][self.loss]:.4g}"
+
+    def __str__(self) -> str:
+        counts = self.orders
+        lines = [
+            str(self.order),
+            f"  {self.standing}",
+            f"  {counts['total']} orders: {counts['merged']} merged, {counts['dropped']} dropped by proof, "
+            f"{counts['measured']} measured",
+            f"  measured on {'the model' if self.measured_on == 'model' else 'generated layers, not on a model'}: "
+            + self._values(),
+        ]
+        if self.compression_rate is not None:
+            lines.append(f"  compression rate {self.compression_rate:.1%} (1 - size / size at 16 bits a weight)")
+        lines += [f"  {note}" for note in self.notes]
+        return "\n".join([*lines, f"  {NOT_ACCURACY}"])
+
+    def _values(self) -> str:
+        dense = f"{self.metric} {self.dense[self.metric]:.4g} dense, " if self.metric in self.dense else ""
+        return f"{dense}{self.value(self.best)} at best, {self.value(self.worst)} at worst"
+
+    def explain(self, order: str | Sequence) -> str:
+        """What became of one order, in words.
+
+        order: its text or a Sequence. A technique that needs no telling apart may be named without its
+        parameters, as in ``"Magnitude >> AbsMax"``.
+        """
+        prefix = self._found(order)
+        fate = next(self.orderings.fates([prefix]))
+        rank = {one["order"]: k for k, one in enumerate(self.measurements)}
+        lines = [f"{fate.order}: {fate.fate}."]
+        if fate.fate == "measured":
+            one = self.measurements[rank[fate.order]]
+            values = {**one["metrics"], **one["losses"]}
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            lines.append(f"No proof excludes it, so it was measured on {self._bench()}: {shown}.")
+            if rank[fate.order] == 0:
+                lines.append(f"It is the order to take: {self.standing}.")
+            else:
+                lines.append(f"That is place {rank[fate.order] + 1} of {len(rank)}; {self.order} is best.")
+        else:
+            what = {
+                "merged": "it leaves every layer in the same state as",
+                "dropped": f"its {self.loss} is never less than that of",
+            }[fate.fate]
+            lines.append(f"It was not measured, since {what} {fate.by}, which was ({self._of(fate.by, rank)}).")
+            for proof in fate.proofs:
+                assuming = f", assuming {'; '.join(proof.assumptions)}" if proof.assumptions else ""
+                reason = f" ({proof.reason})" if proof.reason else ""
+                lines.append(f"Proved for {proof.reach or proof.scope.describe()}{reason}: {proof.claim}{assuming}.")
+            if fate.fate == "dropped":
+                lines.append(NOT_ACCURACY)
+        return "\n".join(lines)
+
+    def _of(self, order: str, rank: dict[str, int]) -> str:
+        return self.value(self.measurements[rank[order]])
+
+    def _bench(self) -> str:
+        return "the model" if self.measured_on == "model" else "generated layers"
+
+    def _found(self, order: str | Sequence) -> Prefix:
+        known = self.orderings.techniques
+        allowed = f"an order of {', '.join(map(str, known))}"
+        if isinstance(order, str):
+            parts = []
+            for part in order.split(">>"):
+                named = [t for t in known if type(t).__name__ == part.strip()]
+                parts.append(str(named[0]) if len(named) == 1 else part)
+            order = parse_sequence(" >> ".join(parts))
+        if not isinstance(order, Sequence):
+            raise InputError(repr(order)[:80], allowed, "explain")
+        prefix = self.orderings.prefix(order.techniques)
+        if prefix is None or len(prefix) != self.orderings.length:
+            raise InputError(f"{str(order)[:200]!r}", allowed, "explain")
+        return prefix
+
+
+def finite(value: Any) -> Any:
+    """The same data with None for numbers that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

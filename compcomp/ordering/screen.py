@@ -1,0 +1,243 @@
+"""Choosing which claims to ask, by running every order on generated layers.
+
+What disagrees on one layer is false, so hundreds of claims are never asked. What agrees on all of them is
+only a candidate: nothing is merged or dropped for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import combinations
+from math import ceil, lcm
+
+import numpy as np
+import numpy.typing as npt
+
+from compcomp.errors import InputError
+from compcomp.language.algebra import stack, unstack
+from compcomp.language.layer import LayerState
+from compcomp.language.loss import Loss
+from compcomp.language.technique import Technique
+from compcomp.ordering.dag import Orderings, Prefix, Shape
+from compcomp.terms import Array, Batch, BatchChoices
+
+Values = npt.NDArray[np.float64]
+
+LAYERS = 48
+"""Generated layers, each of one of :data:`KINDS`; fewer where each is large."""
+KINDS = ("integers with ties", "landmarks", "gaussian", "correlated inputs", "zero groups", "one token")
+ENTRIES = 640
+"""Weights a generated layer should have at most: enough to tell false claims."""
+COLUMNS = 1024
+"""The widest layer that is generated at all."""
+AGREE = 1e-9
+"""Relative difference up to which floats agree."""
+
+
+def small_shape(techniques: Iterable[Technique], entries: int = ENTRIES) -> Shape | None:
+    """The smallest shape (out, in) that every technique fits and does something at; None if there is none.
+
+    More rows and columns than the ranks, as far as so many entries allow.
+    """
+    techniques = list(techniques)
+    unit = lcm(*(step.partition.size or 1 for t in techniques for step in t.steps()))
+    side = max((t.promises().trivial_side for t in techniques), default=0) + 1
+    columns = unit * ceil(max(side, 6) / unit)
+    rows = max(side + 1, 4)
+    while columns <= COLUMNS:
+        shape = (max(2, min(rows, entries // columns)), columns)
+        if all(_fits(t, shape) and _does_something(t, shape) for t in techniques):
+            return shape
+        columns += unit * ceil(columns / (2 * unit))
+    fallback = (2, unit)
+    return fallback if unit <= COLUMNS and all(_fits(t, fallback) for t in techniques) else None
+
+
+def _fits(technique: Technique, shape: Shape) -> bool:
+    try:
+        technique.check(shape)
+    except InputError:
+        return False
+    return True
+
+
+def _does_something(technique: Technique, shape: Shape) -> bool:
+    """Whether it changes a dense layer, or is not expected to, as it only mends what others do."""
+    promises = technique.promises()
+    if promises.rests or promises.holds_reference:
+        return True
+    layer = generated(shape, [technique], np.random.default_rng(0), layers=1, kinds=("gaussian",))
+    return bool(np.any(stack(technique.encode(layer).effective() - layer.weight, 1)))
+
+
+# ---------------------------------------------------------------------------------------------- layers
+
+
+def generated(
+    shape: Shape,
+    techniques: Iterable[Technique],
+    random: np.random.Generator,
+    layers: int = LAYERS,
+    kinds: tuple[str, ...] = KINDS,
+) -> LayerState:
+    """Dense layers of every kind with Gram matrices of inputs, as one layer of batches."""
+    techniques = list(techniques)
+    marks = sorted({mark for t in techniques for mark in t.promises().landmarks if 0 < mark < 10**6}) or [6]
+    sizes = [step.partition.size for t in techniques for step in t.steps()]
+    block = min((size for size in sizes if size is not None and size > 1), default=shape[1])
+    weights, inputs = np.zeros((layers, *shape)), np.zeros((layers, shape[1], shape[1] + 4))
+    for k in range(layers):
+        kind, mark = kinds[k % len(kinds)], marks[(k // len(kinds)) % len(marks)]
+        weights[k] = _weight(kind, shape, block, mark, random)
+        inputs[k] = _inputs(kind, inputs.shape[1:], random)
+    gram = inputs @ inputs.transpose(0, 2, 1)
+    return LayerState.dense(unstack(weights), gram=unstack(gram), choices=BatchChoices(layers, random))
+
+
+def _weight(kind: str, shape: Shape, block: int, mark: int, random: np.random.Generator) -> Values:
+    if kind in ("integers with ties", "one token"):
+        return random.integers(-3, 4, size=shape).astype(float)
+    if kind == "landmarks":  # the largest magnitude of every block is one where midpoints are whole numbers
+        weight = random.integers(-mark, mark + 1, size=shape).astype(float)
+        weight[:, ::block] = mark * random.choice([-1.0, 1.0], size=weight[:, ::block].shape)
+        return weight
+    weight = random.standard_normal(shape)
+    if kind == "zero groups":
+        weight[random.random(shape[0]) < 0.2] = 0
+        weight[np.repeat(random.random((shape[0], ceil(shape[1] / block))) < 0.3, block, axis=1)[:, : shape[1]]] = 0
+    if kind == "correlated inputs":
+        weight[random.random(shape) < 0.03] *= 8
+    return weight
+
+
+def _inputs(kind: str, shape: tuple[int, ...], random: np.random.Generator) -> Values:
+    features, tokens = shape
+    if kind in ("integers with ties", "landmarks"):
+        return random.integers(-2, 3, size=shape).astype(float)
+    if kind == "one token":
+        inputs = np.zeros(shape)
+        inputs[:, 0] = random.integers(-2, 3, size=features)
+        return inputs
+    inputs = random.standard_normal(shape)
+    if kind == "correlated inputs":
+        few = max(1, features // 4)
+        inputs = random.standard_normal((features, few)) @ random.standard_normal((few, tokens)) + 0.1 * inputs
+        inputs[random.random(features) < 0.1] *= 10
+    if kind == "zero groups":
+        inputs[random.random(features) < 0.2] = 0
+    return inputs
+
+
+# ---------------------------------------------------------------------------------------------- screening
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What two equal states have in common: ``format`` exactly, ``values`` (layers x fields) up to rounding."""
+
+    format: tuple[object, ...]
+    values: Values
+
+    def agrees(self, other: Sketch) -> bool:
+        """Whether two states may well be equal on every layer."""
+        return self.format == other.format and bool(
+            np.all(np.abs(self.values - other.values) <= AGREE * (1 + np.abs(self.values)))
+        )
+
+
+class Screen:
+    """Runs techniques on generated layers. ``applications`` counts how often."""
+
+    def __init__(self, orderings: Orderings, loss: Loss, shape: Shape, seed: int = 0) -> None:
+        random = np.random.default_rng(seed)
+        layers = max(len(KINDS), min(LAYERS, LAYERS * ENTRIES // (shape[0] * shape[1]), LAYERS * 64 // shape[1]))
+        self.shape, self.layers, self.applications = shape, layers, 0
+        self._techniques, self._loss = orderings.techniques, loss
+        self._dense = generated(shape, self._techniques, random, layers)
+        self._directions = np.random.default_rng(seed + 1).uniform(0.5, 1.5, size=shape[0] * shape[1])
+        weights = np.abs(stack(self._dense.weight, layers)).max(axis=(1, 2))
+        self._size = np.where(weights == 0, 1.0, weights)
+        nothing = replace(self._dense, weight=self._dense.weight * 0)
+        scale = self._values(loss.of(nothing))
+        self._scale = np.where(scale == 0, 1.0, scale)
+
+    def start(self) -> LayerState:
+        """The generated layers, uncompressed."""
+        return self._dense
+
+    def apply(self, technique: int, state: LayerState) -> LayerState:
+        """The state after one more technique."""
+        self.applications += 1
+        with np.errstate(all="ignore"):
+            return self._techniques[technique].encode(state)
+
+    def losses(self, state: LayerState) -> Values:
+        """The loss on each layer, relative to that of a layer of zeros."""
+        return self._values(self._loss.of(state)) / self._scale
+
+    def sketch(self, state: LayerState) -> Sketch:
+        """Every field of the state, projected on one direction: different fields hardly ever look alike."""
+        form = state.format
+        grid, factors = form.grid, form.factors
+        fields = [state.weight, state.effective() - state.weight]
+        fields += [] if grid is None else [grid.step]
+        values = [self._projected(field) / self._size for field in fields]
+        if form.mask is not None:
+            values.append(self._projected(form.mask))
+        known = (
+            form.mask is None,
+            None if grid is None else (grid.levels, grid.scales),
+            None if factors is None else factors.rank,
+            form.rank,
+        )
+        return Sketch(known, np.stack(values, axis=1))
+
+    def _projected(self, field: Array) -> Values:
+        projected: Values = stack(field, self.layers).reshape(self.layers, -1) @ self._directions
+        return projected
+
+    def _values(self, term: object) -> Values:
+        values = term.values if isinstance(term, Batch) else float(term)  # type: ignore[arg-type]
+        return np.broadcast_to(np.asarray(values, dtype=float), (self.layers,))
+
+
+def alike(sketches: dict[Prefix, Sketch]) -> list[tuple[Prefix, Prefix]]:
+    """Pairs of prefixes of the same techniques whose states agree on every layer, first prefix first."""
+    groups: dict[object, list[Prefix]] = {}
+    for prefix, sketch in sketches.items():
+        groups.setdefault((tuple(sorted(prefix)), sketch.format), []).append(prefix)
+    return [
+        (first, second)
+        for group in groups.values()
+        for first, second in combinations(sorted(group), 2)
+        if sketches[first].agrees(sketches[second])
+    ]
+
+
+def no_worse(losses: dict[Prefix, Values]) -> dict[Prefix, list[Prefix]]:
+    """For each complete order those that lose no more on any layer, those most like it first.
+
+    How alike two orders are is how many techniques stay in place relative to each other; of equally alike
+    ones the better on average comes first.
+    """
+    found: dict[Prefix, list[Prefix]] = {}
+    orders = sorted(losses)
+    table = np.stack([losses[order] for order in orders]) if orders else np.zeros((0, 1))
+    mean = table.mean(axis=1)
+    for k, order in enumerate(orders):
+        below = np.all(table <= table[k] * (1 + AGREE) + AGREE * 1e-2, axis=1)
+        better = [i for i in np.flatnonzero(below) if i != k]
+        better.sort(key=lambda i: (-in_common(orders[i], order), mean[i], orders[i]))
+        found[order] = [orders[i] for i in better]
+    return found
+
+
+def in_common(first: Prefix, second: Prefix) -> int:
+    """Length of the longest common subsequence."""
+    row = [0] * (len(second) + 1)
+    for x in first:
+        before = row[:]
+        for j, y in enumerate(second):
+            row[j + 1] = before[j] + 1 if x == y else max(before[j + 1], row[j])
+    return row[-1]

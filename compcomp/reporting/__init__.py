@@ -1,0 +1,16 @@
+"""What people look at: the terminal, one HTML page, a picture of the ranking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compcomp.ordering.plan import Plan
+
+
+def write_report(plan: Plan, path: str | Path) -> None:
+    """Write a plan as one self-contained HTML file: see :func:`compcomp.reporting.html.write_report`."""
+    from compcomp.reporting.html import write_report as write
+
+    write(plan, path)

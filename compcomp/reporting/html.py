@@ -1,0 +1,178 @@
+"""A plan as one HTML file that needs nothing else: style and pictures inside, no scripts, no network."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compcomp.errors import InputError
+from compcomp.ordering.plan import NOT_ACCURACY
+from compcomp.reporting import summary
+from compcomp.reporting.drawing import drawable, orderings_svg
+from compcomp.reporting.html_verdicts import code, folded, paragraph, verdict_list
+
+if TYPE_CHECKING:
+    from compcomp.ordering.plan import Plan
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def write_report(plan: Plan, path: str | Path) -> None:
+    """Write the plan as a page to this path, whose folder is made. Raises InputError where it cannot be written."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_bytes(page(plan).encode("utf-8", "replace"))
+    except OSError as error:
+        raise InputError(f"{str(path)!r} ({error.strerror})", "a file to write to", "write_report") from None
+
+
+def page(plan: Plan) -> str:
+    """The page as text."""
+    names = summary.Names(plan.order)
+    ranked = summary.ranking(plan, names)
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    title = escape(names(str(plan.order)))
+    body = "".join(
+        (
+            _head(plan, names, ranked),
+            _section("The orderings", _drawn(plan, names, ranked)),
+            _section("Measured orders", _ranking(plan, ranked)),
+            _section("Verdicts", verdict_list(plan.verdicts)),
+            _section("What proofs excluded", _accounts(plan, names)),
+            _foot(plan),
+        )
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title>\n<style>\n{style}</style></head>\n<body><main>\n{body}</main></body></html>\n"
+    )
+
+
+def _section(title: str, inside: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>\n{inside}</section>\n"
+
+
+# ----------------------------------------------------------------------------------------------- the plan
+
+
+def _head(plan: Plan, names: summary.Names, ranked: summary.Ranking) -> str:
+    kind = "standing proved" if plan.optimality == "proved" else "standing"
+    done, full = plan.applications["done"], plan.applications["full_tree"]
+    tiles = [*_compared(ranked), ("techniques applied", f"{done:,}", f"of {full:,} times")]
+    if plan.compression_rate is not None:
+        tiles.append(("compression", f"{plan.compression_rate:.1%}", "smaller"))
+    boxes = "".join(
+        f'<div class="tile"><div class="soft">{escape(name)}</div><div class="figure">{escape(figure)}'
+        f"<small>{escape(unit)}</small></div></div>"
+        for name, figure, unit in tiles
+    )
+    return (
+        f'<header><p class="over">The order in which to apply {len(plan.order)} compression techniques</p>\n'
+        f"<h1>{escape(names(str(plan.order)).replace(' >> ', ' → '))}</h1>\n{paragraph(summary.headline(plan), kind)}"
+        f'<div class="copy code">{escape(str(plan.order))}</div>\n'
+        f'<div class="tiles">{boxes}</div>\n{paragraph(summary.counted(plan) + ".")}'
+        f"{paragraph(summary.applied(plan) + '.', 'soft')}"
+        f"{''.join(paragraph(note, 'soft') for note in plan.notes)}{paragraph(NOT_ACCURACY, 'caution')}</header>\n"
+    )
+
+
+def _compared(ranked: summary.Ranking) -> list[tuple[str, str, str]]:
+    """Tiles for the dense model, the best order and the worst, side by side."""
+    if not ranked.rows:
+        return []
+    tiles = []
+    if ranked.dense is not None:
+        tiles.append(("dense model", summary.number(ranked.dense), ranked.what))
+    for name, row in (("best order", ranked.rows[0]), ("worst order", ranked.rows[-1])):
+        times = summary.ratio(row.times_dense)
+        tiles.append((name, summary.number(row.value), f"{times} dense" if times else ranked.what))
+    return tiles
+
+
+def _drawn(plan: Plan, names: summary.Names, ranked: summary.Ranking) -> str:
+    if drawable(plan):
+        legend = (
+            "Each column applies one more technique. The thick path is the best order. The stronger the colour "
+            "of a leaf, the better it measured; dashed ones are dropped by proof. Violet edges lead to a prefix "
+            "that is proved to leave every layer in the same state; such prefixes are one node."
+        )
+    else:
+        legend = (
+            "There are too many orders to draw them all: this is the best one. Below each step stands how many "
+            "classes of equal prefixes of that length there are."
+        )
+    return f'{paragraph(legend, "soft")}<div class="scroll">{orderings_svg(plan, names, ranked)}</div>\n'
+
+
+def _ranking(plan: Plan, ranked: summary.Ranking) -> str:
+    if not ranked.rows:
+        return paragraph("No order was measured.")
+    where = "the model" if plan.measured_on == "model" else "generated layers, not on a model"
+    bars = "distance" if ranked.dense is not None else ""
+    head = f'<tr><th class="n">place</th><th>order</th><th>{bars}</th><th class="n">{escape(ranked.what)}</th>'
+    head += '<th class="n">against dense</th>' if ranked.dense is not None else ""
+    head += '<th class="n">compression</th></tr>' if any(row.rate is not None for row in ranked.rows) else "</tr>"
+    rows = [_row(row, ranked) for row in ranked.rows]
+    caption = f"{ranked.caption}. Measured on {where}."
+    line = " The dashed line is the dense model." if ranked.dense is not None else ""
+    before = f'<div class="scroll"><table class="ranking"><thead>{head}</thead><tbody>'
+    return paragraph(caption + line, "soft") + folded(rows, before, "</tbody></table></div>", "orders")
+
+
+def _row(row: summary.Row, ranked: summary.Ranking) -> str:
+    length = " long" if len(row.short) > 90 else ""
+    cells = [
+        f'<td class="n soft">{row.place}</td>',
+        f'<td class="order{length}" title="{escape(row.order)}">{escape(row.short)}</td>',
+        f'<td class="bar">{_bar(row, ranked)}</td>',
+        f'<td class="n">{escape(summary.number(row.value))}</td>',
+    ]
+    if ranked.dense is not None:
+        cells.append(f'<td class="n">{escape(summary.ratio(row.times_dense))}</td>')
+    if row.rate is not None:
+        cells.append(f'<td class="n soft">{row.rate:.1%}</td>')
+    return f"<tr{' class=chosen' if row.place == 1 else ''}>{''.join(cells)}</tr>\n"
+
+
+def _bar(row: summary.Row, ranked: summary.Ranking) -> str:
+    if row.bar is None:
+        return '<span class="soft">no number</span>'
+    start, end = row.bar
+    line = f'<line x1="{ranked.axis:.4f}" x2="{ranked.axis:.4f}" y1="0" y2="1"/>' if ranked.dense is not None else ""
+    return (
+        '<svg viewBox="0 0 1 1" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect x="{start:.4f}" y=".18" width="{max(end - start, 0.002):.4f}" height=".64"/>{line}</svg>'
+    )
+
+
+def _accounts(plan: Plan, names: summary.Names) -> str:
+    groups = summary.grouped(plan, names)
+    if not groups:
+        many = plan.orders["merged"] + plan.orders["dropped"]
+        return paragraph(f"{summary.orders_of(many)}, too many to list." if many else "No proof excluded an order.")
+    text = ""
+    for fate in ("merged", "dropped"):
+        found = [g for g in groups if g.fate == fate]
+        if found:
+            count = summary.orders_of(sum(len(g.orders) for g in found))
+            text += f"<h3>{fate.capitalize()}: {count}</h3>"
+            text += paragraph(f"{summary.WHAT_FATE_MEANS[fate].capitalize()}.", "soft")
+            text += folded([_group(g, names) for g in found], "", "", "groups")
+    return text
+
+
+def _group(group: summary.Group, names: summary.Names) -> str:
+    verb = f' <span class="soft">{summary.STANDS_FOR[group.fate]}</span> '
+    items = [f"<li>{code(names(fate.order))}{verb}{code(names(fate.by))}</li>\n" for fate in group.orders]
+    title = f"{summary.orders_of(len(group.orders))}: {escape(group.reason)}"
+    return f"<details><summary>{title}</summary>{folded(items, '<ul class=orders>', '</ul>', 'orders')}</details>\n"
+
+
+def _foot(plan: Plan) -> str:
+    versions = dict.fromkeys(f"{name} {value}" for v in plan.verdicts for name, value in v.versions.items() if value)
+    times = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in plan.seconds.items())
+    compared = paragraph(f"Orders were compared by {plan.loss}. {times}.")
+    return f"<footer>{compared}{paragraph(', '.join(versions))}</footer>\n"

@@ -1,0 +1,288 @@
+"""What a plan and its verdicts come to, as plain rows: every way of showing them shows the same."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from compcomp.language.technique import Technique
+from compcomp.language.verdict import Status, Verdict
+from compcomp.ordering.dag import FATES, Fate
+
+if TYPE_CHECKING:
+    from compcomp.ordering.plan import Plan
+
+STATUSES = tuple(Status)
+"""In the order in which they are shown: what is decided comes first."""
+
+LISTED = 50_000
+"""Orders a plan may have for every one of them to be accounted for by name."""
+
+LOG_FROM = 20.0
+"""From this ratio to the dense model on, distances from it are drawn on a log scale."""
+
+
+# ------------------------------------------------------------------------------------------------ text
+
+
+def number(value: float | None) -> str:
+    """Four significant digits."""
+    if value is None:
+        return "n/a"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:#.4g}".removesuffix(".")
+
+
+def ratio(value: float | None) -> str:
+    """A multiple of something, such as "1.07x"."""
+    if value is None or not math.isfinite(value):
+        return ""
+    return f"{value:,.0f}×" if abs(value) >= 1000 else f"{value:.3g}×" if abs(value) >= 10 else f"{value:.2f}×"
+
+
+def orders_of(count: int) -> str:
+    return "1 order" if count == 1 else f"{count:,} orders"
+
+
+class Names:
+    """Techniques by short names: the class, and the parameters that tell two of a class apart."""
+
+    def __init__(self, techniques: Iterable[Technique]) -> None:
+        kinds: dict[str, list[Technique]] = defaultdict(list)
+        for technique in {str(t): t for t in techniques}.values():
+            kinds[type(technique).__name__].append(technique)
+        self.short: dict[str, str] = {}
+        for kind, members in kinds.items():
+            given = [f.name for f in fields(members[0])]  # type: ignore[arg-type]
+            different = {name: len({repr(getattr(t, name)) for t in members}) for name in given}
+            telling = [name for name in given if different[name] > 1]
+            telling = [name for name in telling if different[name] == len(members)][:1] or telling
+            for t in members:
+                shown = ", ".join(f"{name}={getattr(t, name)}" for name in telling)
+                self.short[str(t)] = f"{kind}({shown})" if shown else kind
+        self.initials: dict[str, str] = {}
+        for full, short in self.short.items():
+            letters = "".join(c for c in short.partition("(")[0] if c.isupper()) or short[:1]
+            same = sum(re.sub(r"\d+$", "", other) == letters for other in self.initials.values())
+            self.initials[full] = f"{letters}{same + 1}" if same else letters
+        longest_first = sorted(self.short, key=len, reverse=True)
+        self._known = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def __call__(self, text: str) -> str:
+        """A text that names techniques in full, with their short names."""
+        return self._known.sub(lambda found: self.short[found[0]], text)
+
+    def initialled(self, text: str) -> str:
+        """A text that names techniques in full, with their initials."""
+        return self._known.sub(lambda found: self.initials[found[0]], text)
+
+    def legend(self) -> str:
+        """What the initials stand for."""
+        return ", ".join(f"{initials} {self.short[full]}" for full, initials in self.initials.items())
+
+
+# ------------------------------------------------------------------------------------------------ plans
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured order. ``bar``: where its bar begins and ends, out of 1; None where there is no number."""
+
+    place: int
+    order: str
+    short: str
+    value: float
+    times_dense: float | None
+    rate: float | None
+    bar: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The measured orders, best first.
+
+    ``what``: the metric or loss they are ranked by. ``lower``: whether lower is better, None when no two
+    differ. ``dense``: the value of the uncompressed model. ``axis``: where its line stands, out of 1.
+    """
+
+    what: str
+    lower: bool | None
+    dense: float | None
+    rows: tuple[Row, ...]
+    axis: float
+    log: bool
+
+    @property
+    def caption(self) -> str:
+        """What a bar shows."""
+        better = {True: ", lower is better", False: ", higher is better", None: ""}[self.lower]
+        if self.dense is None:
+            return f"Ranked by {self.what}{better}; bars start at 0"
+        scale = " on a log scale" if self.log else ""
+        return (
+            f"Ranked by {self.what}{better}; bars show the distance from the dense model's {number(self.dense)}{scale}"
+        )
+
+
+def ranking(plan: Plan, names: Names) -> Ranking:
+    """The measurements with their bars."""
+    metric = plan.metric if any(plan.metric in one["metrics"] for one in plan.measurements) else None
+    what = plan.loss if metric is None else metric
+    values = [_value(one, metric, plan.loss) for one in plan.measurements]
+    dense = None if metric is None else plan.dense.get(metric)
+    if dense is not None and not math.isfinite(dense):
+        dense = None
+    finite = [v for v in values if math.isfinite(v)]
+    log = dense is not None and dense > 0 and all(v > 0 for v in finite) and _widest(finite, dense) > LOG_FROM
+
+    def place(value: float) -> float:
+        if dense is None:
+            return value
+        return math.log(value / dense) if log else value - dense
+
+    low = min([0.0, *map(place, finite)])
+    high = max([0.0, *map(place, finite)])
+    size = high - low or 1.0
+    axis = -low / size
+
+    def bar(value: float) -> tuple[float, float] | None:
+        if math.isnan(value):
+            return None
+        end = (place(value) - low) / size if math.isfinite(value) else float(value > 0)
+        return min(axis, end), max(axis, end)
+
+    rows = tuple(
+        Row(
+            place=k,
+            order=one["order"],
+            short=names(one["order"]),
+            value=value,
+            times_dense=value / dense if dense and math.isfinite(value) else None,
+            rate=one.get("compression_rate"),
+            bar=bar(value),
+        )
+        for k, (one, value) in enumerate(zip(plan.measurements, values, strict=True), 1)
+    )
+    lower = finite[0] < finite[-1] if finite and finite[0] != finite[-1] else None
+    return Ranking(what, lower, dense, rows, axis, log)
+
+
+def _value(one: dict[str, object], metric: str | None, loss: str) -> float:
+    values = one["losses"] if metric is None else one["metrics"]
+    assert isinstance(values, dict)
+    value = values.get(loss if metric is None else metric)
+    return math.nan if value is None else float(value)
+
+
+def _widest(values: list[float], dense: float) -> float:
+    return max((max(v / dense, dense / v) for v in values), default=1.0)
+
+
+def headline(plan: Plan) -> str:
+    """Which of the two a plan is, as a sentence."""
+    return f"{plan.standing[:1].upper()}{plan.standing[1:]}."
+
+
+def counted(plan: Plan) -> str:
+    """Where all the orders went."""
+    total = orders_of(plan.orders["total"])
+    return f"{total} = " + "{merged:,} merged + {dropped:,} dropped + {measured:,} measured".format(**plan.orders)
+
+
+def applied(plan: Plan) -> str:
+    """What sharing and proofs saved."""
+    done, full = plan.applications["done"], plan.applications["full_tree"]
+    return f"{done:,} of the {full:,} technique applications that all orders take when prefixes are shared"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Orders that were taken care of alike: merged by the same proofs, or dropped by the same rules."""
+
+    fate: str
+    reason: str
+    orders: tuple[Fate, ...]
+
+
+def grouped(plan: Plan, names: Names) -> list[Group]:
+    """The orders that proofs excluded, the largest groups first. None at all where there are too many orders."""
+    if plan.orders["total"] > LISTED:
+        return []
+    groups: dict[tuple[str, str], list[Fate]] = defaultdict(list)
+    for fate in plan.orderings.fates():
+        if fate.fate == "merged":
+            reason = "; ".join(names(f"{v.claim} ({proved_by([v])})") for v in fate.proofs)
+            groups[fate.fate, reason].append(fate)
+        elif fate.fate == "dropped":
+            groups[fate.fate, proved_by(fate.proofs)].append(fate)
+    found = [Group(fate, reason, tuple(orders)) for (fate, reason), orders in groups.items()]
+    return sorted(found, key=lambda g: (FATES.index(g.fate), -len(g.orders)))
+
+
+def proved_by(proofs: Iterable[Verdict]) -> str:
+    """Which rules some proofs rest on, and how far they reach."""
+    return "; ".join(dict.fromkeys(f"{decided_by(v)}, {v.reach or v.scope.describe()}" for v in proofs))
+
+
+STANDS_FOR = {"merged": "equals", "dropped": "never loses less than"}
+WHAT_FATE_MEANS = {
+    "merged": "proved to leave every layer in the same state as another order",
+    "dropped": "proved never to lose less than another order",
+    "measured": "excluded by no proof",
+}
+
+
+# ------------------------------------------------------------------------------------------------ verdicts
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Verdicts in the order in which they are shown, and their distinct assumptions in the order met."""
+
+    verdicts: tuple[Verdict, ...]
+    assumptions: tuple[str, ...]
+
+    def numbers(self, verdict: Verdict) -> list[int]:
+        """The numbers of its assumptions, from 1."""
+        return sorted({self.assumptions.index(text) + 1 for text in verdict.assumptions})
+
+
+def numbered(verdicts: Iterable[Verdict]) -> Numbered:
+    """Decided verdicts first; otherwise as given."""
+    shown = tuple(sorted(verdicts, key=lambda v: STATUSES.index(v.status)))
+    return Numbered(shown, tuple(dict.fromkeys(text for v in shown for text in v.assumptions)))
+
+
+def tally(verdicts: Iterable[Verdict]) -> str:
+    """How many there are of each status, such as "3 PROVED, 1 UNKNOWN"."""
+    given = [v.status for v in verdicts]
+    return ", ".join(f"{given.count(s):,} {s}" for s in STATUSES if s in given) or "none"
+
+
+def decided_by(verdict: Verdict) -> str:
+    """What settled a claim, in a few words; the cause where nothing did."""
+    if verdict.status in (Status.UNKNOWN, Status.DISAGREE):
+        return verdict.cause or "no reason given"
+    if verdict.status is Status.REFUTED:
+        return "counterexample" + (f" ({verdict.stage})" if verdict.stage else "")
+    return verdict.reason or verdict.cause or verdict.stage or "no reason given"
+
+
+def graded(verdict: Verdict) -> str:
+    """The grade, with the solver that answered."""
+    solvers = sorted({q.solver for q in verdict.queries if q.solver})
+    return ", ".join(([str(verdict.grade)] if verdict.grade else []) + solvers)
+
+
+def worked(verdict: Verdict) -> str:
+    """The work done, in words."""
+    parts = []
+    if "seconds" in verdict.work:
+        parts.append(f"{verdict.work['seconds']:.3g} s")
+    if verdict.work.get("rlimit"):
+        parts.append(f"solver resource count {verdict.work['rlimit']:,.0f}")
+    parts += [f"{k} {number(v)}" for k, v in verdict.work.items() if k not in ("seconds", "rlimit")]
+    return ", ".join(parts)

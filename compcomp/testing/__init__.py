@@ -1,0 +1,8 @@
+"""Strategies and checks for encodings, yours included. Needs Hypothesis: ``pip install compcomp[testing]``."""
+
+from compcomp.testing.conformance import Coverage as Coverage
+from compcomp.testing.conformance import check_encoding as check_encoding
+from compcomp.testing.strategies import conventions as conventions
+from compcomp.testing.strategies import layers as layers
+from compcomp.testing.strategies import matrices as matrices
+from compcomp.testing.strategies import techniques as techniques

@@ -1,0 +1,386 @@
+"""One check for every technique: its kernel against its encoding, and its promises in exact numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import strategies as st
+
+from compcomp.errors import InputError
+from compcomp.language.algebra import NotExactError, batch_size, rank_exceeds, stack
+from compcomp.language.layer import Factors, Format, LayerState
+from compcomp.language.loss import LOSSES
+from compcomp.language.technique import Kernel, Technique
+from compcomp.terms import Array, Batch, BatchChoices, Choices, RandomChoices, Term, each
+from compcomp.testing.strategies import Shape, layers, scaled
+
+SHAPES: tuple[Shape, ...] = ((1, 4), (2, 4), (3, 4), (4, 2), (2, 3), (1, 8))
+"""Shapes (out x in) to try: those that the technique fits."""
+
+MARGIN = 1e-6
+"""Relative distance from a tie or a rounding midpoint below which floats may choose otherwise."""
+
+TOLERANCE = 1e-7
+"""Relative to the largest magnitude of the layer."""
+
+
+@dataclass
+class Coverage:
+    """How many layers were compared.
+
+    ``clear``: away from every tie and midpoint. ``at_ties``: at a tie or midpoint that floats meet exactly.
+    ``promises``: promises were checked. ``skipped``: floats may differ, or the optimum is not rational.
+    """
+
+    clear: int = 0
+    at_ties: int = 0
+    promises: int = 0
+    skipped: int = 0
+
+
+def check_encoding(
+    technique: Technique,
+    shapes: Sequence[Shape] = SHAPES,
+    max_examples: int = 40,
+    device: str = "cpu",
+    kernel: Kernel | None = None,
+) -> Coverage:
+    """Raise AssertionError unless kernel, encoding and promises of the technique agree; say what was covered.
+
+    On exact layers drawn by Hypothesis, the encoding on Fractions is compared with the torch kernel in
+    float64 on ``device`` and with the encoding on batches: weight, mask, grid, low-rank product, rank and
+    every loss. Away from ties and midpoints they must agree. At a tie they must agree too where the
+    technique is a single step and floats meet the tie exactly. Every declared promise must hold on the
+    Fractions, for every choice tried.
+
+    shapes: (out, in) pairs; those that the technique does not fit are left out. max_examples: layers to
+    draw, always the same ones. kernel: in place of the registered one. Raises InputError when no shape fits.
+    """
+    run = kernel or technique.kernel()
+    fitting = [shape for shape in shapes if _fits(technique, shape)]
+    if not fitting:
+        raise InputError(", ".join(f"{m}x{n}" for m, n in shapes), "a shape that fits", f"{technique}")
+    coverage = Coverage()
+
+    @settings(
+        max_examples=max_examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.data())
+    def examine(data: st.DataObject) -> None:
+        shape = data.draw(st.sampled_from(fitting))
+        layer = data.draw(layers(shape, inputs=technique.needs_inputs or data.draw(st.booleans())))
+        seed = data.draw(st.integers(0, 2**16))
+        factor = data.draw(st.sampled_from((Fraction(3), Fraction(1, 2), Fraction(2, 7))))
+        try:
+            result = technique.encode(replace(layer, choices=Choices()))
+            _check_promises(technique, layer, result, seed, factor)
+            coverage.promises += 1
+            _compare(technique, run, layer, result, device, coverage)
+        except NotExactError:
+            coverage.skipped += 1
+            reject()
+
+    examine()
+    return coverage
+
+
+def _fits(technique: Technique, shape: Shape) -> bool:
+    try:
+        technique.check(shape)
+    except InputError:
+        return False
+    return True
+
+
+def _fail(technique: Technique, what: str, layer: LayerState, *results: tuple[str, Any]) -> AssertionError:
+    lines = [f"{technique}: {what}", *(f"  {name}: {value}" for name, value in results)]
+    shown: list[tuple[str, Any]] = [("weight", layer.weight), ("reference", layer.reference), ("gram", layer.gram)]
+    shown += [("mask", layer.format.mask), ("rank", layer.format.rank)]
+    if layer.format.grid is not None:
+        shown += [("grid step", layer.format.grid.step), ("levels", layer.format.grid.levels)]
+    if layer.format.factors is not None:
+        shown += [("left", layer.format.factors.left), ("right", layer.format.factors.right)]
+    lines += [f"  {name} = {_text(value)}" for name, value in shown if value is not None]
+    return AssertionError("\n".join(lines))
+
+
+def _text(value: Any) -> str:
+    return str([[str(x) for x in row] for row in value]) if isinstance(value, np.ndarray) else str(value)
+
+
+# --------------------------------------------------------------------------------------------- comparison
+
+
+def _compare(
+    technique: Technique,
+    kernel: Kernel,
+    layer: LayerState,
+    result: LayerState,
+    device: str,
+    coverage: Coverage,
+) -> None:
+    opposite = scaled(layer, Fraction(-1))
+    other = technique.encode(opposite)
+    clear = result.choices.margin > MARGIN
+    meets_ties = result.choices.margin == 0 and len(technique.steps()) == 1
+    if clear or meets_ties:
+        before = _tensors(layer, device)
+        after = kernel(technique, before)
+        _check_untouched(technique, layer, before)
+        _check_same(technique, "torch kernel", layer, result, _floats(after))
+        coverage.clear += clear
+        coverage.at_ties += not clear
+    else:
+        coverage.skipped += 1
+    if (clear and other.choices.margin > MARGIN) or (meets_ties and _float_exact(result, other)):
+        both = technique.encode(_batches([layer, opposite]))
+        for index, (start, single) in enumerate([(layer, result), (opposite, other)]):
+            _check_same(technique, "encoding on batches", start, single, _unbatched(both, index))
+
+
+def _float_exact(*states: LayerState) -> bool:
+    """Floats hold every entry without error, so that they meet the same ties and midpoints."""
+    entries = [x for s in states for x in s.weight.ravel()]
+    entries += [x for s in states if s.format.grid for x in s.format.grid.step.ravel()]
+    return all(Fraction(float(x)) == x for x in entries)
+
+
+def _check_same(technique: Technique, what: str, layer: LayerState, expected: LayerState, found: LayerState) -> None:
+    """The float state ``found`` is the exact one, up to rounding."""
+    entries = [x for m in (layer.weight, layer.reference, expected.effective()) for x in m.ravel()]
+    size = max(abs(float(x)) for x in entries)
+
+    def same(name: str, one: Array | None, other: Array | None) -> None:
+        if (one is None) != (other is None):
+            raise _fail(technique, f"{name} of the {what}", layer, ("encoding", one), (what, other))
+        if one is None or other is None:
+            return
+        apart = np.abs(_float_array(one) - _float_array(other)) if one.shape == other.shape else np.array(np.inf)
+        if not np.all(apart <= TOLERANCE * size):
+            shown = (("encoding", _text(one)), (what, _text(other)))
+            raise _fail(technique, f"the {name} of the {what} differs", layer, *shown)
+
+    def alike(name: str, one: Any, other: Any) -> None:
+        if one != other:
+            raise _fail(technique, f"the {name} of the {what} differs", layer, ("encoding", one), (what, other))
+
+    same("weight", expected.weight, found.weight)
+    same("effective weight", expected.effective(), found.effective())
+    left, right = expected.format, found.format
+    alike("rank", left.rank, right.rank)
+    alike("presence of a mask", left.mask is None, right.mask is None)
+    if left.mask is not None and right.mask is not None:
+        alike("mask", left.mask.astype(bool).tolist(), right.mask.astype(bool).tolist())
+    alike("presence of a grid", left.grid is None, right.grid is None)
+    if left.grid is not None and right.grid is not None:
+        same("grid step", left.grid.step, right.grid.step)
+        alike("grid levels", left.grid.levels, right.grid.levels)
+        alike("number of scales", left.grid.scales, right.grid.scales)
+    alike("rank of the factors", left.factors and left.factors.rank, right.factors and right.factors.rank)
+    for loss in LOSSES.values():
+        if loss.needs_inputs and layer.gram is None:
+            continue
+        start, end, float_end = (float(loss.of(state)) for state in (layer, expected, found))
+        nothing = float(loss.of(replace(layer, weight=layer.weight * 0, format=Format())))
+        if abs(end - float_end) > 10 * TOLERANCE * (start + end + nothing):
+            raise _fail(
+                technique, f"the {loss.name} of the {what} differs", layer, ("encoding", end), (what, float_end)
+            )
+
+
+def _check_untouched(technique: Technique, layer: LayerState, tensors: LayerState) -> None:
+    """The kernel changed none of the tensors it was given."""
+    untouched = _floats(tensors)
+    for name, one, other in zip(
+        ("weight", "reference", "gram", "mask", "grid step", "left factor", "right factor"),
+        _arrays(layer),
+        _arrays(untouched),
+        strict=True,
+    ):
+        if one is not None and other is not None and not np.array_equal(_float_array(one), _float_array(other)):
+            raise _fail(technique, f"the kernel changes the {name} it is given in place", layer)
+
+
+# ------------------------------------------------------------------------------------------------ promises
+
+
+def _check_promises(technique: Technique, layer: LayerState, result: LayerState, seed: int, factor: Fraction) -> None:
+    promised = technique.promises()
+    makers: list[Callable[[], Choices]] = [Choices, lambda: RandomChoices(seed)]
+    results = [result, technique.encode(replace(layer, choices=makers[1]()))]
+
+    def broken(promise: str, *shown: tuple[str, Any]) -> AssertionError:
+        return _fail(technique, f"its promise {promise} is false", layer, *shown)
+
+    if promised.deterministic and not _equal(results[0], results[1]):
+        shown = [(f"choice {k}", _text(r.weight)) for k, r in enumerate(results)]
+        raise broken("deterministic=True", *shown)
+    if promised.deterministic:
+        del makers[1], results[1]
+    for make, result in zip(makers, results, strict=True):
+        after = ("weight after", _text(result.weight))
+        for invariant in ("mask", "grid", "rank", "factors"):
+            if invariant in promised.keeps and not _kept(invariant, layer, result):
+                raise broken(f"keeps={{{invariant!r}}}", after)
+        if not (_on_grid(result) and _within_rank(result)):
+            raise _fail(technique, "the weight does not fit the format it sets", layer, after)
+        for name in promised.never_increases:
+            if LOSSES[name].needs_inputs and layer.gram is None:
+                continue
+            losses = [LOSSES[name].of(state) for state in (layer, result)]
+            if losses[1] > losses[0]:
+                raise broken(f"never_increases={{{name!r}}}", ("before and after", losses), after)
+        at_reference = replace(layer, reference=layer.effective(), choices=make())
+        rested = technique.encode(at_reference)
+        if promised.rests and not _equal(at_reference, rested):
+            raise broken("rests=True", ("weight after, at the reference", _text(rested.weight)))
+        if promised.holds_reference and not np.array_equal(rested.effective(), at_reference.reference):
+            raise broken("holds_reference=True", ("effective weight after", _text(rested.effective())))
+        larger = technique.encode(replace(scaled(layer, factor), choices=make()))
+        if promised.homogeneous and not _equal(scaled(result, factor), larger):
+            raise broken("homogeneous=True", (f"weight after, times {factor}", _text(larger.weight)), after)
+
+
+def _equal(one: LayerState, other: LayerState) -> bool:
+    """The same weight, mask, grid and low-rank product, exactly."""
+    left, right = one.format, other.format
+    if (left.mask is None, left.grid is None) != (right.mask is None, right.grid is None):
+        return False
+    pairs = [(one.weight, other.weight), (one.effective(), other.effective()), (left.mask, right.mask)]
+    if left.grid is not None and right.grid is not None:
+        pairs.append((left.grid.step, right.grid.step))
+        if left.grid.levels != right.grid.levels:
+            return False
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def _kept(invariant: str, before: LayerState, after: LayerState) -> bool:
+    old, new = before.format, after.format
+    if getattr(old, invariant) is None:
+        return True
+    if getattr(new, invariant) is None:
+        return False
+    if old.mask is not None and new.mask is not None and invariant == "mask":
+        dropped = ~old.mask.astype(bool)
+        return not np.any(new.mask.astype(bool) & dropped) and not np.any(after.weight[dropped] != 0)
+    if invariant == "grid":
+        assert old.grid is not None and new.grid is not None
+        same = old.grid.levels == new.grid.levels and np.array_equal(old.grid.step, new.grid.step)
+        return same and _on_grid(after)
+    if invariant == "factors":
+        assert old.factors is not None and new.factors is not None
+        return all(np.array_equal(getattr(old.factors, side), getattr(new.factors, side)) for side in ("left", "right"))
+    return _within_rank(after)
+
+
+def _on_grid(layer: LayerState) -> bool:
+    grid = layer.format.grid
+    if grid is None:
+        return True
+
+    def fits(weight: Term, step: Term) -> bool:
+        level = Fraction(weight) / step if step else Fraction(weight)
+        return level.denominator == 1 and abs(level) <= (grid.levels if step else 0)
+
+    return bool(each(fits, layer.weight, grid.step).all())
+
+
+def _within_rank(layer: LayerState) -> bool:
+    return layer.format.rank is None or not rank_exceeds(layer.weight, layer.format.rank)
+
+
+# ------------------------------------------------------------------------------------------------ readings
+
+
+def _arrays(layer: LayerState) -> list[Array | None]:
+    form = layer.format
+    return [
+        layer.weight,
+        layer.reference,
+        layer.gram,
+        form.mask,
+        form.grid and form.grid.step,
+        form.factors and form.factors.left,
+        form.factors and form.factors.right,
+    ]
+
+
+def _map(function: Callable[..., Any], *states: LayerState) -> LayerState:
+    """The first state with every array or tensor replaced by the function of it and its fellows."""
+    first = states[0]
+
+    def mapped(*arrays: Any) -> Any:
+        return None if arrays[0] is None else function(*arrays)
+
+    form = first.format
+    grids, factors = [s.format.grid for s in states], [s.format.factors for s in states]
+    return replace(
+        first,
+        weight=mapped(*(s.weight for s in states)),
+        reference=mapped(*(s.reference for s in states)),
+        gram=mapped(*(s.gram for s in states)),
+        inputs=mapped(*(s.inputs for s in states)),
+        format=Format(
+            mask=mapped(*(s.format.mask for s in states)),
+            grid=form.grid and replace(form.grid, step=mapped(*(g.step for g in grids if g))),
+            factors=form.factors
+            and Factors(mapped(*(f.left for f in factors if f)), mapped(*(f.right for f in factors if f))),
+            rank=form.rank,
+        ),
+    )
+
+
+def _float_array(array: Array) -> Array:
+    return np.array([[float(x) for x in row] for row in array]).reshape(array.shape)
+
+
+def _tensors(layer: LayerState, device: str) -> LayerState:
+    """The exact layer as float64 tensors, its mask as a bool tensor."""
+
+    def tensor(array: Array) -> torch.Tensor:
+        if all(isinstance(x, bool | np.bool_) for x in array.ravel()):
+            return torch.tensor(array.astype(bool), device=device)
+        return torch.tensor(_float_array(array), dtype=torch.float64, device=device)
+
+    return _map(tensor, layer)
+
+
+def _floats(layer: LayerState) -> LayerState:
+    """Tensors as object arrays of Python floats and bools."""
+    return _map(lambda tensor: np.array(tensor.tolist(), dtype=object).reshape(tuple(tensor.shape)), layer)
+
+
+class _FirstChoices(BatchChoices):
+    """The choices of :class:`Choices`, for a batch."""
+
+    def order(self, count: int) -> Any:
+        return np.broadcast_to(np.arange(count)[:, None], (count, self.size))
+
+    def flip(self) -> Term:
+        return Batch(np.zeros(self.size, dtype=bool))
+
+
+def _batches(states: Sequence[LayerState]) -> LayerState:
+    """Exact layers of one format as one layer of batches."""
+
+    def batch(*terms: Term) -> Batch:
+        return Batch([x if isinstance(x, bool | np.bool_) else float(x) for x in terms])
+
+    choices = _FirstChoices(len(states), np.random.default_rng(0))
+    return replace(_map(lambda *arrays: each(batch, *arrays), *states), choices=choices)
+
+
+def _unbatched(layer: LayerState, index: int) -> LayerState:
+    """One candidate of a layer of batches, as floats."""
+    size = batch_size(layer.weight, layer.reference)
+    return _map(lambda array: stack(array, size)[index], layer)

@@ -1,0 +1,233 @@
+"""Hypothesis strategies: exact layers whose entries floats hold without error, and techniques.
+
+Entries are small integers times a power of two, with many equal magnitudes, zeros, all-zero groups, rounding
+midpoints, rank-deficient inputs and rational singular values: what decides verdicts, and what random floats
+never meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from fractions import Fraction
+from itertools import product
+from math import gcd, lcm
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from compcomp.errors import InputError
+from compcomp.language.layer import Factors, Format, Grid, LayerState
+from compcomp.language.partition import Partition
+from compcomp.language.technique import Technique
+from compcomp.terms import ROUNDINGS, TIES, Array, each
+
+Shape = tuple[int, int]
+
+VALUES: dict[str, Sequence[Any]] = {
+    "sparsity": (Fraction(0), Fraction(1, 4), Fraction(1, 2), Fraction(7, 10)),
+    "pattern": ("unstructured", "2:4", "1:2", "3:4"),
+    "per": ("tensor", "row"),
+    "ties": TIES,
+    "bits": (2, 3, 4, 8),
+    "group": (None, 2, 4),
+    "rounding": ROUNDINGS,
+    "rank": (1, 2, 3),
+    "residual": (False, True),
+}
+"""Values worth trying, by the name of the parameter."""
+
+LARGEST_GRIDS = (1, 3, 7)
+"""Levels a side of 2, 3 and 4 bits: entries that are multiples of them keep absmax steps exact in floats."""
+
+
+# --------------------------------------------------------------------------------------------- techniques
+
+
+def conventions(kind: type[Technique], **values: Sequence[Any]) -> list[Technique]:
+    """Every technique of this class with parameters from ``values``, or else from :data:`VALUES`.
+
+    Parameters in neither stay at their defaults. Combinations that the class refuses with InputError are
+    left out, so the result is empty when no combination is allowed.
+    """
+    known: Mapping[str, Sequence[Any]] = VALUES | values
+    names = [f.name for f in fields(kind) if f.init and f.name in known]  # type: ignore[arg-type]
+    found = []
+    for chosen in product(*(known[name] for name in names)):
+        try:
+            found.append(kind(**dict(zip(names, chosen, strict=True))))
+        except InputError:
+            continue
+    return found
+
+
+def techniques(*kinds: type[Technique], **values: Sequence[Any]) -> st.SearchStrategy[Technique]:
+    """Techniques of these classes, by default of every registered one, over their conventions."""
+    chosen = kinds or tuple(Technique.kernels)
+    return st.sampled_from([technique for kind in chosen for technique in conventions(kind, **values)])
+
+
+# ----------------------------------------------------------------------------------------------- matrices
+
+
+def exact(values: Any) -> Array:
+    """An object array of Fractions from nested lists or an array of ints and Fractions."""
+    return each(Fraction, np.array(values, dtype=object))
+
+
+def integers(shape: Shape, largest: int) -> st.SearchStrategy[Array]:
+    """Matrices (out x in) of whole numbers of at most this magnitude, as Fractions."""
+    row = st.lists(st.integers(-largest, largest), min_size=shape[1], max_size=shape[1])
+    return st.lists(row, min_size=shape[0], max_size=shape[0]).map(exact)
+
+
+@st.composite
+def with_zero_group(draw: st.DrawFn, shape: Shape) -> Array:
+    """A matrix in which one row, or a stretch of one, is zero."""
+    matrix = draw(integers(shape, 4))
+    row, start = draw(st.integers(0, shape[0] - 1)), draw(st.integers(0, shape[1] - 1))
+    matrix[row, (start // 2) * 2 if draw(st.booleans()) else 0 :] = Fraction(0)
+    return matrix
+
+
+@st.composite
+def at_midpoints(draw: st.DrawFn, shape: Shape) -> Array:
+    """A matrix of whole numbers whose largest magnitude is 2 L: odd entries lie on midpoints of absmax."""
+    levels = draw(st.sampled_from(LARGEST_GRIDS))
+    matrix = draw(integers(shape, 2 * levels))
+    for row in range(shape[0]):
+        if draw(st.booleans()) or row == 0:
+            matrix[row, draw(st.integers(0, shape[1] - 1))] = draw(st.sampled_from((-1, 1))) * Fraction(2 * levels)
+    return matrix
+
+
+@st.composite
+def low_rank(draw: st.DrawFn, shape: Shape, rank: int) -> Array:
+    """A matrix of whole numbers of at most this rank."""
+    return np.asarray(draw(integers((shape[0], rank), 2)) @ draw(integers((rank, shape[1]), 2)))
+
+
+@st.composite
+def rational_svd(draw: st.DrawFn, shape: Shape) -> Array:
+    """A matrix of whole numbers whose singular values and vectors are rational up to one common factor.
+
+    Two rational orthogonal matrices, each a product of two reflections, around whole singular values.
+    """
+    middle = np.full(shape, Fraction(0), dtype=object)
+    for k in range(min(shape)):
+        middle[k, k] = Fraction(draw(st.integers(0, 5)))
+    matrix = draw(_orthogonal(shape[0])) @ middle @ draw(_orthogonal(shape[1]))
+    common = lcm(*(x.denominator for x in matrix.ravel()))
+    shared = gcd(*((x * common).numerator for x in matrix.ravel())) or 1
+    return each(lambda x: x * common / shared, matrix)
+
+
+@st.composite
+def _orthogonal(draw: st.DrawFn, side: int) -> Array:
+    result = exact(np.eye(side, dtype=int).tolist())
+    for _ in range(2):
+        normal = draw(integers((side, 1), 1))
+        if square := (normal.T @ normal)[0, 0]:
+            result = result @ (exact(np.eye(side, dtype=int).tolist()) - normal @ normal.T * (2 / square))
+    return result
+
+
+def matrices(shape: Shape) -> st.SearchStrategy[Array]:
+    """Exact matrices (out x in) of every kind above; all entries are whole numbers."""
+    return st.one_of(
+        integers(shape, 3),
+        integers(shape, 1),
+        integers(shape, 64),
+        with_zero_group(shape),
+        at_midpoints(shape),
+        rational_svd(shape),
+    )
+
+
+# ------------------------------------------------------------------------------------------------- layers
+
+
+@st.composite
+def layers(draw: st.DrawFn, shape: Shape, inputs: bool = True, started: bool = True) -> LayerState:
+    """An exact layer of this shape (out x in), dense or in the middle of a sequence.
+
+    inputs: whether it has calibration inputs (in x tokens, sometimes of low rank, with dead or equal
+    features) and their Gram matrix; sometimes only the Gram matrix is kept.
+    started: whether compression may already have begun. Then the weight may differ from the reference, and
+    any of a mask, a grid, factors and a rank may be there; the weight always fits them.
+    """
+    unit = draw(st.sampled_from((Fraction(1), Fraction(1, 4), Fraction(lcm(*LARGEST_GRIDS)))))
+    features = draw(_inputs(shape[1])) if inputs else None
+    gram = None if features is None else features @ features.T
+    if draw(st.booleans()):
+        features = None
+    if not started or draw(st.integers(0, 2)) == 0:
+        weight = draw(matrices(shape)) * unit
+        return LayerState(weight, weight, gram, features)
+    weight, form = draw(_weight_and_format(shape))
+    form = _scaled(form, unit)
+    layer = LayerState(weight * unit, weight, gram, features, form)
+    missing = draw(st.one_of(st.just(weight * 0), integers(shape, 3), rational_svd(shape)))
+    return LayerState(layer.weight, layer.effective() + missing * unit, gram, features, form)
+
+
+@st.composite
+def _inputs(draw: st.DrawFn, side: int) -> Array:
+    features = draw(integers((side, draw(st.integers(1, side + 1))), 2))
+    special = draw(st.sampled_from(("none", "dead", "equal")))
+    if special != "none":
+        j, k = draw(st.integers(0, side - 1)), draw(st.integers(0, side - 1))
+        features[j] = features[k] if special == "equal" else features[j] * 0
+    return features
+
+
+@st.composite
+def _weight_and_format(draw: st.DrawFn, shape: Shape) -> tuple[Array, Format]:
+    kind = draw(st.sampled_from(("plain", "mask", "grid", "mask and grid", "rank")))
+    weight, grid, mask, rank = draw(matrices(shape)), None, None, None
+    if kind == "rank":
+        rank = draw(st.integers(1, 2))
+        weight = draw(low_rank(shape, rank))
+    if "grid" in kind:
+        grid = draw(_grid(shape))
+        weight = draw(integers(shape, grid.levels)) * grid.step
+    if "mask" in kind:
+        row = st.lists(st.booleans(), min_size=shape[1], max_size=shape[1])
+        mask = np.array(draw(st.lists(row, min_size=shape[0], max_size=shape[0])), dtype=object)
+        weight = each(lambda keep, w: w if keep else Fraction(0), mask, weight)
+    factors = None
+    if draw(st.integers(0, 3)) == 0:
+        width = draw(st.integers(1, 2))
+        factors = Factors(draw(integers((shape[0], width), 1)), draw(integers((width, shape[1]), 1)))
+    return weight, Format(mask, grid, factors, rank)
+
+
+@st.composite
+def _grid(draw: st.DrawFn, shape: Shape) -> Grid:
+    """A grid with a scale for each row, half row or the tensor; the step of an all-zero group is zero."""
+    partition = draw(st.sampled_from([Partition.tensor(), Partition.rows(), Partition.blocks(max(1, shape[1] // 2))]))
+    if partition.size and shape[1] % partition.size:
+        partition = Partition.rows()
+    groups = partition.groups(shape)
+    step = np.empty(shape, dtype=object)
+    for group in groups:
+        width = draw(st.sampled_from((Fraction(1), Fraction(1, 2), Fraction(3), Fraction(0))))
+        for index in group:
+            step[index] = width
+    return Grid(step, draw(st.sampled_from(LARGEST_GRIDS)), len(groups))
+
+
+def _scaled(form: Format, factor: Fraction) -> Format:
+    grid = form.grid and Grid(form.grid.step * factor, form.grid.levels, form.grid.scales)
+    factors = form.factors and Factors(form.factors.left * factor, form.factors.right)
+    return Format(form.mask, grid, factors, form.rank)
+
+
+def scaled(layer: LayerState, factor: Fraction) -> LayerState:
+    """The layer with weight, reference and what its format holds multiplied; a grid's step stays positive."""
+    grid = layer.format.grid
+    form = _scaled(layer.format, factor)
+    if grid is not None:
+        form = Format(form.mask, Grid(grid.step * abs(factor), grid.levels, grid.scales), form.factors, form.rank)
+    return LayerState(layer.weight * factor, layer.reference * factor, layer.gram, layer.inputs, form)

@@ -1,0 +1,146 @@
+"""The symbolic readings of an encoding agree with its exact one, on numbers written as z3 and sympy terms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import sympy
+import z3
+from hypothesis import HealthCheck, given, settings
+
+from compcomp.language.algebra import NotExactError
+from compcomp.language.layer import LayerState
+from compcomp.language.technique import Technique
+from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
+from compcomp.terms import Choices, RandomChoices, SymbolicChoices, each
+from compcomp.testing import conventions, layers
+from tests.helpers import layer
+
+FEW = settings(max_examples=15, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+STEPPED = [
+    technique
+    for kind in (Magnitude, Wanda, AbsMax)
+    for technique in conventions(kind, sparsity=(Fraction(1, 4), Fraction(1, 2)), bits=(2, 4), group=(None, 2))
+]
+FREE = [t for t in STEPPED if not t.promises().deterministic]
+SETTLED = [t for t in STEPPED if t.promises().deterministic]
+WIDE = [AbsMax(bits=8, rounding=rounding) for rounding in ("half_even", "half_up", "half_away")]
+"""Grids beyond the tree of comparisons: z3 rounds them with ToInt."""
+
+
+def in_z3(state: LayerState, choices: Choices) -> LayerState:
+    def term(x: Any) -> Any:
+        return z3.RealVal(str(x))
+
+    return replace(
+        state,
+        weight=each(term, state.weight),
+        reference=each(term, state.reference),
+        gram=None if state.gram is None else each(term, state.gram),
+        inputs=None,
+        choices=choices,
+    )
+
+
+def in_sympy(state: LayerState) -> LayerState:
+    def term(x: Any) -> Any:
+        return sympy.Rational(x.numerator, x.denominator)
+
+    gram = None if state.gram is None else each(term, state.gram)
+    weight, reference = each(term, state.weight), each(term, state.reference)
+    return replace(state, weight=weight, reference=reference, gram=gram, inputs=None, choices=Choices())
+
+
+def number(x: Any) -> Any:
+    """A term without variables as a Fraction or a bool."""
+    if isinstance(x, z3.ExprRef):
+        x = z3.simplify(x)
+        return z3.is_true(x) if z3.is_bool(x) else Fraction(str(x))
+    if isinstance(x, bool | np.bool_) or x in (sympy.true, sympy.false):
+        return bool(x)
+    return Fraction(int(x.p), int(x.q)) if isinstance(x, sympy.Basic) else Fraction(x)
+
+
+def fields(state: LayerState) -> Iterator[list[Any]]:
+    yield [number(x) for x in state.weight.ravel()]
+    if state.format.mask is not None:
+        yield [number(x) for x in state.format.mask.ravel()]
+    if state.format.grid is not None:
+        yield [number(x) for x in state.format.grid.step.ravel()]
+
+
+@pytest.mark.parametrize("technique", [*SETTLED, *WIDE], ids=str)
+def test_z3_and_sympy_agree_with_fractions(technique: Technique) -> None:
+    @FEW
+    @given(layers((2, 4), started=False))
+    def agree(state: LayerState) -> None:
+        expected = list(fields(technique.encode(state)))
+        assert list(fields(technique.encode(in_z3(state, SymbolicChoices())))) == expected
+        if technique not in WIDE:  # sympy would write out 255 cases
+            assert list(fields(technique.encode(in_sympy(state)))) == expected
+
+    agree()
+
+
+@pytest.mark.parametrize("technique", FREE, ids=str)
+def test_any_in_z3_is_every_exact_choice_and_nothing_else(technique: Technique) -> None:
+    """All solutions of the premises against many seeded replays, on a layer full of ties and midpoints."""
+    state = layer([[2, 1, -1, 1]], [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    if technique.steps()[0].partition.kind == "block" and isinstance(technique, AbsMax):
+        state = layer([[14, 1, -2, 1]])  # a midpoint in each block
+    exact = {tuple(technique.encode(replace(state, choices=RandomChoices(seed))).weight[0]) for seed in range(200)}
+    choices = SymbolicChoices()
+    weights = technique.encode(in_z3(state, choices)).weight[0]
+    solver, found = z3.Solver(), set()
+    solver.add(*choices.premises)
+    while solver.check() == z3.sat:
+        model = solver.model()
+        values = tuple(Fraction(str(model.eval(w, model_completion=True))) for w in weights)
+        found.add(values)
+        solver.add(z3.Or(*(w != z3.RealVal(str(v)) for w, v in zip(weights, values, strict=True))))
+    assert found == exact
+
+
+@pytest.mark.parametrize(
+    "technique",
+    [LeastSquaresDistill(), TruncatedSVD(rank=1), TruncatedSVD(rank=1, residual=True), TruncatedSVD(rank=2)],
+    ids=str,
+)
+def test_the_exact_optimum_satisfies_its_contract(technique: Technique) -> None:
+    """A contract without its optimum would prove what is false."""
+    seen = 0
+
+    @FEW
+    @given(layers((2, 3)))
+    def satisfies(state: LayerState) -> None:
+        nonlocal seen
+        try:
+            exact = technique.encode(state)
+        except NotExactError:
+            return
+        choices = SymbolicChoices()
+        symbolic = technique.encode(in_z3(state, choices))
+        solver = z3.SolverFor("QF_NRA") if symbolic.format.grid is None else z3.Solver()
+        solver.set("timeout", 20_000)
+        solver.add(*choices.premises)
+        for term, value in zip(symbolic.effective().ravel(), exact.effective().ravel(), strict=True):
+            solver.add(term == z3.RealVal(str(value)))
+        assert solver.check() == z3.sat
+        seen += 1
+
+    satisfies()
+    assert seen >= 5
+
+
+def test_every_selection_of_a_small_group() -> None:
+    """Brute force over all weights in {-1, 0, 1, 2}^3: z3 takes what the exact reading takes."""
+    technique = Magnitude(sparsity="2/3")
+    for values in product((-1, 0, 1, 2), repeat=3):
+        state = layer([values])
+        assert list(fields(technique.encode(in_z3(state, SymbolicChoices())))) == list(fields(technique.encode(state)))

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from compcomp.kernels.truncated_svd import kernel
+from compcomp.language.layer import Factors, Format, LayerState
+from compcomp.techniques import AbsMax, Magnitude, TruncatedSVD
+from tests.helpers import DEVICES, HALVES, refused, tensors
+
+
+def leading(matrix: torch.Tensor, rank: int) -> torch.Tensor:
+    """The closest matrix of a rank, from the eigenvectors of its Gram matrix."""
+    vectors = torch.linalg.eigh(matrix.T @ matrix).eigenvectors[:, -rank:]
+    return matrix @ vectors @ vectors.T
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12), (1, 8)])
+def test_against_an_eigendecomposition(device: str, shape: tuple[int, int]) -> None:
+    layer = tensors(shape, device, torch.float64)
+    after = kernel(TruncatedSVD(rank=3), layer)
+    torch.testing.assert_close(after.weight, leading(layer.weight, min(3, *shape)), rtol=1e-9, atol=1e-9)
+    assert after.format == Format(rank=3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_residual(device: str) -> None:
+    start = AbsMax(bits=3).kernel()(AbsMax(bits=3), tensors((12, 20), device, torch.float64))
+    after = kernel(TruncatedSVD(rank=4, residual=True), start)
+    assert torch.equal(after.weight, start.weight) and after.format.grid is start.format.grid
+    expected = leading(start.reference - start.weight, 4)
+    torch.testing.assert_close(after.effective() - after.weight, expected, rtol=1e-9, atol=1e-9)
+    again = kernel(TruncatedSVD(rank=4, residual=True), after)
+    assert again.format.factors.rank == 8
+    assert torch.equal(again.format.factors.left[:, :4], after.format.factors.left)
+    torch.testing.assert_close(
+        again.effective() - again.weight, leading(start.reference - start.weight, 8), rtol=1e-9, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)])
+@pytest.mark.parametrize("rank", [6, 9])
+def test_a_rank_above_the_sides_is_exact_and_padded(device: str, shape: tuple[int, int], rank: int) -> None:
+    start = Magnitude("1/2").kernel()(Magnitude("1/2"), tensors(shape, device))
+    assert torch.equal(kernel(TruncatedSVD(rank=rank), start).weight, start.weight)
+    after = kernel(TruncatedSVD(rank=rank, residual=True), start)
+    assert torch.equal(after.effective(), start.reference)
+    assert after.format.factors.left.shape == (shape[0], rank)
+    assert after.format.factors.right.shape == (rank, shape[1])
+
+
+def test_replacing_takes_the_factors_in() -> None:
+    weight = torch.diag(torch.tensor([2.0, 0.0, 0.0]))
+    factors = Factors(torch.tensor([[0.0], [1.0], [0.0]]), torch.tensor([[0.0, 1.0, 0.0]]))
+    start = replace(LayerState.dense(weight), format=Format(factors=factors))
+    after = kernel(TruncatedSVD(rank=1), start)
+    torch.testing.assert_close(after.weight, weight)
+    assert after.format == Format(rank=1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_precision(device: str, dtype: Any) -> None:
+    layer = tensors((12, 20), device, dtype)
+    after = kernel(TruncatedSVD(rank=3), layer)
+    assert after.weight.dtype is dtype
+    expected = leading(layer.weight.double(), 3)
+    torch.testing.assert_close(after.weight.double(), expected, rtol=0, atol=4 * torch.finfo(dtype).eps)
+    start = Magnitude("1/2").kernel()(Magnitude("1/2"), layer)
+    assert kernel(TruncatedSVD(rank=3, residual=True), start).format.factors.left.dtype is dtype
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    layer = tensors((4, 6))
+    refused(lambda: kernel(TruncatedSVD(rank=1), replace(layer, weight=layer.weight / 0)), "weight with nan")
+    broken = replace(layer, reference=layer.weight / 0)
+    refused(lambda: kernel(TruncatedSVD(rank=1, residual=True), broken), "reference with nan")

@@ -1,0 +1,104 @@
+"""A bench on generated layers, and provers that say what a test wants."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+
+from compcomp.language.algebra import stack
+from compcomp.language.claim import Claim, Scope
+from compcomp.language.layer import LayerState
+from compcomp.language.loss import LOSSES
+from compcomp.language.technique import Technique
+from compcomp.language.verdict import Status, Verdict
+from compcomp.ordering.screen import generated
+
+
+def verdict(claim: Claim, status: Status, scope: str = "any", **more: Any) -> Verdict:
+    return Verdict(claim, Scope.of(scope), status, reach=Scope.of(scope).describe(), **more)
+
+
+class Prover:
+    """Answers from a rule of the test, and counts the claims it was asked."""
+
+    def __init__(self, answer: Callable[[Claim], Status]) -> None:
+        self.answer, self.asked = answer, list[tuple[Claim, Scope]]()
+
+    def __call__(self, claim: Claim, scope: Scope, options: dict[str, Any]) -> Verdict:
+        self.asked.append((claim, scope))
+        return verdict(claim, self.answer(claim), str(scope))
+
+
+def by_rules(claim: Claim, scope: Scope, options: dict[str, Any]) -> Verdict:
+    """The real prover without its search, which takes time that tests do not have."""
+    from compcomp.proving.prove import prove
+
+    return prove(claim, scope, stages=("rule",))
+
+
+class LayerBench:
+    """Three gaussian layers as a model; its metric is the share of the output error, lower is better."""
+
+    def __init__(
+        self, techniques: list[Technique], shape: tuple[int, int] = (3, 4), seed: int = 0, metric: str | None = "error"
+    ) -> None:
+        random = np.random.default_rng(seed)
+        kinds = ("gaussian", "correlated inputs", "integers with ties")
+        self._dense = generated(shape, techniques, random, layers=3, kinds=kinds)
+        self._shape, self.metric = shape, metric
+        self.applications = self.live = self.most_live = self.evaluations = 0
+
+    def start(self) -> LayerState:
+        return self._dense
+
+    def apply(self, technique: Technique, state: LayerState) -> LayerState:
+        self.applications += 1
+        with np.errstate(all="ignore"):
+            after = technique.encode(state)
+        self.live += 1
+        self.most_live = max(self.most_live, self.live)
+        weakref.finalize(after, self._gone)
+        return after
+
+    def _gone(self) -> None:
+        self.live -= 1
+
+    def losses(self, state: LayerState) -> dict[str, float]:
+        return {name: float(np.sum(loss.of(state).values)) for name, loss in LOSSES.items()}
+
+    def evaluate(self, state: LayerState) -> dict[str, float]:
+        self.evaluations += 1
+        if self.metric is None:
+            return {}
+        error = stack(state.effective() - state.reference, 3)
+        return {self.metric: float(np.abs(error).max(axis=(1, 2)).sum()), "size": float(self._shape[0])}
+
+    def compression_rate(self, state: LayerState) -> float:
+        return 0.5
+
+    def same(self, first: LayerState, second: LayerState) -> bool:
+        return bool(np.all(stack(first.weight, 3) == stack(second.weight, 3)))
+
+    def lower_is_better(self, metric: str) -> bool:
+        return metric == "error"
+
+    def write(self, state: LayerState) -> LayerState:
+        return state
+
+    def shapes(self) -> list[tuple[int, int]]:
+        return [self._shape] * 3
+
+
+def exhaustive(bench: LayerBench, techniques: list[Technique]) -> dict[str, tuple[dict[str, float], dict[str, float]]]:
+    """Losses and metrics of every order, each run from the start."""
+    found = {}
+    for order in permutations(techniques):
+        state = bench.start()
+        for technique in order:
+            state = bench.apply(technique, state)
+        found[" >> ".join(map(str, order))] = (bench.losses(state), bench.evaluate(state))
+    return found

@@ -1,0 +1,124 @@
+"""An executor, a store and a lost worker change where a claim is decided, never what is decided."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compcomp.language.claim import Claim, Scope, dominates, equal
+from compcomp.language.technique import Technique
+from compcomp.language.verdict import Status, Verdict
+from compcomp.ordering.ask import Asker, job_of
+from compcomp.ordering.store import Store
+from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude
+from tests.ordering.fakes import Prover, by_rules, verdict
+
+ANY = Scope.of("any")
+P, Q, D = Magnitude("1/2"), AbsMax(bits=4), LeastSquaresDistill()
+CLAIMS = [
+    dominates(P >> D, D >> P, loss="output_l2"),
+    dominates(D >> P, P >> D, loss="output_l2"),
+    equal(D >> D, D),
+    equal(P >> Q, Q >> P),
+]
+
+
+def outcome(verdicts: list[Verdict]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in verdict.to_json().items() if k != "work"} for verdict in verdicts]
+
+
+@pytest.fixture(scope="module")
+def here() -> list[dict[str, Any]]:
+    found = outcome(Asker(by_rules).ask(CLAIMS, ANY))
+    assert [one["status"] for one in found] == ["PROVED", "UNKNOWN", "PROVED", "UNKNOWN"]
+    return found
+
+
+def test_threads_and_processes_decide_alike(here: list[dict[str, Any]]) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        assert outcome(Asker(by_rules, executor=threads).ask(CLAIMS, ANY)) == here
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as processes:
+        assert outcome(Asker(by_rules, executor=processes).ask(CLAIMS, ANY)) == here
+
+
+class Broken(Executor):
+    """Loses every job, in one of two ways."""
+
+    def __init__(self, late: bool) -> None:
+        self.late = late
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        if not self.late:
+            raise RuntimeError("cannot schedule new futures")
+        future: Future[Any] = Future()
+        future.set_exception(OSError("the worker is gone"))
+        return future
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_lost_job_is_done_here(here: list[dict[str, Any]], late: bool) -> None:
+    assert outcome(Asker(by_rules, executor=Broken(late)).ask(CLAIMS, ANY)) == here
+
+
+def test_a_job_is_plain_data() -> None:
+    job = job_of(CLAIMS[0], ANY, {"stages": ("rule",)})
+    assert job is not None and json.loads(json.dumps(job))["claim"] == str(CLAIMS[0])
+    assert ("compcomp.encodings.magnitude", "Magnitude", "compcomp.kernels.magnitude") in job["techniques"]
+
+
+@dataclass(frozen=True)
+class Unregistered(Technique):
+    """A technique that text does not name."""
+
+
+def test_a_technique_of_the_users_own_is_decided_here() -> None:
+    prover = Prover(lambda claim: Status.PROVED)
+    with ThreadPoolExecutor(1) as threads:
+        (found,) = Asker(prover, executor=threads).ask([equal(Unregistered(), Unregistered())], ANY)
+    assert found.proved
+
+
+def test_each_claim_is_asked_once() -> None:
+    prover = Prover(lambda claim: Status.UNKNOWN)
+    asker = Asker(prover)
+    asker.ask([CLAIMS[0], CLAIMS[0], CLAIMS[1]], ANY)
+    asker.ask([CLAIMS[1]], ANY)
+    asker.ask([CLAIMS[1]], Scope.of("2x2"))
+    assert len(prover.asked) == asker.asked == len(asker.verdicts) == 3
+
+
+def test_a_prover_that_fails_leaves_the_claim_unknown() -> None:
+    def failing(claim: Claim, scope: Scope, options: dict[str, Any]) -> Verdict:
+        raise ZeroDivisionError("what\nnow")
+
+    (found,) = Asker(failing).ask([CLAIMS[0]], ANY)
+    assert found.status is Status.UNKNOWN and found.cause == "the prover failed: ZeroDivisionError: what now"
+
+
+def test_a_second_run_asks_only_what_is_not_known(tmp_path: Path) -> None:
+    store, first = Store(tmp_path / "plan.db"), Prover(lambda c: Status.REFUTED if c.kind == "equal" else Status.PROVED)
+    before = Asker(first, store=store).ask(CLAIMS, ANY)
+    second = Prover(lambda claim: Status.UNKNOWN)
+    asker = Asker(second, store=Store(tmp_path / "plan.db"))
+    assert outcome(asker.ask([*CLAIMS, dominates(P, Q)], ANY))[:-1] == outcome(before)
+    assert (asker.asked, asker.reused, len(second.asked)) == (1, 4, 1)
+
+
+def test_an_unknown_is_asked_again(tmp_path: Path) -> None:
+    store = Store(tmp_path / "plan.db")
+    Asker(Prover(lambda claim: Status.UNKNOWN), store=store).ask(CLAIMS, ANY)
+    again = Prover(lambda claim: Status.PROVED)
+    assert all(v.proved for v in Asker(again, store=store).ask(CLAIMS, ANY))
+
+
+def test_answers_are_told_as_they_come() -> None:
+    told = list[Verdict]()
+    Asker(lambda c, s, o: verdict(c, Status.UNKNOWN)).ask(CLAIMS, ANY, answered=told.append)
+    assert [v.claim for v in told] == CLAIMS

@@ -1,0 +1,206 @@
+"""The laws: only proofs that cover the layers merge or drop, and every order is accounted for once."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import combinations, permutations
+
+import networkx as nx
+import pytest
+
+from compcomp.language.claim import dominates, equal
+from compcomp.language.technique import Sequence
+from compcomp.language.verdict import Status
+from compcomp.ordering.dag import Orderings, Prefix, covers
+from compcomp.proving.proof import EXACT
+from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude
+from tests.ordering.fakes import verdict
+
+A, B, C, D = (AbsMax(bits=bits) for bits in (2, 3, 4, 5))
+UNPROVED = [status for status in Status if status is not Status.PROVED]
+
+
+def same(orderings: Orderings, one: Prefix, other: Prefix, status: Status = Status.PROVED) -> bool:
+    return orderings.merge(verdict(equal(orderings.order(one), orderings.order(other)), status))
+
+
+def worse(orderings: Orderings, one: Prefix, other: Prefix, status: Status = Status.PROVED) -> bool:
+    claim = dominates(orderings.order(one), orderings.order(other), loss=orderings.loss)
+    return orderings.drop(verdict(claim, status))
+
+
+def test_without_proofs_every_order_stays() -> None:
+    orderings = Orderings([A, B, C], "weight_l2")
+    assert orderings.counted() == {"total": 6, "merged": 0, "dropped": 0, "measured": 6}
+    assert list(orderings.staying()) == list(permutations(range(3)))
+    assert orderings.full_tree == 3 + 6 + 6
+
+
+def test_the_full_tree_of_eight() -> None:
+    orderings = Orderings([AbsMax(bits=bits) for bits in range(2, 10)], "weight_l2")
+    assert (orderings.total, orderings.full_tree) == (40_320, 109_600)
+
+
+@pytest.mark.parametrize("given", [[A, A], [A, A, B], [A, A, B, B], [A, A, A, B]])
+def test_a_technique_listed_twice_gives_each_order_once(given: list[AbsMax]) -> None:
+    orderings = Orderings(given, "weight_l2")
+    texts = {str(Sequence(order)) for order in permutations(given)}
+    prefixes = {order[:k] for order in permutations(given) for k in range(1, len(given) + 1)}
+    assert {orderings.text(order) for order in orderings.orders()} == texts
+    assert (orderings.total, orderings.full_tree) == (len(texts), len(prefixes))
+    assert orderings.counted()["measured"] == len(texts)
+
+
+@pytest.mark.parametrize("status", UNPROVED)
+def test_only_a_proof_merges_or_drops(status: Status) -> None:
+    orderings = Orderings([A, B, C], "weight_l2")
+    assert not same(orderings, (0, 1), (1, 0), status)
+    assert not worse(orderings, (0, 1, 2), (1, 0, 2), status)
+    assert orderings.counted()["measured"] == 6
+
+
+def test_a_merged_prefix_takes_its_continuations_with_it() -> None:
+    orderings = Orderings([A, B, C, D], "weight_l2")
+    assert same(orderings, (1, 0), (0, 1))
+    assert orderings.counted() == {"total": 24, "merged": 2, "dropped": 0, "measured": 22}
+    assert orderings.representative((1, 0, 3, 2)) == (0, 1, 3, 2)
+    (fate,) = orderings.fates([(1, 0, 3, 2)])
+    assert (fate.fate, fate.by) == ("merged", orderings.text((0, 1, 3, 2)))
+    assert "equals" in fate.because
+
+
+def test_what_may_not_merge() -> None:
+    orderings = Orderings([A, B, C], "weight_l2")
+    assert not same(orderings, (0, 1), (0, 2))  # other techniques are left
+    assert not same(orderings, (0,), (0, 1))
+    assert not orderings.merge(verdict(equal(A >> A, A), Status.PROVED))  # no prefix of these orders
+    assert not orderings.merge(verdict(dominates(A >> B, B >> A), Status.PROVED))
+
+
+def test_what_may_not_drop() -> None:
+    orderings = Orderings([A, B, C], "weight_l2")
+    assert not worse(orderings, (0, 1), (1, 0))  # a prefix: what follows might turn it round
+    claim = dominates(A >> B >> C, B >> A >> C, loss="weight_l1")
+    assert not orderings.drop(verdict(claim, Status.PROVED))
+    assert not orderings.drop(verdict(equal(A >> B >> C, B >> A >> C), Status.PROVED))
+
+
+def test_of_orders_that_dominate_each_other_one_stays() -> None:
+    orderings = Orderings([A, B], "weight_l2")
+    assert worse(orderings, (0, 1), (1, 0)) and worse(orderings, (1, 0), (0, 1))
+    assert orderings.counted() == {"total": 2, "merged": 0, "dropped": 1, "measured": 1}
+    assert list(orderings.staying()) == [(0, 1)]
+
+
+def test_a_chain_of_proofs_drops_and_is_told() -> None:
+    orderings = Orderings([A, B, C], "weight_l2")
+    worse(orderings, (1, 0, 2), (2, 1, 0))
+    worse(orderings, (0, 1, 2), (1, 0, 2))
+    assert set(orderings.dropped()) == {(1, 0, 2), (2, 1, 0)}
+    assert orderings.dominated((0, 1, 2), (2, 1, 0)) and not orderings.dominated((2, 1, 0), (0, 1, 2))
+    (fate,) = orderings.fates([(2, 1, 0)])
+    assert (fate.fate, fate.by, len(fate.proofs)) == ("dropped", orderings.text((0, 1, 2)), 2)
+
+
+def test_dominance_drops_a_whole_class_and_may_name_any_member() -> None:
+    orderings = Orderings([A, B, C], "weight_l2")
+    same(orderings, (0, 1), (1, 0))
+    assert worse(orderings, (2, 0, 1), (1, 0, 2))
+    assert orderings.counted() == {"total": 6, "merged": 0, "dropped": 2, "measured": 4}
+
+
+SMALL = verdict(dominates(A >> B, B >> A), Status.PROVED, "2x4")
+BLOCK = verdict(dominates(AbsMax(4, group=4) >> AbsMax(3, group=2), AbsMax(3, group=2)), Status.PROVED, "block:4")
+
+
+def test_a_proof_covers_the_layers_it_speaks_of() -> None:
+    anywhere = verdict(dominates(A >> B, B >> A), Status.PROVED)
+    assert covers(anywhere, None) and covers(anywhere, [(3, 5)])
+    assert covers(SMALL, [(2, 4), (2, 4)])
+    assert not covers(SMALL, None) and not covers(SMALL, [(2, 4), (4, 4)]) and not covers(SMALL, [])
+    assert covers(BLOCK, [(7, 16)]) and not covers(BLOCK, [(7, 18)]) and not covers(BLOCK, None)
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        dominates(AbsMax(4, group=4), AbsMax(3, group=4), loss="output_l2"),  # blocks of a row share outputs
+        dominates(AbsMax(4), AbsMax(3)),  # a scale for the whole tensor
+        dominates(LeastSquaresDistill(), AbsMax(3, group=4)),
+        dominates(Magnitude("1/2", per="row"), AbsMax(3, group=4)),
+        dominates(AbsMax(4, group=8), AbsMax(3, group=4)),
+    ],
+)
+def test_a_block_says_nothing_of_a_layer_that_is_more_than_its_blocks(claim: object) -> None:
+    assert not covers(verdict(claim, Status.PROVED, "block:4"), [(2, 8)])  # type: ignore[arg-type]
+
+
+def test_an_assumption_must_be_known_to_hold() -> None:
+    claim = equal(A >> B, B >> A)
+    harmless = verdict(claim, Status.PROVED, assumptions=(EXACT, "T never increases weight_l2 (its contract)"))
+    strict = verdict(claim, Status.PROVED, assumptions=(EXACT, "no ties at the threshold"))
+    assert covers(harmless, None) and not covers(strict, None)
+    assert covers(strict, None, held={"no ties at the threshold"})
+    assert not Orderings([A, B], "weight_l2").merge(strict)
+
+
+def commuting(order: Prefix, pairs: set[frozenset[int]]) -> Prefix:
+    """The first order that swaps of neighbours in ``pairs`` lead to."""
+    seen, todo = {order}, [order]
+    while todo:
+        one = todo.pop()
+        for k in range(len(one) - 1):
+            swapped = (*one[:k], one[k + 1], one[k], *one[k + 2 :])
+            if frozenset(one[k : k + 2]) in pairs and swapped not in seen:
+                seen.add(swapped)
+                todo.append(swapped)
+    return min(seen)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_merging_finds_the_classes_of_commuting_techniques(seed: int) -> None:
+    """Against brute force: techniques of which random pairs commute, asked level by level, in random order."""
+    chance = random.Random(seed)
+    given = chance.choices([A, B, C, D], k=chance.randint(2, 5))
+    orderings = Orderings(given, "weight_l2")
+    every = list(combinations(range(len(orderings.techniques)), 2))
+    pairs = {frozenset(pair) for pair in every if chance.random() < 0.5}
+    for level in range(2, len(given) + 1):
+        prefixes = [p for p in orderings.tree() if len(p) == level]
+        questions = list(combinations(prefixes, 2))
+        chance.shuffle(questions)
+        for one, other in questions:
+            if commuting(one, pairs) == commuting(other, pairs):
+                assert same(orderings, one, other)
+    classes: dict[Prefix, int] = {}
+    for order in orderings.orders():
+        key = commuting(order, pairs)
+        classes[key] = classes.get(key, 0) + 1
+        assert orderings.representative(order) == key
+    assert orderings.sizes() == classes
+
+    leaves = list(orderings.leaves())
+    for _ in range(chance.randint(0, 4)):
+        worse(orderings, chance.choice(leaves), chance.choice(leaves))
+    counted = orderings.counted()
+    assert counted["total"] == counted["merged"] + counted["dropped"] + counted["measured"] == orderings.total
+    told = [fate.fate for fate in orderings.fates()]
+    assert [told.count(f) for f in ("merged", "dropped", "measured")] == list(counted.values())[1:]
+    staying = {orderings.text(p) for p in orderings.staying()}
+    assert staying and all(fate.by in staying for fate in orderings.fates())
+
+
+def test_the_graph_is_plain_data_and_a_dag() -> None:
+    orderings = Orderings([A, B, C], "weight_l2")
+    same(orderings, (0, 1), (1, 0))
+    worse(orderings, (0, 1, 2), (2, 1, 0))
+    graph = orderings.graph()
+    assert nx.is_directed_acyclic_graph(graph)
+    assert json.loads(json.dumps(nx.node_link_data(graph, edges="edges")))
+    assert graph.nodes["identity"] == {"level": 0, "orders": 1}
+    assert graph.nodes[orderings.text((0, 1))]["orders"] == 2
+    assert graph.nodes[orderings.text((2, 1, 0))]["fate"] == "dropped"
+    merged = graph.edges[orderings.text((1,)), orderings.text((0, 1))]
+    assert merged["merged"] and merged["technique"] == str(A) and "equals" in merged["because"]
+    assert sum(graph.nodes[n]["orders"] for n in graph if graph.nodes[n]["level"] == 3) == 6

@@ -1,0 +1,215 @@
+"""The search never loses the best order, drops nothing without a proof, and counts every order once."""
+
+from __future__ import annotations
+
+import random
+from itertools import permutations
+
+import pytest
+
+from compcomp.errors import InputError
+from compcomp.language.claim import Claim
+from compcomp.language.technique import Technique
+from compcomp.language.verdict import Status
+from compcomp.ordering import search as module
+from compcomp.ordering.ask import Asker
+from compcomp.ordering.measure import Measurement, ranked
+from compcomp.ordering.plan import Plan
+from compcomp.ordering.search import search
+from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
+from tests.ordering.fakes import LayerBench, Prover, by_rules, exhaustive
+
+P, Q, D = Magnitude("1/2", pattern="2:4"), AbsMax(bits=3, group=4), LeastSquaresDistill()
+L, W = TruncatedSVD(rank=1, residual=True), Wanda("1/2")
+
+
+def consistent(plan: Plan) -> None:
+    counts = plan.orders
+    assert counts["total"] == counts["merged"] + counts["dropped"] + counts["measured"]
+    assert counts["measured"] == len(plan.measurements)
+    fates = [account["fate"] for account in plan.accounts]
+    assert len(fates) == counts["total"] == len({account["order"] for account in plan.accounts})
+    assert all(fates.count(fate) == counts[fate] for fate in ("merged", "dropped", "measured"))
+    assert str(plan.order) == plan.best["order"] and plan.worst == plan.measurements[-1]
+    assert plan.optimality == ("proved" if counts["measured"] == 1 else "measured")
+
+
+@pytest.mark.parametrize("status", [status for status in Status if status is not Status.PROVED])
+def test_without_proofs_everything_is_measured(status: Status) -> None:
+    prover, bench = Prover(lambda claim: status), LayerBench([P, Q, D, L])
+    plan = search([P, Q, D, L], "output_l2", bench, prover=prover)
+    consistent(plan)
+    assert plan.orders == {"total": 24, "merged": 0, "dropped": 0, "measured": 24}
+    assert plan.applications == {"done": 64, "full_tree": 64} and bench.applications == 64
+    assert len({str(claim) for claim, _ in prover.asked}) < 24 * 23 / 2  # testing left most claims unasked
+
+
+def test_proved_equality_merges() -> None:
+    bench = LayerBench([D, L])
+    plan = search([D, L], "output_l2", bench, prover=Prover(lambda c: PROVED if c.kind == "equal" else UNKNOWN))
+    consistent(plan)
+    assert plan.orders == {"total": 2, "merged": 1, "dropped": 0, "measured": 1}
+    assert plan.optimality == "proved" and bench.applications == plan.applications["done"] == 2
+
+
+def test_proved_dominance_drops() -> None:
+    def last(claim: Claim) -> Status:
+        return PROVED if claim.kind == "dominates" and claim.left.techniques[-1] == D else UNKNOWN
+
+    plan = search([P, Q, D], "output_l2", LayerBench([P, Q, D]), prover=Prover(last))
+    consistent(plan)
+    assert plan.orders["dropped"] > 0 and plan.orders["merged"] == 0
+    assert all(account["by"].endswith(str(D)) for account in plan.accounts if account["fate"] == "dropped")
+
+
+PROVED, UNKNOWN = Status.PROVED, Status.UNKNOWN
+
+
+def test_a_proof_at_one_shape_drops_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undecided pairs are asked again at a small shape: that is a verdict to read, not a reason to drop."""
+    prover = Prover(lambda claim: UNKNOWN)
+    answer = Prover.__call__
+
+    def small(self: Prover, claim, scope, options):  # type: ignore[no-untyped-def]
+        self.answer = lambda _: PROVED if scope.kind == "shape" else UNKNOWN
+        return answer(self, claim, scope, options)
+
+    monkeypatch.setattr(Prover, "__call__", small)
+    plan = search([P, Q], "weight_l2", LayerBench([P, Q], shape=(3, 8)), prover=prover)
+    assert [str(v.scope) for v in plan.verdicts] == ["any", "any", "1x4", "1x4"]
+    assert plan.orders["measured"] == 2
+    plan = search([P, Q], "weight_l2", LayerBench([P, Q], shape=(1, 4)), prover=prover)
+    assert plan.orders["measured"] == 1  # here it is the shape of every layer
+
+
+def test_pairs_are_asked_both_ways() -> None:
+    plan = search([P, Q, D], "output_l2", LayerBench([P, Q, D]), prover=by_rules)
+    pairs = {str(v.claim) for v in plan.verdicts[:6]}
+    assert pairs == {f"{a >> b} dominates {b >> a}" for a, b in permutations([P, Q, D], 2)}
+
+
+FAMILY: list[Technique] = [
+    P,
+    Q,
+    D,
+    L,
+    W,
+    Magnitude("1/4"),
+    Magnitude("3/4", per="row", ties="all"),
+    AbsMax(bits=2),
+    AbsMax(bits=5, group=2, rounding="half_away"),
+    TruncatedSVD(rank=2),
+]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_winner_is_the_exhaustive_winner(seed: int) -> None:
+    """By the real rules, on techniques and layers drawn at random: ties apart, nothing better exists."""
+    chance = random.Random(seed)
+    techniques = chance.sample(FAMILY, chance.choice([2, 3, 3, 4]))
+    loss = chance.choice(["output_l2", "weight_l2", "weight_l1"])
+    bench = LayerBench(techniques, seed=seed, metric=None)
+    plan = search(techniques, loss, bench, prover=by_rules)
+    consistent(plan)
+    every = exhaustive(LayerBench(techniques, seed=seed, metric=None), techniques)
+    least = min(losses[loss] for losses, _ in every.values())
+    assert plan.best["losses"][loss] <= least * (1 + 1e-9) + 1e-9
+    assert plan.best["losses"][loss] == pytest.approx(every[plan.best["order"]][0][loss], rel=1e-9, abs=1e-9)
+    for account in plan.accounts:  # what stands for an order is no worse, on layers the proofs never saw
+        assert every[account["by"]][0][loss] <= every[account["order"]][0][loss] * (1 + 1e-9) + 1e-7
+    assert bench.applications <= plan.applications["full_tree"]
+
+
+def test_the_users_metric_ranks_and_its_direction_counts() -> None:
+    techniques = [P, Q, D]
+    lower = search(techniques, "output_l2", LayerBench(techniques), prover=Prover(lambda _: UNKNOWN))
+    every = exhaustive(LayerBench(techniques), techniques)
+    assert lower.metric == "error" and list(lower.dense) == ["error", "size"]
+    assert lower.best["metrics"]["error"] == min(metrics["error"] for _, metrics in every.values())
+    higher = search(techniques, "output_l2", LayerBench(techniques, metric="score"), prover=Prover(lambda _: UNKNOWN))
+    assert higher.best["metrics"]["score"] == max(metrics["error"] for _, metrics in every.values())
+
+
+def row(order: str, metric: float, loss: float) -> Measurement:
+    return {"order": order, "metrics": {"m": metric}, "losses": {"l": loss}, "compression_rate": 0.0}
+
+
+def test_ties_go_to_the_smaller_loss_then_to_the_text() -> None:
+    nan = float("nan")
+    rows = [row("d", nan, 0), row("c", 1, 2), row("b", 1, 2), row("a", 1, 3), row("e", 2, nan), row("f", 2, 9)]
+    assert [one["order"] for one in ranked(rows, "l", "m", True)] == ["b", "c", "a", "f", "e", "d"]
+    assert [one["order"] for one in ranked(rows, "l", "m", False)] == ["f", "e", "b", "c", "a", "d"]
+    assert [one["order"] for one in ranked(rows, "l", None, True)] == ["d", "b", "c", "a", "f", "e"]
+
+
+def test_each_prefix_is_applied_once_and_let_go() -> None:
+    bench = LayerBench([P, Q, D, W])
+    plan = search([P, Q, D, W], "output_l2", bench, prover=Prover(lambda _: UNKNOWN))
+    assert bench.applications == plan.applications["done"] == 64
+    assert bench.most_live <= 5 and bench.evaluations == 25
+
+
+def test_a_technique_listed_twice() -> None:
+    plan = search([P, Q, P], "weight_l2", LayerBench([P, Q]), prover=by_rules)
+    consistent(plan)
+    assert plan.orders["total"] == 3 and len(plan.verdicts[:2]) == 2
+    same = search([P, P], "weight_l2", LayerBench([P]), prover=by_rules)
+    assert same.orders == {"total": 1, "merged": 0, "dropped": 0, "measured": 1} and same.optimality == "proved"
+
+
+@pytest.mark.parametrize("given", [[], [P] * 9])
+def test_too_few_or_too_many(given: list[Technique]) -> None:
+    with pytest.raises(InputError, match="1 to 8"):
+        search(given, "weight_l2")
+
+
+def test_without_a_bench_generated_layers_rank() -> None:
+    plan = search([P, Q, D], "output_l2", prover=by_rules)
+    consistent(plan)
+    assert plan.measured_on == "generated layers" and plan.metric is None and plan.dense == {}
+    assert plan.applications["done"] <= plan.applications["full_tree"] == 15
+    assert not str(plan.order).startswith(str(D)) and "generated layers" in str(plan)
+    losses = [one["losses"]["output_l2"] for one in plan.measurements]
+    assert losses == sorted(losses)
+    again = search([P, Q, D], "output_l2", prover=by_rules)
+    assert again.measurements == plan.measurements
+
+
+def test_too_many_for_screening_are_ranked_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = search([P, Q, D], "output_l2", prover=Prover(lambda _: UNKNOWN))
+    monkeypatch.setattr(module, "SCREENED", 5)
+    plan = search([P, Q, D], "output_l2", prover=Prover(lambda _: UNKNOWN))
+    consistent(plan)
+    assert plan.measurements == full.measurements
+    assert any("too many" in note for note in plan.notes)
+    bench = LayerBench([P, Q, D])
+    assert search([P, Q, D], "output_l2", bench, prover=by_rules).orders["total"] == 6
+
+
+def test_techniques_that_fit_no_common_layer() -> None:
+    with pytest.raises(InputError, match="no common layer"):
+        search([AbsMax(4, group=1024), AbsMax(4, group=1023)], "weight_l2")
+
+
+def test_events_tell_how_far_it_is() -> None:
+    events = []
+    search([P, Q, D], "output_l2", LayerBench([P, Q, D]), prover=by_rules, notify=events.append)
+    assert {event["phase"] for event in events} == {"screen", "prove", "measure"}
+    assert all(0 <= event["done"] <= event["total"] for event in events)
+    last = [event for event in events if event["phase"] == "measure"][-1]
+    assert last["done"] == last["total"]
+
+
+def test_claims_in_rounds_are_the_same_for_every_executor(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds: list[list[str]] = []
+    ask = Asker.ask
+
+    def noted(self: Asker, claims, *rest):  # type: ignore[no-untyped-def]
+        rounds.append([str(claim) for claim in claims])
+        return ask(self, claims, *rest)
+
+    monkeypatch.setattr(Asker, "ask", noted)
+    search([P, Q, D, L], "output_l2", prover=by_rules)
+    first, rounds = rounds, []
+    search([P, Q, D, L], "output_l2", prover=by_rules)
+    assert first == rounds

@@ -1,0 +1,204 @@
+"""The one check that every registered technique must pass, with every convention, and proof that it bites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+
+import compcomp.techniques  # noqa: F401  (fills the registry)
+from compcomp.errors import InputError
+from compcomp.kernels import least_squares_distill
+from compcomp.language.layer import Format, LayerState
+from compcomp.language.technique import Declared, Kernel, Technique
+from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
+from compcomp.testing import check_encoding, conventions
+from tests.helpers import DEVICES
+
+ALL = [technique for kind in Technique.kernels for technique in conventions(kind)]
+EXAMPLES = {LeastSquaresDistill: 200, TruncatedSVD: 40}
+"""Layers a convention; techniques with many conventions need fewer."""
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("technique", ALL, ids=str)
+def test_kernel_encoding_and_promises_agree(technique: Technique, device: str) -> None:
+    coverage = check_encoding(technique, max_examples=EXAMPLES.get(type(technique), 12), device=device)
+    assert coverage.clear + coverage.at_ties >= 8
+    if len(technique.steps()) != 1:
+        assert coverage.clear >= 25
+
+
+def test_ties_and_midpoints_are_met() -> None:
+    for technique in (Magnitude("1/2"), Wanda("1/2"), AbsMax(bits=4), AbsMax(bits=3, rounding="half_away")):
+        assert check_encoding(technique, max_examples=30).at_ties >= 3
+
+
+def test_every_registered_technique_has_conventions() -> None:
+    for kind in Technique.kernels:
+        assert conventions(kind), f"{kind.__name__} has a parameter without values: add them to VALUES"
+
+
+# Promises that are false
+
+
+@dataclass(frozen=True)
+class Lying(Magnitude):
+    """Magnitude pruning that promises more than it keeps."""
+
+    lie: str = "nothing"
+
+    def promises(self) -> Declared:
+        true = super().promises()
+        if self.lie in ("mask", "grid", "rank", "factors"):
+            return replace(true, keeps=true.keeps | {self.lie})
+        if self.lie.startswith(("weight", "output")):
+            return replace(true, never_increases=frozenset({self.lie}))
+        return true if self.lie == "nothing" else replace(true, **{self.lie: True})
+
+    def kernel(self) -> Kernel:
+        return Magnitude("1/2").kernel()
+
+
+def test_the_truth_passes() -> None:
+    check_encoding(Lying("1/2"), max_examples=30)
+
+
+@pytest.mark.parametrize(
+    "lie", ["rank", "weight_l1", "weight_l2", "output_l2", "rests", "holds_reference", "deterministic"]
+)
+def test_a_false_promise_is_caught(lie: str) -> None:
+    ties = "any" if lie == "deterministic" else "first"
+    with pytest.raises(AssertionError, match=f"promise .*{lie}.* is false"):
+        check_encoding(Lying("1/2", ties=ties, lie=lie), shapes=[(1, 2), (2, 2)], max_examples=100)
+
+
+@dataclass(frozen=True)
+class Loosened(AbsMax):
+    """Absmax with an ``encode`` that can be changed."""
+
+    change: Callable[[LayerState], LayerState] = lambda layer: layer
+    declares: Declared = Declared(keeps=frozenset({"mask", "factors"}))
+
+    def promises(self) -> Declared:
+        return self.declares
+
+    def encode(self, layer: LayerState) -> LayerState:
+        return self.change(super().encode(layer))
+
+
+def shifted(layer: LayerState) -> LayerState:
+    return replace(layer, weight=layer.weight + Fraction(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "promise"),
+    [
+        (shifted, "fit the format"),
+        (lambda layer: replace(shifted(layer), format=replace(layer.format, grid=None)), "mask|homogeneous"),
+        (lambda layer: replace(layer, format=replace(layer.format, factors=None)), "factors"),
+        (lambda layer: replace(layer, format=Format()), "mask|factors"),
+    ],
+)
+def test_what_an_encoding_breaks_is_caught(change: Callable[[LayerState], LayerState], promise: str) -> None:
+    with pytest.raises(AssertionError, match=promise):
+        check_encoding(Loosened(bits=3, change=change), shapes=[(1, 2), (2, 2)], max_examples=150)
+
+
+def test_a_grid_that_is_replaced_is_not_kept() -> None:
+    declares = Declared(keeps=frozenset({"grid"}))
+    with pytest.raises(AssertionError, match="keeps={'grid'}"):
+        check_encoding(Loosened(bits=3, declares=declares), shapes=[(1, 2)], max_examples=150)
+
+
+# Kernels that are wrong
+
+
+def other(technique: Technique) -> Kernel:
+    """The kernel run with another convention."""
+    return lambda _, layer: technique.kernel()(technique, layer)
+
+
+def one_sweep(technique: Any, layer: LayerState) -> LayerState:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(least_squares_distill, "SWEEPS", 1)
+        return technique.kernel()(technique, layer)  # type: ignore[no-any-return]
+
+
+def without(field: str, technique: Technique) -> Kernel:
+    """The kernel with one field of the format lost."""
+
+    def run(_: Technique, layer: LayerState) -> LayerState:
+        after = technique.kernel()(technique, layer)
+        return replace(after, format=replace(after.format, **{field: None}))
+
+    return run
+
+
+def in_place(technique: Technique) -> Kernel:
+    def run(_: Technique, layer: LayerState) -> LayerState:
+        after = technique.kernel()(technique, layer)
+        layer.weight.copy_(after.weight)  # type: ignore[attr-defined]
+        return after
+
+    return run
+
+
+def last_among_ties(technique: Technique, layer: LayerState) -> LayerState:
+    turned = replace(layer, weight=layer.weight.flip(1), format=Format())
+    after = technique.kernel()(technique, turned)
+    mask = after.format.mask.flip(1)
+    if layer.format.mask is not None:
+        mask &= layer.format.mask
+    return replace(layer, weight=after.weight.flip(1), format=replace(layer.format, mask=mask, rank=None))
+
+
+P, Q, D = Magnitude("1/2", pattern="2:4"), AbsMax(bits=3), LeastSquaresDistill()
+R = TruncatedSVD(rank=1, residual=True)
+
+
+@pytest.mark.parametrize(
+    ("technique", "kernel"),
+    [
+        (P, other(Magnitude("1/2", pattern="2:4", ties="all"))),
+        (P, last_among_ties),
+        (P, other(Magnitude("1/2"))),
+        (P, without("mask", P)),
+        (P, without("grid", P)),
+        (P, in_place(P)),
+        (Wanda("1/2"), other(Magnitude("1/2", per="row"))),
+        (Q, other(AbsMax(bits=3, rounding="half_up"))),
+        (Q, other(AbsMax(bits=3, group=2))),
+        (Q, other(AbsMax(bits=4))),
+        (AbsMax(bits=3, rounding="half_away"), other(AbsMax(bits=3, rounding="half_up"))),
+        (D, lambda _, layer: layer),
+        (D, one_sweep),
+        (D, without("factors", D)),
+        (R, other(TruncatedSVD(rank=2, residual=True))),
+        (R, without("rank", R)),
+        (TruncatedSVD(rank=1), other(TruncatedSVD(rank=2))),
+    ],
+)
+def test_a_wrong_kernel_is_caught(technique: Technique, kernel: Kernel) -> None:
+    with pytest.raises(AssertionError, match="kernel"):
+        check_encoding(technique, shapes=[(1, 4), (2, 4)], max_examples=200, kernel=kernel)
+
+
+def test_a_kernel_in_float32_is_within_no_tolerance() -> None:
+    """The tolerance is for float64: narrower arithmetic shows."""
+
+    def narrow(technique: Any, layer: LayerState) -> LayerState:
+        after = technique.kernel()(technique, replace(layer, weight=layer.weight.float()))
+        return replace(after, weight=after.weight.to(torch.bfloat16).double())
+
+    with pytest.raises(AssertionError, match="torch kernel differs"):
+        check_encoding(AbsMax(bits=4), shapes=[(1, 4)], max_examples=100, kernel=narrow)
+
+
+def test_no_shape_that_fits_is_wrong_use() -> None:
+    with pytest.raises(InputError, match="a shape that fits"):
+        check_encoding(AbsMax(bits=4, group=4), shapes=[(2, 3)])

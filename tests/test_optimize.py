@@ -1,0 +1,220 @@
+"""The main job as a user calls it: what it takes, what it refuses, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from compcomp.errors import InputError
+from compcomp.models.save import load_weights
+from compcomp.optimize import Bars, apply, optimize_order
+from compcomp.ordering.ask import Asker
+from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD
+
+ROOT = Path(__file__).resolve().parent.parent
+P, Q, D = Magnitude("1/2", pattern="2:4"), AbsMax(bits=4, group=8), LeastSquaresDistill()
+L = TruncatedSVD(rank=1, residual=True)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 8))
+
+
+def batches() -> list[torch.Tensor]:
+    return [torch.randn(64, 16, generator=torch.Generator().manual_seed(k)) for k in range(2)]
+
+
+class Error:
+    """Squared difference from the dense network's outputs; counts its calls."""
+
+    higher_is_better = False
+
+    def __init__(self) -> None:
+        self.calls, self.inputs = 0, batches()[0]
+        with torch.no_grad():
+            self.dense = network()(self.inputs)
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        self.calls += 1
+        with torch.no_grad():
+            return {"distance": float(((model(self.inputs) - self.dense) ** 2).mean()), "layers": 2}
+
+
+@pytest.fixture(autouse=True)
+def quick_prover(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No search for counterexamples: it takes time and decides no order."""
+    ask = Asker.ask
+
+    def by_rules(self: Asker, claims: Any, scope: Any, options: Any = None, *rest: Any) -> Any:
+        return ask(self, claims, scope, {**(options or {}), "stages": ("rule",)}, *rest)
+
+    monkeypatch.setattr(Asker, "ask", by_rules)
+
+
+def weights(model: nn.Module) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_model_from_search_to_disk(tmp_path: Path) -> None:
+    model, evaluate = network(), Error()
+    before = weights(model)
+    plan = optimize_order([P, Q, D], model=model, calibration=batches(), evaluate=evaluate, device="cpu")
+    assert same(weights(model), before)
+    assert plan.measured_on == "model" and plan.metric == "distance" and plan.dense["distance"] == 0
+    assert evaluate.calls == plan.orders["measured"] + 1
+    values = [one["metrics"]["distance"] for one in plan.measurements]
+    assert values == sorted(values) and plan.best["losses"].keys() >= {"weight_l1", "weight_l2", "output_l2"}
+    assert plan.compression_rate is not None and 0.5 < plan.compression_rate < 1
+    assert plan.orders["dropped"] > 0 and plan.applications["done"] < plan.applications["full_tree"] == 15
+
+    plan.save(tmp_path / "out")
+    assert same(weights(model), before)
+    data = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert data["best"]["metrics"] == plan.best["metrics"] and len(data["accounts"]) == 6
+    loaded = load_weights(network(), tmp_path / "out")
+    assert Error()(loaded) == plan.best["metrics"]
+
+    assert plan.apply(model) is model and not same(weights(model), before)
+    assert Error()(model) == plan.best["metrics"]
+    assert same(weights(plan.apply(model)), weights(loaded))  # from the dense weights again, not on top
+    assert same(weights(apply(plan.order, network(), batches(), device="cpu")), weights(loaded))
+    assert same(weights(plan.apply(network())), weights(loaded))
+
+
+def test_a_model_that_was_trained_on_is_not_overwritten() -> None:
+    model = network()
+    plan = optimize_order([P, D], model=model, calibration=batches(), device="cpu")
+    with torch.no_grad():
+        model[0].weight += 1
+    with pytest.raises(InputError, match="have changed"):
+        plan.apply(model)
+
+
+def test_weights_alone_need_no_calibration() -> None:
+    plan = optimize_order([P, Q], model=network(), loss="weight_l2", device="cpu", targets=["0"])
+    assert plan.loss == "weight_l2" and plan.metric is None and plan.dense == {}
+    assert plan.best["losses"]["weight_l2"] <= plan.worst["losses"]["weight_l2"]
+
+
+def test_a_plan_without_a_model_can_still_compress() -> None:
+    plan = optimize_order([P, Q, D])
+    assert plan.measured_on == "generated layers" and plan.compression_rate is None
+    with pytest.raises(InputError, match="calibration"):
+        plan.apply(network())
+    model = plan.apply(network(), batches())
+    assert same(weights(model), weights(apply(plan.order, network(), batches())))
+
+
+def test_apply_one_technique() -> None:
+    model = network()
+    assert apply(P, model, device="cpu") is model
+    first = model[0].weight.detach()
+    assert bool(((first.reshape(-1, 4) == 0).sum(dim=1) == 2).all())
+
+
+def test_an_executor_and_a_store_change_nothing(tmp_path: Path) -> None:
+    plain = optimize_order([P, Q, D, L])
+    with ThreadPoolExecutor(2) as executor:
+        first = optimize_order([P, Q, D, L], executor=executor, store=tmp_path / "plan.db")
+    second = optimize_order([P, Q, D, L], store=str(tmp_path / "plan.db"))
+    for plan in (first, second):
+        assert (plan.order, plan.orders, plan.measurements) == (plain.order, plain.orders, plain.measurements)
+        assert [(str(v.claim), v.status) for v in plan.verdicts] == [(str(v.claim), v.status) for v in plain.verdicts]
+        assert plan.accounts == plain.accounts
+    decided = plain.claims["proved"] + plain.claims["refuted"]
+    assert (first.claims["reused"], second.claims["reused"]) == (0, decided)
+
+
+def test_progress_is_told() -> None:
+    events: list[dict[str, Any]] = []
+    optimize_order([P, D], model=network(), calibration=batches(), progress=events.append)
+    assert {"screen", "prove", "measure"} == {event["phase"] for event in events}
+    assert all(set(event) == {"phase", "done", "total", "text"} for event in events)
+
+
+def test_bars_wait_and_leave_standard_output_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = {"phase": "measure", "done": 1, "total": 2, "text": "[not markup] " + "x" * 100}
+    with Bars() as bars:
+        bars.event(event)
+        assert bars._progress is None
+        monkeypatch.setattr("compcomp.optimize.PATIENCE", 0.0)
+        bars.event(event)
+        bars.event({**event, "phase": "another", "done": 2})
+        assert bars._progress is not None
+        assert [(task.description, task.completed) for task in bars._progress.tasks] == [
+            ("measuring", 1),
+            ("another", 2),
+        ]
+    optimize_order([P, D], progress=True)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"techniques": []}, "an empty list"),
+        ({"techniques": "Magnitude(sparsity=1/2)"}, "parse_sequence"),
+        ({"techniques": ["Magnitude(sparsity=1/2)"]}, "parse_sequence"),
+        ({"techniques": P}, "a list of"),
+        ({"techniques": P >> Q}, "a list of"),
+        ({"techniques": [Magnitude]}, "a list of"),
+        ({"techniques": [P] * 9}, "more than 8"),
+        ({"techniques": 3}, "a list of"),
+        ({"loss": "accuracy"}, "output_l2"),
+        ({"calibration": [1]}, "without a model"),
+        ({"evaluate": print}, "without a model"),
+        ({"model": network()}, "loss output_l2 needs"),
+        ({"model": network(), "loss": "weight_l2"}, r"LeastSquaresDistill\(\) needs"),
+        ({"model": "gpt2", "calibration": [1]}, "model"),
+        ({"model": nn.ReLU(), "calibration": batches()}, "no Linear layer"),
+        ({"model": network(), "calibration": batches(), "evaluate": 3}, "evaluate"),
+        ({"model": network(), "calibration": batches(), "device": "tpu"}, "device"),
+        ({"techniques": [AbsMax(4, group=5)], "model": network(), "calibration": batches()}, "layer 0"),
+        ({"executor": 4}, "Executor"),
+        ({"progress": "yes"}, "progress"),
+        ({"store": "/dev/null/plan.db"}, "store"),
+        ({"targets": ["nothing"], "model": network(), "calibration": batches()}, "nothing"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_line(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        optimize_order(**{"techniques": [P, D], **arguments})
+    assert "\n" not in str(caught.value) and "allowed" in str(caught.value)
+
+
+@pytest.mark.parametrize("sequence", ["Magnitude(sparsity=1/2)", None, [P, Q]])
+def test_apply_wants_a_sequence(sequence: Any) -> None:
+    with pytest.raises(InputError):
+        apply(sequence, network())
+
+
+def test_starting_and_a_symbolic_plan_load_no_torch() -> None:
+    script = """
+import sys
+import compcomp.optimize
+from compcomp.techniques import AbsMax, Magnitude
+assert not {"torch", "transformers", "matplotlib", "rich"} & set(sys.modules)
+from compcomp.ordering.search import search
+from compcomp.proving.prove import prove
+plan = search([Magnitude("1/2"), AbsMax(4)], "weight_l2", prover=lambda c, s, o: prove(c, s, stages=("rule",)))
+assert plan.measurements and not {"torch", "transformers", "matplotlib"} & set(sys.modules)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
