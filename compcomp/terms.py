@@ -425,7 +425,9 @@ def nearest(x: Term, step: Term, levels: int, rounding: str, choices: Choices) -
         return step * _nearest_level(x, step, levels, rounding, choices) if step else step * 0
     if kind == "batch":
         return Batch(_nearest_batch(_plain(x), _plain(step), levels, rounding, choices))
-    if kind == "z3" and levels > LADDER_LEVELS:
+    if kind == "z3" and (_is_z3(levels) or levels > LADDER_LEVELS):
+        if isinstance(choices, SymbolicChoices):
+            return _nearest_defined_z3(x, step, levels, rounding, choices)
         return _nearest_integer_z3(x, step, levels, rounding, choices)
     tie = choices.flip() if rounding == "any" else None
 
@@ -477,6 +479,27 @@ def _nearest_batch(x: Any, step: Any, levels: int, rounding: str, choices: Choic
         midpoint = (ratio - below == 0.5) & choices.flip().values
         level = np.where(midpoint, below, np.floor(ratio + 0.5))
     return np.clip(level, -levels, levels) * step
+
+
+def _nearest_defined_z3(x: Term, step: Term, levels: Term, rounding: str, choices: SymbolicChoices) -> Term:
+    """The level as a fresh integer with the inequalities that define it: no division, any number of levels."""
+    import z3
+
+    level = choices.integer()
+    low, high = (2 * z3.ToReal(level) - 1) * step, (2 * z3.ToReal(level) + 1) * step
+    first, last = level == -levels, level == levels
+    choices.assume(z3.And(level >= -levels, level <= levels))
+    choices.assume(z3.And(z3.Or(2 * x <= high, last), z3.Or(2 * x >= low, first)))
+    upper, lower = z3.And(2 * x == high, z3.Not(last)), z3.And(2 * x == low, z3.Not(first))
+    if rounding == "half_even":
+        half = choices.integer()
+        choices.assume(z3.Or(level == 2 * half, level == 2 * half + 1))
+        choices.assume(z3.Implies(z3.Or(upper, lower), level == 2 * half))
+    elif rounding == "half_up":
+        choices.assume(z3.Not(upper))
+    elif rounding == "half_away":
+        choices.assume(z3.And(z3.Implies(upper, level < 0), z3.Implies(lower, level > 0)))
+    return z3.If(step == 0, z3.RealVal(0), z3.ToReal(level) * step)
 
 
 def _nearest_integer_z3(x: Term, step: Term, levels: int, rounding: str, choices: Choices) -> Term:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from compcomp.language.parameters import one_of, whole
 from compcomp.language.partition import Partition
-from compcomp.language.steps import GroupMap
+from compcomp.language.steps import GridMap
 from compcomp.language.technique import Declared, Technique
-from compcomp.terms import ROUNDINGS, Abs, Choices, Div, Term, nearest
+from compcomp.terms import ROUNDINGS, Abs
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,6 @@ class AbsMax(Technique):
             landmarks=(2 * self.levels,),
         )
 
-    def scale(self, largest: Term) -> Term:
-        return Div(largest, self.levels)
-
-    def quantize(self, weight: Term, largest: Term, choices: Choices) -> Term:
-        return nearest(weight, self.scale(largest), self.levels, self.rounding, choices)
-
-    def steps(self) -> tuple[GroupMap]:
+    def steps(self) -> tuple[GridMap]:
         partition = Partition.tensor() if self.group is None else Partition.blocks(self.group)
-        return (GroupMap(Abs, self.quantize, self.scale, self.levels, partition),)
+        return (GridMap(Abs, self.levels, self.rounding, partition),)

@@ -12,6 +12,10 @@ PQ = f"{P} >> {Q} dominates {Q} >> {P}"
 THIRD = "Magnitude(sparsity=1/3, ties='all')"
 
 
+def _reversed(first: str, second: str) -> str:
+    return f"{first} >> {second} dominates {second} >> {first}"
+
+
 def _third(rounding: str, ties: str = "all") -> str:
     prune = f"Magnitude(sparsity=1/3, ties='{ties}')"
     quantize = f"AbsMax(bits=4, rounding='{rounding}')"
@@ -25,6 +29,20 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     (PQ, "weight_l2", "1x4", "PROVED"),
     (PQ, "weight_l2", "2x2", "PROVED"),
     (PQ, "weight_l2", "block:4", "PROVED"),
+    (PQ, "weight_l1", "any", "PROVED"),
+    (PQ, "weight_l2", "any", "PROVED"),
+    (_reversed(N, "AbsMax(bits=4, group=32)"), "weight_l2", "block:32", "PROVED"),
+    (_reversed(N, "AbsMax(bits=8)"), "weight_l1", "any", "PROVED"),
+    (_reversed(P, "AbsMax(bits=8, rounding='half_away')"), "weight_l2", "1x4", "PROVED"),
+    # One scale for several groups of a selection is shared; several scales for one group are not comparable.
+    (_reversed(P, "AbsMax(bits=4, group=2)"), "weight_l1", "1x4", "REFUTED"),
+    (f"{P} >> {Q} dominates {P} >> {Q} >> {P}", "weight_l2", "any", "PROVED"),
+    ("AbsMax(bits=5) dominates AbsMax(bits=3)", "weight_l2", "any", "PROVED"),
+    ("AbsMax(bits=7) dominates AbsMax(bits=4)", "weight_l1", "any", "PROVED"),
+    ("AbsMax(bits=8) dominates AbsMax(bits=4)", "weight_l2", "any", "REFUTED"),
+    (f"Magnitude(sparsity=1/2, per='row') dominates {W}", "weight_l1", "any", "PROVED"),
+    (f"Magnitude(sparsity=1/3) dominates {P}", "weight_l2", "any", "PROVED"),
+    (f"{P} dominates Magnitude(sparsity=1/3)", "weight_l2", "any", "REFUTED"),
     (PQ, "output_l2", "1x4", "REFUTED"),
     (PQ, "output_l2", "2x2", "REFUTED"),
     (PQ, "output_l2", "any", "REFUTED"),

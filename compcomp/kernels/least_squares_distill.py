@@ -76,9 +76,10 @@ def least_change(error: Tensor, gram: Tensor, mask: Tensor | None, tolerance: fl
         index = (~free[rows]).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(counts[rows].max())]
         real = free[rows].gather(1, index)
         system = gram[index[:, :, None], index[:, None, :]]
-        system *= real[:, :, None] & real[:, None, :]
-        diagonal = system.diagonal(dim1=1, dim2=2)
-        diagonal += (diagonal.sum(dim=1) / counts[rows])[:, None] * ~real
+        if not bool(real.all()):
+            system *= real[:, :, None] & real[:, None, :]
+            diagonal = system.diagonal(dim1=1, dim2=2)
+            diagonal += (diagonal.sum(dim=1) / counts[rows])[:, None] * ~real
         solution = _solve(system, (right[rows].gather(1, index) * real)[..., None], tolerance)[..., 0]
         change[rows] = change[rows].scatter_(1, index, solution * real)
     return change

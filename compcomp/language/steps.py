@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compcomp.language.partition import Partition
-from compcomp.terms import And, Choices, If, Max, Not, Term, each, smallest
+from compcomp.terms import And, Choices, Div, If, Max, Not, Term, each, nearest, smallest
 
 if TYPE_CHECKING:
     from compcomp.language.layer import LayerState
@@ -62,18 +62,25 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class GroupMap:
-    """Replace every weight by ``value(weight, context)``, where the context is shared by its group.
+class GridMap:
+    """Round every weight to the nearest of ``k * step``, ``|k| <= levels``, where its group shares the step.
 
-    The context is the largest ``measure(weight)`` of the group. ``step`` gives the distance of neighbouring
-    grid values from the context, ``levels`` how many there are on each side of zero.
+    The group's context is the largest ``measure(weight)`` in it; the step is context / levels. ``rounding`` is
+    one of :data:`compcomp.terms.ROUNDINGS`. A group whose context is 0 becomes zero.
     """
 
     measure: Callable[[Term], Term]
-    value: Callable[[Term, Term, Choices], Term]
-    step: Callable[[Term], Term]
     levels: int
+    rounding: str
     partition: Partition
+
+    def step(self, context: Term) -> Term:
+        """The distance of neighbouring grid values."""
+        return Div(context, self.levels)
+
+    def value(self, weight: Term, context: Term, choices: Choices) -> Term:
+        """The grid value nearest to a weight."""
+        return nearest(weight, self.step(context), self.levels, self.rounding, choices)
 
     def context(self, weights: Iterable[Term]) -> Term:
         """What the weights of a group share."""
@@ -94,4 +101,4 @@ class GroupMap:
         return replace(layer, weight=weight, format=replace(layer.format, grid=grid, rank=None))
 
 
-Step = Selection | GroupMap
+Step = Selection | GridMap

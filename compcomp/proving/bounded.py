@@ -15,7 +15,7 @@ import z3
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.layer import LayerState
 from compcomp.language.partition import Partition
-from compcomp.language.steps import Element, GroupMap, Selection, Step
+from compcomp.language.steps import Element, GridMap, Selection, Step
 from compcomp.language.technique import Sequence
 from compcomp.language.verdict import Query
 from compcomp.proving.meaning import establishes, fails
@@ -162,8 +162,8 @@ def _variables(count: int) -> list[Term]:
     return [z3.Real(f"w{i}") for i in range(count)]
 
 
-def _contexts(claim: Claim, shape: tuple[int, int]) -> list[tuple[GroupMap, list[Term]]]:
-    maps = dict.fromkeys(step for step in _steps(claim) if isinstance(step, GroupMap))
+def _contexts(claim: Claim, shape: tuple[int, int]) -> list[tuple[GridMap, list[Term]]]:
+    maps = dict.fromkeys(step for step in _steps(claim) if isinstance(step, GridMap))
     return [(step, _variables(step.partition.group_size(shape))) for step in maps]
 
 
@@ -188,7 +188,7 @@ def _deterministic_maps(claim: Claim) -> list[bool]:
 
 
 def _has_map(steps: tuple[Step, ...]) -> bool:
-    return any(isinstance(step, GroupMap) for step in steps)
+    return any(isinstance(step, GridMap) for step in steps)
 
 
 def _scale_holds(claim: Claim, shape: tuple[int, int], session: Session) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field
 
@@ -13,6 +14,12 @@ from compcomp.terms import Term
 
 LEMMA_SECONDS = 5.0
 """For a lemma that only makes the main question easier."""
+
+
+def _renumbered(script: str) -> str:
+    """The script with z3's local names, which depend on what was built before, numbered from 1."""
+    numbers: dict[str, int] = {}
+    return re.sub(r"(?<=[?$]x)\d+", lambda m: str(numbers.setdefault(m[0], len(numbers) + 1)), script)
 
 
 @dataclass
@@ -27,7 +34,7 @@ class Session:
         """Whether the assertions hold together. The caller decides what an unexpected answer means."""
         script = z3.Solver()
         script.add(*assertions)
-        text = script.to_smt2()
+        text = _renumbered(script.to_smt2())
         left = min(most, self.until - time.monotonic())
         answer = self.solver.ask(text, left) if left > 0 else Answer("unknown", cause="deadline")
         self.queries.append(Query(name, text, expected, answer.answer, answer.solver, answer.rlimit))

@@ -158,12 +158,30 @@ class Portfolio:
         return answer
 
 
-_default: Portfolio | None = None
+class Remembering:
+    """Asks a solver each script once: clear answers are kept by the script's text, unknowns are not."""
+
+    def __init__(self, solver: Solver, most: int = 4000) -> None:
+        self.solver, self.most = solver, most
+        self._known: dict[str, Answer] = {}
+
+    def ask(self, smtlib: str, deadline: float) -> Answer:
+        known = self._known.get(smtlib)
+        if known is None:
+            known = self.solver.ask(smtlib, deadline)
+            if known.answer != "unknown":
+                if len(self._known) >= self.most:
+                    self._known.clear()
+                self._known[smtlib] = known
+        return known
+
+
+_default: Remembering | None = None
 
 
 def default_solver() -> Solver:
     """z3's simple solver first, then its full one, in processes that this process reuses."""
     global _default
     if _default is None:
-        _default = Portfolio(Z3Process(), Z3Process(simple=False))
+        _default = Remembering(Portfolio(Z3Process(), Z3Process(simple=False)))
     return _default

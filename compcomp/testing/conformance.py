@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
 
 from compcomp.errors import InputError
@@ -20,7 +20,7 @@ from compcomp.language.technique import Kernel, Technique
 from compcomp.terms import Array, Batch, BatchChoices, Choices, RandomChoices, Term, each
 from compcomp.testing.strategies import Shape, layers, scaled
 
-SHAPES: tuple[Shape, ...] = ((1, 4), (2, 4), (3, 4), (4, 2), (2, 3), (1, 8))
+SHAPES: tuple[Shape, ...] = ((1, 4), (2, 4), (3, 4), (4, 2), (2, 3), (1, 8), (3, 6))
 """Shapes (out x in) to try: those that the technique fits."""
 
 MARGIN = 1e-6
@@ -50,6 +50,7 @@ def check_encoding(
     max_examples: int = 40,
     device: str = "cpu",
     kernel: Kernel | None = None,
+    minimise: bool = True,
 ) -> Coverage:
     """Raise AssertionError unless kernel, encoding and promises of the technique agree; say what was covered.
 
@@ -60,7 +61,8 @@ def check_encoding(
     Fractions, for every choice tried.
 
     shapes: (out, in) pairs; those that the technique does not fit are left out. max_examples: layers to
-    draw, always the same ones. kernel: in place of the registered one. Raises InputError when no shape fits.
+    draw, always the same ones. kernel: in place of the registered one. minimise: look for a simpler layer
+    before failing, which takes a while. Raises InputError when no shape fits.
     """
     run = kernel or technique.kernel()
     fitting = [shape for shape in shapes if _fits(technique, shape)]
@@ -73,6 +75,8 @@ def check_encoding(
         deadline=None,
         database=None,
         derandomize=True,
+        report_multiple_bugs=False,
+        phases=[Phase.generate, Phase.shrink] if minimise else [Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
     @given(st.data())

@@ -152,7 +152,7 @@ def matrices(shape: Shape) -> st.SearchStrategy[Array]:
 def layers(draw: st.DrawFn, shape: Shape, inputs: bool = True, started: bool = True) -> LayerState:
     """An exact layer of this shape (out x in), dense or in the middle of a sequence.
 
-    inputs: whether it has calibration inputs (in x tokens, sometimes of low rank, with dead or equal
+    inputs: whether it has calibration inputs (in x tokens, sometimes of low rank, with dead, equal or similar
     features) and their Gram matrix; sometimes only the Gram matrix is kept.
     started: whether compression may already have begun. Then the weight may differ from the reference, and
     any of a mask, a grid, factors and a rank may be there; the weight always fits them.
@@ -168,15 +168,17 @@ def layers(draw: st.DrawFn, shape: Shape, inputs: bool = True, started: bool = T
     weight, form = draw(_weight_and_format(shape))
     form = _scaled(form, unit)
     layer = LayerState(weight * unit, weight, gram, features, form)
-    missing = draw(st.one_of(st.just(weight * 0), integers(shape, 3), rational_svd(shape)))
+    missing = draw(st.one_of(st.just(weight * 0), integers(shape, 3), integers(shape, 12), rational_svd(shape)))
     return LayerState(layer.weight, layer.effective() + missing * unit, gram, features, form)
 
 
 @st.composite
 def _inputs(draw: st.DrawFn, side: int) -> Array:
     features = draw(integers((side, draw(st.integers(1, side + 1))), 2))
-    special = draw(st.sampled_from(("none", "dead", "equal")))
-    if special != "none":
+    special = draw(st.sampled_from(("none", "alike", "dead", "equal")))
+    if special == "alike":  # a large part in common, so that weights depend on each other
+        features = features + draw(integers((1, features.shape[1]), 4))
+    elif special != "none":
         j, k = draw(st.integers(0, side - 1)), draw(st.integers(0, side - 1))
         features[j] = features[k] if special == "equal" else features[j] * 0
     return features
@@ -184,7 +186,7 @@ def _inputs(draw: st.DrawFn, side: int) -> Array:
 
 @st.composite
 def _weight_and_format(draw: st.DrawFn, shape: Shape) -> tuple[Array, Format]:
-    kind = draw(st.sampled_from(("plain", "mask", "grid", "mask and grid", "rank")))
+    kind = draw(st.sampled_from(("plain", "mask", "grid", "grid", "mask and grid", "rank")))
     weight, grid, mask, rank = draw(matrices(shape)), None, None, None
     if kind == "rank":
         rank = draw(st.integers(1, 2))

@@ -32,10 +32,23 @@ TECHNIQUES: list[Technique] = [
     AbsMax(3, rounding="any"),
 ]
 
+# Groups of two inside rows of four, for rules that reason over groups.
+GROUPED: list[Technique] = [
+    Magnitude("1/2", pattern="1:2"),  # type: ignore[arg-type]
+    Magnitude("1/2", per="row"),  # type: ignore[arg-type]
+    Magnitude("1/4", ties="any"),  # type: ignore[arg-type]
+    AbsMax(2, group=2),
+    AbsMax(3, group=2, rounding="half_up"),
+    AbsMax(3),
+    AbsMax(5),
+    AbsMax(2, rounding="half_away"),
+]
+
 
 def every_layer(columns: int) -> Candidates:
-    """Every 1 x columns layer of whole numbers up to LARGEST, scaled so that 2- and 3-bit midpoints occur."""
-    values = np.arange(-LARGEST, LARGEST + 1, dtype=float)
+    """Every 1 x columns layer of whole numbers up to LARGEST (6 for four columns), where midpoints occur."""
+    largest = LARGEST if columns < 4 else 6
+    values = np.arange(-largest, largest + 1, dtype=float)
     grid = np.array(list(itertools.product(values, repeat=columns)))
     return Candidates(grid[:, None, :], None)
 
@@ -51,11 +64,9 @@ def counterexample(claim: Claim, columns: int) -> bool:
     return False
 
 
-sequences = st.lists(st.sampled_from(TECHNIQUES), min_size=1, max_size=3).map(lambda ts: Sequence(tuple(ts)))
-
-
 @st.composite
-def claims(draw: st.DrawFn) -> Claim:
+def claims(draw: st.DrawFn, techniques: list[Technique] = TECHNIQUES) -> Claim:
+    sequences = st.lists(st.sampled_from(techniques), min_size=1, max_size=3).map(lambda ts: Sequence(tuple(ts)))
     left, right = draw(sequences), draw(sequences)
     kind = draw(st.sampled_from(["dominates", "dominates", "equal", "keeps"]))
     if kind == "dominates":
@@ -73,6 +84,26 @@ def test_nothing_false_is_proved(claim: Claim, columns: int) -> None:
         assert not counterexample(claim, columns), verdict
     if verdict.refuted:
         assert verdict.witness is not None
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(claims(GROUPED))
+def test_nothing_false_is_proved_for_any_shape(claim: Claim) -> None:
+    """Rules alone: a proof for any shape has to hold for every 1 x 4 layer."""
+    verdict = prove(claim, "any", timeout=6, stages=("rule",))
+    if verdict.proved:
+        assert not counterexample(claim, 4), verdict
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", list(itertools.permutations(GROUPED, 2)), ids=str)
+def test_reversed_pairs_for_any_shape(pair: tuple[Technique, Technique]) -> None:
+    first, second = pair
+    for left, right in ((first >> second, second >> first), (first >> second, first >> second >> first)):
+        claim = dominates(left, right, loss="weight_l2")
+        verdict = prove(claim, "any", timeout=6, stages=("rule",))
+        assert not (verdict.proved and counterexample(claim, 4)), verdict
 
 
 PAIRS = list(itertools.product(TECHNIQUES[:4], TECHNIQUES[4:]))

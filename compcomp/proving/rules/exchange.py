@@ -10,7 +10,7 @@ import z3
 
 from compcomp.language.claim import Claim
 from compcomp.language.partition import Partition
-from compcomp.language.steps import Element, GroupMap, Selection, Step
+from compcomp.language.steps import Element, GridMap, Selection, Step
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest, map_facts
 from compcomp.proving.session import Session
@@ -47,7 +47,7 @@ from compcomp.terms import Abs, If, Term
 class _Application:
     """One use of a map: ``result`` is its value at ``argument`` in ``context``."""
 
-    step: GroupMap
+    step: GridMap
     context: str
     argument: Term
     result: Term
@@ -67,25 +67,25 @@ class _Lemmas:
     """Facts about the steps of a claim, each asked once."""
 
     session: Session
-    maps: list[tuple[GroupMap, MapFacts]] = field(default_factory=list)
-    selections: list[tuple[Selection, GroupMap, bool]] = field(default_factory=list)
-    nested: list[tuple[GroupMap, GroupMap, bool]] = field(default_factory=list)
+    maps: list[tuple[GridMap, MapFacts]] = field(default_factory=list)
+    selections: list[tuple[Selection, GridMap, bool]] = field(default_factory=list)
+    nested: list[tuple[GridMap, GridMap, bool]] = field(default_factory=list)
 
-    def of(self, step: GroupMap) -> MapFacts:
+    def of(self, step: GridMap) -> MapFacts:
         for known, facts in self.maps:
             if known == step:
                 return facts
         self.maps.append((step, map_facts(step, self.session)))
         return self.maps[-1][1]
 
-    def kept_by(self, selection: Selection, step: GroupMap) -> bool:
+    def kept_by(self, selection: Selection, step: GridMap) -> bool:
         for known, other, answer in self.selections:
             if (known, other) == (selection, step):
                 return answer
         self.selections.append((selection, step, keeps_largest(selection, step.measure, self.session)))
         return self.selections[-1][2]
 
-    def inside(self, inner: GroupMap, outer: GroupMap) -> bool:
+    def inside(self, inner: GridMap, outer: GridMap) -> bool:
         for known, other, answer in self.nested:
             if (known, other) == (inner, outer):
                 return answer
@@ -106,28 +106,17 @@ def exchange(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
         return None
     session = Session(solver, time.monotonic() + deadline)
     lemmas = _Lemmas(session)
-    if not all(lemmas.of(s).zero and lemmas.of(s).even for s in steps[0] + steps[1] if isinstance(s, GroupMap)):
+    if not all(lemmas.of(s).zero and lemmas.of(s).even for s in steps[0] + steps[1] if isinstance(s, GridMap)):
         return None
     problem = _Problem(claim, steps, group, lemmas)
     goals = ["kept", *(["pair"] if _selects(steps) else []), *(["alone"] if counts == "fewer" else [])]
     if not all(problem.holds(goal) for goal in goals):
         return None
-    return Proof("exchange", "any shape", (EXACT, *_contracts(claim, lemmas)), tuple(session.queries))
+    return Proof("exchange", "any shape", (EXACT,), tuple(session.queries))
 
 
 def _selects(steps: Items[Items[Step]]) -> bool:
     return any(isinstance(step, Selection) for sequence in steps for step in sequence)
-
-
-def _contracts(claim: Claim, lemmas: _Lemmas) -> tuple[str, ...]:
-    """What stands on a declaration because no solver proved it."""
-    found: dict[str, None] = {}
-    for sequence in claim.sequences:
-        for technique in sequence:
-            for step in technique.steps():
-                if isinstance(step, GroupMap) and not lemmas.of(step).homogeneous:
-                    found[f"{technique} scales along with its layer (its contract)"] = None
-    return tuple(found)
 
 
 def _common_group(steps: Items[Step]) -> Partition | None:
@@ -135,7 +124,7 @@ def _common_group(steps: Items[Step]) -> Partition | None:
     selections = {step.partition for step in steps if isinstance(step, Selection)}
     if len(selections) > 1 or any(isinstance(s, Selection) and s.ties == "all" for s in steps):
         return None
-    maps = [step.partition for step in steps if isinstance(step, GroupMap)]
+    maps = [step.partition for step in steps if isinstance(step, GridMap)]
     group = next(iter(selections), Partition.blocks(1))
     return group if all(group.refines(m) or m.refines(group) for m in maps) else None
 
@@ -223,9 +212,7 @@ class _Problem:
             run.values[name] = If(flag, z3.RealVal(0), run.values[name])
             run.dropped[name] = z3.Or(run.dropped[name], flag)
 
-    def _map(
-        self, label: str, step: GroupMap, before: Items[Step], run: _Run, applications: list[_Application]
-    ) -> None:
+    def _map(self, label: str, step: GridMap, before: Items[Step], run: _Run, applications: list[_Application]) -> None:
         same = all(self._keeps_context(earlier, step) for earlier in before)
         shared = self.group.refines(step.partition)
         for name, value in run.values.items():
@@ -239,7 +226,7 @@ class _Problem:
             applications.append(_Application(step, context, value, result))
             run.values[name] = result
 
-    def _keeps_context(self, earlier: Step, step: GroupMap) -> bool:
+    def _keeps_context(self, earlier: Step, step: GridMap) -> bool:
         if isinstance(earlier, Selection):
             return self.lemmas.kept_by(earlier, step)
         if earlier.partition != step.partition or earlier.measure != step.measure:
@@ -256,7 +243,7 @@ class _Problem:
             single = [z3.Implies(x == 0, y == 0)]
             if facts.inside:
                 single.append(one.step.measure(y) <= c)
-            if facts.monotone:
+            if facts.monotone:  # with q(0) = 0
                 single += [z3.Implies(x >= 0, y >= 0), z3.Implies(x <= 0, y <= 0)]
             if facts.nearest:
                 single.append(Abs(x - y) <= Abs(x))
@@ -271,7 +258,7 @@ class _Problem:
     def _pair_facts(self, one: _Application, other: _Application, facts: MapFacts) -> list[Term]:
         x, y, v, u = one.argument, one.result, other.argument, other.result
         if other.step == one.step:
-            found = [z3.Implies(x == v, y == u)]
+            found = [z3.Implies(x == v, y == u)] if facts.function else []
             if facts.monotone:
                 found.append(z3.Implies(x <= v, y <= u))
             if facts.odd:

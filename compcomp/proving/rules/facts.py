@@ -7,26 +7,27 @@ from dataclasses import dataclass
 
 import z3
 
-from compcomp.language.steps import Element, GroupMap, Selection
+from compcomp.language.steps import Element, GridMap, Selection
 from compcomp.proving.session import Session
-from compcomp.terms import Abs, Choices, SymbolicChoices, Term
+from compcomp.terms import Abs, SymbolicChoices, Term, nearest
 
-# A map's value is looked at for the context 1 alone. The fact for a context c > 0 follows from
-#   (homogeneous)  q(t w, t c) = t q(w, c)  and  measure(t w) = t measure(w)  for t > 0,
-# which is asked too; where the solver gives no answer (wide grids, because of the division) the technique's
-# own declaration stands in and the verdict lists it as an assumption.
+# A map rounds to a grid of step s = c / L. Multiplying weights and context by t > 0 multiplies its values by t
+# (the nearest multiple of t s to t w is t times that of s to w; the query "homogeneous" asks that the measure
+# scales too). So it is enough to look at s = 1 and c = L, and there the formulas are linear even for an unknown
+# whole L >= 1: one answer holds for every number of levels.
 
 
 @dataclass(frozen=True)
 class MapFacts:
-    """What is proved of a map q at a context c > 0 and weights of measure at most c.
+    """What is proved of a map q at a context c > 0 and weights of measure at most c, for every number of levels.
 
-    zero: q(0) = 0.  even: measure(-w) = measure(w) and it is 0 only for 0.  odd: q(-w) = -q(w).
-    monotone: v <= w implies q(v) <= q(w).  inside: measure(q(w)) <= c.  keeps_largest: measure(w) = c implies
-    measure(q(w)) = c.  idempotent: q(q(w)) = q(w).  nearest: |w - q(w)| <= |w - q(v)| for every v.
+    function: no choice is left free.  zero: q(0) = 0.  even: measure(-w) = measure(w) >= 0, 0 only at 0, and
+    measure(t w) = t measure(w) for t > 0.  odd: q(-w) = -q(w).  monotone: v <= w implies q(v) <= q(w).
+    inside: measure(q(w)) <= c.  keeps_largest: measure(w) = c implies measure(q(w)) = c.
+    idempotent: q(q(w)) = q(w).  nearest: |w - q(w)| <= |w - q(v)| for every v.
     """
 
-    homogeneous: bool
+    function: bool
     zero: bool
     even: bool
     odd: bool
@@ -37,60 +38,63 @@ class MapFacts:
     nearest: bool
 
 
-def map_facts(step: GroupMap, session: Session) -> MapFacts:
-    """Ask for every fact about a map; a map with free choices has none but those that hold for all of them."""
-    v, w = z3.Reals("v w")
-    one = z3.RealVal(1)
+def map_facts(step: GridMap, session: Session) -> MapFacts:
+    """Ask for every fact about a map. With free choices each use is a result of its own, and facts about two
+    uses hold for any choices."""
+    v, w, t = z3.Reals("v w t")
+    levels = z3.Int("L")
+    largest, measure = z3.ToReal(levels), step.measure
 
-    def q(x: Term) -> Term:
-        return step.value(x, one, Choices())
+    def ask(name: str, conclusion: Callable[[Callable[[Term], Term]], Term], *extra: Term) -> bool:
+        choices = SymbolicChoices()
 
-    if not is_function(step, session):
-        return MapFacts(*[False] * 9)
-    measure = step.measure
-    bound = [measure(v) <= 1, measure(w) <= 1]
+        def q(x: Term) -> Term:
+            return nearest(x, z3.RealVal(1), levels, step.rounding, choices)
 
-    def ask(name: str, conclusion: Term, *extra: Term) -> bool:
-        return session.holds(f"{name} of a map", [*bound, *extra], conclusion)
+        goal = conclusion(q)
+        bound = [levels >= 1, measure(v) <= largest, measure(w) <= largest, *extra]
+        return session.holds(f"{name} (map)", [*bound, *choices.premises], goal)
 
+    function = ask("function", lambda q: q(w) == q(w))
     return MapFacts(
-        homogeneous=_homogeneous(step, session),
-        zero=ask("zero", q(z3.RealVal(0)) == 0),
+        function=function,
+        zero=ask("zero", lambda q: q(z3.RealVal(0)) == 0),
         even=session.holds(
-            "even measure", [], z3.And(measure(-w) == measure(w), measure(w) >= 0, (measure(w) == 0) == (w == 0))
+            "even, homogeneous (measure)",
+            [t > 0],
+            z3.And(
+                measure(-w) == measure(w),
+                measure(w) >= 0,
+                (measure(w) == 0) == (w == 0),
+                measure(t * w) == t * measure(w),
+            ),
         ),
-        odd=ask("odd", q(-w) == -q(w)),
-        monotone=ask("monotone", q(v) <= q(w), v <= w),
-        inside=ask("inside", measure(q(w)) <= 1),
-        keeps_largest=ask("keeps the largest", measure(q(w)) == 1, measure(w) == 1),
-        idempotent=ask("idempotent", q(q(w)) == q(w)),
-        nearest=ask("nearest", Abs(w - q(w)) <= Abs(w - q(v))),
+        odd=function and ask("odd", lambda q: q(-w) == -q(w)),
+        monotone=function and ask("monotone", lambda q: q(v) <= q(w), v <= w),
+        inside=ask("inside", lambda q: measure(q(w)) <= largest),
+        keeps_largest=ask("keeps the largest", lambda q: measure(q(w)) == largest, measure(w) == largest),
+        idempotent=ask("idempotent", lambda q: _again(q, w)),
+        nearest=ask("nearest", lambda q: Abs(w - q(w)) <= Abs(w - q(v))),
     )
 
 
-def is_function(step: GroupMap, session: Session) -> bool:
-    """Whether the map uses no free choice."""
-    choices = SymbolicChoices()
-    w = z3.Real("w")
-    value = step.value(w, z3.RealVal(1), choices)
-    return session.holds("no free choice", choices.premises, value == step.value(w, z3.RealVal(1), Choices()))
+def _again(q: Callable[[Term], Term], w: Term) -> Term:
+    value = q(w)
+    return q(value) == value
 
 
-def _homogeneous(step: GroupMap, session: Session) -> bool:
-    w, c, t = z3.Reals("w c t")
-    scaled = step.value(t * w, t * c, Choices()) == t * step.value(w, c, Choices())
-    measured = step.measure(t * w) == t * step.measure(w)
-    return session.holds("homogeneous map", [t > 0, c > 0], z3.And(scaled, measured))
+def fixes(outer: GridMap, inner: GridMap, session: Session) -> bool:
+    """Whether every value of the inner map is a value of the outer one: outer(inner(w)) = inner(w).
 
-
-def fixes(outer: GroupMap, inner: GroupMap, session: Session) -> bool:
-    """Whether every value of the inner map is a value of the outer one: outer(inner(w)) = inner(w)."""
+    Looked at for the context L L' (outer and inner levels), where both steps are whole numbers.
+    """
     if outer == inner or outer.measure != inner.measure:
         return False
-    w, one = z3.Real("w"), z3.RealVal(1)
-    value = inner.value(w, one, Choices())
-    goal = outer.value(value, one, Choices()) == value
-    return session.holds("nested grids", [outer.measure(w) <= 1], goal)
+    w, choices = z3.Real("w"), SymbolicChoices()
+    value = nearest(w, z3.RealVal(outer.levels), inner.levels, inner.rounding, choices)
+    goal = nearest(value, z3.RealVal(inner.levels), outer.levels, outer.rounding, choices) == value
+    bound = outer.measure(w) <= outer.levels * inner.levels
+    return session.holds("nested grids", [bound, *choices.premises], goal)
 
 
 def keeps_largest(selection: Selection, measure: Callable[[Term], Term], session: Session) -> bool:

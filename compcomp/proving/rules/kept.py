@@ -7,7 +7,7 @@ import time
 import z3
 
 from compcomp.language.claim import Claim, Scope
-from compcomp.language.steps import GroupMap, Selection
+from compcomp.language.steps import GridMap, Selection
 from compcomp.language.technique import Technique
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.sample import formats_along
@@ -39,7 +39,7 @@ def invariant_is_kept(claim: Claim, solver: Solver, deadline: float) -> Proof | 
     session = Session(solver, time.monotonic() + deadline)
     techniques = claim.left.techniques
     if claim.invariant == "grid":
-        maps = [k for k, t in enumerate(techniques) if any(isinstance(s, GroupMap) for s in t.steps())]
+        maps = [k for k, t in enumerate(techniques) if any(isinstance(s, GridMap) for s in t.steps())]
         if not maps or not _lies_on_its_grid(techniques[maps[-1]], session):
             return None
         first = maps[-1] + 1
@@ -68,7 +68,7 @@ def _steps_keep(technique: Technique, invariant: str, session: Session) -> bool:
     return True
 
 
-def _zero_stays(step: GroupMap, session: Session) -> bool:
+def _zero_stays(step: GridMap, session: Session) -> bool:
     context, choices = z3.Real("c"), SymbolicChoices()
     value = step.value(z3.RealVal(0), context, choices)
     return session.holds("zero stays zero", [context >= 0, *choices.premises], value == 0)
@@ -76,7 +76,7 @@ def _zero_stays(step: GroupMap, session: Session) -> bool:
 
 def _lies_on_its_grid(technique: Technique, session: Session) -> bool:
     step = technique.steps()[-1]
-    if not isinstance(step, GroupMap):
+    if not isinstance(step, GridMap):
         return False
     w, context = z3.Reals("w c")
     choices = SymbolicChoices()
