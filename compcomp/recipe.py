@@ -139,12 +139,12 @@ def load(recipe: Recipe) -> Loaded:
         calibrate.pop("text", None)
         measure.pop("text", None)
         return Loaded(embedded.load(), embedded.calibration(**calibrate), embedded.evaluator(**measure))
-    if not ("text" in calibrate and "text" in measure):
-        raise InputError("no text", "calibration: {text: FILE} and evaluate: {text: FILE}", "recipe")
     from compcomp.models import causal_lm
 
     directory = recipe.folder / recipe.model
     model = causal_lm.load_directory(directory)
+    if not ("text" in calibrate and "text" in measure):
+        raise InputError("no text", "calibration: {text: FILE} and evaluate: {text: FILE}", "recipe")
     count = calibrate["batches"] * calibrate["batch_size"]
     windows = causal_lm.token_windows(directory, recipe.folder / calibrate["text"], calibrate["length"], count)
     held_out = causal_lm.token_windows(
