@@ -37,16 +37,26 @@ class Loss:
         return squared_error(error, layer.gram)
 
 
+def _power(exponent: int) -> Callable[[Term, Term], Term]:
+    """|reference - value| ** exponent, without the root that would not change any order."""
+
+    def part(reference: Term, value: Term) -> Term:
+        distance = reference - value
+        result = distance if exponent % 2 == 0 else Abs(distance)
+        for _ in range(exponent - 1):
+            result = result * distance if exponent % 2 == 0 else result * Abs(distance)
+        return result
+
+    return part
+
+
 LOSSES = {
     loss.name: loss
     for loss in (
-        Loss("weight_l1", "sum |w - w'|", 1, lambda reference, value: Abs(reference - value)),
-        Loss(
-            "weight_l2",
-            "sum (w - w')^2",
-            2,
-            lambda reference, value: (reference - value) * (reference - value),
-        ),
+        Loss("weight_l1", "sum |w - w'|", 1, _power(1)),
+        Loss("weight_l2", "sum (w - w')^2", 2, _power(2)),
+        Loss("weight_l3", "sum |w - w'|^3", 3, _power(3)),
+        Loss("weight_l4", "sum (w - w')^4", 4, _power(4)),
         Loss("output_l2", "|(W - W') X|_F^2", 2, None, needs_inputs=True),
     )
 }

@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 RLIMIT = 400_000_000
 """z3's resource units for one query; the same query uses the same number on every machine."""
+FIRST_RLIMIT = 2_000_000
+"""For the first attempt, with the simple solver: some tenths of a second."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,9 @@ class Z3Process:
     Command and environment are fixed; ``command`` lets a test put another program in its place.
     """
 
-    def __init__(self, command: list[str] | None = None, *, simple: bool = True) -> None:
+    def __init__(self, command: list[str] | None = None, *, simple: bool = True, rlimit: int = RLIMIT) -> None:
         self._command = command or [sys.executable, "-m", "compcomp.proving.worker"]
-        self._simple, self._lock = simple, threading.Lock()
+        self._simple, self._rlimit, self._lock = simple, rlimit, threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.version = ""
@@ -85,7 +87,7 @@ class Z3Process:
                 }
             self.version = str(hello["ready"])
         assert self._process is not None and self._process.stdin is not None
-        request = {"smtlib": smtlib, "rlimit": RLIMIT, "solver": "simple" if self._simple else "default"}
+        request = {"smtlib": smtlib, "rlimit": self._rlimit, "solver": "simple" if self._simple else "default"}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         reply = self._read(until)
@@ -183,5 +185,5 @@ def default_solver() -> Solver:
     """z3's simple solver first, then its full one, in processes that this process reuses."""
     global _default
     if _default is None:
-        _default = Remembering(Portfolio(Z3Process(), Z3Process(simple=False)))
+        _default = Remembering(Portfolio(Z3Process(rlimit=FIRST_RLIMIT), Z3Process(simple=False)))
     return _default
