@@ -48,7 +48,7 @@ def optimize_order(
     Orders that are proved equal are merged, orders that are proved to lose no less than another are
     dropped, and what is left is measured: on ``model`` where there is one, else on generated layers.
 
-    loss: the layer loss that orders are compared under: "weight_l1", "weight_l2" or "output_l2".
+    loss: the layer loss that orders are compared under: "weight_l1" to "weight_l4", or "output_l2".
     model: a torch module with Linear layers (or transformers' Conv1D). It is as it was afterwards.
     calibration: batches for the model; needed where the loss or a technique looks at inputs.
     evaluate: ``model -> number`` or a dict of numbers, the first of which ranks the orders. Higher is better
@@ -72,8 +72,11 @@ def optimize_order(
         bench: ModelBench | None = None
         if model is not None:
             from compcomp.models.bench import ModelBench
+            from compcomp.models.measure import MEASURED
 
-            bench = ModelBench(model, calibration, evaluate, device, targets, ignore)
+            usable = [name for name in MEASURED if calibration is not None or not loss_named(name).needs_inputs]
+            names = dict.fromkeys([*usable, loss])
+            bench = ModelBench(model, calibration, evaluate, device, targets, ignore, loss_names=names)
             stack.enter_context(bench)
             bench.check(Sequence(chosen))
         if store is not None and not isinstance(store, Store):

@@ -18,7 +18,7 @@ from compcomp.language.technique import Sequence, Technique, as_sequence
 from compcomp.models.calibrate import calibrate, iterate
 from compcomp.models.devices import choose, move
 from compcomp.models.layers import IGNORE, Layer, check_sequence, evaluating, find_layers
-from compcomp.models.measure import effective_weight, layer_losses, total
+from compcomp.models.measure import MEASURED, effective_weight, layer_losses, total
 from compcomp.models.metrics import metric_direction, read_metrics
 from compcomp.models.size import compression_rate, layer_bits
 
@@ -244,7 +244,7 @@ def _working(dtype: torch.dtype) -> torch.dtype:
 
 def _losses(names: Iterable[str] | None, calibrated: bool) -> tuple[str, ...]:
     if names is None:
-        return tuple(name for name, loss in LOSSES.items() if calibrated or not loss.needs_inputs)
+        return tuple(name for name in MEASURED if calibrated or not LOSSES[name].needs_inputs)
     chosen = tuple(loss_named(name).name for name in ((names,) if isinstance(names, str) else names))
     for name in chosen:
         if LOSSES[name].needs_inputs and not calibrated:

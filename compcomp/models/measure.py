@@ -8,7 +8,7 @@ from torch import Tensor
 
 from compcomp.errors import InputError
 from compcomp.language.layer import LayerState
-from compcomp.language.loss import LOSSES
+from compcomp.language.loss import loss_named
 
 RELATIVE = "relative_output_l2"
 
@@ -23,25 +23,26 @@ def effective_weight(layer: LayerState) -> Tensor:
     return weight.double() + left.double() @ right.double()  # type: ignore[no-any-return]
 
 
-def layer_losses(layer: LayerState, names: tuple[str, ...] = tuple(LOSSES)) -> dict[str, float]:
+MEASURED = ("weight_l1", "weight_l2", "output_l2")
+"""What is measured when nothing is named."""
+
+
+def layer_losses(layer: LayerState, names: tuple[str, ...] = MEASURED) -> dict[str, float]:
     """Each named loss of one layer of torch tensors, in float64: 0 exactly where nothing changed.
 
     "output_l2" also gives "output_norm2", |W X|_F^2 of the dense weight, that it can be compared with.
     """
     reference: Any = layer.reference
     reference = reference.double()
-    error = effective_weight(layer).double() - reference
+    effective = effective_weight(layer).double()
     result = dict[str, float]()
     for name in names:
-        if name == "weight_l1":
-            result[name] = float(error.abs().sum())
-        elif name == "weight_l2":
-            result[name] = float((error * error).sum())
-        elif name == "output_l2":
-            result[name] = _squared(error, layer)
-            result["output_norm2"] = _squared(reference, layer)
+        part = loss_named(name).element
+        if part is not None:
+            result[name] = float(part(reference, effective).sum())
         else:
-            raise InputError(f"loss {name!r}", "weight_l1, weight_l2, output_l2", "measurement")
+            result[name] = _squared(effective - reference, layer)
+            result["output_norm2"] = _squared(reference, layer)
     return result
 
 
