@@ -11,11 +11,10 @@ from collections.abc import Callable
 from compcomp.language.claim import Claim
 from compcomp.proving.proof import Proof
 from compcomp.proving.rules.exchange import exchange
-from compcomp.proving.rules.improvement import last_step_improves
+from compcomp.proving.rules.improvement import last_step_improves, same_state
 from compcomp.proving.rules.kept import invariant_is_kept
-from compcomp.proving.rules.rest import same_after_resting
 from compcomp.proving.solver import Solver
 
 Rule = Callable[[Claim, Solver, float], Proof | None]
 
-RULES: tuple[Rule, ...] = (same_after_resting, last_step_improves, invariant_is_kept, exchange)
+RULES: tuple[Rule, ...] = (same_state, last_step_improves, invariant_is_kept, exchange)

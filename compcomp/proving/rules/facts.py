@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import z3
@@ -25,6 +25,7 @@ class MapFacts:
     measure(t w) = t measure(w) for t > 0.  odd: q(-w) = -q(w).  monotone: v <= w implies q(v) <= q(w).
     inside: measure(q(w)) <= c.  keeps_largest: measure(w) = c implies measure(q(w)) = c.
     idempotent: q(q(w)) = q(w).  nearest: |w - q(w)| <= |w - q(v)| for every v.
+    ordered: |v| < |w| implies |q(v)| <= |q(w)|.
     """
 
     function: bool
@@ -36,6 +37,7 @@ class MapFacts:
     keeps_largest: bool
     idempotent: bool
     nearest: bool
+    ordered: bool
 
 
 def map_facts(step: GridMap, session: Session) -> MapFacts:
@@ -56,6 +58,8 @@ def map_facts(step: GridMap, session: Session) -> MapFacts:
         return session.holds(f"{name} (map)", [*bound, *choices.premises], goal)
 
     function = ask("function", lambda q: q(w) == q(w))
+    odd = function and ask("odd", lambda q: q(-w) == -q(w))
+    monotone = function and ask("monotone", lambda q: q(v) <= q(w), v <= w)
     return MapFacts(
         function=function,
         zero=ask("zero", lambda q: q(z3.RealVal(0)) == 0),
@@ -69,12 +73,13 @@ def map_facts(step: GridMap, session: Session) -> MapFacts:
                 measure(t * w) == t * measure(w),
             ),
         ),
-        odd=function and ask("odd", lambda q: q(-w) == -q(w)),
-        monotone=function and ask("monotone", lambda q: q(v) <= q(w), v <= w),
+        odd=odd,
+        monotone=monotone,
         inside=ask("inside", lambda q: measure(q(w)) <= largest),
         keeps_largest=ask("keeps the largest", lambda q: measure(q(w)) == largest, measure(w) == largest),
         idempotent=ask("idempotent", lambda q: _again(q, w)),
         nearest=ask("nearest", lambda q: Abs(w - q(w)) <= Abs(w - q(v))),
+        ordered=(odd and monotone) or ask("ordered", lambda q: Abs(q(v)) <= Abs(q(w)), Abs(v) < Abs(w)),
     )
 
 
@@ -97,13 +102,39 @@ def fixes(outer: GridMap, inner: GridMap, session: Session) -> bool:
     return session.holds("nested grids", [bound, *choices.premises], goal)
 
 
-def keeps_largest(selection: Selection, measure: Callable[[Term], Term], session: Session) -> bool:
+def keeps_largest(
+    selection: Selection, measure: Callable[[Term], Term], session: Session, *, equal_norms: bool = False
+) -> bool:
     """Whether dropping x of largest measure and keeping y leaves y with the same measure, and 0 measures least.
 
     Then a selection that keeps some weight of a group keeps one of the group's largest measure.
+    ``equal_norms``: the claim says that the norms of all inputs are equal and not 0.
     """
     x, y, g, h = z3.Reals("x y g h")
     drops = selection.score(Element(x, g)) <= selection.score(Element(y, h))
-    premises = [g >= 0, h >= 0, drops, measure(y) <= measure(x)]
+    premises = [g >= 0, h >= 0, drops, measure(y) <= measure(x), *([g == h, g > 0] if equal_norms else [])]
     goal = z3.And(measure(y) == measure(x), measure(z3.RealVal(0)) <= measure(x))
     return session.holds("a selection keeps the largest", premises, goal)
+
+
+def unit_norms(
+    selections: Iterable[Selection], part: Callable[[Term, Term, Term], Term] | None, session: Session
+) -> bool:
+    """Whether equal norms h > 0 of all inputs may be taken as 1: scaling them changes no comparison.
+
+    Neither of scores, f(w, t h) <= f(v, t g) iff f(w, h) <= f(v, g), nor of losses: l(r, v, t h) is
+    t l(r, v, h), or is l(r, v, h), for all r, v, h >= 0 and t > 0.
+    """
+    v, w, r, g, h, t = z3.Reals("v w r g h t")
+    premises = [t > 0, g >= 0, h >= 0]
+    for selection in selections:
+        before = selection.score(Element(w, h)) <= selection.score(Element(v, g))
+        after = selection.score(Element(w, t * h)) <= selection.score(Element(v, t * g))
+        if not session.holds("scores for scaled inputs", premises, before == after):
+            return False
+    if part is None:
+        return True
+    scaled = part(r, v, t * h)
+    return session.holds("loss does not see the inputs", premises, scaled == part(r, v, h)) or session.holds(
+        "loss scales with the inputs", premises, scaled == t * part(r, v, h)
+    )
