@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from compcomp.language.claim import dominates as dominates
     from compcomp.language.claim import equal as equal
     from compcomp.language.claim import keeps as keeps
+    from compcomp.language.claim import orthogonal as orthogonal
+    from compcomp.language.conditions import Condition as Condition
+    from compcomp.language.parameters import ANY as ANY
     from compcomp.language.technique import Sequence as Sequence
     from compcomp.language.technique import Technique as Technique
     from compcomp.language.text import parse_claim as parse_claim
@@ -31,15 +34,20 @@ if TYPE_CHECKING:
     from compcomp.optimize import apply as apply
     from compcomp.optimize import optimize_order as optimize_order
     from compcomp.ordering.plan import Plan as Plan
+    from compcomp.proving.conditions import Finding as Finding
+    from compcomp.proving.conditions import find_condition as find_condition
     from compcomp.proving.prove import prove as prove
 
 _HOMES = {
+    "ANY": "language.parameters",
     "InputError": "errors",
     "Claim": "language.claim",
     "Scope": "language.claim",
     "dominates": "language.claim",
     "equal": "language.claim",
     "keeps": "language.claim",
+    "orthogonal": "language.claim",
+    "Condition": "language.conditions",
     "Sequence": "language.technique",
     "Technique": "language.technique",
     "parse_claim": "language.text",
@@ -50,6 +58,8 @@ _HOMES = {
     "apply": "optimize",
     "optimize_order": "optimize",
     "Plan": "ordering.plan",
+    "Finding": "proving.conditions",
+    "find_condition": "proving.conditions",
     "prove": "proving.prove",
 }
 

@@ -34,10 +34,15 @@ Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or
 
 @app.command()
 def prove(
-    claim: Annotated[str, typer.Argument(help="'A dominates B', 'A equals B' or 'A keeps mask|grid|rank'.")],
+    claim: Annotated[
+        str, typer.Argument(help="'A dominates B', 'A equals B' or 'A keeps mask|grid|rank'; also '... given no_ties'.")
+    ],
     loss: Annotated[str, typer.Option(help="weight_l1, weight_l2, weight_l3, weight_l4 or output_l2.")] = "weight_l2",
     scope: Annotated[str, typer.Option(help="any, 2x4 (out x in) or block:32.")] = "any",
     timeout: Annotated[float, typer.Option(help="Seconds for the whole of it.")] = 60.0,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Also write the verdict, with certificates, to this new directory.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Prove or refute a claim.
@@ -50,7 +55,9 @@ def prove(
 
     parsed = parse_claim(claim, loss)
     with _waiting(f"deciding {parsed}"):
-        verdict = decide(parsed, scope, timeout=timeout)
+        verdict = decide(parsed, scope, timeout=timeout, certify=save is not None)
+    if save is not None:
+        verdict.save(save)
     if as_json:
         _print_json(verdict.to_json())
     else:
@@ -58,6 +65,61 @@ def prove(
 
         _console().print(verdict_view(verdict))
     raise typer.Exit(_exit_status(verdict))
+
+
+@app.command()
+def condition(
+    claim: Annotated[str, typer.Argument(help="A claim that is false in general, as for prove.")],
+    loss: Annotated[str, typer.Option(help="As for prove.")] = "weight_l2",
+    scope: Annotated[str, typer.Option(help="any, 2x4 (out x in) or block:32.")] = "any",
+    timeout: Annotated[float, typer.Option(help="Seconds for the whole of it.")] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Find the fewest named conditions under which a claim is proved (docs/conditions.md).
+
+    Exit status: 0 proved, with or without conditions; 2 wrong use; 3 none found.
+    """
+    import compcomp.techniques  # noqa: F401
+    from compcomp.language.text import parse_claim
+    from compcomp.proving.conditions import find_condition
+
+    parsed = parse_claim(claim, loss)
+    with _waiting(f"looking for conditions for {parsed}"):
+        finding = find_condition(parsed, scope=scope, timeout=timeout)
+    if as_json:
+        _print_json(finding.to_json())
+    else:
+        sys.stdout.write(f"{finding}\n")
+    raise typer.Exit(0 if finding.found else 3)
+
+
+@app.command()
+def check(
+    directory: Annotated[Path, typer.Argument(help="What Verdict.save or prove --save wrote.")],
+    solvers: Annotated[bool, typer.Option(help="Also ask the installed solvers again.")] = True,
+    regenerate: Annotated[
+        bool, typer.Option("--regenerate", help="Also ask the prover for its queries again.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Re-check a saved verdict from its files alone, without the prover (docs/certificates.md).
+
+    With --regenerate the prover is used after all, with the saved answers in place of a solver: is it these queries
+    that the claim needs? Exit status: 0 valid, 1 invalid, 2 wrong use, 3 holey (something rests on solvers alone).
+    """
+    from compcomp.checking.directory import check_directory
+
+    with _waiting(f"checking {directory}"):
+        report = check_directory(directory, solvers=solvers)
+        if regenerate and not report.problems:
+            from compcomp.proving.certificate.regenerate import regenerated
+
+            report.problems += filter(None, [regenerated(directory)])
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        sys.stdout.write(report.describe() + "\n")
+    raise typer.Exit({"valid": 0, "invalid": 1}.get(report.outcome, 3))
 
 
 @app.command()

@@ -311,6 +311,7 @@ class SymbolicChoices(Choices):
     def __init__(self, prefix: str = "choice") -> None:
         super().__init__()
         self.prefix, self.premises, self._count = prefix, list[Term](), 0
+        self.levels: list[Term] = []
 
     def _name(self) -> str:
         self._count += 1
@@ -360,7 +361,7 @@ def smallest(scores: Sequence[Term], count: int, ties: str, choices: Choices) ->
 
         assert isinstance(choices, SymbolicChoices)
         taken = [choices.flip() for _ in scores]
-        choices.assume(z3.PbEq([(t, 1) for t in taken], count))
+        choices.assume(Sum(If(t, 1, 0) for t in taken) == count)  # as fast as z3's PbEq, which no other solver reads
         for i in range(n):
             for j in range(n):
                 if i != j:
@@ -371,12 +372,7 @@ def smallest(scores: Sequence[Term], count: int, ties: str, choices: Choices) ->
         before = [
             scores[j] <= scores[i] if (j < i and ties != "all") else scores[j] < scores[i] for j in range(n) if j != i
         ]
-        if kind == "z3":
-            import z3
-
-            result.append(z3.PbLe([(b, 1) for b in before], count - 1) if before else True)
-        else:
-            result.append(Sum(If(b, 1, 0) for b in before) < count)
+        result.append(Sum(If(b, 1, 0) for b in before) < count)
     return result
 
 
@@ -489,6 +485,10 @@ def _nearest_defined_z3(x: Term, step: Term, levels: Term, rounding: str, choice
     low, high = (2 * z3.ToReal(level) - 1) * step, (2 * z3.ToReal(level) + 1) * step
     first, last = level == -levels, level == levels
     choices.assume(z3.And(level >= -levels, level <= levels))
+    # True of whole numbers, and said because cvc5 branches without end if it is not. Lemmas have two or three levels.
+    for other in choices.levels if len(choices.levels) < 4 else []:
+        choices.assume(z3.Or(level <= other - 1, level == other, level >= other + 1))
+    choices.levels.append(level)
     choices.assume(z3.And(z3.Or(2 * x <= high, last), z3.Or(2 * x >= low, first)))
     upper, lower = z3.And(2 * x == high, z3.Not(last)), z3.And(2 * x == low, z3.Not(first))
     if rounding == "half_even":

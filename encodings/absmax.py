@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from compcomp.language.parameters import one_of, whole
+from compcomp.language.parameters import ANY, Unknown, is_unknown, one_of, whole
 from compcomp.language.partition import Partition
 from compcomp.language.steps import GridMap
 from compcomp.language.technique import Declared, Technique
@@ -15,32 +16,37 @@ from compcomp.terms import ROUNDINGS, Abs
 class AbsMax(Technique):
     """Round every weight to the nearest of ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = max|w| / L.
 
-    bits: 2 to 16.
+    bits: 2 to 16, or Any in claims.
     group: how many consecutive weights of a row share a scale; None for one scale for the tensor.
     rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
     An all-zero group stays zero. Source: [dettmers2022].
     """
 
-    bits: int
+    bits: int | Unknown
     group: int | None = None
     rounding: str = "half_even"
 
+    examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
+
     def __post_init__(self) -> None:
-        whole(self.bits, 2, 16, "AbsMax.bits")
+        if is_unknown(self.bits):
+            object.__setattr__(self, "bits", ANY)
+        else:
+            whole(self.bits, 2, 16, "AbsMax.bits")
         if self.group is not None:
             whole(self.group, 1, 2**20, "AbsMax.group")
         one_of(self.rounding, ROUNDINGS, "AbsMax.rounding")
 
     @property
-    def levels(self) -> int:
+    def levels(self) -> int | Unknown:
         """L: how many grid values lie on each side of zero."""
-        return int(2 ** (self.bits - 1) - 1)
+        return ANY if isinstance(self.bits, Unknown) else int(2 ** (self.bits - 1) - 1)
 
     def promises(self) -> Declared:
         return Declared(
             keeps=frozenset({"mask", "factors"}),
             deterministic=self.rounding != "any",
-            landmarks=(2 * self.levels,),
+            landmarks=() if isinstance(self.levels, Unknown) else (2 * self.levels,),
         )
 
     def steps(self) -> tuple[GridMap]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
-from compcomp.language.parameters import one_of, selection_partition, sparsity
+from compcomp.language.parameters import Unknown, one_of, selection_partition, sparsity
 from compcomp.language.steps import Element, Selection
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import TIES, Abs, Term
@@ -20,17 +21,19 @@ def score(element: Element) -> Term:
 class Magnitude(Technique):
     """Set the ``int(n * sparsity)`` weights of least magnitude in every group of n to zero.
 
-    sparsity: share of weights to drop, in [0, 1).
+    sparsity: share of weights to drop, in [0, 1), or Any in claims.
     pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row.
     per: "tensor" or "row", the group of an unstructured selection.
     ties: which of equal magnitudes at the threshold go, "first" (lowest index), "all" or "any".
     Source: [han2015]; N:M [mishra2021].
     """
 
-    sparsity: Fraction
+    sparsity: Fraction | Unknown
     pattern: str = "unstructured"
     per: str = "tensor"
     ties: str = "first"
+
+    examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": ("1/2", "1/4", "3/4", "1/3")}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", sparsity(self.sparsity, "Magnitude.sparsity"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
-from compcomp.language.parameters import one_of, selection_partition, sparsity
+from compcomp.language.parameters import Unknown, one_of, selection_partition, sparsity
 from compcomp.language.steps import Element, Selection
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import TIES, Term
@@ -20,15 +21,17 @@ def score(element: Element) -> Term:
 class Wanda(Technique):
     """Set the ``int(n * sparsity)`` weights of least |w_ij| |x_j|_2 in every group of an output row to zero.
 
-    sparsity: share of weights to drop, in [0, 1).
+    sparsity: share of weights to drop, in [0, 1), or Any in claims.
     pattern: "unstructured" (the group is the row), or "n:m" to keep n of every m consecutive weights.
     ties: which of equal scores at the threshold go, "first" (lowest index), "all" or "any".
     Needs calibration inputs. Source: [sun2024].
     """
 
-    sparsity: Fraction
+    sparsity: Fraction | Unknown
     pattern: str = "unstructured"
     ties: str = "first"
+
+    examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": ("1/2", "1/4", "3/4", "1/3")}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", sparsity(self.sparsity, "Wanda.sparsity"))

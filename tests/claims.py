@@ -22,7 +22,34 @@ def _third(rounding: str, ties: str = "all") -> str:
     return f"{prune} >> {quantize} dominates {quantize} >> {prune}"
 
 
+ANY_P, ANY_Q = "Magnitude(sparsity=Any)", "AbsMax(bits=Any)"
+
 CLAIMS: list[tuple[str, str, str, str]] = [
+    # Every bit width and every sparsity at once.
+    (_reversed(ANY_P, ANY_Q), "weight_l1", "any", "PROVED"),
+    (_reversed(ANY_P, ANY_Q), "weight_l2", "any", "PROVED"),
+    (_reversed(ANY_P, ANY_Q), "weight_l3", "any", "PROVED"),
+    (_reversed(ANY_P, ANY_Q), "weight_l4", "any", "PROVED"),
+    (_reversed(N, ANY_Q), "weight_l4", "any", "PROVED"),
+    (_reversed(ANY_Q, ANY_P), "weight_l2", "any", "REFUTED"),
+    (_reversed(ANY_P, ANY_Q), "output_l2", "any", "REFUTED"),
+    ("Magnitude(sparsity=Any, per='row') dominates Wanda(sparsity=Any)", "weight_l2", "any", "PROVED"),
+    (f"{ANY_P} >> {D} >> {ANY_Q} keeps mask", "weight_l2", "any", "PROVED"),
+    # Idempotence and absorption.
+    (f"{ANY_P} >> {ANY_P} equals {ANY_P}", "weight_l2", "any", "PROVED"),
+    (f"{ANY_Q} >> {ANY_Q} equals {ANY_Q}", "weight_l2", "any", "PROVED"),
+    (f"Magnitude(sparsity=1/4) >> {P} equals {P}", "weight_l2", "any", "PROVED"),
+    (f"{W} >> Wanda(sparsity=1/4) equals {W}", "weight_l2", "any", "PROVED"),
+    (f"{W} >> {P} equals {P}", "weight_l2", "any", "REFUTED"),
+    ("AbsMax(bits=8) >> AbsMax(bits=4) equals AbsMax(bits=4)", "weight_l2", "any", "REFUTED"),
+    # Harma et al., theorems 3.5 (and for Wanda), 3.6, 3.7 with an explicit bound, 3.9.
+    (f"{ANY_P} is orthogonal to {ANY_Q}", "weight_l1", "any", "PROVED"),
+    (f"{N} is orthogonal to AbsMax(bits=Any, group=32)", "weight_l2", "any", "PROVED"),
+    (f"{W} is orthogonal to AbsMax(bits=3)", "weight_l1", "1x4", "REFUTED"),
+    (f"AbsMax(bits=2) is orthogonal to {N}", "weight_l1", "1x4", "REFUTED"),
+    (f"{ANY_Q} is orthogonal to {ANY_P} within 1/2", "weight_l1", "any", "PROVED"),
+    (f"AbsMax(bits=2) is orthogonal to {P} within 2/5", "weight_l1", "any", "REFUTED"),
+    (f"{P} is orthogonal to {Q}", "output_l2", "any", "REFUTED"),
     (PQ, "weight_l1", "1x4", "PROVED"),
     (PQ, "weight_l1", "2x2", "PROVED"),
     (PQ, "weight_l1", "block:4", "PROVED"),

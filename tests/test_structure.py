@@ -26,7 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "encodings": {"terms", "language"},
     "kernels": {"language", "encodings"},
     "techniques": {"language", "encodings", "kernels"},
-    "proving": {"version", "terms", "language"},
+    "checking": {"terms", "language", "techniques"},
+    "proving": {"version", "terms", "language", "checking"},
     "ordering": {"version", "terms", "language", "proving"},
     "models": {"language", "kernels"},
 }

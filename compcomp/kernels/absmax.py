@@ -22,7 +22,7 @@ def kernel(technique: AbsMax, layer: LayerState) -> LayerState:
     check(technique, layer)
     shape, dtype = tuple(layer.weight.shape), wide(layer.weight)
     (step_map,) = technique.steps()
-    size, levels = step_map.partition.group_size((shape[0], shape[1])), technique.levels
+    size, levels = step_map.partition.group_size((shape[0], shape[1])), step_map.known_levels
     groups = layer.weight.reshape(-1, size)
     low, high = groups.aminmax(dim=-1, keepdim=True)
     largest = torch.maximum(-low, high).to(torch.float64)  # groups x 1

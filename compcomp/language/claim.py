@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from itertools import product
 from typing import Any
 
 from compcomp.errors import InputError
+from compcomp.language.conditions import Condition, Given, check, conditions
 from compcomp.language.loss import Loss, loss_named
-from compcomp.language.technique import Sequence, Technique, as_sequence
+from compcomp.language.parameters import number
+from compcomp.language.technique import Sequence, Technique, as_sequence, unknowns
+from compcomp.terms import Term
 
 INVARIANTS = ("mask", "grid", "rank")
 """mask: every weight a step dropped is zero at the end. grid: every weight is a value of the last grid.
@@ -24,6 +30,9 @@ class Claim:
 
     kind "dominates": ``left`` loses no more than ``right``. kind "equal": both give the same state (weight,
     mask, grid and low-rank product). kind "keeps": what ``invariant`` names survives to the end of ``left``.
+    kind "orthogonal": ``left >> right`` loses no more, in the norm, than ``left`` and ``right`` alone together, plus
+    ``slack`` grid steps for every weight that is dropped [harma2025].
+    ``given``: it speaks only of the layers on which all of these conditions hold.
     """
 
     kind: str
@@ -31,37 +40,103 @@ class Claim:
     right: Sequence = field(default_factory=Sequence)
     loss: Loss | None = None
     invariant: str | None = None
+    given: tuple[Condition, ...] = ()
+    slack: Fraction = Fraction(0)
+
+    def __post_init__(self) -> None:
+        if self.given:
+            check(self)
 
     @property
     def sequences(self) -> tuple[Sequence, ...]:
+        if self.kind == "orthogonal":
+            return (self.left >> self.right, self.left, self.right)
         return (self.left,) if self.kind == "keeps" else (self.left, self.right)
+
+    def instances(self) -> list[Claim]:
+        """The claim at values for each parameter that it leaves open (Any); itself where there is none."""
+        techniques = [t for sequence in self.sequences for t in sequence]
+        tried = {name: type(t).examples[name] for t in techniques for name in unknowns(t)}
+        combinations = product(*tried.values())
+        return [
+            replace(self, left=self.left.at(values), right=self.right.at(values))
+            for values in (dict(zip(tried, chosen, strict=True)) for chosen in combinations)
+        ]
 
     @property
     def needs_inputs(self) -> bool:
         """Whether the claim speaks of layers together with their inputs."""
-        return bool(self.loss and self.loss.needs_inputs) or any(s.needs_inputs for s in self.sequences)
+        parts = [self.loss, *self.sequences, *self.given]
+        return any(part.needs_inputs for part in parts if part is not None)
+
+    def assumes(self, fact: str) -> bool:
+        """Whether a condition of the claim lets a rule take this fact (:data:`compcomp.language.conditions.FACTS`)."""
+        return any(fact in condition.assumes for condition in self.given)
+
+    @property
+    def part(self) -> Callable[[Term, Term, Term], Term] | None:
+        """What one weight loses: from its reference, its value and the squared norm of its input feature.
+
+        None where the loss does not add over weights under the claim's conditions.
+        """
+        return None if self.loss is None else self.loss.part(diagonal=self.assumes("diagonal Gram"))
 
     def __str__(self) -> str:
+        given = f" given {', '.join(map(str, self.given))}" if self.given else ""
         if self.kind == "keeps":
-            return f"{self.left} keeps {self.invariant}"
-        return f"{self.left} {'equals' if self.kind == 'equal' else 'dominates'} {self.right}"
+            return f"{self.left} keeps {self.invariant}{given}"
+        if self.kind == "orthogonal":
+            within = f" within {self.slack}" if self.slack else ""
+            return f"{self.left} is orthogonal to {self.right}{within}{given}"
+        return f"{self.left} {'equals' if self.kind == 'equal' else 'dominates'} {self.right}{given}"
 
 
-def dominates(left: Technique | Sequence, right: Technique | Sequence, loss: str = "weight_l2") -> Claim:
-    """The claim that ``left`` never loses more than ``right``."""
-    return Claim("dominates", as_sequence(left), as_sequence(right), loss_named(loss))
+def dominates(
+    left: Technique | Sequence, right: Technique | Sequence, loss: str = "weight_l2", *, given: Given = ()
+) -> Claim:
+    """The claim that ``left`` never loses more than ``right``, on the layers on which the conditions hold.
+
+    given: conditions or their names, such as ``["no_ties", "diagonal_gram"]``.
+    """
+    return Claim("dominates", as_sequence(left), as_sequence(right), loss_named(loss), given=conditions(given))
 
 
-def equal(left: Technique | Sequence, right: Technique | Sequence) -> Claim:
-    """The claim that both sequences always give the same state."""
-    return Claim("equal", as_sequence(left), as_sequence(right))
+def equal(left: Technique | Sequence, right: Technique | Sequence, *, given: Given = ()) -> Claim:
+    """The claim that both sequences always give the same state, on the layers on which the conditions hold."""
+    return Claim("equal", as_sequence(left), as_sequence(right), given=conditions(given))
 
 
-def keeps(sequence: Technique | Sequence, invariant: str) -> Claim:
-    """The claim that an invariant established along the sequence holds at its end."""
+def keeps(sequence: Technique | Sequence, invariant: str, *, given: Given = ()) -> Claim:
+    """The claim that an invariant established along the sequence holds at its end, where the conditions hold."""
     if invariant not in INVARIANTS:
         raise InputError(f"invariant {invariant!r}", ", ".join(INVARIANTS), "claim")
-    return Claim("keeps", as_sequence(sequence), invariant=invariant)
+    return Claim("keeps", as_sequence(sequence), invariant=invariant, given=conditions(given))
+
+
+NORMS = ("weight_l1", "weight_l2", "output_l2")
+"""The losses whose norms claims of orthogonality are about."""
+
+
+def orthogonal(
+    first: Technique | Sequence,
+    second: Technique | Sequence,
+    loss: str = "weight_l1",
+    *,
+    slack: Any = 0,
+    given: Given = (),
+) -> Claim:
+    """The claim that ``first >> second`` adds no error beyond the sum of both alone [harma2025].
+
+    It speaks of norms: of the square root of weight_l2 and output_l2. slack: grid steps of error allowed for every
+    weight that is dropped (weight_l1 only).
+    """
+    if loss not in NORMS:
+        raise InputError(f"loss {loss!r}", ", ".join(NORMS), "orthogonal")
+    more = number(slack, "orthogonal.slack", "a number such as 1/2, at least 0")
+    if more < 0 or (more and loss != "weight_l1"):
+        raise InputError(f"slack {more} under {loss}", "at least 0, and weight_l1", "orthogonal")
+    left, right = as_sequence(first), as_sequence(second)
+    return Claim("orthogonal", left, right, loss_named(loss), given=conditions(given), slack=more)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ class Loss:
 
     ``degree``: scaling reference and weight by t > 0 scales it by t ** degree. ``element``: the part of one
     weight, from its reference and its effective value, where the loss is the sum of such parts; None where
-    weights interact. ``needs_inputs``: it depends on the calibration inputs.
+    weights interact. ``needs_inputs``: it depends on the calibration inputs. ``weighted``: the part of one
+    weight where weights interact only through a Gram matrix and that is diagonal: from the weight's reference,
+    its value and the squared norm of its input feature.
     """
 
     name: str
@@ -25,6 +27,17 @@ class Loss:
     degree: int
     element: Callable[[Term, Term], Term] | None
     needs_inputs: bool = False
+    weighted: Callable[[Term, Term, Term], Term] | None = None
+
+    def part(self, *, diagonal: bool) -> Callable[[Term, Term, Term], Term] | None:
+        """The loss of one weight from reference, value and squared norm of its input feature; None when there is none.
+
+        ``diagonal``: whether the Gram matrix is diagonal.
+        """
+        element = self.element
+        if element is not None:
+            return lambda reference, value, norm2: element(reference, value)
+        return self.weighted if diagonal else None
 
     def of(self, layer: LayerState) -> Term:
         """The loss of this state, exact for exact terms. A number: smaller is better."""
@@ -50,6 +63,11 @@ def _power(exponent: int) -> Callable[[Term, Term], Term]:
     return part
 
 
+def _weighted(reference: Term, value: Term, norm2: Term) -> Term:
+    distance = reference - value
+    return norm2 * (distance * distance)
+
+
 LOSSES = {
     loss.name: loss
     for loss in (
@@ -57,7 +75,7 @@ LOSSES = {
         Loss("weight_l2", "sum (w - w')^2", 2, _power(2)),
         Loss("weight_l3", "sum |w - w'|^3", 3, _power(3)),
         Loss("weight_l4", "sum (w - w')^4", 4, _power(4)),
-        Loss("output_l2", "|(W - W') X|_F^2", 2, None, needs_inputs=True),
+        Loss("output_l2", "|(W - W') X|_F^2", 2, None, needs_inputs=True, weighted=_weighted),
     )
 }
 

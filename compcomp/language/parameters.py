@@ -19,6 +19,29 @@ def shown(given: Any) -> str:
         return "a huge number"
 
 
+class Unknown:
+    """A parameter that may have any of its values. A claim with one holds only if it holds for every value.
+
+    There is one, ``Any``. In a claim all ``sparsity=Any`` stand for one sparsity, all ``bits=Any`` for one bit
+    width.
+    """
+
+    def __repr__(self) -> str:
+        return "Any"
+
+    def __reduce__(self) -> str:
+        return "ANY"
+
+
+ANY = Unknown()
+"""Written ``Any`` in text; in Python also ``typing.Any``."""
+
+
+def is_unknown(given: object) -> bool:
+    """Whether a parameter is given as Any."""
+    return given is ANY or given is Any
+
+
 def number(given: Any, where: str, allowed: str) -> Fraction:
     """An exact number from an int, a Fraction, a text such as "1/2", or a float read as its decimal digits."""
     try:
@@ -31,8 +54,10 @@ def number(given: Any, where: str, allowed: str) -> Fraction:
         raise InputError(shown(given), allowed, where) from None
 
 
-def sparsity(given: Any, where: str) -> Fraction:
-    """A share of weights to drop: 0 <= s < 1."""
+def sparsity(given: Any, where: str) -> Fraction | Unknown:
+    """A share of weights to drop: 0 <= s < 1, or Any."""
+    if is_unknown(given):
+        return ANY
     allowed = "a number in [0, 1) such as 1/2 or 0.5"
     value = number(given, where, allowed)
     if not 0 <= value < 1:
@@ -54,7 +79,7 @@ def one_of(given: Any, allowed: Sequence[str], where: str) -> str:
     return str(given)
 
 
-def selection_partition(pattern: Any, per: str, share: Fraction, where: str) -> Partition:
+def selection_partition(pattern: Any, per: str, share: Fraction | Unknown, where: str) -> Partition:
     """The groups of an unstructured or N:M selection; N:M keeps N of every M consecutive weights of a row."""
     allowed = "'unstructured' or 'n:m' with 0 < n <= m <= 256, such as '2:4'"
     if pattern == "unstructured":

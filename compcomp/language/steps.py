@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compcomp.errors import InputError
+from compcomp.language.parameters import Unknown
 from compcomp.language.partition import Partition
 from compcomp.terms import And, Choices, Div, If, Max, Not, Term, each, nearest, smallest
 
@@ -38,12 +40,14 @@ class Selection:
 
     score: Callable[[Element], Term]
     partition: Partition
-    share: Fraction
+    share: Fraction | Unknown
     ties: str
     needs_inputs: bool = False
 
     def count(self, size: int) -> int:
         """How many weights of a group of this size go."""
+        if isinstance(self.share, Unknown):
+            raise InputError("sparsity=Any", "a number where a layer is pruned", "Selection.count")
         return int(size * self.share)
 
     def apply(self, layer: LayerState) -> LayerState:
@@ -61,6 +65,13 @@ class Selection:
         return replace(layer, weight=weight, format=replace(layer.format, mask=mask, rank=None))
 
 
+def at_most(share: Fraction | Unknown, other: Fraction | Unknown) -> bool:
+    """Whether a share is known to be no larger than another: all that are Any in a claim are the same."""
+    if isinstance(share, Unknown) or isinstance(other, Unknown):
+        return share is other
+    return share <= other
+
+
 @dataclass(frozen=True)
 class GridMap:
     """Round every weight to the nearest of ``k * step``, ``|k| <= levels``, where its group shares the step.
@@ -70,17 +81,24 @@ class GridMap:
     """
 
     measure: Callable[[Term], Term]
-    levels: int
+    levels: int | Unknown
     rounding: str
     partition: Partition
 
     def step(self, context: Term) -> Term:
         """The distance of neighbouring grid values."""
-        return Div(context, self.levels)
+        return Div(context, self.known_levels)
 
     def value(self, weight: Term, context: Term, choices: Choices) -> Term:
         """The grid value nearest to a weight."""
-        return nearest(weight, self.step(context), self.levels, self.rounding, choices)
+        return nearest(weight, self.step(context), self.known_levels, self.rounding, choices)
+
+    @property
+    def known_levels(self) -> int:
+        """How many levels lie on each side of zero; InputError when that is not known."""
+        if isinstance(self.levels, Unknown):
+            raise InputError("bits=Any", "a number where a layer is quantized", "GridMap.levels")
+        return self.levels
 
     def context(self, weights: Iterable[Term]) -> Term:
         """What the weights of a group share."""
@@ -97,7 +115,7 @@ class GridMap:
             for index in group:
                 weight[index] = self.value(layer.weight[index], context, layer.choices)
                 step[index] = self.step(context)
-        grid = Grid(step=step, levels=self.levels, scales=len(groups))
+        grid = Grid(step=step, levels=self.known_levels, scales=len(groups))
         return replace(layer, weight=weight, format=replace(layer.format, grid=grid, rank=None))
 
 

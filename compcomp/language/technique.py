@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any, ClassVar
 
 from compcomp.errors import InputError
 from compcomp.language.layer import LayerState
+from compcomp.language.parameters import ANY
 from compcomp.language.steps import Step
 
 Kernel = Callable[[Any, LayerState], LayerState]
@@ -48,6 +49,8 @@ class Technique:
     """
 
     kernels: ClassVar[dict[type, str]] = {}
+    examples: ClassVar[dict[str, tuple[object, ...]]] = {}
+    """Values to try for parameters that a claim leaves open (Any)."""
     declared: ClassVar[Declared] = Declared()
 
     def steps(self) -> tuple[Step, ...]:
@@ -108,6 +111,11 @@ class Technique:
         return known[name]
 
 
+def unknowns(technique: Technique) -> tuple[str, ...]:
+    """The parameters that are Any."""
+    return tuple(name for name in type(technique).examples if getattr(technique, name) is ANY)
+
+
 @dataclass(frozen=True)
 class Sequence:
     """Techniques in the order in which they are applied: ``P >> Q`` applies P first."""
@@ -133,7 +141,18 @@ class Sequence:
             layer = technique.kernel()(technique, layer)
         return layer
 
+    @property
+    def unknowns(self) -> frozenset[str]:
+        """The parameters of its techniques that are Any."""
+        return frozenset(name for t in self.techniques for name in unknowns(t))
+
+    def at(self, values: Mapping[str, object]) -> Sequence:
+        """The sequence with a value for each parameter that is Any."""
+        known = (replace(t, **{n: values[n] for n in unknowns(t)}) for t in self.techniques)  # type: ignore[type-var]
+        return Sequence(tuple(known))
+
     def check(self, shape: tuple[int, ...]) -> None:
+        """Raise InputError when a technique does not fit a weight of this shape (out, in)."""
         for technique in self.techniques:
             technique.check(shape)
 

@@ -9,11 +9,15 @@ from fractions import Fraction
 from typing import Any
 
 from compcomp.errors import InputError
-from compcomp.language.claim import Claim, dominates, equal, keeps
+from compcomp.language.claim import Claim, dominates, equal, keeps, orthogonal
+from compcomp.language.conditions import conditions
+from compcomp.language.parameters import ANY
 from compcomp.language.technique import Sequence, Technique
 
 LONGEST = 4000
 """Characters a text may have."""
+LONGEST_GIVEN = 100_000
+"""Characters its conditions may have: a box lists its weights."""
 LARGEST = 10**9
 """Magnitude a number in a text may have."""
 
@@ -60,7 +64,9 @@ def _technique(node: ast.expr) -> Technique:
 
 
 def _constant(node: ast.expr, where: str) -> Any:
-    """A string, True, False, None, a number, minus a number, or a quotient of two whole numbers."""
+    """A string, True, False, None, Any, a number, minus a number, or a quotient of two whole numbers."""
+    if isinstance(node, ast.Name) and node.id == "Any":
+        return ANY
     if isinstance(node, ast.Constant) and isinstance(node.value, str | bool | int | float | None):
         if isinstance(node.value, int | float) and not abs(node.value) <= LARGEST:
             raise InputError("a number too large to be meant", f"numbers up to {LARGEST}", where)
@@ -77,17 +83,25 @@ def _constant(node: ast.expr, where: str) -> Any:
 
 
 def parse_claim(text: str, loss: str = "weight_l2") -> Claim:
-    """``A dominates B``, ``A equals B`` or ``A keeps mask|grid|rank`` as a Claim."""
-    parts = re.split(r"\s+(dominates|equals|keeps)\s+", text.strip())
+    """``A dominates B``, ``A equals B`` or ``A keeps mask|grid|rank`` as a Claim, each also ``given no_ties, ...``."""
+    text, *after = re.split(r"\s+given\s+", text.strip(), maxsplit=1)
+    if after and len(after[0]) > LONGEST_GIVEN:
+        raise InputError(f"{len(after[0])} characters", f"at most {LONGEST_GIVEN}", "given")
+    parts = re.split(r"\s+(dominates|equals|keeps|is\s+orthogonal\s+to)\s+", text.strip())
     if len(text) > 2 * LONGEST or len(parts) != 3:
         raise InputError(
-            _shorten(text), "'A dominates B', 'A equals B' or 'A keeps mask' with sequences A and B", "claim"
+            _shorten(text),
+            "'A dominates B', 'A equals B', 'A keeps mask' or 'A is orthogonal to B' with sequences",
+            "claim",
         )
-    left = parse_sequence(parts[0])
+    left, given = parse_sequence(parts[0]), conditions(after[0]) if after else ()
     if parts[1] == "keeps":
-        return keeps(left, parts[2].strip())
+        return keeps(left, parts[2].strip(), given=given)
+    if parts[1].startswith("is"):
+        second, *slack = re.split(r"\s+within\s+", parts[2], maxsplit=1)
+        return orthogonal(left, parse_sequence(second), loss, slack=slack[0] if slack else 0, given=given)
     right = parse_sequence(parts[2])
-    return equal(left, right) if parts[1] == "equals" else dominates(left, right, loss=loss)
+    return equal(left, right, given=given) if parts[1] == "equals" else dominates(left, right, loss=loss, given=given)
 
 
 def _shorten(text: str) -> str:

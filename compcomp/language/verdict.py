@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from compcomp.language.claim import Claim, Scope
@@ -76,7 +77,11 @@ class Witness:
 
 @dataclass(frozen=True)
 class Query:
-    """One question a proof put to a solver, as SMT-LIB text. A proof needs the answer ``expected``."""
+    """One question a proof put to a solver, as SMT-LIB text. A proof needs the answer ``expected``.
+
+    ``second_answer``: what the second solver said, "" where it was not asked. ``certificate``: what shows the
+    answer without a solver (docs/certificates.md), None where there is none.
+    """
 
     name: str
     smtlib: str
@@ -84,6 +89,9 @@ class Query:
     answer: str
     solver: str = ""
     rlimit: int = 0
+    second_answer: str = ""
+    second_solver: str = ""
+    certificate: dict[str, Any] | None = field(default=None, repr=False, hash=False)
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,8 @@ class Verdict:
 
     ``scope``: what was asked. ``reach``: what the answer covers, which may be more. ``stage``: what decided
     (search, rule, bounded). ``cause``: why it is unknown. ``work``: solver resource count and seconds.
+    ``notes``: what else there is to say, such as why the grade is no better.
+    ``needed``: of a proved claim with conditions, a smallest set of them with which the proof still goes through.
     """
 
     claim: Claim
@@ -107,6 +117,8 @@ class Verdict:
     queries: tuple[Query, ...] = ()
     work: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    needed: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def proved(self) -> bool:
@@ -122,6 +134,16 @@ class Verdict:
     def to_smtlib(self) -> str:
         """The questions put to the solver, one SMT-LIB script after another."""
         return "\n".join(f"; {q.name}: expected {q.expected}, answered {q.answer}\n{q.smtlib}" for q in self.queries)
+
+    def save(self, directory: Path | str) -> Path:
+        """Write the verdict to a new directory that ``compcomp check`` re-checks without the prover.
+
+        claim.json, queries/*.smt2, answers.json, certificates/*.json (after ``prove(..., certify=True)``),
+        witness.json, and manifest.json with the hash of each.
+        """
+        from compcomp.language.saved import save
+
+        return save(self, directory)
 
     def to_latex(self) -> str:
         """The claim and its verdict as a LaTeX paragraph."""
@@ -139,11 +161,14 @@ class Verdict:
             "reach": self.reach,
             "grade": str(self.grade) if self.grade else None,
             "assumptions": list(self.assumptions),
+            "given": list(map(str, self.claim.given)),
+            "needed": None if self.needed is None else list(self.needed),
             "stage": self.stage,
             "cause": self.cause,
             "reason": self.reason,
+            "notes": list(self.notes),
             "witness": self.witness.to_json() if self.witness else None,
-            "queries": [{k: v for k, v in asdict(q).items() if k != "smtlib"} for q in self.queries],
+            "queries": [_query(q) for q in self.queries],
             "work": self.work,
             "versions": self.versions,
         }
@@ -151,7 +176,12 @@ class Verdict:
     def __str__(self) -> str:
         loss = f" under {self.claim.loss.name}" if self.claim.loss else ""
         end = f" ({self.reason or self.cause})" if self.reason or self.cause else ""
-        return f"{self.status}: {self.claim}{loss}, {self.reach or self.scope.describe()}{end}"
+        needs = "" if self.needed is None else f"; of its conditions it needs {', '.join(self.needed) or 'none'}"
+        return f"{self.status}: {self.claim}{loss}, {self.reach or self.scope.describe()}{end}{needs}"
+
+
+def _query(query: Query) -> dict[str, Any]:
+    return {f.name: getattr(query, f.name) for f in fields(query) if f.name not in ("smtlib", "certificate")}
 
 
 def _matrix(rows: Matrix) -> list[list[str]]:

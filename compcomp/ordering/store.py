@@ -161,6 +161,8 @@ def verdict_from_json(data: Mapping[str, Any], claim: Claim | None = None) -> Ve
         queries=tuple(Query(**{"smtlib": "", **query}) for query in data["queries"]),
         work=dict(data["work"]),
         versions=dict(data["versions"]),
+        notes=tuple(data.get("notes", ())),
+        needed=None if data.get("needed") is None else tuple(data["needed"]),
     )
 
 

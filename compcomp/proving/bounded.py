@@ -20,6 +20,7 @@ from compcomp.language.technique import Sequence
 from compcomp.language.verdict import Query
 from compcomp.proving.meaning import establishes, fails
 from compcomp.proving.proof import EXACT, Proof
+from compcomp.proving.rules.facts import unit_norms
 from compcomp.proving.session import Session
 from compcomp.proving.solver import Answer, Solver
 from compcomp.terms import Array, Choices, SymbolicChoices, Term, each
@@ -47,7 +48,7 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
     shape, reach, assumptions = _one_block(claim, scope)
     if shape[0] * shape[1] > LARGEST_LAYER:
         return Outcome(None, f"a formula for {shape[0]} x {shape[1]} weights would be too large")
-    if scope.kind == "block" and claim.loss is not None and claim.loss.element is None:
+    if scope.kind == "block" and claim.loss is not None and claim.part is None:
         return Outcome(None, f"{claim.loss.name} does not add over blocks of columns, and no rule decides the claim")
     for plan in _plans(claim, shape, session):
         outcome = _attempt(claim, shape, plan, session)
@@ -57,6 +58,23 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
         if outcome.vacuous or outcome.suspect is not None:
             return outcome
     return replace(outcome, queries=tuple(session.queries))
+
+
+def satisfiable(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> str:
+    """Whether some layer of the scope's shape meets the claim's conditions: "sat", "unsat" or "unknown"."""
+    assert scope.shape is not None
+    if scope.shape[0] * scope.shape[1] > LARGEST_LAYER:
+        return "unknown"
+    session = Session(solver, time.monotonic() + seconds)
+    weight = each(lambda index: z3.Real(f"w_{index[0]}_{index[1]}"), _indices(scope.shape))
+    inputs, gram, known = _inputs(claim, scope.shape, session)
+    runs = []
+    for name, sequence in zip("abc", claim.sequences, strict=False):
+        choices = SymbolicChoices(name)
+        runs.append(sequence.trace(LayerState.dense(weight, inputs, gram, choices)))
+        known += choices.premises
+    known += [_as_z3(condition.holds(claim, runs)) for condition in claim.given]
+    return session.ask("conditions", known, "sat").answer
 
 
 # ------------------------------------------------------------------------------------------- reductions
@@ -78,8 +96,13 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
 # "first" replaced by "any" (which admits more results) the claim is only made stronger; it then suffices to
 # look at weights sorted inside each cell.
 #
+# Reduction (inputs). Where inputs are orthogonal with equal norms h > 0, if for t > 0
+# f(w, t h) <= f(w', t h') iff f(w, h) <= f(w', h'), and l(r, v, t h) is t l(r, v, h) or l(r, v, h), then scaling
+# the inputs changes no selection, and no sign of a difference of losses: it suffices to look at h = 1.
+#
 # Each "if" is asked as a query of its own, at the group sizes that occur; one that is not answered "unsat"
-# leaves its reduction out.
+# leaves its reduction out. Conditions of the claim that are local carry over by the same "if"s: they speak of
+# the order of scores, of equality of contexts and of inputs; with others (a box) nothing is reduced.
 
 
 @dataclass(frozen=True)
@@ -109,7 +132,7 @@ def _only_steps(claim: Claim) -> bool:
 
 
 def _additive(claim: Claim) -> bool:
-    return claim.invariant != "rank" and (claim.loss is None or claim.loss.element is not None)
+    return claim.invariant != "rank" and (claim.loss is None or claim.part is not None)
 
 
 def _one_block(claim: Claim, scope: Scope) -> tuple[tuple[int, int], str, tuple[str, ...]]:
@@ -119,6 +142,8 @@ def _one_block(claim: Claim, scope: Scope) -> tuple[tuple[int, int], str, tuple[
     for sequence in claim.sequences:
         sequence.check(shape)
     steps = _steps(claim)
+    if not _local(claim):
+        return shape, f"{scope.describe()}, inside the box", ()
     reach, notes = scope.describe(), tuple[str, ...]()
     if scope.kind == "block":
         block = Partition.blocks(scope.columns)
@@ -139,6 +164,10 @@ def _one_block(claim: Claim, scope: Scope) -> tuple[tuple[int, int], str, tuple[
     return shape, reach, notes
 
 
+def _local(claim: Claim) -> bool:
+    return all(condition.local for condition in claim.given)
+
+
 def _common_block(steps: list[Step]) -> Partition | None:
     sizes = [step.partition.size for step in steps]
     if any(size is None for size in sizes):
@@ -149,11 +178,11 @@ def _common_block(steps: list[Step]) -> Partition | None:
 
 def _plans(claim: Claim, shape: tuple[int, int], session: Session) -> list[Plan]:
     """Sets of reductions to try, the strongest first, each justified by its own queries."""
-    if not _only_steps(claim) or not _additive(claim):
+    if not _only_steps(claim) or not _additive(claim) or not _local(claim):
         return [Plan()]
     signs, scale, order = (check(claim, shape, session) for check in (_signs_hold, _scale_holds, _order_holds))
     plans = [Plan(signs, scale, order and signs), Plan(signs, scale, False)]
-    if claim.kind == "equal":  # with ties taken adversely hardly anything is equal
+    if claim.kind in ("equal", "orthogonal"):  # with ties taken adversely hardly anything is equal
         plans = plans[1:]
     return list(dict.fromkeys(plans))
 
@@ -177,8 +206,8 @@ def _signs_hold(claim: Claim, shape: tuple[int, int], session: Session) -> bool:
     for step, group in _contexts(claim, shape):
         goals += [step.context(group) >= 0, step.context([-group[0], *group[1:]]) == step.context(group)]
         goals.append(step.value(-w, c, Choices()) == -step.value(w, c, Choices()))
-    if claim.loss is not None and claim.loss.element is not None:
-        goals.append(claim.loss.element(-r, -v) == claim.loss.element(r, v))
+    if claim.part is not None:
+        goals.append(claim.part(-r, -v, h) == claim.part(r, v, h))
     premises = [h >= 0, c >= 0]
     return all(_deterministic_maps(claim)) and session.holds("signs", premises, z3.And(*goals))
 
@@ -203,11 +232,11 @@ def _scale_holds(claim: Claim, shape: tuple[int, int], session: Session) -> bool
         goals.append(step.context([t * g for g in group]) == t * step.context(group))
         goals.append(step.step(t * c) == t * step.step(c))
         goals.append(step.value(t * w, t * c, Choices()) == t * step.value(w, c, Choices()))
-    if claim.loss is not None and claim.loss.element is not None:
-        scaled = claim.loss.element(r, v)
+    if claim.loss is not None and claim.part is not None:
+        scaled = claim.part(r, v, h)
         for _ in range(claim.loss.degree):
             scaled = t * scaled
-        goals.append(claim.loss.element(t * r, t * v) == scaled)
+        goals.append(claim.part(t * r, t * v, h) == scaled)
     premises = [t > 0, h >= 0, h2 >= 0, c >= 0]
     return all(_deterministic_maps(claim)) and all(
         session.holds(f"scale {k}", premises, goal) for k, goal in enumerate(goals)
@@ -254,14 +283,14 @@ def _adverse(sequence: Sequence, layer: LayerState) -> list[LayerState]:
 
 def _attempt(claim: Claim, shape: tuple[int, int], plan: Plan, session: Session) -> Outcome:
     weight = each(lambda index: z3.Real(f"w_{index[0]}_{index[1]}"), _indices(shape))
-    inputs, gram, premises = _inputs(claim, shape)
+    inputs, gram, premises = _inputs(claim, shape, session)
     premises += _reduced(claim, shape, weight, plan)
     if session.ask("premises", premises, "sat").answer == "unsat":
         return Outcome(None, "the premises contradict each other", tuple(session.queries), vacuous=True)
     if plan.scale and not _zero_layer_holds(claim, shape, inputs, gram, session):
         return Outcome(None, "the zero layer could not be decided", tuple(session.queries))
     known, runs = list(premises), []
-    for name, sequence in zip("ab", claim.sequences, strict=False):
+    for name, sequence in zip("abc", claim.sequences, strict=False):
         choices = _ProofChoices(name, premises, session)
         layer = LayerState.dense(weight, inputs, gram, choices)
         runs.append(_adverse(sequence, layer) if plan.order else sequence.trace(layer))
@@ -270,11 +299,13 @@ def _attempt(claim: Claim, shape: tuple[int, int], plan: Plan, session: Session)
         return Outcome(None, f"no step establishes a {claim.invariant}", tuple(session.queries), vacuous=True)
     if session.ask("premises with choices", known, "sat").answer != "sat":
         return Outcome(None, "the premises could not be shown to be satisfiable", tuple(session.queries))
+    # That some layer meets the conditions as well is shown apart from this (premises.unmet).
+    known += [_as_z3(condition.holds(claim, runs)) for condition in claim.given]
     answer = session.ask("claim", [*known, _negated(claim, runs)], "unsat")
     if answer.answer == "unsat":
         proof = Proof("bounded", "", (EXACT, *plan.assumptions), tuple(session.queries))
         return Outcome(proof, queries=tuple(session.queries))
-    suspect = _from_model(answer, weight, inputs) if answer.answer == "sat" else None
+    suspect = _from_model(answer, weight, inputs, gram) if answer.answer == "sat" else None
     cause = answer.cause or ("no proof" if answer.answer == "sat" else "the solver gave no answer")
     return Outcome(None, cause, tuple(session.queries), suspect=suspect)
 
@@ -286,14 +317,17 @@ def _indices(shape: tuple[int, int]) -> Array:
     return result
 
 
-def _inputs(claim: Claim, shape: tuple[int, int]) -> tuple[Array | None, Array | None, list[Term]]:
+def _inputs(claim: Claim, shape: tuple[int, int], session: Session) -> tuple[Array | None, Array | None, list[Term]]:
     """Symbolic inputs: as many tokens as features give every Gram matrix; norms alone where that is all."""
     if not claim.needs_inputs:
         return None, None, []
     columns = shape[1]
-    if _only_steps(claim) and _additive(claim):
+    if (_only_steps(claim) and _additive(claim)) or claim.assumes("diagonal Gram"):
         gram = np.array([[z3.RealVal(0)] * columns for _ in range(columns)], dtype=object)
         norms = [z3.Real(f"h_{j}") for j in range(columns)]
+        if claim.assumes("equal norms"):
+            simple = _only_steps(claim) and _additive(claim) and unit_norms(_selections(claim), claim.part, session)
+            norms = [z3.RealVal(1) if simple else norms[0]] * columns
         for j in range(columns):
             gram[j, j] = norms[j]
         return None, gram, [h >= 0 for h in norms]
@@ -337,7 +371,7 @@ def _zero_layer_holds(
     """The case that scaling to largest magnitude 1 leaves out."""
     zero = each(lambda _: z3.RealVal(0), _indices(shape))
     known, runs = [], []
-    for name, sequence in zip("ab", claim.sequences, strict=False):
+    for name, sequence in zip("abc", claim.sequences, strict=False):
         choices = SymbolicChoices(f"zero_{name}")
         runs.append(sequence.trace(LayerState.dense(zero, inputs, gram, choices)))
         known += choices.premises
@@ -350,20 +384,22 @@ def _as_z3(term: Any) -> Term:
 
 def _negated(claim: Claim, runs: list[list[LayerState]]) -> Term:
     """That the claim fails, with a loss that adds over weights centred at every weight's own zero."""
-    if claim.kind != "dominates" or claim.loss is None or claim.loss.element is None:
+    if claim.kind != "dominates" or claim.part is None:
         return _as_z3(fails(claim, runs))
-    part, total = claim.loss.element, []
+    part, total = claim.part, []
     ends = [run[-1] for run in runs]
+    norms = ends[0].input_norms2() if claim.needs_inputs else [None] * ends[0].weight.shape[1]
     values = [state.effective().ravel() for state in ends]
-    for reference, left, right in zip(ends[0].reference.ravel(), *values, strict=True):
-        total.append(_centred(reference, left, part) - _centred(reference, right, part))
+    columns = np.broadcast_to(np.array(norms, dtype=object), ends[0].weight.shape).ravel()
+    for reference, norm, left, right in zip(ends[0].reference.ravel(), columns, *values, strict=True):
+        total.append(_centred(reference, left, norm, part) - _centred(reference, right, norm, part))
     return z3.Sum(total) > 0
 
 
-def _centred(reference: Term, value: Term, part: Callable[[Term, Term], Term]) -> Term:
+def _centred(reference: Term, value: Term, norm: Term, part: Callable[[Term, Term, Term], Term]) -> Term:
     """part(r, v) - part(r, 0), decided per cell of v: squares of r cancel, so grid values leave it linear."""
-    zero = part(reference, z3.RealVal(0))
-    return _on_leaves(value, lambda leaf: z3.simplify(part(reference, leaf) - zero, som=True), {})
+    zero = part(reference, z3.RealVal(0), norm)
+    return _on_leaves(value, lambda leaf: z3.simplify(part(reference, leaf, norm) - zero, som=True), {})
 
 
 def _on_leaves(term: Term, function: Callable[[Term], Term], done: dict[int, Term]) -> Term:
@@ -379,11 +415,20 @@ def _on_leaves(term: Term, function: Callable[[Term], Term], done: dict[int, Ter
     return done[key]
 
 
-def _from_model(answer: Answer, weight: Array, inputs: Array | None) -> tuple[Array, Array | None] | None:
+def _from_model(
+    answer: Answer, weight: Array, inputs: Array | None, gram: Array | None
+) -> tuple[Array, Array | None] | None:
     def value(variable: Term) -> Fraction:
         return Fraction(answer.model.get(str(variable), "0"))
 
     try:
+        if inputs is None and gram is not None:  # one token a feature, as long as its norm, nearly
+            inputs = each(lambda _: Fraction(0), gram)
+            for j in range(len(gram)):
+                norm = gram[j, j]
+                square = Fraction(str(norm)) if z3.is_rational_value(norm) else value(norm)
+                inputs[j, j] = Fraction(float(square) ** 0.5).limit_denominator(1000)
+            return each(value, weight), inputs
         return each(value, weight), None if inputs is None else each(value, inputs)
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         return None

@@ -36,8 +36,9 @@ class Candidates:
 
 
 def looks_at_gram(claim: Claim) -> bool:
-    """Whether a technique of the claim needs more of the inputs than the norms of the features."""
-    return any(t.needs_inputs and not t.steps() for s in claim.sequences for t in s)
+    """Whether a technique or condition of the claim needs more of the inputs than the norms of the features."""
+    techniques = (t for s in claim.sequences for t in s)
+    return any(c.needs_inputs for c in claim.given) or any(t.needs_inputs and not t.steps() for t in techniques)
 
 
 def shapes_to_try(claim: Claim, scope: Scope) -> list[tuple[int, int]]:

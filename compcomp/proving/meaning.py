@@ -9,7 +9,7 @@ import numpy as np
 from compcomp.language.algebra import rank_exceeds
 from compcomp.language.claim import Claim
 from compcomp.language.layer import LayerState
-from compcomp.terms import Abs, And, Array, Choices, Not, Or, Term, nearest
+from compcomp.terms import Abs, And, Array, Choices, If, Not, Or, Sum, Term, nearest
 
 Run = Sequence[LayerState]
 """The states of a layer from before the first technique to after the last."""
@@ -18,16 +18,45 @@ Run = Sequence[LayerState]
 def fails(claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
     """Whether these runs of the claim's sequences contradict it, as a truth-valued term.
 
-    ``tolerance``: relative slack for floats; 0 is exact.
+    They do where every condition of the claim holds and what it says is false. ``tolerance``: relative slack
+    for floats; 0 is exact.
     """
+    failure = _contradicts(claim, runs, tolerance)
+    return And(conditions_hold(claim, runs, tolerance), failure) if claim.given else failure
+
+
+def conditions_hold(claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
+    """Whether all conditions of the claim hold along these runs; true where it has none."""
+    return And(True, *(condition.holds(claim, runs, tolerance) for condition in claim.given))
+
+
+def _contradicts(claim: Claim, runs: Sequence[Run], tolerance: float) -> Term:
     last = [run[-1] for run in runs]
     if claim.kind == "dominates":
         assert claim.loss is not None
         left, right = (claim.loss.of(state) for state in last)
         return left - right > tolerance * (1 + right) if tolerance else left > right
+    if claim.kind == "orthogonal":
+        assert claim.loss is not None
+        whole, first, second = (claim.loss.of(state) for state in last)
+        excess = whole - first - second - _allowance(claim, last[0])
+        slack = tolerance * (1 + whole)
+        if claim.loss.degree == 1:
+            return excess > slack
+        # The root of the whole exceeds the sum of the two roots: squared twice, so that numbers stay rational.
+        return And(excess > slack, excess * excess > 4 * first * second + slack * slack)
     if claim.kind == "equal":
         return _any(differences(last[0], last[1], tolerance))
     return _any(_broken(claim.invariant or "", runs[0], tolerance))
+
+
+def _allowance(claim: Claim, end: LayerState) -> Term:
+    """``slack`` grid steps for every weight that is dropped in the end."""
+    mask, grid = end.format.mask, end.format.grid
+    if not claim.slack or mask is None or grid is None:
+        return 0
+    dropped = (If(keep, 0, step) for keep, step in zip(mask.ravel(), grid.step.ravel(), strict=True))
+    return claim.slack * Sum(dropped)
 
 
 def differences(left: LayerState, right: LayerState, tolerance: float = 0) -> list[Term]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.verdict import Grade, Query, Status, Verdict
 from compcomp.proving.bounded import Outcome, bounded
+from compcomp.proving.crosscheck import SECONDS, cross_check
+from compcomp.proving.premises import needed, unmet, within
 from compcomp.proving.proof import Proof
 from compcomp.proving.replay import Suspect, confirmed, deterministic, minimised, torch_agrees, witness_of
 from compcomp.proving.rules import RULES
 from compcomp.proving.sample import formats_along
 from compcomp.proving.search import Found, search
-from compcomp.proving.solver import Solver, default_solver
+from compcomp.proving.solver import Solver, default_solver, second_solver
 from compcomp.version import __version__
 
 STAGES = ("search", "rule", "bounded")
@@ -29,12 +31,17 @@ def prove(
     stages: tuple[str, ...] = STAGES,
     search_seconds: float = 0.4,
     solver: Solver | None = None,
+    second: Solver | Literal["auto"] | None = "auto",
+    second_seconds: float = SECONDS,
+    certify: bool = False,
 ) -> Verdict:
     """Prove or refute a claim for every layer in a scope.
 
     claim: from ``dominates``, ``equal`` or ``keeps``. scope: "any", "2x4" or (2, 4) (out x in), "block:32"
     or ("block", 32). timeout: seconds for the whole of it. stages: which of :data:`STAGES` to run, in that
-    order. solver: another solver than z3 in a worker process.
+    order. solver: another solver than z3 in a worker process. second: the one that checks a proof again; "auto"
+    is cvc5 where it is installed, None leaves the check out. second_seconds: for that check, out of ``timeout``.
+    certify: also look for certificates that need no solver, for at most another ``timeout`` (docs/certificates.md).
 
     PROVED and REFUTED are only ever said of what a stage has shown; a deadline, an error or a missing
     solver gives UNKNOWN with its cause. Raises InputError when claim and scope do not fit each other.
@@ -45,7 +52,14 @@ def prove(
         raise InputError(f"timeout={timeout!r}"[:80], "seconds, more than 0", "prove")
     if unknown := [s for s in stages if s not in STAGES]:
         raise InputError(f"stages {unknown}", ", ".join(STAGES), "prove")
-    return _Attempt(claim, Scope.of(scope), timeout, solver or default_solver()).run(stages, search_seconds)
+    attempt = _Attempt(claim, within(claim, Scope.of(scope)), timeout, solver or default_solver())
+    attempt.second, attempt.second_seconds = second_solver() if second == "auto" else second, second_seconds
+    verdict = attempt.run(stages, search_seconds)
+    if certify and verdict.proved:
+        from compcomp.proving.certificate.certify import certified
+
+        return certified(verdict, timeout)
+    return verdict
 
 
 class _Attempt:
@@ -56,22 +70,25 @@ class _Attempt:
         self.start = time.monotonic()
         self.until = self.start + timeout
         self.queries: list[Query] = []
+        self.second: Solver | None = None
+        self.second_seconds, self.second_version = SECONDS, ""
 
     def run(self, stages: tuple[str, ...], search_seconds: float) -> Verdict:
         gap = None
+        instances = self.claim.instances()
         if self.scope.shape is not None:
-            for sequence in self.claim.sequences:
+            for sequence in instances[0].sequences:
                 sequence.check(self.scope.shape)
         if self.claim.kind == "keeps" and not self._establishes():
             return self.verdict(Status.VACUOUS, cause=f"no step establishes a {self.claim.invariant}", stage="rule")
-        if "rule" in stages and (proof := self._rule()) is not None:
+        if "rule" in stages and (proof := self._rule(self.claim)) is not None:
             return self._proved(proof, "rule")
-        if "search" in stages:
-            found = search(self.claim, self.scope, min(search_seconds, self.until - time.monotonic()))
+        for instance in instances if "search" in stages else []:
+            found = search(instance, self.scope, min(search_seconds, self.until - time.monotonic()))
             if found is not None and found.agrees:
                 return self._refuted(found, "search")
-            gap = found
-        if "bounded" in stages:
+            gap = gap or found
+        if "bounded" in stages and len(instances) == 1:
             outcome = bounded(self.claim, self.scope, self.solver, self.until - time.monotonic())
             return self._after_bounded(outcome, gap)
         return self._unknown("no counterexample found and no rule applies", gap)
@@ -81,9 +98,9 @@ class _Attempt:
         formats = formats_along(self.claim, self.scope)
         return formats is None or any(getattr(f, self.claim.invariant or "") is not None for f in formats)
 
-    def _rule(self) -> Proof | None:
+    def _rule(self, claim: Claim) -> Proof | None:
         for rule in RULES:
-            proof = rule(self.claim, self.solver, self.until - time.monotonic())
+            proof = rule(claim, self.solver, self.until - time.monotonic())
             if proof is not None:
                 return proof
         return None
@@ -104,16 +121,37 @@ class _Attempt:
         return self._unknown(outcome.cause, gap)
 
     def _proved(self, proof: Proof, stage: str) -> Verdict:
-        grade = Grade.ONE_SOLVER if proof.queries else Grade.NO_SOLVER
-        self.queries = list(proof.queries)
+        if problem := unmet(self.claim, self.scope, self.solver, self.until - time.monotonic()):
+            return self.verdict(problem[0], cause=problem[1], stage=stage)
+        left = min(self.second_seconds, self.until - time.monotonic())
+        check = cross_check(proof.queries, self.second, left)
+        self.queries, self.second_version = list(check.queries), check.solver
+        if check.conflict:
+            return self.verdict(Status.DISAGREE, cause=check.conflict, stage=stage)
         return self.verdict(
             Status.PROVED,
             reach=proof.reach,
-            assumptions=proof.assumptions,
-            grade=grade,
+            assumptions=(*proof.assumptions, *(condition.describe() for condition in self.claim.given)),
+            needed=self._needed(stage),
+            grade=check.grade,
+            notes=(check.note,) if check.note else (),
             stage=stage,
             reason=f"rule {proof.rule}" if stage == "rule" else "reduced and solved",
         )
+
+    def _needed(self, stage: str) -> tuple[str, ...] | None:
+        """Which conditions the deciding stage needs, by asking it again without; None where there are none."""
+        if not self.claim.given:
+            return None
+        most = 1.0 + 2 * (time.monotonic() - self.start)
+
+        def proves(claim: Claim) -> bool:
+            if stage == "rule":
+                return self._rule(claim) is not None
+            left = min(most, self.until - time.monotonic())
+            return left > 0 and bounded(claim, self.scope, self.solver, left).proof is not None
+
+        return tuple(map(str, needed(self.claim, proves)))
 
     def _refuted(self, found: Found, stage: str) -> Verdict:
         return self.verdict(
@@ -142,6 +180,7 @@ class _Attempt:
             versions={
                 "compcomp": __version__,
                 "solver": next((q.solver for q in self.queries if q.solver), ""),
+                "second solver": self.second_version,
             },
             **{"reach": self.scope.describe(), **fields},
         )

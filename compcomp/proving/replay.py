@@ -135,6 +135,11 @@ def _names(sequence: Sequence) -> list[str]:
 def _reason(claim: Claim, traces: list[Trace]) -> str:
     if claim.kind == "dominates":
         return f"{traces[0].sequence} loses {traces[0].loss}, {traces[1].sequence} only {traces[1].loss}"
+    if claim.kind == "orthogonal":
+        whole, first, second = traces
+        return (
+            f"{whole.sequence} loses {whole.loss}; {first.sequence} loses {first.loss}, {second.sequence} {second.loss}"
+        )
     if claim.kind == "equal":
         return "the two sequences give different states"
     return f"the {claim.invariant} is broken at the end"

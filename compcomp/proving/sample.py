@@ -15,6 +15,7 @@ def formats_along(claim: Claim, scope: Scope) -> list[Format] | None:
 
     Which fields of a format are set depends on the techniques alone, so one layer tells.
     """
+    claim = claim.instances()[0]
     random = np.random.default_rng(0)
     for rows, columns in shapes_to_try(claim, scope):
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import time
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 
@@ -13,9 +12,10 @@ from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.verdict import Witness
 from compcomp.proving.candidates import Candidates, looks_at_gram, rounds, shapes_to_try
+from compcomp.proving.fitting import exact_values, fitted
 from compcomp.proving.meaning import fails
 from compcomp.proving.replay import Suspect, confirmed, deterministic, minimised, torch_agrees, witness_of
-from compcomp.terms import Array, Batch
+from compcomp.terms import Batch
 
 SIZE, WORK = 2000, 100_000
 """Candidates of one round at the most, and roughly the numbers to compute for all of them."""
@@ -67,7 +67,10 @@ def search(claim: Claim, scope: Scope, seconds: float, seed: int = 0) -> Found |
     sources = [rounds(techniques, shape, claim.needs_inputs, random, _size(claim, shape)) for shape in shapes]
     clock, gap, turn = Clock(seconds), None, 0
     while sources and clock.runs(turn < ROUNDS * len(sources)):
-        found = _round(claim, next(sources[turn % len(sources)]), random, clock)
+        candidates = next(sources[turn % len(sources)])
+        if claim.given:
+            candidates = fitted(claim, candidates, random)
+        found = _round(claim, candidates, random, clock)
         if found is not None and found.agrees:
             return found
         gap, turn = gap or found, turn + 1
@@ -110,14 +113,10 @@ def _suspects(claim: Claim, candidates: Candidates, random: np.random.Generator)
     seeds: list[int | None] = [None] if deterministic(claim) else [2 * k for k in range(12)]
     return [
         Suspect(
-            _exact(candidates.weights[k]),
-            None if candidates.inputs is None else _exact(candidates.inputs[k]),
+            exact_values(claim, candidates.weights[k]),
+            None if candidates.inputs is None else exact_values(claim, candidates.inputs[k]),
             seed,
         )
         for k in hits
         for seed in seeds
     ]
-
-
-def _exact(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Array:
-    return np.array([[Fraction(float(x)) for x in row] for row in values], dtype=object)

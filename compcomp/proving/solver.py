@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib.util
 import json
 import os
 import queue
@@ -39,15 +40,18 @@ class Solver(Protocol):
     def ask(self, smtlib: str, deadline: float) -> Answer: ...
 
 
-class Z3Process:
-    """z3 in a worker process that is reused, killed at the deadline, and started again when it is gone.
+class SolverProcess:
+    """A solver in a worker process that is reused, killed at the deadline, and started again when it is gone.
 
-    Command and environment are fixed; ``command`` lets a test put another program in its place.
+    ``command`` lets a test put another program in a worker's place. ``request``: sent along with every script.
     """
 
-    def __init__(self, command: list[str] | None = None, *, simple: bool = True, rlimit: int = RLIMIT) -> None:
-        self._command = command or [sys.executable, "-m", "compcomp.proving.worker"]
-        self._simple, self._rlimit, self._lock = simple, rlimit, threading.Lock()
+    name = "solver"
+    worker = ""
+
+    def __init__(self, command: list[str] | None = None, **request: Any) -> None:
+        self._command = command or [sys.executable, "-m", self.worker]
+        self._request, self._lock = request, threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.version = ""
@@ -72,7 +76,7 @@ class Z3Process:
             rlimit=reply["rlimit"] if isinstance(reply.get("rlimit"), int) else 0,
             seconds=time.monotonic() - start,
             model=model if isinstance(model, dict) else {},
-            solver=f"z3 {self.version}",
+            solver=f"{self.name} {self.version}".strip(),
         )
 
     def _exchange(self, smtlib: str, until: float) -> dict[str, Any]:
@@ -87,7 +91,8 @@ class Z3Process:
                 }
             self.version = str(hello["ready"])
         assert self._process is not None and self._process.stdin is not None
-        request = {"smtlib": smtlib, "rlimit": self._rlimit, "solver": "simple" if self._simple else "default"}
+        milliseconds = int(1000 * max(0.0, until - time.monotonic()))
+        request = {"smtlib": smtlib, "milliseconds": milliseconds, **self._request}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         reply = self._read(until)
@@ -133,6 +138,24 @@ class Z3Process:
                         pipe.close()
 
 
+class Z3Process(SolverProcess):
+    """z3, its simple solver or its full one."""
+
+    name, worker = "z3", "compcomp.proving.worker"
+
+    def __init__(self, command: list[str] | None = None, *, simple: bool = True, rlimit: int = RLIMIT) -> None:
+        super().__init__(command, rlimit=rlimit, solver="simple" if simple else "default")
+
+
+class Cvc5Process(SolverProcess):
+    """cvc5, which shares no code with z3."""
+
+    name, worker = "cvc5", "compcomp.proving.cvc5_worker"
+
+    def __init__(self, command: list[str] | None = None, *, rlimit: int = RLIMIT) -> None:
+        super().__init__(command, rlimit=rlimit)
+
+
 def _pump(stream: Any, lines: queue.Queue[str | None]) -> None:
     try:
         for line in stream:
@@ -161,20 +184,29 @@ class Portfolio:
 
 
 class Remembering:
-    """Asks a solver each script once: clear answers are kept by the script's text, unknowns are not."""
+    """Asks a solver each script once: clear answers are kept by the script's text, unknowns are not.
 
-    def __init__(self, solver: Solver, most: int = 4000) -> None:
-        self.solver, self.most = solver, most
+    patient=False: a script that had no answer is asked again only with more time than before.
+    """
+
+    def __init__(self, solver: Solver, most: int = 4000, *, patient: bool = True) -> None:
+        self.solver, self.most, self.patient = solver, most, patient
         self._known: dict[str, Answer] = {}
+        self._open: dict[str, tuple[float, Answer]] = {}
 
     def ask(self, smtlib: str, deadline: float) -> Answer:
         known = self._known.get(smtlib)
+        given, unknown = self._open.get(smtlib, (0.0, None))
+        if unknown is not None and deadline <= given:
+            return unknown
         if known is None:
             known = self.solver.ask(smtlib, deadline)
             if known.answer != "unknown":
                 if len(self._known) >= self.most:
                     self._known.clear()
                 self._known[smtlib] = known
+            elif not self.patient:
+                self._open[smtlib] = (deadline, known)
         return known
 
 
@@ -187,3 +219,14 @@ def default_solver() -> Solver:
     if _default is None:
         _default = Remembering(Portfolio(Z3Process(rlimit=FIRST_RLIMIT), Z3Process(simple=False)))
     return _default
+
+
+_second: Remembering | None = None
+
+
+def second_solver() -> Solver | None:
+    """cvc5 in a process that this process reuses; None where it is not installed."""
+    global _second
+    if _second is None and importlib.util.find_spec("cvc5") is not None:
+        _second = Remembering(Cvc5Process(), patient=False)
+    return _second

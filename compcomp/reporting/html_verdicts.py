@@ -79,10 +79,12 @@ def _verdict(verdict: Verdict, shown: summary.Numbered) -> str:
 
 def _claim(verdict: Verdict) -> str:
     claim = verdict.claim
+    given = ", ".join(map(str, claim.given))
+    after = f'<br><span class="verb">given</span> {escape(given)}' if given else ""
     if claim.kind == "keeps":
-        return f'{code(str(claim.left))} <span class="verb">keeps</span> {escape(str(claim.invariant))}'
-    verb = "equals" if claim.kind == "equal" else "dominates"
-    return f'{code(str(claim.left))}<br><span class="verb">{verb}</span> {code(str(claim.right))}'
+        return f'{code(str(claim.left))} <span class="verb">keeps</span> {escape(str(claim.invariant))}{after}'
+    verb = escape(summary.verb(claim))
+    return f'{code(str(claim.left))}<br><span class="verb">{verb}</span> {code(str(claim.right))}{after}'
 
 
 def _inside(verdict: Verdict) -> str:
@@ -93,6 +95,7 @@ def _inside(verdict: Verdict) -> str:
         ("grade", "" if verdict.refuted else summary.graded(verdict)),
         ("stage", verdict.stage),
         ("cause", verdict.cause),
+        ("needs", "" if verdict.needed is None else ", ".join(verdict.needed) or "none of its conditions"),
         ("work", summary.worked(verdict)),
     ]
     rows = "".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in facts if v)

@@ -14,6 +14,7 @@ from compcomp.language.verdict import Status, Verdict
 from compcomp.ordering.dag import FATES, Fate
 
 if TYPE_CHECKING:
+    from compcomp.language.claim import Claim
     from compcomp.ordering.plan import Plan
 
 STATUSES = tuple(Status)
@@ -262,6 +263,11 @@ def tally(verdicts: Iterable[Verdict]) -> str:
     return ", ".join(f"{given.count(s):,} {s}" for s in STATUSES if s in given) or "none"
 
 
+def verb(claim: Claim) -> str:
+    """What a claim says of its two sides."""
+    return {"equal": "equals", "orthogonal": "is orthogonal to", "keeps": "keeps"}.get(claim.kind, claim.kind)
+
+
 def decided_by(verdict: Verdict) -> str:
     """What settled a claim, in a few words; the cause where nothing did."""
     if verdict.status in (Status.UNKNOWN, Status.DISAGREE):
@@ -272,8 +278,8 @@ def decided_by(verdict: Verdict) -> str:
 
 
 def graded(verdict: Verdict) -> str:
-    """The grade, with the solver that answered."""
-    solvers = sorted({q.solver for q in verdict.queries if q.solver})
+    """The grade, with the solvers that answered."""
+    solvers = sorted({name for q in verdict.queries for name in (q.solver, q.second_solver) if name})
     return ", ".join(([str(verdict.grade)] if verdict.grade else []) + solvers)
 
 

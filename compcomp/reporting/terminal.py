@@ -89,6 +89,8 @@ def verdict_view(verdict: Verdict) -> RenderableType:
         fact("grade", summary.graded(verdict))
     for k, assumption in enumerate(verdict.assumptions):
         facts.add_row(Text("" if k else "assuming"), Text(f"• {assumption}"))
+    if verdict.needed is not None:
+        fact("needs", ", ".join(verdict.needed) or "none of its conditions")
     fact("work", summary.worked(verdict))
     parts: list[RenderableType] = [_heading(verdict), Padding(facts, (1, 0, 0, 2))]
     if verdict.witness is not None:
@@ -114,9 +116,12 @@ def _claim(verdict: Verdict, bold: bool = True) -> Text:
     style = "bold" if bold else ""
     text = Text(str(claim.left), style=style)
     if claim.kind == "keeps":
-        return text.append("\nkeeps ", "not bold cyan").append(f"{claim.invariant}", "not bold")
-    text.append("\nequals " if claim.kind == "equal" else "\ndominates ", "not bold cyan")
-    return text.append(str(claim.right), style)
+        text.append("\nkeeps ", "not bold cyan").append(f"{claim.invariant}", "not bold")
+    else:
+        text.append(f"\n{summary.verb(claim)} ", "not bold cyan").append(str(claim.right), style)
+    if claim.given:
+        text.append("\ngiven ", "not bold cyan").append(", ".join(map(str, claim.given)), "not bold")
+    return text
 
 
 # -------------------------------------------------------------------------------------- many verdicts

@@ -13,8 +13,10 @@ from compcomp.proving.proof import Proof
 from compcomp.proving.rules.exchange import exchange
 from compcomp.proving.rules.improvement import last_step_improves, same_state
 from compcomp.proving.rules.kept import invariant_is_kept
+from compcomp.proving.rules.orthogonality import orthogonality
+from compcomp.proving.rules.same import same_states
 from compcomp.proving.solver import Solver
 
 Rule = Callable[[Claim, Solver, float], Proof | None]
 
-RULES: tuple[Rule, ...] = (same_state, last_step_improves, invariant_is_kept, exchange)
+RULES: tuple[Rule, ...] = (same_state, last_step_improves, invariant_is_kept, exchange, same_states, orthogonality)

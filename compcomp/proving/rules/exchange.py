@@ -10,19 +10,21 @@ import z3
 
 from compcomp.language.claim import Claim
 from compcomp.language.partition import Partition
-from compcomp.language.steps import Element, GridMap, Selection, Step
+from compcomp.language.steps import Element, GridMap, Selection, Step, at_most
 from compcomp.proving.proof import EXACT, Proof
-from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest, map_facts
+from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest, map_facts, unit_norms
 from compcomp.proving.session import Session
 from compcomp.proving.solver import Solver
 from compcomp.terms import Abs, If, Term
 
-# Rule (exchange). Let A and B be sequences of selections and maps, and the loss a sum of l(r, v) over weights.
-# Let all selections act on one partition R and break ties one by one (not "all"), and let each map's partition
-# be refined by R or refine it. Let D_A be the weights that A drops in the end, and m_A(i) what it leaves at i
-# otherwise; the same for B. Let every map send 0 to 0, so that A leaves 0 at D_A. Let A have at most one
-# selection, and its share s be at most the largest share in B; so in every group of R |D_A| <= |D_B|, with
-# equality when B has exactly one selection and it has share s. Suppose that
+# Rule (exchange). Let A and B be sequences of selections and maps, and the loss a sum of l(r, v) over weights (under
+# a diagonal Gram matrix also the output loss: then l takes the squared norm of the weight's input as well). Let all
+# selections act on one partition R and break ties one by one (not "all", except where the claim's conditions rule
+# ties out: then each drops the same weights however ties are broken), and let each map's partition be refined by R
+# or refine it. Let D_A be the weights that A drops in the end, and m_A(i) what it leaves at i otherwise; the same
+# for B. Let every map send 0 to 0, so that A leaves 0 at D_A. Let A have at most one selection, and its share s be
+# at most the largest share in B; so in every group of R |D_A| <= |D_B|, with equality when B has exactly one
+# selection and it has share s. Suppose that
 #   kept   l(w, m_A(w)) <= l(w, m_B(w))                                      for w in neither D_A nor D_B,
 #   pair   l(a, 0) + l(b, m_A(b)) <= l(a, m_B(a)) + l(b, 0)                  for a in D_A \ D_B, b in D_B \ D_A
 #                                                                            in one group of R,
@@ -32,19 +34,28 @@ from compcomp.terms import Abs, If, Term
 #
 # Each of the three is asked as a formula about one or two weights. A selection gives each a truth value
 # "dropped"; if x is dropped and y of the same group is not, then score(x) <= score(y), whatever the selection's
-# size. A map gives each a fresh value, constrained by the facts that are proved of it (facts.py).
+# size, and score(x) < score(y) where conditions rule ties out. A map gives each a fresh value, constrained by the
+# facts that are proved of it (facts.py).
 #
 # Contexts. The context of a map is the largest measure in its group, so no weight's measure exceeds it. Two
 # maps of one partition have the same context c0, that of the dense group, as long as every step before keeps
 # the largest measure: a map when that is proved of it; a selection when (keeps_largest) is proved of its score
 # and it keeps a weight of the map's group. It does keep one where R refines the map's partition, as its share
 # is below 1; where the map's partition refines R, it may drop the whole group, but then all its values are 0
-# for every context. If a step may change the largest measure, later contexts are variables of their own.
+# for every context. Where the claim's conditions say so ("largest kept": of a selection; "scale unchanged": of
+# every map), nothing has to be proved. If a step may change the largest measure, later contexts are variables of
+# their own.
 # A context 0 means a group of zeros (measure 0 only at 0), on which all values are 0: contexts are taken > 0.
+#
+# Start. Steps that both sequences start with, and that leave nothing free, do the same in both: their truth values
+# are shared, and so are contexts taken of a state that these steps lead to.
+#
+# Inputs. Norms h >= 0 are arbitrary, one for each weight; where conditions make them equal and > 0 there is one,
+# taken as 1 where that is proved to change no comparison (facts.unit_norms).
 
 
 @dataclass(frozen=True)
-class _Application:
+class Application:
     """One use of a map: ``result`` is its value at ``argument`` in ``context``."""
 
     step: GridMap
@@ -67,6 +78,7 @@ class _Lemmas:
     """Facts about the steps of a claim, each asked once."""
 
     session: Session
+    equal_norms: bool = False
     maps: list[tuple[GridMap, MapFacts]] = field(default_factory=list)
     selections: list[tuple[Selection, GridMap, bool]] = field(default_factory=list)
     nested: list[tuple[GridMap, GridMap, bool]] = field(default_factory=list)
@@ -82,7 +94,8 @@ class _Lemmas:
         for known, other, answer in self.selections:
             if (known, other) == (selection, step):
                 return answer
-        self.selections.append((selection, step, keeps_largest(selection, step.measure, self.session)))
+        answer = keeps_largest(selection, step.measure, self.session, equal_norms=self.equal_norms)
+        self.selections.append((selection, step, answer))
         return self.selections[-1][2]
 
     def inside(self, inner: GridMap, outer: GridMap) -> bool:
@@ -95,34 +108,46 @@ class _Lemmas:
 
 def exchange(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
     """Both sequences select and map, and weights can be compared one by one or in pairs."""
-    if claim.kind != "dominates" or claim.loss is None or claim.loss.element is None:
+    if claim.kind != "dominates" or claim.part is None:
         return None
-    steps = [[step for t in sequence for step in t.steps()] for sequence in claim.sequences]
-    if not all(t.steps() for sequence in claim.sequences for t in sequence):
+    problem = problem_of(claim, Session(solver, time.monotonic() + deadline))
+    if problem is None:
         return None
-    group = _common_group(steps[0] + steps[1])
-    counts = _counts(*steps)
-    if group is None or counts is None:
-        return None
-    session = Session(solver, time.monotonic() + deadline)
-    lemmas = _Lemmas(session)
-    if not all(lemmas.of(s).zero and lemmas.of(s).even for s in steps[0] + steps[1] if isinstance(s, GridMap)):
-        return None
-    problem = _Problem(claim, steps, group, lemmas)
-    goals = ["kept", *(["pair"] if _selects(steps) else []), *(["alone"] if counts == "fewer" else [])]
+    goals = ["kept", *(["pair"] if problem.selects else []), *(["alone"] if problem.counts == "fewer" else [])]
     if not all(problem.holds(goal) for goal in goals):
         return None
-    return Proof("exchange", "any shape", (EXACT,), tuple(session.queries))
+    return Proof("exchange", "any shape", (EXACT,), tuple(problem.lemmas.session.queries))
 
 
-def _selects(steps: Items[Items[Step]]) -> bool:
-    return any(isinstance(step, Selection) for sequence in steps for step in sequence)
+def problem_of(claim: Claim, session: Session) -> Problem | None:
+    """The formulas about one and two weights for a claim of two sequences; None where they do not apply."""
+    problem = setting(claim, session)
+    if problem is None or (counts := _counts(*problem.steps)) is None:
+        return None
+    problem.counts = counts
+    return problem
 
 
-def _common_group(steps: Items[Step]) -> Partition | None:
+def setting(claim: Claim, session: Session) -> Problem | None:
+    """The claim's sequences as steps on comparable groups, without a word on how many weights they drop."""
+    steps = [[step for t in sequence for step in t.steps()] for sequence in claim.sequences]
+    every = [step for sequence in steps for step in sequence]
+    if not all(t.steps() for sequence in claim.sequences for t in sequence):
+        return None
+    group = _common_group(every, ties_ruled_out=claim.assumes("strict selections"))
+    if group is None:
+        return None
+    lemmas = _Lemmas(session, claim.assumes("equal norms"))
+    if not all(lemmas.of(s).zero and lemmas.of(s).even for s in every if isinstance(s, GridMap)):
+        return None
+    return Problem(claim, steps, group, lemmas)
+
+
+def _common_group(steps: Items[Step], *, ties_ruled_out: bool) -> Partition | None:
     """The partition R of all selections, if there is one that every map's partition is comparable with."""
     selections = {step.partition for step in steps if isinstance(step, Selection)}
-    if len(selections) > 1 or any(isinstance(s, Selection) and s.ties == "all" for s in steps):
+    all_go = any(isinstance(s, Selection) and s.ties == "all" for s in steps)
+    if len(selections) > 1 or (all_go and not ties_ruled_out):
         return None
     maps = [step.partition for step in steps if isinstance(step, GridMap)]
     group = next(iter(selections), Partition.blocks(1))
@@ -133,52 +158,100 @@ def _counts(left: Items[Step], right: Items[Step]) -> str | None:
     """How |D_A| compares with |D_B| in every group: "equal", "fewer", or None when that is not known."""
     a = [step.share for step in left if isinstance(step, Selection)]
     b = [step.share for step in right if isinstance(step, Selection)]
-    if len(a) > 1 or (a and (not b or a[0] > max(b))):
+    if len(a) > 1 or (a and not any(at_most(a[0], share) for share in b)):
         return None
     return "equal" if a == b else "fewer"
 
 
-class _Problem:
-    """The formulas of the rule for one claim."""
+class Problem:
+    """The formulas of the rule for one claim.
+
+    ``counts``: how the numbers dropped compare, "equal" or "fewer". ``uses``: of maps in the runs last asked for.
+    """
 
     def __init__(self, claim: Claim, steps: list[list[Step]], group: Partition, lemmas: _Lemmas) -> None:
         self.claim, self.steps, self.group, self.lemmas = claim, steps, group, lemmas
+        self.counts, self.uses = "", list[Application]()
         self._count = 0
+        self._unit: bool | None = None
+
+    @property
+    def selects(self) -> bool:
+        """Whether there is a selection at all."""
+        return any(isinstance(step, Selection) for sequence in self.steps for step in sequence)
+
+    def _norms(self, names: Items[str]) -> tuple[dict[str, Term], list[Term]]:
+        """The squared norm of each weight's input feature, and what is known of them."""
+        if self.claim.assumes("equal norms"):
+            if self._unit is None:
+                selections = [s for sequence in self.steps for s in sequence if isinstance(s, Selection)]
+                self._unit = unit_norms(selections, self.claim.part, self.lemmas.session)
+            h = z3.RealVal(1) if self._unit else z3.Real("h")
+            return dict.fromkeys(names, h), [h > 0]
+        norms = {name: z3.Real(f"h_{name}") for name in names}
+        return norms, [h >= 0 for h in norms.values()]
 
     def holds(self, goal: str) -> bool:
-        """Whether one of the premises "kept", "pair" and "alone" of the rule is proved."""
-        names = ["a", "b"] if goal == "pair" else ["b"]
-        weights = {name: z3.Real(f"w_{name}") for name in names}
-        norms = {name: z3.Real(f"h_{name}") for name in names}
-        applications: list[_Application] = []
-        left, right = (
-            self._run(f"{side}", sequence, weights, norms, applications)
-            for side, sequence in zip("AB", self.steps, strict=True)
-        )
-        premises = [h >= 0 for h in norms.values()] + left.facts + right.facts
-        premises += self._map_facts(applications)
-        assert self.claim.loss is not None and self.claim.loss.element is not None
-        loss, zero, b = self.claim.loss.element, z3.RealVal(0), weights["b"]
-        if goal == "kept":
+        """Whether a premise of the rule is proved: "kept", "pair" or "alone", or of the rule `same`: "same value"
+        or "no pair"."""
+        names = ["a", "b"] if goal in ("pair", "no pair") else ["b"]
+        weights, norms, (left, right), premises = self.runs(names, "AB", self._start())
+
+        def loss(name: str, value: Term) -> Term:
+            assert self.claim.part is not None
+            return self.claim.part(weights[name], value, norms[name])
+
+        zero = z3.RealVal(0)
+        if goal in ("kept", "same value"):
             case = [z3.Not(left.dropped["b"]), z3.Not(right.dropped["b"])]
-            conclusion = loss(b, left.values["b"]) <= loss(b, right.values["b"])
+            if goal == "same value":
+                conclusion = left.values["b"] == right.values["b"]
+            else:
+                conclusion = loss("b", left.values["b"]) <= loss("b", right.values["b"])
         elif goal == "alone":
             case = [z3.Not(left.dropped["b"]), right.dropped["b"]]
-            conclusion = loss(b, left.values["b"]) <= loss(b, zero)
+            conclusion = loss("b", left.values["b"]) <= loss("b", zero)
         else:
-            a = weights["a"]
             case = [
                 left.dropped["a"],
                 z3.Not(right.dropped["a"]),
                 z3.Not(left.dropped["b"]),
                 right.dropped["b"],
             ]
-            gains = loss(a, zero) + loss(b, left.values["b"]) <= loss(a, right.values["a"]) + loss(b, zero)
-            conclusion = gains
+            if goal == "no pair":
+                conclusion = z3.BoolVal(False)
+            else:
+                gains = loss("a", zero) + loss("b", left.values["b"])
+                conclusion = gains <= loss("a", right.values["a"]) + loss("b", zero)
         session = self.lemmas.session
-        if goal == "kept" and session.ask("kept: premises", [*premises, *case], "sat", 5.0).answer != "sat":
+        if len(names) == 1 and session.ask(f"{goal}: premises", [*premises, *case], "sat", 5.0).answer != "sat":
             return False
         return session.holds(goal, [*premises, *case], conclusion)
+
+    def _start(self) -> int:
+        """How many steps both sequences start with that leave no choice free."""
+        count = 0
+        for one, other in zip(*self.steps, strict=False):
+            if one != other or "any" in (getattr(one, "ties", ""), getattr(one, "rounding", "")):
+                break
+            count += 1
+        return count
+
+    def runs(
+        self, names: Items[str], sides: str, start: int = 0
+    ) -> tuple[dict[str, Term], dict[str, Term], list[_Run], list[Term]]:
+        """The weights of these names, their norms, every sequence run on them, and all that is known.
+
+        ``sides``: a letter for each sequence. Two with one letter drop the same weights in steps of the same number:
+        for sequences of which one continues the other. ``start``: so many first steps all of them share.
+        """
+        weights = {name: z3.Real(f"w_{name}") for name in names}
+        norms, known = self._norms(names)
+        self.uses = []
+        pairs = zip(sides, self.steps, strict=True)
+        runs = [self._run("S" * start + side, sequence, weights, norms, self.uses) for side, sequence in pairs]
+        facts = [fact for run in runs for fact in run.facts]
+        return weights, norms, runs, [*known, *facts, *self._map_facts(self.uses)]
 
     def _fresh(self, name: str) -> Term:
         self._count += 1
@@ -186,55 +259,95 @@ class _Problem:
 
     def _run(
         self,
-        side: str,
+        sides: str,
         steps: Items[Step],
         weights: dict[str, Term],
         norms: dict[str, Term],
-        applications: list[_Application],
+        applications: list[Application],
     ) -> _Run:
         run = _Run(dict(weights), {name: z3.BoolVal(False) for name in weights})
         for number, step in enumerate(steps):
-            before = steps[:number]
+            before, side = steps[:number], sides[min(number, len(sides) - 1)]
             if isinstance(step, Selection):
                 self._select(f"{side}{number}", step, run, norms)
             else:
-                self._map(f"{side}{number}", step, before, run, applications)
+                state = ("S" if number < len(sides) else side) + str(number)  # of which the context is taken
+                self._map(f"{side}{number}", state, step, before, run, applications)
         return run
 
     def _select(self, label: str, step: Selection, run: _Run, norms: dict[str, Term]) -> None:
         flags = {name: z3.Bool(f"dropped_{label}_{name}") for name in run.values}
         scores = {name: step.score(Element(run.values[name], norms[name])) for name in run.values}
+        strict = self.claim.assumes("strict selections")
         for x in run.values:
             for y in run.values:
                 if x != y:
-                    run.facts.append(z3.Implies(z3.And(flags[x], z3.Not(flags[y])), scores[x] <= scores[y]))
+                    order = scores[x] < scores[y] if strict else scores[x] <= scores[y]
+                    run.facts.append(z3.Implies(z3.And(flags[x], z3.Not(flags[y])), order))
         for name, flag in flags.items():
             run.values[name] = If(flag, z3.RealVal(0), run.values[name])
             run.dropped[name] = z3.Or(run.dropped[name], flag)
 
-    def _map(self, label: str, step: GridMap, before: Items[Step], run: _Run, applications: list[_Application]) -> None:
-        same = all(self._keeps_context(earlier, step) for earlier in before)
+    def _map(
+        self,
+        label: str,
+        state: str,
+        step: GridMap,
+        before: Items[Step],
+        run: _Run,
+        applications: list[Application],
+    ) -> None:
+        same = self._dense_context(before, step)
         shared = self.group.refines(step.partition)
         for name, value in run.values.items():
-            home = "dense" if same else label
-            context = f"c_{step.partition}_{home}" + ("" if shared else f"_{name}")
+            home = "dense" if same else state
+            context = f"c{self._measure(step)}_{step.partition}_{home}" + ("" if shared else f"_{name}")
             c = z3.Real(context)
             run.facts += [c > 0, z3.Or(run.dropped[name], step.measure(value) <= c)]
             result = self._fresh(f"q_{label}_{name}")
             # Of a dropped weight the value is 0 for every context, so nothing is said of its measure.
             run.facts.append(z3.Implies(run.dropped[name], result == 0))
-            applications.append(_Application(step, context, value, result))
+            applications.append(Application(step, context, value, result))
             run.values[name] = result
+
+    def _measure(self, step: GridMap) -> str:
+        """A name for what a map measures, empty for the first: contexts of different measures differ."""
+        measures = dict.fromkeys(s.measure for sequence in self.steps for s in sequence if isinstance(s, GridMap))
+        place = list(measures).index(step.measure)
+        return str(place) if place else ""
+
+    def _dense_context(self, before: Items[Step], step: GridMap) -> bool:
+        """Whether the map finds the contexts of the dense layer, or zeros, after these steps."""
+        if self.claim.assumes("scale unchanged"):
+            return True
+        return all(self._keeps_context(earlier, step) for earlier in before)
+
+    def same_grids(self) -> bool:
+        """Whether both sequences end with the same grid, or both with none."""
+        ends = [[k for k, step in enumerate(steps) if isinstance(step, GridMap)] for steps in self.steps]
+        if not all(ends):
+            return not any(ends)
+        places = [(steps[: own[-1]], steps[own[-1]]) for steps, own in zip(self.steps, ends, strict=True)]
+        one, other = (step for _, step in places)
+        assert isinstance(one, GridMap) and isinstance(other, GridMap)
+        alike = (one.measure, one.levels, one.partition) == (other.measure, other.levels, other.partition)
+        if not alike or self.claim.assumes("scale unchanged"):
+            return alike
+        # A group of which nothing is left has another scale than the dense one.
+        selected = any(isinstance(step, Selection) for before, _ in places for step in before)
+        if selected and (self.claim.assumes("largest kept") or not self.group.refines(one.partition)):
+            return False
+        return all(self._dense_context(before, one) for before, _ in places)
 
     def _keeps_context(self, earlier: Step, step: GridMap) -> bool:
         if isinstance(earlier, Selection):
-            return self.lemmas.kept_by(earlier, step)
+            return self.claim.assumes("largest kept") or self.lemmas.kept_by(earlier, step)
         if earlier.partition != step.partition or earlier.measure != step.measure:
             return False
         facts = self.lemmas.of(earlier)
         return facts.inside and facts.keeps_largest
 
-    def _map_facts(self, applications: list[_Application]) -> list[Term]:
+    def _map_facts(self, applications: list[Application]) -> list[Term]:
         """What is proved of the maps, at the arguments that occur."""
         found: list[Term] = []
         for one in applications:
@@ -255,7 +368,7 @@ class _Problem:
                         found.append(z3.Implies(both, z3.And(*two)))
         return found
 
-    def _pair_facts(self, one: _Application, other: _Application, facts: MapFacts) -> list[Term]:
+    def _pair_facts(self, one: Application, other: Application, facts: MapFacts) -> list[Term]:
         x, y, v, u = one.argument, one.result, other.argument, other.result
         if other.step == one.step:
             found = [z3.Implies(x == v, y == u)] if facts.function else []
@@ -265,11 +378,16 @@ class _Problem:
                 found.append(z3.Implies(x == -v, y == -u))
             if facts.odd and facts.monotone:
                 found.append(z3.Implies(Abs(x) <= Abs(v), Abs(y) <= Abs(u)))
+            elif facts.ordered:
+                found.append(z3.Implies(Abs(x) < Abs(v), Abs(y) <= Abs(u)))
             if facts.idempotent:
                 found.append(z3.Implies(x == u, y == u))
             if facts.nearest:
                 found.append(Abs(x - y) <= Abs(x - u))
+            if facts.nearest and facts.odd:  # -u is the map's value at -v
+                found.append(Abs(x - y) <= Abs(x + u))
             return found
         if facts.nearest and self.lemmas.inside(other.step, one.step):  # u is a value of this map too
-            return [Abs(x - y) <= Abs(x - u), z3.Implies(x == u, y == u)]
+            found = [Abs(x - y) <= Abs(x - u), z3.Implies(x == u, y == u)]
+            return [*found, Abs(x - y) <= Abs(x + u)] if self.lemmas.of(other.step).odd else found
         return []

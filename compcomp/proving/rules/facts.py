@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import z3
 
+from compcomp.language.parameters import Unknown
 from compcomp.language.steps import Element, GridMap, Selection
 from compcomp.proving.session import Session
 from compcomp.terms import Abs, SymbolicChoices, Term, nearest
@@ -25,7 +26,7 @@ class MapFacts:
     measure(t w) = t measure(w) for t > 0.  odd: q(-w) = -q(w).  monotone: v <= w implies q(v) <= q(w).
     inside: measure(q(w)) <= c.  keeps_largest: measure(w) = c implies measure(q(w)) = c.
     idempotent: q(q(w)) = q(w).  nearest: |w - q(w)| <= |w - q(v)| for every v.
-    ordered: |v| < |w| implies |q(v)| <= |q(w)|.
+    ordered: |v| < |w| implies |q(v)| <= |q(w)|.  half: |w - q(w)| is at most half a step.
     """
 
     function: bool
@@ -38,6 +39,7 @@ class MapFacts:
     idempotent: bool
     nearest: bool
     ordered: bool
+    half: bool
 
 
 def map_facts(step: GridMap, session: Session) -> MapFacts:
@@ -79,7 +81,18 @@ def map_facts(step: GridMap, session: Session) -> MapFacts:
         keeps_largest=ask("keeps the largest", lambda q: measure(q(w)) == largest, measure(w) == largest),
         idempotent=ask("idempotent", lambda q: _again(q, w)),
         nearest=ask("nearest", lambda q: Abs(w - q(w)) <= Abs(w - q(v))),
-        ordered=(odd and monotone) or ask("ordered", lambda q: Abs(q(v)) <= Abs(q(w)), Abs(v) < Abs(w)),
+        ordered=(odd and monotone) or _ordered(ask, v, w),
+        half=ask("half a step", lambda q: 2 * Abs(w - q(w)) <= 1),
+    )
+
+
+def _ordered(ask: Callable[..., bool], v: Term, w: Term) -> bool:
+    """Whether |v| < |w| implies |q(v)| <= |q(w)|, sign by sign: i q(v) >= 0 where i v >= 0, and i q(v) <= j q(w)."""
+    signs = [ask("sign", lambda q, i=i: i * q(v) >= 0, i * v >= 0) for i in (1, -1)]
+    return all(signs) and all(
+        ask("ordered", lambda q, i=i, j=j: i * q(v) <= j * q(w), i * v >= 0, j * w >= 0, i * v < j * w)
+        for i in (1, -1)
+        for j in (1, -1)
     )
 
 
@@ -94,6 +107,8 @@ def fixes(outer: GridMap, inner: GridMap, session: Session) -> bool:
     Looked at for the context L L' (outer and inner levels), where both steps are whole numbers.
     """
     if outer == inner or outer.measure != inner.measure:
+        return False
+    if isinstance(outer.levels, Unknown) or isinstance(inner.levels, Unknown):
         return False
     w, choices = z3.Real("w"), SymbolicChoices()
     value = nearest(w, z3.RealVal(outer.levels), inner.levels, inner.rounding, choices)

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import time
 
-import z3
-
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.steps import GridMap, Selection
 from compcomp.language.technique import Technique
 from compcomp.proving.proof import EXACT, Proof
+from compcomp.proving.rules.facts import map_facts
 from compcomp.proving.sample import formats_along
 from compcomp.proving.session import Session
 from compcomp.proving.solver import Solver
-from compcomp.terms import Choices, SymbolicChoices, nearest
 
 # Rule (kept). Let the run of S establish the invariant, for the last time after step k. If every step after
 # k keeps it, it holds at the end of S. (For the mask: every step after the first mask keeps all masks so
 # far, as each accumulates into the next.) A step keeps the
-#   mask   if it is a selection (a weight is left alone or set to zero), or a map with q(0, c) = 0 for every
-#          context c;
+#   mask   if it is a selection (a weight is left alone or set to zero), or a map with q(0) = 0;
 #   grid   if it is a selection (zero is on every grid here); a map sets up a grid of its own, and its values
-#          lie on it: q(w, c) is one of k * step(c), |k| <= levels;
+#          lie on it, as it maps each to itself;
 #   any    if the technique declares that it does: then that contract is an assumption of the verdict.
 
 
@@ -63,23 +60,12 @@ def _steps_keep(technique: Technique, invariant: str, session: Session) -> bool:
         if isinstance(step, Selection):
             if invariant not in ("mask", "grid"):
                 return False
-        elif invariant != "mask" or not _zero_stays(step, session):
+        elif invariant != "mask" or not map_facts(step, session).zero:
             return False
     return True
 
 
-def _zero_stays(step: GridMap, session: Session) -> bool:
-    context, choices = z3.Real("c"), SymbolicChoices()
-    value = step.value(z3.RealVal(0), context, choices)
-    return session.holds("zero stays zero", [context >= 0, *choices.premises], value == 0)
-
-
 def _lies_on_its_grid(technique: Technique, session: Session) -> bool:
+    """A value that the map leaves alone is a value of its grid."""
     step = technique.steps()[-1]
-    if not isinstance(step, GridMap):
-        return False
-    w, context = z3.Reals("w c")
-    choices = SymbolicChoices()
-    value = step.value(w, context, choices)
-    again = nearest(value, step.step(context), step.levels, "half_even", Choices())
-    return session.holds("values lie on the grid", [context >= 0, *choices.premises], value == again)
+    return isinstance(step, GridMap) and map_facts(step, session).idempotent

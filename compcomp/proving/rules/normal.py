@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import z3
 
-from compcomp.language.steps import Element, GridMap, Selection, Step
+from compcomp.language.steps import Element, GridMap, Selection, Step, at_most
 from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.rules.facts import map_facts
 from compcomp.proving.session import Session
@@ -79,7 +79,9 @@ def _absorbed(first: Step | Technique, second: Step | Technique, session: Sessio
     if isinstance(first, Selection) and isinstance(second, Selection):
         same = (first.score, first.partition, first.ties) == (second.score, second.partition, second.ties)
         if same and first.ties != "any" and _zero_scores_least(first, session):
-            return first if first.share >= second.share else second
+            if at_most(second.share, first.share):
+                return first
+            return second if at_most(first.share, second.share) else None
     if isinstance(first, GridMap) and first == second:
         facts = map_facts(first, session)
         if facts.function and facts.idempotent and facts.inside and facts.keeps_largest:

@@ -1,0 +1,155 @@
+"""Time to decide one claim: the paper's plain formula in z3 and in cvc5, and this library, side by side in one run.
+
+    python benchmarks/proving.py [--limit 60] [--bits 4] [--out benchmarks/results]
+
+The claim is "prune half, then quantize, dominates the reverse" (weight_l1 and weight_l2), for 1 x n layers. The plain
+formula is the If/Abs encoding of both sequences over n real weights and the negated claim, as in [hu2026] with its
+faults mended: no reduction, no lemma, no centred loss. Each solver gets it in a process of its own with a hard limit.
+Ratios matter, seconds do not. Writes proving.json, proving.md and proving.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import z3
+from rich.progress import track
+
+import compcomp as cc
+from compcomp.language.layer import LayerState
+from compcomp.proving.meaning import fails
+from compcomp.proving.solver import Cvc5Process, Z3Process
+from compcomp.techniques import AbsMax, Magnitude
+
+SIZES = (2, 3, 4, 8, 16, 32, 64, 128)
+LOSSES = ("weight_l1", "weight_l2")
+COLUMNS = ("plain, z3", "plain, cvc5", "compcomp, first", "compcomp, again")
+
+
+def claim_of(bits: int, loss: str) -> cc.Claim:
+    prune, quantize = Magnitude("1/2"), AbsMax(bits)  # type: ignore[arg-type]
+    return cc.dominates(prune >> quantize, quantize >> prune, loss=loss)
+
+
+def plain_formula(claim: cc.Claim, columns: int) -> str:
+    """The negated claim over ``columns`` real weights, as SMT-LIB."""
+    weight = np.array([[z3.Real(f"w{j}") for j in range(columns)]], dtype=object)
+    runs = [sequence.trace(LayerState.dense(weight)) for sequence in claim.sequences]
+    solver = z3.Solver()
+    solver.add(fails(claim, runs))
+    return solver.to_smt2()
+
+
+def timed(solver: Any, script: str, limit: float) -> dict[str, Any]:
+    start = time.perf_counter()
+    answer = solver.ask(script, limit)
+    seconds = time.perf_counter() - start
+    solver.close()
+    return {"seconds": round(seconds, 4), "answer": answer.answer, "decided": answer.answer == "unsat"}
+
+
+def ours(claim: cc.Claim, scope: Any, limit: float) -> dict[str, Any]:
+    start = time.perf_counter()
+    verdict = cc.prove(claim, scope, timeout=limit)
+    seconds = time.perf_counter() - start
+    return {
+        "seconds": round(seconds, 4),
+        "answer": f"{verdict.status} ({verdict.reason}; {verdict.grade})",
+        "decided": verdict.proved,
+    }
+
+
+def measure(bits: int, limit: float) -> list[dict[str, Any]]:
+    rows = []
+    jobs = [(loss, size) for loss in LOSSES for size in (*SIZES, None)]
+    given_up: set[tuple[str, str]] = set()
+    for loss, size in track(jobs, description="deciding"):
+        claim = claim_of(bits, loss)
+        row: dict[str, Any] = {"loss": loss, "weights": size or "any shape"}
+        for name, kind in (("plain, z3", Z3Process), ("plain, cvc5", Cvc5Process)):
+            if size is None or (loss, name) in given_up:  # what failed at n is not tried at more than n
+                row[name] = {"seconds": None, "answer": "not tried", "decided": False}
+                continue
+            row[name] = timed(kind(), plain_formula(claim, size), limit)
+            if not row[name]["decided"]:
+                given_up.add((loss, name))
+        scope = "any" if size is None else (1, size)
+        row["compcomp, first"] = ours(claim, scope, limit)
+        row["compcomp, again"] = ours(claim, scope, limit)
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| loss | weights | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---|" * len(COLUMNS)]
+    for row in rows:
+        cells = []
+        for name in COLUMNS:
+            cell = row[name]
+            shown = "not tried" if cell["seconds"] is None else f"{cell['seconds']:.3f} s"
+            cells.append(shown if cell["decided"] or cell["seconds"] is None else f"no answer in {shown}")
+        lines.append(f"| {row['loss']} | {row['weights']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(LOSSES), figsize=(11, 4.2), sharey=True)
+    for axis, loss in zip(axes, LOSSES, strict=True):
+        sized = [row for row in rows if row["loss"] == loss and row["weights"] != "any shape"]
+        for name, style in zip(COLUMNS, ("o-", "s-", "^--", "v-"), strict=True):
+            tried = [(r["weights"], r[name]) for r in sized if r[name]["seconds"] is not None]
+            solved = [(n, cell["seconds"]) for n, cell in tried if cell["decided"]]
+            line = (
+                axis.plot(*zip(*solved, strict=True), style, label=name)
+                if solved
+                else axis.plot([], [], style, label=name)
+            )
+            failed = [(n, cell["seconds"]) for n, cell in tried if not cell["decided"]]
+            if failed:
+                axis.plot(*zip(*failed, strict=True), "x", color=line[0].get_color(), markersize=9)
+        axis.set(xscale="log", yscale="log", xlabel="weights", title=loss)
+        axis.set_xticks(SIZES, [str(n) for n in SIZES])
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("seconds (x: no answer)")
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds for one question")
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    given = parser.parse_args()
+    rows = measure(given.bits, given.limit)
+    given.out.mkdir(parents=True, exist_ok=True)
+    about = {
+        "bits": given.bits,
+        "limit": given.limit,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "versions": {name: metadata.version(name) for name in ("z3-solver", "cvc5")},
+    }
+    (given.out / "proving.json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    solvers = ", ".join(f"{name} {metadata.version(name)}" for name in ("z3-solver", "cvc5"))
+    heading = f"{given.bits} bits, {given.limit:g} s for one question, {solvers}"
+    (given.out / "proving.md").write_text(f"{heading}\n\n{table(rows)}\n")
+    draw(rows, given.out / "proving.png")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""``compcomp check DIR``: re-check a saved verdict from its files alone, without the prover.
+
+valid: nothing is wrong, and every query the proof relies on has a certificate that the checker accepts (or the
+counterexample replays exactly). holey: nothing is wrong, but something rests on solvers, or on nothing, alone.
+invalid: something is wrong. docs/certificates.md says what this does and does not establish.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from compcomp.checking.farkas import Invalid, check_certificate
+from compcomp.checking.replay import replay
+from compcomp.checking.solvers import ask, installed
+from compcomp.errors import InputError
+from compcomp.language.claim import Claim, Scope
+from compcomp.language.saved import binding
+from compcomp.language.text import parse_claim
+
+SOLVER_SECONDS = 5.0
+"""For one script and one solver."""
+LARGEST_FILE = 50_000_000
+
+
+@dataclass
+class Report:
+    """What a check found. ``queries``: one row for each, with how it is ``checked`` and what solvers say again."""
+
+    claim: str = ""
+    status: str = ""
+    problems: list[str] = field(default_factory=list)
+    holes: list[str] = field(default_factory=list)
+    queries: list[dict[str, Any]] = field(default_factory=list)
+    assumptions: list[str] = field(default_factory=list)
+
+    @property
+    def outcome(self) -> str:
+        return "invalid" if self.problems else "holey" if self.holes else "valid"
+
+    def describe(self) -> str:
+        """A few lines for a terminal."""
+        certified = sum(row["checked"] == "certificate" for row in self.queries)
+        relied = sum(row["checked"] != "not relied on" for row in self.queries)
+        lines = [f"{self.outcome}: {self.status} {self.claim}"]
+        if self.queries:
+            lines.append(f"  {certified} of the {relied} queries the proof relies on have a certificate that checks")
+        lines += [f"  wrong: {text}" for text in self.problems] + [f"  hole: {text}" for text in self.holes]
+        lines += [f"  assumes: {text}" for text in self.assumptions]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        return {
+            "outcome": self.outcome,
+            "claim": self.claim,
+            "status": self.status,
+            "assumptions": self.assumptions,
+            "problems": self.problems,
+            "holes": self.holes,
+            "queries": self.queries,
+        }
+
+
+def check_directory(directory: Path | str, *, solvers: bool = True) -> Report:
+    """Check a directory that ``Verdict.save`` wrote. ``solvers``: also ask the installed ones again.
+
+    InputError where there is no directory; whatever is wrong inside it is in the report.
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise InputError(f"{str(folder)!r}", "a directory that Verdict.save wrote", "check")
+    report = Report()
+    try:
+        files = _files(folder)
+        stated, answers = _json(files, "claim.json"), _json(files, "answers.json")
+        _check_stated(stated, answers, files, report)
+        claim = _claim(stated)
+        if stated["status"] == "PROVED":
+            _check_queries(stated, answers, files, report, solvers)
+        elif stated["status"] == "REFUTED":
+            if "witness.json" not in files:
+                raise Invalid("a refutation needs a witness")
+            if problem := replay(claim, _json(files, "witness.json")):
+                raise Invalid(f"witness: {problem}")
+        else:
+            report.holes.append(f"{stated['status']} is not re-checked")
+    except (Invalid, InputError) as error:
+        report.problems.append(str(error))
+    except (AssertionError, ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        report.problems.append(f"not as Verdict.save writes it ({type(error).__name__}: {error})"[:300])
+    return report
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """The files by name, after checking that they are those of the manifest."""
+    there = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if not p.is_dir()}
+    if "manifest.json" not in there:
+        raise Invalid("manifest.json is missing")
+    manifest = json.loads(there.pop("manifest.json").read_text(encoding="utf-8"))
+    if manifest["format"] != 1:
+        raise Invalid(f"format {manifest['format']} is not known")
+    if missing := sorted(set(manifest["files"]) - set(there)):
+        raise Invalid(f"missing: {', '.join(missing)}")
+    if extra := sorted(set(there) - set(manifest["files"])):
+        raise Invalid(f"not in the manifest: {', '.join(extra)}")
+    files = {}
+    for name, path in there.items():
+        if ".." in PurePosixPath(name).parts or path.is_symlink() or path.stat().st_size > LARGEST_FILE:
+            raise Invalid(f"{name} is a link, or too large")
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != manifest["files"][name]:
+            raise Invalid(f"{name} was changed: it does not have the hash of the manifest")
+        files[name] = content.decode("utf-8")
+    return {**files, "": str(manifest["binding"])}
+
+
+def _json(files: dict[str, str], name: str) -> Any:
+    if name not in files:
+        raise Invalid(f"{name} is missing")
+    return json.loads(files[name])
+
+
+def _check_stated(stated: dict[str, Any], answers: list[Any], files: dict[str, str], report: Report) -> None:
+    """The claim reads as its own text says, and the binding holds claim, assumptions and queries together."""
+    report.claim, report.status = str(stated["claim"]), str(stated["status"])
+    report.assumptions = [str(a) for a in stated["assumptions"]]
+    scripts = [files[answer["script"]] for answer in answers]
+    if binding(stated, scripts) != files[""]:
+        raise Invalid("the queries, their order, or what is claimed are not those that were bound together")
+    used = {"claim.json", "answers.json", ""} | {a[key] for a in answers for key in ("script", "certificate") if a[key]}
+    if stated["status"] == "REFUTED":
+        used.add("witness.json")
+    if unused := sorted(set(files) - used - {"witness.json"}):
+        raise Invalid(f"no query uses {', '.join(unused)}")
+
+
+def _claim(stated: dict[str, Any]) -> Claim:
+    """The claim, read from its text; Invalid unless the text is the one that the claim prints."""
+    import compcomp.techniques  # noqa: F401  (registers the techniques that a claim may name)
+
+    claim = parse_claim(stated["claim"], stated["loss"] or "weight_l2")
+    printed = (str(claim), claim.loss.name if claim.loss else None, list(map(str, claim.given)))
+    if printed != (stated["claim"], stated["loss"], stated["given"]):
+        raise Invalid("the claim's text, loss or conditions are not as the claim prints them")
+    if str(Scope.of(stated["scope"])) != stated["scope"]:
+        raise Invalid("the scope's text is not as the scope prints it")
+    return claim
+
+
+def _check_queries(
+    stated: dict[str, Any], answers: list[Any], files: dict[str, str], report: Report, solvers: bool
+) -> None:
+    if not stated["assumptions"]:
+        raise Invalid("a proof names its assumptions")
+    scripts = [files[answer["script"]] for answer in answers]
+    again = {name: ask(name, scripts, SOLVER_SECONDS) for name in (installed() if solvers and scripts else ())}
+    for k, answer in enumerate(answers):
+        said = {name: words[k] for name, words in again.items()}
+        relied = answer["answer"] == answer["expected"]
+        row = {"name": answer["name"], "script": answer["script"], "answer": answer["answer"], "again": said}
+        row["checked"] = _checked(answer, scripts[k], files, report) if relied else "not relied on"
+        report.queries.append(row)
+        for name, word in said.items():
+            if word != answer["answer"] and "unknown" not in (word, answer["answer"]):
+                report.problems.append(f"{answer['name']}: {name} now answers {word}, recorded is {answer['answer']}")
+        if relied and row["checked"] == "solvers":
+            agreeing = [name for name, word in said.items() if word == answer["answer"]]
+            by = f"{' and '.join(agreeing)} alone, asked again" if agreeing else "the recorded answer alone"
+            report.holes.append(f"{answer['name']} rests on {by}")
+    if stated["grade"] == "certified" and report.holes:
+        report.problems.append("the grade is certified, and not every query has a certificate")
+
+
+def _checked(answer: dict[str, Any], script: str, files: dict[str, str], report: Report) -> str:
+    """How a query is checked: by its certificate, or by solvers only."""
+    if answer["certificate"] is None:
+        return "solvers"
+    try:
+        shown = check_certificate(script, _json(files, answer["certificate"]))
+    except Invalid as error:
+        report.problems.append(f"{answer['name']}: {error}")
+        return "invalid"
+    if shown != answer["expected"]:
+        report.problems.append(f"{answer['name']}: the certificate shows {shown}, needed is {answer['expected']}")
+        return "invalid"
+    return "certificate"

@@ -1,0 +1,109 @@
+"""Replay a saved counterexample in exact arithmetic, from its numbers, the claim's text and the encodings."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from compcomp.checking.farkas import Invalid, number
+from compcomp.language.algebra import rank_exceeds
+from compcomp.language.claim import Claim
+from compcomp.language.layer import LayerState
+from compcomp.terms import Array, Choices, RandomChoices, nearest
+
+Run = list[LayerState]
+
+
+def replay(claim: Claim, witness: dict[str, Any]) -> str:
+    """ "" where the layer refutes the claim, step by step as recorded; else why it does not. May raise Invalid."""
+    texts = [trace["sequence"] for trace in witness["traces"]]
+    instance = next((c for c in claim.instances() if [str(s) for s in c.sequences] == texts), None)
+    if instance is None:
+        return "the sequences that were run are not those of the claim"
+    weight, inputs = _matrix(witness["weight"]), witness["inputs"]
+    seed = witness["seed"]
+    runs: list[Run] = []
+    for k, sequence in enumerate(instance.sequences):
+        choices = Choices() if seed is None else RandomChoices(seed + k)
+        start = LayerState.dense(weight, None if inputs is None else _matrix(inputs), choices=choices)
+        runs.append(sequence.trace(start))
+    for run, trace in zip(runs, witness["traces"], strict=True):
+        if len(run) != len(trace["steps"]):
+            return "a run has another number of steps than recorded"
+        for state, step in zip(run, trace["steps"], strict=True):
+            if not _same(state.weight, _matrix(step["weight"])):
+                return f"the weights after {step['after']} are others than recorded"
+        if instance.loss is not None and Fraction(instance.loss.of(run[-1])) != number(trace["loss"]):
+            return f"the loss of {trace['sequence']} is another than recorded"
+    if not all(bool(condition.holds(instance, runs)) for condition in instance.given):
+        return "the layer does not meet the conditions of the claim"
+    return "" if _fails(instance, runs) else "the layer does not refute the claim"
+
+
+def _fails(claim: Claim, runs: list[Run]) -> bool:
+    """Whether the claim's statement is false of these exact runs."""
+    ends = [run[-1] for run in runs]
+    if claim.kind == "equal":
+        return _differ(ends[0], ends[1])
+    if claim.kind == "keeps":
+        return _broken(claim.invariant or "", runs[0])
+    assert claim.loss is not None
+    losses = [Fraction(claim.loss.of(end)) for end in ends]
+    if claim.kind == "dominates":
+        return losses[0] > losses[1]
+    if claim.kind == "orthogonal":
+        both, first, second = losses
+        more = both - first - second - claim.slack * _dropped_steps(ends[0])
+        # In norms that are square roots: sqrt(a) > sqrt(b) + sqrt(c) iff a - b - c > 2 sqrt(b c).
+        return more > 0 if claim.loss.name == "weight_l1" else more > 0 and more * more > 4 * first * second
+    raise Invalid(f"a claim of kind {claim.kind} is not replayed here")
+
+
+def _dropped_steps(end: LayerState) -> Fraction:
+    """The sum of the grid steps at the weights that are dropped in the end."""
+    if end.format.grid is None:
+        return Fraction(0)
+    return Fraction(sum(end.format.grid.step[~_mask(end)], start=Fraction(0)))
+
+
+def _differ(left: LayerState, right: LayerState) -> bool:
+    if not _same(left.weight, right.weight) or not _same(_mask(left), _mask(right)):
+        return True
+    one, other = left.format.grid, right.format.grid
+    if (one is None) != (other is None):
+        return True
+    if one is not None and other is not None and (one.levels != other.levels or not _same(one.step, other.step)):
+        return True
+    return not _same(left.effective() - left.weight, right.effective() - right.weight)
+
+
+def _broken(invariant: str, run: Run) -> bool:
+    end = run[-1].weight
+    if invariant == "mask":
+        return any(bool(np.any(~_mask(state) & (end != 0))) for state in run)
+    last = [state.format for state in run if getattr(state.format, invariant) is not None][-1]
+    if invariant == "rank":
+        assert last.rank is not None
+        return bool(rank_exceeds(end, last.rank))
+    assert last.grid is not None
+    pairs = zip(end.ravel(), last.grid.step.ravel(), strict=True)
+    return any(w != nearest(w, step, last.grid.levels, "half_even", Choices()) for w, step in pairs)
+
+
+def _mask(state: LayerState) -> Array:
+    mask = state.format.mask
+    return np.full(state.weight.shape, True) if mask is None else mask.astype(bool)
+
+
+def _same(left: Array, right: Array) -> bool:
+    return left.shape == right.shape and bool(np.all(left == right))
+
+
+def _matrix(rows: Any) -> Array:
+    """Exact numbers from rows of texts."""
+    values = np.array([[number(x) for x in row] for row in rows], dtype=object)
+    if values.ndim != 2:
+        raise Invalid("a matrix needs rows of equal length")
+    return values

@@ -1,0 +1,439 @@
+"""Named conditions under which a claim is made: each can be checked on a layer, and tells the prover what to assume.
+
+A claim with conditions speaks only of the layers on which all of them hold, along the runs of its sequences.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+from compcomp.errors import InputError
+from compcomp.language.layer import LayerState
+from compcomp.language.parameters import number
+from compcomp.language.steps import Element, GridMap, Selection, Step
+from compcomp.terms import Abs, And, Array, Batch, Equal, If, Or, Sum, Term, reading
+
+if TYPE_CHECKING:
+    from compcomp.language.claim import Claim
+
+Run = Sequence[LayerState]
+"""The states of a layer from before the first technique to after the last."""
+
+FACTS = ("strict selections", "largest kept", "scale unchanged", "diagonal Gram", "equal norms")
+"""What a rule may take from a condition, see :attr:`Condition.assumes`."""
+
+LARGEST_BOX = 4096
+
+
+class Check(Protocol):
+    """How a condition is checked on real tensors: one truth value for each group of each step it speaks of.
+
+    ``runs`` hold torch tensors, as ``Sequence.kernel`` makes them. True only where the condition surely holds.
+    """
+
+    def __call__(self, condition: Condition, claim: Claim, runs: Sequence[Run]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One step in a run: the states around it, and the steps of its sequence that come later."""
+
+    step: Step
+    before: LayerState
+    after: LayerState
+    later: tuple[Step, ...]
+
+
+def moments(claim: Claim, run: Run, number: int) -> list[Moment]:
+    """The steps of the claim's ``number``-th sequence along a run of it; other techniques are passed over."""
+    techniques = claim.sequences[number].techniques
+    steps = [technique.steps() for technique in techniques]
+    found = []
+    for k, own in enumerate(steps):
+        if own:
+            later = tuple(step for following in steps[k + 1 :] for step in following)
+            found.append(Moment(own[0], run[k], run[k + 1], later))
+    return found
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One named condition. A subclass states it in its docstring, for the runs of all sequences of a claim.
+
+    name: its text form. needs_inputs: it speaks of the calibration inputs. local: where it holds for a layer
+    it holds for every union of rows or blocks in which all steps of a claim act, and also for the layer with
+    signs flipped, scaled by t > 0 or permuted, wherever such a change is proved to leave scores, contexts and
+    values as they were up to that change. assumes: what a rule may take from it (:data:`FACTS`).
+    """
+
+    name: ClassVar[str] = ""
+    needs_inputs: ClassVar[bool] = False
+    local: ClassVar[bool] = True
+    assumes: ClassVar[frozenset[str]] = frozenset()
+    says: ClassVar[str] = ""
+
+    def holds(self, claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
+        """Whether it holds along these runs, as a truth-valued term of their reading.
+
+        ``tolerance``: relative slack for floats. Equalities may miss by it, strict inequalities must clear it.
+        """
+        raise NotImplementedError
+
+    def concerns(self, claim: Claim) -> bool:
+        """Whether it says anything about this claim."""
+        return True
+
+    def __str__(self) -> str:
+        given = [f"{f.name}={_shown(getattr(self, f.name))}" for f in fields(self)]
+        return f"{self.name}({', '.join(given)})" if given else self.name
+
+    def describe(self) -> str:
+        """One line for the assumptions of a verdict."""
+        return f"given {self.name}: {self.says}"
+
+
+@dataclass(frozen=True)
+class NoTies(Condition):
+    """``no_ties``: in every selection of every sequence, in each of its groups, of which it drops k of n weights,
+    the k-th smallest score is strictly less than the one after it (nothing is said where k = 0).
+
+    So "first", "all" and "any" ties drop the same k weights, and every weight dropped scores strictly less than
+    every weight kept.
+    """
+
+    name: ClassVar[str] = "no_ties"
+    assumes: ClassVar[frozenset[str]] = frozenset({"strict selections"})
+    says: ClassVar[str] = "in every selection the last weight dropped scores strictly less than the first kept"
+
+    def concerns(self, claim: Claim) -> bool:
+        return any(isinstance(step, Selection) for step in _steps(claim))
+
+    def holds(self, claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
+        found = []
+        for moment in _all_moments(claim, runs):
+            step, layer = moment.step, moment.before
+            if isinstance(step, Selection):
+                norms = layer.input_norms2() if step.needs_inputs else [None] * layer.weight.shape[1]
+                for group in step.partition.groups(layer.weight.shape):
+                    scores = [step.score(Element(layer.weight[i, j], norms[j])) for i, j in group]
+                    found.append(_parted(scores, step.count(len(group)), tolerance))
+        return _all(found)
+
+
+@dataclass(frozen=True)
+class LargestKept(Condition):
+    """``largest_kept``: for every selection and every later map of the same sequence, in each group of the map,
+    the largest measure is the same before and after the selection, or is 0 after it (the group is emptied).
+
+    So the map's scale is the one that the selection found, or all values of the group are 0 for any scale.
+    """
+
+    name: ClassVar[str] = "largest_kept"
+    assumes: ClassVar[frozenset[str]] = frozenset({"largest kept"})
+    says: ClassVar[str] = "every selection keeps a weight of largest magnitude of each later scale group, or empties it"
+
+    def concerns(self, claim: Claim) -> bool:
+        return any(
+            isinstance(step, Selection) and any(isinstance(s, GridMap) for s in steps[k + 1 :])
+            for steps in _sequences(claim)
+            for k, step in enumerate(steps)
+        )
+
+    def holds(self, claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
+        found = []
+        for moment in _all_moments(claim, runs):
+            if not isinstance(moment.step, Selection):
+                continue
+            for later in dict.fromkeys((s.partition, s.measure) for s in moment.later if isinstance(s, GridMap)):
+                step = next(s for s in moment.later if isinstance(s, GridMap) and (s.partition, s.measure) == later)
+                for group in step.partition.groups(moment.before.weight.shape):
+                    before, after = (_context(step, s.weight, group) for s in (moment.before, moment.after))
+                    found.append(Or(_same(after, before, tolerance), _same(after, 0, 0)))
+        return _all(found)
+
+
+@dataclass(frozen=True)
+class ScaleUnchanged(Condition):
+    """``scale_unchanged``: at every map of every sequence, in each of its groups, the context (the largest
+    measure) is that of the dense group."""
+
+    name: ClassVar[str] = "scale_unchanged"
+    assumes: ClassVar[frozenset[str]] = frozenset({"scale unchanged"})
+    says: ClassVar[str] = "every map finds the scale of the dense group"
+
+    def concerns(self, claim: Claim) -> bool:
+        return any(isinstance(step, GridMap) for steps in _sequences(claim) for step in steps[1:])
+
+    def holds(self, claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
+        found = []
+        for moment in _all_moments(claim, runs):
+            step, layer = moment.step, moment.before
+            if isinstance(step, GridMap):
+                for group in step.partition.groups(layer.weight.shape):
+                    now, dense = (_context(step, weight, group) for weight in (layer.weight, layer.reference))
+                    found.append(_same(now, dense, tolerance))
+        return _all(found)
+
+
+@dataclass(frozen=True)
+class DiagonalGram(Condition):
+    """``diagonal_gram``: for the inputs X (in x tokens), X X^T is diagonal.
+
+    So the output loss is the sum over weights of h_j (w_ij - w'_ij)^2, where h_j = (X X^T)_jj.
+    """
+
+    name: ClassVar[str] = "diagonal_gram"
+    needs_inputs: ClassVar[bool] = True
+    assumes: ClassVar[frozenset[str]] = frozenset({"diagonal Gram"})
+    says: ClassVar[str] = "X X^T is diagonal, so the output loss is a sum over weights, weighted by the norms of inputs"
+
+    def concerns(self, claim: Claim) -> bool:
+        return _needs_inputs(claim)
+
+    def holds(self, claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
+        return _diagonal(_gram(runs), tolerance)
+
+
+@dataclass(frozen=True)
+class OrthogonalInputs(Condition):
+    """``orthogonal_inputs``: for the inputs X (in x tokens), X X^T = c I for some c > 0."""
+
+    name: ClassVar[str] = "orthogonal_inputs"
+    needs_inputs: ClassVar[bool] = True
+    assumes: ClassVar[frozenset[str]] = frozenset({"diagonal Gram", "equal norms"})
+    says: ClassVar[str] = "X X^T = c I with c > 0"
+
+    def concerns(self, claim: Claim) -> bool:
+        return _needs_inputs(claim)
+
+    def holds(self, claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
+        gram = _gram(runs)
+        equal = [_same(gram[j, j], gram[0, 0], tolerance) for j in range(1, len(gram))]
+        return _all([_diagonal(gram, tolerance), *equal, gram[0, 0] > 0])
+
+
+@dataclass(frozen=True)
+class Box(Condition):
+    """``box(radius=r, around=W0)``: the dense weight W has the shape of W0 and |W - W0| <= r in every entry.
+
+    radius: r >= 0, an exact number. around: W0 as rows of exact numbers (out x in).
+    """
+
+    radius: Fraction
+    around: tuple[tuple[Fraction, ...], ...]
+
+    name: ClassVar[str] = "box"
+    local: ClassVar[bool] = False
+    says: ClassVar[str] = "every weight is within the radius of the given one"
+
+    def __post_init__(self) -> None:
+        allowed = "a number >= 0 such as 1/10"
+        radius = number(self.radius, "box.radius", allowed)
+        if radius < 0:
+            raise InputError(str(radius), allowed, "box.radius")
+        object.__setattr__(self, "radius", radius)
+        object.__setattr__(self, "around", _rows(self.around))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the layers the condition allows: out, in."""
+        return len(self.around), len(self.around[0])
+
+    def describe(self) -> str:
+        rows, columns = self.shape
+        return f"given box: every weight is within {self.radius} of the given {rows} x {columns} weights"
+
+    def holds(self, claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
+        weight = runs[0][0].reference
+        if tuple(weight.shape) != self.shape:
+            return False
+        found = []
+        for index, w in np.ndenumerate(weight):
+            centre = self.around[index[0]][index[1]]
+            slack = self.radius if not tolerance else float(self.radius) + tolerance * (1 + abs(float(centre)))
+            if reading(w) == "z3":
+                found += [w - _z3(centre) <= _z3(self.radius), _z3(centre) - w <= _z3(self.radius)]
+            else:
+                found.append(Abs(w - centre) <= slack)
+        return _all(found)
+
+
+CONDITIONS: dict[str, type[Condition]] = {
+    kind.name: kind for kind in (NoTies, LargestKept, ScaleUnchanged, DiagonalGram, OrthogonalInputs, Box)
+}
+
+Given = Condition | str | Iterable["Condition | str"]
+
+
+# ------------------------------------------------------------------------------------------------- as text
+
+
+def conditions(given: Given) -> tuple[Condition, ...]:
+    """Conditions from their objects or their text form, each once; InputError for anything else."""
+    if isinstance(given, str):
+        return _parsed(given)
+    if isinstance(given, Condition):
+        return (given,)
+    found: list[Condition] = []
+    try:
+        items = list(given)
+    except TypeError:
+        raise InputError(repr(given)[:60], _ALLOWED, "given") from None
+    for item in items:
+        if not isinstance(item, Condition | str):
+            raise InputError(repr(item)[:60], _ALLOWED, "given")
+        found += conditions(item)
+    return tuple(dict.fromkeys(found))
+
+
+_ALLOWED = f"conditions by name: {', '.join(name for name in CONDITIONS if name != 'box')}, box(radius=.., around=..)"
+
+
+def _parsed(text: str) -> tuple[Condition, ...]:
+    wrong = InputError(repr(" ".join(text.split()))[:80], _ALLOWED, "given")
+    try:
+        nodes = ast.parse(f"({text.strip()},)", mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise wrong from None
+    if not isinstance(nodes, ast.Tuple) or not nodes.elts:
+        raise wrong
+    return tuple(dict.fromkeys(_condition(node, wrong) for node in nodes.elts))
+
+
+def _condition(node: ast.expr, wrong: InputError) -> Condition:
+    if isinstance(node, ast.Name) and node.id in CONDITIONS and not fields(CONDITIONS[node.id]):
+        return CONDITIONS[node.id]()
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CONDITIONS and not node.args:
+        kind = CONDITIONS[node.func.id]
+        given = {keyword.arg: _constant(keyword.value, wrong) for keyword in node.keywords if keyword.arg}
+        if set(given) == {f.name for f in fields(kind)} and len(given) == len(node.keywords):
+            return kind(**given)
+    raise wrong
+
+
+def _constant(node: ast.expr, wrong: InputError) -> Any:
+    """A number, its negative, a quotient of two whole numbers, or a tuple or list of such."""
+    if isinstance(node, ast.Tuple | ast.List):
+        return tuple(_constant(item, wrong) for item in node.elts)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        value = _constant(node.operand, wrong)
+        if isinstance(value, Fraction):
+            return -value
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        return number(node.value, "given", "a number such as 4, 1/2 or 0.5")
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        above, below = _constant(node.left, wrong), _constant(node.right, wrong)
+        if isinstance(above, Fraction) and isinstance(below, Fraction) and below:
+            return above / below
+    raise wrong
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(_shown, value)) + ("," if len(value) == 1 else "") + ")"
+    return str(value)
+
+
+def _rows(given: Any) -> tuple[tuple[Fraction, ...], ...]:
+    allowed = f"rows of numbers such as ((1, 2), (3, 4)), up to {LARGEST_BOX} in all"
+    try:
+        rows = tuple(tuple(number(x, "box.around", allowed) for x in row) for row in given)
+    except TypeError:
+        raise InputError(repr(given)[:60], allowed, "box.around") from None
+    if not rows or not rows[0] or len({len(row) for row in rows}) > 1 or len(rows) * len(rows[0]) > LARGEST_BOX:
+        raise InputError(f"{len(rows)} rows", allowed, "box.around")
+    return rows
+
+
+# --------------------------------------------------------------------------------------------- the pieces
+
+
+def check(claim: Claim) -> None:
+    """Raise InputError when a claim's conditions cannot be read off its runs."""
+    for sequence in claim.sequences:
+        for technique in sequence:
+            if len(technique.steps()) > 1:
+                raise InputError(str(technique), "techniques of one step where conditions are given", "given")
+    shapes = {c.shape for c in claim.given if isinstance(c, Box)}
+    if len(shapes) > 1:
+        raise InputError("boxes of several shapes", "boxes around weights of one shape", "given")
+
+
+def _sequences(claim: Claim) -> list[list[Step]]:
+    return [[step for technique in sequence for step in technique.steps()] for sequence in claim.sequences]
+
+
+def _steps(claim: Claim) -> list[Step]:
+    return [step for steps in _sequences(claim) for step in steps]
+
+
+def _needs_inputs(claim: Claim) -> bool:
+    return bool(claim.loss and claim.loss.needs_inputs) or any(s.needs_inputs for s in claim.sequences)
+
+
+def _all_moments(claim: Claim, runs: Sequence[Run]) -> list[Moment]:
+    return [moment for k, run in enumerate(runs) for moment in moments(claim, run, k)]
+
+
+def _context(step: GridMap, weight: Array, group: list[tuple[int, int]]) -> Term:
+    return step.context([weight[index] for index in group])
+
+
+def _gram(runs: Sequence[Run]) -> Array:
+    layer = runs[0][0]
+    gram: Any = layer.gram
+    if gram is None and layer.inputs is None:
+        raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", "layer")
+    inputs: Any = layer.inputs
+    found: Array = inputs @ inputs.T if gram is None else gram
+    return found
+
+
+def _diagonal(gram: Array, tolerance: float) -> Term:
+    side = len(gram)
+    entries = [(gram[i, j], gram[i, i] + gram[j, j]) for i in range(side) for j in range(i)]
+    return _all([Abs(x) <= tolerance * size if tolerance else _same(x, 0, 0) for x, size in entries])
+
+
+def _same(a: Term, b: Term, tolerance: float) -> Term:
+    return Abs(a - b) <= tolerance * (1 + Abs(b)) if tolerance else Equal(a, b)
+
+
+def _all(terms: list[Term]) -> Term:
+    return And(*terms) if terms else True
+
+
+def _z3(value: Fraction) -> Term:
+    import z3
+
+    return z3.RealVal(value)
+
+
+def _parted(scores: list[Term], count: int, tolerance: float) -> Term:
+    """Whether the ``count`` smallest scores are strictly less than all others."""
+    n, kind = len(scores), reading(*scores)
+    if count == 0 or count >= n:
+        return True
+    if kind == "number":
+        ranked = sorted(scores)
+        low, high = ranked[count - 1], ranked[count]
+        return bool(high - low > tolerance * (abs(low) + abs(high)))
+    if kind == "batch":
+        stacked = np.stack(np.broadcast_arrays(*[s.values if isinstance(s, Batch) else float(s) for s in scores]))
+        two = np.partition(stacked, (count - 1, count), axis=0)
+        low, high = two[count - 1], two[count]
+        return Batch(high - low > tolerance * (np.abs(low) + np.abs(high)))
+    # No class of equal scores straddles the threshold: fewer than count below it and more than count up to it.
+    found = []
+    for i in range(n):
+        others = [scores[j] for j in range(n) if j != i]
+        below = Sum(If(s < scores[i], 1, 0) for s in others)
+        upto = 1 + Sum(If(s <= scores[i], 1, 0) for s in others)
+        found.append(Or(below >= count, upto <= count))
+    return And(*found)

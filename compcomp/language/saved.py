@@ -1,0 +1,76 @@
+"""Write a verdict to a directory that can be checked without the prover: ``compcomp check DIR``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compcomp.errors import InputError
+
+if TYPE_CHECKING:
+    from compcomp.language.verdict import Verdict
+
+FORMAT = 1
+STATED = ("claim", "loss", "scope", "status", "reach", "assumptions", "given", "needed", "stage", "reason", "grade")
+"""What of claim.json the binding covers, in this order."""
+
+
+def save(verdict: Verdict, directory: Path | str) -> Path:
+    """Write claim, queries, answers, certificates, witness and a manifest of hashes; InputError if it is not empty."""
+    folder = Path(directory)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{str(folder)!r}, which is there already", "a directory that is new or empty", "Verdict.save")
+    files = {path: text.encode() for path, text in _files(verdict).items()}
+    manifest = {
+        "format": FORMAT,
+        "binding": binding(json.loads(files["claim.json"]), [q.smtlib for q in verdict.queries]),
+        "files": {path: hashlib.sha256(content).hexdigest() for path, content in files.items()},
+    }
+    files["manifest.json"] = _json(manifest).encode()
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    return folder
+
+
+def binding(stated: dict[str, Any], scripts: list[str]) -> str:
+    """One digest of what is claimed, of what it rests on, and of the questions asked for it, in their order."""
+    text = json.dumps([[stated.get(key) for key in STATED], scripts], ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _files(verdict: Verdict) -> dict[str, str]:
+    stated = verdict.to_json()
+    stated.pop("queries")
+    witness = stated.pop("witness")
+    answers, files = [], {"claim.json": _json({"format": FORMAT, **stated})}
+    for number, query in enumerate(verdict.queries, start=1):
+        name = f"{number:02d}-{re.sub('[^a-z0-9]+', '-', query.name.lower()).strip('-')}"
+        files[f"queries/{name}.smt2"] = query.smtlib
+        certificate = None if query.certificate is None else f"certificates/{name}.json"
+        if certificate is not None:
+            files[certificate] = json.dumps(query.certificate, separators=(",", ":")) + "\n"
+        answers.append(
+            {
+                "name": query.name,
+                "script": f"queries/{name}.smt2",
+                "expected": query.expected,
+                "answer": query.answer,
+                "solver": query.solver,
+                "second_answer": query.second_answer,
+                "second_solver": query.second_solver,
+                "rlimit": query.rlimit,
+                "certificate": certificate,
+            }
+        )
+    files["answers.json"] = _json(answers)
+    if witness is not None:
+        files["witness.json"] = _json(witness)
+    return files
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, indent=1, allow_nan=False) + "\n"

@@ -1,0 +1,86 @@
+"""Give a proved verdict certificates that need no solver, query by query."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import replace
+from typing import Any
+
+import z3
+
+from compcomp.checking.farkas import Invalid, Script, check_certificate
+from compcomp.language.verdict import Grade, Query, Status, Verdict
+from compcomp.proving.certificate.build import GaveUp, refute
+
+SECONDS = 20.0
+"""For the certificate of one query."""
+
+_found: dict[
+    tuple[str, str], dict[str, Any]
+] = {}  # by script and answer; most claims share the facts about their steps
+MOST_KEPT = 2000
+
+
+def certified(verdict: Verdict, seconds: float = 60.0) -> Verdict:
+    """The verdict with a certificate for every query that its proof relies on, as far as one is found in time.
+
+    Only a proof whose every such query has a certificate that the checker accepts gets the grade "certified".
+    """
+    if verdict.status is not Status.PROVED or not verdict.queries:
+        return verdict
+    until, queries, missing = time.monotonic() + seconds, list[Query](), list[str]()
+    for query in verdict.queries:
+        if query.answer == query.expected:
+            found = certificate_for(query.smtlib, query.expected, min(SECONDS, until - time.monotonic()))
+            query = replace(query, certificate=found)
+            if found is None:
+                missing.append(query.name)
+        queries.append(query)
+    if missing:
+        note = f"no certificate was found for {', '.join(dict.fromkeys(missing))}"
+        return replace(verdict, queries=tuple(queries), notes=(*verdict.notes, note))
+    return replace(verdict, queries=tuple(queries), grade=Grade.CERTIFIED)
+
+
+def certificate_for(smtlib: str, expected: str, seconds: float) -> dict[str, Any] | None:
+    """A certificate that the checker accepts for this answer, or None."""
+    if (found := _found.get((smtlib, expected))) is not None:
+        return found
+    try:
+        content = {"model": _model(smtlib, seconds)} if expected == "sat" else _refutation(smtlib, seconds)
+        digest = hashlib.sha256(smtlib.encode()).hexdigest()
+        certificate = {"format": 1, "script_sha256": digest, **content}
+        if check_certificate(smtlib, certificate) != expected:
+            return None
+    except (Invalid, GaveUp, z3.Z3Exception):
+        return None
+    if len(_found) >= MOST_KEPT:
+        _found.clear()
+    _found[smtlib, expected] = certificate
+    return certificate
+
+
+def _refutation(smtlib: str, seconds: float) -> dict[str, Any]:
+    return {"refutation": refute(Script(smtlib), seconds)}
+
+
+def _model(smtlib: str, seconds: float) -> dict[str, Any]:
+    """Values that satisfy the script, as exact text."""
+    context = z3.Context()
+    solver = z3.SimpleSolver(ctx=context)
+    solver.set("timeout", max(1, int(1000 * seconds)))
+    solver.from_string(smtlib)
+    if solver.check() != z3.sat:
+        raise GaveUp("no model")
+    model, values = solver.model(), dict[str, Any]()
+    for name, sort in Script(smtlib).sorts.items():
+        make = {"Bool": z3.Bool, "Int": z3.Int, "Real": z3.Real}[sort]
+        value = model.eval(make(name, context), model_completion=True)
+        if sort == "Bool":
+            values[name] = bool(z3.is_true(value))
+        elif isinstance(value, z3.IntNumRef | z3.RatNumRef):
+            values[name] = str(value.as_long() if isinstance(value, z3.IntNumRef) else value.as_fraction())
+        else:
+            raise GaveUp(f"the value of {name} is not rational")
+    return values

@@ -1,0 +1,44 @@
+"""Ask the prover again which queries a saved claim needs, with the recorded answers in place of a solver."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from compcomp.language.text import parse_claim
+from compcomp.proving.prove import prove
+from compcomp.proving.solver import Answer
+
+
+class Recorded:
+    """Answers each script as recorded, and any other by unknown."""
+
+    def __init__(self, answers: dict[str, str]) -> None:
+        self.answers = answers
+
+    def ask(self, smtlib: str, deadline: float) -> Answer:
+        return Answer(self.answers.get(smtlib, "unknown"), solver="recorded")
+
+
+def regenerated(directory: Path | str) -> str:
+    """ "" where the prover puts exactly the saved queries and assumptions for the saved claim; else what differs.
+
+    For a directory that ``check_directory`` found to be in order. Other versions of compcomp or z3 may write the
+    same query in other words: that differs too.
+    """
+    folder = Path(directory)
+    stated = json.loads((folder / "claim.json").read_text(encoding="utf-8"))
+    answers = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
+    if stated["status"] != "PROVED":
+        return ""
+    saved = [(a["name"], (folder / a["script"]).read_bytes().decode(), a["expected"]) for a in answers]
+    recorded = Recorded({script: a["answer"] for a, (_, script, _) in zip(answers, saved, strict=True)})
+    claim = parse_claim(stated["claim"], stated["loss"] or "weight_l2")
+    verdict = prove(claim, stated["scope"], stages=(stated["stage"],), solver=recorded, second=None)
+    if not verdict.proved:
+        return "from the saved answers the prover does not prove the claim"
+    if [(q.name, q.smtlib, q.expected) for q in verdict.queries] != saved:
+        return "the prover asks other queries for this claim"
+    if (list(verdict.assumptions), verdict.reach) != (stated["assumptions"], stated["reach"]):
+        return "the prover states other assumptions, or another reach, for this claim"
+    return ""

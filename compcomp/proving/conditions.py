@@ -1,0 +1,161 @@
+"""``find_condition``: under which named conditions a claim that is false in general becomes true."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+from compcomp.errors import InputError
+from compcomp.language.claim import Claim, Scope
+from compcomp.language.conditions import (
+    Condition,
+    DiagonalGram,
+    LargestKept,
+    NoTies,
+    OrthogonalInputs,
+    ScaleUnchanged,
+    conditions,
+)
+from compcomp.language.verdict import Verdict
+from compcomp.proving.prove import prove
+from compcomp.proving.solver import Solver
+
+TEMPLATES: tuple[Condition, ...] = (NoTies(), LargestKept(), ScaleUnchanged(), DiagonalGram(), OrthogonalInputs())
+"""The conditions to try, those that ask less first."""
+
+IMPLIED: dict[type[Condition], tuple[type[Condition], ...]] = {OrthogonalInputs: (DiagonalGram,)}
+"""What a condition says beside others: where a weaker one proves a claim the stronger one is no finding."""
+
+LEAST_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found for a claim.
+
+    ``given``: the conditions to add, the fewest that were found to prove it; empty where it is proved without, None
+    where none of those tried does. ``verdict``: the proof under them, or the claim's own verdict. ``also``: proofs
+    under other sets of as many conditions, none of which says less or more. ``tried``: every verdict, in order.
+    ``complete``: whether there was time to try all.
+    """
+
+    claim: Claim
+    scope: Scope
+    given: tuple[Condition, ...] | None
+    verdict: Verdict
+    also: tuple[Verdict, ...]
+    tried: tuple[Verdict, ...]
+    complete: bool
+
+    @property
+    def found(self) -> bool:
+        """Whether the claim is proved, with or without conditions."""
+        return self.given is not None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """For each set of conditions that does not prove the claim, why not."""
+        return tuple(
+            f"{_given(v.claim, self.claim)}: {v.status}" + (f" ({v.reason or v.cause})" if v.reason or v.cause else "")
+            for v in self.tried
+            if not v.proved
+        )
+
+    def __bool__(self) -> bool:
+        raise TypeError("a finding is not a truth value: ask finding.found")
+
+    def __str__(self) -> str:
+        if self.given == ():
+            return str(self.verdict)
+        if self.given is None:
+            rest = "" if self.complete else " (not all were tried in the time)"
+            return f"no condition found for {self.claim}{rest}; " + "; ".join(self.reasons)
+        others = "; also " + "; or ".join(_given(v.claim, self.claim) for v in self.also) if self.also else ""
+        return f"{self.verdict}{others}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: what ``--json`` prints."""
+        return {
+            "claim": str(self.claim),
+            "loss": self.claim.loss.name if self.claim.loss else None,
+            "scope": str(self.scope),
+            "found": self.found,
+            "given": None if self.given is None else list(map(str, self.given)),
+            "also": [_given(v.claim, self.claim) for v in self.also],
+            "reasons": list(self.reasons),
+            "complete": self.complete,
+            "verdict": self.verdict.to_json(),
+        }
+
+
+def find_condition(
+    claim: Claim,
+    templates: Iterable[Condition | str] | None = None,
+    scope: Any = "any",
+    *,
+    timeout: float = 60.0,
+    solver: Solver | None = None,
+) -> Finding:
+    """The fewest conditions out of the templates under which the claim is proved: none, then one, then two.
+
+    templates: conditions or their names, those that ask less first; :data:`TEMPLATES` where None. timeout:
+    seconds for the whole of it. The claim's own conditions stay.
+    """
+    if not isinstance(claim, Claim):
+        raise InputError(repr(claim)[:80], "a claim from dominates, equal or keeps", "find_condition")
+    if isinstance(timeout, bool) or not 0 < timeout <= 10**6:
+        raise InputError(f"timeout={timeout!r}"[:80], "seconds, more than 0", "find_condition")
+    until, where = time.monotonic() + timeout, Scope.of(scope)
+    family = TEMPLATES if templates is None else conditions(tuple(templates))
+    known = set(claim.given)
+    usable = [c for c in family if c not in known and c.concerns(claim)]
+    pairs = [pair for pair in combinations(usable, 2) if not _implies(pair[0], pair[1]) and not _implies(*pair[::-1])]
+    rounds: list[list[tuple[Condition, ...]]] = [[()], [(c,) for c in usable], list(pairs)]
+    tried: list[Verdict] = []
+    left = sum(map(len, rounds))
+    for sets in rounds:
+        proofs: list[tuple[tuple[Condition, ...], Verdict]] = []
+        for added in sets:
+            seconds = min(until - time.monotonic(), max(LEAST_SECONDS, 2 * (until - time.monotonic()) / max(left, 1)))
+            left -= 1
+            if seconds <= 0:
+                return _finding(claim, where, proofs, tried, complete=False)
+            if any(_covers(weaker, added) for weaker, _ in proofs):
+                continue
+            verdict = prove(replace(claim, given=(*claim.given, *added)), where, timeout=seconds, solver=solver)
+            tried.append(verdict)
+            if verdict.proved:
+                proofs.append((added, verdict))
+        if proofs:
+            return _finding(claim, where, proofs, tried, complete=True)
+    return _finding(claim, where, [], tried, complete=True)
+
+
+def _finding(
+    claim: Claim,
+    scope: Scope,
+    proofs: list[tuple[tuple[Condition, ...], Verdict]],
+    tried: list[Verdict],
+    *,
+    complete: bool,
+) -> Finding:
+    if not proofs:
+        return Finding(claim, scope, None, tried[0], (), tuple(tried), complete)
+    (given, verdict), *others = proofs
+    return Finding(claim, scope, given, verdict, tuple(v for _, v in others), tuple(tried), complete)
+
+
+def _implies(stronger: Condition, weaker: Condition) -> bool:
+    return type(weaker) in IMPLIED.get(type(stronger), ())
+
+
+def _covers(weaker: tuple[Condition, ...], stronger: tuple[Condition, ...]) -> bool:
+    """Whether the one set follows from the other, condition by condition."""
+    return all(any(w == s or _implies(s, w) for s in stronger) for w in weaker)
+
+
+def _given(claim: Claim, base: Claim) -> str:
+    return ", ".join(str(c) for c in claim.given if c not in base.given) or "no condition"

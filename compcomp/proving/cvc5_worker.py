@@ -1,0 +1,109 @@
+"""cvc5 in a process of its own: one JSON object a line in, one out. Imports cvc5 and nothing of ours."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+LEMMAS = {"nl-ext": "full", "nl-cov": "false"}  # lemmas about products: quick where only squares occur
+COVERINGS = {"nl-ext": "none", "nl-cov": "true", "decision": "justification"}  # cylindrical coverings: all of it
+"""cvc5's two procedures for products, one at a time. Mixed, as is its default, they did not end on |x| <= |y|
+entails x^4 <= y^4 with a few more weights about; coverings alone take 0.2 s."""
+
+
+def logic_of(assertions: list[Any]) -> tuple[str, int]:
+    """The smallest quantifier-free arithmetic logic these terms belong to, and their degree as polynomials.
+
+    cvc5 chooses its procedures by the logic: with none set, x * x = 2 has no end.
+    """
+    from cvc5 import Kind
+
+    integer = real = False
+    degrees: dict[int, int] = {}  # by term; 0 where no variable occurs
+    stack = [(term, False) for term in assertions]
+    while stack:
+        term, ready = stack.pop()
+        key = term.getId()
+        if key in degrees:
+            continue
+        children = list(term)
+        if children and not ready:
+            stack.append((term, True))
+            stack.extend((child, False) for child in children)
+            continue
+        kind, sort = term.getKind(), term.getSort()
+        integer, real = integer or sort.isInteger(), real or sort.isReal()
+        below = [degrees[child.getId()] for child in children]
+        if kind == Kind.MULT:
+            degrees[key] = sum(below)
+        elif kind in (Kind.DIVISION, Kind.INTS_DIVISION, Kind.INTS_MODULUS, Kind.POW):
+            by_zero = any(c.isRealValue() and not c.getRealValue() for c in children[1:])  # any value: no linear term
+            degrees[key] = below[0] + 2 * (by_zero + sum(below[1:]))
+        else:
+            degrees[key] = max(below) if below else int(kind == Kind.CONSTANT)
+    degree = max(degrees.values(), default=0)
+    domain = "IR" if integer and real else "I" if integer else "R"
+    return f"QF_{'N' if degree > 1 else 'L'}{domain}A", degree
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Check one SMT-LIB script. Returns answer ("sat", "unsat" or "unknown"), cause, rlimit, logic."""
+    import cvc5
+
+    terms = cvc5.TermManager()
+    assertions = _assertions(cvc5, terms, request["smtlib"])
+    logic, degree = logic_of(assertions)
+    whole = int(request.get("milliseconds", 3_600_000)) * 4 // 5
+    attempts: list[tuple[dict[str, str], int]] = [({}, whole)]
+    if logic == "QF_NRA":
+        attempts = [*([(LEMMAS, min(400, whole // 4))] if degree == 2 else []), (COVERINGS, whole)]
+    used = 0
+    for options, milliseconds in attempts:
+        solver = cvc5.Solver(terms)
+        limits = {"incremental": "false", "rlimit-per": request["rlimit"], "tlimit-per": max(1, milliseconds)}
+        for name, value in {**limits, **options}.items():
+            solver.setOption(name, str(value))
+        solver.setLogic(logic)
+        for term in assertions:
+            solver.assertFormula(term)
+        result = solver.checkSat()
+        used += int(solver.getStatistics()["resource::resourceUnitsUsed"]["value"])
+        if not result.isUnknown():
+            return {"answer": "sat" if result.isSat() else "unsat", "rlimit": used, "logic": logic}
+    cause = result.getUnknownExplanation().name.lower().replace("_", " ")
+    return {"answer": "unknown", "cause": f"{cause} ({logic})", "rlimit": used, "logic": logic}
+
+
+def _assertions(cvc5: Any, terms: Any, script: str) -> list[Any]:
+    """The script's assertions as terms. A command this worker does not know, and an error, raise ValueError."""
+    reader = cvc5.Solver(terms)
+    parser = cvc5.InputParser(reader)
+    if "(set-logic" not in script:
+        reader.setLogic("QF_NIRA")  # to read with; solved under the logic of what was read
+    parser.setStringInput(cvc5.InputLanguage.SMT_LIB_2_6, script, "script")
+    known = ("set-logic", "set-info", "declare-fun", "declare-const", "define-fun", "assert", "check-sat", "exit")
+    while not (command := parser.nextCommand()).isNull():
+        name = command.getCommandName()
+        if name not in known:
+            raise ValueError(f"unexpected command {name}")
+        if name not in ("check-sat", "exit") and "error" in (said := command.invoke(reader, parser.getSymbolManager())):
+            raise ValueError(said)
+    return list(reader.getAssertions())
+
+
+def main() -> None:
+    import cvc5
+
+    version = cvc5.__version__
+    print(json.dumps({"ready": version}), flush=True)
+    for line in sys.stdin:
+        try:
+            reply = answer(json.loads(line))
+        except Exception as error:  # the reply must never be missing: the parent reads it as unknown
+            reply = {"answer": "unknown", "cause": f"worker error: {error}"[:300], "rlimit": 0}
+        print(json.dumps(reply), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The conditions of a claim: whether any layer meets them, and which of them a proof needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from compcomp.errors import InputError
+from compcomp.language.claim import Claim, Scope
+from compcomp.language.conditions import Box, Condition
+from compcomp.language.verdict import Status
+from compcomp.proving.bounded import satisfiable
+from compcomp.proving.fitting import example
+from compcomp.proving.solver import Solver
+
+EXAMPLE_SECONDS = 2.0
+
+
+def within(claim: Claim, scope: Scope) -> Scope:
+    """The scope, narrowed to the shape that a box of the claim allows; InputError where they do not fit."""
+    shape = next((c.shape for c in claim.given if isinstance(c, Box)), None)
+    if shape is None:
+        return scope
+    if scope.kind == "any":
+        return Scope.of(shape)
+    if scope.shape != shape:
+        raise InputError(f"scope {scope}", f"{shape[0]}x{shape[1]}, the shape of the box, or any", "scope")
+    return scope
+
+
+def unmet(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> tuple[Status, str] | None:
+    """None where some layer in the scope meets all conditions of the claim; else what the claim's verdict is, and why.
+
+    A layer is looked for first; where none is found, at one shape the solver decides.
+    """
+    instances = claim.instances()
+    if not claim.given or any(example(c, scope, min(seconds, EXAMPLE_SECONDS)) is not None for c in instances):
+        return None
+    if scope.shape is None:
+        return Status.VACUOUS, "no layer was found on which the conditions hold"
+    answer = satisfiable(instances[0], scope, solver, seconds)
+    if answer == "sat":
+        return None
+    if answer == "unsat":
+        return Status.VACUOUS, "no layer satisfies the conditions"
+    return Status.UNKNOWN, "the conditions could not be shown to be satisfiable"
+
+
+def needed(claim: Claim, proves: Callable[[Claim], bool]) -> tuple[Condition, ...]:
+    """A smallest set of the claim's conditions with which ``proves`` still proves it: none of them can be left out.
+
+    Not the only such set, perhaps. A condition that could not be left out within the time counts as needed.
+    """
+    kept = claim.given
+    for condition in claim.given:
+        fewer = tuple(c for c in kept if c != condition)
+        if proves(replace(claim, given=fewer)):
+            kept = fewer
+    return kept

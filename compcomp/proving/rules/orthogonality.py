@@ -1,0 +1,97 @@
+"""Composition adds no error beyond the sum of both parts: any shape, any sparsity [harma2025]."""
+
+from __future__ import annotations
+
+import time
+
+import z3
+
+from compcomp.language.claim import Claim
+from compcomp.language.steps import GridMap, Selection, Step
+from compcomp.proving.proof import EXACT, Proof
+from compcomp.proving.rules.exchange import Problem, setting
+from compcomp.proving.session import Session
+from compcomp.proving.solver import Solver
+from compcomp.terms import Abs
+
+# Rule (orthogonal). Let f and g be sequences of selections and maps as in rule exchange, one of them with exactly one
+# selection and the other with none, without free choices in f. A weight of reference w has errors e(w), e_f(w), e_g(w)
+# under f >> g, f and g. On the dense layer f does the same whether g follows or not: both runs share its drops and
+# values.
+#   Selection in f. f >> g and f drop the same weights. If |e(w)| <= |e_f(w)| + |e_g(w)| for every weight, dropped or
+#   not, then by Minkowski's inequality |e|_p <= |e_f|_p + |e_g|_p for every p >= 1.
+#   Selection in g. f >> g drops D, g alone drops D', equally many in every group of R. Suppose
+#     kept     |e(w)| <= |e_f(w)| + |e_g(w)|   for w in neither D nor D';
+#     dropped  the same                        for w in both;
+#     pair     |e(a)| + |e(b)| <= |e_f(a)| + |e_g(a)| + |e_f(b)| + |e_g(b)| + slack * s
+#                                              for a in D' \ D, b in D \ D' of one group, s the grid step at b.
+#   Pair D' \ D with D \ D' and sum: |e|_1 <= |e_f|_1 + |e_g|_1 + slack * (sum of s over D).
+
+
+def orthogonality(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
+    """Errors of the composition are bounded weight by weight, or in pairs."""
+    if claim.kind != "orthogonal" or claim.loss is None or claim.loss.element is None:
+        return None
+    if not all(t.promises().deterministic for t in claim.left):
+        return None
+    counts = [sum(isinstance(s, Selection) for t in part for s in t.steps()) for part in (claim.left, claim.right)]
+    if sorted(counts) != [0, 1]:
+        return None
+    problem = setting(claim, Session(solver, time.monotonic() + deadline))
+    if problem is None:
+        return None
+    if counts == [1, 0]:
+        proved = all(_single(problem, dropped=dropped) for dropped in (False, True))
+    else:
+        if claim.loss.degree != 1 or not _shared_groups(problem):
+            return None
+        proved = all(_single(problem, dropped=dropped) for dropped in (False, True)) and _pair(problem, claim)
+    return Proof("orthogonal", "any shape", (EXACT,), tuple(problem.lemmas.session.queries)) if proved else None
+
+
+def _shared_groups(problem: Problem) -> bool:
+    """Whether two weights of one group always share their grid step."""
+    maps = [step for sequence in problem.steps for step in sequence if isinstance(step, GridMap)]
+    return all(problem.group.refines(step.partition) for step in maps)
+
+
+def _single(problem: Problem, *, dropped: bool) -> bool:
+    """The formula about one weight that every selecting run drops, or that none does."""
+    _, _, runs, premises = problem.runs(["b"], "AAC")
+    states = [run.dropped["b"] for run, steps in zip(runs, problem.steps, strict=True) if _selects(steps)]
+    case = [flag if dropped else z3.Not(flag) for flag in states]
+    whole, first, second = (Abs(z3.Real("w_b") - run.values["b"]) for run in runs)
+    name = "dropped" if dropped else "kept"
+    session = problem.lemmas.session
+    if session.ask(f"{name}: premises", [*premises, *case], "sat", 5.0).answer != "sat":
+        return False
+    return session.holds(name, [*premises, *case], whole <= first + second)
+
+
+def _pair(problem: Problem, claim: Claim) -> bool:
+    _, _, runs, premises = problem.runs(["a", "b"], "AAC")
+    whole, _, second = runs
+    case = [
+        z3.Not(whole.dropped["a"]),
+        second.dropped["a"],
+        whole.dropped["b"],
+        z3.Not(second.dropped["b"]),
+    ]
+    step, halves = z3.Real("s"), []
+    maps = [s for s in problem.steps[0] if isinstance(s, GridMap)]
+    if maps:  # s is the step of the last one; its uses in other runs share it where they share the context
+        last = problem.uses[2 * len(maps) - 1]
+        for use in problem.uses:
+            if (use.step, use.context) == (last.step, last.context) and problem.lemmas.of(use.step).half:
+                halves.append(2 * Abs(use.argument - use.result) <= step)
+
+    def error(run: int, name: str) -> z3.ArithRef:
+        return Abs(z3.Real(f"w_{name}") - runs[run].values[name])
+
+    left = error(0, "a") + error(0, "b")
+    right = error(1, "a") + error(1, "b") + error(2, "a") + error(2, "b") + z3.Q(*claim.slack.as_integer_ratio()) * step
+    return problem.lemmas.session.holds("pair", [*premises, *case, step > 0, *halves], left <= right)
+
+
+def _selects(steps: list[Step]) -> bool:
+    return any(isinstance(step, Selection) for step in steps)

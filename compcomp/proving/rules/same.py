@@ -1,0 +1,39 @@
+"""Both sequences give the same state on every layer: any shape, any sparsity, through one or two weights."""
+
+from __future__ import annotations
+
+import time
+
+from compcomp.language.claim import Claim
+from compcomp.proving.proof import EXACT, Proof
+from compcomp.proving.rules.exchange import problem_of
+from compcomp.proving.session import Session
+from compcomp.proving.solver import Solver
+
+# Rule (same). Take sequences A and B as in rule exchange, with at most one selection each, of the same share, or
+# none on both sides: so |D_A| = |D_B| in every group of R. Suppose that
+#   same value   m_A(w) = m_B(w)                                              for w in neither D_A nor D_B,
+#   no pair      there are no a in D_A \ D_B and b in D_B \ D_A               in one group of R.
+# Then D_A = D_B, as of two sets of one size, if they differ, each has an element that the other lacks. So both
+# leave the same weights: A loses no more than B under every loss, as a loss depends on the reference, the weight
+# and the inputs alone (selections and maps leave no low-rank term). The masks are equal: the complement of
+# D_A = D_B, or none. If the last maps are the same up to rounding and both find the dense contexts, the grids are
+# equal too, and with them the states.
+#
+# The formulas are those of rule exchange, with its facts about contexts and conditions. There, a group of which
+# nothing is left may have any context; so for grids to be equal something has to be left of every group.
+
+
+def same_states(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
+    """Both sequences drop the same weights and leave the same values."""
+    if claim.kind not in ("dominates", "equal"):
+        return None
+    problem = problem_of(claim, Session(solver, time.monotonic() + deadline))
+    if problem is None or problem.counts != "equal":
+        return None
+    if claim.kind == "equal" and not problem.same_grids():
+        return None
+    goals = ["same value", *(["no pair"] if problem.selects else [])]
+    if not all(problem.holds(goal) for goal in goals):
+        return None
+    return Proof("same", "any shape", (EXACT,), tuple(problem.lemmas.session.queries))

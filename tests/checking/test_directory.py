@@ -1,0 +1,279 @@
+"""Saved verdicts: what is accepted, and that whatever is changed in them is found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import compcomp.techniques  # noqa: F401
+from compcomp.checking.directory import check_directory
+from compcomp.errors import InputError
+from compcomp.language.saved import binding
+from compcomp.language.text import parse_claim
+from compcomp.language.verdict import Grade
+from compcomp.proving.certificate.regenerate import regenerated
+from compcomp.proving.prove import prove
+from tests.claims import PQ, P, Q, W
+
+
+def saved(folder: Path, claim: str, loss: str, scope: str = "any", **options: Any) -> Path:
+    verdict = prove(parse_claim(claim, loss), scope, timeout=40, **options)
+    return verdict.save(folder / "verdict")
+
+
+@pytest.fixture(scope="module")
+def proved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    claim = f"Magnitude(sparsity=1/2, per='row') dominates {W}"
+    return saved(tmp_path_factory.mktemp("proved"), claim, "weight_l1", certify=True)
+
+
+@pytest.fixture(scope="module")
+def refuted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("refuted"), f"{Q} >> {P} dominates {P} >> {Q}", "weight_l2", "1x4")
+
+
+@pytest.mark.parametrize("loss", ["weight_l1", "weight_l2"])
+def test_prune_then_quantize_is_certified_for_any_shape(loss: str, tmp_path: Path) -> None:
+    verdict = prove(parse_claim(PQ, loss), "any", timeout=60, certify=True)
+    assert verdict.grade is Grade.CERTIFIED, verdict.notes
+    report = check_directory(verdict.save(tmp_path / "verdict"), solvers=False)
+    assert report.outcome == "valid", report.describe()
+    assert {row["checked"] for row in report.queries} <= {"certificate", "not relied on"}
+
+
+def test_both_solvers_are_asked_again(proved: Path) -> None:
+    report = check_directory(proved)
+    assert report.outcome == "valid", report.describe()
+    assert all(set(row["again"].values()) == {row["answer"]} for row in report.queries)
+
+
+def test_without_certificates_it_is_holey(tmp_path: Path) -> None:
+    folder = saved(tmp_path, f"Magnitude(sparsity=1/2, per='row') dominates {W}", "weight_l1")
+    report = check_directory(folder)
+    assert report.outcome == "holey"
+    assert all("rests on" in hole for hole in report.holes)
+
+
+def test_a_refutation_is_replayed(refuted: Path) -> None:
+    assert check_directory(refuted).outcome == "valid"
+
+
+@pytest.mark.parametrize(
+    ("claim", "loss", "scope"),
+    [
+        (f"{P} >> {Q} equals {Q} >> {P}", "weight_l2", "1x4"),
+        (f"{P} >> TruncatedSVD(rank=1) keeps mask", "weight_l2", "any"),
+        (f"{Q} >> TruncatedSVD(rank=1) keeps grid", "weight_l2", "any"),
+        (f"TruncatedSVD(rank=1) >> {Q} keeps rank", "weight_l2", "any"),
+        (PQ, "output_l2", "2x2"),
+        (f"AbsMax(bits=2) is orthogonal to {P} within 2/5", "weight_l1", "any"),
+        (f"{P} is orthogonal to {Q}", "output_l2", "any"),
+    ],
+)
+def test_every_kind_of_refutation(claim: str, loss: str, scope: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, claim, loss, scope)
+    assert check_directory(folder).outcome == "valid"
+    change(folder, "witness.json", lambda w: [row.__setitem__(0, "0") for row in w["weight"]])
+    assert check_directory(folder).outcome == "invalid"
+
+
+def test_wrong_use(tmp_path: Path, proved: Path) -> None:
+    with pytest.raises(InputError):
+        check_directory(tmp_path / "nowhere")
+    assert check_directory(tmp_path).outcome == "invalid"
+    verdict = prove(parse_claim(f"{P} equals {P}"), "1x2", timeout=5)
+    with pytest.raises(InputError):
+        verdict.save(proved)
+
+
+# ------------------------------------------------------------------------- files that were changed
+
+
+def copied(source: Path, to: Path) -> Path:
+    return Path(shutil.copytree(source, to / "copy"))
+
+
+def test_every_changed_removed_or_added_file_is_found(proved: Path, tmp_path: Path) -> None:
+    for name in sorted(p.relative_to(proved).as_posix() for p in proved.rglob("*") if p.is_file()):
+        folder = copied(proved, tmp_path)
+        content = (folder / name).read_text()
+        digit = next(c for c in content if c.isdigit())
+        (folder / name).write_text(content.replace(digit, str((int(digit) + 1) % 10), 1))
+        assert check_directory(folder, solvers=False).outcome == "invalid", name
+        (folder / name).unlink()
+        assert check_directory(folder, solvers=False).outcome == "invalid", name
+        shutil.rmtree(folder)
+    folder = copied(proved, tmp_path)
+    (folder / "more.json").write_text("{}")
+    assert check_directory(folder, solvers=False).outcome == "invalid"
+
+
+def change(folder: Path, name: str, how: Callable[[Any], Any], *, bind: bool = False) -> None:
+    """Change one file and recompute its hash, and the binding too if asked: a careful forger."""
+    data = json.loads((folder / name).read_text())
+    how(data)
+    (folder / name).write_text(json.dumps(data))
+    rehash(folder, name, bind=bind)
+
+
+def rehash(folder: Path, name: str, *, bind: bool = False) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = sha256((folder / name).read_bytes()).hexdigest()
+    if bind:
+        answers = json.loads((folder / "answers.json").read_text())
+        stated = json.loads((folder / "claim.json").read_text())
+        manifest["binding"] = binding(stated, [(folder / a["script"]).read_text() for a in answers])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _swap(stated: dict[str, Any]) -> None:
+    left, right = stated["claim"].split(" dominates ")
+    stated["claim"] = f"{right} dominates {left}"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        _swap,
+        lambda c: c["assumptions"].clear(),
+        lambda c: c["assumptions"].append("the earth is flat"),
+        lambda c: c.__setitem__("scope", "2x2"),
+        lambda c: c.__setitem__("loss", "weight_l2"),
+        lambda c: c.__setitem__("status", "REFUTED"),
+        lambda c: c.__setitem__("grade", "two solvers"),
+        lambda c: c.__setitem__("claim", c["claim"].replace("1/2", "1/3")),
+    ],
+)
+def test_an_altered_statement_breaks_the_binding(how: Callable[[Any], Any], proved: Path, tmp_path: Path) -> None:
+    folder = copied(proved, tmp_path)
+    change(folder, "claim.json", how)
+    assert check_directory(folder, solvers=False).outcome == "invalid"
+
+
+def test_queries_in_another_order_break_the_binding(proved: Path, tmp_path: Path) -> None:
+    folder = copied(proved, tmp_path)
+    change(folder, "answers.json", lambda answers: answers.reverse())
+    assert check_directory(folder, solvers=False).outcome == "invalid"
+
+
+def test_another_query_breaks_its_certificate(proved: Path, tmp_path: Path) -> None:
+    """Even when every hash is made anew."""
+    folder = copied(proved, tmp_path)
+    for script in sorted(p.relative_to(folder).as_posix() for p in (folder / "queries").iterdir()):
+        (folder / script).write_text((folder / script).read_text().replace("(check-sat)", "(assert true)(check-sat)"))
+        rehash(folder, script, bind=True)
+        assert "for this script" in " ".join(check_directory(folder, solvers=False).problems)
+
+
+def test_an_answer_that_is_not_so_is_found(proved: Path, tmp_path: Path) -> None:
+    """A certificate left out and an answer turned round: the solvers that are asked again say otherwise."""
+
+    def turn(answers: list[Any]) -> None:
+        answers[-1].update(answer="sat", expected="sat", certificate=None)
+
+    folder = copied(proved, tmp_path)
+    certificate = json.loads((folder / "answers.json").read_text())[-1]["certificate"]
+    (folder / certificate).unlink()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["files"][certificate]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    change(folder, "claim.json", lambda c: c.__setitem__("grade", "two solvers"))
+    change(folder, "answers.json", turn, bind=True)
+    assert any("now answers unsat" in problem for problem in check_directory(folder).problems)
+
+
+@pytest.mark.parametrize(
+    "text", ["P dominates Q", "Magnitude(sparsity=0.5) dominates Magnitude(sparsity=1/2)", "", "__import__('os')"]
+)
+def test_a_claim_that_does_not_read_as_itself(text: str, proved: Path, tmp_path: Path) -> None:
+    folder = copied(proved, tmp_path)
+    change(folder, "claim.json", lambda c: c.__setitem__("claim", text), bind=True)
+    assert check_directory(folder, solvers=False).outcome == "invalid"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_random_changes_are_found(data: st.DataObject, proved: Path, refuted: Path, tmp_path: Path) -> None:
+    """One byte anywhere, hashes left alone."""
+    source = data.draw(st.sampled_from([proved, refuted]))
+    name = data.draw(
+        st.sampled_from(sorted(p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()))
+    )
+    content = bytearray((source / name).read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] ^= data.draw(st.integers(1, 255))
+    if name == "manifest.json" and _same_json(bytes(content), (source / name).read_bytes()):
+        return
+    folder = copied(source, tmp_path)
+    (folder / name).write_bytes(bytes(content))
+    outcome = check_directory(folder, solvers=False).outcome
+    shutil.rmtree(folder)
+    assert outcome == "invalid"
+
+
+def _same_json(one: bytes, other: bytes) -> bool:
+    try:
+        return bool(json.loads(one) == json.loads(other))
+    except ValueError:
+        return False
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_random_changes_of_numbers_in_a_witness_are_found(data: st.DataObject, refuted: Path, tmp_path: Path) -> None:
+    """One exact number, hashes made anew: the replay finds it."""
+    folder = copied(refuted, tmp_path)
+    amount = data.draw(st.sampled_from(["-7", "13/2", "1001"]))
+
+    def alter(witness: dict[str, Any]) -> None:
+        trace = data.draw(st.sampled_from(witness["traces"]))
+        rows = data.draw(st.sampled_from([witness["weight"], *(s["weight"] for s in trace["steps"])]))
+        row = data.draw(st.sampled_from(rows))
+        row[data.draw(st.integers(0, len(row) - 1))] = amount
+
+    change(folder, "witness.json", alter)
+    outcome = check_directory(folder).outcome
+    shutil.rmtree(folder)
+    assert outcome == "invalid"
+
+
+# ------------------------------------------------------------------------- from a shell
+
+
+def shell(*arguments: str) -> tuple[int, str]:
+    done = subprocess.run([sys.executable, "-m", "compcomp", *arguments], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout
+
+
+def test_the_shell(proved: Path, tmp_path: Path) -> None:
+    claim = f"Magnitude(sparsity=1/2, per='row') dominates {W}"
+    folder = str(tmp_path / "saved")
+    assert shell("prove", claim, "--loss", "weight_l1", "--save", folder)[0] == 0
+    status, printed = shell("check", folder, "--json", "--regenerate", "--no-solvers")
+    assert (status, json.loads(printed)["outcome"]) == (0, "valid")
+    (tmp_path / "saved" / "claim.json").unlink()
+    assert shell("check", folder)[0] == 1
+    assert shell("check", str(tmp_path / "nowhere"))[0] == 2
+
+
+def test_a_careful_forger_is_found_by_regenerating(proved: Path, tmp_path: Path) -> None:
+    """The proof of one claim under the text of another, all hashes made anew: only the prover can tell."""
+    assert regenerated(proved) == ""
+    folder = copied(proved, tmp_path)
+    change(folder, "claim.json", _swap, bind=True)
+    assert check_directory(folder, solvers=False).outcome == "valid"  # docs/certificates.md says so
+    assert regenerated(folder) != ""
+    shutil.rmtree(folder)
+    folder = copied(proved, tmp_path)
+    change(folder, "claim.json", lambda c: c["assumptions"].append("the earth is flat"), bind=True)
+    assert regenerated(folder) != ""
