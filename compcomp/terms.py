@@ -218,7 +218,8 @@ def Sum(terms: Iterable[Term]) -> Term:
     if reading(*items) == "z3":
         import z3
 
-        return z3.Sum([x if _is_z3(x) else z3.RealVal(x) for x in items])
+        terms = [x if _is_z3(x) else z3.RealVal(x) for x in items]
+        return terms[0] if len(terms) == 1 else z3.Sum(terms)  # a sum of one is no SMT-LIB
     total: Term = 0
     for x in items:
         total = total + x
