@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any, Literal
 
@@ -21,6 +22,10 @@ from compcomp.version import __version__
 
 STAGES = ("search", "rule", "bounded")
 """Refute by search, prove by a rule for any shape, reduce and solve at the scope's shape."""
+
+_one_at_a_time = threading.RLock()
+"""All z3 terms live in one context, which no two threads may use at once. Solving happens in other processes, so a
+pool of processes proves side by side, a pool of threads one claim after the other."""
 
 
 def prove(
@@ -52,14 +57,15 @@ def prove(
         raise InputError(f"timeout={timeout!r}"[:80], "seconds, more than 0", "prove")
     if unknown := [s for s in stages if s not in STAGES]:
         raise InputError(f"stages {unknown}", ", ".join(STAGES), "prove")
-    attempt = _Attempt(claim, within(claim, Scope.of(scope)), timeout, solver or default_solver())
-    attempt.second, attempt.second_seconds = second_solver() if second == "auto" else second, second_seconds
-    verdict = attempt.run(stages, search_seconds)
-    if certify and verdict.proved:
-        from compcomp.proving.certificate.certify import certified
+    with _one_at_a_time:
+        attempt = _Attempt(claim, within(claim, Scope.of(scope)), timeout, solver or default_solver())
+        attempt.second, attempt.second_seconds = second_solver() if second == "auto" else second, second_seconds
+        verdict = attempt.run(stages, search_seconds)
+        if certify and verdict.proved:
+            from compcomp.proving.certificate.certify import certified
 
-        return certified(verdict, timeout)
-    return verdict
+            return certified(verdict, timeout)
+        return verdict
 
 
 class _Attempt:

@@ -12,6 +12,9 @@ from compcomp.language.verdict import Query
 from compcomp.proving.solver import Answer, Solver
 from compcomp.terms import Term
 
+# The garbage collector may drop a term in a thread that is not proving.
+z3.Z3_enable_concurrent_dec_ref(z3.main_ctx().ref())
+
 LEMMA_SECONDS = 5.0
 """For a lemma that only makes the main question easier."""
 
