@@ -78,6 +78,14 @@ class Technique:
         for step in self.steps():
             step.partition.check((shape[0], shape[1]), str(self))
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether the technique fits a weight of this shape (out, in)."""
+        try:
+            self.check(shape)
+        except InputError:
+            return False
+        return True
+
     def kernel(self) -> Kernel:
         """The torch kernel: ``kernel(technique, layer)`` with tensors in the layer's fields."""
         if type(self) not in self.kernels:
@@ -141,10 +149,9 @@ class Sequence:
             layer = technique.kernel()(technique, layer)
         return layer
 
-    @property
-    def unknowns(self) -> frozenset[str]:
-        """The parameters of its techniques that are Any."""
-        return frozenset(name for t in self.techniques for name in unknowns(t))
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether every technique fits a weight of this shape (out, in)."""
+        return all(technique.fits(shape) for technique in self.techniques)
 
     def at(self, values: Mapping[str, object]) -> Sequence:
         """The sequence with a value for each parameter that is Any."""

@@ -14,7 +14,6 @@ from math import ceil, lcm
 import numpy as np
 import numpy.typing as npt
 
-from compcomp.errors import InputError
 from compcomp.language.algebra import stack, unstack
 from compcomp.language.layer import LayerState
 from compcomp.language.loss import Loss
@@ -47,19 +46,11 @@ def small_shape(techniques: Iterable[Technique], entries: int = ENTRIES) -> Shap
     rows = max(side + 1, 4)
     while columns <= COLUMNS:
         shape = (max(2, min(rows, entries // columns)), columns)
-        if all(_fits(t, shape) and _does_something(t, shape) for t in techniques):
+        if all(t.fits(shape) and _does_something(t, shape) for t in techniques):
             return shape
         columns += unit * ceil(columns / (2 * unit))
     fallback = (2, unit)
-    return fallback if unit <= COLUMNS and all(_fits(t, fallback) for t in techniques) else None
-
-
-def _fits(technique: Technique, shape: Shape) -> bool:
-    try:
-        technique.check(shape)
-    except InputError:
-        return False
-    return True
+    return fallback if unit <= COLUMNS and all(t.fits(fallback) for t in techniques) else None
 
 
 def _does_something(technique: Technique, shape: Shape) -> bool:

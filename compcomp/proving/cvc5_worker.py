@@ -1,10 +1,10 @@
-"""cvc5 in a process of its own: one JSON object a line in, one out. Imports cvc5 and nothing of ours."""
+"""cvc5 in a process of its own: one JSON object a line in, one out. Of ours it imports the other worker alone."""
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Any
+
+from compcomp.proving.worker import serve
 
 LEMMAS = {"nl-ext": "full", "nl-cov": "false"}  # lemmas about products: quick where only squares occur
 COVERINGS = {"nl-ext": "none", "nl-cov": "true", "decision": "justification"}  # cylindrical coverings: all of it
@@ -95,14 +95,7 @@ def _assertions(cvc5: Any, terms: Any, script: str) -> list[Any]:
 def main() -> None:
     import cvc5
 
-    version = cvc5.__version__
-    print(json.dumps({"ready": version}), flush=True)
-    for line in sys.stdin:
-        try:
-            reply = answer(json.loads(line))
-        except Exception as error:  # the reply must never be missing: the parent reads it as unknown
-            reply = {"answer": "unknown", "cause": f"worker error: {error}"[:300], "rlimit": 0}
-        print(json.dumps(reply), flush=True)
+    serve(cvc5.__version__, answer)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from math import ceil, lcm
 
 import numpy as np
 
-from compcomp.errors import InputError
 from compcomp.language.algebra import NotExactError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.conditions import Box
@@ -93,10 +92,7 @@ def _shapes(claim: Claim, scope: Scope) -> list[tuple[int, int]]:
         shapes = [*(s for s in shapes if s[0] * s[1] > 1), (1, unit * ceil(least / unit))]
     found = []
     for shape in dict.fromkeys(shapes):
-        try:
-            for sequence in claim.sequences:
-                sequence.check(shape)
-        except InputError:
+        if not all(sequence.fits(shape) for sequence in claim.sequences):
             continue
         drops = all(s.share == 0 or s.count(s.partition.group_size(shape)) > 0 for s in selections)
         if (drops or scope.kind != "any") and shape[0] * shape[1] <= WIDEST:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 
@@ -34,16 +35,21 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return reply
 
 
-def main() -> None:
-    import z3
-
-    print(json.dumps({"ready": z3.get_version_string()}), flush=True)
+def serve(version: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Say that the solver of this version is ready, then answer requests until there are no more."""
+    print(json.dumps({"ready": version}), flush=True)
     for line in sys.stdin:
         try:
             reply = answer(json.loads(line))
         except Exception as error:  # the reply must never be missing: the parent reads it as unknown
             reply = {"answer": "unknown", "cause": f"worker error: {error}"[:300], "rlimit": 0}
         print(json.dumps(reply), flush=True)
+
+
+def main() -> None:
+    import z3
+
+    serve(z3.get_version_string(), answer)
 
 
 if __name__ == "__main__":

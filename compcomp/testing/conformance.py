@@ -65,7 +65,7 @@ def check_encoding(
     before failing, which takes a while. Raises InputError when no shape fits.
     """
     run = kernel or technique.kernel()
-    fitting = [shape for shape in shapes if _fits(technique, shape)]
+    fitting = [shape for shape in shapes if technique.fits(shape)]
     if not fitting:
         raise InputError(", ".join(f"{m}x{n}" for m, n in shapes), "a shape that fits", f"{technique}")
     coverage = Coverage()
@@ -96,14 +96,6 @@ def check_encoding(
 
     examine()
     return coverage
-
-
-def _fits(technique: Technique, shape: Shape) -> bool:
-    try:
-        technique.check(shape)
-    except InputError:
-        return False
-    return True
 
 
 def _fail(technique: Technique, what: str, layer: LayerState, *results: tuple[str, Any]) -> AssertionError:
