@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import z3
 
@@ -18,11 +21,21 @@ z3.Z3_enable_concurrent_dec_ref(z3.main_ctx().ref())
 LEMMA_SECONDS = 5.0
 """For a lemma that only makes the main question easier."""
 
+T = TypeVar("T")
 
-def _renumbered(script: str) -> str:
-    """The script with z3's local names, which depend on what was built before, numbered from 1."""
-    numbers: dict[str, int] = {}
-    return re.sub(r"(?<=[?$]x)\d+", lambda m: str(numbers.setdefault(m[0], len(numbers) + 1)), script)
+_lemmas: WeakKeyDictionary[Solver, dict[Hashable, tuple[Any, tuple[Query, ...]]]] = WeakKeyDictionary()
+"""What was made of the answers of one solver, and the questions it was made of, by a key that decides both."""
+
+
+def _script(assertions: list[Term]) -> str:
+    """The assertions as SMT-LIB, the same text whatever was built before them: memories go by it.
+
+    z3's local names and the places it gives them depend on the numbers of terms, which a new context counts anew.
+    """
+    context, numbers = z3.Context(), dict[str, int]()
+    script = z3.SimpleSolver(ctx=context)
+    script.add(*(assertion.translate(context) for assertion in assertions))
+    return re.sub(r"(?<=[?$]x)\d+", lambda m: str(numbers.setdefault(m[0], len(numbers) + 1)), script.to_smt2())
 
 
 @dataclass
@@ -35,13 +48,28 @@ class Session:
 
     def ask(self, name: str, assertions: list[Term], expected: str, most: float = float("inf")) -> Answer:
         """Whether the assertions hold together. The caller decides what an unexpected answer means."""
-        script = z3.Solver()
-        script.add(*assertions)
-        text = _renumbered(script.to_smt2())
+        text = _script(assertions)
         left = min(most, self.until - time.monotonic())
         answer = self.solver.ask(text, left) if left > 0 else Answer("unknown", cause="deadline")
         self.queries.append(Query(name, text, expected, answer.answer, answer.solver, answer.rlimit))
         return answer
+
+    def once(self, key: Hashable, lemma: Callable[[], T]) -> T:
+        """The lemma's result, which ``key`` decides: its questions are written and put to this solver once.
+
+        Every proof that uses it lists them all the same. Kept only where each of them got a clear answer.
+        """
+        known = _lemmas.setdefault(self.solver, {})
+        if key not in known:
+            first = len(self.queries)
+            result, asked = lemma(), tuple(self.queries[first:])
+            if any(query.answer not in ("sat", "unsat") for query in asked):
+                return result
+            known[key] = result, asked
+        else:
+            self.queries += known[key][1]
+        found: T = known[key][0]
+        return found
 
     def holds(self, name: str, premises: list[Term], conclusion: Term) -> bool:
         """Whether the premises are proved to entail the conclusion."""

@@ -118,3 +118,44 @@ def test_unsat_to_everything_is_caught_by_the_premises() -> None:
 def test_a_portfolio_goes_on_after_unknown() -> None:
     assert Portfolio(Always("unknown"), default_solver()).ask(UNSAT, 20).answer == "unsat"
     assert Portfolio().ask(UNSAT, 20).answer == "unknown"
+
+
+class Counting:
+    """The real solver, and how many scripts it was asked."""
+
+    def __init__(self, lie: str = "") -> None:
+        self.asked, self.lie = 0, lie
+
+    def ask(self, smtlib: str, deadline: float) -> Answer:
+        self.asked += 1
+        return Answer(self.lie) if self.lie else default_solver().ask(smtlib, deadline)
+
+
+def test_a_theorem_is_asked_once_for_all_sparsities_and_bits() -> None:
+    solver = Counting()
+    first = prove(CLAIM, "any", solver=solver, second=None)
+    asked = solver.asked
+    other = dominates(Magnitude("3/4") >> AbsMax(8), AbsMax(8) >> Magnitude("3/4"), loss="weight_l1")  # type: ignore[arg-type]
+    second = prove(other, "1x8", solver=solver, second=None)
+    assert first.proved and second.proved and asked > 0
+    assert solver.asked == asked
+    assert [q.smtlib for q in second.queries] == [q.smtlib for q in first.queries], "a proof lists all it rests on"
+
+
+def test_what_tells_claims_apart_is_asked_again() -> None:
+    solver = Counting()
+    assert prove(CLAIM, "any", solver=solver, second=None).proved
+    wrong = dominates(AbsMax(4) >> Magnitude("1/2"), Magnitude("1/2") >> AbsMax(4), loss="weight_l1")  # type: ignore[arg-type]
+    fewer = dominates(Magnitude("1/2"), Magnitude("1/4"), loss="weight_l1")  # type: ignore[arg-type]
+    finer = dominates(AbsMax(8), AbsMax(4), loss="weight_l1")
+    assert prove(dominates(AbsMax(7), AbsMax(4), loss="weight_l1"), "any", solver=solver, second=None).proved
+    for claim in (wrong, fewer, finer):
+        assert not prove(claim, "any", stages=("rule",), solver=solver, second=None).proved
+
+
+def test_lemmas_of_one_solver_serve_no_other() -> None:
+    assert prove(CLAIM, "any", solver=Counting(), second=None).proved
+    silent = Counting("unknown")
+    assert not prove(CLAIM, "any", stages=("rule",), solver=silent, second=None).proved
+    silent.lie = ""
+    assert prove(CLAIM, "any", stages=("rule",), solver=silent, second=None).proved, "no unknown is kept"

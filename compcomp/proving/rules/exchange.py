@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import z3
 
@@ -114,7 +115,7 @@ def exchange(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
     if problem is None:
         return None
     goals = ["kept", *(["pair"] if problem.selects else []), *(["alone"] if problem.counts == "fewer" else [])]
-    if not all(problem.holds(goal) for goal in goals):
+    if not problem.once("exchange", lambda: all(problem.holds(goal) for goal in goals)):
         return None
     return Proof("exchange", "any shape", (EXACT,), tuple(problem.lemmas.session.queries))
 
@@ -174,6 +175,7 @@ class Problem:
         self.counts, self.uses = "", list[Application]()
         self._count = 0
         self._unit: bool | None = None
+        self._magnitudes: dict[int, tuple[Term, Term]] = {}  # by id of the term, which is kept so that it lives
 
     @property
     def selects(self) -> bool:
@@ -227,6 +229,33 @@ class Problem:
         if len(names) == 1 and session.ask(f"{goal}: premises", [*premises, *case], "sat", 5.0).answer != "sat":
             return False
         return session.holds(goal, [*premises, *case], conclusion)
+
+    def once(self, rule: str, premises: Callable[[], bool]) -> bool:
+        """Whether a rule's premises hold; asked once for all claims that are alike to the formulas.
+
+        These see of shares and levels only which are the same (of unlike levels also which grids are nested), so one
+        answer serves every sparsity and bit width.
+        """
+        claim = self.claim
+        every = [step for sequence in self.steps for step in sequence]
+        names: dict[str, list[object]] = {
+            name: list(dict.fromkeys(getattr(step, name) for step in every if hasattr(step, name)))
+            for name in ("share", "levels")
+        }
+        names["levels"] = names["levels"] if len(names["levels"]) == 1 else []
+
+        def seen(step: Step, name: str) -> Hashable:
+            value: Hashable = getattr(step, name)
+            return ("alike", names[name].index(value)) if value in names.get(name, ()) else value
+
+        steps = tuple(
+            tuple((type(step), *(seen(step, f.name) for f in fields(step))) for step in sequence)
+            for sequence in self.steps
+        )
+        assumed = frozenset(fact for condition in claim.given for fact in condition.assumes)
+        loss = None if claim.loss is None else claim.loss.name
+        key = (rule, claim.kind, loss, claim.slack, assumed, self.group, self.counts, steps)
+        return self.lemmas.session.once(key, premises)
 
     def _start(self) -> int:
         """How many steps both sequences start with that leave no choice free."""
@@ -350,7 +379,7 @@ class Problem:
     def _map_facts(self, applications: list[Application]) -> list[Term]:
         """What is proved of the maps, at the arguments that occur."""
         found: list[Term] = []
-        for one in applications:
+        for number, one in enumerate(applications):
             facts, x, y, c = self.lemmas.of(one.step), one.argument, one.result, z3.Real(one.context)
             in_range = one.step.measure(x) <= c
             single = [z3.Implies(x == 0, y == 0)]
@@ -359,35 +388,44 @@ class Problem:
             if facts.monotone:  # with q(0) = 0
                 single += [z3.Implies(x >= 0, y >= 0), z3.Implies(x <= 0, y <= 0)]
             if facts.nearest:
-                single.append(Abs(x - y) <= Abs(x))
+                single.append(self._abs(x - y) <= self._abs(x))
             found.append(z3.Implies(in_range, z3.And(*single)))
-            for other in applications:
+            for place, other in enumerate(applications):
                 if other is not one and other.context == one.context:
                     both = z3.And(in_range, other.step.measure(other.argument) <= c)
-                    if two := self._pair_facts(one, other, facts):
+                    if two := self._pair_facts(one, other, facts, first=number < place):
                         found.append(z3.Implies(both, z3.And(*two)))
         return found
 
-    def _pair_facts(self, one: Application, other: Application, facts: MapFacts) -> list[Term]:
+    def _abs(self, x: Term) -> Term:
+        """Abs, written once for a term: the same ones occur in many facts."""
+        key = x.get_id()
+        if key not in self._magnitudes:
+            self._magnitudes[key] = x, Abs(x)
+        return self._magnitudes[key][1]
+
+    def _pair_facts(self, one: Application, other: Application, facts: MapFacts, *, first: bool) -> list[Term]:
+        """Facts about two uses; those that say the same of (one, other) as of (other, one) only where ``first``."""
         x, y, v, u = one.argument, one.result, other.argument, other.result
+        magnitude = self._abs
         if other.step == one.step:
-            found = [z3.Implies(x == v, y == u)] if facts.function else []
+            found = [z3.Implies(x == v, y == u)] if facts.function and first else []
             if facts.monotone:
                 found.append(z3.Implies(x <= v, y <= u))
-            if facts.odd:
+            if facts.odd and first:
                 found.append(z3.Implies(x == -v, y == -u))
             if facts.odd and facts.monotone:
-                found.append(z3.Implies(Abs(x) <= Abs(v), Abs(y) <= Abs(u)))
+                found.append(z3.Implies(magnitude(x) <= magnitude(v), magnitude(y) <= magnitude(u)))
             elif facts.ordered:
-                found.append(z3.Implies(Abs(x) < Abs(v), Abs(y) <= Abs(u)))
+                found.append(z3.Implies(magnitude(x) < magnitude(v), magnitude(y) <= magnitude(u)))
             if facts.idempotent:
                 found.append(z3.Implies(x == u, y == u))
             if facts.nearest:
-                found.append(Abs(x - y) <= Abs(x - u))
+                found.append(magnitude(x - y) <= magnitude(x - u))
             if facts.nearest and facts.odd:  # -u is the map's value at -v
-                found.append(Abs(x - y) <= Abs(x + u))
+                found.append(magnitude(x - y) <= magnitude(x + u))
             return found
         if facts.nearest and self.lemmas.inside(other.step, one.step):  # u is a value of this map too
-            found = [Abs(x - y) <= Abs(x - u), z3.Implies(x == u, y == u)]
-            return [*found, Abs(x - y) <= Abs(x + u)] if self.lemmas.of(other.step).odd else found
+            found = [magnitude(x - y) <= magnitude(x - u), z3.Implies(x == u, y == u)]
+            return [*found, magnitude(x - y) <= magnitude(x + u)] if self.lemmas.of(other.step).odd else found
         return []

@@ -43,8 +43,14 @@ class MapFacts:
 
 
 def map_facts(step: GridMap, session: Session) -> MapFacts:
-    """Ask for every fact about a map. With free choices each use is a result of its own, and facts about two
-    uses hold for any choices."""
+    """Every fact about a map, asked once for a measure and a rounding, as nothing else of the map is in it.
+
+    With free choices each use is a result of its own, and facts about two uses hold for any choices.
+    """
+    return session.once(("map", step.measure, step.rounding), lambda: _map_facts(step, session))
+
+
+def _map_facts(step: GridMap, session: Session) -> MapFacts:
     v, w, t = z3.Reals("v w t")
     levels = z3.Int("L")
     largest, measure = z3.ToReal(levels), step.measure
@@ -125,6 +131,11 @@ def keeps_largest(
     Then a selection that keeps some weight of a group keeps one of the group's largest measure.
     ``equal_norms``: the claim says that the norms of all inputs are equal and not 0.
     """
+    key = ("keeps largest", selection.score, measure, equal_norms)
+    return session.once(key, lambda: _keeps_largest(selection, measure, session, equal_norms))
+
+
+def _keeps_largest(selection: Selection, measure: Callable[[Term], Term], session: Session, equal_norms: bool) -> bool:
     x, y, g, h = z3.Reals("x y g h")
     drops = selection.score(Element(x, g)) <= selection.score(Element(y, h))
     premises = [g >= 0, h >= 0, drops, measure(y) <= measure(x), *([g == h, g > 0] if equal_norms else [])]

@@ -41,11 +41,11 @@ def orthogonality(claim: Claim, solver: Solver, deadline: float) -> Proof | None
     if problem is None:
         return None
     if counts == [1, 0]:
-        proved = all(_single(problem, dropped=dropped) for dropped in (False, True))
+        proved = problem.once("orthogonal", lambda: _singles(problem))
     else:
         if claim.loss.degree != 1 or not _shared_groups(problem):
             return None
-        proved = all(_single(problem, dropped=dropped) for dropped in (False, True)) and _pair(problem, claim)
+        proved = problem.once("orthogonal", lambda: _singles(problem) and _pair(problem))
     return Proof("orthogonal", "any shape", (EXACT,), tuple(problem.lemmas.session.queries)) if proved else None
 
 
@@ -53,6 +53,10 @@ def _shared_groups(problem: Problem) -> bool:
     """Whether two weights of one group always share their grid step."""
     maps = [step for sequence in problem.steps for step in sequence if isinstance(step, GridMap)]
     return all(problem.group.refines(step.partition) for step in maps)
+
+
+def _singles(problem: Problem) -> bool:
+    return all(_single(problem, dropped=dropped) for dropped in (False, True))
 
 
 def _single(problem: Problem, *, dropped: bool) -> bool:
@@ -68,7 +72,7 @@ def _single(problem: Problem, *, dropped: bool) -> bool:
     return session.holds(name, [*premises, *case], whole <= first + second)
 
 
-def _pair(problem: Problem, claim: Claim) -> bool:
+def _pair(problem: Problem) -> bool:
     _, _, runs, premises = problem.runs(["a", "b"], "AAC")
     whole, _, second = runs
     case = [
@@ -88,8 +92,9 @@ def _pair(problem: Problem, claim: Claim) -> bool:
     def error(run: int, name: str) -> z3.ArithRef:
         return Abs(z3.Real(f"w_{name}") - runs[run].values[name])
 
+    slack = z3.Q(*problem.claim.slack.as_integer_ratio())
     left = error(0, "a") + error(0, "b")
-    right = error(1, "a") + error(1, "b") + error(2, "a") + error(2, "b") + z3.Q(*claim.slack.as_integer_ratio()) * step
+    right = error(1, "a") + error(1, "b") + error(2, "a") + error(2, "b") + slack * step
     return problem.lemmas.session.holds("pair", [*premises, *case, step > 0, *halves], left <= right)
 
 
