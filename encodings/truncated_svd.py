@@ -41,6 +41,7 @@ class TruncatedSVD(Technique):
                 never_increases=frozenset({"weight_l2", "output_l2"}),
                 rests=True,
                 holds_reference=True,
+                leaves_weight=True,
                 trivial_side=self.rank,
             )
         return Declared(keeps=frozenset({"rank"}), trivial_side=self.rank)

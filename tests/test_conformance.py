@@ -69,7 +69,8 @@ def test_the_truth_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    "lie", ["rank", "weight_l1", "weight_l2", "output_l2", "rests", "holds_reference", "deterministic"]
+    "lie",
+    ["rank", "weight_l1", "weight_l2", "output_l2", "rests", "holds_reference", "leaves_weight", "deterministic"],
 )
 def test_a_false_promise_is_caught(lie: str) -> None:
     ties = "any" if lie == "deterministic" else "first"

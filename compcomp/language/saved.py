@@ -14,7 +14,20 @@ if TYPE_CHECKING:
     from compcomp.language.verdict import Verdict
 
 FORMAT = 1
-STATED = ("claim", "loss", "scope", "status", "reach", "assumptions", "given", "needed", "stage", "reason", "grade")
+STATED = (
+    "claim",
+    "loss",
+    "scope",
+    "status",
+    "reach",
+    "assumptions",
+    "given",
+    "needed",
+    "congruent",
+    "stage",
+    "reason",
+    "grade",
+)
 """What of claim.json the binding covers, in this order."""
 
 

@@ -25,6 +25,8 @@ class Declared:
     rests: where the effective weight already equals the reference, it returns an equal state: the same
         weight, mask and grid, and a low-rank term of the same product.
     holds_reference: it leaves the effective weight alone when that equals the reference.
+    leaves_weight: weight, mask, grid and rank are after it what they were before; all it may do is add a
+        low-rank term beside the weight.
     homogeneous: scaling weight and reference by t > 0 scales its result by t.
     deterministic: its conventions leave nothing free ("any"): equal inputs give equal results.
     landmarks: largest magnitudes for which its rounding midpoints fall on integers (a hint for the search).
@@ -35,6 +37,7 @@ class Declared:
     never_increases: frozenset[str] = frozenset()
     rests: bool = False
     holds_reference: bool = False
+    leaves_weight: bool = False
     homogeneous: bool = True
     deterministic: bool = True
     landmarks: tuple[int, ...] = ()

@@ -101,6 +101,8 @@ class Verdict:
     ``scope``: what was asked. ``reach``: what the answer covers, which may be more. ``stage``: what decided
     (search, rule, bounded). ``cause``: why it is unknown. ``work``: solver resource count and seconds.
     ``notes``: what else there is to say, such as why the grade is no better.
+    ``congruent``: a proof that holds from every state of a layer, not from the dense one alone: an equality may then be
+    used anywhere in a longer sequence, and a dominance at its end.
     ``needed``: of a proved claim with conditions, a smallest set of them with which the proof still goes through.
     """
 
@@ -119,6 +121,7 @@ class Verdict:
     versions: dict[str, str] = field(default_factory=dict)
     needed: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    congruent: bool = False
 
     @property
     def proved(self) -> bool:
@@ -163,6 +166,7 @@ class Verdict:
             "assumptions": list(self.assumptions),
             "given": list(map(str, self.claim.given)),
             "needed": None if self.needed is None else list(self.needed),
+            "congruent": self.congruent,
             "stage": self.stage,
             "cause": self.cause,
             "reason": self.reason,

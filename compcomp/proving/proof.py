@@ -9,12 +9,16 @@ from compcomp.language.verdict import Query
 
 @dataclass(frozen=True)
 class Proof:
-    """A proof of a claim. ``reach``: what it covers, in words. ``rule``: its name, as in docs/proofs.md."""
+    """A proof of a claim. ``reach``: what it covers, in words. ``rule``: its name, as in docs/proofs.md.
+
+    ``congruent``: it holds from every state, see :class:`compcomp.language.verdict.Verdict`.
+    """
 
     rule: str
     reach: str
     assumptions: tuple[str, ...]
     queries: tuple[Query, ...] = ()
+    congruent: bool = False
 
 
 EXACT = "exact arithmetic (reals, not floats)"

@@ -138,6 +138,7 @@ class _Attempt:
             Status.PROVED,
             reach=proof.reach,
             assumptions=(*proof.assumptions, *(condition.describe() for condition in self.claim.given)),
+            congruent=proof.congruent,
             needed=self._needed(stage),
             grade=check.grade,
             notes=(check.note,) if check.note else (),

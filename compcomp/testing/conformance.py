@@ -242,6 +242,8 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
             raise broken("rests=True", ("weight after, at the reference", _text(rested.weight)))
         if promised.holds_reference and not np.array_equal(rested.effective(), at_reference.reference):
             raise broken("holds_reference=True", ("effective weight after", _text(rested.effective())))
+        if promised.leaves_weight and not _weight_left(layer, result):
+            raise broken("leaves_weight=True", after)
         larger = technique.encode(replace(scaled(layer, factor), choices=make()))
         if promised.homogeneous and not _equal(scaled(result, factor), larger):
             raise broken("homogeneous=True", (f"weight after, times {factor}", _text(larger.weight)), after)
@@ -258,6 +260,12 @@ def _equal(one: LayerState, other: LayerState) -> bool:
         if left.grid.levels != right.grid.levels:
             return False
     return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def _weight_left(before: LayerState, after: LayerState) -> bool:
+    """The same weight, mask, grid and rank, exactly; the low-rank term may differ."""
+    alone = (replace(state, format=replace(state.format, factors=None)) for state in (before, after))
+    return before.format.rank == after.format.rank and _equal(*alone)
 
 
 def _kept(invariant: str, before: LayerState, after: LayerState) -> bool:

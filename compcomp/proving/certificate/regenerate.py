@@ -39,6 +39,8 @@ def regenerated(directory: Path | str) -> str:
         return "from the saved answers the prover does not prove the claim"
     if [(q.name, q.smtlib, q.expected) for q in verdict.queries] != saved:
         return "the prover asks other queries for this claim"
-    if (list(verdict.assumptions), verdict.reach) != (stated["assumptions"], stated["reach"]):
+    if (list(verdict.assumptions), verdict.reach, verdict.congruent) != tuple(
+        stated[key] for key in ("assumptions", "reach", "congruent")
+    ):
         return "the prover states other assumptions, or another reach, for this claim"
     return ""

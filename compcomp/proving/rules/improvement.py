@@ -13,10 +13,12 @@ from compcomp.proving.solver import Solver
 
 # Rule (same state). If A and B have one normal form and are deterministic, they map every dense state to equal
 # states: A equals B, and neither loses more than the other.
+# Where (rest) is not used, this holds from every state.
 #
 # Rule (last step). Let T declare that it never increases the loss f: f(T(s)) <= f(s) for every state s and every
 # choice. If the normal form of A is that of B followed by such T1, ..., Tk, and B is deterministic, then A loses no
-# more than B. (With free choices the two runs of B could differ.)
+# more than B. (With free choices the two runs of B could differ.) This too holds from every state, as the premise
+# does, unless (rest) is used.
 
 
 def same_state(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
@@ -29,7 +31,7 @@ def same_state(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
         return None
     rule = "absorption" if left.absorbed or right.absorbed else "rest"
     assumptions = dict.fromkeys((EXACT, *left.assumptions, *right.assumptions))
-    return Proof(rule, "any shape", tuple(assumptions), tuple(session.queries))
+    return Proof(rule, "any shape", tuple(assumptions), tuple(session.queries), not left.resting and not right.resting)
 
 
 def last_step_improves(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
@@ -47,4 +49,5 @@ def last_step_improves(claim: Claim, solver: Solver, deadline: float) -> Proof |
             return None
         contracts.append(f"{technique} never increases {claim.loss.name} (its contract)")
     assumptions = dict.fromkeys((EXACT, *contracts, *left.assumptions, *right.assumptions))
-    return Proof("last step", "any shape", tuple(assumptions), tuple(session.queries))
+    everywhere = not left.resting and not right.resting
+    return Proof("last step", "any shape", tuple(assumptions), tuple(session.queries), everywhere)

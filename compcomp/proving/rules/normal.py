@@ -33,27 +33,40 @@ from compcomp.proving.session import Session
 # (maps) Let one map follow itself directly, let it be a function, idempotent, and keep the largest measure of its
 # group inside the measure it had (facts.py). Then the context of the second use is that of the first, so is the
 # grid, and every value is a fixed point: the second use changes nothing.
+#
+# (beside) Let T declare `leaves_weight`: weight, mask, grid and rank are after T what they were before. Selections
+# and maps see nothing else of a state but the reference and the inputs, and change nothing else. So if, by the last
+# two, a step b right after a step a would change nothing, it changes nothing in a >> T1 >> ... >> Tk >> b either.
+#
+# All but (rest) start from any state at all. Two sequences whose normal forms are reached without it and are one
+# therefore give equal states from every state: they may be exchanged inside longer sequences.
 
 
 @dataclass(frozen=True)
 class Normal:
-    """A sequence's normal form. ``atoms``: steps and techniques without steps. ``resting``: what was left out."""
+    """A sequence's normal form. ``atoms``: steps and techniques without steps. ``resting``: what was left out.
+
+    ``beside``: techniques that leave the weight alone and stand between a step and one that it absorbed.
+    """
 
     atoms: tuple[Step | Technique, ...]
     resting: tuple[Technique, ...]
+    beside: tuple[Technique, ...]
     absorbed: bool
     deterministic: bool
 
     @property
     def assumptions(self) -> tuple[str, ...]:
-        """One line for every technique whose resting is used."""
-        lines = (f"{t} changes nothing while the layer still equals the dense one (its contract)" for t in self.resting)
+        """One line for every technique whose contract is used."""
+        lines = [f"{t} changes nothing while the layer still equals the dense one (its contract)" for t in self.resting]
+        lines += [f"{t} changes nothing but a low-rank term beside the weight (its contract)" for t in self.beside]
         return tuple(dict.fromkeys(lines))
 
 
 def normal_form(sequence: Sequence, session: Session) -> Normal:
     """Rewrite a sequence until nothing is left to leave out."""
-    atoms, resting, absorbed, at_reference = list[Step | Technique](), list[Technique](), False, True
+    atoms, resting, beside = list[Step | Technique](), list[Technique](), list[Technique]()
+    absorbed, at_reference = False, True
     for technique in sequence:
         promises = technique.promises()
         if at_reference and promises.rests:
@@ -61,12 +74,25 @@ def normal_form(sequence: Sequence, session: Session) -> Normal:
             continue
         at_reference = at_reference and promises.holds_reference
         for atom in technique.steps() or (technique,):
-            merged = _absorbed(atoms[-1], atom, session) if atoms else None
-            if merged is None:
+            passed = _passed(atoms) if technique.steps() else []
+            before = atoms[-1 - len(passed)] if len(passed) < len(atoms) else None
+            merged = None if before is None else _absorbed(before, atom, session)
+            if merged is None or (passed and merged != before):
                 atoms.append(atom)
             else:
-                atoms[-1], absorbed = merged, True
-    return Normal(tuple(atoms), tuple(resting), absorbed, deterministic(sequence))
+                atoms[-1 - len(passed)], absorbed = merged, True
+                beside += passed
+    return Normal(tuple(atoms), tuple(resting), tuple(beside), absorbed, deterministic(sequence))
+
+
+def _passed(atoms: list[Step | Technique]) -> list[Technique]:
+    """The last atoms, as far as they leave the weight alone."""
+    found: list[Technique] = []
+    for atom in reversed(atoms):
+        if not isinstance(atom, Technique) or not atom.promises().leaves_weight:
+            break
+        found.append(atom)
+    return found
 
 
 def deterministic(sequence: Sequence) -> bool:
