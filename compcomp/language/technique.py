@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from typing import Any, ClassVar
@@ -120,6 +120,22 @@ class Technique:
         if name not in known:
             raise InputError(f"technique {name!r}", ", ".join(sorted(known)), "sequence")
         return known[name]
+
+
+def registrations(techniques: Iterable[Technique]) -> list[list[str]] | None:
+    """Module, name and kernel of each kind of technique, as plain data; None where one has no name to be found by."""
+    kinds = {type(technique) for technique in techniques}
+    if any(kind not in Technique.kernels or "." in kind.__qualname__ for kind in kinds):
+        return None
+    return sorted([kind.__module__, kind.__name__, Technique.kernels[kind]] for kind in kinds)
+
+
+def find_registered(given: Iterable[Iterable[str]]) -> None:
+    """Make techniques known in this process, from what :func:`registrations` gave in another."""
+    for module, name, kernel in given:
+        technique = getattr(importlib.import_module(module), name)
+        if technique not in Technique.kernels:
+            Technique.register(technique, kernel)
 
 
 def unknowns(technique: Technique) -> tuple[str, ...]:

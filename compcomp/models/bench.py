@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Sequence as Items
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from compcomp.errors import InputError
 from compcomp.language.layer import LayerState
 from compcomp.language.loss import LOSSES, loss_named
-from compcomp.language.technique import Sequence, Technique, as_sequence
+from compcomp.language.technique import Sequence, Technique, as_sequence, registrations
+from compcomp.models.apply import apply_kernel
 from compcomp.models.calibrate import calibrate, iterate
 from compcomp.models.devices import choose, move
+from compcomp.models.explore import explore, state_digest, tensor_digest
 from compcomp.models.layers import IGNORE, Layer, check_sequence, evaluating, find_layers
 from compcomp.models.measure import MEASURED, effective_weight, layer_losses, total
 from compcomp.models.metrics import metric_direction, read_metrics
-from compcomp.models.size import compression_rate, layer_bits
+from compcomp.models.size import compression_rate, dense_bits, layer_bits
 
 ModelState = dict[str, LayerState]
 """The state of each compressed layer by qualified name, with torch tensors. Never changed in place."""
@@ -174,12 +180,67 @@ class ModelBench:
         """(out, in) of every layer."""
         return [layer.shape for layer in self.layers.values()]
 
-    def same(self, first: ModelState, second: ModelState) -> bool:
-        """Whether weight and format are exactly equal in every layer (0 equals -0, as in every loss)."""
-        return first.keys() == second.keys() and all(
-            _identical(first[name].weight, second[name].weight) and _identical(first[name].format, second[name].format)
-            for name in first
-        )
+    def digest(self, state: ModelState) -> str:
+        """The same text for two states only if weight and format are bitwise equal in every layer (0 equals -0)."""
+        digest = hashlib.sha256()
+        for name, layer in state.items():
+            digest.update(f"{name} {state_digest(layer)} ".encode())
+        return digest.hexdigest()
+
+    def fingerprint(self) -> str | None:
+        """What measurements depend on beside states: dense weights, inputs, and ``evaluate`` by its ``key``.
+
+        None where ``evaluate`` has no such attribute: a text that is another whenever its numbers may be others.
+        """
+        key = getattr(self.user_evaluate, "key", None) if self.user_evaluate is not None else ""
+        if not isinstance(key, str):
+            return None
+        digest = hashlib.sha256(json.dumps([key, sorted(self.loss_names)]).encode())
+        for name, layer in self.start().items():
+            digest.update(f"{name} {state_digest(layer)} {tensor_digest(layer.gram)} ".encode())
+        return digest.hexdigest()
+
+    explore = staticmethod(explore)
+
+    def layer_names(self) -> list[str]:
+        """Every layer's name, in the order of the model."""
+        return list(self.layers)
+
+    def layer_jobs(
+        self,
+        techniques: Items[Technique],
+        parents: Items[int],
+        steps: Items[int],
+        ends: Items[int],
+        memory: int,
+        layers: Items[str],
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """For each of these layers its name and a job for :func:`compcomp.models.explore.explore`, made when needed."""
+        self.check(Sequence(tuple(techniques)))
+        register, dense = registrations(techniques), self.start()
+        for name in layers:
+            layer = dense[name]
+            tensors = {"weight": layer.weight, **({} if layer.gram is None else {"gram": layer.gram})}
+            yield (
+                name,
+                {
+                    "layer": name,
+                    "techniques": list(techniques) if register is None else [str(t) for t in techniques],
+                    "register": register or [],
+                    "portable": register is not None,
+                    "tensors": save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}),
+                    "device": str(self.layers[name].parameter.device),
+                    "parents": list(parents),
+                    "steps": list(steps),
+                    "ends": list(ends),
+                    "losses": list(self.loss_names),
+                    "memory": memory,
+                },
+            )
+
+    def rate(self, bits: int) -> float:
+        """The compression rate of layers that take so many bits in all, against 16 bits a weight."""
+        return 1 - bits / sum(dense_bits(layer.shape) for layer in self.layers.values())
 
     def _dense_layer(self, layer: Layer, gram: Tensor | None) -> LayerState:
         weight = layer.weight.to(_working(layer.weight.dtype), copy=True).contiguous()
@@ -200,23 +261,7 @@ class ModelBench:
         return moved
 
     def _apply(self, technique: Technique, name: str, layer: LayerState) -> LayerState:
-        given = self._bring(name, layer)
-        versions = _versions(given)
-        try:
-            after = technique.kernel()(technique, given)
-        except InputError as error:
-            raise InputError(error.given, error.allowed, f"layer {name}: {error.where}") from error
-        except Exception as error:
-            error.add_note(f"while {technique} ran on layer {name}")
-            raise
-        where = f"layer {name}: after {technique}"
-        if _versions(given) != versions:
-            raise InputError("a kernel that wrote to what it was given", "kernels that return new tensors", where)
-        weight = effective_weight(after)
-        if weight.shape != layer.weight.shape:
-            raise InputError(f"weights of shape {tuple(weight.shape)}", f"{tuple(layer.weight.shape)}", where)
-        if not bool(torch.isfinite(weight).all()):
-            raise InputError("weights that are not finite", "finite weights", where)
+        after = apply_kernel(technique, name, self._bring(name, layer))
         if self._offload:
             after = move(after, torch.device("cpu"))
         return replace(after, reference=layer.reference, gram=layer.gram, inputs=layer.inputs)
@@ -228,13 +273,6 @@ def check_range(name: str, weight: Tensor, dtype: torch.dtype) -> None:
     if not largest <= torch.finfo(dtype).max:
         kind = str(dtype).removeprefix("torch.")
         raise InputError(f"a weight of magnitude {largest:.3g}", f"what fits into {kind}", f"layer {name}")
-
-
-def _versions(layer: LayerState) -> list[int]:
-    """How often each tensor of the state was written to."""
-    form = layer.format
-    tensors: list[Any] = [layer.weight, layer.reference, layer.gram, form.mask, form.grid and form.grid.step]
-    return [tensor._version for tensor in tensors if tensor is not None]
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:
@@ -250,15 +288,3 @@ def _losses(names: Iterable[str] | None, calibrated: bool) -> tuple[str, ...]:
         if LOSSES[name].needs_inputs and not calibrated:
             raise InputError("no calibration", "calibration data", f"loss {name}")
     return chosen
-
-
-def _identical(first: Any, second: Any) -> bool:
-    """Exact equality of tensors, and of the fields of formats, grids and factors."""
-    if first is second:
-        return True
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
-        alike = first.dtype == second.dtype and first.device == second.device
-        return alike and torch.equal(first, second)
-    if is_dataclass(first) and type(first) is type(second):
-        return all(_identical(getattr(first, f.name), getattr(second, f.name)) for f in fields(first))
-    return type(first) is type(second) and bool(first == second)

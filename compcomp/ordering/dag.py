@@ -2,35 +2,41 @@
 
 Laws (each is checked here, so that no search can break it):
 
-1. Two prefixes become one node only on a PROVED ``equal`` that covers the layers at hand. They are made of
-   the same techniques, so every continuation of one is a continuation of the other with the same result.
-2. A complete order is dropped only by a PROVED ``dominates`` under the loss of the search that covers the
-   layers at hand. A prefix is never dropped.
-3. Any other verdict changes nothing.
+1. *Words.* Every prefix has a word: techniques that lead to a state equal to its own. A PROVED ``equal`` that covers
+   the layers at hand shortens words, or brings them into the order in which techniques were given: anywhere inside a
+   word where the proof holds from every state, else only where the word is one of its sides. Prefixes of one word that
+   have used the same become one node: every continuation of one is one of the other, with the same result.
+2. *Dominance.* A complete order is dropped by a PROVED ``dominates`` under the loss of the search that covers the
+   layers at hand, for another complete order of the same techniques.
+3. *Deferred.* Let T be proved equal to doing nothing on the dense layer, and let ``X >> T dominates X`` be proved from
+   every state, for every X that may come last. Then U >> T, for any U that ends in such an X, loses no more than U, and
+   U gives the state of T >> U: so where the dense layer is reached, T is not applied while anything else is left to
+   apply; the orders that do so are dropped for the one with T at its end.
+4. *Measured.* What is bitwise equal in every layer of a model is one order on that model. An order is dropped where a
+   part of its loss, which adds over layers, exceeds the whole loss of as many orders as are wanted.
+5. Any other verdict changes nothing.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
-from math import factorial, prod
 from typing import Any
 
 import networkx as nx
 
 from compcomp.language.claim import Claim
-from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Verdict
+from compcomp.ordering.space import Prefix, Slot, Space, Used
 from compcomp.proving.proof import EXACT
 
-Prefix = tuple[int, ...]
-"""An order, or the beginning of one: positions in :attr:`Orderings.techniques`."""
 Shape = tuple[int, int]
 
 FATES = ("merged", "dropped", "measured")
+ON_THIS_MODEL = "bitwise the same in every layer of this model, which says nothing of other models"
 
 
 @dataclass(frozen=True)
@@ -39,17 +45,19 @@ class Fate:
 
     ``fate``: "merged" (another order gives the same state), "dropped" (another order never loses more) or
     "measured". ``by``: the order that stands for it, itself when measured. ``proofs``: what this rests on.
+    ``note``: what it rests on beside proofs: what was measured on the model.
     """
 
     order: str
     fate: str
     by: str
     proofs: tuple[Verdict, ...] = ()
+    note: str = ""
 
     @property
     def because(self) -> str:
         """The proofs in one line."""
-        return "; ".join(map(str, self.proofs)) or "no proof excludes it"
+        return "; ".join([*map(str, self.proofs), *([self.note] if self.note else [])]) or "no proof excludes it"
 
     def to_json(self) -> dict[str, str]:
         return {"order": self.order, "fate": self.fate, "because": self.because, "by": self.by}
@@ -93,11 +101,29 @@ def _acts_in_blocks(claim: Claim, size: int) -> bool:
     return True
 
 
-class Orderings:
+@dataclass
+class Node:
+    """A class of prefixes: ``prefix`` is the first of them, ``ways`` how many lead here.
+
+    ``children``: by the technique that is applied. ``deferred``: techniques that law 3 does not apply here.
+    """
+
+    prefix: Prefix
+    word: Prefix
+    used: Used
+    ways: int = 0
+    children: dict[int, Node] = field(default_factory=dict)
+    deferred: tuple[int, ...] = ()
+
+
+Trail = tuple[Verdict, ...]
+
+
+class Orderings(Space):
     """Every order of some techniques, equal ones counted once.
 
     A class of prefixes proved equal is known by its representative, the first in the order in which the
-    techniques were given. Nothing is stored but proofs, so eight techniques take no more room than two.
+    techniques were given. Nothing is stored but proofs and what they leave.
 
     ``loss``: the name of the loss orders are compared under. ``shapes``: (out, in) of the layers, None for
     any. ``held``: assumptions known to hold for them.
@@ -105,114 +131,132 @@ class Orderings:
 
     def __init__(
         self,
-        techniques: Iterable[Technique],
+        given: Iterable[Technique | Slot],
         loss: str,
         shapes: Collection[Shape] | None = None,
         held: Collection[str] = (),
+        before: Iterable[tuple[Technique, Technique]] = (),
     ) -> None:
-        given = list(techniques)
-        self.techniques: tuple[Technique, ...] = tuple(
-            t for i, t in enumerate(given) if not any(t == other for other in given[:i])
-        )
-        self.counts = tuple(sum(t == other for other in given) for t in self.techniques)
-        self.length, self.loss = len(given), loss
+        super().__init__(given, before)
+        self.loss = loss
         self.shapes = None if shapes is None else frozenset(shapes)
         self.held = frozenset(held)
-        self._into: dict[Prefix, Prefix] = {}
-        self._equal: dict[Prefix, Verdict] = {}
+        self._inside: dict[Prefix, tuple[Prefix, Verdict]] = {}
+        self._whole: dict[Prefix, tuple[Prefix, Verdict]] = {}
+        self._last: dict[tuple[int, int], Verdict] = {}  # (X, T): X >> T never loses more than X
         self._dominance: nx.DiGraph[Prefix] = nx.DiGraph()  # from the better order to the worse
+        self._on_model: dict[Prefix, Prefix] = {}
+        self._bounded: dict[Prefix, tuple[Prefix, str]] = {}
+        self._steps: dict[tuple[Prefix, int], tuple[Prefix, Trail]] = {}
+        self._nodes: dict[tuple[Prefix, Used], Node] | None = None
 
-    # ------------------------------------------------------------------------------------ orders
+    # ------------------------------------------------------------------------------------ words
+
+    def after_word(self, word: Prefix, step: int) -> tuple[Prefix, Trail]:
+        """The word after one more technique, and the proofs that this takes. Words only grow shorter or smaller."""
+        if (word, step) not in self._steps:
+            self._steps[word, step] = self._shortened((*word, step))
+        return self._steps[word, step]
+
+    def _shortened(self, word: Prefix) -> tuple[Prefix, Trail]:
+        """The word of a word, all but whose last technique is one."""
+        if word in self._whole:
+            other, proof = self._whole[word]
+            shorter, trail = self.word(other)
+            return shorter, (proof, *trail)
+        for size in range(1, len(word) + 1):
+            if word[-size:] in self._inside:
+                end, proof = self._inside[word[-size:]]
+                found, trail = word[:-size], (proof,)
+                for step in end:
+                    found, more = self.after_word(found, step)
+                    trail += more
+                return found, trail
+        return word, ()
+
+    def word(self, prefix: Prefix) -> tuple[Prefix, Trail]:
+        """The word of a prefix, and the proofs that lead there."""
+        word, trail = Prefix(), Trail()
+        for step in prefix:
+            word, more = self.after_word(word, step)
+            trail += more
+        return word, trail
+
+    # ------------------------------------------------------------------------------------ nodes
 
     @property
-    def total(self) -> int:
-        """How many different orders there are."""
-        return factorial(self.length) // prod(map(factorial, self.counts))
+    def nodes(self) -> Mapping[tuple[Prefix, Used], Node]:
+        """Every class of prefixes by word and use, shorter prefixes first."""
+        if self._nodes is None:
+            start = Node((), (), self.start, 1)
+            found = level = {(start.word, start.used): start}
+            while level:
+                longer: dict[tuple[Prefix, Used], Node] = {}
+                for node in level.values():
+                    node.deferred = self._deferred_at(node)
+                    for step in self.steps_after(node.used):
+                        if step in node.deferred:
+                            continue
+                        key = self.after_word(node.word, step)[0], self.after(node.used, step)
+                        child = longer.setdefault(key, Node((*node.prefix, step), *key))
+                        child.ways += node.ways
+                        node.children[step] = child
+                found, level = found | longer, longer
+            self._nodes = found
+        return self._nodes
 
-    @property
-    def full_tree(self) -> int:
-        """Technique applications in the full prefix tree, that is prefixes of every length from 1 on."""
-        ways = [1]  # of the kinds so far: arrangements of k techniques
-        for count in self.counts:
-            longer = [0] * (len(ways) + count)
-            for k, arrangements in enumerate(ways):
-                for extra in range(count + 1):
-                    chosen = factorial(k + extra) // (factorial(k) * factorial(extra))
-                    longer[k + extra] += arrangements * chosen
-            ways = longer
-        return sum(ways[1:])
+    def _deferred_at(self, node: Node) -> tuple[int, ...]:
+        """Law 3: what is equal to nothing here and may as well come last."""
+        if node.word or not self._last:
+            return ()
+        following = self.steps_after(node.used)
+        left = {
+            i
+            for i, home in enumerate(self.home)
+            if node.used[0][home] < self.counts[home] and self.after_word((), i)[0] != ()
+        }
+        forced = any(
+            not slot.optional
+            and node.used[0][k] < self.counts[k]
+            and all(self.techniques.index(t) in left for t in slot.alternatives)
+            for k, slot in enumerate(self.slots)
+        )
+        if not forced:  # some order may consist of such techniques alone
+            return ()
+        return tuple(
+            step
+            for step in following
+            if self.after_word((), step)[0] == ()
+            and not any(first == step for first, _ in self.before)
+            and all((last, step) in self._last for last in range(len(self.techniques)) if last != step)
+        )
 
-    def order(self, prefix: Prefix) -> Order:
-        """The techniques of a prefix, in its order."""
-        return Order(tuple(self.techniques[i] for i in prefix))
-
-    def text(self, prefix: Prefix) -> str:
-        """The text form; the empty prefix is "identity"."""
-        return str(self.order(prefix))
-
-    def prefix(self, techniques: Sequence[Technique]) -> Prefix | None:
-        """The positions of these techniques, None when they are no prefix of an order of these."""
-        found: list[int] = []
-        for technique in techniques:
-            position = next((i for i in self.next_steps(tuple(found)) if self.techniques[i] == technique), None)
-            if position is None:
+    def node(self, prefix: Prefix) -> Node | None:
+        """The node of a prefix; None where it applies what law 3 defers."""
+        node = self.nodes[(), self.start]
+        for step in prefix:
+            if step not in node.children:
                 return None
-            found.append(position)
-        return tuple(found)
-
-    def next_steps(self, prefix: Prefix) -> list[int]:
-        """The techniques that may follow."""
-        return [i for i, count in enumerate(self.counts) if prefix.count(i) < count]
-
-    def orders(self) -> Iterator[Prefix]:
-        """Every complete order, one at a time."""
-        stack: list[Prefix] = [()]
-        while stack:
-            prefix = stack.pop()
-            if len(prefix) == self.length:
-                yield prefix
-            stack.extend((*prefix, i) for i in reversed(self.next_steps(prefix)))
-
-    # ------------------------------------------------------------------------------------ classes
+            node = node.children[step]
+        return node
 
     def representative(self, prefix: Prefix) -> Prefix:
-        """The prefix that stands for the class of this one."""
-        found: Prefix = ()
-        for i in prefix:
-            found = self._followed((*found, i))
-        return found
-
-    def _followed(self, child: Prefix) -> Prefix:
-        """The representative of a child of a representative. Merging leads to earlier prefixes: it ends."""
-        return self.representative(self._into[child]) if child in self._into else child
-
-    def children(self, representative: Prefix) -> list[Prefix]:
-        """The prefixes one longer that stand for themselves."""
-        return [child for i in self.next_steps(representative) if (child := (*representative, i)) not in self._into]
-
-    def tree(self) -> Iterator[Prefix]:
-        """Every representative once, depth first, each after its own beginning."""
-        stack: list[Prefix] = [()]
-        while stack:
-            prefix = stack.pop()
-            yield prefix
-            stack.extend(reversed(self.children(prefix)))
+        """The prefix that stands for the class of this one; itself where law 3 leaves it out."""
+        node = self.node(prefix)
+        return prefix if node is None else node.prefix
 
     def leaves(self) -> Iterator[Prefix]:
         """The representatives that are complete orders."""
-        return (prefix for prefix in self.tree() if len(prefix) == self.length)
+        return (node.prefix for node in self.nodes.values() if self.complete(node.used))
+
+    def _leaf(self, prefix: Prefix) -> Prefix | None:
+        """The representative of a complete order that no law leaves out."""
+        node = self.node(prefix)
+        return node.prefix if node is not None and self.complete(node.used) else None
 
     def sizes(self) -> dict[Prefix, int]:
         """How many orders each complete representative stands for."""
-        level: dict[Prefix, int] = {(): 1}
-        for _ in range(self.length):
-            longer: dict[Prefix, int] = {}
-            for prefix, ways in level.items():
-                for i in self.next_steps(prefix):
-                    child = self._followed((*prefix, i))
-                    longer[child] = longer.get(child, 0) + ways
-            level = longer
-        return level
+        return {node.prefix: node.ways for node in self.nodes.values() if self.complete(node.used)}
 
     # ------------------------------------------------------------------------------------ laws
 
@@ -220,21 +264,46 @@ class Orderings:
         """Whether the verdict is a proof about all layers of this search."""
         return covers(verdict, self.shapes, self.held)
 
+    def _positions(self, techniques: Iterable[Technique]) -> Prefix | None:
+        """The positions of these techniques, in any number; None when one is not of this search."""
+        found = [next((i for i, t in enumerate(self.techniques) if t == given), None) for given in techniques]
+        return None if None in found else tuple(i for i in found if i is not None)
+
     def merge(self, verdict: Verdict) -> bool:
-        """Merge the two prefixes that the verdict speaks of; False, and no change, when a law forbids it."""
+        """Law 1: use what a verdict says of two words; False, and no change, when the law forbids it."""
         claim = verdict.claim
         if claim.kind != "equal" or not self.covered(verdict):
             return False
-        sides = [self.prefix(sequence.techniques) for sequence in claim.sequences]
-        if sides[0] is None or sides[1] is None or sorted(sides[0]) != sorted(sides[1]):
+        sides = [self._positions(sequence) for sequence in claim.sequences]
+        if sides[0] is None or sides[1] is None or sides[0] == sides[1]:
             return False
-        first, second = sorted(self.representative(side) for side in sides if side is not None)
-        if first != second:
-            self._into[second], self._equal[second] = first, verdict
+        if verdict.congruent:
+            smaller, larger = sorted((side for side in sides if side is not None), key=lambda w: (len(w), w))
+            self._inside.setdefault(larger, (smaller, verdict))
+        else:
+            words = sorted((self.word(side)[0] for side in sides if side is not None), key=lambda w: (len(w), w))
+            if words[0] == words[1]:
+                return True
+            self._whole.setdefault(words[1], (words[0], verdict))
+        self._changed()
+        return True
+
+    def improves_last(self, verdict: Verdict) -> bool:
+        """Law 3: note that ``X >> T`` never loses more than ``X``; False when the law forbids to use it."""
+        claim = verdict.claim
+        if claim.kind != "dominates" or claim.loss is None or claim.loss.name != self.loss or not verdict.congruent:
+            return False
+        longer, shorter = (self._positions(sequence) for sequence in claim.sequences)
+        if longer is None or shorter is None or len(shorter) != 1 or longer[:-1] != shorter:
+            return False
+        if not self.covered(verdict):
+            return False
+        self._last[shorter[0], longer[1]] = verdict
+        self._changed()
         return True
 
     def drop(self, verdict: Verdict) -> bool:
-        """Note that one complete order never loses more than another; False when a law forbids to use it.
+        """Law 2: note that one complete order never loses more than another; False when a law forbids to use it.
 
         Of orders that dominate each other one always stays.
         """
@@ -242,12 +311,28 @@ class Orderings:
         if claim.kind != "dominates" or claim.loss is None or claim.loss.name != self.loss:
             return False
         better, worse = (self.prefix(sequence.techniques) for sequence in claim.sequences)
-        if better is None or worse is None or not len(better) == len(worse) == self.length:
+        if better is None or worse is None or sorted(better) != sorted(worse):
             return False
-        if not self.covered(verdict):
+        if not self.complete(self.used(better)) or not self.covered(verdict):
             return False
         self._dominance.add_edge(better, worse, verdict=verdict)
         return True
+
+    def same_on_model(self, states: Mapping[Prefix, Hashable]) -> None:
+        """Law 4: staying orders whose state is the same, exactly and in every layer, are one on this model."""
+        first: dict[Hashable, Prefix] = {}
+        for leaf in sorted(states):
+            stands = first.setdefault(states[leaf], leaf)
+            if stands != leaf:
+                self._on_model[leaf] = stands
+
+    def exceeds(self, leaf: Prefix, by: Prefix, because: str) -> None:
+        """Law 4: drop a staying order, as what is known of its loss is more than the whole loss of another."""
+        self._bounded[leaf] = by, because
+
+    def _changed(self) -> None:
+        self._steps.clear()
+        self._nodes = None
 
     def dominated(self, better: Prefix, worse: Prefix) -> bool:
         """Whether it is already proved, perhaps in several steps, that ``better`` never loses more."""
@@ -259,13 +344,13 @@ class Orderings:
         """Proved dominance between representatives."""
         graph: nx.DiGraph[Prefix] = nx.DiGraph()
         for better, worse, data in self._dominance.edges(data=True):
-            one, other = self.representative(better), self.representative(worse)
-            if one != other:
+            one, other = self._leaf(better), self._leaf(worse)
+            if one is not None and other is not None and one != other:
                 graph.add_edge(one, other, verdict=data["verdict"])
         return graph
 
     def dropped(self) -> dict[Prefix, tuple[Prefix, ...]]:
-        """Each dropped representative with the chain of orders that drops it, from one that stays down to it.
+        """Each representative that law 2 drops, with the chain of orders that does, from one that stays down to it.
 
         Dominance is transitive, so an order may be dropped by one that is dropped itself: whatever drops
         that one drops both. Where a set of orders dominate each other, and nothing else dominates them, the
@@ -286,77 +371,95 @@ class Orderings:
         return chains
 
     def staying(self) -> Iterator[Prefix]:
-        """The complete representatives that no proof excludes."""
+        """The complete representatives that nothing excludes."""
         dropped = self.dropped()
-        return (leaf for leaf in self.leaves() if leaf not in dropped)
+        out = (dropped, self._on_model, self._bounded)
+        return (leaf for leaf in self.leaves() if not any(leaf in those for those in out))
 
     def proofs(self) -> list[Verdict]:
         """Every proof that merged or may drop something."""
-        return [*self._equal.values(), *(data["verdict"] for _, _, data in self._dominance.edges(data=True))]
+        equal = [proof for rules in (self._inside, self._whole) for _, proof in rules.values()]
+        return [*equal, *self._last.values(), *(data["verdict"] for _, _, data in self._dominance.edges(data=True))]
 
     # ------------------------------------------------------------------------------------ accounts
 
     def counted(self) -> dict[str, int]:
         """How many orders there are, and how many were merged, dropped and left to measure."""
         dropped, sizes = self.dropped(), self.sizes()
-        lost = sum(size for leaf, size in sizes.items() if leaf in dropped)
-        stay = sum(leaf not in dropped for leaf in sizes)
+        lost = sum(size for leaf, size in sizes.items() if leaf in dropped or leaf in self._bounded)
+        lost += sum(sizes[leaf] for leaf, stands in self._on_model.items() if stands in self._bounded)
+        lost += self.total - sum(sizes.values())  # law 3
+        stay = sum(1 for _ in self.staying())
         return {"total": self.total, "merged": self.total - lost - stay, "dropped": lost, "measured": stay}
 
     def fates(self, orders: Iterable[Prefix] | None = None) -> Iterator[Fate]:
         """What became of each of these complete orders, of all of them when None."""
         dropped, graph = self.dropped(), self._by_class()
         for order in self.orders() if orders is None else orders:
-            leaf = self.representative(order)
-            proofs = self._merging(order)
-            if leaf in dropped:
-                chain = dropped[leaf]
-                dominance = [graph.edges[link]["verdict"] for link in reversed(list(pairwise(chain)))]
-                yield Fate(self.text(order), "dropped", self.text(chain[0]), (*proofs, *dominance))
-            elif leaf != order:
-                yield Fate(self.text(order), "merged", self.text(leaf), tuple(proofs))
-            else:
-                yield Fate(self.text(order), "measured", self.text(order))
+            yield self._fate(order, dropped, graph)
 
-    def _merging(self, prefix: Prefix) -> list[Verdict]:
-        """The proofs that lead from a prefix to its representative."""
+    def _fate(self, order: Prefix, dropped: Mapping[Prefix, tuple[Prefix, ...]], graph: nx.DiGraph[Prefix]) -> Fate:
+        moved, proofs = self._moved(order)
+        fate, note = "dropped" if moved != order else "measured", ""
+        leaf = self.representative(moved)
+        proofs += self.word(moved)[1] if leaf != moved else ()
+        if leaf != moved and fate == "measured":
+            fate = "merged"
+        if leaf in dropped:
+            chain, fate = dropped[leaf], "dropped"
+            proofs += tuple(graph.edges[link]["verdict"] for link in reversed(list(pairwise(chain))))
+            leaf = chain[0]
+        if leaf in self._on_model:
+            leaf, note = self._on_model[leaf], ON_THIS_MODEL
+            fate = "merged" if fate == "measured" else fate
+        if leaf in self._bounded:
+            leaf, because = self._bounded[leaf]
+            fate, note = "dropped", f"{note}; {because}" if note else because
+        return Fate(self.text(order), fate, self.text(leaf), tuple({id(p): p for p in proofs}.values()), note)
+
+    def _moved(self, order: Prefix) -> tuple[Prefix, Trail]:
+        """The order with everything that law 3 defers at its end, and the proofs for it."""
         proofs: list[Verdict] = []
-        found: Prefix = ()
-        for i in prefix:
-            child = (*found, i)
-            if child in self._into:
-                proofs.append(self._equal[child])
-                proofs += self._merging(self._into[child])
-            found = self._followed(child)
-        return proofs
+        node, done = self.nodes[(), self.start], 0
+        while done < len(order):
+            step = order[done]
+            if step in node.deferred:
+                order = (*order[:done], *order[done + 1 :], step)
+                proofs += [*self.after_word((), step)[1], self._last[order[-2], step]]
+            else:
+                node, done = node.children[step], done + 1
+        return order, tuple(proofs)
 
     def graph(self) -> nx.DiGraph[str]:
         """The DAG as plain data: a node for each class of prefixes, an edge for each technique applied.
 
         A node is the text of its representative. Nodes have ``level`` (techniques applied), ``orders`` (ways
-        that lead there) and, where complete, ``fate``; edges have ``technique``, ``merged`` and ``because``.
+        that lead there) and, where complete, ``fate``; edges have ``technique``, ``merged`` and ``because``. A prefix
+        that law 3 leaves out is a node of fate "dropped" without children.
         """
         graph: nx.DiGraph[str] = nx.DiGraph(loss=self.loss)
         dropped = self.dropped()
-        level: dict[Prefix, int] = {(): 1}
-        for depth in range(self.length + 1):
-            longer: dict[Prefix, int] = {}
-            for prefix, ways in level.items():
-                attributes: dict[str, Any] = {"level": depth, "orders": ways}
-                if depth == self.length:
-                    attributes["fate"] = "dropped" if prefix in dropped else "measured"
-                graph.add_node(self.text(prefix), **attributes)
-                for i in self.next_steps(prefix):
-                    child = (*prefix, i)
-                    target = self._followed(child)
-                    merged = target != child
-                    graph.add_edge(
-                        self.text(prefix),
-                        self.text(target),
-                        technique=str(self.techniques[i]),
-                        merged=merged,
-                        because="; ".join(map(str, self._merging(child))) if merged else "",
-                    )
-                    longer[target] = longer.get(target, 0) + ways
-            level = longer
+        for node in self.nodes.values():
+            attributes: dict[str, Any] = {"level": len(node.prefix), "orders": node.ways}
+            if self.complete(node.used):
+                gone = node.prefix in dropped or node.prefix in self._bounded
+                attributes["fate"] = "dropped" if gone else "merged" if node.prefix in self._on_model else "measured"
+            graph.add_node(self.text(node.prefix), **attributes)
+        for node in self.nodes.values():
+            for step, child in node.children.items():
+                merged = child.prefix != (*node.prefix, step)
+                trail = self.after_word(node.word, step)[1] if merged else ()
+                graph.add_edge(
+                    self.text(node.prefix),
+                    self.text(child.prefix),
+                    technique=str(self.techniques[step]),
+                    merged=merged,
+                    because="; ".join(map(str, trail)),
+                )
+            for step in node.deferred:
+                text = self.text((*node.prefix, step))
+                graph.add_node(text, level=len(node.prefix) + 1, orders=node.ways, fate="dropped")
+                graph.add_edge(
+                    self.text(node.prefix), text, technique=str(self.techniques[step]), merged=False, because=""
+                )
         return graph

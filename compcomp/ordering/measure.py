@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from compcomp.errors import InputError
 from compcomp.language.technique import Technique
-from compcomp.ordering.dag import Orderings, Prefix, Shape
+from compcomp.ordering.dag import Orderings, Shape
+from compcomp.ordering.space import Prefix
+from compcomp.ordering.store import Store
 
 Measurement = dict[str, Any]
 """``order``: its text. ``metrics``: the user's. ``losses``: of the layers. ``compression_rate``."""
@@ -35,8 +38,8 @@ class Bench(Protocol):
     def compression_rate(self, state: Any) -> float:
         """1 - size / uncompressed size."""
 
-    def same(self, first: Any, second: Any) -> bool:
-        """Whether two states are bitwise the same."""
+    def digest(self, state: Any) -> str:
+        """The same text for two states only if they are bitwise the same."""
 
     def lower_is_better(self, metric: str) -> bool:
         """Which way one of the user's metrics goes."""
@@ -47,30 +50,165 @@ class Bench(Protocol):
     def shapes(self) -> list[Shape]:
         """(out, in) of every layer."""
 
+    def layer_names(self) -> list[str]:
+        """Every layer's name."""
 
-def measured(
-    orderings: Orderings, bench: Bench, wanted: Collection[Prefix], applied: Callable[[Prefix], None]
-) -> Iterator[tuple[Prefix, Measurement]]:
-    """Measure complete orders on a bench, depth first: each prefix is applied once.
+    def layer_jobs(
+        self,
+        techniques: Sequence[Technique],
+        parents: Sequence[int],
+        steps: Sequence[int],
+        ends: Sequence[int],
+        memory: int,
+        layers: Sequence[str],
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """For each of these layers a job, as plain data, that ``explore`` does in any process (see :class:`Tree`)."""
 
-    States are kept along one path only, so there are never more than techniques plus one. ``applied`` is
-    told every prefix whose last technique has just been applied.
+    def fingerprint(self) -> str | None:
+        """A text for everything that measurements depend on beside states; None when that cannot be told."""
+
+    explore: Callable[[dict[str, Any]], dict[str, Any]]
+    """Does one job. Its result, as plain data: ``losses`` (by name, a number for each end), ``bits`` and ``digests``
+    (for each end), ``applications`` and ``repeated`` (kernel runs)."""
+
+    def rate(self, bits: int) -> float:
+        """The compression rate of a state that takes so many bits."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Words as a tree. Node 0 is the dense layer; node k applies ``steps[k]`` to the earlier node ``parents[k]``.
+
+    ``ends``: the node of each order's word, aligned with ``orders``.
     """
-    needed = {order[:k] for order in wanted for k in range(len(order) + 1)}
 
-    def below(prefix: Prefix, state: Any) -> Iterator[tuple[Prefix, Measurement]]:
-        if len(prefix) == orderings.length:
-            yield prefix, measurement(orderings.text(prefix), bench, state)
-            return
-        for child in orderings.children(prefix):
-            if child in needed:
-                after = bench.apply(orderings.techniques[child[-1]], state)
-                applied(child)
-                yield from below(child, after)
+    orders: tuple[Prefix, ...]
+    parents: tuple[int, ...]
+    steps: tuple[int, ...]
+    ends: tuple[int, ...]
+
+    @classmethod
+    def of(cls, orderings: Orderings, orders: Sequence[Prefix]) -> Tree:
+        """The tree of these orders' words."""
+        known: dict[Prefix, int] = {(): 0}
+        parents, steps, ends = [-1], [-1], []
+        for order in orders:
+            word = orderings.word(order)[0]
+            for k in range(1, len(word) + 1):
+                if word[:k] not in known:
+                    known[word[:k]] = len(parents)
+                    parents.append(known[word[: k - 1]])
+                    steps.append(word[k - 1])
+            ends.append(known[word])
+        return cls(tuple(orders), tuple(parents), tuple(steps), tuple(ends))
+
+    def children(self) -> list[list[int]]:
+        """The nodes one step on from each node."""
+        found: list[list[int]] = [[] for _ in self.parents]
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                found[parent].append(node)
+        return found
+
+
+class Measured:
+    """Measures orders on a bench, depth first, with states along one path only.
+
+    ``rows``: by order. ``digests``: of each order's state, the same only for bitwise equal ones. ``applications``: on
+    the whole model. With a store, what is found is kept there under ``key``, and nothing that is there is done again.
+    """
+
+    def __init__(
+        self,
+        orderings: Orderings,
+        bench: Bench,
+        applied: Callable[[int, int, str], None] = lambda done, total, text: None,
+        store: Store | None = None,
+        key: str = "",
+    ) -> None:
+        self.orderings, self.bench, self.applied = orderings, bench, applied
+        self.store, self.key = store, key
+        self.rows: dict[Prefix, Measurement] = {}
+        self.digests: dict[Prefix, str] = {}
+        self.applications = 0
+        self._steps: dict[tuple[str, int], str] = {}
+        self._rows: dict[str, Measurement] = {}
+
+    def measure(self, orders: Sequence[Prefix]) -> None:
+        """Measure these orders: no technique is applied twice to one state whose continuations are known."""
+        self.tree = Tree.of(self.orderings, orders)
+        self._children = self.tree.children()
+        self._ending: dict[int, list[Prefix]] = {}
+        for order, end in zip(orders, self.tree.ends, strict=True):
+            self._ending.setdefault(end, []).append(order)
+        start = self.bench.start()
+        self._visit(0, start, self.bench.digest(start))
+
+    def _visit(self, node: int, state: Any, digest: str) -> None:
+        self._end(node, digest, lambda: state)
+        for child in self._children[node]:
+            technique = self.tree.steps[child]
+            known = self._step(digest, technique)
+            if known is None or not self._all_known(child, known):
+                after = self.bench.apply(self.orderings.techniques[technique], state)
+                self.applications += 1
+                known = self.bench.digest(after)
+                self._note_step(digest, technique, known)
+                self.applied(self.applications, len(self.tree.parents) - 1, str(self.orderings.techniques[technique]))
+                self._visit(child, after, known)
                 del after
+            else:
+                self._recall(child, known)
 
-    if wanted:
-        yield from below((), bench.start())
+    def _end(self, node: int, digest: str, state: Callable[[], Any]) -> None:
+        for order in self._ending.get(node, ()):
+            row = self._row(digest)
+            if row is None:
+                row = self._rows[digest] = measurement(self.orderings.text(order), self.bench, state())
+                self._keep(f"row {digest}", row)
+            self.digests[order] = digest
+            self.rows[order] = {**row, "order": self.orderings.text(order)}
+
+    def _step(self, digest: str, technique: int) -> str | None:
+        """The state after a technique, where that is known."""
+        if (digest, technique) not in self._steps:
+            kept = self._kept(f"step {digest} {self.orderings.techniques[technique]}")
+            if kept is None:
+                return None
+            self._steps[digest, technique] = kept["digest"]
+        return self._steps[digest, technique]
+
+    def _note_step(self, digest: str, technique: int, after: str) -> None:
+        self._steps[digest, technique] = after
+        self._keep(f"step {digest} {self.orderings.techniques[technique]}", {"digest": after})
+
+    def _row(self, digest: str) -> Measurement | None:
+        """What was measured of a state."""
+        if digest not in self._rows and (kept := self._kept(f"row {digest}")) is not None:
+            self._rows[digest] = kept
+        return self._rows.get(digest)
+
+    def _kept(self, name: str) -> dict[str, Any] | None:
+        return None if self.store is None else self.store.get_result(f"{self.key} {name}")
+
+    def _keep(self, name: str, data: dict[str, Any]) -> None:
+        if self.store is not None:
+            self.store.put_result(f"{self.key} {name}", data)
+
+    def _all_known(self, node: int, digest: str) -> bool:
+        """Whether everything from this node on is known of a state with this digest."""
+        if node in self._ending and self._row(digest) is None:
+            return False
+        for child in self._children[node]:
+            following = self._step(digest, self.tree.steps[child])
+            if following is None or not self._all_known(child, following):
+                return False
+        return True
+
+    def _recall(self, node: int, digest: str) -> None:
+        self._end(node, digest, lambda: None)
+        for child in self._children[node]:
+            self._recall(child, self._steps[digest, self.tree.steps[child]])
 
 
 def measurement(order: str, bench: Bench, state: Any) -> Measurement:

@@ -17,8 +17,9 @@ from compcomp.errors import InputError
 from compcomp.language.technique import Sequence
 from compcomp.language.text import parse_sequence
 from compcomp.language.verdict import Verdict
-from compcomp.ordering.dag import Orderings, Prefix
+from compcomp.ordering.dag import Orderings
 from compcomp.ordering.measure import Measurement
+from compcomp.ordering.space import Prefix
 
 NOT_ACCURACY = "A proof about layer error is not a proof about accuracy."
 
@@ -29,6 +30,7 @@ class Plan:
 
     order: the order to take. optimality: "proved" when proofs leave no other, else "measured".
     orders: how many there are ("total"), and how many were "merged", "dropped" and "measured", each once.
+    left: how many proofs left over; fewer are measured where some are the same on the model, or cannot win there.
     verdicts: of the claims about pairs, both ways, then of every other claim that was decided.
     claims: how many were "asked", "reused" from the store, "proved", "refuted" and left "undecided".
     measurements: best first, each with order, metrics, losses and compression_rate. dense: the user's
@@ -41,6 +43,7 @@ class Plan:
     order: Sequence
     optimality: str
     orders: dict[str, int]
+    left: int
     verdicts: list[Verdict]
     claims: dict[str, int]
     measurements: list[Measurement]
@@ -114,6 +117,7 @@ class Plan:
             "order": str(self.order),
             "optimality": self.optimality,
             "orders": self.orders,
+            "left": self.left,
             "verdicts": [verdict.to_json() for verdict in self.verdicts],
             "claims": self.claims,
             "measurements": finite(self.measurements),
@@ -138,7 +142,7 @@ class Plan:
             return "the only order there is"
         if self.optimality == "proved":
             return f"proved optimal under ({self.loss}, {self.scope})"
-        return f"best measured of the {self.orders['measured']} orders that no proof excludes"
+        return f"best measured of the {self.left} orders that no proof excludes"
 
     def value(self, measurement: Measurement) -> str:
         """What a measurement was ranked by, as text."""
@@ -187,13 +191,15 @@ class Plan:
         else:
             what = {
                 "merged": "it leaves every layer in the same state as",
-                "dropped": f"its {self.loss} is never less than that of",
+                "dropped": f"its {self.loss} is {'more' if fate.note else 'never less'} than that of",
             }[fate.fate]
             lines.append(f"It was not measured, since {what} {fate.by}, which was ({self._of(fate.by, rank)}).")
             for proof in fate.proofs:
                 assuming = f", assuming {'; '.join(proof.assumptions)}" if proof.assumptions else ""
                 reason = f" ({proof.reason})" if proof.reason else ""
                 lines.append(f"Proved for {proof.reach or proof.scope.describe()}{reason}: {proof.claim}{assuming}.")
+            if fate.note:
+                lines.append(f"Measured on this model: {fate.note}.")
             if fate.fate == "dropped":
                 lines.append(NOT_ACCURACY)
         return "\n".join(lines)
@@ -216,7 +222,7 @@ class Plan:
         if not isinstance(order, Sequence):
             raise InputError(repr(order)[:80], allowed, "explain")
         prefix = self.orderings.prefix(order.techniques)
-        if prefix is None or len(prefix) != self.orderings.length:
+        if prefix is None or not self.orderings.complete(self.orderings.used(prefix)):
             raise InputError(f"{str(order)[:200]!r}", allowed, "explain")
         return prefix
 

@@ -18,7 +18,8 @@ from compcomp.language.algebra import stack, unstack
 from compcomp.language.layer import LayerState
 from compcomp.language.loss import Loss
 from compcomp.language.technique import Technique
-from compcomp.ordering.dag import Orderings, Prefix, Shape
+from compcomp.ordering.dag import Orderings, Shape
+from compcomp.ordering.space import Prefix
 from compcomp.terms import Array, Batch, BatchChoices
 
 Values = npt.NDArray[np.float64]
@@ -194,10 +195,10 @@ class Screen:
 
 
 def alike(sketches: dict[Prefix, Sketch]) -> list[tuple[Prefix, Prefix]]:
-    """Pairs of prefixes of the same techniques whose states agree on every layer, first prefix first."""
+    """Pairs of words whose states agree on every layer, first word first."""
     groups: dict[object, list[Prefix]] = {}
     for prefix, sketch in sketches.items():
-        groups.setdefault((tuple(sorted(prefix)), sketch.format), []).append(prefix)
+        groups.setdefault(sketch.format, []).append(prefix)
     return [
         (first, second)
         for group in groups.values()
@@ -207,7 +208,7 @@ def alike(sketches: dict[Prefix, Sketch]) -> list[tuple[Prefix, Prefix]]:
 
 
 def no_worse(losses: dict[Prefix, Values]) -> dict[Prefix, list[Prefix]]:
-    """For each complete order those that lose no more on any layer, those most like it first.
+    """For each complete order those of the same techniques that lose no more on any layer, those most like it first.
 
     How alike two orders are is how many techniques stay in place relative to each other; of equally alike
     ones the better on average comes first.
@@ -218,7 +219,7 @@ def no_worse(losses: dict[Prefix, Values]) -> dict[Prefix, list[Prefix]]:
     mean = table.mean(axis=1)
     for k, order in enumerate(orders):
         below = np.all(table <= table[k] * (1 + AGREE) + AGREE * 1e-2, axis=1)
-        better = [i for i in np.flatnonzero(below) if i != k]
+        better = [i for i in np.flatnonzero(below) if i != k and sorted(orders[i]) == sorted(order)]
         better.sort(key=lambda i: (-in_common(orders[i], order), mean[i], orders[i]))
         found[order] = [orders[i] for i in better]
     return found

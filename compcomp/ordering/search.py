@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from itertools import combinations
-from math import lcm
+from math import ceil, lcm
 from typing import Any
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope, dominates, equal
 from compcomp.language.layer import LayerState
 from compcomp.language.loss import loss_named
+from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status, Verdict
 from compcomp.ordering.ask import Asker, Prover, decide
-from compcomp.ordering.dag import Orderings, Prefix
-from compcomp.ordering.measure import Bench, Measurement, measured, ranked
+from compcomp.ordering.dag import Orderings
+from compcomp.ordering.explore import Explored, Explorer
+from compcomp.ordering.measure import Bench, Measured, Measurement, Tree, ranked
 from compcomp.ordering.plan import Plan
 from compcomp.ordering.screen import COLUMNS, ENTRIES, Screen, Sketch, Values, alike, no_worse, small_shape
+from compcomp.ordering.space import Prefix, Slot
 from compcomp.ordering.store import Store
 
 LARGEST = 8
@@ -29,6 +32,10 @@ SCREENED = 700
 """Applications on generated layers that are spent on finding candidates; whole levels of prefixes at a time."""
 CANDIDATES = 400
 """Claims about complete orders, and about prefixes of each length, that are asked at most."""
+EVALUATED = 128
+"""Orders that are measured to the end, and put to the user's ``evaluate``, where more stay: those of least loss."""
+RANKED = 8
+"""Orders that are measured to the end without an ``evaluate``, where more stay."""
 ANY, ONE_BY_FOUR = Scope.of("any"), Scope.of("1x4")
 RULES = ("rule",)
 """What candidates are asked of: a search for counterexamples is behind them already."""
@@ -39,10 +46,12 @@ Notify = Callable[[dict[str, Any]], None]
 
 
 def search(
-    techniques: Sequence[Technique],
+    techniques: Sequence[Technique | Slot],
     loss: str = "output_l2",
     bench: Bench | None = None,
     *,
+    before: Iterable[tuple[Technique, Technique]] = (),
+    evaluations: int = EVALUATED,
     prover: Prover = decide,
     executor: Executor | None = None,
     store: Store | None = None,
@@ -56,7 +65,8 @@ def search(
     """
     if not 1 <= len(techniques) <= LARGEST:
         raise InputError(f"{len(techniques)} techniques", f"1 to {LARGEST}", "techniques")
-    return _Search(techniques, loss, bench, Asker(prover, executor=executor, store=store), notify, seed).run()
+    asker = Asker(prover, executor=executor, store=store)
+    return _Search(techniques, loss, bench, asker, notify, seed, before, evaluations).run()
 
 
 class _Search:
@@ -64,37 +74,45 @@ class _Search:
 
     def __init__(
         self,
-        techniques: Sequence[Technique],
+        techniques: Sequence[Technique | Slot],
         loss: str,
         bench: Bench | None,
         asker: Asker,
         notify: Notify,
         seed: int,
+        before: Iterable[tuple[Technique, Technique]],
+        evaluations: int,
     ) -> None:
-        self.bench, self.asker, self.notify = bench, asker, notify
+        self.bench, self.asker, self.notify, self.evaluations = bench, asker, notify, evaluations
         self.loss = loss_named(loss)
-        self.orderings = Orderings(techniques, loss, None if bench is None else bench.shapes())
+        self.orderings = Orderings(techniques, loss, None if bench is None else bench.shapes(), before=before)
         self.seconds = {"screen": 0.0, "prove": 0.0, "measure": 0.0}
         self.pairs: list[Verdict] = []
         self.others: list[Verdict] = []
         self.notes: list[str] = []
-        self.losses: dict[Prefix, Values] = {}
-        # Fewer and smaller layers tell false claims; to rank orders, ranks should leave something to lose.
-        shape = small_shape(self.orderings.techniques, 8 * ENTRIES if bench is None else ENTRIES)
+        self.left = 0
+        self.losses: dict[Prefix, Values] = {}  # by word
+        self.states: dict[Prefix, LayerState] = {}
+        self.sketches: dict[Prefix, Sketch] = {}
+        shape = small_shape(self.orderings.techniques, ENTRIES)
         if shape is None and bench is None:
             raise InputError(
                 f"techniques that fit no common layer of at most {COLUMNS} inputs",
                 "techniques with a common layer, or a model to measure on",
                 "techniques",
             )
-        slow = bench is not None and (shape is None or shape[1] > COLUMNS // 4)
+        slow = shape is None or shape[1] > COLUMNS // 4
         self.screen = None if slow or shape is None else Screen(self.orderings, self.loss, shape, seed)
+        self.seed = seed
 
     def run(self) -> Plan:
         start = time.monotonic()
         self.ask_pairs()
+        self.ask_words()
+        self.ask_last()
         self.screen_orders()
         self.ask_dominance()
+        self.left = sum(1 for _ in self.orderings.staying())
         measurements, dense, done = self.measure()
         self.seconds["total"] = time.monotonic() - start
         return self.plan(measurements, dense, done)
@@ -117,9 +135,11 @@ class _Search:
 
     def ask_pairs(self) -> None:
         """Whether it matters which of two techniques comes first: each pair, both ways."""
+        known, home = self.orderings.techniques, self.orderings.home
         pairs = [
-            (first, second)
-            for one, other in combinations(self.orderings.techniques, 2)
+            (known[first], known[second])
+            for one, other in combinations(range(len(known)), 2)
+            if home[one] != home[other]
             for first, second in ((one, other), (other, one))
         ]
         claims = [dominates(a >> b, b >> a, loss=self.loss.name) for a, b in pairs]
@@ -143,59 +163,122 @@ class _Search:
             return None
         return ONE_BY_FOUR if 4 % lcm(*(step.partition.size or 1 for step in steps)) == 0 else None
 
-    # ------------------------------------------------------------------------------------ prefixes
+    # ------------------------------------------------------------------------------------ words
+
+    def ask_words(self) -> None:
+        """Which techniques change nothing on the dense layer, absorb each other, or may change places: law 1.
+
+        Asked from every state where that is said, so that one answer serves inside every order.
+        """
+        orderings, known = self.orderings, self.orderings.techniques
+        places = range(len(known))
+        resting = [equal(known[i], Order()) for i in places if known[i].promises().rests]
+        pairs = [(a, b) for a in places for b in places if a == b or orderings.home[a] != orderings.home[b]]
+        pairs = [p for p in pairs if p[0] != p[1] or orderings.counts[orderings.home[p[0]]] > 1]
+        claims = list(resting)
+        for a, b in pairs:
+            sides = [(a,), (b,), *([(b, a)] if b < a else [])]
+            claims += [
+                equal(known[a] >> known[b], orderings.order(side)) for side in sides if self.may_be(side, (a, b))
+            ]
+        self.ask_equal(claims, "what absorbs what")
+        beside = [x for x in places if known[x].promises().leaves_weight]
+        triples = [
+            equal(known[a] >> known[x] >> known[b], known[a] >> known[x])
+            for a, b in pairs
+            if orderings.after_word((a,), b)[0] == (a,)
+            for x in beside
+            if x not in (a, b)
+        ]
+        self.ask_equal(triples, "what absorbs what")
+
+    def may_be(self, one: Prefix, other: Prefix) -> bool:
+        """Whether two words may leave the same state: they do on every generated layer."""
+        return self.screen is None or self.sketch(one).agrees(self.sketch(other))
+
+    def ask_equal(self, claims: Sequence[Claim], text: str) -> None:
+        """Ask equalities of words, and use what is proved."""
+        for verdict in self.ask(claims, ANY, text, stages=RULES):
+            self.orderings.merge(verdict)
+            self.others.append(verdict)
+
+    def ask_last(self) -> None:
+        """Which techniques that change nothing on the dense layer never lose anything at the end: law 3."""
+        known = self.orderings.techniques
+        candidates = [
+            step
+            for step, technique in enumerate(known)
+            if self.orderings.after_word((), step)[0] == () and self.loss.name in technique.promises().never_increases
+        ]
+        claims = [
+            dominates(last >> known[step], last, loss=self.loss.name)
+            for step in candidates
+            for last in known
+            if len(self.orderings.slots) > 1 or self.orderings.length > 1
+        ]
+        for verdict in self.ask(claims, ANY, "what may come last", stages=RULES):
+            self.orderings.improves_last(verdict)
+            self.others.append(verdict)
+
+    # ------------------------------------------------------------------------------------ generated layers
+
+    def state(self, word: Prefix) -> LayerState:
+        """The generated layers after these techniques."""
+        assert self.screen is not None
+        if word not in self.states:
+            if not word:
+                self.states[word] = self.screen.start()
+            else:
+                before = self.state(word[:-1])
+                with self.timed("screen"):
+                    self.states[word] = self.screen.apply(word[-1], before)
+                self.screened()
+        return self.states[word]
+
+    def sketch(self, word: Prefix) -> Sketch:
+        """What the state after these techniques has in common with equal ones."""
+        assert self.screen is not None
+        if word not in self.sketches:
+            self.sketches[word] = self.screen.sketch(self.state(word))
+        return self.sketches[word]
 
     def screen_orders(self) -> None:
-        """Run prefixes level by level on generated layers, asking after each level which are equal.
+        """Run words level by level on generated layers, asking after each level which are equal.
 
         What is merged is not continued. Where a level would take too many applications it is left out, and
-        so are those below it: fewer claims are asked then, and more is measured. Without a bench the orders
-        still need their losses; they are found depth first, so that few states are kept.
+        so are those below it: fewer claims are asked then, and more is measured.
         """
         if self.orderings.total == 1 and self.bench is not None:
             return
         if self.screen is None:
             self.notes.append("too wide for generated layers: only claims about pairs were asked")
             return
-        frontier: dict[Prefix, LayerState] = {(): self.screen.start()}
         for level in range(1, self.orderings.length + 1):
-            children = sum(len(self.orderings.children(prefix)) for prefix in frontier)
-            if self.screen.applications + children > SCREENED:
+            words = self.words_at(level)
+            if self.screen.applications + sum(word not in self.states for word in words) > SCREENED:
                 self.notes.append(
                     f"claims about orders longer than {level - 1} techniques were not looked for: there are too many"
                 )
-                if self.bench is None:
-                    self.losses_below(frontier)
+                self.states.clear()
                 return
-            frontier = self.next_level(frontier, last=level == self.orderings.length)
-        self.losses = {p: values for p, values in self.losses.items() if self.orderings.representative(p) == p}
+            self.ask_alike({word: self.sketch(word) for word in words})
+        for leaf in self.orderings.leaves():
+            word = self.orderings.word(leaf)[0]
+            self.losses[word] = self.screen.losses(self.state(word))
+        self.states.clear()
 
-    def next_level(self, frontier: dict[Prefix, LayerState], *, last: bool) -> dict[Prefix, LayerState]:
-        """Prefixes one longer that stand for themselves, and their states."""
-        assert self.screen is not None
-        sketches: dict[Prefix, Sketch] = {}
-        longer: dict[Prefix, LayerState] = {}
-        with self.timed("screen"):
-            while frontier:
-                prefix, state = frontier.popitem()
-                for child in self.orderings.children(prefix):
-                    after = self.screen.apply(child[-1], state)
-                    sketches[child] = self.screen.sketch(after)
-                    if last:
-                        self.losses[child] = self.screen.losses(after)
-                    else:
-                        longer[child] = after
-                    self.screened()
-        self.ask_equal(alike(sketches))
-        return {p: s for p, s in longer.items() if self.orderings.representative(p) == p}
+    def words_at(self, level: int) -> list[Prefix]:
+        """The words of all prefixes of this length."""
+        found = (node.word for node in self.orderings.nodes.values() if len(node.prefix) == level)
+        return list(dict.fromkeys(found))
 
-    def ask_equal(self, candidates: list[tuple[Prefix, Prefix]]) -> None:
-        """Ask which prefixes are equal, in rounds: a pair that earlier rounds have merged is not asked."""
-        asked = 0
+    def ask_alike(self, sketches: dict[Prefix, Sketch]) -> None:
+        """Ask which words are equal, in rounds: a pair that earlier rounds have merged is not asked."""
+        asked, candidates = 0, alike(sketches)
         while candidates and asked < CANDIDATES:
             turn, later, busy = list[tuple[Prefix, Prefix]](), list[tuple[Prefix, Prefix]](), set[Prefix]()
             for first, second in candidates:
-                if self.orderings.representative(first) == self.orderings.representative(second):
+                if self.orderings.word(first)[0] == self.orderings.word(second)[0]:
                     continue
                 if second in busy:
                     later.append((first, second))
@@ -203,29 +286,12 @@ class _Search:
                     busy.add(second)
                     turn.append((first, second))
             turn = turn[: CANDIDATES - asked]
-            claims = [equal(self.orderings.order(a), self.orderings.order(b)) for a, b in turn]
-            for verdict in self.ask(claims, ANY, "equal prefixes", stages=RULES):
-                self.orderings.merge(verdict)
-                self.others.append(verdict)
+            self.ask_equal([equal(self.orderings.order(a), self.orderings.order(b)) for a, b in turn], "equal prefixes")
             asked, candidates = asked + len(turn), later
-
-    def losses_below(self, frontier: dict[Prefix, LayerState]) -> None:
-        """Losses of all complete orders from these prefixes on."""
-        assert self.screen is not None
-        stack = sorted(frontier.items(), key=lambda item: item[0], reverse=True)
-        frontier.clear()
-        with self.timed("screen"):
-            while stack:
-                prefix, state = stack.pop()
-                if len(prefix) == self.orderings.length:
-                    self.losses[prefix] = self.screen.losses(state)
-                for child in reversed(self.orderings.children(prefix)):
-                    stack.append((child, self.screen.apply(child[-1], state)))
-                    self.screened()
 
     def screened(self) -> None:
         assert self.screen is not None
-        total = self.orderings.full_tree if self.bench is None else min(self.orderings.full_tree, SCREENED)
+        total = min(self.orderings.full_tree, SCREENED)
         done = min(self.screen.applications, total)
         self.notify({"phase": "screen", "done": done, "total": total, "text": "generated layers"})
 
@@ -237,9 +303,11 @@ class _Search:
         Every round asks, for each order that still stays, about the next of those that lost no more on any
         generated layer. What already follows is not asked.
         """
-        if len(self.losses) > CANDIDATES:
+        leaves = {leaf: self.losses.get(self.orderings.word(leaf)[0]) for leaf in self.orderings.leaves()}
+        losses = {leaf: values for leaf, values in leaves.items() if values is not None}
+        if len(losses) > CANDIDATES or len(losses) < len(leaves):
             return
-        candidates = {order: iter(better) for order, better in no_worse(self.losses).items()}
+        candidates = {order: iter(better) for order, better in no_worse(losses).items()}
         asked = 0
         while candidates and asked < CANDIDATES:
             turn = []
@@ -264,35 +332,87 @@ class _Search:
 
     def measure(self) -> tuple[list[Measurement], dict[str, float], int]:
         """Measurements of the orders that stay, best first; the dense metrics; applications done."""
-        staying = list(self.orderings.staying())
-        if self.bench is None:
-            assert self.screen is not None
-            if not self.losses:
-                self.losses_below({(): self.screen.start()})
-            rows = [self.on_generated(order) for order in staying]
-            return ranked(rows, self.loss.name, None, True), {}, self.screen.applications
-        done, total = 0, len({order[:k] for order in staying for k in range(1, len(order) + 1)})
-
-        def applied(prefix: Prefix) -> None:
-            nonlocal done
-            done += 1
-            self.notify({"phase": "measure", "done": done, "total": total, "text": self.orderings.text(prefix)})
-
-        self.notify({"phase": "measure", "done": 0, "total": total, "text": "dense"})
         with self.timed("measure"):
-            dense = dict(self.bench.evaluate(self.bench.start()))
-            rows = [row for _, row in measured(self.orderings, self.bench, staying, applied)]
-        metric = next(iter(dense), None)
-        lower = metric is None or self.bench.lower_is_better(metric)
-        return ranked(rows, self.loss.name, metric, lower), dense, done
+            return self.on_generated() if self.bench is None else self.on_model(self.bench)
 
-    def on_generated(self, order: Prefix) -> Measurement:
+    def on_generated(self) -> tuple[list[Measurement], dict[str, float], int]:
+        """Mean losses on generated layers, large enough for ranks to leave something to lose; depth first."""
+        shape = small_shape(self.orderings.techniques, 8 * ENTRIES)
+        assert shape is not None
+        screen = Screen(self.orderings, self.loss, shape, self.seed)
+        self.notes.append(
+            f"{self.loss.name} is a mean over {screen.layers} generated layers, relative to dropping every weight"
+        )
+        orders = list(self.orderings.staying())
+        tree = Tree.of(self.orderings, orders)
+        children, ends, means = tree.children(), set(tree.ends), dict[int, float]()
+        stack = [(0, screen.start())]
+        while stack:
+            node, state = stack.pop()
+            if node in ends:
+                means[node] = float(screen.losses(state).mean())
+            for child in reversed(children[node]):
+                stack.append((child, screen.apply(tree.steps[child], state)))
+                self.told(screen.applications, len(tree.parents) - 1, "generated layers")
+        rows: list[Measurement] = [
+            {
+                "order": self.orderings.text(order),
+                "metrics": {},
+                "losses": {self.loss.name: means[end]},
+                "compression_rate": None,
+            }
+            for order, end in zip(orders, tree.ends, strict=True)
+        ]
+        return ranked(rows, self.loss.name, None, True), {}, screen.applications
+
+    def on_model(self, bench: Bench) -> tuple[list[Measurement], dict[str, float], int]:
+        """Few orders are measured on the whole model at once; of many the layer losses come first."""
+        staying, done, rows = list(self.orderings.staying()), 0, dict[Prefix, Measurement]()
+        self.told(0, len(Tree.of(self.orderings, staying).parents) - 1, "dense")
+        dense = dict(bench.evaluate(bench.start()))
+        chosen = staying
+        if not dense or len(staying) > self.evaluations:  # with nothing to evaluate layers can be looked at apart
+            explorer = Explorer(self.orderings, bench, self.asker.executor, self.asker.store, self.told)
+            found = explorer.explore(self.evaluations if dense else RANKED)
+            staying = list(self.orderings.staying())
+            self.orderings.same_on_model({order: found.state(order) for order in staying})
+            staying = list(self.orderings.staying())
+            rows = {order: self.by_layers(order, found, bench) for order in staying}
+            chosen = sorted(staying, key=lambda order: (rows[order]["losses"][self.loss.name], order))[
+                : self.evaluations
+            ]
+            done = ceil(found.applications / max(1, len(explorer.names)))
+            if not dense:
+                chosen = []
+            elif len(chosen) < len(staying):
+                self.notes.append(
+                    f"evaluated were the {len(chosen)} orders of least {self.loss.name}, out of {len(staying)}"
+                )
+        if chosen:
+            key = bench.fingerprint()
+            store = None if key is None else self.asker.store
+            measured = Measured(self.orderings, bench, self.told, store, f"{key} {self.loss.name}")
+            measured.measure(chosen)
+            rows |= measured.rows
+            done += measured.applications
+            self.orderings.same_on_model(measured.digests)
+        staying = list(self.orderings.staying())
+        metric = next(iter(dense), None)
+        lower = metric is None or bench.lower_is_better(metric)
+        return ranked([rows[order] for order in staying], self.loss.name, metric, lower), dense, done
+
+    def by_layers(self, order: Prefix, found: Explored, bench: Bench) -> Measurement:
+        """What exploring the layers tells of one order."""
+        names = list(next(iter(found.places.values()))[order][0]["losses"])
         return {
             "order": self.orderings.text(order),
             "metrics": {},
-            "losses": {self.loss.name: float(self.losses[order].mean())},
-            "compression_rate": None,
+            "losses": {name: found.loss(name, order) for name in names},
+            "compression_rate": bench.rate(found.bits(order)),
         }
+
+    def told(self, done: int, total: int, text: str) -> None:
+        self.notify({"phase": "measure", "done": min(done, total), "total": total, "text": text})
 
     def plan(self, measurements: list[Measurement], dense: dict[str, float], done: int) -> Plan:
         best = measurements[0]
@@ -302,15 +422,11 @@ class _Search:
         everything = self.asker.verdicts
         proved, refuted = sum(v.proved for v in everything), sum(v.refuted for v in everything)
         orders = self.orderings.counted()
-        if self.bench is None:
-            self.notes.append(
-                f"{self.loss.name} is a mean over {self.screen.layers if self.screen else 0} generated layers, "
-                "relative to dropping every weight"
-            )
         return Plan(
             order=self.orderings.order(chosen),
-            optimality="proved" if orders["measured"] == 1 else "measured",
+            optimality="proved" if self.left == 1 else "measured",
             orders=orders,
+            left=self.left,
             verdicts=self.pairs + decided,
             claims={
                 "asked": self.asker.asked,

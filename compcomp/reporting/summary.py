@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status, Verdict
-from compcomp.ordering.dag import FATES, Fate
+from compcomp.ordering.dag import FATES, ON_THIS_MODEL, Fate
 
 if TYPE_CHECKING:
     from compcomp.language.claim import Claim
@@ -215,12 +215,21 @@ def grouped(plan: Plan, names: Names) -> list[Group]:
     groups: dict[tuple[str, str], list[Fate]] = defaultdict(list)
     for fate in plan.orderings.fates():
         if fate.fate == "merged":
-            reason = "; ".join(names(f"{v.claim} ({proved_by([v])})") for v in fate.proofs)
-            groups[fate.fate, reason].append(fate)
+            reasons = [names(f"{v.claim} ({proved_by([v])})") for v in fate.proofs]
+            groups[fate.fate, "; ".join([*reasons, *_measured(fate)])].append(fate)
         elif fate.fate == "dropped":
-            groups[fate.fate, proved_by(fate.proofs)].append(fate)
+            groups[fate.fate, "; ".join([*filter(None, [proved_by(fate.proofs)]), *_measured(fate)])].append(fate)
     found = [Group(fate, reason, tuple(orders)) for (fate, reason), orders in groups.items()]
     return sorted(found, key=lambda g: (FATES.index(g.fate), -len(g.orders)))
+
+
+def _measured(fate: Fate) -> list[str]:
+    """What of the reason for a fate was measured, without its numbers."""
+    if not fate.note:
+        return []
+    return [
+        ON_THIS_MODEL if fate.note == ON_THIS_MODEL else "measured on this model: it loses more on some layers alone"
+    ]
 
 
 def proved_by(proofs: Iterable[Verdict]) -> str:
@@ -230,8 +239,8 @@ def proved_by(proofs: Iterable[Verdict]) -> str:
 
 STANDS_FOR = {"merged": "equals", "dropped": "never loses less than"}
 WHAT_FATE_MEANS = {
-    "merged": "proved to leave every layer in the same state as another order",
-    "dropped": "proved never to lose less than another order",
+    "merged": "leaves every layer in the same state as another order: proved, or found on this model",
+    "dropped": "never loses less than another order: proved, or measured on this model",
     "measured": "excluded by no proof",
 }
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
 from typing import Any
 
 import numpy as np
 
-from compcomp.language.algebra import stack
+from compcomp.language.algebra import stack, unstack
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.layer import LayerState
 from compcomp.language.loss import LOSSES
 from compcomp.language.technique import Technique
+from compcomp.language.text import parse_sequence
 from compcomp.language.verdict import Status, Verdict
 from compcomp.ordering.screen import generated
 
@@ -49,7 +51,7 @@ class LayerBench:
         random = np.random.default_rng(seed)
         kinds = ("gaussian", "correlated inputs", "integers with ties")
         self._dense = generated(shape, techniques, random, layers=3, kinds=kinds)
-        self._shape, self.metric = shape, metric
+        self._shape, self.metric, self.seed = shape, metric, seed
         self.applications = self.live = self.most_live = self.evaluations = 0
 
     def start(self) -> LayerState:
@@ -80,8 +82,46 @@ class LayerBench:
     def compression_rate(self, state: LayerState) -> float:
         return 0.5
 
-    def same(self, first: LayerState, second: LayerState) -> bool:
-        return bool(np.all(stack(first.weight, 3) == stack(second.weight, 3)))
+    def digest(self, state: LayerState) -> str:
+        return digest(state, 3)
+
+    def fingerprint(self) -> str | None:
+        return f"{self._shape} {self.seed} {self.metric}"
+
+    def rate(self, bits: int) -> float:
+        return 0.5
+
+    def layer_names(self) -> list[str]:
+        return ["0", "1", "2"]
+
+    def layer_jobs(
+        self,
+        techniques: Sequence[Technique],
+        parents: Sequence[int],
+        steps: Sequence[int],
+        ends: Sequence[int],
+        memory: int,
+        layers: Sequence[str],
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        assert self._dense.gram is not None
+        for name in layers:
+            parts = (stack(array, 3)[int(name)].tolist() for array in (self._dense.weight, self._dense.gram))
+            weight, gram = parts
+            yield (
+                name,
+                {
+                    "techniques": [str(t) for t in techniques],
+                    "weight": weight,
+                    "gram": gram,
+                    "parents": list(parents),
+                    "steps": list(steps),
+                    "ends": list(ends),
+                },
+            )
+
+    @property
+    def explore(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        return explore
 
     def lower_is_better(self, metric: str) -> bool:
         return metric == "error"
@@ -91,6 +131,41 @@ class LayerBench:
 
     def shapes(self) -> list[tuple[int, int]]:
         return [self._shape] * 3
+
+
+def digest(state: LayerState, layers: int) -> str:
+    """The same for states of the same numbers: 0 is -0."""
+    form = state.format
+    fields = [state.weight, state.effective(), form.mask, None if form.grid is None else form.grid.step]
+    known = [None if field is None else (stack(field, layers) + 0.0).tobytes() for field in fields]
+    grid = None if form.grid is None else form.grid.levels
+    return hashlib.sha256(repr((known, grid, form.rank)).encode()).hexdigest()
+
+
+def explore(job: dict[str, Any]) -> dict[str, Any]:
+    """One layer of a LayerBench: no technique is applied twice to one state."""
+    techniques = [parse_sequence(text).techniques[0] for text in job["techniques"]]
+    weight, gram = (unstack(np.array([job[name]])) for name in ("weight", "gram"))
+    state = LayerState.dense(weight, gram=gram)
+    found, applied = {digest(state, 1): state}, dict[tuple[str, int], str]()
+    digests = [digest(state, 1)]
+    for parent, step in list(zip(job["parents"], job["steps"], strict=True))[1:]:
+        key = digests[parent], step
+        if key not in applied:
+            with np.errstate(all="ignore"):
+                after = techniques[step].encode(found[key[0]])
+            applied[key] = digest(after, 1)
+            found[applied[key]] = after
+        digests.append(applied[key])
+    ends = [found[digests[end]] for end in job["ends"]]
+    losses = {name: [float(np.sum(loss.of(end).values)) for end in ends] for name, loss in LOSSES.items()}
+    return {
+        "losses": losses,
+        "bits": [1] * len(ends),
+        "digests": [digests[end] for end in job["ends"]],
+        "applications": len(applied),
+        "repeated": 0,
+    }
 
 
 def exhaustive(bench: LayerBench, techniques: list[Technique]) -> dict[str, tuple[dict[str, float], dict[str, float]]]:

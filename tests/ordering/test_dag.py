@@ -10,9 +10,10 @@ import networkx as nx
 import pytest
 
 from compcomp.language.claim import dominates, equal
-from compcomp.language.technique import Sequence
+from compcomp.language.technique import Sequence, Technique
 from compcomp.language.verdict import Status
-from compcomp.ordering.dag import Orderings, Prefix, covers
+from compcomp.ordering.dag import Orderings, covers
+from compcomp.ordering.space import Prefix, optional
 from compcomp.proving.proof import EXACT
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude
 from tests.ordering.fakes import verdict
@@ -72,10 +73,88 @@ def test_a_merged_prefix_takes_its_continuations_with_it() -> None:
 
 def test_what_may_not_merge() -> None:
     orderings = Orderings([A, B, C], "weight_l2")
-    assert not same(orderings, (0, 1), (0, 2))  # other techniques are left
-    assert not same(orderings, (0,), (0, 1))
-    assert not orderings.merge(verdict(equal(A >> A, A), Status.PROVED))  # no prefix of these orders
+    assert not orderings.merge(verdict(equal(A >> D, D >> A), Status.PROVED))  # D is not of this search
     assert not orderings.merge(verdict(dominates(A >> B, B >> A), Status.PROVED))
+    assert not orderings.merge(verdict(equal(A >> B, B >> A), Status.PROVED, assumptions=("the layer is square",)))
+    assert orderings.counted()["measured"] == 6
+
+
+def test_equal_states_with_other_techniques_left_are_no_one_order() -> None:
+    orderings = Orderings([A, B, C], "weight_l2")
+    assert same(orderings, (0, 1), (0, 2)) and same(orderings, (1,), (1, 0))
+    assert orderings.word((0, 2))[0] == (0, 1) and orderings.word((1, 0))[0] == (1,)
+    assert orderings.representative((0, 2)) == (0, 2), "what is left differs"
+    assert orderings.representative((1, 0)) == (1, 0)
+    assert {orderings.text(p) for p in orderings.staying()} == {orderings.text(p) for p in orderings.orders()}
+
+
+def test_from_every_state_a_proof_serves_inside_an_order_else_only_at_its_start() -> None:
+    anywhere, dense = (Orderings([A, B, C], "weight_l2") for _ in range(2))
+    claim = equal(A >> B, B >> A)
+    assert anywhere.merge(verdict(claim, Status.PROVED, congruent=True)) and dense.merge(verdict(claim, Status.PROVED))
+    assert anywhere.representative((2, 1, 0)) == (2, 0, 1) and dense.representative((2, 1, 0)) == (2, 1, 0)
+    assert (anywhere.counted()["merged"], dense.counted()["merged"]) == (3 - 1, 1)
+    (fate,) = anywhere.fates([(2, 1, 0)])
+    assert fate.fate == "merged" and [str(p.claim) for p in fate.proofs] == [str(claim)]
+
+
+def resting(given: list[Technique], step: int, congruent: bool = True) -> Orderings:
+    """Orderings in which one technique changes nothing at first, and never loses anything at the end."""
+    orderings = Orderings(given, "weight_l2")
+    technique = orderings.techniques[step]
+    assert orderings.merge(verdict(equal(technique, Sequence()), Status.PROVED))
+    for last in orderings.techniques:
+        claim = dominates(last >> technique, last, loss="weight_l2")
+        assert orderings.improves_last(verdict(claim, Status.PROVED, congruent=congruent)) == congruent
+    return orderings
+
+
+def test_what_changes_nothing_at_first_comes_last() -> None:
+    orderings = resting([A, B, C], 2)
+    assert orderings.counted() == {"total": 6, "merged": 0, "dropped": 2, "measured": 4}
+    (fate,) = orderings.fates([(2, 1, 0)])
+    assert (fate.fate, fate.by) == ("dropped", orderings.text((1, 0, 2)))
+    assert [str(p.claim) for p in fate.proofs] == [f"{C} equals identity", f"{A >> C} dominates {A}"]
+    assert orderings.node((2, 1)) is None
+
+
+def test_a_proof_from_the_dense_layer_alone_defers_nothing() -> None:
+    orderings = resting([A, B, C], 2, congruent=False)
+    assert orderings.counted()["dropped"] == 0 and orderings.representative((2, 1, 0)) == (2, 1, 0)
+
+
+def test_nothing_is_deferred_to_a_place_it_may_not_take() -> None:
+    orderings = Orderings([A, B, C], "weight_l2", before=[(C, B)])
+    orderings.merge(verdict(equal(C, Sequence()), Status.PROVED))
+    for last in (A, B, C):
+        orderings.improves_last(verdict(dominates(last >> C, last), Status.PROVED, congruent=True))
+    assert orderings.total == 3 and orderings.counted()["dropped"] == 0
+
+
+def test_an_order_of_nothing_but_what_rests_stays() -> None:
+    orderings = resting([C, optional(A)], 0)
+    assert {orderings.text(p) for p in orderings.staying()} >= {str(C)}
+    assert orderings.counted()["total"] == 3
+
+
+def test_what_is_the_same_on_a_model_is_merged_there_and_said_so() -> None:
+    orderings = Orderings([A, B], "weight_l2")
+    orderings.same_on_model({(0, 1): "x", (1, 0): "x"})
+    assert orderings.counted() == {"total": 2, "merged": 1, "dropped": 0, "measured": 1}
+    (fate,) = orderings.fates([(1, 0)])
+    assert fate.fate == "merged" and fate.proofs == () and "this model" in fate.because
+
+
+def test_an_order_that_is_known_to_lose_more_is_dropped() -> None:
+    orderings = Orderings([A, B], "weight_l2")
+    orderings.exceeds((1, 0), (0, 1), "its loss on half the layers is more")
+    assert orderings.counted() == {"total": 2, "merged": 0, "dropped": 1, "measured": 1}
+    (fate,) = orderings.fates([(1, 0)])
+    assert (fate.fate, fate.by, fate.because) == (
+        "dropped",
+        orderings.text((0, 1)),
+        "its loss on half the layers is more",
+    )
 
 
 def test_what_may_not_drop() -> None:
@@ -167,7 +246,7 @@ def test_merging_finds_the_classes_of_commuting_techniques(seed: int) -> None:
     every = list(combinations(range(len(orderings.techniques)), 2))
     pairs = {frozenset(pair) for pair in every if chance.random() < 0.5}
     for level in range(2, len(given) + 1):
-        prefixes = [p for p in orderings.tree() if len(p) == level]
+        prefixes = [node.prefix for node in orderings.nodes.values() if len(node.prefix) == level]
         questions = list(combinations(prefixes, 2))
         chance.shuffle(questions)
         for one, other in questions:

@@ -74,7 +74,11 @@ def test_equal_prefixes_are_proposed_and_others_are_not() -> None:
     assert ((2, 3), (3, 2)) in found  # distillation rests until something is lost, and so does the factoring
     assert ((0, 1), (1, 0)) not in found and ((0, 2), (2, 0)) not in found
     for one, other in found:
-        assert sorted(one) == sorted(other) and {one[:2], other[:2]} == {(2, 3), (3, 2)}
+        resting = [
+            tuple(step for k, step in enumerate(word) if step < 2 or any(s < 2 for s in word[:k]))
+            for word in (one, other)
+        ]
+        assert resting[0] == resting[1], "words differ in what changes nothing at first"
 
 
 @pytest.mark.parametrize("techniques", [[Magnitude("1/2", ties="any"), P], [AbsMax(4, rounding="any"), Q]])

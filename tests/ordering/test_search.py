@@ -13,6 +13,7 @@ from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status
 from compcomp.ordering import search as module
 from compcomp.ordering.ask import Asker
+from compcomp.ordering.dag import ON_THIS_MODEL
 from compcomp.ordering.measure import Measurement, ranked
 from compcomp.ordering.plan import Plan
 from compcomp.ordering.search import search
@@ -31,7 +32,8 @@ def consistent(plan: Plan) -> None:
     assert len(fates) == counts["total"] == len({account["order"] for account in plan.accounts})
     assert all(fates.count(fate) == counts[fate] for fate in ("merged", "dropped", "measured"))
     assert str(plan.order) == plan.best["order"] and plan.worst == plan.measurements[-1]
-    assert plan.optimality == ("proved" if counts["measured"] == 1 else "measured")
+    assert plan.optimality == ("proved" if plan.left == 1 else "measured")
+    assert counts["measured"] <= plan.left
 
 
 @pytest.mark.parametrize("status", [status for status in Status if status is not Status.PROVED])
@@ -39,8 +41,10 @@ def test_without_proofs_everything_is_measured(status: Status) -> None:
     prover, bench = Prover(lambda claim: status), LayerBench([P, Q, D, L])
     plan = search([P, Q, D, L], "output_l2", bench, prover=prover)
     consistent(plan)
-    assert plan.orders == {"total": 24, "merged": 0, "dropped": 0, "measured": 24}
-    assert plan.applications == {"done": 64, "full_tree": 64} and bench.applications == 64
+    assert plan.left == 24 and plan.orders["dropped"] == 0
+    merged = [account for account in plan.accounts if account["fate"] == "merged"]
+    assert all(account["because"] == ON_THIS_MODEL for account in merged)
+    assert plan.applications["done"] == bench.applications <= plan.applications["full_tree"] == 64
     assert len({str(claim) for claim, _ in prover.asked}) < 24 * 23 / 2  # testing left most claims unasked
 
 
@@ -49,7 +53,7 @@ def test_proved_equality_merges() -> None:
     plan = search([D, L], "output_l2", bench, prover=Prover(lambda c: PROVED if c.kind == "equal" else UNKNOWN))
     consistent(plan)
     assert plan.orders == {"total": 2, "merged": 1, "dropped": 0, "measured": 1}
-    assert plan.optimality == "proved" and bench.applications == plan.applications["done"] == 2
+    assert plan.optimality == "proved" and bench.applications == plan.applications["done"] == 0, "nothing is lost yet"
 
 
 def test_proved_dominance_drops() -> None:
@@ -145,8 +149,8 @@ def test_ties_go_to_the_smaller_loss_then_to_the_text() -> None:
 def test_each_prefix_is_applied_once_and_let_go() -> None:
     bench = LayerBench([P, Q, D, W])
     plan = search([P, Q, D, W], "output_l2", bench, prover=Prover(lambda _: UNKNOWN))
-    assert bench.applications == plan.applications["done"] == 64
-    assert bench.most_live <= 5 and bench.evaluations == 25
+    assert bench.applications == plan.applications["done"] < 64, "some states are the same on these layers"
+    assert bench.most_live <= 5 and bench.evaluations == plan.orders["measured"] + 1
 
 
 def test_a_technique_listed_twice() -> None:

@@ -155,6 +155,7 @@ def plan(
         **{
             "order": found.order(leaves[0]),
             "optimality": "proved" if len(leaves) == 1 else "measured",
+            "left": len(leaves),
             "orders": found.counted(),
             "verdicts": verdicts(),
             "claims": {"asked": 9, "reused": 0, "proved": 3, "refuted": 2, "undecided": 4},

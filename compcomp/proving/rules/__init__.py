@@ -11,7 +11,7 @@ from collections.abc import Callable
 from compcomp.language.claim import Claim
 from compcomp.proving.proof import Proof
 from compcomp.proving.rules.exchange import exchange
-from compcomp.proving.rules.improvement import last_step_improves, same_state
+from compcomp.proving.rules.improvement import from_every_state, last_step_improves, same_state
 from compcomp.proving.rules.kept import invariant_is_kept
 from compcomp.proving.rules.orthogonality import orthogonality
 from compcomp.proving.rules.same import same_states
@@ -19,4 +19,12 @@ from compcomp.proving.solver import Solver
 
 Rule = Callable[[Claim, Solver, float], Proof | None]
 
-RULES: tuple[Rule, ...] = (same_state, last_step_improves, invariant_is_kept, exchange, same_states, orthogonality)
+RULES: tuple[Rule, ...] = (
+    from_every_state,
+    same_state,
+    last_step_improves,
+    invariant_is_kept,
+    exchange,
+    same_states,
+    orthogonality,
+)

@@ -21,25 +21,37 @@ from compcomp.proving.solver import Solver
 # does, unless (rest) is used.
 
 
+def from_every_state(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
+    """Either rule without (rest), so that the proof may be used inside longer sequences."""
+    session = Session(solver, time.monotonic() + deadline)
+    return _same_state(claim, session, dense=False) or _last_step(claim, session, dense=False)
+
+
 def same_state(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
     """Both sequences have one normal form."""
-    if claim.kind not in ("equal", "dominates"):
-        return None
-    session = Session(solver, time.monotonic() + deadline)
-    left, right = normal_form(claim.left, session), normal_form(claim.right, session)
-    if left.atoms != right.atoms or not (left.deterministic and right.deterministic):
-        return None
-    rule = "absorption" if left.absorbed or right.absorbed else "rest"
-    assumptions = dict.fromkeys((EXACT, *left.assumptions, *right.assumptions))
-    return Proof(rule, "any shape", tuple(assumptions), tuple(session.queries), not left.resting and not right.resting)
+    return _same_state(claim, Session(solver, time.monotonic() + deadline), dense=True)
 
 
 def last_step_improves(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
     """The left sequence is the right one, continued by techniques that never increase the loss."""
+    return _last_step(claim, Session(solver, time.monotonic() + deadline), dense=True)
+
+
+def _same_state(claim: Claim, session: Session, *, dense: bool) -> Proof | None:
+    if claim.kind not in ("equal", "dominates"):
+        return None
+    left, right = (normal_form(sequence, session, dense=dense) for sequence in (claim.left, claim.right))
+    if left.atoms != right.atoms or not (left.deterministic and right.deterministic):
+        return None
+    rule = "absorption" if left.absorbed or right.absorbed else "rest"
+    assumptions = dict.fromkeys((EXACT, *left.assumptions, *right.assumptions))
+    return Proof(rule, "any shape", tuple(assumptions), tuple(session.queries), not dense)
+
+
+def _last_step(claim: Claim, session: Session, *, dense: bool) -> Proof | None:
     if claim.kind != "dominates" or claim.loss is None:
         return None
-    session = Session(solver, time.monotonic() + deadline)
-    left, right = normal_form(claim.left, session), normal_form(claim.right, session)
+    left, right = (normal_form(sequence, session, dense=dense) for sequence in (claim.left, claim.right))
     shared, rest = left.atoms[: len(right.atoms)], left.atoms[len(right.atoms) :]
     if shared != right.atoms or not right.deterministic:
         return None
@@ -49,5 +61,4 @@ def last_step_improves(claim: Claim, solver: Solver, deadline: float) -> Proof |
             return None
         contracts.append(f"{technique} never increases {claim.loss.name} (its contract)")
     assumptions = dict.fromkeys((EXACT, *contracts, *left.assumptions, *right.assumptions))
-    everywhere = not left.resting and not right.resting
-    return Proof("last step", "any shape", tuple(assumptions), tuple(session.queries), everywhere)
+    return Proof("last step", "any shape", tuple(assumptions), tuple(session.queries), not dense)

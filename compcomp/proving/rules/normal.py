@@ -63,10 +63,10 @@ class Normal:
         return tuple(dict.fromkeys(lines))
 
 
-def normal_form(sequence: Sequence, session: Session) -> Normal:
-    """Rewrite a sequence until nothing is left to leave out."""
+def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> Normal:
+    """Rewrite a sequence until nothing is left to leave out. ``dense``: it starts from the dense state, so (rest)."""
     atoms, resting, beside = list[Step | Technique](), list[Technique](), list[Technique]()
-    absorbed, at_reference = False, True
+    absorbed, at_reference = False, dense
     for technique in sequence:
         promises = technique.promises()
         if at_reference and promises.rests:

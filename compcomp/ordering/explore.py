@@ -1,0 +1,166 @@
+"""Losses of every staying order on a model, layer by layer: each layer is one job, whatever the number of workers.
+
+Techniques act on one layer at a time, so the tree of words is explored for each layer alone. There, what is bitwise
+equal is one state, and no technique is applied to one state twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any
+
+from compcomp.ordering.dag import Orderings
+from compcomp.ordering.jobs import run
+from compcomp.ordering.measure import Bench, Tree
+from compcomp.ordering.space import Prefix
+from compcomp.ordering.store import Store
+
+MEMORY = 2**30
+"""Bytes of states that one job may keep."""
+FIRST_SHARE = 4
+"""One layer in so many is explored whole before orders that cannot win are left out."""
+ABOVE = 1e-9
+"""Relative excess at which a part of a loss counts as more than a whole one: sums of floats are no exact numbers."""
+
+Told = Callable[[int, int, str], None]
+"""Told how many layers are done, of how many, and the name of the last."""
+
+
+@dataclass
+class Explored:
+    """What is known of orders on the layers of a model.
+
+    ``places``: by layer, then by order: the result of its job, and the order's place among its ends.
+    ``applications``: kernel runs on single layers. ``reused``: layers whose result was stored.
+    """
+
+    places: dict[str, dict[Prefix, tuple[dict[str, Any], int]]] = field(default_factory=dict)
+    applications: int = 0
+    reused: int = 0
+
+    def on(self, layer: str, order: Prefix) -> dict[str, float]:
+        """Every named loss of the order on one layer."""
+        result, place = self.places[layer][order]
+        return {name: row[place] for name, row in result["losses"].items()}
+
+    def loss(self, name: str, order: Prefix, layers: Iterable[str] | None = None) -> float:
+        """The order's loss over these layers, over those that are explored where None."""
+        total = 0.0
+        for layer in self.places if layers is None else layers:
+            if order in self.places[layer]:
+                result, place = self.places[layer][order]
+                total += result["losses"][name][place]
+        return total
+
+    def bits(self, order: Prefix) -> int:
+        """Bits to store the layers after this order."""
+        return sum(result["bits"][place] for result, place in (layer[order] for layer in self.places.values()))
+
+    def state(self, order: Prefix) -> tuple[str, ...]:
+        """The same for two orders only if they leave every layer bitwise the same."""
+        return tuple(result["digests"][place] for result, place in (layer[order] for layer in self.places.values()))
+
+
+class Explorer:
+    """Explores layers in rounds: first some of them whole, then the others for what can still be among the best."""
+
+    def __init__(
+        self,
+        orderings: Orderings,
+        bench: Bench,
+        executor: Executor | None,
+        store: Store | None,
+        told: Told,
+        memory: int = MEMORY,
+    ) -> None:
+        self.orderings, self.bench, self.executor, self.store = orderings, bench, executor, store
+        self.told, self.memory, self.found = told, memory, Explored()
+        self.names = bench.layer_names()
+
+    def explore(self, keep: int, *, every: bool = False) -> Explored:
+        """Explore all layers for the staying orders; with ``every`` without leaving any out on the way.
+
+        Orders whose loss on some layers is more than the whole loss of ``keep`` others are noted in the orderings, and
+        not explored on the layers that are left.
+        """
+        loss = self.orderings.loss
+        staying = list(self.orderings.staying())
+        if every or len(staying) <= keep or len(self.names) < FIRST_SHARE:
+            self.layers(self.names, staying)
+            return self.found
+        count = len(self.names) // FIRST_SHARE
+        rounds = [self.names[k * count : (k + 1) * count] for k in range(FIRST_SHARE - 1)]
+        rounds.append(self.names[(FIRST_SHARE - 1) * count :])
+        self.layers(rounds[0], staying)
+        best = sorted(staying, key=lambda order: (self.found.loss(loss, order), order))[:keep]
+        for names in rounds[1:]:
+            self.layers(names, best, counted=False)
+        whole = max(best, key=lambda order: self.found.loss(loss, order))
+        most, chosen = self.found.loss(loss, whole), set(best)
+        for number, names in enumerate(rounds[1:], start=1):
+            done = [name for earlier in rounds[:number] for name in earlier]
+            for order in [order for order in staying if order not in chosen]:
+                part = self.found.loss(loss, order, done)
+                if part > most + ABOVE * abs(most):
+                    because = (
+                        f"its {loss} over {len(done)} of {len(self.names)} layers alone is {part:.6g}, more than the "
+                        f"{most:.6g} over all layers of {self.orderings.text(whole)}"
+                    )
+                    self.orderings.exceeds(order, whole, because)
+                    staying.remove(order)
+            self.layers(names, [order for order in staying if order not in chosen])
+        return self.found
+
+    def layers(self, names: Sequence[str], orders: Sequence[Prefix], *, counted: bool = True) -> None:
+        """Explore these layers for these orders."""
+        if not orders:
+            return
+        tree, done = Tree.of(self.orderings, orders), 0
+        for name, result in self._results(names, tree):
+            self.found.applications += result["applications"] + result["repeated"]
+            self.found.places.setdefault(name, {}).update(
+                (order, (result, place)) for place, order in enumerate(tree.orders)
+            )
+            if counted:
+                done += 1
+                self.told(done, len(names), name)
+
+    def _results(self, names: Sequence[str], tree: Tree) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The result for each layer: from the store, or from its job."""
+        keys, found = dict[str, str](), dict[str, dict[str, Any]]()
+        for name, job in self._jobs(names, tree) if self.store is not None else ():
+            if not job.get("portable", True):
+                break
+            keys[name] = key_of(job)
+            if (known := self.store.get_result(keys[name]) if self.store is not None else None) is not None:
+                found[name] = {**known, "applications": 0, "repeated": 0}
+                self.found.reused += 1
+        open_ = [name for name in names if name not in found]
+        fresh = run(self.bench.explore, self._jobs(open_, tree), self.executor)
+        for name in names:
+            if name not in found:
+                arrived, result = next(fresh)
+                assert arrived == name
+                if self.store is not None and name in keys:
+                    self.store.put_result(keys[name], result)
+                found[name] = result
+            yield name, found.pop(name)
+
+    def _jobs(self, names: Sequence[str], tree: Tree) -> Iterator[tuple[str, dict[str, Any]]]:
+        orderings = self.orderings
+        return self.bench.layer_jobs(orderings.techniques, tree.parents, tree.steps, tree.ends, self.memory, names)
+
+
+def key_of(job: dict[str, Any]) -> str:
+    """A digest of everything a job's result depends on: all of it but the memory it may take."""
+    digest = hashlib.sha256()
+    for key in sorted(job):
+        if key != "memory":
+            value = job[key]
+            digest.update(key.encode() + b"\0")
+            digest.update(value if isinstance(value, bytes) else json.dumps(value).encode())
+    return digest.hexdigest()

@@ -1,0 +1,208 @@
+"""Which orders there are: slots to fill, which of them may stay empty, and what has to come before what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+from compcomp.errors import InputError
+from compcomp.language.technique import Sequence as Order
+from compcomp.language.technique import Technique
+
+Prefix = tuple[int, ...]
+"""An order, or the beginning of one: positions in :attr:`Space.techniques`."""
+Used = tuple[tuple[int, ...], frozenset[int]]
+"""How many of each slot are filled, and which techniques that others have to come before were met."""
+
+
+T = TypeVar("T")
+
+
+def distinct(items: Iterable[T]) -> tuple[T, ...]:
+    """Each once, by equality: a technique of a user need not be hashable."""
+    found: list[T] = []
+    for item in items:
+        if not any(item == other for other in found):
+            found.append(item)
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place to fill by one of the alternatives, each a technique; ``optional``: it may also stay empty."""
+
+    alternatives: tuple[Technique, ...]
+    optional: bool = False
+
+    def __str__(self) -> str:
+        shown = " or ".join(map(str, self.alternatives))
+        return f"optional {shown}" if self.optional else shown
+
+
+def optional(technique: Technique | Slot) -> Slot:
+    """A technique, or alternatives, that an order may also leave out."""
+    return Slot(_slot(technique).alternatives, optional=True)
+
+
+def one_of(*techniques: Technique) -> Slot:
+    """Alternatives, of which an order takes exactly one."""
+    alternatives = distinct(t for technique in techniques for t in _slot(technique).alternatives)
+    if not alternatives:
+        raise InputError("no techniques", "one or more techniques", "one_of")
+    return Slot(alternatives)
+
+
+def _slot(given: Any) -> Slot:
+    if isinstance(given, Slot):
+        return given
+    if isinstance(given, Technique):
+        return Slot((given,))
+    raise InputError(repr(given)[:80], "a technique, optional(technique) or one_of(technique, ...)", "techniques")
+
+
+class Space:
+    """The orders of some slots.
+
+    Every slot is filled once, or left empty where it is optional; a technique that fills two equal slots may occur
+    twice. ``before``: pairs of techniques of which the first, where both occur, comes before the second.
+    """
+
+    def __init__(self, given: Iterable[Technique | Slot], before: Iterable[tuple[Technique, Technique]] = ()) -> None:
+        slots = [_slot(one) for one in given]
+        self.slots: tuple[Slot, ...] = distinct(slots)
+        self.counts = tuple(slots.count(slot) for slot in self.slots)
+        self.length = len(slots)
+        self.techniques: tuple[Technique, ...] = distinct(t for s in self.slots for t in s.alternatives)
+        places = [[k for k, slot in enumerate(self.slots) if t in slot.alternatives] for t in self.techniques]
+        for technique, homes in zip(self.techniques, places, strict=True):
+            if len(homes) > 1:
+                raise InputError(f"{technique} in two different slots", "each technique in one slot", "techniques")
+        self.home = tuple(homes[0] for homes in places)
+        self.before = self._before(before)
+        self.bound = frozenset(i for pair in self.before for i in pair)
+
+    def _before(self, given: Iterable[tuple[Technique, Technique]]) -> frozenset[tuple[int, int]]:
+        pairs = set()
+        for pair in given:
+            if len(tuple(pair)) != 2:
+                raise InputError(repr(pair)[:80], "pairs of techniques", "before")
+            for one in pair:
+                if one not in self.techniques:
+                    raise InputError(str(one)[:80], ", ".join(map(str, self.techniques)), "before")
+            first, second = (self.techniques.index(one) for one in pair)
+            pairs.add((first, second))
+        more = True
+        while more:  # what follows from the pairs together
+            longer = {(a, d) for a, b in pairs for c, d in pairs if b == c} - pairs
+            pairs |= longer
+            more = bool(longer)
+        if any(a == b for a, b in pairs):
+            raise InputError("a circle of techniques that come before each other", "no circle", "before")
+        return frozenset(pairs)
+
+    # ------------------------------------------------------------------------------------ prefixes
+
+    def order(self, prefix: Prefix) -> Order:
+        """The techniques of a prefix, in its order."""
+        return Order(tuple(self.techniques[i] for i in prefix))
+
+    def text(self, prefix: Prefix) -> str:
+        """The text form; the empty prefix is "identity"."""
+        return str(self.order(prefix))
+
+    @property
+    def start(self) -> Used:
+        """What the empty prefix has used."""
+        return (0,) * len(self.slots), frozenset()
+
+    def after(self, used: Used, step: int) -> Used:
+        """What is used after one more technique."""
+        filled, met = used
+        home = self.home[step]
+        now = (*filled[:home], filled[home] + 1, *filled[home + 1 :])
+        return now, met | {step} if step in self.bound else met
+
+    def used(self, prefix: Prefix) -> Used:
+        """What a prefix has used."""
+        used = self.start
+        for i in prefix:
+            used = self.after(used, i)
+        return used
+
+    def next_steps(self, prefix: Prefix) -> list[int]:
+        """The techniques that may follow."""
+        return self.steps_after(self.used(prefix))
+
+    def steps_after(self, used: Used) -> list[int]:
+        """The techniques that may follow what is used, and leave a way to fill every slot that has to be filled."""
+        open_ = [i for i, home in enumerate(self.home) if used[0][home] < self.counts[home] and not self._late(used, i)]
+        return [i for i in open_ if self._fillable(self.after(used, i))] if self.before else open_
+
+    def _late(self, used: Used, step: int) -> bool:
+        """Whether something is there already that the technique has to come before."""
+        return any((step, other) in self.before for other in used[1])
+
+    def _fillable(self, used: Used) -> bool:
+        """Whether no slot that has to be filled has come too late: the pairs have no circle, so that suffices."""
+        return all(
+            slot.optional
+            or filled == count
+            or not all(self._late(used, self.techniques.index(t)) for t in slot.alternatives)
+            for slot, filled, count in zip(self.slots, used[0], self.counts, strict=True)
+        )
+
+    def complete(self, used: Used) -> bool:
+        """Whether every slot that has to be filled is."""
+        return all(
+            slot.optional or filled == count
+            for slot, filled, count in zip(self.slots, used[0], self.counts, strict=True)
+        )
+
+    def prefix(self, techniques: Sequence[Technique]) -> Prefix | None:
+        """The positions of these techniques, None when they are no prefix of an order of these."""
+        found: list[int] = []
+        for technique in techniques:
+            position = next((i for i in self.next_steps(tuple(found)) if self.techniques[i] == technique), None)
+            if position is None:
+                return None
+            found.append(position)
+        return tuple(found)
+
+    def orders(self) -> Iterator[Prefix]:
+        """Every complete order, one at a time."""
+        stack: list[Prefix] = [()]
+        while stack:
+            prefix = stack.pop()
+            if self.complete(self.used(prefix)):
+                yield prefix
+            stack.extend((*prefix, i) for i in reversed(self.next_steps(prefix)))
+
+    # ------------------------------------------------------------------------------------ counts
+
+    @property
+    def total(self) -> int:
+        """How many different orders there are."""
+        return self._counted[0]
+
+    @property
+    def full_tree(self) -> int:
+        """Technique applications in the full prefix tree, that is prefixes of every length from 1 on."""
+        return self._counted[1]
+
+    @cached_property
+    def _counted(self) -> tuple[int, int]:
+        """Orders and prefixes, counted by what they have used."""
+        level: dict[Used, int] = {self.start: 1}
+        total = nodes = 0
+        while level:
+            longer: dict[Used, int] = {}
+            for used, ways in level.items():
+                total += ways if self.complete(used) else 0
+                for i in self.steps_after(used):
+                    after = self.after(used, i)
+                    longer[after] = longer.get(after, 0) + ways
+            nodes += sum(longer.values())
+            level = longer
+        return total, nodes
