@@ -39,6 +39,7 @@ CREATE TABLE IF NOT EXISTS verdicts (
     seconds REAL, verdict TEXT NOT NULL, made REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS families ON verdicts (family);
 CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, name TEXT NOT NULL, data TEXT NOT NULL, made REAL NOT NULL)"""
+_ADD = "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING"
 _PUT = """INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
     family = excluded.family, claim = excluded.claim, scope = excluded.scope, status = excluded.status,
     seconds = excluded.seconds, verdict = excluded.verdict, made = excluded.made
@@ -138,7 +139,7 @@ class Store:
         """Keep a verdict, unless it may turn out otherwise another time.
 
         options: with which it was asked; an unknown is kept only with these. derived: it follows from another, so
-        nothing has to be looked for among what follows from it.
+        it replaces nothing, and nothing has to be looked for among what follows from it.
         """
         claim, unknown = verdict.claim, verdict.status is Status.UNKNOWN
         key = key_of(claim, verdict.scope)
@@ -149,7 +150,7 @@ class Store:
             key, seconds = _tried(key, options), _seconds(options)
         group = None if unknown or derived else _group(claim)
         row = (key, group, str(claim), str(verdict.scope), str(verdict.status), seconds)
-        self._run(_PUT, (*row, json.dumps(verdict_to_json(verdict)), time.time()))
+        self._run(_ADD if derived else _PUT, (*row, json.dumps(verdict_to_json(verdict)), time.time()))
 
     def __len__(self) -> int:
         """How many verdicts there are, of all versions."""
@@ -170,11 +171,9 @@ class Store:
         return found if isinstance(found, dict) else None
 
     def put_result(self, key: str, data: Mapping[str, Any]) -> None:
-        """Keep a measurement, in place of what was there. data: what JSON can hold, with text as keys."""
+        """Keep a measurement, in place of what was there. data: what JSON can hold, with texts as keys."""
         try:
             text = json.dumps(dict(data))
-            if json.loads(text) != data and "NaN" not in text:
-                raise TypeError("it would come back as something else, as a tuple does as a list")
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"data that JSON cannot hold ({error})", "plain data", "Store.put_result") from None
         self._run("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?)", (_result_key(key), key, text, time.time()))
