@@ -273,10 +273,10 @@ def _reach(source: Verdict, claim: Claim, scope: Scope, found: Implication) -> t
         return (source.reach if found.same_layers or source.reach == ANYWHERE else scope.describe()), ()
     if source.reach == ANYWHERE or (source.scope.kind == "any" and not source.reach):
         return ANYWHERE, ("proved for any shape",)
-    if source.scope.kind == "block" and scope.shape is not None:
-        instance = replace(source, claim=replace(claim, given=source.claim.given))
-        if covers(source, {scope.shape}) and covers(instance, {scope.shape}):
-            return scope.describe(), (f"proved for blocks of {source.scope.columns}",)
+    if source.scope.kind != "block" or scope.shape is None or source.claim.given:
+        return None
+    if covers(replace(source, claim=replace(claim, given=())), {scope.shape}):
+        return scope.describe(), (f"proved for blocks of {source.scope.columns}",)
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import multiprocessing
+import sys
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from compcomp.cli import main
 from compcomp.language.claim import Claim, Scope, dominates, equal
 from compcomp.language.parameters import ANY as ANY_
 from compcomp.language.technique import Technique
@@ -207,3 +209,27 @@ def test_answers_are_told_as_they_come() -> None:
     told = list[Verdict]()
     Asker(lambda c, s, o: verdict(c, Status.UNKNOWN)).ask(CLAIMS, ANY, answered=told.append)
     assert [v.claim for v in told] == CLAIMS
+
+
+def test_prove_from_a_shell_reuses_what_is_in_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(claim: str, *more: str) -> tuple[Any, dict[str, Any]]:
+        monkeypatch.setattr(
+            sys, "argv", ["compcomp", "prove", claim, "--json", "--store", str(tmp_path / "s.db"), *more]
+        )
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code, json.loads(capsys.readouterr().out or "{}")
+
+    assert run("LeastSquaresDistill() equals LeastSquaresDistill()")[0] == 0
+    assert run("AbsMax(bits=4) >> AbsMax(bits=4) equals AbsMax(bits=4)", "--scope", "2x2")[0] == 0
+    status, found = run("AbsMax(bits=4) equals AbsMax(bits=3)")
+    assert status == 1 and found["witness"] is not None
+    monkeypatch.setattr("compcomp.proving.prove.prove", lambda *_, **__: pytest.fail("asked"))
+    assert run("AbsMax(bits=4) equals AbsMax(bits=3)") == (1, found)
+    assert run("AbsMax(bits=3) equals AbsMax(bits=4)")[0] == 1
+    status, found = run("AbsMax(bits=4) dominates AbsMax(bits=4) >> AbsMax(bits=4)", "--loss", "output_l2")
+    assert (status, found["reach"]) == (0, "any shape") and "equal states lose the same" in found["notes"][-1]
+    (tmp_path / "s.db").write_text("no database, but long enough to be looked at " * 50)
+    assert run("AbsMax(bits=4) equals AbsMax(bits=3)")[0] == 2

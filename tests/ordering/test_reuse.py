@@ -74,6 +74,9 @@ def test_a_proof_of_a_block_covers_layers_of_such_blocks() -> None:
     assert covered(proof(blocks, "block:4", assumptions=()), blocks, "3x8")
     assert not any(covered(proof(blocks, "block:4", assumptions=()), blocks, s) for s in ("any", "3x6", "block:2"))
     assert not covered(proof(blocks, "block:4", assumptions=("no ties",)), blocks, "3x8")
+    more = replace(blocks, given=conditions("scale_unchanged"))
+    assert covered(proof(blocks, "block:4", assumptions=()), more, "1x8")
+    assert not covered(proof(more, "block:4", assumptions=()), more, "1x8")
     whole = dominates(AbsMax(4), AbsMax(3))
     assert not covered(proof(whole, "block:4", assumptions=()), whole, "1x8")
     outputs = dominates(AbsMax(4, group=4), AbsMax(3, group=2), loss="output_l2")
@@ -357,7 +360,8 @@ def test_claims_that_differ_have_different_keys() -> None:
 
 # ---------------------------------------------------------------------------------------------- against the prover
 
-GIVEN = ["", "no_ties", "scale_unchanged", "no_ties, scale_unchanged", "largest_kept"]
+GIVEN = ["", "", "no_ties", "scale_unchanged", "no_ties, scale_unchanged", "largest_kept"]
+BOXES = ["1, around=((3, 2),)", "2, around=((6, 4),)", "1/2, around=((3, 2),)", "0, around=((1, 1),)"]
 
 
 def drawn(chance: random.Random, kind: type[Magnitude | Wanda], ties: str) -> tuple[Claim, Scope]:
@@ -365,12 +369,15 @@ def drawn(chance: random.Random, kind: type[Magnitude | Wanda], ties: str) -> tu
     share, bits = chance.choice([ANY, "1/2"]), chance.choice([ANY, 2, 2])
     p, q = kind(share, ties=ties if chance.random() < 0.9 else "all"), AbsMax(bits)
     sides = chance.choice([(p >> q, q >> p), (q >> p, p >> q), (p >> p, p), (p, p >> p), (p >> q >> q, p >> q)])
-    given = [c for c in conditions(chance.choice(GIVEN) or ()) if c.concerns(dominates(*sides))]
+    boxed = chance.random() < 0.25
+    chosen = f"box(radius={chance.choice(BOXES)})" if boxed else chance.choice(GIVEN)
+    given = [c for c in conditions(chosen or ()) if c.concerns(dominates(*sides))]
     if chance.random() < 0.4:
         claim = equal(*sides, given=given)
     else:
         claim = dominates(*sides, loss=chance.choice(["weight_l1", "weight_l2", "output_l2"]), given=given)
-    return claim, Scope.of(chance.choice(["any", "any", "1x2", "1x3", "2x2", "block:2"]))
+    scopes = ["any", "1x2"] if boxed else ["any", "any", "1x2", "1x3", "2x2", "block:2"]
+    return claim, Scope.of(chance.choice(scopes))
 
 
 @pytest.mark.parametrize(
@@ -382,7 +389,7 @@ def test_no_law_contradicts_the_prover(seed: int, kind: Any, ties: str, monkeypa
     monkeypatch.setattr(reuse, "SECONDS", 0.1)
     chance = random.Random(seed)
     honest = []
-    for claim, scope in (drawn(chance, kind, ties) for _ in range(40)):
+    for claim, scope in (drawn(chance, kind, ties) for _ in range(50)):
         honest.append(prove(claim, scope, stages=("rule", "search"), search_seconds=0.03, second=None, timeout=10))
     seen: Counter[tuple[Status, Status]] = Counter()
     for source in honest:
