@@ -74,7 +74,6 @@ class Store:
 
     def _open(self) -> None:
         """Make the tables that are missing, one process at a time."""
-        self._run("PRAGMA busy_timeout = 30000")
         until = time.monotonic() + 30
         while True:  # no busy timeout holds for this one statement
             try:

@@ -133,20 +133,19 @@ def filled(tmp_path: Path) -> Path:
     return tmp_path / "plan.db"
 
 
-@pytest.fixture
-def fresh() -> Iterator[None]:
-    """Hashes are taken once a process: here, once before and once after."""
-    caches = (module._library, module._measuring, module._source_of)
-    for one in caches:
-        one.cache_clear()
-    yield
-    for one in caches:
-        one.cache_clear()
-
-
 def forget() -> None:
+    """Hashes are taken once a process; from here on they are taken anew."""
     for one in (module._library, module._measuring, module._source_of):
         one.cache_clear()
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No hash is left from before, and none stays when what was changed is put back."""
+    forget()
+    yield
+    monkeypatch.undo()
+    forget()
 
 
 def test_another_version_of_the_library_finds_nothing(
