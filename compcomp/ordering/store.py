@@ -33,6 +33,7 @@ MEASURING = (*MEANING, "kernels", "models")
 
 FORMAT = 2
 """Of the file. Files of earlier formats lose their verdicts, which this version would not find in any case."""
+_FORMER = ["key", "claim", "scope", "status", "verdict", "made"]
 _TABLES = """
 CREATE TABLE IF NOT EXISTS verdicts (
     key TEXT PRIMARY KEY, family TEXT, claim TEXT NOT NULL, scope TEXT NOT NULL, status TEXT NOT NULL,
@@ -90,8 +91,11 @@ class Store:
         (found,) = self._run("PRAGMA user_version")[0]
         if found > FORMAT:
             raise InputError(f"{str(self.path)!r}, of a later version", f"a store up to format {FORMAT}", "store")
-        if found < FORMAT:
-            self._run("DROP TABLE IF EXISTS verdicts")
+        there = [name for _, name, *_ in self._run("PRAGMA table_info(verdicts)")]
+        if found < FORMAT and there == _FORMER:
+            self._run("DROP TABLE verdicts")
+        elif found < FORMAT and there:
+            raise InputError(f"{str(self.path)!r}, a database of something else", "a file of verdicts", "store")
         for statement in _TABLES.split(";"):
             self._run(statement)
         self._run(f"PRAGMA user_version = {FORMAT}")

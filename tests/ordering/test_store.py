@@ -265,10 +265,15 @@ def test_a_damaged_file_is_said_in_one_line(tmp_path: Path, what: str) -> None:
 
 def test_files_of_other_formats(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "old.db")
-    connection.execute("CREATE TABLE verdicts (key TEXT PRIMARY KEY, claim TEXT)")
-    connection.execute("INSERT INTO verdicts VALUES ('k', 'c')")
+    connection.execute("CREATE TABLE verdicts (key TEXT PRIMARY KEY, claim, scope, status, verdict, made)")
+    connection.execute("INSERT INTO verdicts VALUES ('k', 'c', 'any', 'PROVED', '{}', 0)")
     connection.commit()
     connection.close()
+    connection = sqlite3.connect(tmp_path / "court.db")
+    connection.execute("CREATE TABLE verdicts (judge TEXT)")
+    connection.close()
+    with pytest.raises(InputError, match="something else"):
+        Store(tmp_path / "court.db")
     store = Store(tmp_path / "old.db")
     store.put(plain(equal(Q, P), Status.PROVED))
     assert len(store) == 1
