@@ -15,6 +15,7 @@ from compcomp.version import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from compcomp.language.claim import Claim
     from compcomp.language.verdict import Status, Verdict
     from compcomp.ordering.plan import Plan
     from compcomp.recipe import Recipe
@@ -43,19 +44,23 @@ def prove(
     save: Annotated[
         Path | None, typer.Option("--save", help="Also write the verdict, with certificates, to this new directory.")
     ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", help="A file of verdicts: what follows from one of them is not asked again."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Prove or refute a claim.
 
+    With --store the verdict is kept; with --save it is always found afresh, as its certificates are about this claim.
     Exit status: 0 proved, 1 refuted, 2 wrong use, 3 unknown or any other verdict.
     """
     import compcomp.techniques  # noqa: F401  (registers the techniques that a claim may name)
     from compcomp.language.text import parse_claim
-    from compcomp.proving.prove import prove as decide
 
     parsed = parse_claim(claim, loss)
     with _waiting(f"deciding {parsed}"):
-        verdict = decide(parsed, scope, timeout=timeout, certify=save is not None)
+        verdict = _decided(parsed, scope, timeout, store, certify=save is not None)
     if save is not None:
         verdict.save(save)
     if as_json:
@@ -65,6 +70,28 @@ def prove(
 
         _console().print(verdict_view(verdict))
     raise typer.Exit(_exit_status(verdict))
+
+
+def _decided(claim: Claim, scope: str, timeout: float, path: Path | None, *, certify: bool) -> Verdict:
+    """The verdict, from the store where it is known there."""
+    from compcomp.proving.prove import prove as decide
+
+    if path is None:
+        return decide(claim, scope, timeout=timeout, certify=certify)
+    from contextlib import closing
+
+    from compcomp.language.claim import Scope
+    from compcomp.ordering.ask import Asker
+    from compcomp.ordering.store import Store
+
+    with closing(Store(path)) as store:
+        asker, options = Asker(store=store), {"timeout": timeout}
+        known = None if certify else asker.recall(claim, Scope.of(scope), options)
+        if known is not None:
+            return known
+        verdict = decide(claim, scope, timeout=timeout, certify=certify)
+        asker.learn(verdict, options)
+        return verdict
 
 
 @app.command()

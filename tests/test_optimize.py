@@ -135,8 +135,8 @@ def test_an_executor_and_a_store_change_nothing(tmp_path: Path) -> None:
         assert (plan.order, plan.orders, plan.measurements) == (plain.order, plain.orders, plain.measurements)
         assert [(str(v.claim), v.status) for v in plan.verdicts] == [(str(v.claim), v.status) for v in plain.verdicts]
         assert plan.accounts == plain.accounts
-    decided = plain.claims["proved"] + plain.claims["refuted"]
-    assert (first.claims["reused"], second.claims["reused"]) == (0, decided)
+    assert (first.claims["reused"], second.claims["asked"]) == (0, 0)
+    assert second.claims["reused"] == first.claims["asked"] == plain.claims["asked"]
 
 
 def test_progress_is_told() -> None:

@@ -89,6 +89,10 @@ class Condition:
         """Whether it says anything about this claim."""
         return True
 
+    def implies(self, other: Condition) -> bool:
+        """Whether every layer on which this one holds, along any runs, is known to meet the other."""
+        return self == other
+
     def __str__(self) -> str:
         given = [f"{f.name}={_shown(getattr(self, f.name))}" for f in fields(self)]
         return f"{self.name}({', '.join(given)})" if given else self.name
@@ -212,6 +216,9 @@ class OrthogonalInputs(Condition):
     def concerns(self, claim: Claim) -> bool:
         return _needs_inputs(claim)
 
+    def implies(self, other: Condition) -> bool:
+        return self == other or isinstance(other, DiagonalGram)
+
     def holds(self, claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
         gram = _gram(runs)
         equal = [_same(gram[j, j], gram[0, 0], tolerance) for j in range(1, len(gram))]
@@ -245,6 +252,24 @@ class Box(Condition):
         """Of the layers the condition allows: out, in."""
         return len(self.around), len(self.around[0])
 
+    @property
+    def size(self) -> Fraction:
+        """The largest magnitude of its numbers."""
+        return max(self.radius, *(abs(x) for row in self.around for x in row))
+
+    def scaled(self, factor: Fraction) -> Box:
+        """The box of the layers of this one, times a factor > 0."""
+        return Box(self.radius * factor, tuple(tuple(x * factor for x in row) for row in self.around))
+
+    def implies(self, other: Condition) -> bool:
+        """The other is the same, or a box that has all of this one inside."""
+        if not isinstance(other, Box) or other.shape != self.shape:
+            return False
+        pairs = (
+            (x, y) for row, line in zip(self.around, other.around, strict=True) for x, y in zip(row, line, strict=True)
+        )
+        return all(abs(x - y) + self.radius <= other.radius for x, y in pairs)
+
     def describe(self) -> str:
         rows, columns = self.shape
         return f"given box: every weight is within {self.radius} of the given {rows} x {columns} weights"
@@ -269,6 +294,12 @@ CONDITIONS: dict[str, type[Condition]] = {
 }
 
 Given = Condition | str | Iterable["Condition | str"]
+
+
+def follow(weaker: Iterable[Condition], stronger: Iterable[Condition]) -> bool:
+    """Whether each condition of the one set follows from a condition of the other."""
+    known = tuple(stronger)
+    return all(any(s.implies(w) for s in known) for w in weaker)
 
 
 # ------------------------------------------------------------------------------------------------- as text

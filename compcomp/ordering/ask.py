@@ -1,9 +1,9 @@
-"""Putting claims to the prover: each once, from the store where it is known, on an executor if there is one."""
+"""Putting claims to the prover: each once, unless it follows from what is known, on an executor if there is one."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from typing import Any
 
@@ -11,11 +11,16 @@ from compcomp.language.claim import Claim, Scope
 from compcomp.language.technique import Technique
 from compcomp.language.text import parse_claim
 from compcomp.language.verdict import Status, Verdict
+from compcomp.ordering.reuse import family, follows
 from compcomp.ordering.store import Store, verdict_from_json, verdict_to_json
 
 Options = dict[str, Any]
 """How hard to try: ``timeout`` (seconds) and ``stages`` of the prover."""
 Prover = Callable[[Claim, Scope, Options], Verdict]
+Key = tuple[str, str | None, str]
+"""Claim, loss and scope."""
+FAILED = "the prover failed"
+"""How the cause of a verdict begins that says nothing of the claim."""
 
 
 def decide(claim: Claim, scope: Scope, options: Options) -> Verdict:
@@ -54,19 +59,24 @@ def _decided(prover: Prover, claim: Claim, scope: Scope, options: Options) -> Ve
     try:
         return prover(claim, scope, options)
     except Exception as error:
-        cause = f"the prover failed: {type(error).__name__}: {error}"
+        cause = f"{FAILED}: {type(error).__name__}: {error}"
         return Verdict(claim, scope, Status.UNKNOWN, reach=scope.describe(), cause=" ".join(cause.split())[:300])
 
 
 class Asker:
-    """Asks claims and keeps every verdict. An executor changes where a claim is decided, not how."""
+    """Asks claims and keeps every verdict. An executor changes where a claim is decided, not how.
+
+    ``asked``: claims put to the prover. ``reused``: claims answered by the store, or by a law from other verdicts
+    (:mod:`compcomp.ordering.reuse`).
+    """
 
     def __init__(
         self, prover: Prover = decide, *, executor: Executor | None = None, store: Store | None = None
     ) -> None:
         self.prover, self.executor, self.store = prover, executor, store
         self.asked = self.reused = 0
-        self._known: dict[tuple[str, str | None, str], Verdict] = {}
+        self._known: dict[Key, Verdict] = {}
+        self._families: dict[str, list[Verdict]] = {}
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -82,12 +92,12 @@ class Asker:
     ) -> list[Verdict]:
         """The verdicts, in the order of the claims. ``answered`` is told each as it comes."""
         options, wanted = options or {}, list(claims)
-        fresh: dict[tuple[str, str | None, str], Claim] = {}
+        fresh: dict[Key, Claim] = {}
         for claim in wanted:
             key = _key(claim, scope)
             if key in self._known or key in fresh:
                 continue
-            found = self.store.get(claim, scope) if self.store is not None else None
+            found = self.recall(claim, scope, options)
             if found is None:
                 fresh[key] = claim
             else:
@@ -102,8 +112,7 @@ class Asker:
                 verdict = self._result(claim, scope, options, future)
                 self.asked += 1
                 self._known[_key(claim, scope)] = verdict
-                if self.store is not None:
-                    self.store.put(verdict)
+                self.learn(verdict, options)
                 answered(verdict)
         except BaseException:
             for _, future in pending:
@@ -111,6 +120,43 @@ class Asker:
                     future.cancel()
             raise
         return [self._known[_key(claim, scope)] for claim in wanted]
+
+    def recall(self, claim: Claim, scope: Scope, options: Options | None = None) -> Verdict | None:
+        """What is known of a claim without asking; None where it has to be asked.
+
+        This run's verdicts come first, then the store's: the claim's own verdict, then what it follows from. Only
+        then an unknown, of the store, that was asked no less hard.
+        """
+        known = self._known.get(_key(claim, scope))
+        if known is not None:
+            return known
+        kept = None if self.store is None else self.store.get(claim, scope, options or {})
+        if kept is not None and kept.status is not Status.UNKNOWN:
+            self._remember(kept)
+            return kept
+        for source in self._related(claim):
+            found = follows(source, claim, scope)
+            if found is not None:
+                if self.store is not None:
+                    self.store.put(found, derived=True)
+                return found
+        return kept
+
+    def learn(self, verdict: Verdict, options: Options | None = None) -> None:
+        """Keep what the prover said, for claims that follow from it and for later runs."""
+        self._remember(verdict)
+        if self.store is not None and not verdict.cause.startswith(FAILED):
+            self.store.put(verdict, options or {})
+
+    def _remember(self, verdict: Verdict) -> None:
+        if verdict.proved or verdict.refuted:
+            self._families.setdefault(family(verdict.claim), []).append(verdict)
+
+    def _related(self, claim: Claim) -> Iterator[Verdict]:
+        """Verdicts from which the claim may follow."""
+        yield from self._families.get(family(claim), ())
+        if self.store is not None:
+            yield from self.store.related(claim)
 
     def _submit(self, claim: Claim, scope: Scope, options: Options) -> Future[dict[str, Any]] | None:
         job = job_of(claim, scope, options) if self.executor is not None else None
@@ -131,5 +177,5 @@ class Asker:
         return _decided(self.prover, claim, scope, options)
 
 
-def _key(claim: Claim, scope: Scope) -> tuple[str, str | None, str]:
+def _key(claim: Claim, scope: Scope) -> Key:
     return str(claim), claim.loss.name if claim.loss else None, str(scope)

@@ -1,4 +1,4 @@
-"""Verdicts kept from one run to the next, in SQLite."""
+"""Verdicts and measurements kept from one run to the next, in SQLite."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import json
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from functools import cache
 from importlib import metadata
@@ -18,24 +18,46 @@ from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.text import parse_claim
 from compcomp.language.verdict import Grade, Matrix, Query, Status, Trace, Verdict, Witness
+from compcomp.ordering.reuse import canonical, family, narrowed, restated
 from compcomp.version import __version__
 
-KEPT = (Status.PROVED, Status.REFUTED, Status.VACUOUS)
-"""What is worth keeping: an unknown may be known with more time."""
+PACKAGE = Path(__file__).resolve().parent.parent
 
-MEANING = ("terms.py", "language", "proving", "encodings")
+DECIDED = (Status.PROVED, Status.REFUTED, Status.VACUOUS)
+"""What stays as it is. An unknown may be known with more time, and is kept with the time it had."""
+
+MEANING = ("terms.py", "language", "proving", "checking", "encodings", "ordering/reuse.py", "ordering/dag.py")
 """The sources a verdict depends on: a change in one of them makes every earlier verdict unfindable."""
+MEASURING = (*MEANING, "kernels", "models")
+"""The sources a measurement depends on."""
 
-_TABLE = """CREATE TABLE IF NOT EXISTS verdicts (
-    key TEXT PRIMARY KEY, claim TEXT NOT NULL, scope TEXT NOT NULL, status TEXT NOT NULL,
-    verdict TEXT NOT NULL, made REAL NOT NULL)"""
+FORMAT = 2
+"""Of the file. Files of earlier formats lose their verdicts, which this version would not find in any case."""
+_FORMER = ["key", "claim", "scope", "status", "verdict", "made"]
+_TABLES = """
+CREATE TABLE IF NOT EXISTS verdicts (
+    key TEXT PRIMARY KEY, family TEXT, claim TEXT NOT NULL, scope TEXT NOT NULL, status TEXT NOT NULL,
+    seconds REAL, verdict TEXT NOT NULL, made REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS families ON verdicts (family);
+CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, name TEXT NOT NULL, data TEXT NOT NULL, made REAL NOT NULL)"""
+_ADD = "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING"
+_PUT = """INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET
+    family = excluded.family, claim = excluded.claim, scope = excluded.scope, status = excluded.status,
+    seconds = excluded.seconds, verdict = excluded.verdict, made = excluded.made
+    WHERE excluded.seconds IS NULL OR excluded.seconds >= verdicts.seconds"""
+
+Options = Mapping[str, Any]
+"""How hard a claim was tried: ``timeout`` (seconds) and ``stages`` of the prover, which has its defaults."""
+SECONDS, STAGES = 60.0, ("search", "rule", "bounded")
+"""The prover's defaults."""
 
 
 class Store:
-    """A file of verdicts. Each is written in a transaction of its own, so that a killed run loses none.
+    """A file of verdicts, and of measurements for runs that go on where they were stopped.
 
-    Several processes may use one file at a time. A verdict is found again only for the same claim, loss and
-    scope, the same versions of the library and the solvers, and the same sources of the encodings.
+    Each is written in a transaction of its own, so that a killed run loses none. Several processes may use one
+    file at a time. A verdict is found again only with the same versions of the library and the solvers, and the
+    same sources of the encodings. A file that is no store, or a damaged one, raises InputError.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -43,37 +65,121 @@ class Store:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=NORMAL")
-            self._connection.execute(_TABLE)
         except (OSError, sqlite3.Error) as error:
-            raise InputError(f"{str(path)!r} ({error})", "a path for a file of verdicts (SQLite)", "store") from None
+            raise self._damaged(error) from None
+        try:
+            self._open()
+        except InputError:
+            self._connection.close()
+            raise
 
-    def get(self, claim: Claim, scope: Scope) -> Verdict | None:
-        """The verdict kept for this claim, None when there is none or it cannot be read."""
+    def _open(self) -> None:
+        """Make the tables that are missing, one process at a time."""
+        until = time.monotonic() + 30
+        while True:  # no busy timeout holds for this one statement
+            try:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                break
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise self._damaged(error) from None
+                time.sleep(0.05)
+            except sqlite3.Error as error:
+                raise self._damaged(error) from None
+        self._run("PRAGMA synchronous=NORMAL")
+        self._run("BEGIN IMMEDIATE")
+        (found,) = self._run("PRAGMA user_version")[0]
+        if found > FORMAT:
+            raise InputError(f"{str(self.path)!r}, of a later version", f"a store up to format {FORMAT}", "store")
+        there = [name for _, name, *_ in self._run("PRAGMA table_info(verdicts)")]
+        if found < FORMAT and there == _FORMER:
+            self._run("DROP TABLE verdicts")
+        elif found < FORMAT and there:
+            raise InputError(f"{str(self.path)!r}, a database of something else", "a file of verdicts", "store")
+        for statement in _TABLES.split(";"):
+            self._run(statement)
+        self._run(f"PRAGMA user_version = {FORMAT}")
+        self._run("COMMIT")
+
+    def _run(self, statement: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        try:
+            return self._connection.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> InputError:
+        return InputError(f"{str(self.path)!r} ({error})", "a path for a file of verdicts (SQLite)", "store")
+
+    # ------------------------------------------------------------------------------------ verdicts
+
+    def get(self, claim: Claim, scope: Scope, options: Options | None = None) -> Verdict | None:
+        """The verdict kept for this claim, in whatever words; None when there is none or it cannot be read.
+
+        options: where given, an unknown counts too: one that was asked with the same stages and no less time.
+        """
         key = key_of(claim, scope)
         if key is None:
             return None
-        row = self._connection.execute("SELECT verdict FROM verdicts WHERE key = ?", (key,)).fetchone()
-        if row is None:
+        rows = self._run("SELECT verdict FROM verdicts WHERE key = ?", (key,))
+        if options is not None and not rows:
+            tried = (_tried(key, options), _seconds(options))
+            rows = self._run("SELECT verdict FROM verdicts WHERE key = ? AND seconds >= ?", tried)
+        found = None if not rows else _read(rows[0][0], claim)
+        if found is None or found.scope != narrowed(found.claim, scope):
             return None
-        try:
-            verdict = verdict_from_json(json.loads(row[0]), claim)
-        except (InputError, KeyError, TypeError, ValueError):
-            return None
-        return verdict if verdict.status in KEPT and verdict.scope == scope else None
+        return restated(found, claim, scope)
 
-    def put(self, verdict: Verdict) -> None:
-        """Keep a verdict, unless it may turn out otherwise another time."""
-        key = key_of(verdict.claim, verdict.scope)
-        if key is None or verdict.status not in KEPT:
+    def related(self, claim: Claim) -> Iterator[Verdict]:
+        """The proofs and refutations kept of claims of one family, from which this one may follow."""
+        group = _group(claim)
+        if group is not None:
+            for text, row in self._run("SELECT claim, verdict FROM verdicts WHERE family = ? ORDER BY made", (group,)):
+                found = _read(row, claim if text == str(claim) else None)
+                if found is not None:
+                    yield found
+
+    def put(self, verdict: Verdict, options: Options | None = None, *, derived: bool = False) -> None:
+        """Keep a verdict, unless it may turn out otherwise another time.
+
+        options: with which it was asked; an unknown is kept only with these. derived: it follows from another, so
+        it replaces nothing, and nothing has to be looked for among what follows from it.
+        """
+        claim, unknown = verdict.claim, verdict.status is Status.UNKNOWN
+        key = key_of(claim, verdict.scope)
+        if key is None or not (verdict.status in DECIDED or (unknown and options is not None)):
             return
-        row = (key, str(verdict.claim), str(verdict.scope), str(verdict.status))
-        data = json.dumps(verdict_to_json(verdict))
-        self._connection.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?)", (*row, data, time.time()))
+        seconds = None
+        if unknown and options is not None:
+            key, seconds = _tried(key, options), _seconds(options)
+        group = None if unknown or derived else _group(claim)
+        row = (key, group, str(claim), str(verdict.scope), str(verdict.status), seconds)
+        self._run(_ADD if derived else _PUT, (*row, json.dumps(verdict_to_json(verdict)), time.time()))
 
     def __len__(self) -> int:
-        return int(self._connection.execute("SELECT count(*) FROM verdicts").fetchone()[0])
+        """How many verdicts there are, of all versions."""
+        return int(self._run("SELECT count(*) FROM verdicts")[0][0])
+
+    # ------------------------------------------------------------------------------------ measurements
+
+    def get_result(self, key: str) -> dict[str, Any] | None:
+        """What was put under this key by the same version of the library, its encodings, kernels and models.
+
+        The key says everything else it depends on: model, data, seed, and techniques or kernels of your own.
+        """
+        rows = self._run("SELECT data FROM results WHERE key = ?", (_result_key(key),))
+        try:
+            found = json.loads(rows[0][0]) if rows else None
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) else None
+
+    def put_result(self, key: str, data: Mapping[str, Any]) -> None:
+        """Keep a measurement, in place of what was there. data: what JSON can hold, with texts as keys."""
+        try:
+            text = json.dumps(dict(data))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"data that JSON cannot hold ({error})", "plain data", "Store.put_result") from None
+        self._run("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?)", (_result_key(key), key, text, time.time()))
 
     def close(self) -> None:
         self._connection.close()
@@ -83,40 +189,85 @@ class Store:
 
 
 def key_of(claim: Claim, scope: Scope) -> str | None:
-    """What a verdict is found by; None where the source of a technique cannot be read."""
+    """What a verdict is found by, the same for all claims that say the same in other words.
+
+    None where the source of a technique cannot be read, or claim and scope do not fit each other.
+    """
+    try:
+        scope = narrowed(claim, scope)
+    except InputError:
+        return None
+    claim = canonical(claim)
+    return _digest(claim, [str(claim), claim.loss.name if claim.loss else None, str(scope)])
+
+
+def _group(claim: Claim) -> str | None:
+    """What claims are found by that this one may follow from."""
+    return _digest(claim, [family(claim)])
+
+
+def _digest(claim: Claim, parts: list[str | None]) -> str | None:
     sources = []
-    for technique in sorted({type(t) for s in claim.sequences for t in s}, key=lambda kind: kind.__qualname__):
-        source = _source_of(technique)  # type: ignore[arg-type]  # classes are hashable
+    kinds: set[type] = {type(t) for sequence in claim.sequences for t in sequence}
+    for technique in sorted(kinds, key=lambda kind: (kind.__module__, kind.__qualname__)):
+        source = _source_of(technique)
         if source is None:
             return None
-        sources.append(source)
-    loss = claim.loss.name if claim.loss else None
-    parts = [str(claim), loss, str(scope), _library(), *sources]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        sources.append(f"{technique.__module__}.{technique.__qualname__} {source}")
+    return hashlib.sha256(json.dumps([*parts, _library(), *sources]).encode()).hexdigest()
+
+
+def _tried(key: str, options: Options) -> str:
+    """The key of an unknown: all that was asked of the prover but the time."""
+    stages = sorted(set(options.get("stages", STAGES)))
+    others = sorted(f"{name}={value!r}" for name, value in options.items() if name not in ("timeout", "stages"))
+    return hashlib.sha256(json.dumps([key, stages, others]).encode()).hexdigest()
+
+
+def _seconds(options: Options) -> float:
+    return float(options.get("timeout", SECONDS))
+
+
+def _result_key(key: str) -> str:
+    return hashlib.sha256(json.dumps([key, _measuring()]).encode()).hexdigest()
 
 
 @cache
 def _source_of(technique: type) -> str | None:
-    """Hash of the file that defines a technique, which need not be one of ours."""
+    """Hash of the files that define a technique and what it inherits from, which need not be ours."""
+    digest = hashlib.sha256()
     try:
-        file = inspect.getsourcefile(technique)
-        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        for kind in technique.__mro__[:-1]:
+            file = inspect.getsourcefile(kind)
+            if file is None:
+                return None
+            digest.update(Path(file).read_bytes())
     except (OSError, TypeError):
         return None
+    return digest.hexdigest()
 
 
 @cache
 def _library() -> str:
     """Versions of library and solvers, and a hash of every source that gives claims their meaning."""
-    package = Path(__file__).resolve().parent.parent
+    return _version_of(MEANING, ("z3-solver", "cvc5"))
+
+
+@cache
+def _measuring() -> str:
+    """Versions of what computes, and a hash of every source that a measurement depends on."""
+    return _version_of(MEASURING, ("torch", "transformers", "numpy"))
+
+
+def _version_of(parts: Iterable[str], packages: Iterable[str], package: Path = PACKAGE) -> str:
     digest = hashlib.sha256()
-    for part in MEANING:
+    for part in parts:
         place = package / part
         if not place.exists():
             place = package.parent / part  # the encodings, in a checkout without symbolic links
         for file in sorted([place] if place.is_file() else place.rglob("*.py")):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    return json.dumps([__version__, {name: _version(name) for name in ("z3-solver", "cvc5")}, digest.hexdigest()])
+            digest.update(str(file.relative_to(place.parent)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return json.dumps([__version__, {name: _version(name) for name in packages}, digest.hexdigest()])
 
 
 def _version(package: str) -> str:
@@ -127,6 +278,15 @@ def _version(package: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- verdicts
+
+
+def _read(text: str, claim: Claim | None) -> Verdict | None:
+    """A verdict as it was written; None where it cannot be read. claim: what it speaks of, if it is in these words."""
+    try:
+        data = json.loads(text)
+        return verdict_from_json(data, claim if claim is not None and str(claim) == data["claim"] else None)
+    except (InputError, KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def verdict_to_json(verdict: Verdict) -> dict[str, Any]:

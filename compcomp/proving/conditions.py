@@ -18,6 +18,7 @@ from compcomp.language.conditions import (
     OrthogonalInputs,
     ScaleUnchanged,
     conditions,
+    follow,
 )
 from compcomp.language.verdict import Verdict
 from compcomp.proving.prove import prove
@@ -25,9 +26,6 @@ from compcomp.proving.solver import Solver
 
 TEMPLATES: tuple[Condition, ...] = (NoTies(), LargestKept(), ScaleUnchanged(), DiagonalGram(), OrthogonalInputs())
 """The conditions to try, those that ask less first."""
-
-IMPLIED: dict[type[Condition], tuple[type[Condition], ...]] = {OrthogonalInputs: (DiagonalGram,)}
-"""What a condition says beside others: where a weaker one proves a claim the stronger one is no finding."""
 
 LEAST_SECONDS = 1.0
 
@@ -112,7 +110,7 @@ def find_condition(
     family = TEMPLATES if templates is None else conditions(tuple(templates))
     known = set(claim.given)
     usable = [c for c in family if c not in known and c.concerns(claim)]
-    pairs = [pair for pair in combinations(usable, 2) if not _implies(pair[0], pair[1]) and not _implies(*pair[::-1])]
+    pairs = [pair for pair in combinations(usable, 2) if not pair[0].implies(pair[1]) and not pair[1].implies(pair[0])]
     rounds: list[list[tuple[Condition, ...]]] = [[()], [(c,) for c in usable], list(pairs)]
     tried: list[Verdict] = []
     left = sum(map(len, rounds))
@@ -123,7 +121,7 @@ def find_condition(
             left -= 1
             if seconds <= 0:
                 return _finding(claim, where, proofs, tried, complete=False)
-            if any(_covers(weaker, added) for weaker, _ in proofs):
+            if any(follow(weaker, added) for weaker, _ in proofs):
                 continue
             verdict = prove(replace(claim, given=(*claim.given, *added)), where, timeout=seconds, solver=solver)
             tried.append(verdict)
@@ -146,15 +144,6 @@ def _finding(
         return Finding(claim, scope, None, tried[0], (), tuple(tried), complete)
     (given, verdict), *others = proofs
     return Finding(claim, scope, given, verdict, tuple(v for _, v in others), tuple(tried), complete)
-
-
-def _implies(stronger: Condition, weaker: Condition) -> bool:
-    return type(weaker) in IMPLIED.get(type(stronger), ())
-
-
-def _covers(weaker: tuple[Condition, ...], stronger: tuple[Condition, ...]) -> bool:
-    """Whether the one set follows from the other, condition by condition."""
-    return all(any(w == s or _implies(s, w) for s in stronger) for w in weaker)
 
 
 def _given(claim: Claim, base: Claim) -> str:

@@ -91,6 +91,8 @@ def verdict_view(verdict: Verdict) -> RenderableType:
         facts.add_row(Text("" if k else "assuming"), Text(f"• {assumption}"))
     if verdict.needed is not None:
         fact("needs", ", ".join(verdict.needed) or "none of its conditions")
+    for note in verdict.notes:
+        fact("note", note)
     fact("work", summary.worked(verdict))
     parts: list[RenderableType] = [_heading(verdict), Padding(facts, (1, 0, 0, 2))]
     if verdict.witness is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import multiprocessing
+import sys
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,11 +14,15 @@ from typing import Any
 
 import pytest
 
+from compcomp.cli import main
 from compcomp.language.claim import Claim, Scope, dominates, equal
+from compcomp.language.parameters import ANY as ANY_
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status, Verdict
 from compcomp.ordering.ask import Asker, job_of
-from compcomp.ordering.store import Store
+from compcomp.ordering.search import search
+from compcomp.ordering.store import SECONDS, STAGES, Store
+from compcomp.proving.prove import prove
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude
 from tests.ordering.fakes import Prover, by_rules, verdict
 
@@ -111,14 +117,119 @@ def test_a_second_run_asks_only_what_is_not_known(tmp_path: Path) -> None:
     assert (asker.asked, asker.reused, len(second.asked)) == (1, 4, 1)
 
 
-def test_an_unknown_is_asked_again(tmp_path: Path) -> None:
+def test_an_unknown_is_asked_again_only_with_more_time_or_other_stages(tmp_path: Path) -> None:
     store = Store(tmp_path / "plan.db")
-    Asker(Prover(lambda claim: Status.UNKNOWN), store=store).ask(CLAIMS, ANY)
+    hard = {"timeout": 10.0, "stages": ("rule", "search")}
+    Asker(Prover(lambda claim: Status.UNKNOWN), store=store).ask(CLAIMS, ANY, hard)
+    for options in (hard, {**hard, "timeout": 2}, {**hard, "stages": ("search", "rule")}):
+        asker = Asker(unasked, store=store)
+        assert all(v.status is Status.UNKNOWN for v in asker.ask(CLAIMS, ANY, options))
+        assert (asker.asked, asker.reused) == (0, 4)
+    for more in (
+        {**hard, "timeout": 11},
+        {**hard, "stages": ("rule",)},
+        {"stages": hard["stages"]},
+        {},
+        {**hard, "k": 1},
+    ):
+        again = Prover(lambda claim: Status.DISAGREE)
+        Asker(again, store=store).ask(CLAIMS, ANY, more)
+        assert len(again.asked) == 4
     again = Prover(lambda claim: Status.PROVED)
-    assert all(v.proved for v in Asker(again, store=store).ask(CLAIMS, ANY))
+    Asker(again, store=store).ask(CLAIMS, Scope.of("1x2"), hard)  # it says nothing of a shape
+    assert len(again.asked) == 4
+
+
+def test_an_unknown_of_less_time_does_not_replace_one_of_more(tmp_path: Path) -> None:
+    store = Store(tmp_path / "plan.db")
+    for timeout in (10.0, 1.0):
+        Asker(Prover(lambda claim: Status.UNKNOWN), store=store).learn(
+            verdict(CLAIMS[0], Status.UNKNOWN), {"timeout": timeout}
+        )
+    assert Asker(unasked, store=store).recall(CLAIMS[0], ANY, {"timeout": 10}) is not None
+    store.put(verdict(CLAIMS[0], Status.PROVED))
+    store.put(verdict(CLAIMS[0], Status.UNKNOWN), {"timeout": 99})
+    assert Asker(unasked, store=store).ask([CLAIMS[0]], ANY)[0].proved
+
+
+def test_options_left_out_are_those_of_the_prover() -> None:
+    defaults = inspect.signature(prove).parameters
+    assert (defaults["timeout"].default, defaults["stages"].default) == (SECONDS, STAGES)
+
+
+def test_a_failure_of_the_prover_is_not_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path / "plan.db")
+    Asker(unasked, store=store).ask(CLAIMS, ANY)
+    assert len(store) == 0
+
+
+def unasked(claim: Claim, scope: Scope, options: dict[str, Any]) -> Verdict:
+    raise AssertionError(f"asked {claim}")
+
+
+def test_what_follows_is_not_asked(tmp_path: Path) -> None:
+    """From this run's verdicts, and from the store's, where an unknown stands last."""
+    small, general = (
+        dominates(P >> Q, Q >> P),
+        dominates(Magnitude(ANY_) >> AbsMax(ANY_), AbsMax(ANY_) >> Magnitude(ANY_)),
+    )
+    store = Store(tmp_path / "plan.db")
+    asker = Asker(Prover(lambda claim: Status.UNKNOWN if claim == small else Status.PROVED), store=store)
+    assert asker.ask([small], ANY)[0].status is Status.UNKNOWN
+    asker.ask([general], ANY)
+    (found,) = asker.ask([small], Scope.of("2x3"))
+    assert found.proved and found.claim == small and "any parameter" in found.notes[-1]
+    assert (asker.asked, asker.reused) == (2, 1)
+    later = Asker(unasked, store=Store(tmp_path / "plan.db"))
+    assert [v.status for v in later.ask([small, general], ANY)] == [Status.PROVED] * 2
+    assert [v.proved for v in later.ask([small, equal(Q, Q)][:1], Scope.of("2x3"))] == [True]
+    assert (later.asked, later.reused) == (0, 3)
+
+
+def test_laws_know_techniques_that_no_text_names(tmp_path: Path) -> None:
+    asker = Asker(Prover(lambda claim: Status.PROVED), store=Store(tmp_path / "plan.db"))
+    asker.ask([equal(Unregistered(), P)], ANY)
+    asker.prover = unasked
+    assert asker.ask([equal(P, Unregistered()), dominates(P, Unregistered())], ANY)[1].proved
+    again = Asker(unasked, store=Store(tmp_path / "plan.db"))
+    assert again.ask([equal(Unregistered(), P)], ANY)[0].proved
+
+
+@pytest.mark.parametrize("loss", ["output_l2", "weight_l1"])
+def test_a_second_search_asks_no_solver(tmp_path: Path, loss: str) -> None:
+    techniques = [Magnitude("1/2", pattern="2:4"), AbsMax(bits=3, group=4), D]
+    first = search(techniques, loss, prover=by_rules, store=Store(tmp_path / "plan.db"))
+    second = search(techniques, loss, prover=unasked, store=Store(tmp_path / "plan.db"))
+    assert first.claims["asked"] > 0 == second.claims["asked"] and first.claims["undecided"] > 0
+    assert (second.order, second.orders, second.measurements) == (first.order, first.orders, first.measurements)
+    assert [str(v) for v in second.verdicts] == [str(v) for v in first.verdicts]
 
 
 def test_answers_are_told_as_they_come() -> None:
     told = list[Verdict]()
     Asker(lambda c, s, o: verdict(c, Status.UNKNOWN)).ask(CLAIMS, ANY, answered=told.append)
     assert [v.claim for v in told] == CLAIMS
+
+
+def test_prove_from_a_shell_reuses_what_is_in_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(claim: str, *more: str) -> tuple[Any, dict[str, Any]]:
+        monkeypatch.setattr(
+            sys, "argv", ["compcomp", "prove", claim, "--json", "--store", str(tmp_path / "s.db"), *more]
+        )
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code, json.loads(capsys.readouterr().out or "{}")
+
+    assert run("LeastSquaresDistill() equals LeastSquaresDistill()")[0] == 0
+    assert run("AbsMax(bits=4) >> AbsMax(bits=4) equals AbsMax(bits=4)", "--scope", "2x2")[0] == 0
+    status, found = run("AbsMax(bits=4) equals AbsMax(bits=3)")
+    assert status == 1 and found["witness"] is not None
+    monkeypatch.setattr("compcomp.proving.prove.prove", lambda *_, **__: pytest.fail("asked"))
+    assert run("AbsMax(bits=4) equals AbsMax(bits=3)") == (1, found)
+    assert run("AbsMax(bits=3) equals AbsMax(bits=4)")[0] == 1
+    status, found = run("AbsMax(bits=4) dominates AbsMax(bits=4) >> AbsMax(bits=4)", "--loss", "output_l2")
+    assert (status, found["reach"]) == (0, "any shape") and "equal states lose the same" in found["notes"][-1]
+    (tmp_path / "s.db").write_text("no database, but long enough to be looked at " * 50)
+    assert run("AbsMax(bits=4) equals AbsMax(bits=3)")[0] == 2

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -73,7 +77,7 @@ def test_data_about_another_claim_is_refused() -> None:
 def test_what_is_kept_and_found_again(tmp_path: Path) -> None:
     store = Store(tmp_path / "deep" / "plan.db")
     store.put(refuted())
-    store.put(plain(equal(P, Q), Status.UNKNOWN))
+    store.put(plain(equal(P, P >> Q), Status.UNKNOWN))  # without saying how hard it was tried
     store.put(plain(equal(P, Q >> P), Status.DISAGREE))
     store.put(plain(equal(Q, P), Status.PROVED))
     store.close()
@@ -81,19 +85,135 @@ def test_what_is_kept_and_found_again(tmp_path: Path) -> None:
     assert len(store) == 2
     assert store.get(refuted().claim, Scope.of("2x2")) == refuted()
     assert store.get(equal(Q, P), Scope.of("any")) is not None
-    assert store.get(equal(P, Q), Scope.of("any")) is None
+    assert store.get(equal(P, Q >> P), Scope.of("any")) is None
     assert store.get(refuted().claim, Scope.of("any")) is None  # another scope
     assert store.get(dominates(P >> Q, Q >> P, loss="weight_l1"), Scope.of("2x2")) is None  # another loss
 
 
-@pytest.mark.parametrize("changed", ["_library", "_source_of"])
-def test_a_changed_encoding_or_library_finds_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
-) -> None:
+def test_the_verdict_is_given_for_the_words_in_which_it_is_asked(tmp_path: Path) -> None:
+    store = Store(tmp_path / "plan.db")
+    store.put(plain(equal(P, Q), Status.PROVED))
+    store.put(plain(keeps(P, "grid", given="no_ties, scale_unchanged"), Status.VACUOUS))
+    store.put(plain(equal(P, Q >> Q), Status.UNKNOWN), {"timeout": 2})
+    assert len(store) == 3
+    found = store.get(equal(Q, P), Scope.of("any"))
+    assert found is not None and found.claim == equal(Q, P) and "either way" in found.notes[-1]
+    asked = keeps(P, "grid", given="scale_unchanged, no_ties")
+    vacuous = store.get(asked, Scope.of("any"))
+    assert vacuous is not None and (vacuous.claim, vacuous.status) == (asked, Status.VACUOUS)
+    unknown = store.get(equal(Q >> Q, P), Scope.of("any"), {"timeout": 1})
+    assert unknown is not None and (unknown.claim, unknown.status) == (equal(Q >> Q, P), Status.UNKNOWN)
+    assert store.get(equal(Q >> Q, P), Scope.of("any")) is None
+
+
+def test_a_claim_about_a_box_is_found_in_any_scope(tmp_path: Path) -> None:
+    store, claim = Store(tmp_path / "plan.db"), equal(P, Q, given="box(radius=1, around=((1, 2),))")
+    store.put(Verdict(claim, Scope.of("1x2"), Status.PROVED))
+    assert store.get(claim, Scope.of("any")) == store.get(claim, Scope.of("1x2")) is not None
+    assert store.get(claim, Scope.of("2x2")) is None
+
+
+def nothing_is_found(path: Path) -> bool:
+    store = Store(path)
+    gone = [store.get(equal(Q, P), Scope.of("any")), *store.related(equal(Q, P)), store.get_result("k")]
+    gone.append(store.get(equal(P, P), Scope.of("any"), {"timeout": 1}))
+    store.close()
+    return gone == [None, None, None]
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    """A store with one of everything, found again as long as nothing changes."""
     store = Store(tmp_path / "plan.db")
     store.put(plain(equal(Q, P), Status.PROVED))
-    monkeypatch.setattr(module, changed, lambda *_: "another")
-    assert store.get(equal(Q, P), Scope.of("any")) is None
+    store.put(plain(equal(P, P), Status.UNKNOWN), {})
+    store.put_result("k", {"a": 1})
+    store.close()
+    assert not nothing_is_found(tmp_path / "plan.db")
+    return tmp_path / "plan.db"
+
+
+def forget() -> None:
+    """Hashes are taken once a process; from here on they are taken anew."""
+    for one in (module._library, module._measuring, module._source_of):
+        one.cache_clear()
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No hash is left from before, and none stays when what was changed is put back."""
+    forget()
+    yield
+    monkeypatch.undo()
+    forget()
+
+
+def test_another_version_of_the_library_finds_nothing(
+    filled: Path, fresh: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "__version__", "9.9")
+    forget()
+    assert nothing_is_found(filled)
+
+
+@pytest.mark.parametrize("package", ["z3-solver", "cvc5", "torch"])
+def test_another_version_of_a_package_finds_nothing(
+    filled: Path, fresh: None, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setattr(module, "_version", lambda name: "9.9" if name == package else module.metadata.version(name))
+    forget()
+    store = Store(filled)
+    verdict, result = store.get(equal(Q, P), Scope.of("any")), store.get_result("k")
+    assert (verdict is None, result is None) == ((False, True) if package == "torch" else (True, False))
+
+
+@pytest.mark.parametrize(
+    ("part", "verdicts", "results"),
+    [
+        ("encodings/absmax.py", False, False),
+        ("terms.py", False, False),
+        ("language/layer.py", False, False),
+        ("ordering/reuse.py", False, False),
+        ("kernels/absmax.py", True, False),
+        ("models/bench.py", True, False),
+        ("reporting/html.py", True, True),
+    ],
+)
+def test_a_changed_source_finds_nothing(tmp_path: Path, part: str, verdicts: bool, results: bool) -> None:
+    """One more line of comment in a copy of the sources."""
+    package = tmp_path / "compcomp"
+    shutil.copytree(ROOT / "compcomp", package, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    parts = (module.MEANING, module.MEASURING)
+    before = [module._version_of(names, (), package) for names in parts]
+    assert before == [module._version_of(names, ()) for names in parts]
+    with (package / part).open("a") as file:
+        file.write("# changed\n")
+    after = [module._version_of(names, (), package) for names in parts]
+    assert [a == b for a, b in zip(after, before, strict=True)] == [verdicts, results]
+
+
+def test_a_technique_of_ones_own_that_is_changed_finds_nothing(
+    tmp_path: Path, fresh: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own file, or that of a class it inherits from."""
+    monkeypatch.syspath_prepend(tmp_path)
+    head = "from dataclasses import dataclass\nfrom compcomp.language.technique import Technique\n"
+    (tmp_path / "own_base.py").write_text(f"{head}class Base(Technique): pass\n")
+    (tmp_path / "own_child.py").write_text(
+        f"from own_base import Base\n{head}@dataclass(frozen=True)\nclass Own(Base): pass\n"
+    )
+    own = importlib.import_module("own_child").Own()
+    store = Store(tmp_path / "plan.db")
+    store.put(plain(equal(own, P), Status.PROVED))
+    assert store.get(equal(own, P), Scope.of("any")) is not None
+    for name in ("own_child.py", "own_base.py"):
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text + "# changed\n")
+        forget()
+        assert store.get(equal(own, P), Scope.of("any")) is None and not list(store.related(equal(own, P)))
+        (tmp_path / name).write_text(text)
+        forget()
+        assert store.get(equal(own, P), Scope.of("any")) is not None
 
 
 def test_every_source_that_gives_meaning_is_there() -> None:
@@ -124,6 +244,84 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
             Store(path)
 
 
+@pytest.mark.parametrize("what", ["truncated", "overwritten"])
+def test_a_damaged_file_is_said_in_one_line(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "plan.db"
+    store = Store(path)
+    for bits in range(2, 17):
+        store.put(plain(equal(AbsMax(bits), P), Status.PROVED))
+        store.put_result(str(bits), {"text": "x" * 5000})
+    store.close()
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] if what == "truncated" else data[:100] + b"\xff" * (len(data) - 100))
+    with pytest.raises(InputError, match="store") as caught:
+        store = Store(path)
+        for bits in range(2, 17):
+            store.get(equal(AbsMax(bits), P), Scope.of("any"))
+            store.get_result(str(bits))
+            store.put_result(str(bits), {})
+    assert "\n" not in str(caught.value) and "plan.db" in str(caught.value)
+
+
+def test_files_of_other_formats(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "old.db")
+    connection.execute("CREATE TABLE verdicts (key TEXT PRIMARY KEY, claim, scope, status, verdict, made)")
+    connection.execute("INSERT INTO verdicts VALUES ('k', 'c', 'any', 'PROVED', '{}', 0)")
+    connection.commit()
+    connection.close()
+    connection = sqlite3.connect(tmp_path / "court.db")
+    connection.execute("CREATE TABLE verdicts (judge TEXT)")
+    connection.close()
+    with pytest.raises(InputError, match="something else"):
+        Store(tmp_path / "court.db")
+    store = Store(tmp_path / "old.db")
+    store.put(plain(equal(Q, P), Status.PROVED))
+    assert len(store) == 1
+    store._connection.execute("PRAGMA user_version = 99")
+    store.close()
+    with pytest.raises(InputError, match="later version"):
+        Store(tmp_path / "old.db")
+
+
+def test_measurements_come_back(tmp_path: Path) -> None:
+    store = Store(tmp_path / "plan.db")
+    data = {"metrics": {"perplexity": 3.25}, "orders": ["a", "b"], "none": None}
+    store.put_result("model seed 0", {"older": 1})
+    store.put_result("model seed 0", data)
+    store.close()
+    again = Store(tmp_path / "plan.db")
+    assert again.get_result("model seed 0") == data and again.get_result("model seed 1") is None
+    with pytest.raises(InputError, match="JSON"):
+        again.put_result("k", {"a": object()})
+    again._connection.execute("UPDATE results SET data = '{'")
+    assert again.get_result("model seed 0") is None
+
+
+def test_several_processes_write_one_file(tmp_path: Path) -> None:
+    script = """
+import sys
+from compcomp.language.claim import Scope, equal
+from compcomp.language.verdict import Status, Verdict
+from compcomp.ordering.store import Store
+from compcomp.techniques import AbsMax
+store = Store(sys.argv[1])
+for k in range(40):
+    claim = equal(AbsMax(2 + k % 10), AbsMax(2 + k % 7))
+    store.put(Verdict(claim, Scope.of("any"), Status.PROVED))
+    store.put_result(f"{sys.argv[2]} {k}", {"k": k})
+    assert store.get(claim, Scope.of("any")).proved and list(store.related(claim))
+"""
+    path = tmp_path / "plan.db"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = [
+        subprocess.Popen([sys.executable, "-c", script, str(path), str(k)], env=environment, stderr=subprocess.PIPE)
+        for k in range(4)
+    ]
+    assert [(process.communicate(timeout=120)[1], process.returncode) for process in running] == [(b"", 0)] * 4
+    store = Store(path)
+    assert all(store.get_result(f"{process} {k}") == {"k": k} for process in range(4) for k in range(40))
+
+
 def test_what_was_written_outlives_a_killed_process(tmp_path: Path) -> None:
     script = """
 import os, signal, sys
@@ -134,8 +332,10 @@ from compcomp.techniques import AbsMax
 store = Store(sys.argv[1])
 for bits in range(2, 6):
     store.put(Verdict(equal(AbsMax(bits), AbsMax(bits)), Scope.of("any"), Status.PROVED))
+store.put_result("k", {"a": 1})
 store._connection.execute("BEGIN IMMEDIATE")
 store._connection.execute("DELETE FROM verdicts")
+store._connection.execute("DELETE FROM results")
 os.kill(os.getpid(), signal.SIGKILL)
 """
     path = tmp_path / "plan.db"
@@ -146,3 +346,4 @@ os.kill(os.getpid(), signal.SIGKILL)
     store = Store(path)
     assert len(store) == 4
     assert store.get(equal(AbsMax(5), AbsMax(5)), Scope.of("any")) is not None
+    assert store.get_result("k") == {"a": 1}
