@@ -149,7 +149,7 @@ def _feed(digest: Any, value: Any) -> None:
         plain = value.detach().cpu()
         plain = plain + 0 if plain.is_floating_point() else plain  # -0 + 0 is 0
         digest.update(f"{plain.dtype} {tuple(plain.shape)} ".encode())
-        digest.update(plain.contiguous().view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+        digest.update(plain.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     elif is_dataclass(value) and not isinstance(value, type):
         for f in fields(value):
             digest.update(f.name.encode())

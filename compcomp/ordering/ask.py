@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from typing import Any
 
 from compcomp.language.claim import Claim, Scope
-from compcomp.language.technique import Technique
+from compcomp.language.technique import find_registered, registrations
 from compcomp.language.text import parse_claim
 from compcomp.language.verdict import Status, Verdict
 from compcomp.ordering.reuse import family, follows
@@ -32,25 +31,22 @@ def decide(claim: Claim, scope: Scope, options: Options) -> Verdict:
 
 def decide_job(job: dict[str, Any], prover: Prover) -> dict[str, Any]:
     """One claim as plain data in, its verdict as plain data out, in whatever process this runs."""
-    for module, name, kernel in job["techniques"]:
-        technique = getattr(importlib.import_module(module), name)
-        if technique not in Technique.kernels:
-            Technique.register(technique, kernel)
+    find_registered(job["register"])
     claim = parse_claim(job["claim"], job["loss"]) if job["loss"] else parse_claim(job["claim"])
     return verdict_to_json(_decided(prover, claim, Scope.of(job["scope"]), job["options"]))
 
 
 def job_of(claim: Claim, scope: Scope, options: Options) -> dict[str, Any] | None:
     """The claim as plain data; None where a technique has no name that another process could find."""
-    kinds = {type(t) for sequence in claim.sequences for t in sequence}
-    if any(kind not in Technique.kernels or "." in kind.__qualname__ for kind in kinds):
+    register = registrations(t for sequence in claim.sequences for t in sequence)
+    if register is None:
         return None
     return {
         "claim": str(claim),
         "loss": claim.loss.name if claim.loss else None,
         "scope": str(scope),
         "options": options,
-        "techniques": sorted((kind.__module__, kind.__name__, Technique.kernels[kind]) for kind in kinds),
+        "register": register,
     }
 
 

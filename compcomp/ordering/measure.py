@@ -67,9 +67,10 @@ class Bench(Protocol):
     def fingerprint(self) -> str | None:
         """A text for everything that measurements depend on beside states; None when that cannot be told."""
 
-    explore: Callable[[dict[str, Any]], dict[str, Any]]
-    """Does one job. Its result, as plain data: ``losses`` (by name, a number for each end), ``bits`` and ``digests``
-    (for each end), ``applications`` and ``repeated`` (kernel runs)."""
+    @property
+    def explore(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        """Does one job in any process. Its result, as plain data: ``losses`` (by name, a number for each end), ``bits``
+        and ``digests`` (for each end), ``applications`` and ``repeated`` (kernel runs)."""
 
     def rate(self, bits: int) -> float:
         """The compression rate of a state that takes so many bits."""

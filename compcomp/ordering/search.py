@@ -108,8 +108,8 @@ class _Search:
     def run(self) -> Plan:
         start = time.monotonic()
         self.ask_pairs()
+        self.ask_resting()
         self.ask_words()
-        self.ask_last()
         self.screen_orders()
         self.ask_dominance()
         self.left = sum(1 for _ in self.orderings.staying())
@@ -165,17 +165,35 @@ class _Search:
 
     # ------------------------------------------------------------------------------------ words
 
-    def ask_words(self) -> None:
-        """Which techniques change nothing on the dense layer, absorb each other, or may change places: law 1.
+    def ask_resting(self) -> None:
+        """Which techniques change nothing on the dense layer (law 1), and never lose anything at the end (law 3)."""
+        known = self.orderings.techniques
+        self.ask_equal([equal(t, Order()) for t in known if t.promises().rests], "what changes nothing at first")
+        candidates = [
+            technique
+            for step, technique in enumerate(known)
+            if self.orderings.after_word((), step)[0] == () and self.loss.name in technique.promises().never_increases
+        ]
+        claims = [
+            dominates(last >> technique, last, loss=self.loss.name)
+            for technique in candidates
+            for last in known
+            if self.orderings.length > 1
+        ]
+        for verdict in self.ask(claims, ANY, "what may come last", stages=RULES):
+            self.orderings.improves_last(verdict)
+            self.others.append(verdict)
 
-        Asked from every state where that is said, so that one answer serves inside every order.
+    def ask_words(self) -> None:
+        """Which techniques absorb each other or may change places: law 1.
+
+        From every state if that is proved, so that one answer serves inside every order.
         """
         orderings, known = self.orderings, self.orderings.techniques
         places = range(len(known))
-        resting = [equal(known[i], Order()) for i in places if known[i].promises().rests]
         pairs = [(a, b) for a in places for b in places if a == b or orderings.home[a] != orderings.home[b]]
         pairs = [p for p in pairs if p[0] != p[1] or orderings.counts[orderings.home[p[0]]] > 1]
-        claims = list(resting)
+        claims: list[Claim] = []
         for a, b in pairs:
             sides = [(a,), (b,), *([(b, a)] if b < a else [])]
             claims += [
@@ -200,24 +218,6 @@ class _Search:
         """Ask equalities of words, and use what is proved."""
         for verdict in self.ask(claims, ANY, text, stages=RULES):
             self.orderings.merge(verdict)
-            self.others.append(verdict)
-
-    def ask_last(self) -> None:
-        """Which techniques that change nothing on the dense layer never lose anything at the end: law 3."""
-        known = self.orderings.techniques
-        candidates = [
-            step
-            for step, technique in enumerate(known)
-            if self.orderings.after_word((), step)[0] == () and self.loss.name in technique.promises().never_increases
-        ]
-        claims = [
-            dominates(last >> known[step], last, loss=self.loss.name)
-            for step in candidates
-            for last in known
-            if len(self.orderings.slots) > 1 or self.orderings.length > 1
-        ]
-        for verdict in self.ask(claims, ANY, "what may come last", stages=RULES):
-            self.orderings.improves_last(verdict)
             self.others.append(verdict)
 
     # ------------------------------------------------------------------------------------ generated layers

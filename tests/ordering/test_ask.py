@@ -76,7 +76,7 @@ def test_a_lost_job_is_done_here(here: list[dict[str, Any]], late: bool) -> None
 def test_a_job_is_plain_data() -> None:
     job = job_of(CLAIMS[0], ANY, {"stages": ("rule",)})
     assert job is not None and json.loads(json.dumps(job))["claim"] == str(CLAIMS[0])
-    assert ("compcomp.encodings.magnitude", "Magnitude", "compcomp.kernels.magnitude") in job["techniques"]
+    assert ["compcomp.encodings.magnitude", "Magnitude", "compcomp.kernels.magnitude"] in job["register"]
 
 
 @dataclass(frozen=True)
