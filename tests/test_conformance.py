@@ -29,7 +29,7 @@ EXAMPLES = {LeastSquaresDistill: 120, TruncatedSVD: 40}
 def test_kernel_encoding_and_promises_agree(technique: Technique, device: str) -> None:
     coverage = check_encoding(technique, max_examples=EXAMPLES.get(type(technique), 12), device=device)
     assert coverage.clear + coverage.at_ties >= 8
-    if len(technique.steps()) != 1:
+    if len(technique.steps()) != 1 and not technique.promises().changes_inputs:
         assert coverage.clear >= 25
 
 
@@ -74,7 +74,7 @@ def test_the_truth_passes() -> None:
 def test_a_false_promise_is_caught(lie: str) -> None:
     ties = "any" if lie == "deterministic" else "first"
     with pytest.raises(AssertionError, match=f"promise .*{lie}.* is false"):
-        check_encoding(Lying("1/2", ties=ties, lie=lie), shapes=[(1, 2), (2, 2)], max_examples=100, minimise=False)
+        check_encoding(Lying("1/2", ties=ties, lie=lie), shapes=[(1, 2), (2, 2)], max_examples=300, minimise=False)
 
 
 @dataclass(frozen=True)

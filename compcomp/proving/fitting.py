@@ -33,10 +33,11 @@ def fitted(claim: Claim, candidates: Candidates, random: np.random.Generator) ->
             steps = random.integers(-STEPS, STEPS + 1, size=weights.shape)
             steps[: len(steps) // 4] = np.sign(steps[: len(steps) // 4]) * STEPS  # its corners
             weights = centre + steps * (float(condition.radius) / STEPS)
-    if inputs is not None and claim.assumes("diagonal Gram"):
+    facts = frozenset[str]().union(*(condition.assumes for condition in claim.given))  # of the dense inputs
+    if inputs is not None and "diagonal Gram" in facts:
         size, columns, _ = inputs.shape
         lengths = np.abs(inputs[:, :, 0])
-        if claim.assumes("equal norms"):
+        if "equal norms" in facts:
             lengths = np.broadcast_to(1 + lengths[:, :1], (size, columns))
         inputs = lengths[:, :, None] * np.eye(columns)
     return Candidates(weights, inputs)
@@ -87,7 +88,7 @@ def _shapes(claim: Claim, scope: Scope) -> list[tuple[int, int]]:
     selections = [s for q in claim.sequences for t in q for s in t.steps() if isinstance(s, Selection)]
     shapes = shapes_to_try(claim, scope)
     if scope.kind == "any":
-        unit = lcm(*(s.partition.size or 1 for q in claim.sequences for t in q for s in t.steps()))
+        unit = lcm(*(t.unit for q in claim.sequences for t in q))
         least = max([2, *(ceil(1 / s.share) for s in selections if isinstance(s.share, Fraction) and s.share)])
         shapes = [*(s for s in shapes if s[0] * s[1] > 1), (1, unit * ceil(least / unit))]
     found = []

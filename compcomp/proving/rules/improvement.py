@@ -15,8 +15,9 @@ from compcomp.proving.solver import Solver
 # states: A equals B, and neither loses more than the other.
 #
 # Rule (last step). Let T declare that it never increases the loss f: f(T(s)) <= f(s) for every state s and every
-# choice. If the normal form of A is that of B followed by such T1, ..., Tk, and B is deterministic, then A loses no
-# more than B. (With free choices the two runs of B could differ.)
+# choice; where some technique of A changes the inputs, also for states s whose inputs are not the dense ones
+# (`any_inputs`). If the normal form of A is that of B followed by such T1, ..., Tk, and B is deterministic, then A
+# loses no more than B. (With free choices the two runs of B could differ.)
 
 
 def same_state(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
@@ -27,7 +28,7 @@ def same_state(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
     left, right = normal_form(claim.left, session), normal_form(claim.right, session)
     if left.atoms != right.atoms or not (left.deterministic and right.deterministic):
         return None
-    rule = "absorption" if left.absorbed or right.absorbed else "rest"
+    rule = "absorption" if left.absorbed or right.absorbed else "inputs" if left.moved or right.moved else "rest"
     assumptions = dict.fromkeys((EXACT, *left.assumptions, *right.assumptions))
     return Proof(rule, "any shape", tuple(assumptions), tuple(session.queries))
 
@@ -44,6 +45,8 @@ def last_step_improves(claim: Claim, solver: Solver, deadline: float) -> Proof |
     contracts = []
     for technique in rest:
         if not isinstance(technique, Technique) or claim.loss.name not in technique.promises().never_increases:
+            return None
+        if claim.left.changes_inputs and not technique.promises().any_inputs:
             return None
         contracts.append(f"{technique} never increases {claim.loss.name} (its contract)")
     assumptions = dict.fromkeys((EXACT, *contracts, *left.assumptions, *right.assumptions))
