@@ -45,7 +45,7 @@ def fitted(claim: Claim, candidates: Candidates, random: np.random.Generator) ->
 
 
 def _reflections(size: int, columns: int, random: np.random.Generator) -> Values:
-    """Matrices of whole numbers (columns x columns) with orthogonal rows of one length, for tokens of several features."""
+    """Matrices of whole numbers (columns x columns) whose rows are orthogonal and of one length."""
     normal = random.integers(-2, 3, size=(size, columns)).astype(float)
     normal[~normal.any(axis=1)] = 1
     squares: Values = (normal**2).sum(axis=1)

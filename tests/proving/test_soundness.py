@@ -190,6 +190,7 @@ L, W, P = TruncatedSVD(1, residual=True), Wanda("1/2"), Magnitude("1/2")  # type
 FALSE_WHERE_INPUTS_CHANGE = [
     equal(X >> D, X),  # distillation rests only on the dense inputs
     equal(X >> W, W >> X),  # Wanda looks at them
+    equal(P >> X >> D, P >> D >> X),  # and so does distillation
     equal(X >> AbsMaxInputs(2), AbsMaxInputs(2) >> X),
     equal(P >> X, P),  # inputs are a part of the state
     dominates(P >> X >> L, P >> X, loss="output_l2"),  # it mends the weight, not the outputs
