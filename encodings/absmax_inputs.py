@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from compcomp.encodings.absmax import AbsMax
 from compcomp.errors import InputError
+from compcomp.language.algebra import gram_of
 from compcomp.language.layer import Array, LayerState
 from compcomp.language.parameters import Unknown, bit_width, one_of, shown, whole
 from compcomp.language.technique import Declared, Technique
@@ -75,4 +76,5 @@ class AbsMaxInputs(Technique):
     def encode(self, layer: LayerState) -> LayerState:
         self.check(layer.weight.shape)
         tokens = LayerState.dense(self.inputs_of(layer).T, choices=layer.choices)
-        return layer.with_inputs(self.of_tokens(layer.weight.shape[1]).encode(tokens).weight.T)
+        rounded = self.of_tokens(layer.weight.shape[1]).encode(tokens).weight.T
+        return layer.with_inputs(rounded, None if layer.gram is None else gram_of(rounded))

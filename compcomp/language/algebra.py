@@ -56,20 +56,25 @@ def output_target(layer: LayerState) -> Array:
         return target
     inputs, gram, choices = layer.inputs, layer.gram, layer.choices
     assert inputs is not None and gram is not None
-    right: Array = layer.reference @ (layer.reference_inputs - inputs) @ inputs.T
-    free, kind = each(lambda _: True, right), reading(*right.ravel(), *gram.ravel())
-    if kind == "number":
-        change = _change_exact(right, gram, free)
-    elif kind == "batch":
-        change = _change_batch(stack(right, batch_size(right, gram)), gram, free)
+    free, kind = each(lambda _: True, target), reading(*target.ravel(), *gram.ravel())
+    if kind == "batch":
+        size = batch_size(target, gram)
+        reference, dense, now = (stack(array, size) for array in (target, layer.reference_inputs, inputs))
+        change = _change_batch(reference @ (dense - now) @ now.transpose(0, 2, 1), gram, free)
     else:
-        if not isinstance(choices, SymbolicChoices):
-            raise NotExactError("least squares is symbolic only as a contract for the prover")
-        change = each(lambda _: choices.real(), right)
-        for one, other in zip((change @ gram).ravel(), right.ravel(), strict=True):
-            choices.assume(Equal(one, other))
+        right = target @ (layer.reference_inputs - inputs) @ inputs.T
+        change = _change_exact(right, gram, free) if kind == "number" else _target_contract(right, gram, choices)
     target = target + change
     return target
+
+
+def _target_contract(right: Array, gram: Array, choices: Choices) -> Array:
+    if not isinstance(choices, SymbolicChoices):
+        raise NotExactError("least squares is symbolic only as a contract for the prover")
+    change = each(lambda _: choices.real(), right)
+    for one, other in zip((change @ gram).ravel(), right.ravel(), strict=True):
+        choices.assume(Equal(one, other))
+    return change
 
 
 def least_squares_change(error: Array, gram: Array, free: Array | None, choices: Choices) -> Array:
@@ -163,6 +168,15 @@ def unstack(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Array:
     for index in np.ndindex(*result.shape):
         result[index] = Batch(values[(slice(None), *index)])
     return result
+
+
+def gram_of(inputs: Array) -> Array:
+    """The Gram matrix (in x in) of inputs (in x tokens)."""
+    if reading(*inputs.ravel()) == "batch":
+        values = stack(inputs, batch_size(inputs))
+        return unstack(values @ values.transpose(0, 2, 1))
+    gram: Array = inputs @ inputs.T
+    return gram
 
 
 def batch_size(*arrays: Array) -> int:
