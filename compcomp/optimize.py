@@ -137,7 +137,7 @@ def _check_model_arguments(
                 raise InputError(f"{name} without a model", "both, or neither", name)
         return
     if calibration is None:
-        needing = [str(t) for t in techniques if t.needs_inputs]
+        needing = [str(t) for t in techniques if t.needs_inputs and not t.promises().changes_inputs]
         if loss_named(loss).needs_inputs:
             needing.insert(0, f"loss {loss}")
         if needing:

@@ -1,6 +1,7 @@
 """The registry: one line a technique, and the import people use."""
 
 from compcomp.encodings.absmax import AbsMax
+from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.truncated_svd import TruncatedSVD
@@ -10,7 +11,8 @@ from compcomp.language.technique import Technique
 Technique.register(Magnitude, kernel="compcomp.kernels.magnitude")
 Technique.register(Wanda, kernel="compcomp.kernels.wanda")
 Technique.register(AbsMax, kernel="compcomp.kernels.absmax")
+Technique.register(AbsMaxInputs, kernel="compcomp.kernels.absmax_inputs")
 Technique.register(TruncatedSVD, kernel="compcomp.kernels.truncated_svd")
 Technique.register(LeastSquaresDistill, kernel="compcomp.kernels.least_squares_distill")
 
-__all__ = ["AbsMax", "LeastSquaresDistill", "Magnitude", "TruncatedSVD", "Wanda"]
+__all__ = ["AbsMax", "AbsMaxInputs", "LeastSquaresDistill", "Magnitude", "TruncatedSVD", "Wanda"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compcomp.language.parameters import ANY, Unknown, is_unknown, one_of, whole
+from compcomp.language.parameters import ANY, Unknown, bit_width, one_of, whole
 from compcomp.language.partition import Partition
 from compcomp.language.steps import GridMap
 from compcomp.language.technique import Declared, Technique
@@ -29,10 +29,7 @@ class AbsMax(Technique):
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
 
     def __post_init__(self) -> None:
-        if is_unknown(self.bits):
-            object.__setattr__(self, "bits", ANY)
-        else:
-            whole(self.bits, 2, 16, "AbsMax.bits")
+        object.__setattr__(self, "bits", bit_width(self.bits, "AbsMax.bits"))
         if self.group is not None:
             whole(self.group, 1, 2**20, "AbsMax.group")
         one_of(self.rounding, ROUNDINGS, "AbsMax.rounding")

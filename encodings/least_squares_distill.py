@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from compcomp.errors import InputError
-from compcomp.language.algebra import descend_on_grid, least_squares_change
+from compcomp.language.algebra import descend_on_grid, least_squares_change, output_target
 from compcomp.language.layer import LayerState
 from compcomp.language.technique import Declared, Technique
 
@@ -16,8 +16,9 @@ SWEEPS = 3
 
 @dataclass(frozen=True)
 class LeastSquaresDistill(Technique):
-    """Choose the free weights to minimise |(W - W') X|_F^2 against the dense layer, X the calibration inputs.
+    """Choose the free weights to minimise |W X - W' X'|_F^2 against the dense layer's outputs.
 
+    X are the dense calibration inputs, X' the current ones, which differ once a technique has changed them.
     Unquantized: the exact minimiser over the weights the mask leaves free, of least change where it is not
     unique. Quantized: each free weight moves along its grid by coordinate descent, column after column, and
     only where that strictly decreases the error; the result is no minimiser, but never worse than the
@@ -28,6 +29,7 @@ class LeastSquaresDistill(Technique):
     declared: ClassVar[Declared] = Declared(
         keeps=frozenset({"mask", "grid", "factors"}),
         never_increases=frozenset({"output_l2"}),
+        any_inputs=True,
         rests=True,
         holds_reference=True,
     )
@@ -39,7 +41,7 @@ class LeastSquaresDistill(Technique):
     def encode(self, layer: LayerState) -> LayerState:
         if layer.gram is None:
             raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", str(self))
-        form, error = layer.format, layer.reference - layer.effective()
+        form, error = layer.format, output_target(layer) - layer.effective()
         if form.grid is None:
             change = least_squares_change(error, layer.gram, form.mask, layer.choices)
             weight = layer.weight + change

@@ -22,7 +22,7 @@ class TruncatedSVD(Technique):
     (out x rank, rank x in) beside the weight, next to any that are there. False replaces the weight, and
     with it any mask, grid and factors, by its closest matrix of that rank.
     The residual form leaves (I - U U^T) E of an error E, U its leading left singular vectors: a projection
-    from the left, so |E X|_F does not grow for any inputs X.
+    from the left, so |E X|_F does not grow for any inputs X, as long as no technique changes them.
     Source: [eckart1936]; the residual form is LoRC [yao2023].
     """
 

@@ -22,6 +22,7 @@ def _third(rounding: str, ties: str = "all") -> str:
     return f"{prune} >> {quantize} dominates {quantize} >> {prune}"
 
 
+X = "AbsMaxInputs(bits=4)"
 ANY_P, ANY_Q = "Magnitude(sparsity=Any)", "AbsMax(bits=Any)"
 
 CLAIMS: list[tuple[str, str, str, str]] = [
@@ -50,6 +51,25 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     (f"{ANY_Q} is orthogonal to {ANY_P} within 1/2", "weight_l1", "any", "PROVED"),
     (f"AbsMax(bits=2) is orthogonal to {P} within 2/5", "weight_l1", "any", "REFUTED"),
     (f"{P} is orthogonal to {Q}", "output_l2", "any", "REFUTED"),
+    (f"{N} is orthogonal to {Q} >> {X}", "output_l2", "1x4", "REFUTED"),
+    (f"{N} is orthogonal to {Q} >> {X}", "output_l2", "any", "REFUTED"),
+    (f"{N} is orthogonal to {X}", "output_l2", "1x4", "REFUTED"),
+    (f"{P} is orthogonal to AbsMax(bits=2) >> AbsMaxInputs(bits=2, per='tensor')", "output_l2", "any", "REFUTED"),
+    (f"{N} is orthogonal to AbsMax(bits=8) >> AbsMaxInputs(bits=8, group=2)", "output_l2", "any", "REFUTED"),
+    (f"{N} is orthogonal to {ANY_Q} >> AbsMaxInputs(bits=Any)", "output_l2", "any", "REFUTED"),
+    (f"{N} is orthogonal to {ANY_Q} >> AbsMaxInputs(bits=Any)", "weight_l1", "any", "PROVED"),
+    # Quantized inputs: what does not look at them commutes with quantizing them; distillation fits the dense outputs.
+    (f"{N} >> {X} >> {Q} equals {X} >> {N} >> {Q}", "weight_l2", "any", "PROVED"),
+    (f"{P} >> {X} >> {Q} dominates {Q} >> {X} >> {P}", "weight_l2", "any", "PROVED"),
+    (f"{P} >> {X} >> {Q} dominates {Q} >> {X} >> {P}", "output_l2", "any", "REFUTED"),
+    (f"{W} >> {X} equals {X} >> {W}", "weight_l2", "any", "REFUTED"),
+    (f"{X} equals AbsMaxInputs(bits=8)", "weight_l2", "any", "REFUTED"),
+    (f"{D} >> {X} equals {X}", "weight_l2", "any", "PROVED"),
+    (f"{X} >> {D} equals {X}", "weight_l2", "any", "REFUTED"),
+    (f"{X} >> {P} >> {D} dominates {P} >> {X}", "output_l2", "any", "PROVED"),
+    (f"{X} >> {Q} >> {L} dominates {X} >> {Q}", "output_l2", "any", "REFUTED"),
+    (f"{X} >> {Q} >> {L} dominates {X} >> {Q}", "weight_l2", "any", "PROVED"),
+    (f"{P} >> {X} >> {D} >> {Q} keeps mask", "weight_l2", "any", "PROVED"),
     (PQ, "weight_l1", "1x4", "PROVED"),
     (PQ, "weight_l1", "2x2", "PROVED"),
     (PQ, "weight_l1", "block:4", "PROVED"),

@@ -18,7 +18,7 @@ from compcomp.errors import InputError
 from compcomp.models.save import load_weights
 from compcomp.optimize import Bars, apply, optimize_order
 from compcomp.ordering.ask import Asker
-from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD
+from compcomp.techniques import AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD
 
 ROOT = Path(__file__).resolve().parent.parent
 P, Q, D = Magnitude("1/2", pattern="2:4"), AbsMax(bits=4, group=8), LeastSquaresDistill()
@@ -186,6 +186,8 @@ def test_bars_wait_and_leave_standard_output_alone(
         ({"model": network(), "calibration": batches(), "evaluate": 3}, "evaluate"),
         ({"model": network(), "calibration": batches(), "device": "tpu"}, "device"),
         ({"techniques": [AbsMax(4, group=5)], "model": network(), "calibration": batches()}, "layer 0"),
+        ({"techniques": [AbsMaxInputs(4)], "model": network(), "loss": "weight_l2"}, "Gram matrices only"),
+        ({"techniques": [AbsMaxInputs(4)], "model": network(), "calibration": batches()}, "Gram matrices only"),
         ({"executor": 4}, "Executor"),
         ({"progress": "yes"}, "progress"),
         ({"store": "/dev/null/plan.db"}, "store"),

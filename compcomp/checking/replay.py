@@ -32,9 +32,13 @@ def replay(claim: Claim, witness: dict[str, Any]) -> str:
     for run, trace in zip(runs, witness["traces"], strict=True):
         if len(run) != len(trace["steps"]):
             return "a run has another number of steps than recorded"
+        now = inputs
         for state, step in zip(run, trace["steps"], strict=True):
             if not _same(state.weight, _matrix(step["weight"])):
                 return f"the weights after {step['after']} are others than recorded"
+            now = step.get("inputs", now)
+            if state.inputs is not None and not _same(state.inputs, _matrix(now)):
+                return f"the inputs after {step['after']} are others than recorded"
         if instance.loss is not None and Fraction(instance.loss.of(run[-1])) != number(trace["loss"]):
             return f"the loss of {trace['sequence']} is another than recorded"
     if not all(bool(condition.holds(instance, runs)) for condition in instance.given):
@@ -75,6 +79,8 @@ def _differ(left: LayerState, right: LayerState) -> bool:
     if (one is None) != (other is None):
         return True
     if one is not None and other is not None and (one.levels != other.levels or not _same(one.step, other.step)):
+        return True
+    if left.inputs is not None and right.inputs is not None and not _same(left.inputs, right.inputs):
         return True
     return not _same(left.effective() - left.weight, right.effective() - right.weight)
 

@@ -20,7 +20,8 @@ SOUND = 1e-10
 def kernel(technique: LeastSquaresDistill, layer: LayerState) -> LayerState:
     """Fit the free weights to the dense layer's outputs; the output error of no row grows.
 
-    ``layer.weight``, ``layer.reference``: out x in. ``layer.gram``: in x in. Computed in float64.
+    ``layer.weight``, ``layer.reference``: out x in. ``layer.gram``: in x in, of the current inputs. Computed in
+    float64.
     Unquantized: the minimiser over each row's free weights, of least change where the Gram matrix leaves it
     open. Quantized: coordinate descent along the grid. A row that the weight's dtype cannot improve stays as
     it is, bit for bit. Raises InputError without inputs or when an entry is not finite.
@@ -29,10 +30,10 @@ def kernel(technique: LeastSquaresDistill, layer: LayerState) -> LayerState:
     check(technique, layer)
     assert layer.gram is not None
     gram, form = layer.gram.to(torch.float64), layer.format
-    error = layer.reference.to(torch.float64) - effective(layer, torch.float64)
+    tolerance = max(1e-12, 4 * torch.finfo(layer.gram.dtype).eps)
+    error = output_target(layer, gram, tolerance) - effective(layer, torch.float64)
     start = layer.weight.to(torch.float64)
     if form.grid is None:
-        tolerance = max(1e-12, 4 * torch.finfo(layer.gram.dtype).eps)
         fitted = start + least_change(error, gram, form.mask, tolerance)
     else:
         fitted = descend(layer.weight, error, gram, form.grid, form.mask)
@@ -41,6 +42,20 @@ def kernel(technique: LeastSquaresDistill, layer: LayerState) -> LayerState:
     better = row_errors(left, gram) < row_errors(error, gram)
     weight = torch.where(better[:, None], weight, layer.weight)
     return replace(layer, weight=weight, format=replace(form, rank=None))
+
+
+def output_target(layer: LayerState, gram: Tensor, tolerance: float) -> Tensor:
+    """The weight whose outputs on the current inputs come closest to the dense outputs; float64, out x in.
+
+    See :func:`compcomp.language.algebra.output_target`. ``gram``: of the current inputs, float64.
+    """
+    reference: Tensor = layer.reference.to(torch.float64)
+    if layer.reference_inputs is None:
+        return reference
+    assert layer.inputs is not None
+    inputs = layer.inputs.to(torch.float64)
+    right = reference @ (layer.reference_inputs.to(torch.float64) - inputs) @ inputs.T
+    return reference + _solve(gram[None], right.T[None], tolerance)[0].T
 
 
 def row_errors(error: Tensor, gram: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from math import lcm
 
 import numpy as np
 
-from compcomp.language.layer import Factors, Grid
+from compcomp.language.layer import Factors, Grid, LayerState
 from compcomp.terms import (
     And,
     Array,
@@ -44,6 +44,39 @@ def squared_error(error: Array, gram: Array | None) -> Term:
 # ---------------------------------------------------------------------------------------- least squares
 
 
+def output_target(layer: LayerState) -> Array:
+    """The weight T (out x in) whose outputs on the current inputs X' come closest to the dense ones W X.
+
+    The reference while the inputs are the dense ones. W X - T X' is orthogonal to the rows of X', so for every
+    weight V |W X - V X'|_F^2 = |W X - T X'|_F^2 + |(T - V) X'|_F^2: what is best against T is best against W X.
+    Of several such weights the nearest to the reference. It has inputs and their Gram matrix.
+    """
+    target: Array = layer.reference
+    if layer.reference_inputs is None:
+        return target
+    inputs, gram, choices = layer.inputs, layer.gram, layer.choices
+    assert inputs is not None and gram is not None
+    free, kind = each(lambda _: True, target), reading(*target.ravel(), *gram.ravel())
+    if kind == "batch":
+        size = batch_size(target, gram)
+        reference, dense, now = (stack(array, size) for array in (target, layer.reference_inputs, inputs))
+        change = _change_batch(reference @ (dense - now) @ now.transpose(0, 2, 1), gram, free)
+    else:
+        right = target @ (layer.reference_inputs - inputs) @ inputs.T
+        change = _change_exact(right, gram, free) if kind == "number" else _target_contract(right, gram, choices)
+    target = target + change
+    return target
+
+
+def _target_contract(right: Array, gram: Array, choices: Choices) -> Array:
+    if not isinstance(choices, SymbolicChoices):
+        raise NotExactError("least squares is symbolic only as a contract for the prover")
+    change = each(lambda _: choices.real(), right)
+    for one, other in zip((change @ gram).ravel(), right.ravel(), strict=True):
+        choices.assume(Equal(one, other))
+    return change
+
+
 def least_squares_change(error: Array, gram: Array, free: Array | None, choices: Choices) -> Array:
     """The change of the weight that minimises the output error, least in norm where it is not unique.
 
@@ -54,21 +87,26 @@ def least_squares_change(error: Array, gram: Array, free: Array | None, choices:
         free = each(lambda _: True, error)
     kind = reading(*error.ravel(), *gram.ravel())
     if kind == "batch":
-        return _change_batch(error, gram, free)
+        size = batch_size(error, gram)
+        return _change_batch(stack(error, size) @ stack(gram, size), gram, free)
     if kind in ("z3", "sympy"):
         return _change_contract(error, gram, free, choices)
-    return np.array(
-        [_row_change(row, gram, mask) for row, mask in zip(error, free, strict=True)], dtype=object
-    ).reshape(error.shape)
+    return _change_exact(error @ gram, gram, free)
 
 
-def _row_change(error: Array, gram: Array, free: Array) -> list[Fraction]:
-    kept = [j for j in range(len(error)) if free[j]]
-    change = [Fraction(0)] * len(error)
+def _change_exact(right: Array, gram: Array, free: Array) -> Array:
+    """The change of least norm for which ``change @ gram`` equals ``right`` where free; it is 0 elsewhere."""
+    rows = [_row_change(row, gram, mask) for row, mask in zip(right, free, strict=True)]
+    return np.array(rows, dtype=object).reshape(right.shape)
+
+
+def _row_change(outputs: Array, gram: Array, free: Array) -> list[Fraction]:
+    kept = [j for j in range(len(outputs)) if free[j]]
+    change = [Fraction(0)] * len(outputs)
     if not kept:
         return change
     part = [[Fraction(gram[i, j]) for j in kept] for i in kept]
-    right = [Fraction(Sum(gram[i, j] * error[j] for j in range(len(error)))) for i in kept]
+    right = [Fraction(outputs[i]) for i in kept]
     squared = [[sum((a * b for a, b in zip(row, column, strict=True)), Fraction(0)) for column in part] for row in part]
     weights = _solve(squared, right)  # part is symmetric: part @ weights is the solution of least norm
     for i, row in zip(kept, part, strict=True):
@@ -132,15 +170,24 @@ def unstack(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Array:
     return result
 
 
+def gram_of(inputs: Array) -> Array:
+    """The Gram matrix (in x in) of inputs (in x tokens)."""
+    if reading(*inputs.ravel()) == "batch":
+        values = stack(inputs, batch_size(inputs))
+        return unstack(values @ values.transpose(0, 2, 1))
+    gram: Array = inputs @ inputs.T
+    return gram
+
+
 def batch_size(*arrays: Array) -> int:
     """How many candidates the batches among these terms stand for."""
     return next(len(x.values) for array in arrays for x in array.ravel() if isinstance(x, Batch))
 
 
-def _change_batch(error: Array, gram: Array, free: Array) -> Array:
-    size = batch_size(error, gram)
-    errors, grams, kept = stack(error, size), stack(gram, size), stack(free, size)
-    right = kept * (errors @ grams)  # (size, out, in)
+def _change_batch(right: np.ndarray[tuple[int, ...], np.dtype[np.float64]], gram: Array, free: Array) -> Array:
+    size = len(right)  # candidates, out, in
+    grams, kept = stack(gram, size), stack(free, size)
+    right = kept * right
     part = kept[..., :, None] * grams[:, None] * kept[..., None, :]  # (size, out, in, in)
     return unstack((np.linalg.pinv(part, rcond=1e-11, hermitian=True) @ right[..., None])[..., 0])
 

@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from compcomp.errors import InputError
-from compcomp.language.conditions import Condition, Given, check, conditions
+from compcomp.language.conditions import INPUT_FACTS, Condition, Given, check, conditions
 from compcomp.language.loss import Loss, loss_named
 from compcomp.language.parameters import number
 from compcomp.language.technique import Sequence, Technique, as_sequence, unknowns
@@ -29,7 +29,7 @@ class Claim:
     """A statement about every dense layer in a scope and every choice the techniques leave free.
 
     kind "dominates": ``left`` loses no more than ``right``. kind "equal": both give the same state (weight,
-    mask, grid and low-rank product). kind "keeps": what ``invariant`` names survives to the end of ``left``.
+    mask, grid, low-rank product and inputs). kind "keeps": what ``invariant`` names survives to the end of ``left``.
     kind "orthogonal": ``left >> right`` loses no more, in the norm, than ``left`` and ``right`` alone together, plus
     ``slack`` grid steps for every weight that is dropped [harma2025].
     ``given``: it speaks only of the layers on which all of these conditions hold.
@@ -69,8 +69,19 @@ class Claim:
         parts = [self.loss, *self.sequences, *self.given]
         return any(part.needs_inputs for part in parts if part is not None)
 
+    @property
+    def changes_inputs(self) -> bool:
+        """Whether a technique of the claim changes the layer's inputs."""
+        return any(sequence.changes_inputs for sequence in self.sequences)
+
     def assumes(self, fact: str) -> bool:
-        """Whether a condition of the claim lets a rule take this fact (:data:`compcomp.language.conditions.FACTS`)."""
+        """Whether a condition of the claim lets a rule take this fact (:data:`compcomp.language.conditions.FACTS`).
+
+        Conditions on inputs speak of the dense ones: where a technique changes the inputs, no rule takes a fact from
+        them.
+        """
+        if fact in INPUT_FACTS and self.changes_inputs:
+            return False
         return any(fact in condition.assumes for condition in self.given)
 
     @property

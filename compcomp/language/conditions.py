@@ -28,6 +28,9 @@ Run = Sequence[LayerState]
 FACTS = ("strict selections", "largest kept", "scale unchanged", "diagonal Gram", "equal norms")
 """What a rule may take from a condition, see :attr:`Condition.assumes`."""
 
+INPUT_FACTS = ("diagonal Gram", "equal norms")
+"""Those of them that speak of the dense inputs."""
+
 LARGEST_BOX = 4096
 
 
@@ -187,15 +190,18 @@ class ScaleUnchanged(Condition):
 
 @dataclass(frozen=True)
 class DiagonalGram(Condition):
-    """``diagonal_gram``: for the inputs X (in x tokens), X X^T is diagonal.
+    """``diagonal_gram``: for the dense inputs X (in x tokens), X X^T is diagonal.
 
-    So the output loss is the sum over weights of h_j (w_ij - w'_ij)^2, where h_j = (X X^T)_jj.
+    So, while no technique changes the inputs, the output loss is the sum over weights of h_j (w_ij - w'_ij)^2,
+    where h_j = (X X^T)_jj.
     """
 
     name: ClassVar[str] = "diagonal_gram"
     needs_inputs: ClassVar[bool] = True
     assumes: ClassVar[frozenset[str]] = frozenset({"diagonal Gram"})
-    says: ClassVar[str] = "X X^T is diagonal, so the output loss is a sum over weights, weighted by the norms of inputs"
+    says: ClassVar[str] = (
+        "X X^T is diagonal, so the output loss on X is a sum over weights, weighted by the norms of inputs"
+    )
 
     def concerns(self, claim: Claim) -> bool:
         return _needs_inputs(claim)
@@ -206,7 +212,7 @@ class DiagonalGram(Condition):
 
 @dataclass(frozen=True)
 class OrthogonalInputs(Condition):
-    """``orthogonal_inputs``: for the inputs X (in x tokens), X X^T = c I for some c > 0."""
+    """``orthogonal_inputs``: for the dense inputs X (in x tokens), X X^T = c I for some c > 0."""
 
     name: ClassVar[str] = "orthogonal_inputs"
     needs_inputs: ClassVar[bool] = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compcomp.errors import InputError
@@ -58,7 +58,8 @@ class LayerState:
 
     ``weight``: out x in. ``reference``: the dense weight, out x in. ``gram``: in x in, inputs times their
     transpose, None where a claim speaks of weights alone. ``inputs``: in x tokens, or None when only the
-    Gram matrix is known. The layer computes ``effective() @ inputs``.
+    Gram matrix is known. The layer computes ``effective() @ inputs``. Where a technique has changed the inputs,
+    ``inputs`` and ``gram`` are the changed ones and ``reference_inputs`` the dense ones (in x tokens), else None.
     """
 
     weight: Array
@@ -67,6 +68,7 @@ class LayerState:
     inputs: Array | None = None
     format: Format = field(default_factory=Format)
     choices: Choices = field(default_factory=Choices, compare=False)
+    reference_inputs: Array | None = None
 
     @classmethod
     def dense(cls, weight: Any, inputs: Any = None, gram: Any = None, choices: Choices | None = None) -> LayerState:
@@ -80,8 +82,15 @@ class LayerState:
         factors = self.format.factors
         return self.weight if factors is None else self.weight + factors.left @ factors.right
 
+    def with_inputs(self, inputs: Array, gram: Array | None = None) -> LayerState:
+        """The state with other inputs (in x tokens) in place of those it has, and their Gram matrix if it has one."""
+        dense = self.inputs if self.reference_inputs is None else self.reference_inputs
+        if gram is None and self.gram is not None:
+            gram = inputs @ inputs.T
+        return replace(self, inputs=inputs, gram=gram, reference_inputs=dense)
+
     def input_norms2(self) -> list[Term]:
-        """The squared 2-norm of each input feature over the calibration tokens: ``in`` terms."""
+        """The squared 2-norm of each current input feature over the calibration tokens: ``in`` terms."""
         if self.gram is not None:
             return [self.gram[j, j] for j in range(self.gram.shape[0])]
         if self.inputs is not None:

@@ -18,8 +18,8 @@ class Loss:
     ``degree``: scaling reference and weight by t > 0 scales it by t ** degree. ``element``: the part of one
     weight, from its reference and its effective value, where the loss is the sum of such parts; None where
     weights interact. ``needs_inputs``: it depends on the calibration inputs. ``weighted``: the part of one
-    weight where weights interact only through a Gram matrix and that is diagonal: from the weight's reference,
-    its value and the squared norm of its input feature.
+    weight where weights interact only through a Gram matrix, that is diagonal, and no technique changes the
+    inputs: from the weight's reference, its value and the squared norm of its input feature.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Loss:
     def part(self, *, diagonal: bool) -> Callable[[Term, Term, Term], Term] | None:
         """The loss of one weight from reference, value and squared norm of its input feature; None when there is none.
 
-        ``diagonal``: whether the Gram matrix is diagonal.
+        ``diagonal``: whether the Gram matrix is diagonal, all along, as no technique changes the inputs.
         """
         element = self.element
         if element is not None:
@@ -44,6 +44,9 @@ class Loss:
         effective = layer.effective()
         if self.element is not None:
             return Sum(map(self.element, layer.reference.ravel(), effective.ravel()))
+        if layer.reference_inputs is not None:
+            outputs = effective @ layer.inputs - layer.reference @ layer.reference_inputs
+            return Sum(x * x for x in outputs.ravel())
         error = effective - layer.reference
         if layer.inputs is not None:
             return Sum(x * x for x in (error @ layer.inputs).ravel())
@@ -75,7 +78,7 @@ LOSSES = {
         Loss("weight_l2", "sum (w - w')^2", 2, _power(2)),
         Loss("weight_l3", "sum |w - w'|^3", 3, _power(3)),
         Loss("weight_l4", "sum (w - w')^4", 4, _power(4)),
-        Loss("output_l2", "|(W - W') X|_F^2", 2, None, needs_inputs=True, weighted=_weighted),
+        Loss("output_l2", "|W X - W' X'|_F^2", 2, None, needs_inputs=True, weighted=_weighted),
     )
 }
 

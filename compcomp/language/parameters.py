@@ -72,6 +72,11 @@ def whole(given: Any, low: int, high: int, where: str) -> int:
     return given
 
 
+def bit_width(given: Any, where: str) -> int | Unknown:
+    """How many bits a grid has: 2 to 16, or Any."""
+    return ANY if is_unknown(given) else whole(given, 2, 16, where)
+
+
 def one_of(given: Any, allowed: Sequence[str], where: str) -> str:
     """One of the listed words."""
     if given not in allowed:

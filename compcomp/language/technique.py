@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
+from math import lcm
 from typing import Any, ClassVar
 
 from compcomp.errors import InputError
@@ -21,12 +22,15 @@ class Declared:
     """What a technique promises, for every layer and every choice. Each promise is tested.
 
     keeps: invariants that survive it, out of "mask", "grid", "rank", "factors".
-    never_increases: losses that are no larger after it than before it.
-    rests: where the effective weight already equals the reference, it returns an equal state: the same
-        weight, mask and grid, and a low-rank term of the same product.
-    holds_reference: it leaves the effective weight alone when that equals the reference.
-    leaves_weight: weight, mask, grid and rank are after it what they were before; all it may do is add a
+    never_increases: losses that are no larger after it than before it, while the inputs are the dense ones.
+    any_inputs: what never_increases promises holds where the inputs have been changed as well.
+    rests: where the effective weight equals the reference and the inputs are the dense ones, it returns an equal
+        state: the same weight, mask, grid and inputs, and a low-rank term of the same product.
+    holds_reference: then it leaves the effective weight and the inputs alone.
+    leaves_weight: weight, mask, grid, rank and inputs are after it what they were before; all it may do is add a
         low-rank term beside the weight.
+    changes_inputs: it acts on the inputs instead of the weight. What it makes of them depends on them alone, and
+        weight, reference and format stay as they are. A technique that does not say so leaves the inputs alone.
     homogeneous: scaling weight and reference by t > 0 scales its result by t.
     deterministic: its conventions leave nothing free ("any"): equal inputs give equal results.
     landmarks: largest magnitudes for which its rounding midpoints fall on integers (a hint for the search).
@@ -35,9 +39,11 @@ class Declared:
 
     keeps: frozenset[str] = frozenset()
     never_increases: frozenset[str] = frozenset()
+    any_inputs: bool = False
     rests: bool = False
     holds_reference: bool = False
     leaves_weight: bool = False
+    changes_inputs: bool = False
     homogeneous: bool = True
     deterministic: bool = True
     landmarks: tuple[int, ...] = ()
@@ -68,6 +74,11 @@ class Technique:
     def needs_inputs(self) -> bool:
         """Whether it looks at the calibration inputs."""
         return any(getattr(step, "needs_inputs", False) for step in self.steps())
+
+    @property
+    def unit(self) -> int:
+        """It fits layers whose number of columns is a multiple of this."""
+        return lcm(*(step.partition.size or 1 for step in self.steps()))
 
     def encode(self, layer: LayerState) -> LayerState:
         """The layer after this technique, on terms. ``weight``: out x in, as are mask and grid."""
@@ -185,6 +196,11 @@ class Sequence:
     @property
     def needs_inputs(self) -> bool:
         return any(t.needs_inputs for t in self.techniques)
+
+    @property
+    def changes_inputs(self) -> bool:
+        """Whether some technique changes the layer's inputs."""
+        return any(t.promises().changes_inputs for t in self.techniques)
 
     def __str__(self) -> str:
         return " >> ".join(map(str, self.techniques)) or "identity"

@@ -34,13 +34,20 @@ class Grade(StrEnum):
 class Trace:
     """One sequence run on a witness: the weight after each step (out x in), and the loss, if one is claimed.
 
-    ``torch_loss`` is what the torch kernels lose on the same layer in float64.
+    ``torch_loss`` is what the torch kernels lose on the same layer in float64. ``inputs``: after each step those
+    (in x tokens) that it has changed, None where it has not; empty where no step has.
     """
 
     sequence: str
     steps: tuple[tuple[str, Matrix], ...]
     loss: Fraction | None
     torch_loss: float | None
+    inputs: tuple[Matrix | None, ...] = ()
+
+    def changed_inputs(self) -> list[tuple[str, Matrix]]:
+        """The steps that change the inputs, by name, and what these are after them."""
+        named = zip(self.steps, self.inputs, strict=False)
+        return [(name, inputs) for (name, _), inputs in named if inputs is not None]
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Witness:
             "traces": [
                 {
                     "sequence": t.sequence,
-                    "steps": [{"after": name, "weight": _matrix(w)} for name, w in t.steps],
+                    "steps": [_step(t, k) for k in range(len(t.steps))],
                     "loss": None if t.loss is None else str(t.loss),
                     "torch_loss": t.torch_loss,
                 }
@@ -182,6 +189,12 @@ class Verdict:
         end = f" ({self.reason or self.cause})" if self.reason or self.cause else ""
         needs = "" if self.needed is None else f"; of its conditions it needs {', '.join(self.needed) or 'none'}"
         return f"{self.status}: {self.claim}{loss}, {self.reach or self.scope.describe()}{end}{needs}"
+
+
+def _step(trace: Trace, number: int) -> dict[str, Any]:
+    name, weight = trace.steps[number]
+    inputs = trace.inputs[number] if trace.inputs else None
+    return {"after": name, "weight": _matrix(weight), **({} if inputs is None else {"inputs": _matrix(inputs)})}
 
 
 def _query(query: Query) -> dict[str, Any]:

@@ -87,7 +87,10 @@ class ModelBench:
             self.model.to(self._home)
 
     def check(self, sequence: Technique | Sequence) -> None:
-        """Raise InputError where the sequence does not fit a layer, or needs calibration that is missing."""
+        """Raise InputError where the sequence does not fit a layer, changes inputs, or needs missing calibration."""
+        if changing := [t for t in as_sequence(sequence) if t.promises().changes_inputs]:
+            allowed = "techniques that act on weights: of its inputs a model keeps Gram matrices only"
+            raise InputError("a technique that changes a layer's inputs", allowed, str(changing[0]))
         if not self._calibrated and (needing := [t for t in as_sequence(sequence) if t.needs_inputs]):
             raise InputError("no calibration", "calibration data", str(needing[0]))
         check_sequence(self.layers.values(), sequence)
@@ -264,7 +267,7 @@ class ModelBench:
         after = apply_kernel(technique, name, self._bring(name, layer))
         if self._offload:
             after = move(after, torch.device("cpu"))
-        return replace(after, reference=layer.reference, gram=layer.gram, inputs=layer.inputs)
+        return replace(after, reference=layer.reference, gram=layer.gram, inputs=layer.inputs, reference_inputs=None)
 
 
 def check_range(name: str, weight: Tensor, dtype: torch.dtype) -> None:

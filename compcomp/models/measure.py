@@ -41,6 +41,8 @@ def layer_losses(layer: LayerState, names: tuple[str, ...] = MEASURED) -> dict[s
         if part is not None:
             result[name] = float(part(reference, effective).sum())
         else:
+            if layer.reference_inputs is not None:
+                raise InputError("inputs that a technique has changed", "the dense ones", name)
             result[name] = _squared(effective - reference, layer)
             result["output_norm2"] = _squared(reference, layer)
     return result

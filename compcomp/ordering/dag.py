@@ -31,7 +31,7 @@ from compcomp.language.claim import Claim
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Verdict
 from compcomp.ordering.space import Prefix, Slot, Space, Used
-from compcomp.proving.proof import EXACT
+from compcomp.proving.proof import DENSE_INPUTS, EXACT
 
 Shape = tuple[int, int]
 
@@ -140,7 +140,8 @@ class Orderings(Space):
         super().__init__(given, before)
         self.loss = loss
         self.shapes = None if shapes is None else frozenset(shapes)
-        self.held = frozenset(held)
+        changed = any(technique.promises().changes_inputs for technique in self.techniques)
+        self.held = frozenset(held) | (frozenset() if changed else {DENSE_INPUTS})
         self._inside: dict[Prefix, tuple[Prefix, Verdict]] = {}
         self._whole: dict[Prefix, tuple[Prefix, Verdict]] = {}
         self._last: dict[tuple[int, int], Verdict] = {}  # (X, T): X >> T never loses more than X

@@ -41,7 +41,7 @@ def small_shape(techniques: Iterable[Technique], entries: int = ENTRIES) -> Shap
     More rows and columns than the ranks, as far as so many entries allow.
     """
     techniques = list(techniques)
-    unit = lcm(*(step.partition.size or 1 for t in techniques for step in t.steps()))
+    unit = lcm(*(t.unit for t in techniques))
     side = max((t.promises().trivial_side for t in techniques), default=0) + 1
     columns = unit * ceil(max(side, 6) / unit)
     rows = max(side + 1, 4)
@@ -60,7 +60,11 @@ def _does_something(technique: Technique, shape: Shape) -> bool:
     if promises.rests or promises.holds_reference:
         return True
     layer = generated(shape, [technique], np.random.default_rng(0), layers=1, kinds=("gaussian",))
-    return bool(np.any(stack(technique.encode(layer).effective() - layer.weight, 1)))
+    after = technique.encode(layer)
+    if promises.changes_inputs:
+        assert layer.inputs is not None and after.inputs is not None
+        return bool(np.any(stack(after.inputs - layer.inputs, 1)))
+    return bool(np.any(stack(after.effective() - layer.weight, 1)))
 
 
 # ---------------------------------------------------------------------------------------------- layers
@@ -73,7 +77,10 @@ def generated(
     layers: int = LAYERS,
     kinds: tuple[str, ...] = KINDS,
 ) -> LayerState:
-    """Dense layers of every kind with Gram matrices of inputs, as one layer of batches."""
+    """Dense layers of every kind with Gram matrices of inputs, as one layer of batches.
+
+    The inputs themselves are there only if some technique changes them.
+    """
     techniques = list(techniques)
     marks = sorted({mark for t in techniques for mark in t.promises().landmarks if 0 < mark < 10**6}) or [6]
     sizes = [step.partition.size for t in techniques for step in t.steps()]
@@ -84,7 +91,8 @@ def generated(
         weights[k] = _weight(kind, shape, block, mark, random)
         inputs[k] = _inputs(kind, inputs.shape[1:], random)
     gram = inputs @ inputs.transpose(0, 2, 1)
-    return LayerState.dense(unstack(weights), gram=unstack(gram), choices=BatchChoices(layers, random))
+    whole = unstack(inputs) if any(t.promises().changes_inputs for t in techniques) else None
+    return LayerState.dense(unstack(weights), whole, unstack(gram), BatchChoices(layers, random))
 
 
 def _weight(kind: str, shape: Shape, block: int, mark: int, random: np.random.Generator) -> Values:
@@ -147,7 +155,8 @@ class Screen:
         self.shape, self.layers, self.applications = shape, layers, 0
         self._techniques, self._loss = orderings.techniques, loss
         self._dense = generated(shape, self._techniques, random, layers)
-        self._directions = np.random.default_rng(seed + 1).uniform(0.5, 1.5, size=shape[0] * shape[1])
+        entries = shape[1] * max(shape[0], self._dense.inputs.shape[1] if self._dense.inputs is not None else 0)
+        self._directions = np.random.default_rng(seed + 1).uniform(0.5, 1.5, size=entries)
         weights = np.abs(stack(self._dense.weight, layers)).max(axis=(1, 2))
         self._size = np.where(weights == 0, 1.0, weights)
         nothing = replace(self._dense, weight=self._dense.weight * 0)
@@ -177,7 +186,10 @@ class Screen:
         values = [self._projected(field) / self._size for field in fields]
         if form.mask is not None:
             values.append(self._projected(form.mask))
+        if state.reference_inputs is not None and state.inputs is not None:
+            values.append(self._projected(state.inputs))
         known = (
+            state.reference_inputs is None,
             form.mask is None,
             None if grid is None else (grid.levels, grid.scales),
             None if factors is None else factors.rank,
@@ -186,7 +198,8 @@ class Screen:
         return Sketch(known, np.stack(values, axis=1))
 
     def _projected(self, field: Array) -> Values:
-        projected: Values = stack(field, self.layers).reshape(self.layers, -1) @ self._directions
+        entries = stack(field, self.layers).reshape(self.layers, -1)
+        projected: Values = entries @ self._directions[: entries.shape[1]]
         return projected
 
     def _values(self, term: object) -> Values:

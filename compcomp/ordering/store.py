@@ -338,11 +338,17 @@ def _witness(data: Mapping[str, Any]) -> Witness:
                 steps=tuple((step["after"], _matrix(step["weight"])) for step in trace["steps"]),
                 loss=None if trace["loss"] is None else Fraction(trace["loss"]),
                 torch_loss=trace["torch_loss"],
+                inputs=_changed_inputs(trace["steps"]),
             )
             for trace in data["traces"]
         ),
         reason=data["reason"],
     )
+
+
+def _changed_inputs(steps: list[Mapping[str, Any]]) -> tuple[Matrix | None, ...]:
+    found = tuple(_matrix(step["inputs"]) if "inputs" in step else None for step in steps)
+    return found if any(found) else ()
 
 
 def _matrix(rows: list[list[str]]) -> Matrix:

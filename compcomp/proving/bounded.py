@@ -21,6 +21,7 @@ from compcomp.language.verdict import Query
 from compcomp.proving.meaning import establishes, fails
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.facts import unit_norms
+from compcomp.proving.rules.inputs import weights_alone
 from compcomp.proving.session import Session
 from compcomp.proving.solver import Answer, Solver
 from compcomp.terms import Array, Choices, SymbolicChoices, Term, each
@@ -44,6 +45,9 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
     """Try to prove the claim at the scope's shape. Anything but a clear proof comes back with its cause."""
     if scope.shape is None:
         return Outcome(None, "no rule decides this claim for any shape")
+    (claim, contracts), needs_inputs = weights_alone(claim), claim.needs_inputs
+    if claim.changes_inputs:  # a formula has so many tokens, and they stand for any number only through a Gram matrix
+        return Outcome(None, "a technique changes the inputs, and a formula would speak of one number of tokens only")
     session = Session(solver, time.monotonic() + seconds)
     shape, reach, assumptions = _one_block(claim, scope)
     if shape[0] * shape[1] > LARGEST_LAYER:
@@ -53,8 +57,10 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
     for plan in _plans(claim, shape, session):
         outcome = _attempt(claim, shape, plan, session)
         if outcome.proof is not None:
-            notes = (*assumptions, *outcome.proof.assumptions)
+            notes = (*assumptions, *outcome.proof.assumptions, *contracts)
             return replace(outcome, proof=replace(outcome.proof, reach=reach, assumptions=notes))
+        if outcome.suspect is not None and outcome.suspect[1] is None and needs_inputs:  # any inputs will do
+            return replace(outcome, suspect=(outcome.suspect[0], _identity(shape[1])))
         if outcome.vacuous or outcome.suspect is not None:
             return outcome
     return replace(outcome, queries=tuple(session.queries))
@@ -413,6 +419,10 @@ def _on_leaves(term: Term, function: Callable[[Term], Term], done: dict[int, Ter
         else:
             done[key] = function(term)
     return done[key]
+
+
+def _identity(side: int) -> Array:
+    return np.array([[Fraction(int(i == j)) for j in range(side)] for i in range(side)], dtype=object)
 
 
 def _from_model(

@@ -38,7 +38,8 @@ class Candidates:
 def looks_at_gram(claim: Claim) -> bool:
     """Whether a technique or condition of the claim needs more of the inputs than the norms of the features."""
     techniques = (t for s in claim.sequences for t in s)
-    return any(c.needs_inputs for c in claim.given) or any(t.needs_inputs and not t.steps() for t in techniques)
+    looking = (t.needs_inputs and not t.steps() and not t.promises().changes_inputs for t in techniques)
+    return any(c.needs_inputs for c in claim.given) or any(looking)
 
 
 def shapes_to_try(claim: Claim, scope: Scope) -> list[tuple[int, int]]:
@@ -46,7 +47,7 @@ def shapes_to_try(claim: Claim, scope: Scope) -> list[tuple[int, int]]:
     if scope.shape is not None:
         return [scope.shape]
     techniques = [t for sequence in claim.sequences for t in sequence]
-    unit = lcm(*(s.partition.size or 1 for t in techniques for s in t.steps()))
+    unit = lcm(*(t.unit for t in techniques))
     if unit > 256:
         return []
     side = max([t.promises().trivial_side for t in techniques], default=0) + 1

@@ -12,7 +12,7 @@ from compcomp.language.algebra import NotExactError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.conditions import Box
 from compcomp.language.steps import Selection
-from compcomp.proving.candidates import Candidates, looks_at_gram, rounds, shapes_to_try
+from compcomp.proving.candidates import Candidates, Values, looks_at_gram, rounds, shapes_to_try
 from compcomp.proving.meaning import conditions_hold
 from compcomp.proving.replay import Suspect, deterministic, exact_runs
 from compcomp.terms import Array, Batch
@@ -33,13 +33,24 @@ def fitted(claim: Claim, candidates: Candidates, random: np.random.Generator) ->
             steps = random.integers(-STEPS, STEPS + 1, size=weights.shape)
             steps[: len(steps) // 4] = np.sign(steps[: len(steps) // 4]) * STEPS  # its corners
             weights = centre + steps * (float(condition.radius) / STEPS)
-    if inputs is not None and claim.assumes("diagonal Gram"):
+    facts = frozenset[str]().union(*(condition.assumes for condition in claim.given))  # of the dense inputs
+    if inputs is not None and "diagonal Gram" in facts:
         size, columns, _ = inputs.shape
         lengths = np.abs(inputs[:, :, 0])
-        if claim.assumes("equal norms"):
+        if "equal norms" in facts:
             lengths = np.broadcast_to(1 + lengths[:, :1], (size, columns))
-        inputs = lengths[:, :, None] * np.eye(columns)
+        rows = _reflections(size, columns, random) if claim.changes_inputs else np.eye(columns)
+        inputs = lengths[:, :, None] * rows
     return Candidates(weights, inputs)
+
+
+def _reflections(size: int, columns: int, random: np.random.Generator) -> Values:
+    """Matrices of whole numbers (columns x columns) whose rows are orthogonal and of one length."""
+    normal = random.integers(-2, 3, size=(size, columns)).astype(float)
+    normal[~normal.any(axis=1)] = 1
+    squares: Values = (normal**2).sum(axis=1)
+    found: Values = 2 * normal[:, :, None] * normal[:, None, :] - squares[:, None, None] * np.eye(columns)
+    return found
 
 
 def exact_values(claim: Claim, weights: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Array:
@@ -87,7 +98,7 @@ def _shapes(claim: Claim, scope: Scope) -> list[tuple[int, int]]:
     selections = [s for q in claim.sequences for t in q for s in t.steps() if isinstance(s, Selection)]
     shapes = shapes_to_try(claim, scope)
     if scope.kind == "any":
-        unit = lcm(*(s.partition.size or 1 for q in claim.sequences for t in q for s in t.steps()))
+        unit = lcm(*(t.unit for q in claim.sequences for t in q))
         least = max([2, *(ceil(1 / s.share) for s in selections if isinstance(s.share, Fraction) and s.share)])
         shapes = [*(s for s in shapes if s[0] * s[1] > 1), (1, unit * ceil(least / unit))]
     found = []

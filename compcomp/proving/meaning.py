@@ -74,6 +74,9 @@ def differences(left: LayerState, right: LayerState, tolerance: float = 0) -> li
         found.append(grids[0].levels != grids[1].levels)
     elif grids[0] is not grids[1]:
         found.append(True)
+    if left.reference_inputs is not None or right.reference_inputs is not None:
+        assert left.inputs is not None and right.inputs is not None
+        found += _entries(left.inputs, right.inputs, tolerance)
     if left.format.factors is not None or right.format.factors is not None:
         found += _entries(left.effective() - left.weight, right.effective() - right.weight, tolerance)
     return found

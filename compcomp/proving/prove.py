@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any, Literal
 
 from compcomp.errors import InputError
@@ -15,6 +16,7 @@ from compcomp.proving.premises import needed, unmet, within
 from compcomp.proving.proof import Proof
 from compcomp.proving.replay import Suspect, confirmed, deterministic, minimised, torch_agrees, witness_of
 from compcomp.proving.rules import RULES
+from compcomp.proving.rules.inputs import weights_alone
 from compcomp.proving.sample import formats_along
 from compcomp.proving.search import Found, search
 from compcomp.proving.solver import Solver, default_solver, second_solver
@@ -105,10 +107,11 @@ class _Attempt:
         return formats is None or any(getattr(f, self.claim.invariant or "") is not None for f in formats)
 
     def _rule(self, claim: Claim) -> Proof | None:
+        claim, contracts = weights_alone(claim)
         for rule in RULES:
             proof = rule(claim, self.solver, self.until - time.monotonic())
             if proof is not None:
-                return proof
+                return replace(proof, assumptions=(*proof.assumptions, *contracts))
         return None
 
     def _after_bounded(self, outcome: Outcome, gap: Found | None) -> Verdict:

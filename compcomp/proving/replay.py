@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,7 @@ def _as_floats(state: LayerState) -> LayerState:
         reference=array(state.reference),
         gram=array(state.gram),
         inputs=array(state.inputs),
+        reference_inputs=array(state.reference_inputs),
         format=Format(
             mask=array(form.mask),
             grid=form.grid and Grid(array(form.grid.step), form.grid.levels, form.grid.scales),
@@ -122,10 +124,21 @@ def witness_of(claim: Claim, suspect: Suspect) -> Witness:
                 steps=tuple(zip(_names(sequence), (_matrix(s.weight) for s in run), strict=True)),
                 loss=None if loss is None else Fraction(loss.of(run[-1])),
                 torch_loss=None if loss is None else float(loss.of(float_run[-1])),
+                inputs=_changed_inputs(run),
             )
         )
     inputs = None if suspect.inputs is None else _matrix(suspect.inputs)
     return Witness(_matrix(suspect.weight), inputs, suspect.seed, tuple(traces), _reason(claim, traces))
+
+
+def _changed_inputs(run: Run) -> tuple[Matrix | None, ...]:
+    """The inputs after each step that has changed them; () where none has."""
+    found: list[Matrix | None] = [None]
+    for before, after in pairwise(run):
+        was, now = (state.inputs for state in (before, after))
+        changed = was is not None and now is not None and not np.array_equal(was, now)
+        found.append(_matrix(now) if changed and now is not None else None)
+    return tuple(found) if any(found) else ()
 
 
 def _names(sequence: Sequence) -> list[str]:

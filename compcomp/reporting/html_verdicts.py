@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from html import escape
 
-from compcomp.language.verdict import Status, Trace, Verdict, Witness
+from compcomp.language.verdict import Matrix, Status, Trace, Verdict, Witness
 from compcomp.reporting import matrices, summary
 
 AT_ONCE = 40
@@ -124,17 +124,22 @@ def _witness(witness: Witness, status: Status) -> str:
         f"A layer of {matrices.size(witness.weight)} (out x in){seed}. {window.left_out}"
     )
     if witness.inputs is not None:
-        tokens = range(min(len(witness.inputs[0]), matrices.MOST) if witness.inputs else 0)
-        cells = [[(witness.inputs[i][t], False) for t in tokens] for i in window.columns]
-        table = _matrix(cells, window.columns if window.labelled else (), ())
-        text += f'<div class="trace"><figure><figcaption>inputs (in x tokens)</figcaption>{table}</figure></div>'
+        text += f'<div class="trace">{_inputs("inputs (in x tokens)", witness.inputs, window)}</div>'
     for trace in witness.traces:
-        text += f'<p>{code(trace.sequence)}</p><div class="trace">{_steps(trace, window)}</div>'
+        changed = "".join(_inputs(f"inputs after {name}", inputs, window) for name, inputs in trace.changed_inputs())
+        text += f'<p>{code(trace.sequence)}</p><div class="trace">{_steps(trace, window)}{changed}</div>'
     if any(trace.loss is not None for trace in witness.traces):
         text += _losses(witness)
     if matrices.rounded(witness):
         text += paragraph("≈ stands for a fraction too long to show; the witness holds it exactly.", "soft")
     return text + paragraph(f"So {witness.reason}.")
+
+
+def _inputs(caption: str, inputs: Matrix, window: matrices.Window) -> str:
+    tokens = range(min(len(inputs[0]), matrices.MOST) if inputs else 0)
+    cells = [[(inputs[i][t], False) for t in tokens] for i in window.columns]
+    table = _matrix(cells, window.columns if window.labelled else (), ())
+    return f"<figure><figcaption>{escape(caption)}</figcaption>{table}</figure>"
 
 
 def _steps(trace: Trace, window: matrices.Window) -> str:

@@ -30,12 +30,20 @@ class Window:
 
 
 def window(witness: Witness) -> Window:
-    """What to show of this witness: all of a small layer, else what is not 0 at some step."""
+    """What to show of this witness: all of a small layer, else what is not 0 at some step.
+
+    Where steps change the inputs also every feature with inputs, as it may share a scale with others.
+    """
     states = [witness.weight, *(weight for trace in witness.traces for _, weight in trace.steps)]
     height = len(witness.weight)
     width = len(witness.weight[0]) if height else 0
     rows = [i for i in range(height) if height <= WIDE or any(any(w[i]) for w in states)]
-    columns = [j for j in range(width) if width <= WIDE or any(row[j] for w in states for row in w)]
+    moving = witness.inputs if witness.inputs and any(trace.inputs for trace in witness.traces) else ()
+    columns = [
+        j
+        for j in range(width)
+        if width <= WIDE or any(row[j] for w in states for row in w) or (moving and any(moving[j]))
+    ]
     rows, columns = rows or [0][:height], columns or [0][:width]
     hidden = len(rows) > MOST or len(columns) > MOST
     labelled = len(rows) < height or len(columns) < width or hidden
@@ -67,6 +75,7 @@ def rounded(witness: Witness) -> bool:
     """Whether some number is too long to be shown exactly."""
     matrices = [witness.weight, *([witness.inputs] if witness.inputs else [])]
     matrices += [weight for trace in witness.traces for _, weight in trace.steps]
+    matrices += [inputs for trace in witness.traces for _, inputs in trace.changed_inputs()]
     losses = [trace.loss for trace in witness.traces if trace.loss is not None]
     return any(len(str(x)) > LONGEST for matrix in matrices for row in matrix for x in row) or any(
         len(str(x)) > LONGEST_LOSS for x in losses

@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from compcomp.language.verdict import Trace, Witness
+from compcomp.language.verdict import Matrix, Trace, Witness
 from compcomp.reporting import matrices
 
 ENTRIES = 24
@@ -15,7 +15,7 @@ ENTRIES = 24
 
 
 def witness_view(witness: Witness, refutes: bool) -> RenderableType:
-    """The weight after each step of each sequence, and what each loses, exactly and in torch."""
+    """The weight after each step of each sequence, inputs that a step changes, and what each loses."""
     window = matrices.window(witness)
     what = "Counterexample" if refutes else "Suspect, not confirmed in floats"
     head = Text(what, style="bold").append(f": a layer of {matrices.size(witness.weight)} (out x in)", "not bold")
@@ -25,7 +25,7 @@ def witness_view(witness: Witness, refutes: bool) -> RenderableType:
     if window.left_out:
         parts.append(Text(window.left_out, style="dim"))
     if witness.inputs is not None:
-        parts.append(Padding(_inputs(witness, window), (1, 0, 0, 0)))
+        parts.append(Padding(_inputs("inputs", witness.inputs, window), (1, 0, 0, 0)))
     entries = len(window.rows) * len(window.columns)
     by_entry = window.labelled or len(window.columns) > matrices.WIDE
     for trace in witness.traces:
@@ -34,6 +34,8 @@ def witness_view(witness: Witness, refutes: bool) -> RenderableType:
         parts.append(Padding(view, (0, 0, 0, 2)))
         if by_entry and entries > ENTRIES:
             parts.append(Text(f"  and {entries - ENTRIES} more weights", style="dim"))
+        for name, inputs in trace.changed_inputs():
+            parts.append(Padding(_inputs(f"inputs after {name}", inputs, window), (0, 0, 0, 2)))
     if any(trace.loss is not None for trace in witness.traces):
         parts.append(Padding(_losses(witness), (1, 0, 0, 0)))
     if matrices.rounded(witness):
@@ -48,18 +50,17 @@ def numbers(table: Table, count: int) -> None:
         table.add_column(justify="right", no_wrap=True)
 
 
-def _inputs(witness: Witness, window: matrices.Window) -> RenderableType:
-    assert witness.inputs is not None
-    tokens = len(witness.inputs[0]) if witness.inputs else 0
+def _inputs(what: str, inputs: Matrix, window: matrices.Window) -> RenderableType:
+    tokens = len(inputs[0]) if inputs else 0
     shown = min(tokens, matrices.WIDE)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     numbers(table, shown)
     for i in window.columns:
-        table.add_row(Text(f"feature {i}"), *(Text(matrices.entry(x)) for x in witness.inputs[i][:shown]))
-    more = "; the features of the columns shown" if len(window.columns) < len(witness.inputs) else ""
+        table.add_row(Text(f"feature {i}"), *(Text(matrices.entry(x)) for x in inputs[i][:shown]))
+    more = "; the features of the columns shown" if len(window.columns) < len(inputs) else ""
     more += f"; the first {shown} tokens" if shown < tokens else ""
-    head = Text("inputs").append(f" (in x tokens, {matrices.size(witness.inputs)}{more})", "dim")
+    head = Text(what).append(f" (in x tokens, {matrices.size(inputs)}{more})", "dim")
     return Group(head, Padding(table, (0, 0, 0, 2)))
 
 

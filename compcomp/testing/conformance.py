@@ -55,10 +55,10 @@ def check_encoding(
     """Raise AssertionError unless kernel, encoding and promises of the technique agree; say what was covered.
 
     On exact layers drawn by Hypothesis, the encoding on Fractions is compared with the torch kernel in
-    float64 on ``device`` and with the encoding on batches: weight, mask, grid, low-rank product, rank and
+    float64 on ``device`` and with the encoding on batches: weight, mask, grid, low-rank product, rank, inputs and
     every loss. Away from ties and midpoints they must agree. At a tie they must agree too where the
-    technique is a single step and floats meet the tie exactly. Every declared promise must hold on the
-    Fractions, for every choice tried.
+    technique is a single step, or acts on inputs, and floats meet the tie exactly. Every declared promise must
+    hold on the Fractions, for every choice tried.
 
     shapes: (out, in) pairs; those that the technique does not fit are left out. max_examples: layers to
     draw, always the same ones. kernel: in place of the registered one. minimise: look for a simpler layer
@@ -82,7 +82,8 @@ def check_encoding(
     @given(st.data())
     def examine(data: st.DataObject) -> None:
         shape = data.draw(st.sampled_from(fitting))
-        layer = data.draw(layers(shape, inputs=technique.needs_inputs or data.draw(st.booleans())))
+        inputs = technique.needs_inputs or data.draw(st.booleans())
+        layer = data.draw(layers(shape, inputs, gram_only=not technique.promises().changes_inputs))
         seed = data.draw(st.integers(0, 2**16))
         factor = data.draw(st.sampled_from((Fraction(3), Fraction(1, 2), Fraction(2, 7))))
         try:
@@ -101,6 +102,7 @@ def check_encoding(
 def _fail(technique: Technique, what: str, layer: LayerState, *results: tuple[str, Any]) -> AssertionError:
     lines = [f"{technique}: {what}", *(f"  {name}: {value}" for name, value in results)]
     shown: list[tuple[str, Any]] = [("weight", layer.weight), ("reference", layer.reference), ("gram", layer.gram)]
+    shown += [("inputs", layer.inputs), ("reference inputs", layer.reference_inputs)]
     shown += [("mask", layer.format.mask), ("rank", layer.format.rank)]
     if layer.format.grid is not None:
         shown += [("grid step", layer.format.grid.step), ("levels", layer.format.grid.levels)]
@@ -128,7 +130,8 @@ def _compare(
     opposite = scaled(layer, Fraction(-1))
     other = technique.encode(opposite)
     clear = result.choices.margin > MARGIN
-    meets_ties = result.choices.margin == 0 and len(technique.steps()) == 1
+    one_step = len(technique.steps()) == 1
+    meets_ties = result.choices.margin == 0 and (one_step or technique.promises().changes_inputs)
     if clear or meets_ties:
         before = _tensors(layer, device)
         after = kernel(technique, before)
@@ -138,7 +141,7 @@ def _compare(
         coverage.at_ties += not clear
     else:
         coverage.skipped += 1
-    if (clear and other.choices.margin > MARGIN) or (meets_ties and _float_exact(result, other)):
+    if (clear and other.choices.margin > MARGIN) or (meets_ties and one_step and _float_exact(result, other)):
         both = technique.encode(_batches([layer, opposite]))
         for index, (start, single) in enumerate([(layer, result), (opposite, other)]):
             _check_same(technique, "encoding on batches", start, single, _unbatched(both, index))
@@ -153,10 +156,10 @@ def _float_exact(*states: LayerState) -> bool:
 
 def _check_same(technique: Technique, what: str, layer: LayerState, expected: LayerState, found: LayerState) -> None:
     """The float state ``found`` is the exact one, up to rounding."""
-    entries = [x for m in (layer.weight, layer.reference, expected.effective()) for x in m.ravel()]
-    size = max(abs(float(x)) for x in entries)
+    size = _largest(layer.weight, layer.reference, expected.effective())
+    reach = _largest(layer.inputs)
 
-    def same(name: str, one: Array | None, other: Array | None) -> None:
+    def same(name: str, one: Array | None, other: Array | None, size: float = size) -> None:
         if (one is None) != (other is None):
             raise _fail(technique, f"{name} of the {what}", layer, ("encoding", one), (what, other))
         if one is None or other is None:
@@ -172,6 +175,9 @@ def _check_same(technique: Technique, what: str, layer: LayerState, expected: La
 
     same("weight", expected.weight, found.weight)
     same("effective weight", expected.effective(), found.effective())
+    same("inputs", expected.inputs, found.inputs, reach)
+    same("dense inputs", expected.reference_inputs, found.reference_inputs, reach)
+    same("Gram matrix", expected.gram, found.gram, max(reach * reach, _largest(layer.gram)))
     left, right = expected.format, found.format
     alike("rank", left.rank, right.rank)
     alike("presence of a mask", left.mask is None, right.mask is None)
@@ -194,11 +200,15 @@ def _check_same(technique: Technique, what: str, layer: LayerState, expected: La
             )
 
 
+def _largest(*arrays: Array | None) -> float:
+    return max((abs(float(x)) for array in arrays if array is not None for x in array.ravel()), default=0.0)
+
+
 def _check_untouched(technique: Technique, layer: LayerState, tensors: LayerState) -> None:
     """The kernel changed none of the tensors it was given."""
     untouched = _floats(tensors)
     for name, one, other in zip(
-        ("weight", "reference", "gram", "mask", "grid step", "left factor", "right factor"),
+        ("weight", "reference", "gram", "inputs", "dense inputs", "mask", "grid step", "left factor", "right factor"),
         _arrays(layer),
         _arrays(untouched),
         strict=True,
@@ -233,14 +243,18 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
         for name in promised.never_increases:
             if LOSSES[name].needs_inputs and layer.gram is None:
                 continue
+            if layer.reference_inputs is not None and not promised.any_inputs:
+                continue
             losses = [LOSSES[name].of(state) for state in (layer, result)]
             if losses[1] > losses[0]:
                 raise broken(f"never_increases={{{name!r}}}", ("before and after", losses), after)
-        at_reference = replace(layer, reference=layer.effective(), choices=make())
+        _check_inputs(technique, layer, result, make)
+        at_reference = replace(layer, reference=layer.effective(), reference_inputs=None, choices=make())
         rested = technique.encode(at_reference)
         if promised.rests and not _equal(at_reference, rested):
             raise broken("rests=True", ("weight after, at the reference", _text(rested.weight)))
-        if promised.holds_reference and not np.array_equal(rested.effective(), at_reference.reference):
+        held = np.array_equal(rested.effective(), at_reference.reference) and _same_inputs(rested, at_reference)
+        if promised.holds_reference and not held:
             raise broken("holds_reference=True", ("effective weight after", _text(rested.effective())))
         if promised.leaves_weight and not _weight_left(layer, result):
             raise broken("leaves_weight=True", after)
@@ -249,12 +263,46 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
             raise broken("homogeneous=True", (f"weight after, times {factor}", _text(larger.weight)), after)
 
 
+def _check_inputs(technique: Technique, before: LayerState, after: LayerState, make: Callable[[], Choices]) -> None:
+    """The technique changes the inputs and nothing else, or leaves them alone, and looks at none it does not need."""
+    shown = ("inputs after", _text(after.inputs))
+    if not technique.promises().changes_inputs:
+        if not _same_inputs(before, after):
+            raise _fail(technique, "its promise changes_inputs=False is false", before, shown)
+    else:
+        inputs: Any = after.inputs
+        dense: Any = before.inputs if before.reference_inputs is None else before.reference_inputs
+        elsewhere = technique.encode(replace(before, weight=before.weight * 0, format=Format(), choices=make()))
+        told = (
+            _equal(before, replace(after, inputs=before.inputs, reference_inputs=before.reference_inputs))
+            and np.array_equal(after.reference, before.reference)
+            and after.format.rank == before.format.rank
+            and _same_inputs(after, replace(before, inputs=inputs, gram=inputs @ inputs.T, reference_inputs=dense))
+            and _same_inputs(after, elsewhere)
+        )
+        if not told:
+            raise _fail(technique, "its promise changes_inputs=True is false", before, shown)
+    if not technique.needs_inputs:
+        blind = replace(before, gram=None, inputs=None, reference_inputs=None, choices=make())
+        if not _equal(replace(after, inputs=None, reference_inputs=None), technique.encode(blind)):
+            raise _fail(technique, "it looks at the inputs, and does not say that it needs them", before)
+
+
+def _same_inputs(one: LayerState, other: LayerState) -> bool:
+    """The same inputs, Gram matrix and dense inputs, exactly."""
+    pairs = [(getattr(one, name), getattr(other, name)) for name in ("inputs", "gram", "reference_inputs")]
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
 def _equal(one: LayerState, other: LayerState) -> bool:
-    """The same weight, mask, grid and low-rank product, exactly."""
+    """The same weight, mask, grid, low-rank product and inputs, exactly."""
     left, right = one.format, other.format
+    if (one.inputs is None) != (other.inputs is None):
+        return False
     if (left.mask is None, left.grid is None) != (right.mask is None, right.grid is None):
         return False
     pairs = [(one.weight, other.weight), (one.effective(), other.effective()), (left.mask, right.mask)]
+    pairs.append((one.inputs, other.inputs))
     if left.grid is not None and right.grid is not None:
         pairs.append((left.grid.step, right.grid.step))
         if left.grid.levels != right.grid.levels:
@@ -312,6 +360,8 @@ def _arrays(layer: LayerState) -> list[Array | None]:
         layer.weight,
         layer.reference,
         layer.gram,
+        layer.inputs,
+        layer.reference_inputs,
         form.mask,
         form.grid and form.grid.step,
         form.factors and form.factors.left,
@@ -334,6 +384,7 @@ def _map(function: Callable[..., Any], *states: LayerState) -> LayerState:
         reference=mapped(*(s.reference for s in states)),
         gram=mapped(*(s.gram for s in states)),
         inputs=mapped(*(s.inputs for s in states)),
+        reference_inputs=mapped(*(s.reference_inputs for s in states)),
         format=Format(
             mask=mapped(*(s.format.mask for s in states)),
             grid=form.grid and replace(form.grid, step=mapped(*(g.step for g in grids if g))),

@@ -8,7 +8,7 @@ never meet.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from fractions import Fraction
 from itertools import product
 from math import gcd, lcm
@@ -21,14 +21,14 @@ from compcomp.errors import InputError
 from compcomp.language.layer import Factors, Format, Grid, LayerState
 from compcomp.language.partition import Partition
 from compcomp.language.technique import Technique
-from compcomp.terms import ROUNDINGS, TIES, Array, each
+from compcomp.terms import ROUNDINGS, TIES, Array, Choices, each
 
 Shape = tuple[int, int]
 
 VALUES: dict[str, Sequence[Any]] = {
     "sparsity": (Fraction(0), Fraction(1, 4), Fraction(1, 2), Fraction(7, 10)),
     "pattern": ("unstructured", "2:4", "1:2", "3:4"),
-    "per": ("tensor", "row"),
+    "per": ("tensor", "row", "token"),
     "ties": TIES,
     "bits": (2, 3, 4, 8),
     "group": (None, 2, 4),
@@ -149,18 +149,21 @@ def matrices(shape: Shape) -> st.SearchStrategy[Array]:
 
 
 @st.composite
-def layers(draw: st.DrawFn, shape: Shape, inputs: bool = True, started: bool = True) -> LayerState:
+def layers(
+    draw: st.DrawFn, shape: Shape, inputs: bool = True, started: bool = True, gram_only: bool = True
+) -> LayerState:
     """An exact layer of this shape (out x in), dense or in the middle of a sequence.
 
     inputs: whether it has calibration inputs (in x tokens, sometimes of low rank, with dead, equal or similar
-    features) and their Gram matrix; sometimes only the Gram matrix is kept.
-    started: whether compression may already have begun. Then the weight may differ from the reference, and
-    any of a mask, a grid, factors and a rank may be there; the weight always fits them.
+    features) and their Gram matrix; sometimes only the Gram matrix is kept, if ``gram_only`` allows it.
+    started: whether compression may already have begun. Then the weight may differ from the reference, and the
+    inputs from the dense ones, and any of a mask, a grid, factors and a rank may be there; the weight always fits
+    them.
     """
     unit = draw(st.sampled_from((Fraction(1), Fraction(1, 4), Fraction(lcm(*LARGEST_GRIDS)))))
     features = draw(_inputs(shape[1])) if inputs else None
     gram = None if features is None else features @ features.T
-    if draw(st.booleans()):
+    if gram_only and draw(st.booleans()):
         features = None
     if not started or draw(st.integers(0, 2)) == 0:
         weight = draw(matrices(shape)) * unit
@@ -169,7 +172,10 @@ def layers(draw: st.DrawFn, shape: Shape, inputs: bool = True, started: bool = T
     form = _scaled(form, unit)
     layer = LayerState(weight * unit, weight, gram, features, form)
     missing = draw(st.one_of(st.just(weight * 0), integers(shape, 3), integers(shape, 12), rational_svd(shape)))
-    return LayerState(layer.weight, layer.effective() + missing * unit, gram, features, form)
+    layer = replace(layer, reference=layer.effective() + missing * unit)
+    if features is not None and draw(st.booleans()):
+        layer = replace(layer, reference_inputs=features + draw(integers(features.shape, 2)))
+    return layer
 
 
 @st.composite
@@ -232,4 +238,5 @@ def scaled(layer: LayerState, factor: Fraction) -> LayerState:
     form = _scaled(layer.format, factor)
     if grid is not None:
         form = Format(form.mask, Grid(grid.step * abs(factor), grid.levels, grid.scales), form.factors, form.rank)
-    return LayerState(layer.weight * factor, layer.reference * factor, layer.gram, layer.inputs, form)
+    weight, reference = layer.weight * factor, layer.reference * factor
+    return replace(layer, weight=weight, reference=reference, format=form, choices=Choices())

@@ -23,7 +23,7 @@ from compcomp.language.text import parse_claim
 from compcomp.language.verdict import Grade
 from compcomp.proving.certificate.regenerate import regenerated
 from compcomp.proving.prove import prove
-from tests.claims import PQ, P, Q, W
+from tests.claims import PQ, N, P, Q, W, X
 
 
 def saved(folder: Path, claim: str, loss: str, scope: str = "any", **options: Any) -> Path:
@@ -85,6 +85,28 @@ def test_every_kind_of_refutation(claim: str, loss: str, scope: str, tmp_path: P
     assert check_directory(folder).outcome == "valid"
     change(folder, "witness.json", lambda w: [row.__setitem__(0, "0") for row in w["weight"]])
     assert check_directory(folder).outcome == "invalid"
+
+
+@pytest.mark.parametrize(
+    ("how", "problem"),
+    [
+        (lambda step: {**step, "inputs": [["0"], ["1"], ["1"], ["2"]]}, "the inputs after AbsMaxInputs"),
+        (lambda step: {key: step[key] for key in ("after", "weight")}, "the inputs after AbsMaxInputs"),
+        (lambda step: {**step, "weight": [["0", "0", "0", "1"]]}, "the weights after AbsMaxInputs"),
+    ],
+)
+def test_inputs_that_a_step_changes_are_replayed(how: Callable[[Any], Any], problem: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, f"{N} is orthogonal to {X}", "output_l2", "1x4")
+    assert check_directory(folder).outcome == "valid"
+
+    def altered(witness: Any) -> Any:
+        steps = witness["traces"][0]["steps"]
+        assert "inputs" in steps[2] and "inputs" not in steps[1]
+        steps[2] = how(steps[2])
+        return witness
+
+    change(folder, "witness.json", altered)
+    assert problem in check_directory(folder).describe()
 
 
 def test_wrong_use(tmp_path: Path, proved: Path) -> None:

@@ -43,7 +43,8 @@ def in_z3(state: LayerState, choices: Choices) -> LayerState:
         weight=each(term, state.weight),
         reference=each(term, state.reference),
         gram=None if state.gram is None else each(term, state.gram),
-        inputs=None,
+        inputs=None if state.reference_inputs is None else each(term, state.inputs),
+        reference_inputs=None if state.reference_inputs is None else each(term, state.reference_inputs),
         choices=choices,
     )
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from compcomp.errors import InputError
 from compcomp.models.bench import ModelBench
 from compcomp.models.measure import effective_weight
-from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
+from compcomp.techniques import AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
+from tests.helpers import refused
 from tests.models.fakes import Fake, Tiny, gpt2, qwen2, scaled, tokens
 
 HALF = Fraction(1, 2)
@@ -167,6 +168,13 @@ def test_without_calibration_only_weights_are_looked_at() -> None:
         ModelBench(Tiny(), device="cpu", loss_names=["output_l2"])
     with pytest.raises(InputError, match="loss 'kl'"):
         ModelBench(Tiny(), device="cpu", loss_names=["kl"])
+
+
+def test_inputs_cannot_be_changed_where_only_gram_matrices_are_kept() -> None:
+    for calibration in (None, tokens()):
+        bench = ModelBench(Tiny(), calibration, device="cpu")
+        for sequence in (AbsMaxInputs(4), Magnitude(HALF) >> AbsMaxInputs(4)):
+            refused(lambda s=sequence, b=bench: b.check(s), "AbsMaxInputs(bits=4)", "act on weights", "Gram matrices")
 
 
 def test_wrong_use_is_found_before_calibration() -> None:

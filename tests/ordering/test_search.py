@@ -17,7 +17,7 @@ from compcomp.ordering.dag import ON_THIS_MODEL
 from compcomp.ordering.measure import Measurement, ranked
 from compcomp.ordering.plan import Plan
 from compcomp.ordering.search import search
-from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
+from compcomp.techniques import AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
 from tests.ordering.fakes import LayerBench, Prover, by_rules, exhaustive
 
 P, Q, D = Magnitude("1/2", pattern="2:4"), AbsMax(bits=3, group=4), LeastSquaresDistill()
@@ -177,6 +177,11 @@ def test_without_a_bench_generated_layers_rank() -> None:
     assert losses == sorted(losses)
     again = search([P, Q, D], "output_l2", prover=by_rules)
     assert again.measurements == plan.measurements
+
+
+def test_quantized_inputs_commute_with_what_looks_at_none() -> None:
+    plan = search([Magnitude("1/2"), AbsMax(4), AbsMaxInputs(4)], "output_l2", prover=by_rules)
+    assert plan.orders == {"total": 6, "merged": 4, "dropped": 0, "measured": 2}
 
 
 def test_too_many_for_screening_are_ranked_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def refuted() -> Verdict:
     weight = ((Fraction(13, 14), Fraction(-1)), (Fraction(0), Fraction(10**20, 3)))
+    changed = ((Fraction(2, 7),), (Fraction(0),))
     traces = (
-        Trace("left", (("dense", weight), ("P", weight)), Fraction(7, 3), 2.3333333333333335),
+        Trace("left", (("dense", weight), ("P", weight)), Fraction(7, 3), 2.3333333333333335, (None, changed)),
         Trace("right", (("dense", weight),), None, None),
     )
     return Verdict(

@@ -15,7 +15,7 @@ from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.candidates import Candidates
 from compcomp.proving.meaning import fails
 from compcomp.proving.prove import prove
-from compcomp.techniques import AbsMax, Magnitude
+from compcomp.techniques import AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
 from compcomp.terms import Batch
 
 LARGEST = 12
@@ -127,3 +127,84 @@ def test_a_layer_of_the_brute_force_set_is_what_it_says() -> None:
     layer = every_layer(2).layer(np.random.default_rng(0))
     assert isinstance(layer, LayerState)
     assert len(layer.weight[0, 0].values) == (2 * LARGEST + 1) ** 2
+
+
+# Techniques that change the inputs
+
+ON_INPUTS: list[Technique] = [
+    AbsMaxInputs(2),
+    AbsMaxInputs(4),
+    AbsMaxInputs(3, per="tensor"),
+    AbsMaxInputs(2, rounding="any"),
+    Magnitude("1/2"),  # type: ignore[arg-type]
+    Wanda("1/2"),  # type: ignore[arg-type]
+    AbsMax(3),
+    LeastSquaresDistill(),
+    TruncatedSVD(1, residual=True),
+]
+
+
+def fails_with_inputs(claim: Claim) -> bool:
+    """Whether one of some hundred small layers with inputs, most of few and small whole numbers, contradicts it."""
+    random = np.random.default_rng(0)
+    for shape, tokens in itertools.product([(1, 2), (2, 2), (2, 4)], [1, 2, 5]):
+        weights, inputs = (random.integers(-4, 5, (150, *size)) for size in (shape, (shape[1], tokens)))
+        weights[:50] = weights[:50].clip(-1, 1)
+        inputs[25:75] = inputs[25:75].clip(-1, 1)
+        layer = Candidates(weights.astype(float), inputs.astype(float)).layer(random)
+        found = fails(claim, [sequence.trace(layer) for sequence in claim.sequences], tolerance=1e-6)
+        if bool(found.values.any() if isinstance(found, Batch) else found):
+            return True
+    return False
+
+
+@st.composite
+def claims_on_inputs(draw: st.DrawFn) -> Claim:
+    """Two orders of some techniques, or a sequence and how it goes on: what rules may be tempted to prove."""
+    drawn = draw(st.lists(st.sampled_from(ON_INPUTS), min_size=1, max_size=3))
+    left = Sequence((*drawn, draw(st.sampled_from(ON_INPUTS[:4]))))
+    left = Sequence(tuple(draw(st.permutations(left.techniques))))
+    right = Sequence(tuple(draw(st.permutations(left.techniques))[draw(st.integers(0, 2)) :]))
+    if draw(st.booleans()):
+        right = Sequence(left.techniques[: draw(st.integers(0, len(left)))])
+    kind = draw(st.sampled_from(["dominates", "dominates", "equal", "keeps", "orthogonal"]))
+    facts = draw(st.sampled_from([(), ("orthogonal_inputs",), ("diagonal_gram",), ("no_ties",)]))
+    if kind == "orthogonal":
+        return orthogonal(left, right, draw(st.sampled_from(["weight_l1", "output_l2"])), given=facts)
+    if kind == "dominates":
+        return dominates(left, right, draw(st.sampled_from(["weight_l2", "output_l2", "output_l2"])), given=facts)
+    return equal(left, right, given=facts) if kind == "equal" else keeps(left, draw(st.sampled_from(["mask", "grid"])))
+
+
+@pytest.mark.slow
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(claims_on_inputs())
+def test_nothing_false_is_proved_where_inputs_change(claim: Claim) -> None:
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+    if verdict.proved:
+        assert not fails_with_inputs(claim), verdict
+
+
+X, D = AbsMaxInputs(4), LeastSquaresDistill()
+L, W, P = TruncatedSVD(1, residual=True), Wanda("1/2"), Magnitude("1/2")  # type: ignore[arg-type]
+FALSE_WHERE_INPUTS_CHANGE = [
+    equal(X >> D, X),  # distillation rests only on the dense inputs
+    equal(X >> W, W >> X),  # Wanda looks at them
+    equal(P >> X >> D, P >> D >> X),  # and so does distillation
+    equal(X >> AbsMaxInputs(2), AbsMaxInputs(2) >> X),
+    equal(P >> X, P),  # inputs are a part of the state
+    dominates(P >> X >> L, P >> X, loss="output_l2"),  # it mends the weight, not the outputs
+    dominates(P >> X, X >> D >> P, loss="output_l2"),
+    dominates(X >> W, W >> X, loss="weight_l2"),  # not about weights alone
+    dominates(AbsMax(7) >> X, AbsMax(4) >> X, loss="output_l2", given=["diagonal_gram"]),
+    dominates(P >> X >> AbsMax(4), AbsMax(4) >> P >> X, loss="output_l2", given=["orthogonal_inputs"]),
+    orthogonal(P, AbsMax(4) >> X, "output_l2", given=["orthogonal_inputs"]),
+]
+
+
+@pytest.mark.parametrize("claim", FALSE_WHERE_INPUTS_CHANGE, ids=str)
+@pytest.mark.parametrize("scope", ["any", "1x2"])
+def test_what_changed_inputs_make_false_is_not_proved(claim: Claim, scope: str) -> None:
+    assert not prove(claim, scope, timeout=6, stages=("rule", "bounded"), second=None).proved
+    if scope == "any":
+        assert prove(claim, scope, timeout=20, stages=("search",)).refuted

@@ -45,13 +45,14 @@ def small_witness() -> Witness:
     dense = ((F(3), F(9)), (F(0), F(-2)))
     rounded, pruned = ((F(18, 7), F(9)), (F(0), F(-18, 7))), ((F(3), F(9)), (F(0), F(0)))
     first = ((F(0), F(9)), (F(0), F(-18, 7)))
+    moved = ((F(1), F(-3, 7)), (F(0), F(3)))
     last = ((F(18, 7), F(9)), (F(0), F(0)))
     return Witness(
         dense,
         ((F(1), F(-1, 2)), (F(0), F(3))),
         None,
         (
-            Trace(str(Q >> P), (("dense", dense), (str(Q), rounded), (str(P), first)), F(9), 9.0),
+            Trace(str(Q >> P), (("dense", dense), (str(Q), rounded), (str(P), first)), F(9), 9.0, (None, moved, None)),
             Trace(
                 str(P >> Q),
                 (("dense", dense), (str(P), pruned), (str(Q), last)),

@@ -92,6 +92,7 @@ def test_verdicts_open_to_everything() -> None:
         assert one.cause in found.text
     for part in ("after AbsMax(bits=4, group=128)", "-18/7", "9/49", "0.183673469", "zero stays zero"):
         assert part in found.text
+    assert "inputs after AbsMax(bits=4, group=128)" in found.text and "-3/7" in found.text
     assert "Shown: 13 of 64 columns" in found.text
 
 

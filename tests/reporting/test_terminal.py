@@ -75,6 +75,16 @@ def test_a_witness_shows_each_step_and_both_losses() -> None:
     assert len(columns) == 2  # aligned in two columns through all steps
 
 
+def test_inputs_that_a_step_changes_are_shown_after_it() -> None:
+    dense, now = ((F(2), F(1)),), ((F(7),), (F(2, 7),))
+    trace = Trace("a >> b", (("dense", dense), ("a", dense), ("b", dense)), F(3), 3.0, (None, now, None))
+    witness = Witness(dense, ((F(7),), (F(0),)), None, (trace,), "it fails")
+    lines = shown(verdict_view(verdict(dominates(P, Q), Status.REFUTED, witness=witness))).splitlines()
+    start = next(k for k, line in enumerate(lines) if "inputs after a (in x tokens, 2 x 1)" in line)
+    assert [line.split()[-1] for line in lines[start + 1 : start + 3]] == ["7", "2/7"]
+    assert not any("inputs after b" in line for line in lines)
+
+
 def test_a_wide_witness_shows_only_what_is_not_zero() -> None:
     text = shown(verdict_view(verdicts()[3]))
     assert "Shown: 13 of 64 columns; the weights of the others are 0 throughout." in words(text)

@@ -51,8 +51,8 @@ from compcomp.terms import Abs, If, Term
 # Start. Steps that both sequences start with, and that leave nothing free, do the same in both: their truth values
 # are shared, and so are contexts taken of a state that these steps lead to.
 #
-# Inputs. Norms h >= 0 are arbitrary, one for each weight; where conditions make them equal and > 0 there is one,
-# taken as 1 where that is proved to change no comparison (facts.unit_norms).
+# Inputs. No technique changes them. Norms h >= 0 are arbitrary, one for each weight; where conditions make them equal
+# and > 0 there is one, taken as 1 where that is proved to change no comparison (facts.unit_norms).
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def setting(claim: Claim, session: Session) -> Problem | None:
     """The claim's sequences as steps on comparable groups, without a word on how many weights they drop."""
     steps = [[step for t in sequence for step in t.steps()] for sequence in claim.sequences]
     every = [step for sequence in steps for step in sequence]
-    if not all(t.steps() for sequence in claim.sequences for t in sequence):
+    if claim.changes_inputs or not all(t.steps() for sequence in claim.sequences for t in sequence):
         return None
     group = _common_group(every, ties_ruled_out=claim.assumes("strict selections"))
     if group is None:

@@ -6,7 +6,7 @@ import time
 
 from compcomp.language.claim import Claim
 from compcomp.language.technique import Technique
-from compcomp.proving.proof import EXACT, Proof
+from compcomp.proving.proof import DENSE_INPUTS, EXACT, Proof
 from compcomp.proving.rules.normal import normal_form
 from compcomp.proving.session import Session
 from compcomp.proving.solver import Solver
@@ -16,9 +16,11 @@ from compcomp.proving.solver import Solver
 # Where (rest) is not used, this holds from every state.
 #
 # Rule (last step). Let T declare that it never increases the loss f: f(T(s)) <= f(s) for every state s and every
-# choice. If the normal form of A is that of B followed by such T1, ..., Tk, and B is deterministic, then A loses no
-# more than B. (With free choices the two runs of B could differ.) This too holds from every state, as the premise
-# does, unless (rest) is used.
+# choice; where some technique of A changes the inputs, also for states s whose inputs are not the dense ones
+# (`any_inputs`). If the normal form of A is that of B followed by such T1, ..., Tk, and B is deterministic, then A
+# loses no more than B. (With free choices the two runs of B could differ.) This too holds from every state, as the
+# premise does, unless (rest) is used; without `any_inputs` only inside sequences in which nothing changes the inputs,
+# which is then an assumption of the proof.
 
 
 def from_every_state(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
@@ -43,7 +45,7 @@ def _same_state(claim: Claim, session: Session, *, dense: bool) -> Proof | None:
     left, right = (normal_form(sequence, session, dense=dense) for sequence in (claim.left, claim.right))
     if left.atoms != right.atoms or not (left.deterministic and right.deterministic):
         return None
-    rule = "absorption" if left.absorbed or right.absorbed else "rest"
+    rule = "absorption" if left.absorbed or right.absorbed else "inputs" if left.moved or right.moved else "rest"
     assumptions = dict.fromkeys((EXACT, *left.assumptions, *right.assumptions))
     return Proof(rule, "any shape", tuple(assumptions), tuple(session.queries), not dense)
 
@@ -59,6 +61,10 @@ def _last_step(claim: Claim, session: Session, *, dense: bool) -> Proof | None:
     for technique in rest:
         if not isinstance(technique, Technique) or claim.loss.name not in technique.promises().never_increases:
             return None
+        if claim.left.changes_inputs and not technique.promises().any_inputs:
+            return None
         contracts.append(f"{technique} never increases {claim.loss.name} (its contract)")
+        if not dense and not technique.promises().any_inputs:
+            contracts.append(DENSE_INPUTS)
     assumptions = dict.fromkeys((EXACT, *contracts, *left.assumptions, *right.assumptions))
     return Proof("last step", "any shape", tuple(assumptions), tuple(session.queries), not dense)

@@ -9,15 +9,22 @@ import z3
 from compcomp.language.steps import Element, GridMap, Selection, Step, at_most
 from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.rules.facts import map_facts
+from compcomp.proving.rules.inputs import acts_on_inputs
 from compcomp.proving.session import Session
 
-# Two states are equal when they agree in weight, reference, mask, grid and the product of their factors;
-# techniques map equal states to equal states, as they see factors through that product alone. A normal form
-# maps every dense state to a state equal to what the sequence maps it to. Three rewritings lead to it.
+# Two states are equal when they agree in weight, reference, mask, grid, the product of their factors, and the inputs,
+# dense and current; techniques map equal states to equal states, as they see factors through that product alone. A
+# normal form maps every dense state to a state equal to what the sequence maps it to. Four rewritings lead to it.
 #
-# (rest) Call a state s *at the reference* when its effective weight equals its reference. Let T declare `rests`:
+# (rest) Call a state s *at the reference* when its effective weight equals its reference and its inputs are the dense
+# ones. Let T declare `rests`:
 # for every s at the reference, T(s) equals s. Let H declare `holds_reference`: for every s at the reference, H(s)
-# is at the reference. The dense state is at the reference. So T may be left out of H1 >> ... >> Hk >> T >> R.
+# is at the reference. The dense state is at the reference. So T may be left out of H1 >> ... >> Hk >> T >> R. A
+# technique that declares `changes_inputs` counts neither as T nor as an H.
+#
+# (inputs) Let T declare `changes_inputs`: what it makes of the inputs depends on them alone, and the rest of the state
+# stays as it is. Let S be a step or technique that does not look at inputs (`needs_inputs`) and, as it does not
+# declare `changes_inputs`, leaves them alone. Then S >> T equals T >> S: neither sees what the other changes.
 #
 # (selections) Let two selections by one score f in one partition follow each other directly, both with ties
 # "first" or both "all", and let a zero weight score f0, the same for all, and no weight score less. Then both
@@ -46,12 +53,14 @@ from compcomp.proving.session import Session
 class Normal:
     """A sequence's normal form. ``atoms``: steps and techniques without steps. ``resting``: what was left out.
 
-    ``beside``: techniques that leave the weight alone and stand between a step and one that it absorbed.
+    ``beside``: techniques that leave the weight alone and stand between a step and one that it absorbed. ``moved``:
+    techniques that change the inputs and were moved ahead of others.
     """
 
     atoms: tuple[Step | Technique, ...]
     resting: tuple[Technique, ...]
     beside: tuple[Technique, ...]
+    moved: tuple[Technique, ...]
     absorbed: bool
     deterministic: bool
 
@@ -60,15 +69,22 @@ class Normal:
         """One line for every technique whose contract is used."""
         lines = [f"{t} changes nothing while the layer still equals the dense one (its contract)" for t in self.resting]
         lines += [f"{t} changes nothing but a low-rank term beside the weight (its contract)" for t in self.beside]
-        return tuple(dict.fromkeys(lines))
+        return tuple(dict.fromkeys([*lines, *map(acts_on_inputs, self.moved)]))
 
 
 def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> Normal:
     """Rewrite a sequence until nothing is left to leave out. ``dense``: it starts from the dense state, so (rest)."""
-    atoms, resting, beside = list[Step | Technique](), list[Technique](), list[Technique]()
+    atoms, resting, beside, moved = list[Step | Technique](), list[Technique](), list[Technique](), list[Technique]()
     absorbed, at_reference = False, dense
     for technique in sequence:
         promises = technique.promises()
+        if promises.changes_inputs:
+            at_reference, place = False, len(atoms)
+            while place and not _meets_inputs(atoms[place - 1]):
+                place -= 1
+            moved += [technique] if place < len(atoms) else []
+            atoms.insert(place, technique)
+            continue
         if at_reference and promises.rests:
             resting.append(technique)
             continue
@@ -82,7 +98,7 @@ def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> 
             else:
                 atoms[-1 - len(passed)], absorbed = merged, True
                 beside += passed
-    return Normal(tuple(atoms), tuple(resting), tuple(beside), absorbed, deterministic(sequence))
+    return Normal(tuple(atoms), tuple(resting), tuple(beside), tuple(moved), absorbed, deterministic(sequence))
 
 
 def _passed(atoms: list[Step | Technique]) -> list[Technique]:
@@ -93,6 +109,13 @@ def _passed(atoms: list[Step | Technique]) -> list[Technique]:
             break
         found.append(atom)
     return found
+
+
+def _meets_inputs(atom: Step | Technique) -> bool:
+    """Whether it looks at the inputs or changes them."""
+    if isinstance(atom, Technique):
+        return atom.needs_inputs or atom.promises().changes_inputs
+    return isinstance(atom, Selection) and atom.needs_inputs
 
 
 def deterministic(sequence: Sequence) -> bool:

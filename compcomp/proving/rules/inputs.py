@@ -1,0 +1,40 @@
+"""Techniques that change the inputs, in claims about weights alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from compcomp.language.claim import Claim
+from compcomp.language.technique import Sequence, Technique
+
+# Reduction (weights alone). Let a claim be about weights and formats alone: it says "keeps", or its loss does not
+# look at inputs. Let T declare `changes_inputs`: it leaves weight, reference and format as they are. If no technique
+# after T in its sequence looks at inputs (`needs_inputs`), then all of them do the same without T, and so T may be
+# left out. Conditions carry over: those on inputs speak of the dense ones, those on scores of the steps before T or
+# of steps that look at no inputs. In `f is orthogonal to g`, what comes after a technique of f includes g.
+
+
+def weights_alone(claim: Claim) -> tuple[Claim, tuple[str, ...]]:
+    """The claim without techniques that change inputs nobody looks at, and the contracts that this rests on."""
+    if not claim.changes_inputs or claim.kind == "equal" or (claim.loss is not None and claim.loss.needs_inputs):
+        return claim, ()
+    follows = claim.right.needs_inputs if claim.kind == "orthogonal" else False
+    left, right = _without(claim.left, follows), _without(claim.right, False)
+    return replace(claim, left=left[0], right=right[0]), tuple(dict.fromkeys(left[1] + right[1]))
+
+
+def _without(sequence: Sequence, follows: bool) -> tuple[Sequence, tuple[str, ...]]:
+    """The sequence without what is left out of it. ``follows``: whether something later looks at inputs."""
+    kept, contracts = list[Technique](), list[str]()
+    for technique in reversed(sequence.techniques):
+        if technique.promises().changes_inputs and not follows:
+            contracts.append(acts_on_inputs(technique))
+            continue
+        follows = follows or technique.needs_inputs
+        kept.append(technique)
+    return Sequence(tuple(reversed(kept))), tuple(reversed(contracts))
+
+
+def acts_on_inputs(technique: Technique) -> str:
+    """The contract of a technique that changes the inputs."""
+    return f"{technique} acts on the inputs alone (its contract)"
