@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from compcomp.optimize import apply as apply
     from compcomp.optimize import optimize_order as optimize_order
     from compcomp.ordering.plan import Plan as Plan
+    from compcomp.ordering.space import one_of as one_of
+    from compcomp.ordering.space import optional as optional
     from compcomp.proving.conditions import Finding as Finding
     from compcomp.proving.conditions import find_condition as find_condition
     from compcomp.proving.prove import prove as prove
@@ -58,6 +60,8 @@ _HOMES = {
     "apply": "optimize",
     "optimize_order": "optimize",
     "Plan": "ordering.plan",
+    "one_of": "ordering.space",
+    "optional": "ordering.space",
     "Finding": "proving.conditions",
     "find_condition": "proving.conditions",
     "prove": "proving.prove",

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from compcomp.errors import InputError
 from compcomp.language.loss import loss_named
+from compcomp.language.parameters import whole
 from compcomp.language.technique import Sequence, Technique, as_sequence
 from compcomp.ordering.plan import Plan
-from compcomp.ordering.search import LARGEST, Notify, search
+from compcomp.ordering.search import EVALUATED, LARGEST, Notify, search
+from compcomp.ordering.space import Slot, Space
 from compcomp.ordering.store import Store
 
 if TYPE_CHECKING:
@@ -30,8 +32,9 @@ PATIENCE = 2.0
 
 
 def optimize_order(
-    techniques: Iterable[Technique],
+    techniques: Iterable[Technique | Slot],
     *,
+    before: Iterable[tuple[Technique, Technique]] = (),
     loss: str = "output_l2",
     model: nn.Module | None = None,
     calibration: Any = None,
@@ -40,6 +43,7 @@ def optimize_order(
     executor: Executor | None = None,
     store: str | Path | Store | None = None,
     progress: bool | Notify = False,
+    evaluations: int = EVALUATED,
     targets: Patterns | None = None,
     ignore: Patterns = ("lm_head",),
 ) -> Plan:
@@ -48,22 +52,30 @@ def optimize_order(
     Orders that are proved equal are merged, orders that are proved to lose no less than another are
     dropped, and what is left is measured: on ``model`` where there is one, else on generated layers.
 
+    techniques: in place of one, ``one_of(A, B)`` is filled by one of several, and ``optional(A)`` may stay empty.
+    before: pairs (A, B) of techniques of which A comes before B in every order.
     loss: the layer loss that orders are compared under: "weight_l1" to "weight_l4", or "output_l2".
     model: a torch module with Linear layers (or transformers' Conv1D). It is as it was afterwards.
     calibration: batches for the model; needed where the loss or a technique looks at inputs.
     evaluate: ``model -> number`` or a dict of numbers, the first of which ranks the orders. Higher is better
     unless its name (perplexity, loss ...) or its attribute ``higher_is_better`` says otherwise.
     device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
-    executor: where claims are decided, any ``concurrent.futures.Executor``; results are the same without.
-    store: a file in which verdicts are kept from one run to the next.
+    executor: where claims are decided and layers explored, any ``concurrent.futures.Executor``; results are the same
+    without. None: in this process, and where many orders are explored on a CPU in a process for every core.
+    store: a file in which verdicts and measurements are kept from one run to the next. A run that was ended at any
+    point goes on from there. Values of ``evaluate`` are kept only where it has an attribute ``key``, a text that is
+    another whenever its values may be.
+    evaluations: orders that are put to ``evaluate`` at most: where more stay, those of least loss.
     progress: True for bars on standard error, or a function that is told each event, a dict.
     targets, ignore: patterns of the names or classes of the layers to compress, and to leave alone.
 
     Raises InputError when something given cannot be used.
     """
-    chosen = _techniques(techniques)
+    chosen, pairs = _techniques(techniques), tuple(before)
+    known = Space(chosen, pairs).techniques
+    whole(evaluations, 1, 10**6, "evaluations")
     loss = loss_named(loss).name
-    _check_model_arguments(chosen, loss, model, calibration, evaluate)
+    _check_model_arguments(known, loss, model, calibration, evaluate)
     if executor is not None and not hasattr(executor, "submit"):
         raise InputError(f"a {type(executor).__name__}", "a concurrent.futures.Executor", "executor")
     if not isinstance(progress, bool) and not callable(progress):
@@ -78,14 +90,23 @@ def optimize_order(
             names = dict.fromkeys([*usable, loss])
             bench = ModelBench(model, calibration, evaluate, device, targets, ignore, loss_names=names)
             stack.enter_context(bench)
-            bench.check(Sequence(chosen))
+            bench.check(Sequence(known))
         if store is not None and not isinstance(store, Store):
             store = Store(store)
             stack.callback(store.close)
         notify: Notify = progress if callable(progress) else lambda event: None
         if progress is True:
             notify = stack.enter_context(Bars()).event
-        plan = search(chosen, loss, bench, executor=executor, store=store, notify=notify)
+        plan = search(
+            chosen,
+            loss,
+            bench,
+            before=pairs,
+            evaluations=evaluations,
+            executor=executor,
+            store=store,
+            notify=notify,
+        )
     _make_applicable(plan, bench, calibration, device, targets, ignore)
     return plan
 
@@ -112,13 +133,13 @@ def apply(
         return bench.write(bench.apply(sequence, bench.start()))
 
 
-def _techniques(given: Any) -> tuple[Technique, ...]:
+def _techniques(given: Any) -> tuple[Technique | Slot, ...]:
     allowed = f"a list of 1 to {LARGEST} techniques such as [P, Q] (parse_sequence reads text)"
-    if isinstance(given, str | Technique | Sequence) or not isinstance(given, Iterable):
+    if isinstance(given, str | Technique | Slot | Sequence) or not isinstance(given, Iterable):
         raise InputError(repr(given)[:80], allowed, "techniques")
     found = []
     for technique in given:
-        if not isinstance(technique, Technique):
+        if not isinstance(technique, Technique | Slot):
             raise InputError(repr(technique)[:80], allowed, "techniques")
         found.append(technique)
         if len(found) > LARGEST:
@@ -129,7 +150,7 @@ def _techniques(given: Any) -> tuple[Technique, ...]:
 
 
 def _check_model_arguments(
-    techniques: tuple[Technique, ...], loss: str, model: Any, calibration: Any, evaluate: Any
+    techniques: Iterable[Technique], loss: str, model: Any, calibration: Any, evaluate: Any
 ) -> None:
     if model is None:
         for name, given in (("calibration", calibration), ("evaluate", evaluate)):

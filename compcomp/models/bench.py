@@ -205,6 +205,11 @@ class ModelBench:
 
     explore = staticmethod(explore)
 
+    @property
+    def parallel(self) -> bool:
+        """Whether jobs gain from several processes: on a CPU."""
+        return all(layer.parameter.device.type == "cpu" for layer in self.layers.values())
+
     def layer_names(self) -> list[str]:
         """Every layer's name, in the order of the model."""
         return list(self.layers)

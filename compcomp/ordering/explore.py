@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compcomp.ordering.dag import Orderings
-from compcomp.ordering.jobs import run
+from compcomp.ordering.jobs import pool, run
 from compcomp.ordering.measure import Bench, Tree
 from compcomp.ordering.space import Prefix
 from compcomp.ordering.store import Store
@@ -23,6 +23,8 @@ MEMORY = 2**30
 """Bytes of states that one job may keep."""
 FIRST_SHARE = 4
 """One layer in so many is explored whole before orders that cannot win are left out."""
+POOL_FROM = 4000
+"""Nodes on single layers from which on processes for them are started."""
 ABOVE = 1e-9
 """Relative excess at which a part of a loss counts as more than a whole one: sums of floats are no exact numbers."""
 
@@ -82,6 +84,13 @@ class Explorer:
         self.names = bench.layer_names()
 
     def explore(self, keep: int, *, every: bool = False) -> Explored:
+        """Like :meth:`explored`, on processes of its own where there is much to do and no executor."""
+        nodes = len(Tree.of(self.orderings, list(self.orderings.staying())).parents)
+        wanted = self.bench.parallel and nodes * len(self.names) >= POOL_FROM
+        with pool(self.executor, wanted=wanted) as self.executor:
+            return self.explored(keep, every=every)
+
+    def explored(self, keep: int, *, every: bool = False) -> Explored:
         """Explore all layers for the staying orders; with ``every`` without leaving any out on the way.
 
         Orders whose loss on some layers is more than the whole loss of ``keep`` others are noted in the orderings, and

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from typing import Any
 
 Job = dict[str, Any]
@@ -14,6 +16,25 @@ AHEAD = 8
 """Jobs that are handed to an executor before the first of them is done."""
 TRIES = 2
 """How often an executor may lose a job before this process runs it itself."""
+
+
+@contextmanager
+def pool(executor: Executor | None, *, wanted: bool) -> Iterator[Executor | None]:
+    """The executor; where there is none and one is ``wanted``, a process for every core for a while.
+
+    The processes do not run the caller's main module again, and each computes with one thread.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if executor is not None or not wanted or cores < 2:
+        yield executor
+        return
+    from loky import ProcessPoolExecutor
+
+    workers = ProcessPoolExecutor(cores, env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
+    try:
+        yield workers
+    finally:
+        workers.shutdown(wait=True, kill_workers=True)
 
 
 def run(

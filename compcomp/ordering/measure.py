@@ -72,6 +72,10 @@ class Bench(Protocol):
         """Does one job in any process. Its result, as plain data: ``losses`` (by name, a number for each end), ``bits``
         and ``digests`` (for each end), ``applications`` and ``repeated`` (kernel runs)."""
 
+    @property
+    def parallel(self) -> bool:
+        """Whether jobs gain from running in several processes at once."""
+
     def rate(self, bits: int) -> float:
         """The compression rate of a state that takes so many bits."""
 

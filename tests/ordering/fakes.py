@@ -88,6 +88,8 @@ class LayerBench:
     def fingerprint(self) -> str | None:
         return f"{self._shape} {self.seed} {self.metric}"
 
+    parallel = False
+
     def rate(self, bits: int) -> float:
         return 0.5
 
