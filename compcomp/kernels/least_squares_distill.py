@@ -13,6 +13,9 @@ from compcomp.language.layer import Grid, LayerState
 BLOCK = 128
 """Columns whose moves reach the other columns' gradients together, as one matrix product."""
 
+CACHE = 2**21
+"""Bytes of systems that are factored together on a CPU, so that what one pass wrote is in its cache for the next."""
+
 SOUND = 1e-10
 """The least share of its diagonal entry that a Cholesky pivot may be, or the system is nearly singular."""
 
@@ -92,7 +95,9 @@ def least_change(error: Tensor, gram: Tensor, mask: Tensor | None, tolerance: fl
         real = free[rows].gather(1, index)
         system = gram[index[:, :, None], index[:, None, :]]
         if not bool(real.all()):
-            system *= real[:, :, None] & real[:, None, :]
+            share = real.to(torch.float64)  # a bool factor would be converted entry by entry
+            system *= share[:, :, None]
+            system *= share[:, None, :]
             diagonal = system.diagonal(dim1=1, dim2=2)
             diagonal += (diagonal.sum(dim=1) / counts[rows])[:, None] * ~real
         solution = _solve(system, (right[rows].gather(1, index) * real)[..., None], tolerance)[..., 0]
@@ -102,14 +107,18 @@ def least_change(error: Tensor, gram: Tensor, mask: Tensor | None, tolerance: fl
 
 def _solve(system: Tensor, right: Tensor, tolerance: float) -> Tensor:
     """Least-norm solutions of positive semidefinite systems (batch x k x k), right sides batch x k x n."""
-    factor, info = torch.linalg.cholesky_ex(system)
-    # A pivot is what a column's predecessors leave of it: a tiny share of the diagonal means near dependence.
-    pivots = factor.diagonal(dim1=1, dim2=2).square() / system.diagonal(dim1=1, dim2=2)
-    sound = (info == 0) & (pivots.amin(dim=1) > SOUND)
-    if bool(sound.all()):
-        return torch.cholesky_solve(right, factor)
+    sound = torch.empty(len(system), dtype=torch.bool, device=system.device)
     solution = torch.empty_like(right)
-    solution[sound] = torch.cholesky_solve(right[sound], factor[sound])
+    at_once = len(system) if system.device.type == "cuda" else max(1, CACHE // (8 * system.shape[1] ** 2))
+    for start in range(0, len(system), at_once):
+        part = slice(start, start + at_once)
+        factor, info = torch.linalg.cholesky_ex(system[part])
+        # A pivot is what a column's predecessors leave of it: a tiny share of the diagonal means near dependence.
+        pivots = factor.diagonal(dim1=1, dim2=2).square() / system[part].diagonal(dim1=1, dim2=2)
+        sound[part] = (info == 0) & (pivots.amin(dim=1) > SOUND)
+        solution[part] = torch.cholesky_solve(right[part], factor)
+    if bool(sound.all()):
+        return solution
     values, vectors = torch.linalg.eigh(system[~sound])
     keep = values > tolerance * values[:, -1:]
     inverse = torch.where(keep, 1 / values, 0)
@@ -140,27 +149,31 @@ def _descend_rows(
     # in x rows, so that each column of the weight is contiguous; a copy even where it already is
     current = weight.to(torch.float64).T.clone(memory_format=torch.contiguous_format)
     gradient = -(gram @ error.T)
+    steps, held = step.T.contiguous(), None if mask is None else (~mask.T).contiguous()
+    wide_steps, zero = steps.to(torch.float64), steps == 0
+    some_zero = bool(zero.any())
     curvatures = gram.diagonal().tolist()
     columns = len(curvatures)
+    changes = torch.empty_like(gradient[:BLOCK])
     for start in list(range(0, columns, BLOCK)) * SWEEPS:
         end = min(start + BLOCK, columns)
-        block = gradient[start:end]
-        changes = torch.zeros_like(block)
-        for j in range(start, end):
+        part, block, moves = slice(start, end), gradient[start:end], changes[: end - start].zero_()
+        # Views made at once: on small layers, making them one by one costs as much as the arithmetic.
+        rows = zip(block, current[part], steps[part], wide_steps[part], moves, gram[part, part].unbind(1), strict=True)
+        for j, (slope, value, width, wide_width, change, coupling) in enumerate(rows, start):
             if curvatures[j] <= 0:
                 continue
-            slope, value, width = gradient[j], current[j], step[:, j]
-            level = ((value - slope / curvatures[j]) / width).round_().clamp_(-levels, levels)
-            level.masked_fill_(width == 0, 0)
-            target = (level.to(width.dtype) * width).to(weight.dtype).to(torch.float64)
-            change = target - value
-            moves = change * (2 * slope + curvatures[j] * change) < 0
-            if mask is not None:
-                moves &= mask[:, j]
-            current[j] = torch.where(moves, target, value)
-            change.masked_fill_(~moves, 0)
-            changes[j - start] = change
-            block.addr_(gram[start:end, j], change)
-        gradient[:start].addmm_(gram[:start, start:end], changes)
-        gradient[end:].addmm_(gram[end:, start:end], changes)
+            level = (value - slope / curvatures[j]).div_(wide_width).round_().clamp_(-levels, levels)
+            if some_zero:
+                level.masked_fill_(zero[j], 0)
+            target = level.to(width.dtype).mul_(width).to(weight.dtype).to(torch.float64)
+            torch.sub(target, value, out=change)
+            stays = (change * curvatures[j]).add_(slope, alpha=2).mul_(change).lt(0).logical_not_()
+            if held is not None:
+                stays |= held[j]
+            value.copy_(torch.where(stays, value, target))
+            change.masked_fill_(stays, 0)
+            block.addr_(coupling, change)
+        gradient[:start].addmm_(gram[:start, part], moves)
+        gradient[end:].addmm_(gram[end:, part], moves)
     return current.T
