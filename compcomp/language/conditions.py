@@ -16,7 +16,7 @@ import numpy as np
 from compcomp.errors import InputError
 from compcomp.language.layer import LayerState
 from compcomp.language.parameters import number
-from compcomp.language.steps import Element, GridMap, Selection, Step
+from compcomp.language.steps import GridMap, Selection, Step
 from compcomp.terms import Abs, And, Array, Batch, Equal, If, Or, Sum, Term, reading
 
 if TYPE_CHECKING:
@@ -119,10 +119,8 @@ class NoTies(Condition):
         for moment in _all_moments(claim, runs):
             step, layer = moment.step, moment.before
             if isinstance(step, Selection):
-                norms = layer.input_norms2() if step.needs_inputs else [None] * layer.weight.shape[1]
-                for group in step.partition.groups(layer.weight.shape):
-                    scores = [step.score(Element(layer.weight[i, j], norms[j])) for i, j in group]
-                    found.append(_parted(scores, step.count(len(group)), tolerance))
+                for scores in step.scores(layer):
+                    found.append(_parted(scores, step.count(len(scores)), tolerance))
         return _all(found)
 
 

@@ -23,11 +23,12 @@ class Element:
     """One weight as a selection sees it.
 
     ``weight``: the current value. ``norm2``: the squared 2-norm of the input feature it multiplies, or None
-    where a claim speaks of weights alone.
+    where a claim speaks of weights alone. ``reference``: its value in the dense layer.
     """
 
     weight: Term
-    norm2: Term = None
+    norm2: Term
+    reference: Term
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,18 @@ class Selection:
             raise InputError("sparsity=Any", "a number where a layer is pruned", "Selection.count")
         return int(size * self.share)
 
+    def scores(self, layer: LayerState) -> list[list[Term]]:
+        """The scores of each group, in the order of ``partition.groups``."""
+        norms = layer.input_norms2() if self.needs_inputs else [None] * layer.weight.shape[1]
+        return [
+            [self.score(Element(layer.weight[i, j], norms[j], layer.reference[i, j])) for i, j in group]
+            for group in self.partition.groups(layer.weight.shape)
+        ]
+
     def apply(self, layer: LayerState) -> LayerState:
         dropped = np.empty(layer.weight.shape, dtype=object)
-        norms = layer.input_norms2() if self.needs_inputs else [None] * layer.weight.shape[1]
-        for group in self.partition.groups(layer.weight.shape):
-            scores = [self.score(Element(layer.weight[i, j], norms[j])) for i, j in group]
+        groups = self.partition.groups(layer.weight.shape)
+        for group, scores in zip(groups, self.scores(layer), strict=True):
             taken = smallest(scores, self.count(len(group)), self.ties, layer.choices)
             for index, drop in zip(group, taken, strict=True):
                 dropped[index] = drop

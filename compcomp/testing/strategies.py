@@ -30,6 +30,7 @@ VALUES: dict[str, Sequence[Any]] = {
     "pattern": ("unstructured", "2:4", "1:2", "3:4"),
     "per": ("tensor", "row"),
     "ties": TIES,
+    "of": ("current", "dense"),
     "bits": (2, 3, 4, 8),
     "group": (None, 2, 4),
     "rounding": ROUNDINGS,

@@ -117,16 +117,33 @@ def fixes(outer: GridMap, inner: GridMap, session: Session) -> bool:
     return session.holds("nested grids", [bound, *choices.premises], goal)
 
 
+def settled(selection: Selection, session: Session) -> bool:
+    """Whether its score does not depend on the current weight, only on the dense one and the norm of the input.
+
+    Then every use of it in a claim finds the same scores, and drops the same weights unless ties are "any".
+    """
+    v, w, h, r = z3.Reals("v w h r")
+    goal = selection.score(Element(v, h, r)) == selection.score(Element(w, h, r))
+    return session.holds("a score of the dense weight alone (selection)", [h >= 0], goal)
+
+
 def keeps_largest(
-    selection: Selection, measure: Callable[[Term], Term], session: Session, *, equal_norms: bool = False
+    selection: Selection,
+    measure: Callable[[Term], Term],
+    session: Session,
+    *,
+    equal_norms: bool = False,
+    dense: bool = False,
 ) -> bool:
     """Whether dropping x of largest measure and keeping y leaves y with the same measure, and 0 measures least.
 
     Then a selection that keeps some weight of a group keeps one of the group's largest measure.
-    ``equal_norms``: the claim says that the norms of all inputs are equal and not 0.
+    ``equal_norms``: the claim says that the norms of all inputs are equal and not 0. ``dense``: the selection finds
+    the dense weights; otherwise those that it finds may be any, whatever the dense ones are.
     """
     x, y, g, h = z3.Reals("x y g h")
-    drops = selection.score(Element(x, g)) <= selection.score(Element(y, h))
+    p, r = (x, y) if dense else z3.Reals("p r")
+    drops = selection.score(Element(x, g, p)) <= selection.score(Element(y, h, r))
     premises = [g >= 0, h >= 0, drops, measure(y) <= measure(x), *([g == h, g > 0] if equal_norms else [])]
     goal = z3.And(measure(y) == measure(x), measure(z3.RealVal(0)) <= measure(x))
     return session.holds("a selection keeps the largest", premises, goal)
@@ -137,14 +154,14 @@ def unit_norms(
 ) -> bool:
     """Whether equal norms h > 0 of all inputs may be taken as 1: scaling them changes no comparison.
 
-    Neither of scores, f(w, t h) <= f(v, t g) iff f(w, h) <= f(v, g), nor of losses: l(r, v, t h) is
-    t l(r, v, h), or is l(r, v, h), for all r, v, h >= 0 and t > 0.
+    Neither of scores, f(w, t h) <= f(v, t g) iff f(w, h) <= f(v, g), for all dense weights, nor of losses: l(r, v, t h)
+    is t l(r, v, h), or is l(r, v, h), for all r, v, h >= 0 and t > 0.
     """
-    v, w, r, g, h, t = z3.Reals("v w r g h t")
+    v, w, p, r, g, h, t = z3.Reals("v w p r g h t")
     premises = [t > 0, g >= 0, h >= 0]
     for selection in selections:
-        before = selection.score(Element(w, h)) <= selection.score(Element(v, g))
-        after = selection.score(Element(w, t * h)) <= selection.score(Element(v, t * g))
+        before = selection.score(Element(w, h, p)) <= selection.score(Element(v, g, r))
+        after = selection.score(Element(w, t * h, p)) <= selection.score(Element(v, t * g, r))
         if not session.holds("scores for scaled inputs", premises, before == after):
             return False
     if part is None:
