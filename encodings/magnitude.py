@@ -11,7 +11,6 @@ from compcomp.language.steps import Element, Selection
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import TIES, Abs, Term
 
-
 SOURCES = ("current", "dense")
 
 

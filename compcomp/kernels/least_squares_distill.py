@@ -115,13 +115,12 @@ def descend(weight: Tensor, error: Tensor, gram: Tensor, grid: Grid, mask: Tenso
     result = torch.empty_like(error)
     for rows in chunks(len(weight), 8 * weight.shape[1], weight.device):
         free = None if mask is None else mask[rows]
-        result[rows] = _descend_rows(weight[rows], error[rows], gram, grid.step[rows], grid.levels, free)
+        part = replace(grid, step=grid.step[rows], offset=None if grid.offset is None else grid.offset[rows])
+        result[rows] = _descend_rows(weight[rows], error[rows], gram, part, free)
     return result
 
 
-def _descend_rows(
-    weight: Tensor, error: Tensor, gram: Tensor, step: Tensor, levels: int, mask: Tensor | None
-) -> Tensor:
+def _descend_rows(weight: Tensor, error: Tensor, gram: Tensor, grid: Grid, mask: Tensor | None) -> Tensor:
     # in x rows, so that each column of the weight is contiguous; a copy even where it already is
     current = weight.to(torch.float64).T.clone(memory_format=torch.contiguous_format)
     gradient = -(gram @ error.T)
@@ -134,10 +133,11 @@ def _descend_rows(
         for j in range(start, end):
             if curvatures[j] <= 0:
                 continue
-            slope, value, width = gradient[j], current[j], step[:, j]
-            level = ((value - slope / curvatures[j]) / width).round_().clamp_(-levels, levels)
-            level.masked_fill_(width == 0, 0)
-            target = (level.to(width.dtype) * width).to(weight.dtype).to(torch.float64)
+            slope, value, width = gradient[j], current[j], grid.step[:, j]
+            least = 0 if grid.offset is None else grid.offset[:, j]
+            level = ((value - slope / curvatures[j] - least) / width).round_()
+            level.clamp_(-grid.levels if grid.offset is None else 0, grid.levels).masked_fill_(width == 0, 0)
+            target = (level.to(width.dtype) * width + least).to(weight.dtype).to(torch.float64)
             change = target - value
             moves = change * (2 * slope + curvatures[j] * change) < 0
             if mask is not None:

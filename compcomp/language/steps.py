@@ -12,7 +12,7 @@ import numpy as np
 from compcomp.errors import InputError
 from compcomp.language.parameters import Unknown
 from compcomp.language.partition import Partition
-from compcomp.terms import And, Choices, Div, If, Max, Not, Term, each, nearest, smallest
+from compcomp.terms import And, Choices, Div, If, Max, Min, Not, Term, each, nearest, smallest
 
 if TYPE_CHECKING:
     from compcomp.language.layer import LayerState
@@ -127,4 +127,60 @@ class GridMap:
         return replace(layer, weight=weight, format=replace(layer.format, grid=grid, rank=None))
 
 
-Step = Selection | GridMap
+@dataclass(frozen=True)
+class RangeMap:
+    """Round every weight to the nearest of ``levels + 1`` values from the least to the largest weight of its group.
+
+    The step is (high - low) / levels for the group's ``bounds`` low and high. ``zero``: the bounds are widened to
+    reach 0, and the values lie at multiples of the step, the least of them that nearest to low, so that 0 is one; a
+    weight beyond them goes to the last. Otherwise they lie at low + k * step. ``rounding`` is one of
+    :data:`compcomp.terms.ROUNDINGS`. A group of one value stays as it is.
+    """
+
+    levels: int | Unknown
+    rounding: str
+    partition: Partition
+    zero: bool
+
+    @property
+    def known_levels(self) -> int:
+        """How many values lie above the least; InputError when that is not known."""
+        if isinstance(self.levels, Unknown):
+            raise InputError("bits=Any", "a number where a layer is quantized", "RangeMap.levels")
+        return self.levels
+
+    def bounds(self, weights: Iterable[Term]) -> tuple[Term, Term]:
+        """What the weights of a group share: low and high."""
+        terms = list(weights)
+        zero = [0] if self.zero else []
+        return Min([*terms, *zero]), Max([*terms, *zero])
+
+    def offset(self, low: Term, step: Term, levels: Term, choices: Choices) -> Term:
+        """The least value of a group's grid."""
+        return nearest(low, step, levels, self.rounding, choices) if self.zero else low
+
+    def value(self, weight: Term, offset: Term, step: Term, levels: Term, choices: Choices) -> Term:
+        """The grid value nearest to a weight within the bounds."""
+        if not self.zero:
+            return offset + nearest(weight - offset, step, levels, self.rounding, choices)
+        value = nearest(weight, step, levels, self.rounding, choices)
+        return Min([Max([value, offset]), offset + levels * step])
+
+    def apply(self, layer: LayerState) -> LayerState:
+        from compcomp.language.layer import Grid
+
+        weight, step, offset = (np.empty(layer.weight.shape, dtype=object) for _ in range(3))
+        levels, choices = self.known_levels, layer.choices
+        groups = self.partition.groups(layer.weight.shape)
+        for group in groups:
+            low, high = self.bounds([layer.weight[index] for index in group])
+            width = Div(high - low, levels)
+            least = self.offset(low, width, levels, choices)
+            for index in group:
+                weight[index] = self.value(layer.weight[index], least, width, levels, choices)
+                step[index], offset[index] = width, least
+        grid = Grid(step, levels, len(groups), offset, self.zero)
+        return replace(layer, weight=weight, format=replace(layer.format, grid=grid, rank=None))
+
+
+Step = Selection | GridMap | RangeMap

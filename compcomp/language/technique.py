@@ -20,7 +20,11 @@ Kernel = Callable[[Any, LayerState], LayerState]
 class Declared:
     """What a technique promises, for every layer and every choice. Each promise is tested.
 
-    keeps: invariants that survive it, out of "mask", "grid", "rank", "factors".
+    keeps: invariants that survive it where they hold, out of "mask", "grid", "rank", "factors". For the mask also, for
+        any weights: the mask after it drops all that the mask before it drops. For a grid of which zero is no value:
+        of the weights that the mask keeps.
+    restores: invariants that hold after it whatever the weights were: "mask", every weight is zero that the mask before
+        it drops, and the mask after it drops these as well.
     never_increases: losses that are no larger after it than before it.
     rests: where the effective weight already equals the reference, it returns an equal state: the same
         weight, mask and grid, and a low-rank term of the same product.
@@ -32,6 +36,7 @@ class Declared:
     """
 
     keeps: frozenset[str] = frozenset()
+    restores: frozenset[str] = frozenset()
     never_increases: frozenset[str] = frozenset()
     rests: bool = False
     holds_reference: bool = False

@@ -233,7 +233,8 @@ def check_range(name: str, weight: Tensor, dtype: torch.dtype) -> None:
 def _versions(layer: LayerState) -> list[int]:
     """How often each tensor of the state was written to."""
     form = layer.format
-    tensors: list[Any] = [layer.weight, layer.reference, layer.gram, form.mask, form.grid and form.grid.step]
+    tensors: list[Any] = [layer.weight, layer.reference, layer.gram, form.mask]
+    tensors += [] if form.grid is None else [form.grid.step, form.grid.offset]
     return [tensor._version for tensor in tensors if tensor is not None]
 
 

@@ -103,6 +103,7 @@ def satisfiable(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> s
 # f(w, t h) <= f(w', t h') iff f(w, h) <= f(w', h'), and l(r, v, t h) is t l(r, v, h) or l(r, v, h), then scaling
 # the inputs changes no selection, and no sign of a difference of losses: it suffices to look at h = 1.
 #
+# A step of another kind than these (a RangeMap is neither even nor odd) leaves all but blocks out.
 # Each "if" is asked as a query of its own, at the group sizes that occur; one that is not answered "unsat"
 # leaves its reduction out. Conditions of the claim that are local carry over by the same "if"s: they speak of
 # the order of scores, of equality of contexts and of inputs; with others (a box) nothing is reduced.
@@ -181,7 +182,8 @@ def _common_block(steps: list[Step]) -> Partition | None:
 
 def _plans(claim: Claim, shape: tuple[int, int], session: Session) -> list[Plan]:
     """Sets of reductions to try, the strongest first, each justified by its own queries."""
-    if not _only_steps(claim) or not _additive(claim) or not _local(claim):
+    reducible = all(isinstance(step, Selection | GridMap) for step in _steps(claim))
+    if not reducible or not _only_steps(claim) or not _additive(claim) or not _local(claim):
         return [Plan()]
     signs, scale, order = (check(claim, shape, session) for check in (_signs_hold, _scale_holds, _order_holds))
     plans = [Plan(signs, scale, order and signs), Plan(signs, scale, False)]

@@ -39,12 +39,12 @@ from compcomp.terms import Abs, If, Term
 #
 # Contexts. The context of a map is the largest measure in its group, so no weight's measure exceeds it. Two
 # maps of one partition have the same context c0, that of the dense group, as long as every step before keeps
-# the largest measure: a map when that is proved of it; a selection when (keeps_largest) is proved of its score
-# for the dense weights, where it comes first, or for any others, and it keeps a weight of the map's group. It does keep one where R refines the map's partition, as its share
-# is below 1; where the map's partition refines R, it may drop the whole group, but then all its values are 0
-# for every context. Where the claim's conditions say so ("largest kept": of a selection; "scale unchanged": of
-# every map), nothing has to be proved. If a step may change the largest measure, later contexts are variables of
-# their own.
+# the largest measure: a map when that is proved of it; a selection when (keeps_largest) is proved of its score,
+# for the dense weights where it comes first, for any weights elsewhere, and it keeps a weight of the map's group.
+# It does keep one where R refines the map's partition, as its share is below 1; where the map's partition refines
+# R, it may drop the whole group, but then all its values are 0 for every context. Where the claim's conditions say
+# so ("largest kept": of a selection; "scale unchanged": of every map), nothing has to be proved. If a step may
+# change the largest measure, later contexts are variables of their own.
 # A context 0 means a group of zeros (measure 0 only at 0), on which all values are 0: contexts are taken > 0.
 #
 # Start. Steps that both sequences start with, and that leave nothing free, do the same in both: their truth values
@@ -146,6 +146,8 @@ def setting(claim: Claim, session: Session) -> Problem | None:
     steps = [[step for t in sequence for step in t.steps()] for sequence in claim.sequences]
     every = [step for sequence in steps for step in sequence]
     if not all(t.steps() for sequence in claim.sequences for t in sequence):
+        return None
+    if not all(isinstance(step, Selection | GridMap) for step in every):
         return None
     lemmas = _Lemmas(session, claim.assumes("equal norms"))
     selections = list(dict.fromkeys(step for step in every if isinstance(step, Selection)))
@@ -287,13 +289,12 @@ class Problem:
             if isinstance(step, Selection):
                 self._select(f"{side}{number}", step, run, weights, norms)
             else:
+                assert isinstance(step, GridMap)  # setting() admits no other kind
                 state = ("S" if number < len(sides) else side) + str(number)  # of which the context is taken
                 self._map(f"{side}{number}", state, step, before, run, applications)
         return run
 
-    def _select(
-        self, label: str, step: Selection, run: _Run, weights: dict[str, Term], norms: dict[str, Term]
-    ) -> None:
+    def _select(self, label: str, step: Selection, run: _Run, weights: dict[str, Term], norms: dict[str, Term]) -> None:
         strict = self.claim.assumes("strict selections")
         if (strict or step.ties != "any") and self.lemmas.settled(step):
             label = f"settled{self._number(step)}"
@@ -367,6 +368,7 @@ class Problem:
     def _keeps_context(self, earlier: Step, step: GridMap, *, dense: bool) -> bool:
         if isinstance(earlier, Selection):
             return self.claim.assumes("largest kept") or self.lemmas.kept_by(earlier, step, dense=dense)
+        assert isinstance(earlier, GridMap)
         if earlier.partition != step.partition or earlier.measure != step.measure:
             return False
         facts = self.lemmas.of(earlier)

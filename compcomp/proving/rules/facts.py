@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import z3
 
 from compcomp.language.parameters import Unknown
-from compcomp.language.steps import Element, GridMap, Selection
+from compcomp.language.steps import Element, GridMap, RangeMap, Selection
 from compcomp.proving.session import Session
-from compcomp.terms import Abs, SymbolicChoices, Term, nearest
+from compcomp.terms import Abs, Max, SymbolicChoices, Term, nearest
 
 # A map rounds to a grid of step s = c / L. Multiplying weights and context by t > 0 multiplies its values by t
 # (the nearest multiple of t s to t w is t times that of s to w; the query "homogeneous" asks that the measure
@@ -99,6 +99,56 @@ def _ordered(ask: Callable[..., bool], v: Term, w: Term) -> bool:
 def _again(q: Callable[[Term], Term], w: Term) -> Term:
     value = q(w)
     return q(value) == value
+
+
+# For a range map as well it is enough to look at step 1 and high - low = L, and the bounds of a group are those of its
+# least weight v and its largest u. A group with high = low has the step 0 and the one value low: its weights stay, and
+# they are 0 where one of them is, or where the map reaches 0.
+
+
+class _Group:
+    """One group of a range map at step 1: weights from v to u, the grid, and what is known of them."""
+
+    def __init__(self, step: RangeMap) -> None:
+        self.step, self.choices = step, SymbolicChoices()
+        self.levels, self.unit = z3.Int("L"), z3.RealVal(1)
+        self.v, self.u = z3.Reals("v u")
+        low, high = step.bounds([self.v, self.u])
+        self.known = [self.levels >= 1, high - low == z3.ToReal(self.levels), self.v <= self.u]
+        self.least = step.offset(low, self.unit, self.levels, self.choices)
+
+    def value(self, weight: Term) -> Term:
+        return self.step.value(weight, self.least, self.unit, self.levels, self.choices)
+
+    def holds(self, name: str, session: Session, conclusion: Term, *extra: Term) -> bool:
+        return session.holds(f"{name} (range map)", [*self.known, *extra, *self.choices.premises], conclusion)
+
+    def on_grid(self, x: Term) -> Term:
+        """That x is a value of the grid: the nearest value to it, whichever way midpoints go."""
+        above = Max([0, nearest(x - self.least, self.unit, self.levels, "any", self.choices)])
+        if len(self.choices.levels) == 3:  # true of whole numbers, and said because cvc5 branches without end if not
+            least, other, level = self.choices.levels
+            total = least + level
+            self.known.append(z3.Or(total <= other - 1, total == other, total >= other + 1))
+        return x == self.least + above
+
+
+def keeps_zero(step: RangeMap, session: Session) -> bool:
+    """Whether q(0) = 0 in every group that holds a 0."""
+    group, zero = _Group(step), z3.RealVal(0)
+    return group.holds("zero", session, group.value(zero) == 0, group.v <= 0, group.u >= 0)
+
+
+def lies_on_grid(step: RangeMap, session: Session) -> bool:
+    """Whether every value is one of the grid that the map sets up."""
+    group, w = _Group(step), z3.Real("w")
+    return group.holds("on its grid", session, group.on_grid(group.value(w)), group.v <= w, w <= group.u)
+
+
+def has_zero(step: RangeMap, session: Session) -> bool:
+    """Whether 0 is a value of the grid in every group."""
+    group = _Group(step)
+    return group.holds("zero on its grid", session, group.on_grid(z3.RealVal(0)))
 
 
 def fixes(outer: GridMap, inner: GridMap, session: Session) -> bool:

@@ -25,13 +25,14 @@ from compcomp.proving.session import Session
 #   f does not depend on the current weight: both see one order, of (score, index) or of scores. Ties "first" drop the
 #   first k1 and the first k2 of it, ties "all" all up to the k1-th and all up to the k2-th: the larger set holds the
 #   smaller. What is dropped twice is 0 and masked as if once.
-#   Zero scores least, ties "first": let D be the k1 weights first in the order (score, index), and k2 the second count. If some weight
-#   outside D scores f0, all of D scored f0 before and does after: the order is as it was, and the second selection
-#   takes its first k2. Otherwise the weights of score f0 are now just those of D, and come first, and the others
-#   follow in their old order. Either way what is dropped in the end is the first max(k1, k2) of the old order.
-#   Zero scores least, ties "all": D is the set {f <= t1}. If |D| >= k2 the second threshold is f0, which nothing outside D scores unless
-#   t1 = f0: then it is in D. Otherwise D comes first and the others follow as before: the threshold is that of k2
-#   among the old scores, where it is not below t1. In both cases the larger set is dropped.
+#   Zero scores least, ties "first": let D be the k1 weights first in the order (score, index), and k2 the second
+#   count. If some weight outside D scores f0, all of D scored f0 before and does after: the order is as it was, and
+#   the second selection takes its first k2. Otherwise the weights of score f0 are now just those of D, and come first,
+#   and the others follow in their old order. Either way what is dropped in the end is the first max(k1, k2) of the old
+#   order.
+#   Zero scores least, ties "all": D is the set {f <= t1}. If |D| >= k2 the second threshold is f0, which nothing
+#   outside D scores unless t1 = f0: then it is in D. Otherwise D comes first and the others follow as before: the
+#   threshold is that of k2 among the old scores, where it is not below t1. In both cases the larger set is dropped.
 #
 # (maps) Let one map follow itself directly, let it be a function, idempotent, and keep the largest measure of its
 # group inside the measure it had (facts.py). Then the context of the second use is that of the first, so is the
