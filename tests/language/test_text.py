@@ -133,8 +133,10 @@ def test_bad_claims(text: str) -> None:
 def test_the_registry_is_what_is_documented() -> None:
     assert sorted(compcomp.techniques.__all__) == [
         "AbsMax",
+        "ApplyMask",
         "LeastSquaresDistill",
         "Magnitude",
+        "MinMax",
         "TruncatedSVD",
         "Wanda",
     ]

@@ -15,7 +15,7 @@ from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.candidates import Candidates
 from compcomp.proving.meaning import fails
 from compcomp.proving.prove import prove
-from compcomp.techniques import AbsMax, Magnitude
+from compcomp.techniques import AbsMax, ApplyMask, Magnitude, MinMax, TruncatedSVD
 from compcomp.terms import Batch
 
 LARGEST = 12
@@ -30,6 +30,11 @@ TECHNIQUES: list[Technique] = [
     AbsMax(3, rounding="half_up"),
     AbsMax(2, rounding="half_away"),
     AbsMax(3, rounding="any"),
+    Magnitude("1/2", of="dense"),  # type: ignore[arg-type]
+    Magnitude("1/3", of="dense", ties="all"),  # type: ignore[arg-type]
+    MinMax(2),
+    MinMax(2, zero="none"),
+    ApplyMask(),
 ]
 
 # Groups of two inside rows of four, for rules that reason over groups.
@@ -42,6 +47,32 @@ GROUPED: list[Technique] = [
     AbsMax(3),
     AbsMax(5),
     AbsMax(2, rounding="half_away"),
+    Magnitude("1/2", pattern="1:2", of="dense"),  # type: ignore[arg-type]
+    Magnitude("1/4", of="dense"),  # type: ignore[arg-type]
+    MinMax(2, group=2),
+    MinMax(3, zero="none"),
+    ApplyMask(),
+]
+
+# Where scores of the dense weights meet those of the current ones, and masks are broken and restored.
+SETTLED: list[Technique] = [
+    Magnitude("1/2", of="dense"),  # type: ignore[arg-type]
+    Magnitude("1/2", of="dense", ties="all"),  # type: ignore[arg-type]
+    Magnitude("1/2", of="dense", ties="any"),  # type: ignore[arg-type]
+    Magnitude("1/4", of="dense"),  # type: ignore[arg-type]
+    Magnitude("1/2"),  # type: ignore[arg-type]
+    AbsMax(2),
+    AbsMax(3, rounding="any"),
+]
+MASKED: list[Technique] = [
+    Magnitude("1/2"),  # type: ignore[arg-type]
+    Magnitude("1/4", of="dense"),  # type: ignore[arg-type]
+    AbsMax(2),
+    MinMax(2),
+    MinMax(2, zero="none"),
+    MinMax(3, zero="none", rounding="any"),
+    ApplyMask(),
+    TruncatedSVD(rank=1),
 ]
 
 
@@ -101,6 +132,25 @@ def test_nothing_false_is_proved_for_any_shape(claim: Claim) -> None:
 
 
 @pytest.mark.slow
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(claims(SETTLED))
+def test_nothing_false_is_proved_of_dense_scores(claim: Claim) -> None:
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+    if verdict.proved:
+        assert not counterexample(claim, 4), verdict
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(MASKED), min_size=2, max_size=5), st.sampled_from(["mask", "grid"]))
+def test_no_broken_invariant_is_proved(techniques: list[Technique], invariant: str) -> None:
+    claim = keeps(Sequence(tuple(techniques)), invariant)
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+    if verdict.proved:
+        assert not counterexample(claim, 3), verdict
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", list(itertools.permutations(GROUPED, 2)), ids=str)
 def test_reversed_pairs_for_any_shape(pair: tuple[Technique, Technique]) -> None:
     first, second = pair
@@ -110,7 +160,7 @@ def test_reversed_pairs_for_any_shape(pair: tuple[Technique, Technique]) -> None
         assert not (verdict.proved and counterexample(claim, 4)), verdict
 
 
-PAIRS = list(itertools.product(TECHNIQUES[:4], TECHNIQUES[4:]))
+PAIRS = list(itertools.product(TECHNIQUES[:4], TECHNIQUES[4:9]))
 
 
 @pytest.mark.slow

@@ -296,7 +296,7 @@ class Problem:
 
     def _select(self, label: str, step: Selection, run: _Run, weights: dict[str, Term], norms: dict[str, Term]) -> None:
         strict = self.claim.assumes("strict selections")
-        if (strict or step.ties != "any") and self.lemmas.settled(step):
+        if self._used_again(step) and (strict or step.ties != "any") and self.lemmas.settled(step):
             label = f"settled{self._number(step)}"
         flags = {name: z3.Bool(f"dropped_{label}_{name}") for name in run.values}
         scores = {name: step.score(Element(run.values[name], norms[name], weights[name])) for name in run.values}
@@ -330,6 +330,9 @@ class Problem:
             run.facts.append(z3.Implies(run.dropped[name], result == 0))
             applications.append(Application(step, context, value, result))
             run.values[name] = result
+
+    def _used_again(self, selection: Selection) -> bool:
+        return sum(step == selection for sequence in self.steps for step in sequence) > 1
 
     def _number(self, selection: Selection) -> int:
         """The place of a selection among those of the claim: uses of equal ones have one number."""
