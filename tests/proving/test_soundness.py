@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,6 +22,9 @@ from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.candidates import Candidates
 from compcomp.proving.meaning import fails
 from compcomp.proving.prove import prove
+from compcomp.proving.rules.facts import keeps_largest
+from compcomp.proving.session import Session
+from compcomp.proving.solver import default_solver
 from compcomp.techniques import AbsMax, ApplyMask, Magnitude, MinMax, TruncatedSVD
 from compcomp.terms import Abs, Batch
 
@@ -203,6 +207,13 @@ def test_both_directions_of_every_pair(pair: tuple[Technique, Technique]) -> Non
         claim = dominates(first >> second, second >> first, loss="weight_l1")
         verdict = prove(claim, (1, 3), timeout=6, stages=("rule", "bounded"), second=None)
         assert not (verdict.proved and counterexample(claim, 3)), verdict
+
+
+def test_a_dense_score_keeps_the_largest_of_the_dense_weights_only() -> None:
+    (selection,) = Magnitude("1/2", of="dense").steps()  # type: ignore[arg-type]
+    session = Session(default_solver(), time.monotonic() + 30)
+    assert keeps_largest(selection, Abs, session, dense=True)
+    assert not keeps_largest(selection, Abs, session)
 
 
 def test_a_layer_of_the_brute_force_set_is_what_it_says() -> None:
