@@ -2,8 +2,10 @@
 
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.absmax_inputs import AbsMaxInputs
+from compcomp.encodings.apply_mask import ApplyMask
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.magnitude import Magnitude
+from compcomp.encodings.minmax import MinMax
 from compcomp.encodings.truncated_svd import TruncatedSVD
 from compcomp.encodings.wanda import Wanda
 from compcomp.language.technique import Technique
@@ -11,8 +13,19 @@ from compcomp.language.technique import Technique
 Technique.register(Magnitude, kernel="compcomp.kernels.magnitude")
 Technique.register(Wanda, kernel="compcomp.kernels.wanda")
 Technique.register(AbsMax, kernel="compcomp.kernels.absmax")
+Technique.register(MinMax, kernel="compcomp.kernels.minmax")
+Technique.register(ApplyMask, kernel="compcomp.kernels.apply_mask")
 Technique.register(AbsMaxInputs, kernel="compcomp.kernels.absmax_inputs")
 Technique.register(TruncatedSVD, kernel="compcomp.kernels.truncated_svd")
 Technique.register(LeastSquaresDistill, kernel="compcomp.kernels.least_squares_distill")
 
-__all__ = ["AbsMax", "AbsMaxInputs", "LeastSquaresDistill", "Magnitude", "TruncatedSVD", "Wanda"]
+__all__ = [
+    "AbsMax",
+    "AbsMaxInputs",
+    "ApplyMask",
+    "LeastSquaresDistill",
+    "Magnitude",
+    "MinMax",
+    "TruncatedSVD",
+    "Wanda",
+]

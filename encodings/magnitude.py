@@ -11,10 +11,17 @@ from compcomp.language.steps import Element, Selection
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import TIES, Abs, Term
 
+SOURCES = ("current", "dense")
+
 
 def score(element: Element) -> Term:
     """|w|"""
     return Abs(element.weight)
+
+
+def dense_score(element: Element) -> Term:
+    """|w0|, w0 the weight in the dense layer"""
+    return Abs(element.reference)
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class Magnitude(Technique):
     pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row.
     per: "tensor" or "row", the group of an unstructured selection.
     ties: which of equal magnitudes at the threshold go, "first" (lowest index), "all" or "any".
+    of: whose magnitudes, "current" (the weights it finds) or "dense" (the same weights of the dense layer).
     Source: [han2015]; N:M [mishra2021].
     """
 
@@ -32,6 +40,7 @@ class Magnitude(Technique):
     pattern: str = "unstructured"
     per: str = "tensor"
     ties: str = "first"
+    of: str = "current"
 
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": ("1/2", "1/4", "3/4", "1/3")}
 
@@ -39,6 +48,7 @@ class Magnitude(Technique):
         object.__setattr__(self, "sparsity", sparsity(self.sparsity, "Magnitude.sparsity"))
         one_of(self.per, ("tensor", "row"), "Magnitude.per")
         one_of(self.ties, TIES, "Magnitude.ties")
+        one_of(self.of, SOURCES, "Magnitude.of")
         selection_partition(self.pattern, self.per, self.sparsity, "Magnitude")
 
     def promises(self) -> Declared:
@@ -46,4 +56,4 @@ class Magnitude(Technique):
 
     def steps(self) -> tuple[Selection]:
         partition = selection_partition(self.pattern, self.per, self.sparsity, "Magnitude")
-        return (Selection(score, partition, self.sparsity, self.ties),)
+        return (Selection(dense_score if self.of == "dense" else score, partition, self.sparsity, self.ties),)

@@ -24,6 +24,8 @@ def _third(rounding: str, ties: str = "all") -> str:
 
 X = "AbsMaxInputs(bits=4)"
 ANY_P, ANY_Q = "Magnitude(sparsity=Any)", "AbsMax(bits=Any)"
+M, O, A = "MinMax(bits=4)", "MinMax(bits=4, zero='none')", "ApplyMask()"
+DENSE, HALF = "Magnitude(sparsity=Any, of='dense')", "Magnitude(sparsity=1/2, of='dense')"
 
 CLAIMS: list[tuple[str, str, str, str]] = [
     # Every bit width and every sparsity at once.
@@ -128,4 +130,30 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     (f"{S} >> {Q} keeps rank", "weight_l2", "any", "REFUTED"),
     (f"{S} keeps rank", "weight_l2", "any", "PROVED"),
     (f"{Q} keeps mask", "weight_l2", "any", "VACUOUS"),
+    # An asymmetric grid without an exact zero breaks a mask unless it is applied again.
+    (f"{P} >> {M} keeps mask", "weight_l2", "any", "PROVED"),
+    (f"{ANY_P} >> MinMax(bits=Any, rounding='any') keeps mask", "weight_l2", "any", "PROVED"),
+    (f"{P} >> {O} keeps mask", "weight_l2", "any", "REFUTED"),
+    (f"{P} >> {O} >> {A} keeps mask", "weight_l2", "any", "PROVED"),
+    (f"{P} >> {O} >> {D} >> {A} >> {Q} keeps mask", "weight_l2", "any", "PROVED"),
+    (f"{P} >> {S} >> {N} >> {A} keeps mask", "weight_l2", "any", "REFUTED"),
+    (f"{M} keeps grid", "weight_l2", "any", "PROVED"),
+    (f"{M} >> {P} keeps grid", "weight_l2", "any", "PROVED"),
+    (f"{O} >> {D} keeps grid", "weight_l2", "any", "PROVED"),
+    (f"{O} >> {P} keeps grid", "weight_l2", "any", "REFUTED"),
+    (f"{P} >> {M} >> {A} keeps grid", "weight_l2", "any", "PROVED"),
+    (f"{P} >> {O} >> {A} keeps grid", "weight_l2", "any", "REFUTED"),
+    (_reversed(P, M), "weight_l2", "any", "REFUTED"),
+    # Scores of the dense weights: the selection is the same wherever it stands.
+    (f"{DENSE} >> {ANY_Q} equals {ANY_Q} >> {DENSE}", "weight_l2", "any", "PROVED"),
+    (_reversed(DENSE, ANY_Q), "output_l2", "any", "PROVED"),
+    (_reversed(ANY_Q, DENSE), "output_l2", "any", "PROVED"),
+    (f"{ANY_Q} is orthogonal to {DENSE}", "weight_l1", "any", "PROVED"),
+    (f"{ANY_Q} >> {DENSE} dominates {ANY_Q} >> {ANY_P}", "weight_l2", "any", "PROVED"),
+    (f"{DENSE} >> {DENSE} equals {DENSE}", "weight_l2", "any", "PROVED"),
+    (f"{HALF} >> Magnitude(sparsity=1/4, of='dense') equals {HALF}", "weight_l2", "any", "PROVED"),
+    (_reversed(DENSE, "AbsMax(bits=4, group=2)"), "output_l2", "any", "PROVED"),
+    (_reversed("Magnitude(sparsity=1/2, of='dense', ties='any')", Q), "weight_l2", "any", "PROVED"),
+    (_reversed("Magnitude(sparsity=1/2, of='dense', ties='any')", Q), "output_l2", "any", "REFUTED"),
+    (f"{HALF} >> {Q} equals {Q} >> {P}", "weight_l2", "any", "REFUTED"),
 ]

@@ -15,12 +15,21 @@ from compcomp.errors import InputError
 from compcomp.kernels import least_squares_distill
 from compcomp.language.layer import Format, LayerState
 from compcomp.language.technique import Declared, Kernel, Technique
-from compcomp.techniques import AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
+from compcomp.techniques import (
+    AbsMax,
+    AbsMaxInputs,
+    ApplyMask,
+    LeastSquaresDistill,
+    Magnitude,
+    MinMax,
+    TruncatedSVD,
+    Wanda,
+)
 from compcomp.testing import check_encoding, conventions
 from tests.helpers import DEVICES
 
 ALL = [technique for kind in Technique.kernels for technique in conventions(kind)]
-EXAMPLES = {LeastSquaresDistill: 120, TruncatedSVD: 40}
+EXAMPLES = {LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60}
 """Layers a convention; techniques with many conventions need fewer."""
 
 
@@ -34,7 +43,8 @@ def test_kernel_encoding_and_promises_agree(technique: Technique, device: str) -
 
 
 def test_ties_and_midpoints_are_met() -> None:
-    for technique in (Magnitude("1/2"), Wanda("1/2"), AbsMax(bits=4), AbsMax(bits=3, rounding="half_away")):
+    met = (Magnitude("1/2"), Wanda("1/2"), AbsMax(bits=4), AbsMax(bits=3, rounding="half_away"), MinMax(2), MinMax(3))
+    for technique in met:
         assert check_encoding(technique, max_examples=30).at_ties >= 3
 
 
@@ -56,6 +66,8 @@ class Lying(Magnitude):
         true = super().promises()
         if self.lie in ("mask", "grid", "rank", "factors"):
             return replace(true, keeps=true.keeps | {self.lie})
+        if self.lie == "restores":
+            return replace(true, restores=frozenset({"mask"}))
         if self.lie.startswith(("weight", "output")):
             return replace(true, never_increases=frozenset({self.lie}))
         return true if self.lie == "nothing" else replace(true, **{self.lie: True})
@@ -70,7 +82,10 @@ def test_the_truth_passes() -> None:
 
 @pytest.mark.parametrize(
     "lie",
-    ["rank", "weight_l1", "weight_l2", "output_l2", "rests", "holds_reference", "leaves_weight", "deterministic"],
+    [
+        *("rank", "weight_l1", "weight_l2", "output_l2", "rests", "holds_reference", "leaves_weight"),
+        *("deterministic", "restores"),
+    ],
 )
 def test_a_false_promise_is_caught(lie: str) -> None:
     ties = "any" if lie == "deterministic" else "first"
@@ -95,6 +110,12 @@ class Loosened(AbsMax):
         return self.change(super().encode(layer))
 
 
+def masked_where_zero(layer: LayerState) -> LayerState:
+    """With the mask that the weights show: it forgets what was dropped where a step has broken the mask."""
+    mask = None if layer.format.mask is None else layer.weight != 0
+    return replace(layer, format=replace(layer.format, mask=mask))
+
+
 def shifted(layer: LayerState) -> LayerState:
     return replace(layer, weight=layer.weight + Fraction(1))
 
@@ -106,6 +127,7 @@ def shifted(layer: LayerState) -> LayerState:
         (lambda layer: replace(shifted(layer), format=replace(layer.format, grid=None)), "mask|homogeneous"),
         (lambda layer: replace(layer, format=replace(layer.format, factors=None)), "factors"),
         (lambda layer: replace(layer, format=Format()), "mask|factors"),
+        (masked_where_zero, "keeps={'mask'}"),
     ],
 )
 def test_what_an_encoding_breaks_is_caught(change: Callable[[LayerState], LayerState], promise: str) -> None:
@@ -250,6 +272,13 @@ R = TruncatedSVD(rank=1, residual=True)
         (X, lambda technique, layer: replace(technique.kernel()(technique, layer), reference_inputs=None)),
         (X, lambda technique, layer: replace(technique.kernel()(technique, layer), gram=layer.gram)),
         (D, lambda technique, layer: technique.kernel()(technique, replace(layer, reference_inputs=None))),
+        (MinMax(bits=3), other(MinMax(bits=3, rounding="half_up"))),
+        (MinMax(bits=3), other(MinMax(bits=3, zero="none"))),
+        (MinMax(bits=3, zero="none"), other(MinMax(bits=3, zero="none", rounding="half_up"))),
+        (MinMax(bits=3), other(MinMax(bits=3, group=2))),
+        (ApplyMask(), lambda _, layer: layer),
+        (ApplyMask(), without("mask", ApplyMask())),
+        (Magnitude("1/2", of="dense"), other(Magnitude("1/2"))),
         (D, lambda _, layer: layer),
         (D, one_sweep),
         (D, without("factors", D)),

@@ -11,7 +11,7 @@ from compcomp.checking.farkas import Invalid, number
 from compcomp.language.algebra import rank_exceeds
 from compcomp.language.claim import Claim
 from compcomp.language.layer import LayerState
-from compcomp.terms import Array, Choices, RandomChoices, nearest
+from compcomp.terms import Array, Choices, RandomChoices
 
 Run = list[LayerState]
 
@@ -78,8 +78,12 @@ def _differ(left: LayerState, right: LayerState) -> bool:
     one, other = left.format.grid, right.format.grid
     if (one is None) != (other is None):
         return True
-    if one is not None and other is not None and (one.levels != other.levels or not _same(one.step, other.step)):
-        return True
+    if one is not None and other is not None:
+        alike = (one.levels, one.zero, one.offset is None) == (other.levels, other.zero, other.offset is None)
+        if not alike or not _same(one.step, other.step):
+            return True
+        if one.offset is not None and other.offset is not None and not _same(one.offset, other.offset):
+            return True
     if left.inputs is not None and right.inputs is not None and not _same(left.inputs, right.inputs):
         return True
     return not _same(left.effective() - left.weight, right.effective() - right.weight)
@@ -94,8 +98,8 @@ def _broken(invariant: str, run: Run) -> bool:
         assert last.rank is not None
         return bool(rank_exceeds(end, last.rank))
     assert last.grid is not None
-    pairs = zip(end.ravel(), last.grid.step.ravel(), strict=True)
-    return any(w != nearest(w, step, last.grid.levels, "half_even", Choices()) for w, step in pairs)
+    grid = last.grid
+    return any(w != grid.nearest(w, (index[0], index[1]), Choices()) for index, w in np.ndenumerate(end))
 
 
 def _mask(state: LayerState) -> Array:

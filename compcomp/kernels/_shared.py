@@ -65,6 +65,23 @@ def chunks(count: int, bytes_each: int, device: torch.device) -> Iterator[slice]
         yield slice(start, min(start + size, count))
 
 
+def rounded(ratio: Tensor, rounding: str) -> Tensor:
+    """The nearest whole numbers; midpoints as ``rounding`` says. May overwrite ``ratio``.
+
+    Never ``floor(x + 1/2)``: the sum rounds.
+    """
+    if rounding == "half_even":
+        return ratio.round_()
+    if rounding == "half_away":
+        return _half_up(ratio.abs()).copysign_(ratio)
+    return _half_up(ratio)
+
+
+def _half_up(ratio: Tensor) -> Tensor:
+    below = ratio.floor()
+    return below.add_(ratio.sub_(below) >= 0.5)
+
+
 def smallest(scores: Tensor, count: int, ties: str) -> Tensor:
     """Which of each group's scores (groups x size) are among its ``count`` smallest; bool, same shape.
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from compcomp.encodings.absmax import AbsMax
-from compcomp.kernels._shared import Tensor, check, chunks, wide
+from compcomp.kernels._shared import check, chunks, rounded, wide
 from compcomp.language.layer import Grid, LayerState
 
 
@@ -32,7 +32,7 @@ def kernel(technique: AbsMax, layer: LayerState) -> LayerState:
     weight = torch.empty_like(groups)
     for part in chunks(len(groups), 32 * groups.shape[1], groups.device):
         ratio = groups[part].to(torch.float64, copy=True).mul_(levels).div_(largest[part])
-        level = _round(ratio.masked_fill_(largest[part] == 0, 0), technique.rounding)
+        level = rounded(ratio.masked_fill_(largest[part] == 0, 0), technique.rounding)
         weight[part] = (level.clamp_(-levels, levels).to(dtype) * step[part]).to(weight.dtype)
     grid = Grid(
         step=step.expand(groups.shape).reshape(shape),
@@ -40,17 +40,3 @@ def kernel(technique: AbsMax, layer: LayerState) -> LayerState:
         scales=layer.weight.numel() // size,
     )
     return replace(layer, weight=weight.reshape(shape), format=replace(layer.format, grid=grid, rank=None))
-
-
-def _round(ratio: Tensor, rounding: str) -> Tensor:
-    """The nearest whole numbers; midpoints as ``rounding`` says. Never ``floor(x + 1/2)``: the sum rounds."""
-    if rounding == "half_even":
-        return ratio.round_()
-    if rounding == "half_away":
-        return _half_up(ratio.abs()).copysign_(ratio)
-    return _half_up(ratio)
-
-
-def _half_up(ratio: Tensor) -> Tensor:
-    below = ratio.floor()
-    return below.add_(ratio.sub_(below) >= 0.5)

@@ -139,19 +139,20 @@ def descend(weight: Tensor, error: Tensor, gram: Tensor, grid: Grid, mask: Tenso
     result = torch.empty_like(error)
     for rows in chunks(len(weight), 8 * weight.shape[1], weight.device):
         free = None if mask is None else mask[rows]
-        result[rows] = _descend_rows(weight[rows], error[rows], gram, grid.step[rows], grid.levels, free)
+        part = replace(grid, step=grid.step[rows], offset=None if grid.offset is None else grid.offset[rows])
+        result[rows] = _descend_rows(weight[rows], error[rows], gram, part, free)
     return result
 
 
-def _descend_rows(
-    weight: Tensor, error: Tensor, gram: Tensor, step: Tensor, levels: int, mask: Tensor | None
-) -> Tensor:
+def _descend_rows(weight: Tensor, error: Tensor, gram: Tensor, grid: Grid, mask: Tensor | None) -> Tensor:
     # in x rows, so that each column of the weight is contiguous; a copy even where it already is
     current = weight.to(torch.float64).T.clone(memory_format=torch.contiguous_format)
     gradient = -(gram @ error.T)
-    steps, held = step.T.contiguous(), None if mask is None else (~mask.T).contiguous()
+    steps, held = grid.step.T.contiguous(), None if mask is None else (~mask.T).contiguous()
     wide_steps, zero = steps.to(torch.float64), steps == 0
     some_zero = bool(zero.any())
+    offsets = None if grid.offset is None else grid.offset.T.contiguous()
+    lowest = -grid.levels if offsets is None else 0
     curvatures = gram.diagonal().tolist()
     columns = len(curvatures)
     changes = torch.empty_like(gradient[:BLOCK])
@@ -163,10 +164,16 @@ def _descend_rows(
         for j, (slope, value, width, wide_width, change, coupling) in enumerate(rows, start):
             if curvatures[j] <= 0:
                 continue
-            level = (value - slope / curvatures[j]).div_(wide_width).round_().clamp_(-levels, levels)
+            level = value - slope / curvatures[j]
+            if offsets is not None:
+                level -= offsets[j]
+            level = level.div_(wide_width).round_().clamp_(lowest, grid.levels)
             if some_zero:
                 level.masked_fill_(zero[j], 0)
-            target = level.to(width.dtype).mul_(width).to(weight.dtype).to(torch.float64)
+            target = level.to(width.dtype).mul_(width)
+            if offsets is not None:
+                target += offsets[j]
+            target = target.to(weight.dtype).to(torch.float64)
             torch.sub(target, value, out=change)
             stays = (change * curvatures[j]).add_(slope, alpha=2).mul_(change).lt(0).logical_not_()
             if held is not None:

@@ -10,14 +10,15 @@ from compcomp.language.layer import LayerState
 def kernel(technique: Magnitude, layer: LayerState) -> LayerState:
     """Set the weights of least magnitude in every group to zero.
 
-    ``layer.weight``: out x in. The result has the weight's dtype and a bool mask, out x in. ``ties="any"``
-    drops the lowest index first. Raises InputError when the pattern does not fit or a weight is not finite.
+    ``layer.weight``, ``layer.reference``: out x in; ``of="dense"`` compares the magnitudes of the second. The
+    result has the weight's dtype and a bool mask, out x in. ``ties="any"`` drops the lowest
+    index first. Raises InputError when the pattern does not fit or a weight is not finite.
     Source: [han2015]; N:M [mishra2021].
     """
     check(technique, layer)
 
     def score(rows: slice) -> Tensor:
-        part: Tensor = layer.weight[rows]
+        part: Tensor = (layer.reference if technique.of == "dense" else layer.weight)[rows]
         return part.to(wide(part)).abs()
 
     return drop(layer, technique.steps()[0], score)

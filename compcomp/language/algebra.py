@@ -27,7 +27,6 @@ from compcomp.terms import (
     SymbolicChoices,
     Term,
     each,
-    nearest,
     reading,
 )
 
@@ -225,7 +224,7 @@ def descend_on_grid(
             curvature = gram[j, j]
             for i in range(rows):
                 target = weight[i, j] - Div(gradient[i, j], curvature)
-                value = nearest(target, grid.step[i, j], grid.levels, "half_even", choices)
+                value = grid.nearest(target, (i, j), choices)
                 change = value - weight[i, j]
                 gain = change * (2 * gradient[i, j] + curvature * change)
                 _note_gain(gain, change, gradient[i, j], choices)
@@ -245,12 +244,13 @@ def _descent_contract(weight: Array, error: Array, gram: Array, grid: Grid, free
     assert isinstance(choices, SymbolicChoices)
     import z3
 
-    def move(w: Term, keep: Term, step: Term) -> Term:
+    def move(w: Term, keep: Term, step: Term, offset: Term | None) -> Term:
         value, level = choices.real(), choices.integer()
-        choices.assume(And(level >= -grid.levels, level <= grid.levels, value == z3.ToReal(level) * step))
+        lowest, above = (-grid.levels, value) if offset is None else (0, value - offset)
+        choices.assume(And(level >= lowest, level <= grid.levels, above == z3.ToReal(level) * step))
         return If(keep, value, w)
 
-    moved = each(move, weight, free, grid.step)
+    moved = each(move, weight, free, grid.step, np.full(weight.shape, None) if grid.offset is None else grid.offset)
     choices.assume(squared_error(error + moved - weight, gram) <= squared_error(error, gram))
     return moved
 

@@ -16,7 +16,7 @@ import numpy as np
 from compcomp.errors import InputError
 from compcomp.language.layer import LayerState
 from compcomp.language.parameters import number
-from compcomp.language.steps import Element, GridMap, Selection, Step
+from compcomp.language.steps import GridMap, RangeMap, Selection, Step
 from compcomp.terms import Abs, And, Array, Batch, Equal, If, Or, Sum, Term, reading
 
 if TYPE_CHECKING:
@@ -126,17 +126,16 @@ class NoTies(Condition):
         for moment in _all_moments(claim, runs):
             step, layer = moment.step, moment.before
             if isinstance(step, Selection):
-                norms = layer.input_norms2() if step.needs_inputs else [None] * layer.weight.shape[1]
-                for group in step.partition.groups(layer.weight.shape):
-                    scores = [step.score(Element(layer.weight[i, j], norms[j])) for i, j in group]
-                    found.append(_parted(scores, step.count(len(group)), tolerance))
+                for scores in step.scores(layer):
+                    found.append(_parted(scores, step.count(len(scores)), tolerance))
         return _all(found)
 
 
 @dataclass(frozen=True)
 class LargestKept(Condition):
-    """``largest_kept``: for every selection and every later map of the same sequence, in each group of the map,
-    the largest measure is the same before and after the selection, or is 0 after it (the group is emptied).
+    """``largest_kept``: for every selection and every later map of the same sequence that is scaled by a largest
+    measure (a GridMap), in each group of the map, the largest measure is the same before and after the selection, or
+    is 0 after it (the group is emptied).
 
     So the map's scale is the one that the selection found, or all values of the group are 0 for any scale.
     """
@@ -167,24 +166,24 @@ class LargestKept(Condition):
 
 @dataclass(frozen=True)
 class ScaleUnchanged(Condition):
-    """``scale_unchanged``: at every map of every sequence, in each of its groups, the context (the largest
-    measure) is that of the dense group."""
+    """``scale_unchanged``: at every map of every sequence, in each of its groups, what its weights share (the largest
+    measure, or the bounds) is that of the dense group."""
 
     name: ClassVar[str] = "scale_unchanged"
     assumes: ClassVar[frozenset[str]] = frozenset({"scale unchanged"})
     says: ClassVar[str] = "every map finds the scale of the dense group"
 
     def concerns(self, claim: Claim) -> bool:
-        return any(isinstance(step, GridMap) for steps in _sequences(claim) for step in steps[1:])
+        return any(isinstance(step, GridMap | RangeMap) for steps in _sequences(claim) for step in steps[1:])
 
     def holds(self, claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
         found = []
         for moment in _all_moments(claim, runs):
             step, layer = moment.step, moment.before
-            if isinstance(step, GridMap):
+            if isinstance(step, GridMap | RangeMap):
                 for group in step.partition.groups(layer.weight.shape):
-                    now, dense = (_context(step, weight, group) for weight in (layer.weight, layer.reference))
-                    found.append(_same(now, dense, tolerance))
+                    now, dense = (_shared(step, weight, group) for weight in (layer.weight, layer.reference))
+                    found += [_same(one, other, tolerance) for one, other in zip(now, dense, strict=True)]
         return _all(found)
 
 
@@ -420,6 +419,12 @@ def _all_moments(claim: Claim, runs: Sequence[Run]) -> list[Moment]:
 
 def _context(step: GridMap, weight: Array, group: list[tuple[int, int]]) -> Term:
     return step.context([weight[index] for index in group])
+
+
+def _shared(step: GridMap | RangeMap, weight: Array, group: list[tuple[int, int]]) -> tuple[Term, ...]:
+    if isinstance(step, GridMap):
+        return (_context(step, weight, group),)
+    return step.bounds([weight[index] for index in group])
 
 
 def _gram(runs: Sequence[Run]) -> Array:

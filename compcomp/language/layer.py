@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from compcomp.errors import InputError
-from compcomp.terms import Choices, Sum, Term
+from compcomp.terms import Choices, Max, Sum, Term, nearest
 
 Array = Any
 """A numpy object array of terms for encodings, a torch tensor for kernels."""
@@ -16,13 +16,23 @@ Array = Any
 class Grid:
     """The values a quantized weight may take: ``k * step``, ``|k| <= levels``.
 
-    ``step``: shape of the weight (the scale of each weight's group). ``scales``: how many different groups,
-    that is scales to store.
+    With an offset, the least of them: ``offset + k * step``, ``0 <= k <= levels``. ``step``, ``offset``: shape of the
+    weight (those of each weight's group). ``scales``: how many different groups, that is scales to store. ``zero``:
+    whether 0 is a value in every group, whatever the weights were; if so ``-offset`` is one of ``k * step``.
     """
 
     step: Array
     levels: int
     scales: int
+    offset: Array | None = None
+    zero: bool = True
+
+    def nearest(self, x: Term, index: tuple[int, int], choices: Choices) -> Term:
+        """The value nearest to a number, for the weight at this index; midpoints to the even k."""
+        if self.offset is None:
+            return nearest(x, self.step[index], self.levels, "half_even", choices)
+        offset = self.offset[index]
+        return offset + Max([0, nearest(x - offset, self.step[index], self.levels, "half_even", choices)])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from compcomp.errors import InputError
 from compcomp.language.parameters import Unknown
 from compcomp.language.partition import Partition
-from compcomp.terms import And, Choices, Div, If, Max, Not, Term, each, nearest, smallest
+from compcomp.terms import And, Choices, Div, If, Max, Min, Not, Term, each, nearest, smallest
 
 if TYPE_CHECKING:
     from compcomp.language.layer import LayerState
@@ -23,11 +23,12 @@ class Element:
     """One weight as a selection sees it.
 
     ``weight``: the current value. ``norm2``: the squared 2-norm of the input feature it multiplies, or None
-    where a claim speaks of weights alone.
+    where a claim speaks of weights alone. ``reference``: its value in the dense layer.
     """
 
     weight: Term
-    norm2: Term = None
+    norm2: Term
+    reference: Term
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,18 @@ class Selection:
             raise InputError("sparsity=Any", "a number where a layer is pruned", "Selection.count")
         return int(size * self.share)
 
+    def scores(self, layer: LayerState) -> list[list[Term]]:
+        """The scores of each group, in the order of ``partition.groups``."""
+        norms = layer.input_norms2() if self.needs_inputs else [None] * layer.weight.shape[1]
+        return [
+            [self.score(Element(layer.weight[i, j], norms[j], layer.reference[i, j])) for i, j in group]
+            for group in self.partition.groups(layer.weight.shape)
+        ]
+
     def apply(self, layer: LayerState) -> LayerState:
         dropped = np.empty(layer.weight.shape, dtype=object)
-        norms = layer.input_norms2() if self.needs_inputs else [None] * layer.weight.shape[1]
-        for group in self.partition.groups(layer.weight.shape):
-            scores = [self.score(Element(layer.weight[i, j], norms[j])) for i, j in group]
+        groups = self.partition.groups(layer.weight.shape)
+        for group, scores in zip(groups, self.scores(layer), strict=True):
             taken = smallest(scores, self.count(len(group)), self.ties, layer.choices)
             for index, drop in zip(group, taken, strict=True):
                 dropped[index] = drop
@@ -119,4 +127,60 @@ class GridMap:
         return replace(layer, weight=weight, format=replace(layer.format, grid=grid, rank=None))
 
 
-Step = Selection | GridMap
+@dataclass(frozen=True)
+class RangeMap:
+    """Round every weight to the nearest of ``levels + 1`` values from the least to the largest weight of its group.
+
+    The step is (high - low) / levels for the group's ``bounds`` low and high. ``zero``: the bounds are widened to
+    reach 0, and the values lie at multiples of the step, the least of them that nearest to low, so that 0 is one; a
+    weight beyond them goes to the last. Otherwise they lie at low + k * step. ``rounding`` is one of
+    :data:`compcomp.terms.ROUNDINGS`. A group of one value stays as it is.
+    """
+
+    levels: int | Unknown
+    rounding: str
+    partition: Partition
+    zero: bool
+
+    @property
+    def known_levels(self) -> int:
+        """How many values lie above the least; InputError when that is not known."""
+        if isinstance(self.levels, Unknown):
+            raise InputError("bits=Any", "a number where a layer is quantized", "RangeMap.levels")
+        return self.levels
+
+    def bounds(self, weights: Iterable[Term]) -> tuple[Term, Term]:
+        """What the weights of a group share: low and high."""
+        terms = list(weights)
+        zero = [0] if self.zero else []
+        return Min([*terms, *zero]), Max([*terms, *zero])
+
+    def offset(self, low: Term, step: Term, levels: Term, choices: Choices) -> Term:
+        """The least value of a group's grid."""
+        return nearest(low, step, levels, self.rounding, choices) if self.zero else low
+
+    def value(self, weight: Term, offset: Term, step: Term, levels: Term, choices: Choices) -> Term:
+        """The grid value nearest to a weight within the bounds."""
+        if not self.zero:
+            return offset + nearest(weight - offset, step, levels, self.rounding, choices)
+        value = nearest(weight, step, levels, self.rounding, choices)
+        return Min([Max([value, offset]), offset + levels * step])
+
+    def apply(self, layer: LayerState) -> LayerState:
+        from compcomp.language.layer import Grid
+
+        weight, step, offset = (np.empty(layer.weight.shape, dtype=object) for _ in range(3))
+        levels, choices = self.known_levels, layer.choices
+        groups = self.partition.groups(layer.weight.shape)
+        for group in groups:
+            low, high = self.bounds([layer.weight[index] for index in group])
+            width = Div(high - low, levels)
+            least = self.offset(low, width, levels, choices)
+            for index in group:
+                weight[index] = self.value(layer.weight[index], least, width, levels, choices)
+                step[index], offset[index] = width, least
+        grid = Grid(step, levels, len(groups), offset, self.zero)
+        return replace(layer, weight=weight, format=replace(layer.format, grid=grid, rank=None))
+
+
+Step = Selection | GridMap | RangeMap

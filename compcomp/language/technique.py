@@ -21,7 +21,11 @@ Kernel = Callable[[Any, LayerState], LayerState]
 class Declared:
     """What a technique promises, for every layer and every choice. Each promise is tested.
 
-    keeps: invariants that survive it, out of "mask", "grid", "rank", "factors".
+    keeps: invariants that survive it where they hold, out of "mask", "grid", "rank", "factors". For the mask also, for
+        any weights: the mask after it drops all that the mask before it drops. For a grid of which zero is no value:
+        of the weights that the mask keeps.
+    restores: invariants that hold after it whatever the weights were: "mask", every weight is zero that the mask before
+        it drops, and the mask after it drops these as well.
     never_increases: losses that are no larger after it than before it, while the inputs are the dense ones.
     any_inputs: what never_increases promises holds where the inputs have been changed as well.
     rests: where the effective weight equals the reference and the inputs are the dense ones, it returns an equal
@@ -38,6 +42,7 @@ class Declared:
     """
 
     keeps: frozenset[str] = frozenset()
+    restores: frozenset[str] = frozenset()
     never_increases: frozenset[str] = frozenset()
     any_inputs: bool = False
     rests: bool = False

@@ -40,5 +40,6 @@ def apply_kernel(technique: Technique, name: str, layer: LayerState) -> LayerSta
 def _versions(layer: LayerState) -> list[int]:
     """How often each tensor of the state was written to."""
     form = layer.format
-    tensors: list[Any] = [layer.weight, layer.reference, layer.gram, form.mask, form.grid and form.grid.step]
+    tensors: list[Any] = [layer.weight, layer.reference, layer.gram, form.mask]
+    tensors += [] if form.grid is None else [form.grid.step, form.grid.offset]
     return [tensor._version for tensor in tensors if tensor is not None]

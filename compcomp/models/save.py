@@ -148,6 +148,7 @@ def _about(layers: Mapping[str, Layer], state: Mapping[str, LayerState], extra: 
             "kept": shape[0] * shape[1] if form.mask is None else int(form.mask.sum()),
             "levels": form.grid and form.grid.levels,
             "scales": form.grid and form.grid.scales,
+            "offsets": form.grid and (0 if form.grid.offset is None else form.grid.scales),
             "factor_rank": form.factors and form.factors.rank,
             "rank": form.rank,
         }

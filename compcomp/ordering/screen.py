@@ -57,7 +57,7 @@ def small_shape(techniques: Iterable[Technique], entries: int = ENTRIES) -> Shap
 def _does_something(technique: Technique, shape: Shape) -> bool:
     """Whether it changes a dense layer, or is not expected to, as it only mends what others do."""
     promises = technique.promises()
-    if promises.rests or promises.holds_reference:
+    if promises.rests or promises.holds_reference or promises.restores:
         return True
     layer = generated(shape, [technique], np.random.default_rng(0), layers=1, kinds=("gaussian",))
     after = technique.encode(layer)
@@ -182,7 +182,7 @@ class Screen:
         form = state.format
         grid, factors = form.grid, form.factors
         fields = [state.weight, state.effective() - state.weight]
-        fields += [] if grid is None else [grid.step]
+        fields += [] if grid is None else [grid.step, *([] if grid.offset is None else [grid.offset])]
         values = [self._projected(field) / self._size for field in fields]
         if form.mask is not None:
             values.append(self._projected(form.mask))
@@ -191,7 +191,7 @@ class Screen:
         known = (
             state.reference_inputs is None,
             form.mask is None,
-            None if grid is None else (grid.levels, grid.scales),
+            None if grid is None else (grid.levels, grid.scales, grid.offset is None, grid.zero),
             None if factors is None else factors.rank,
             form.rank,
         )

@@ -89,6 +89,9 @@ def satisfiable(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> s
 # the claim is about single weights or a loss that adds over them, then it holds for a layer if it holds for
 # each group of J taken as a layer of its own. (States, losses and differences are unions or sums over J.)
 #
+# A score f(w, h, r) may look at the weight w, the norm h of its input and the weight r of the dense layer, which
+# flips, scales and moves along with w; where only w is written, r is meant as well.
+#
 # Reduction (signs). If each score f satisfies f(-w) = f(w), each context c(.., -w, ..) = c(.., w, ..), each
 # value q(-w, c) = -q(w, c), and the loss parts l(-r, -v) = l(r, v), then flipping the sign of a weight flips
 # the sign of that weight in every state and changes no loss: it suffices to look at w >= 0.
@@ -106,6 +109,7 @@ def satisfiable(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> s
 # f(w, t h) <= f(w', t h') iff f(w, h) <= f(w', h'), and l(r, v, t h) is t l(r, v, h) or l(r, v, h), then scaling
 # the inputs changes no selection, and no sign of a difference of losses: it suffices to look at h = 1.
 #
+# A step of another kind than these (a RangeMap is neither even nor odd) leaves all but blocks out.
 # Each "if" is asked as a query of its own, at the group sizes that occur; one that is not answered "unsat"
 # leaves its reduction out. Conditions of the claim that are local carry over by the same "if"s: they speak of
 # the order of scores, of equality of contexts and of inputs; with others (a box) nothing is reduced.
@@ -184,7 +188,8 @@ def _common_block(steps: list[Step]) -> Partition | None:
 
 def _plans(claim: Claim, shape: tuple[int, int], session: Session) -> list[Plan]:
     """Sets of reductions to try, the strongest first, each justified by its own queries."""
-    if not _only_steps(claim) or not _additive(claim) or not _local(claim):
+    reducible = all(isinstance(step, Selection | GridMap) for step in _steps(claim))
+    if not reducible or not _only_steps(claim) or not _additive(claim) or not _local(claim):
         return [Plan()]
     signs, scale, order = (check(claim, shape, session) for check in (_signs_hold, _scale_holds, _order_holds))
     plans = [Plan(signs, scale, order and signs), Plan(signs, scale, False)]
@@ -208,7 +213,7 @@ def _selections(claim: Claim) -> list[Selection]:
 
 def _signs_hold(claim: Claim, shape: tuple[int, int], session: Session) -> bool:
     w, h, c, r, v = z3.Reals("w h c r v")
-    goals = [s.score(Element(-w, h)) == s.score(Element(w, h)) for s in _selections(claim)]
+    goals = [s.score(Element(-w, h, -r)) == s.score(Element(w, h, r)) for s in _selections(claim)]
     for step, group in _contexts(claim, shape):
         goals += [step.context(group) >= 0, step.context([-group[0], *group[1:]]) == step.context(group)]
         goals.append(step.value(-w, c, Choices()) == -step.value(w, c, Choices()))
@@ -227,11 +232,11 @@ def _has_map(steps: tuple[Step, ...]) -> bool:
 
 
 def _scale_holds(claim: Claim, shape: tuple[int, int], session: Session) -> bool:
-    w, w2, h, h2, c, t, r, v = z3.Reals("w w2 h h2 c t r v")
+    w, w2, h, h2, c, t, r, r2, v = z3.Reals("w w2 h h2 c t r r2 v")
     goals = []
     for s in _selections(claim):
-        before = s.score(Element(w, h)) <= s.score(Element(w2, h2))
-        after = s.score(Element(t * w, h)) <= s.score(Element(t * w2, h2))
+        before = s.score(Element(w, h, r)) <= s.score(Element(w2, h2, r2))
+        after = s.score(Element(t * w, h, t * r)) <= s.score(Element(t * w2, h2, t * r2))
         goals.append(before == after)
     for step, group in _contexts(claim, shape):
         goals.append(step.context(group) >= 0)

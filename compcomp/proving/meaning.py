@@ -9,7 +9,7 @@ import numpy as np
 from compcomp.language.algebra import rank_exceeds
 from compcomp.language.claim import Claim
 from compcomp.language.layer import LayerState
-from compcomp.terms import Abs, And, Array, Choices, If, Not, Or, Sum, Term, nearest
+from compcomp.terms import Abs, And, Array, Choices, If, Not, Or, Sum, Term
 
 Run = Sequence[LayerState]
 """The states of a layer from before the first technique to after the last."""
@@ -71,7 +71,12 @@ def differences(left: LayerState, right: LayerState, tolerance: float = 0) -> li
     grids = [s.format.grid for s in (left, right)]
     if grids[0] is not None and grids[1] is not None:
         found += _entries(grids[0].step, grids[1].step, tolerance)
-        found.append(grids[0].levels != grids[1].levels)
+        found.append((grids[0].levels, grids[0].zero) != (grids[1].levels, grids[1].zero))
+        offsets = grids[0].offset, grids[1].offset
+        if offsets[0] is not None and offsets[1] is not None:
+            found += _entries(offsets[0], offsets[1], tolerance)
+        elif offsets[0] is not offsets[1]:
+            found.append(True)
     elif grids[0] is not grids[1]:
         found.append(True)
     if left.reference_inputs is not None or right.reference_inputs is not None:
@@ -113,8 +118,8 @@ def _broken(invariant: str, run: Run, tolerance: float) -> list[Term]:
     grid = formats[-1].grid
     assert grid is not None
     return [
-        _apart(w, nearest(w, step, grid.levels, "half_even", Choices()), tolerance)
-        for w, step in zip(end.weight.ravel(), grid.step.ravel(), strict=True)
+        _apart(w, grid.nearest(w, (index[0], index[1]), Choices()), tolerance)
+        for index, w in np.ndenumerate(end.weight)
     ]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from compcomp.language.algebra import NotExactError
 from compcomp.language.claim import Claim
-from compcomp.language.layer import Factors, Format, Grid, LayerState
+from compcomp.language.layer import Factors, Format, LayerState
 from compcomp.language.technique import Sequence
 from compcomp.language.verdict import Matrix, Trace, Witness
 from compcomp.proving.meaning import Run, fails
@@ -83,7 +83,7 @@ def _as_floats(state: LayerState) -> LayerState:
         reference_inputs=array(state.reference_inputs),
         format=Format(
             mask=array(form.mask),
-            grid=form.grid and Grid(array(form.grid.step), form.grid.levels, form.grid.scales),
+            grid=form.grid and replace(form.grid, step=array(form.grid.step), offset=array(form.grid.offset)),
             factors=form.factors and Factors(array(form.factors.left), array(form.factors.right)),
             rank=form.rank,
         ),

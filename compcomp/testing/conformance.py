@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from compcomp.errors import InputError
 from compcomp.language.algebra import NotExactError, batch_size, rank_exceeds, stack
-from compcomp.language.layer import Factors, Format, LayerState
+from compcomp.language.layer import Factors, Format, Grid, LayerState
 from compcomp.language.loss import LOSSES
 from compcomp.language.technique import Kernel, Technique
 from compcomp.terms import Array, Batch, BatchChoices, Choices, RandomChoices, Term, each
-from compcomp.testing.strategies import Shape, layers, scaled
+from compcomp.testing.strategies import Shape, integers, layers, scaled
 
 SHAPES: tuple[Shape, ...] = ((1, 4), (2, 4), (3, 4), (4, 2), (2, 3), (1, 8), (3, 6))
 """Shapes (out x in) to try: those that the technique fits."""
@@ -84,6 +84,8 @@ def check_encoding(
         shape = data.draw(st.sampled_from(fitting))
         inputs = technique.needs_inputs or data.draw(st.booleans())
         layer = data.draw(layers(shape, inputs, gram_only=not technique.promises().changes_inputs))
+        if layer.format.mask is not None and data.draw(st.booleans()):
+            layer = _unmasked(layer, data.draw(integers(shape, 3)))
         seed = data.draw(st.integers(0, 2**16))
         factor = data.draw(st.sampled_from((Fraction(3), Fraction(1, 2), Fraction(2, 7))))
         try:
@@ -99,6 +101,13 @@ def check_encoding(
     return coverage
 
 
+def _unmasked(layer: LayerState, change: Array) -> LayerState:
+    """The layer with weights that its mask drops changed: an earlier step has broken the mask."""
+    mask = np.full(layer.weight.shape, True) if layer.format.mask is None else layer.format.mask
+    weight = each(lambda w, keep, x: w if keep else w + x, layer.weight, mask, change)
+    return replace(layer, weight=weight, format=replace(layer.format, grid=None, rank=None))
+
+
 def _fail(technique: Technique, what: str, layer: LayerState, *results: tuple[str, Any]) -> AssertionError:
     lines = [f"{technique}: {what}", *(f"  {name}: {value}" for name, value in results)]
     shown: list[tuple[str, Any]] = [("weight", layer.weight), ("reference", layer.reference), ("gram", layer.gram)]
@@ -106,6 +115,7 @@ def _fail(technique: Technique, what: str, layer: LayerState, *results: tuple[st
     shown += [("mask", layer.format.mask), ("rank", layer.format.rank)]
     if layer.format.grid is not None:
         shown += [("grid step", layer.format.grid.step), ("levels", layer.format.grid.levels)]
+        shown += [("grid offset", layer.format.grid.offset)]
     if layer.format.factors is not None:
         shown += [("left", layer.format.factors.left), ("right", layer.format.factors.right)]
     lines += [f"  {name} = {_text(value)}" for name, value in shown if value is not None]
@@ -150,7 +160,8 @@ def _compare(
 def _float_exact(*states: LayerState) -> bool:
     """Floats hold every entry without error, so that they meet the same ties and midpoints."""
     entries = [x for s in states for x in s.weight.ravel()]
-    entries += [x for s in states if s.format.grid for x in s.format.grid.step.ravel()]
+    for grid in (s.format.grid for s in states):
+        entries += [] if grid is None else [*grid.step.ravel(), *([] if grid.offset is None else grid.offset.ravel())]
     return all(Fraction(float(x)) == x for x in entries)
 
 
@@ -186,6 +197,8 @@ def _check_same(technique: Technique, what: str, layer: LayerState, expected: La
     alike("presence of a grid", left.grid is None, right.grid is None)
     if left.grid is not None and right.grid is not None:
         same("grid step", left.grid.step, right.grid.step)
+        same("grid offset", left.grid.offset, right.grid.offset)
+        alike("zero on the grid", left.grid.zero, right.grid.zero)
         alike("grid levels", left.grid.levels, right.grid.levels)
         alike("number of scales", left.grid.scales, right.grid.scales)
     alike("rank of the factors", left.factors and left.factors.rank, right.factors and right.factors.rank)
@@ -208,7 +221,10 @@ def _check_untouched(technique: Technique, layer: LayerState, tensors: LayerStat
     """The kernel changed none of the tensors it was given."""
     untouched = _floats(tensors)
     for name, one, other in zip(
-        ("weight", "reference", "gram", "inputs", "dense inputs", "mask", "grid step", "left factor", "right factor"),
+        (
+            *("weight", "reference", "gram", "inputs", "dense inputs", "mask", "grid step", "grid offset"),
+            *("left factor", "right factor"),
+        ),
         _arrays(layer),
         _arrays(untouched),
         strict=True,
@@ -235,10 +251,12 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
         del makers[1], results[1]
     for make, result in zip(makers, results, strict=True):
         after = ("weight after", _text(result.weight))
+        if "mask" in promised.restores and not _restored(layer, result):
+            raise broken("restores={'mask'}", after)
         for invariant in ("mask", "grid", "rank", "factors"):
             if invariant in promised.keeps and not _kept(invariant, layer, result):
                 raise broken(f"keeps={{{invariant!r}}}", after)
-        if not (_on_grid(result) and _within_rank(result)):
+        if (_on_grid(layer) and not _on_grid(result)) or not _within_rank(result):
             raise _fail(technique, "the weight does not fit the format it sets", layer, after)
         for name in promised.never_increases:
             if LOSSES[name].needs_inputs and layer.gram is None:
@@ -303,10 +321,8 @@ def _equal(one: LayerState, other: LayerState) -> bool:
         return False
     pairs = [(one.weight, other.weight), (one.effective(), other.effective()), (left.mask, right.mask)]
     pairs.append((one.inputs, other.inputs))
-    if left.grid is not None and right.grid is not None:
-        pairs.append((left.grid.step, right.grid.step))
-        if left.grid.levels != right.grid.levels:
-            return False
+    if left.grid is not None and right.grid is not None and not _same_grid(left.grid, right.grid):
+        return False
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
@@ -316,6 +332,13 @@ def _weight_left(before: LayerState, after: LayerState) -> bool:
     return before.format.rank == after.format.rank and _equal(*alone)
 
 
+def _same_grid(one: Grid, other: Grid) -> bool:
+    if (one.levels, one.zero, one.offset is None) != (other.levels, other.zero, other.offset is None):
+        return False
+    pairs = [(one.step, other.step), *([] if one.offset is None else [(one.offset, other.offset)])]
+    return all(np.array_equal(a, b) for a, b in pairs if b is not None)
+
+
 def _kept(invariant: str, before: LayerState, after: LayerState) -> bool:
     old, new = before.format, after.format
     if getattr(old, invariant) is None:
@@ -323,28 +346,45 @@ def _kept(invariant: str, before: LayerState, after: LayerState) -> bool:
     if getattr(new, invariant) is None:
         return False
     if old.mask is not None and new.mask is not None and invariant == "mask":
-        dropped = ~old.mask.astype(bool)
-        return not np.any(new.mask.astype(bool) & dropped) and not np.any(after.weight[dropped] != 0)
+        if np.any(new.mask.astype(bool) & ~old.mask.astype(bool)):
+            return False
+        return not _fits_mask(before.weight, old.mask) or _fits_mask(after.weight, old.mask)
     if invariant == "grid":
         assert old.grid is not None and new.grid is not None
-        same = old.grid.levels == new.grid.levels and np.array_equal(old.grid.step, new.grid.step)
-        return same and _on_grid(after)
+        return _same_grid(old.grid, new.grid) and _on_grid(after)
     if invariant == "factors":
         assert old.factors is not None and new.factors is not None
         return all(np.array_equal(getattr(old.factors, side), getattr(new.factors, side)) for side in ("left", "right"))
     return _within_rank(after)
 
 
+def _fits_mask(weight: Array, mask: Array) -> bool:
+    return not np.any(weight[~mask.astype(bool)] != 0)
+
+
+def _restored(before: LayerState, after: LayerState) -> bool:
+    old, new = before.format.mask, after.format.mask
+    if old is None:
+        return True
+    return new is not None and not np.any(new.astype(bool) & ~old.astype(bool)) and _fits_mask(after.weight, old)
+
+
 def _on_grid(layer: LayerState) -> bool:
-    grid = layer.format.grid
+    """Every weight is a value of the grid; of one without zero, those that the mask keeps."""
+    grid, mask = layer.format.grid, layer.format.mask
     if grid is None:
         return True
+    offset = layer.weight * 0 if grid.offset is None else grid.offset
+    lowest = -grid.levels if grid.offset is None else 0
 
-    def fits(weight: Term, step: Term) -> bool:
-        level = Fraction(weight) / step if step else Fraction(weight)
-        return level.denominator == 1 and abs(level) <= (grid.levels if step else 0)
+    def fits(weight: Term, step: Term, least: Term) -> bool:
+        level = Fraction(weight - least) / step if step else Fraction(weight - least)
+        return level.denominator == 1 and (lowest <= level <= grid.levels if step else level == 0)
 
-    return bool(each(fits, layer.weight, grid.step).all())
+    fitting = each(fits, layer.weight, grid.step, offset).astype(bool)
+    if mask is not None and not grid.zero:
+        fitting |= ~mask.astype(bool) & (layer.weight == 0)
+    return bool(fitting.all())
 
 
 def _within_rank(layer: LayerState) -> bool:
@@ -364,6 +404,7 @@ def _arrays(layer: LayerState) -> list[Array | None]:
         layer.reference_inputs,
         form.mask,
         form.grid and form.grid.step,
+        form.grid and form.grid.offset,
         form.factors and form.factors.left,
         form.factors and form.factors.right,
     ]
@@ -387,7 +428,12 @@ def _map(function: Callable[..., Any], *states: LayerState) -> LayerState:
         reference_inputs=mapped(*(s.reference_inputs for s in states)),
         format=Format(
             mask=mapped(*(s.format.mask for s in states)),
-            grid=form.grid and replace(form.grid, step=mapped(*(g.step for g in grids if g))),
+            grid=form.grid
+            and replace(
+                form.grid,
+                step=mapped(*(g.step for g in grids if g)),
+                offset=mapped(*(g.offset for g in grids if g)),
+            ),
             factors=form.factors
             and Factors(mapped(*(f.left for f in factors if f)), mapped(*(f.right for f in factors if f))),
             rank=form.rank,

@@ -30,9 +30,11 @@ VALUES: dict[str, Sequence[Any]] = {
     "pattern": ("unstructured", "2:4", "1:2", "3:4"),
     "per": ("tensor", "row", "token"),
     "ties": TIES,
+    "of": ("current", "dense"),
     "bits": (2, 3, 4, 8),
     "group": (None, 2, 4),
     "rounding": ROUNDINGS,
+    "zero": ("exact", "none"),
     "rank": (1, 2, 3),
     "residual": (False, True),
 }
@@ -158,7 +160,7 @@ def layers(
     features) and their Gram matrix; sometimes only the Gram matrix is kept, if ``gram_only`` allows it.
     started: whether compression may already have begun. Then the weight may differ from the reference, and the
     inputs from the dense ones, and any of a mask, a grid, factors and a rank may be there; the weight always fits
-    them.
+    them, but for dropped weights where the grid has no zero.
     """
     unit = draw(st.sampled_from((Fraction(1), Fraction(1, 4), Fraction(lcm(*LARGEST_GRIDS)))))
     features = draw(_inputs(shape[1])) if inputs else None
@@ -199,7 +201,8 @@ def _weight_and_format(draw: st.DrawFn, shape: Shape) -> tuple[Array, Format]:
         weight = draw(low_rank(shape, rank))
     if "grid" in kind:
         grid = draw(_grid(shape))
-        weight = draw(integers(shape, grid.levels)) * grid.step
+        level = draw(integers(shape, grid.levels))
+        weight = level * grid.step if grid.offset is None else abs(level) * grid.step + grid.offset
     if "mask" in kind:
         row = st.lists(st.booleans(), min_size=shape[1], max_size=shape[1])
         mask = np.array(draw(st.lists(row, min_size=shape[0], max_size=shape[0])), dtype=object)
@@ -218,25 +221,29 @@ def _grid(draw: st.DrawFn, shape: Shape) -> Grid:
     if partition.size and shape[1] % partition.size:
         partition = Partition.rows()
     groups = partition.groups(shape)
-    step = np.empty(shape, dtype=object)
+    step, offset = np.empty(shape, dtype=object), np.empty(shape, dtype=object)
+    levels, kind = draw(st.sampled_from(LARGEST_GRIDS)), draw(st.sampled_from(("even", "even", "zero", "free")))
     for group in groups:
         width = draw(st.sampled_from((Fraction(1), Fraction(1, 2), Fraction(3), Fraction(0))))
+        below = draw(st.integers(0, levels)) * (width if kind == "zero" or width else Fraction(1))
         for index in group:
-            step[index] = width
-    return Grid(step, draw(st.sampled_from(LARGEST_GRIDS)), len(groups))
+            step[index], offset[index] = width, -below - (width / 2 if kind == "free" else 0)
+    return Grid(step, levels, len(groups), None if kind == "even" else offset, zero=kind != "free")
 
 
 def _scaled(form: Format, factor: Fraction) -> Format:
-    grid = form.grid and Grid(form.grid.step * factor, form.grid.levels, form.grid.scales)
+    grid = form.grid
+    if grid is not None:
+        offset = grid.offset
+        if offset is not None and factor < 0:  # the largest value becomes the least
+            offset = offset + grid.levels * grid.step
+        grid = replace(grid, step=grid.step * abs(factor), offset=None if offset is None else offset * factor)
     factors = form.factors and Factors(form.factors.left * factor, form.factors.right)
     return Format(form.mask, grid, factors, form.rank)
 
 
 def scaled(layer: LayerState, factor: Fraction) -> LayerState:
     """The layer with weight, reference and what its format holds multiplied; a grid's step stays positive."""
-    grid = layer.format.grid
     form = _scaled(layer.format, factor)
-    if grid is not None:
-        form = Format(form.mask, Grid(grid.step * abs(factor), grid.levels, grid.scales), form.factors, form.rank)
     weight, reference = layer.weight * factor, layer.reference * factor
     return replace(layer, weight=weight, reference=reference, format=form, choices=Choices())

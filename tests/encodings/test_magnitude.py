@@ -66,6 +66,24 @@ def test_masks_accumulate_and_the_rest_of_the_format_stays() -> None:
     assert after.format.rank is None
 
 
+def test_scores_of_the_dense_weights() -> None:
+    """Quantized to (0, 2, 2, 4) the second and third tie; the dense weights order them."""
+    start = AbsMax(bits=3, rounding="half_up").encode(layer([["1/3", 2, "-3/2", 3]]))
+    start = replace(start, weight=matrix([[1, 2, 2, 4]]))
+    assert row(Magnitude(sparsity="1/2").encode(start)) == [0, 0, 2, 4]
+    assert row(Magnitude(sparsity="1/2", of="dense").encode(start)) == [0, 2, 0, 4]
+
+
+@pytest.mark.parametrize("ties", ["first", "all"])
+@pytest.mark.parametrize("weight", [[[5, -2, 2, 1]], [[7, 3, -3, 3]], [[0, 0, 0, 0]]])
+def test_with_dense_scores_pruning_and_quantizing_commute(ties: str, weight: Any) -> None:
+    prune, quantize = Magnitude(sparsity="1/2", of="dense", ties=ties), AbsMax(bits=2)
+    one, other = (order.encode(layer(weight)) for order in (prune >> quantize, quantize >> prune))
+    assert row(one) == row(other)
+    assert one.format.mask is not None and other.format.mask is not None
+    assert one.format.mask.tolist() == other.format.mask.tolist()
+
+
 @pytest.mark.parametrize(
     "given", [-1, 1, "1", 2, float("nan"), float("inf"), "nan", "half", "1/0", "", None, True, [], HUGE, "1e999999999"]
 )
@@ -85,6 +103,7 @@ def test_bad_sparsity(given: Any) -> None:
         ({"pattern": 10**60}, "Magnitude.pattern"),
         ({"per": "column"}, "Magnitude.per"),
         ({"ties": "last"}, "Magnitude.ties"),
+        ({"of": "reference"}, "Magnitude.of"),
     ],
 )
 def test_bad_parameters(parameters: dict[str, Any], where: str) -> None:

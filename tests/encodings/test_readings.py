@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from compcomp.language.algebra import NotExactError
 from compcomp.language.layer import LayerState
 from compcomp.language.technique import Technique
-from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
+from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, MinMax, TruncatedSVD, Wanda
 from compcomp.terms import ROUNDINGS, Choices, RandomChoices, SymbolicChoices, each
 from compcomp.testing import conventions, layers
 from tests.helpers import layer
@@ -25,12 +25,16 @@ from tests.helpers import layer
 FEW = settings(max_examples=15, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 STEPPED = [
     technique
-    for kind in (Magnitude, Wanda, AbsMax)
-    for technique in conventions(kind, sparsity=(Fraction(1, 4), Fraction(1, 2)), bits=(2, 4), group=(None, 2))
+    for kind in (Magnitude, Wanda, AbsMax, MinMax)
+    for technique in conventions(
+        kind, sparsity=(Fraction(1, 4), Fraction(1, 2)), bits=(2, 4), group=(None, 2), of=("current",)
+    )
 ]
-FREE = [t for t in STEPPED if not t.promises().deterministic]
+ENDS = [t for t in STEPPED if isinstance(t, MinMax) and (t.zero, t.group) == ("none", 2)]
+"""Both weights of a group are an end of the range: nothing is ever rounded."""
+FREE = [t for t in STEPPED if not t.promises().deterministic and t not in ENDS]
 SETTLED = [t for t in STEPPED if t.promises().deterministic]
-WIDE = [AbsMax(bits=8, rounding=rounding) for rounding in ROUNDINGS]
+WIDE = [kind(bits=8, rounding=rounding) for kind in (AbsMax, MinMax) for rounding in ROUNDINGS]
 """Grids beyond the tree of comparisons: z3 rounds them through integers."""
 
 
@@ -74,6 +78,8 @@ def fields(state: LayerState) -> Iterator[list[Any]]:
         yield [number(x) for x in state.format.mask.ravel()]
     if state.format.grid is not None:
         yield [number(x) for x in state.format.grid.step.ravel()]
+        if state.format.grid.offset is not None:
+            yield [number(x) for x in state.format.grid.offset.ravel()]
 
 
 @pytest.mark.parametrize("technique", SETTLED, ids=str)
@@ -88,7 +94,7 @@ def test_z3_and_sympy_agree_with_fractions(technique: Technique) -> None:
     agree()
 
 
-@pytest.mark.parametrize("technique", WIDE[:3], ids=str)
+@pytest.mark.parametrize("technique", [t for t in WIDE if t.rounding != "any"], ids=str)
 def test_wide_grids_agree_with_fractions(technique: Technique) -> None:
     @FEW
     @given(layers((1, 3), started=False))
@@ -114,13 +120,16 @@ def solutions(technique: Technique, state: LayerState) -> set[tuple[Fraction, ..
     return found
 
 
-@pytest.mark.parametrize("technique", [*FREE, WIDE[-1]], ids=str)
+@pytest.mark.parametrize("technique", [*FREE, *(t for t in WIDE if t.rounding == "any")], ids=str)
 def test_any_in_z3_is_every_exact_choice_and_nothing_else(technique: Technique) -> None:
     """All solutions of the premises against many seeded replays, on a layer full of ties and midpoints."""
     state = layer([[2, 1, -1, 1]], [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     if isinstance(technique, AbsMax):
         largest = 2 * technique.levels
         state = layer([[largest, 1, -largest, -largest + 1]])  # a midpoint in each block
+    if isinstance(technique, MinMax):
+        largest = technique.levels
+        state = layer([[largest, "1/2", *([0, "3/2"] if technique.group is None else [-largest, "-1/2"])]])
     exact = {tuple(technique.encode(replace(state, choices=RandomChoices(seed))).weight[0]) for seed in range(200)}
     assert len(exact) > 1
     assert solutions(technique, state) == exact

@@ -64,6 +64,16 @@ def test_half_precision(device: str, dtype: Any, per: str) -> None:
     assert torch.equal(after.format.mask, exact.format.mask)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_scores_of_the_dense_weights(device: str) -> None:
+    layer = tensors((8, 16), device)
+    technique = Magnitude("1/2", per="row", of="dense")
+    start = AbsMax(bits=2).kernel()(AbsMax(bits=2), layer)
+    after = kernel(technique, start)
+    assert torch.equal(after.format.mask, kernel(Magnitude("1/2", per="row"), layer).format.mask)
+    assert torch.equal(after.weight, start.weight * after.format.mask)
+
+
 def test_masks_accumulate_and_the_grid_stays() -> None:
     start = AbsMax(bits=4).kernel()(AbsMax(bits=4), kernel(Magnitude(sparsity="1/2"), tensors((4, 8))))
     after = kernel(Magnitude(sparsity="1/4", pattern="3:4"), start)

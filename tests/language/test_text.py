@@ -134,8 +134,10 @@ def test_the_registry_is_what_is_documented() -> None:
     assert sorted(compcomp.techniques.__all__) == [
         "AbsMax",
         "AbsMaxInputs",
+        "ApplyMask",
         "LeastSquaresDistill",
         "Magnitude",
+        "MinMax",
         "TruncatedSVD",
         "Wanda",
     ]

@@ -32,6 +32,21 @@ assert AbsMax  # importing the registry makes the techniques known to parse_sequ
             {"levels": (8, 16), "scales": (16,), "mask": (8, 16), "left": (8, 2), "right": (2, 16)},
         ),
         ("AbsMax(bits=4, group=4) >> Magnitude(sparsity=1/2)", {"levels": (8, 16), "scales": (32,), "mask": (8, 16)}),
+        ("MinMax(bits=4)", {"levels": (8, 16), "scales": (1,), "offsets": (1,)}),
+        ("MinMax(bits=8, group=4)", {"levels": (8, 16), "scales": (32,), "offsets": (32,)}),
+        ("MinMax(bits=16, group=8, zero='none')", {"levels": (8, 16), "scales": (16,), "offsets": (16,)}),
+        (
+            "Magnitude(sparsity=1/2) >> MinMax(bits=3, group=8)",
+            {"levels": (8, 16), "scales": (16,), "offsets": (16,), "mask": (8, 16)},
+        ),
+        (
+            "Magnitude(sparsity=1/2) >> MinMax(bits=3, zero='none')",
+            {"levels": (8, 16), "scales": (1,), "offsets": (1,)},
+        ),
+        (
+            "Magnitude(sparsity=1/2) >> MinMax(bits=3, zero='none') >> ApplyMask()",
+            {"levels": (8, 16), "scales": (1,), "offsets": (1,), "mask": (8, 16)},
+        ),
         ("TruncatedSVD(rank=2)", {"weight_left": (8, 2), "weight_right": (2, 16)}),
         ("TruncatedSVD(rank=7)", {"values": (8, 16)}),
     ],
@@ -55,6 +70,15 @@ def test_a_group_of_zeros_stays_zero() -> None:
     weight[0] = 0
     state = AbsMax(bits=4, group=16).kernel()(AbsMax(bits=4, group=16), LayerState.dense(weight))
     assert not unpack(pack(state, torch.float32))[0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_zero_on_an_asymmetric_grid_is_stored_exactly(dtype: torch.dtype) -> None:
+    state = parse_sequence("MinMax(bits=4, group=8)").kernel(LayerState.dense(WEIGHT.to(dtype)))
+    packed = pack(state, dtype)
+    assert packed["levels"].dtype == torch.uint8
+    assert (state.weight == 0).any()
+    assert torch.equal(unpack(packed) == 0, state.weight == 0)
 
 
 def test_a_weight_off_its_grid_is_stored_as_it_is() -> None:

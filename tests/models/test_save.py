@@ -154,6 +154,7 @@ def test_what_is_said_about_the_layers(tmp_path: Path) -> None:
         "kept": 32,
         "levels": 7,
         "scales": 16,
+        "offsets": 0,
         "factor_rank": 1,
         "rank": None,
     }

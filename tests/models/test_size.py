@@ -25,6 +25,10 @@ def test_bits_are_enough_for_all_values_of_a_grid(levels: int, bits: int) -> Non
     assert 2**bits >= 2 * levels + 1 and (bits == 1 or 2 ** (bits - 1) < 2 * levels + 1)
 
 
+def ranged(levels: int, scales: int, zero: bool) -> Grid:
+    return Grid(torch.ones(SHAPE), levels, scales, offset=torch.zeros(SHAPE), zero=zero)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("form", "bits"),
     [
@@ -34,6 +38,10 @@ def test_bits_are_enough_for_all_values_of_a_grid(levels: int, bits: int) -> Non
         (Format(grid=grid(7, 4)), 32 * 4 + 4 * 16),
         (Format(mask=HALF, grid=grid(7, 1)), 16 * 4 + 32 + 16),  # type: ignore[arg-type]
         (Format(mask=torch.ones(SHAPE, dtype=torch.bool), grid=grid(7, 1)), 32 * 4 + 16),  # type: ignore[arg-type]
+        (Format(grid=ranged(15, 4, zero=True)), 32 * 4 + 4 * (16 + 4)),
+        (Format(grid=ranged(15, 4, zero=False)), 32 * 4 + 4 * (16 + 16)),
+        (Format(mask=HALF, grid=ranged(15, 1, zero=True)), 16 * 4 + 32 + 16 + 4),  # type: ignore[arg-type]
+        (Format(mask=HALF, grid=ranged(15, 1, zero=False)), 32 * 4 + 32 + 16 + 16),  # type: ignore[arg-type]
         (Format(factors=Factors(np.zeros((4, 2)), np.zeros((2, 8)))), 32 * 16 + 2 * 12 * 16),
         (Format(rank=1), 12 * 16),
         (Format(rank=2), 24 * 16),

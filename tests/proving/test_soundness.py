@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +16,26 @@ from hypothesis import strategies as st
 
 from compcomp.language.claim import Claim, dominates, equal, keeps, orthogonal
 from compcomp.language.layer import LayerState
+from compcomp.language.partition import Partition
+from compcomp.language.steps import Element, Selection
 from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.candidates import Candidates
 from compcomp.proving.meaning import fails
 from compcomp.proving.prove import prove
-from compcomp.techniques import AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
-from compcomp.terms import Batch
+from compcomp.proving.rules.facts import keeps_largest
+from compcomp.proving.session import Session
+from compcomp.proving.solver import default_solver
+from compcomp.techniques import (
+    AbsMax,
+    AbsMaxInputs,
+    ApplyMask,
+    LeastSquaresDistill,
+    Magnitude,
+    MinMax,
+    TruncatedSVD,
+    Wanda,
+)
+from compcomp.terms import Abs, Batch
 
 LARGEST = 12
 
@@ -30,6 +49,11 @@ TECHNIQUES: list[Technique] = [
     AbsMax(3, rounding="half_up"),
     AbsMax(2, rounding="half_away"),
     AbsMax(3, rounding="any"),
+    Magnitude("1/2", of="dense"),  # type: ignore[arg-type]
+    Magnitude("1/3", of="dense", ties="all"),  # type: ignore[arg-type]
+    MinMax(2),
+    MinMax(2, zero="none"),
+    ApplyMask(),
 ]
 
 # Groups of two inside rows of four, for rules that reason over groups.
@@ -42,20 +66,59 @@ GROUPED: list[Technique] = [
     AbsMax(3),
     AbsMax(5),
     AbsMax(2, rounding="half_away"),
+    Magnitude("1/2", pattern="1:2", of="dense"),  # type: ignore[arg-type]
+    Magnitude("1/4", of="dense"),  # type: ignore[arg-type]
+    MinMax(2, group=2),
+    MinMax(3, zero="none"),
+    ApplyMask(),
 ]
 
 
-def every_layer(columns: int) -> Candidates:
-    """Every 1 x columns layer of whole numbers up to LARGEST (6 for four columns), where midpoints occur."""
-    largest = LARGEST if columns < 4 else 6
+@dataclass(frozen=True)
+class Scored(Technique):
+    """A selection by a score of its own, of half the weights: for what no registered technique does."""
+
+    score: Callable[[Element], Any]
+
+    def steps(self) -> tuple[Selection]:
+        return (Selection(self.score, Partition.tensor(), Fraction(1, 2), "first"),)
+
+
+# Where scores of the dense weights meet those of the current ones, and masks are broken and restored.
+SETTLED: list[Technique] = [
+    Magnitude("1/2", of="dense"),  # type: ignore[arg-type]
+    Magnitude("1/2", of="dense", ties="all"),  # type: ignore[arg-type]
+    Magnitude("1/2", of="dense", ties="any"),  # type: ignore[arg-type]
+    Magnitude("1/4", of="dense"),  # type: ignore[arg-type]
+    Magnitude("1/2"),  # type: ignore[arg-type]
+    Scored(lambda element: -Abs(element.weight)),
+    Scored(lambda element: Abs(element.weight - element.reference)),
+    AbsMax(2),
+    AbsMax(3, rounding="any"),
+]
+MASKED: list[Technique] = [
+    Magnitude("1/2"),  # type: ignore[arg-type]
+    Magnitude("1/4", of="dense"),  # type: ignore[arg-type]
+    AbsMax(2),
+    MinMax(2),
+    MinMax(2, zero="none"),
+    MinMax(3, zero="none", rounding="any"),
+    ApplyMask(),
+    TruncatedSVD(rank=1),
+]
+
+
+def every_layer(columns: int, rows: int = 1) -> Candidates:
+    """Every layer of this shape of whole numbers up to LARGEST (6 for four weights), where midpoints occur."""
+    largest = LARGEST if rows * columns < 4 else 6
     values = np.arange(-largest, largest + 1, dtype=float)
-    grid = np.array(list(itertools.product(values, repeat=columns)))
-    return Candidates(grid[:, None, :], None)
+    grid = np.array(list(itertools.product(values, repeat=rows * columns)))
+    return Candidates(grid.reshape(-1, rows, columns), None)
 
 
-def counterexample(claim: Claim, columns: int) -> bool:
+def counterexample(claim: Claim, columns: int, rows: int = 1) -> bool:
     """Whether some small layer contradicts the claim, for some of a few resolutions of its free choices."""
-    candidates = every_layer(columns)
+    candidates = every_layer(columns, rows)
     for seed in range(3):
         layer = candidates.layer(np.random.default_rng(seed))
         found = fails(claim, [sequence.trace(layer) for sequence in claim.sequences], tolerance=1e-9)
@@ -101,6 +164,38 @@ def test_nothing_false_is_proved_for_any_shape(claim: Claim) -> None:
 
 
 @pytest.mark.slow
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(claims(SETTLED))
+def test_nothing_false_is_proved_of_dense_scores(claim: Claim) -> None:
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+    if verdict.proved:
+        assert not counterexample(claim, 4), verdict
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(MASKED), min_size=2, max_size=5), st.sampled_from(["mask", "grid"]))
+def test_no_broken_invariant_is_proved(techniques: list[Technique], invariant: str) -> None:
+    claim = keeps(Sequence(tuple(techniques)), invariant)
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+    if verdict.proved:
+        assert not counterexample(claim, 2, rows=2), verdict
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("middle", list(itertools.product(MASKED, repeat=2)), ids=str)
+def test_masks_restored_and_grids_after_every_pair(middle: tuple[Technique, ...]) -> None:
+    """Every pair after pruning and before masking again, and every pair between a grid and its end."""
+    for claim in (
+        keeps(Sequence((MASKED[0], *middle, ApplyMask())), "mask"),
+        keeps(Sequence((MASKED[0], *middle)), "mask"),
+        keeps(Sequence((MASKED[4], *middle)), "grid"),
+    ):
+        verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+        assert not (verdict.proved and counterexample(claim, 2, rows=2)), verdict
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", list(itertools.permutations(GROUPED, 2)), ids=str)
 def test_reversed_pairs_for_any_shape(pair: tuple[Technique, Technique]) -> None:
     first, second = pair
@@ -110,7 +205,7 @@ def test_reversed_pairs_for_any_shape(pair: tuple[Technique, Technique]) -> None
         assert not (verdict.proved and counterexample(claim, 4)), verdict
 
 
-PAIRS = list(itertools.product(TECHNIQUES[:4], TECHNIQUES[4:]))
+PAIRS = list(itertools.product(TECHNIQUES[:4], TECHNIQUES[4:9]))
 
 
 @pytest.mark.slow
@@ -121,6 +216,13 @@ def test_both_directions_of_every_pair(pair: tuple[Technique, Technique]) -> Non
         claim = dominates(first >> second, second >> first, loss="weight_l1")
         verdict = prove(claim, (1, 3), timeout=6, stages=("rule", "bounded"), second=None)
         assert not (verdict.proved and counterexample(claim, 3)), verdict
+
+
+def test_a_dense_score_keeps_the_largest_of_the_dense_weights_only() -> None:
+    (selection,) = Magnitude("1/2", of="dense").steps()  # type: ignore[arg-type]
+    session = Session(default_solver(), time.monotonic() + 30)
+    assert keeps_largest(selection, Abs, session, dense=True)
+    assert not keeps_largest(selection, Abs, session)
 
 
 def test_a_layer_of_the_brute_force_set_is_what_it_says() -> None:

@@ -13,7 +13,7 @@ from compcomp.language.claim import Claim
 from compcomp.language.partition import Partition
 from compcomp.language.steps import Element, GridMap, Selection, Step, at_most
 from compcomp.proving.proof import EXACT, Proof
-from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest, map_facts, unit_norms
+from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest, map_facts, settled, unit_norms
 from compcomp.proving.session import Session
 from compcomp.proving.solver import Solver
 from compcomp.terms import Abs, If, Term
@@ -40,16 +40,21 @@ from compcomp.terms import Abs, If, Term
 #
 # Contexts. The context of a map is the largest measure in its group, so no weight's measure exceeds it. Two
 # maps of one partition have the same context c0, that of the dense group, as long as every step before keeps
-# the largest measure: a map when that is proved of it; a selection when (keeps_largest) is proved of its score
-# and it keeps a weight of the map's group. It does keep one where R refines the map's partition, as its share
-# is below 1; where the map's partition refines R, it may drop the whole group, but then all its values are 0
-# for every context. Where the claim's conditions say so ("largest kept": of a selection; "scale unchanged": of
-# every map), nothing has to be proved. If a step may change the largest measure, later contexts are variables of
-# their own.
+# the largest measure: a map when that is proved of it; a selection when (keeps_largest) is proved of its score,
+# for the dense weights where it comes first, for any weights elsewhere, and it keeps a weight of the map's group.
+# It does keep one where R refines the map's partition, as its share is below 1; where the map's partition refines
+# R, it may drop the whole group, but then all its values are 0 for every context. Where the claim's conditions say
+# so ("largest kept": of a selection; "scale unchanged": of every map), nothing has to be proved. If a step may
+# change the largest measure, later contexts are variables of their own.
 # A context 0 means a group of zeros (measure 0 only at 0), on which all values are 0: contexts are taken > 0.
 #
 # Start. Steps that both sequences start with, and that leave nothing free, do the same in both: their truth values
 # are shared, and so are contexts taken of a state that these steps lead to.
+#
+# Settled selections. A selection whose score is proved not to depend on the current weight (facts.settled) finds the
+# same scores in every use; unless its ties are "any" it drops the same weights, whatever came before. So all uses of
+# it share one truth value for each weight. Where every selection of the claim is one such selection, ties "all" are
+# admitted as well: D_A = D_B as soon as both use it.
 #
 # Inputs. No technique changes them. Norms h >= 0 are arbitrary, one for each weight; where conditions make them equal
 # and > 0 there is one, taken as 1 where that is proved to change no comparison (facts.unit_norms).
@@ -81,7 +86,8 @@ class _Lemmas:
     session: Session
     equal_norms: bool = False
     maps: list[tuple[GridMap, MapFacts]] = field(default_factory=list)
-    selections: list[tuple[Selection, GridMap, bool]] = field(default_factory=list)
+    selections: list[tuple[Selection, GridMap, bool, bool]] = field(default_factory=list)
+    scores: list[tuple[Selection, bool]] = field(default_factory=list)
     nested: list[tuple[GridMap, GridMap, bool]] = field(default_factory=list)
 
     def of(self, step: GridMap) -> MapFacts:
@@ -91,13 +97,20 @@ class _Lemmas:
         self.maps.append((step, map_facts(step, self.session)))
         return self.maps[-1][1]
 
-    def kept_by(self, selection: Selection, step: GridMap) -> bool:
-        for known, other, answer in self.selections:
-            if (known, other) == (selection, step):
+    def kept_by(self, selection: Selection, step: GridMap, *, dense: bool) -> bool:
+        for known, other, at, answer in self.selections:
+            if (known, other, at) == (selection, step, dense):
                 return answer
-        answer = keeps_largest(selection, step.measure, self.session, equal_norms=self.equal_norms)
-        self.selections.append((selection, step, answer))
-        return self.selections[-1][2]
+        answer = keeps_largest(selection, step.measure, self.session, equal_norms=self.equal_norms, dense=dense)
+        self.selections.append((selection, step, dense, answer))
+        return answer
+
+    def settled(self, selection: Selection) -> bool:
+        for known, answer in self.scores:
+            if known == selection:
+                return answer
+        self.scores.append((selection, settled(selection, self.session)))
+        return self.scores[-1][1]
 
     def inside(self, inner: GridMap, outer: GridMap) -> bool:
         for known, other, answer in self.nested:
@@ -135,20 +148,25 @@ def setting(claim: Claim, session: Session) -> Problem | None:
     every = [step for sequence in steps for step in sequence]
     if claim.changes_inputs or not all(t.steps() for sequence in claim.sequences for t in sequence):
         return None
-    group = _common_group(every, ties_ruled_out=claim.assumes("strict selections"))
-    if group is None:
+    if not all(isinstance(step, Selection | GridMap) for step in every):
         return None
     lemmas = _Lemmas(session, claim.assumes("equal norms"))
+    selections = list(dict.fromkeys(step for step in every if isinstance(step, Selection)))
+    all_go = any(s.ties == "all" for s in selections) and not claim.assumes("strict selections")
+    if all_go and (len(selections) > 1 or not lemmas.settled(selections[0])):
+        return None
+    group = _common_group(every)
+    if group is None:
+        return None
     if not all(lemmas.of(s).zero and lemmas.of(s).even for s in every if isinstance(s, GridMap)):
         return None
     return Problem(claim, steps, group, lemmas)
 
 
-def _common_group(steps: Items[Step], *, ties_ruled_out: bool) -> Partition | None:
+def _common_group(steps: Items[Step]) -> Partition | None:
     """The partition R of all selections, if there is one that every map's partition is comparable with."""
     selections = {step.partition for step in steps if isinstance(step, Selection)}
-    all_go = any(isinstance(s, Selection) and s.ties == "all" for s in steps)
-    if len(selections) > 1 or (all_go and not ties_ruled_out):
+    if len(selections) > 1:
         return None
     maps = [step.partition for step in steps if isinstance(step, GridMap)]
     group = next(iter(selections), Partition.blocks(1))
@@ -298,16 +316,19 @@ class Problem:
         for number, step in enumerate(steps):
             before, side = steps[:number], sides[min(number, len(sides) - 1)]
             if isinstance(step, Selection):
-                self._select(f"{side}{number}", step, run, norms)
+                self._select(f"{side}{number}", step, run, weights, norms)
             else:
+                assert isinstance(step, GridMap)  # setting() admits no other kind
                 state = ("S" if number < len(sides) else side) + str(number)  # of which the context is taken
                 self._map(f"{side}{number}", state, step, before, run, applications)
         return run
 
-    def _select(self, label: str, step: Selection, run: _Run, norms: dict[str, Term]) -> None:
-        flags = {name: z3.Bool(f"dropped_{label}_{name}") for name in run.values}
-        scores = {name: step.score(Element(run.values[name], norms[name])) for name in run.values}
+    def _select(self, label: str, step: Selection, run: _Run, weights: dict[str, Term], norms: dict[str, Term]) -> None:
         strict = self.claim.assumes("strict selections")
+        if self._used_again(step) and (strict or step.ties != "any") and self.lemmas.settled(step):
+            label = f"settled{self._number(step)}"
+        flags = {name: z3.Bool(f"dropped_{label}_{name}") for name in run.values}
+        scores = {name: step.score(Element(run.values[name], norms[name], weights[name])) for name in run.values}
         for x in run.values:
             for y in run.values:
                 if x != y:
@@ -339,6 +360,14 @@ class Problem:
             applications.append(Application(step, context, value, result))
             run.values[name] = result
 
+    def _used_again(self, selection: Selection) -> bool:
+        return sum(step == selection for sequence in self.steps for step in sequence) > 1
+
+    def _number(self, selection: Selection) -> int:
+        """The place of a selection among those of the claim: uses of equal ones have one number."""
+        every = dict.fromkeys(s for sequence in self.steps for s in sequence if isinstance(s, Selection))
+        return list(every).index(selection)
+
     def _measure(self, step: GridMap) -> str:
         """A name for what a map measures, empty for the first: contexts of different measures differ."""
         measures = dict.fromkeys(s.measure for sequence in self.steps for s in sequence if isinstance(s, GridMap))
@@ -349,7 +378,7 @@ class Problem:
         """Whether the map finds the contexts of the dense layer, or zeros, after these steps."""
         if self.claim.assumes("scale unchanged"):
             return True
-        return all(self._keeps_context(earlier, step) for earlier in before)
+        return all(self._keeps_context(earlier, step, dense=not k) for k, earlier in enumerate(before))
 
     def same_grids(self) -> bool:
         """Whether both sequences end with the same grid, or both with none."""
@@ -368,9 +397,10 @@ class Problem:
             return False
         return all(self._dense_context(before, one) for before, _ in places)
 
-    def _keeps_context(self, earlier: Step, step: GridMap) -> bool:
+    def _keeps_context(self, earlier: Step, step: GridMap, *, dense: bool) -> bool:
         if isinstance(earlier, Selection):
-            return self.claim.assumes("largest kept") or self.lemmas.kept_by(earlier, step)
+            return self.claim.assumes("largest kept") or self.lemmas.kept_by(earlier, step, dense=dense)
+        assert isinstance(earlier, GridMap)
         if earlier.partition != step.partition or earlier.measure != step.measure:
             return False
         facts = self.lemmas.of(earlier)

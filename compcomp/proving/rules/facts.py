@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import z3
 
 from compcomp.language.parameters import Unknown
-from compcomp.language.steps import Element, GridMap, Selection
+from compcomp.language.steps import Element, GridMap, RangeMap, Selection
 from compcomp.proving.session import Session
-from compcomp.terms import Abs, SymbolicChoices, Term, nearest
+from compcomp.terms import Abs, Max, SymbolicChoices, Term, nearest
 
 # A map rounds to a grid of step s = c / L. Multiplying weights and context by t > 0 multiplies its values by t
 # (the nearest multiple of t s to t w is t times that of s to w; the query "homogeneous" asks that the measure
@@ -107,6 +107,56 @@ def _again(q: Callable[[Term], Term], w: Term) -> Term:
     return q(value) == value
 
 
+# For a range map as well it is enough to look at step 1 and high - low = L, and the bounds of a group are those of its
+# least weight v and its largest u. A group with high = low has the step 0 and the one value low: its weights stay, and
+# they are 0 where one of them is, or where the map reaches 0.
+
+
+class _Group:
+    """One group of a range map at step 1: weights from v to u, the grid, and what is known of them."""
+
+    def __init__(self, step: RangeMap) -> None:
+        self.step, self.choices = step, SymbolicChoices()
+        self.levels, self.unit = z3.Int("L"), z3.RealVal(1)
+        self.v, self.u = z3.Reals("v u")
+        low, high = step.bounds([self.v, self.u])
+        self.known = [self.levels >= 1, high - low == z3.ToReal(self.levels), self.v <= self.u]
+        self.least = step.offset(low, self.unit, self.levels, self.choices)
+
+    def value(self, weight: Term) -> Term:
+        return self.step.value(weight, self.least, self.unit, self.levels, self.choices)
+
+    def holds(self, name: str, session: Session, conclusion: Term, *extra: Term) -> bool:
+        return session.holds(f"{name} (range map)", [*self.known, *extra, *self.choices.premises], conclusion)
+
+    def on_grid(self, x: Term) -> Term:
+        """That x is a value of the grid: the nearest value to it, whichever way midpoints go."""
+        above = Max([0, nearest(x - self.least, self.unit, self.levels, "any", self.choices)])
+        if len(self.choices.levels) == 3:  # true of whole numbers, and said because cvc5 branches without end if not
+            least, other, level = self.choices.levels
+            total = least + level
+            self.known.append(z3.Or(total <= other - 1, total == other, total >= other + 1))
+        return x == self.least + above
+
+
+def keeps_zero(step: RangeMap, session: Session) -> bool:
+    """Whether q(0) = 0 in every group that holds a 0."""
+    group, zero = _Group(step), z3.RealVal(0)
+    return group.holds("zero", session, group.value(zero) == 0, group.v <= 0, group.u >= 0)
+
+
+def lies_on_grid(step: RangeMap, session: Session) -> bool:
+    """Whether every value is one of the grid that the map sets up."""
+    group, w = _Group(step), z3.Real("w")
+    return group.holds("on its grid", session, group.on_grid(group.value(w)), group.v <= w, w <= group.u)
+
+
+def has_zero(step: RangeMap, session: Session) -> bool:
+    """Whether 0 is a value of the grid in every group."""
+    group = _Group(step)
+    return group.holds("zero on its grid", session, group.on_grid(z3.RealVal(0)))
+
+
 def fixes(outer: GridMap, inner: GridMap, session: Session) -> bool:
     """Whether every value of the inner map is a value of the outer one: outer(inner(w)) = inner(w).
 
@@ -123,21 +173,40 @@ def fixes(outer: GridMap, inner: GridMap, session: Session) -> bool:
     return session.holds("nested grids", [bound, *choices.premises], goal)
 
 
+def settled(selection: Selection, session: Session) -> bool:
+    """Whether its score does not depend on the current weight, only on the dense one and the norm of the input.
+
+    Then every use of it in a claim finds the same scores, and drops the same weights unless ties are "any".
+    """
+    v, w, h, r = z3.Reals("v w h r")
+    goal = selection.score(Element(v, h, r)) == selection.score(Element(w, h, r))
+    return session.holds("a score of the dense weight alone (selection)", [h >= 0], goal)
+
+
 def keeps_largest(
-    selection: Selection, measure: Callable[[Term], Term], session: Session, *, equal_norms: bool = False
+    selection: Selection,
+    measure: Callable[[Term], Term],
+    session: Session,
+    *,
+    equal_norms: bool = False,
+    dense: bool = False,
 ) -> bool:
     """Whether dropping x of largest measure and keeping y leaves y with the same measure, and 0 measures least.
 
     Then a selection that keeps some weight of a group keeps one of the group's largest measure.
-    ``equal_norms``: the claim says that the norms of all inputs are equal and not 0.
+    ``equal_norms``: the claim says that the norms of all inputs are equal and not 0. ``dense``: the selection finds
+    the dense weights; otherwise those that it finds may be any, whatever the dense ones are.
     """
-    key = ("keeps largest", selection.score, measure, equal_norms)
-    return session.once(key, lambda: _keeps_largest(selection, measure, session, equal_norms))
+    key = ("keeps largest", selection.score, measure, equal_norms, dense)
+    return session.once(key, lambda: _keeps_largest(selection, measure, session, equal_norms, dense))
 
 
-def _keeps_largest(selection: Selection, measure: Callable[[Term], Term], session: Session, equal_norms: bool) -> bool:
+def _keeps_largest(
+    selection: Selection, measure: Callable[[Term], Term], session: Session, equal_norms: bool, dense: bool
+) -> bool:
     x, y, g, h = z3.Reals("x y g h")
-    drops = selection.score(Element(x, g)) <= selection.score(Element(y, h))
+    p, r = (x, y) if dense else z3.Reals("p r")
+    drops = selection.score(Element(x, g, p)) <= selection.score(Element(y, h, r))
     premises = [g >= 0, h >= 0, drops, measure(y) <= measure(x), *([g == h, g > 0] if equal_norms else [])]
     goal = z3.And(measure(y) == measure(x), measure(z3.RealVal(0)) <= measure(x))
     return session.holds("a selection keeps the largest", premises, goal)
@@ -148,14 +217,14 @@ def unit_norms(
 ) -> bool:
     """Whether equal norms h > 0 of all inputs may be taken as 1: scaling them changes no comparison.
 
-    Neither of scores, f(w, t h) <= f(v, t g) iff f(w, h) <= f(v, g), nor of losses: l(r, v, t h) is
-    t l(r, v, h), or is l(r, v, h), for all r, v, h >= 0 and t > 0.
+    Neither of scores, f(w, t h) <= f(v, t g) iff f(w, h) <= f(v, g), for all dense weights, nor of losses: l(r, v, t h)
+    is t l(r, v, h), or is l(r, v, h), for all r, v, h >= 0 and t > 0.
     """
-    v, w, r, g, h, t = z3.Reals("v w r g h t")
+    v, w, p, r, g, h, t = z3.Reals("v w p r g h t")
     premises = [t > 0, g >= 0, h >= 0]
     for selection in selections:
-        before = selection.score(Element(w, h)) <= selection.score(Element(v, g))
-        after = selection.score(Element(w, t * h)) <= selection.score(Element(v, t * g))
+        before = selection.score(Element(w, h, p)) <= selection.score(Element(v, g, r))
+        after = selection.score(Element(w, t * h, p)) <= selection.score(Element(v, t * g, r))
         if not session.holds("scores for scaled inputs", premises, before == after):
             return False
     if part is None:

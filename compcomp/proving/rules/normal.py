@@ -8,7 +8,7 @@ import z3
 
 from compcomp.language.steps import Element, GridMap, Selection, Step, at_most
 from compcomp.language.technique import Sequence, Technique
-from compcomp.proving.rules.facts import map_facts
+from compcomp.proving.rules.facts import map_facts, settled
 from compcomp.proving.rules.inputs import acts_on_inputs
 from compcomp.proving.session import Session
 
@@ -27,15 +27,19 @@ from compcomp.proving.session import Session
 # declare `changes_inputs`, leaves them alone. Then S >> T equals T >> S: neither sees what the other changes.
 #
 # (selections) Let two selections by one score f in one partition follow each other directly, both with ties
-# "first" or both "all", and let a zero weight score f0, the same for all, and no weight score less. Then both
-# together equal the one with the larger share.
-#   Ties "first": let D be the k1 weights first in the order (score, index), and k2 the second count. If some weight
-#   outside D scores f0, all of D scored f0 before and does after: the order is as it was, and the second selection
-#   takes its first k2. Otherwise the weights of score f0 are now just those of D, and come first, and the others
-#   follow in their old order. Either way what is dropped in the end is the first max(k1, k2) of the old order.
-#   Ties "all": D is the set {f <= t1}. If |D| >= k2 the second threshold is f0, which nothing outside D scores unless
-#   t1 = f0: then it is in D. Otherwise D comes first and the others follow as before: the threshold is that of k2
-#   among the old scores, where it is not below t1. In both cases the larger set is dropped.
+# "first" or both "all". Let either f not depend on the current weight (facts.settled), or a zero weight score f0, the
+# same for all, and no weight score less. Then both together equal the one with the larger share.
+#   f does not depend on the current weight: both see one order, of (score, index) or of scores. Ties "first" drop the
+#   first k1 and the first k2 of it, ties "all" all up to the k1-th and all up to the k2-th: the larger set holds the
+#   smaller. What is dropped twice is 0 and masked as if once.
+#   Zero scores least, ties "first": let D be the k1 weights first in the order (score, index), and k2 the second
+#   count. If some weight outside D scores f0, all of D scored f0 before and does after: the order is as it was, and
+#   the second selection takes its first k2. Otherwise the weights of score f0 are now just those of D, and come first,
+#   and the others follow in their old order. Either way what is dropped in the end is the first max(k1, k2) of the old
+#   order.
+#   Zero scores least, ties "all": D is the set {f <= t1}. If |D| >= k2 the second threshold is f0, which nothing
+#   outside D scores unless t1 = f0: then it is in D. Otherwise D comes first and the others follow as before: the
+#   threshold is that of k2 among the old scores, where it is not below t1. In both cases the larger set is dropped.
 #
 # (maps) Let one map follow itself directly, let it be a function, idempotent, and keep the largest measure of its
 # group inside the measure it had (facts.py). Then the context of the second use is that of the first, so is the
@@ -127,7 +131,7 @@ def _absorbed(first: Step | Technique, second: Step | Technique, session: Sessio
     """The one step that two neighbours equal, or None."""
     if isinstance(first, Selection) and isinstance(second, Selection):
         same = (first.score, first.partition, first.ties) == (second.score, second.partition, second.ties)
-        if same and first.ties != "any" and _zero_scores_least(first, session):
+        if same and first.ties != "any" and (_zero_scores_least(first, session) or settled(first, session)):
             if at_most(second.share, first.share):
                 return first
             return second if at_most(first.share, second.share) else None
@@ -139,10 +143,10 @@ def _absorbed(first: Step | Technique, second: Step | Technique, session: Sessio
 
 
 def _zero_scores_least(selection: Selection, session: Session) -> bool:
-    w, g, h = z3.Reals("w g h")
-    zero = selection.score(Element(z3.RealVal(0), g))
+    w, g, h, p, r = z3.Reals("w g h p r")
+    zero = selection.score(Element(z3.RealVal(0), g, p))
     goal = z3.And(
-        zero == selection.score(Element(z3.RealVal(0), h)),
-        zero <= selection.score(Element(w, h)),
+        zero == selection.score(Element(z3.RealVal(0), h, r)),
+        zero <= selection.score(Element(w, h, r)),
     )
     return session.holds("zero scores least (selection)", [g >= 0, h >= 0], goal)

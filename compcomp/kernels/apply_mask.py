@@ -1,0 +1,22 @@
+"""Masking again on tensors [mishra2021]."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from compcomp.encodings.apply_mask import ApplyMask
+from compcomp.kernels._shared import check
+from compcomp.language.layer import LayerState
+
+
+def kernel(technique: ApplyMask, layer: LayerState) -> LayerState:
+    """Set every weight to zero that the mask drops.
+
+    ``layer.weight``: out x in, ``layer.format.mask``: bool, out x in, or None, which changes nothing. Raises
+    InputError when a weight is not finite. Source: [mishra2021].
+    """
+    check(technique, layer)
+    if layer.format.mask is None:
+        return layer
+    weight = layer.weight.masked_fill(~layer.format.mask, 0)
+    return replace(layer, weight=weight, format=replace(layer.format, rank=None))
