@@ -25,6 +25,7 @@ from compcomp.techniques import (
     TruncatedSVD,
     Wanda,
 )
+from compcomp.terms import Or, each
 from compcomp.testing import check_encoding, conventions
 from tests.helpers import DEVICES
 
@@ -111,8 +112,10 @@ class Loosened(AbsMax):
 
 
 def masked_where_zero(layer: LayerState) -> LayerState:
-    """With the mask that the weights show: it forgets what was dropped where a step has broken the mask."""
-    mask = None if layer.format.mask is None else layer.weight != 0
+    """With a mask that keeps what is not zero: it forgets what was dropped where a step has broken the mask."""
+    if layer.format.mask is None:
+        return layer
+    mask = each(lambda keep, w: Or(keep, w != 0), layer.format.mask, layer.weight)
     return replace(layer, format=replace(layer.format, mask=mask))
 
 

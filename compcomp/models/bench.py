@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Items
@@ -19,14 +17,14 @@ from compcomp.errors import InputError
 from compcomp.language.layer import LayerState
 from compcomp.language.loss import LOSSES, loss_named
 from compcomp.language.technique import Sequence, Technique, as_sequence, registrations
-from compcomp.models.apply import apply_kernel
 from compcomp.models.calibrate import calibrate, iterate
 from compcomp.models.devices import choose, move
-from compcomp.models.explore import explore, state_digest, tensor_digest
+from compcomp.models.explore import explore
 from compcomp.models.layers import IGNORE, Layer, check_sequence, evaluating, find_layers
 from compcomp.models.measure import MEASURED, effective_weight, layer_losses, total
 from compcomp.models.metrics import metric_direction, read_metrics
 from compcomp.models.size import compression_rate, dense_bits, layer_bits
+from compcomp.models.states import applied, digest, digest_of
 
 ModelState = dict[str, LayerState]
 """The state of each compressed layer by qualified name, with torch tensors. Never changed in place."""
@@ -185,10 +183,7 @@ class ModelBench:
 
     def digest(self, state: ModelState) -> str:
         """The same text for two states only if weight and format are bitwise equal in every layer (0 equals -0)."""
-        digest = hashlib.sha256()
-        for name, layer in state.items():
-            digest.update(f"{name} {state_digest(layer)} ".encode())
-        return digest.hexdigest()
+        return digest_of([(name, digest(layer)) for name, layer in state.items()])
 
     def fingerprint(self) -> str | None:
         """What measurements depend on beside states: dense weights, inputs, and ``evaluate`` by its ``key``.
@@ -198,10 +193,8 @@ class ModelBench:
         key = getattr(self.user_evaluate, "key", None) if self.user_evaluate is not None else ""
         if not isinstance(key, str):
             return None
-        digest = hashlib.sha256(json.dumps([key, sorted(self.loss_names)]).encode())
-        for name, layer in self.start().items():
-            digest.update(f"{name} {state_digest(layer)} {tensor_digest(layer.gram)} ".encode())
-        return digest.hexdigest()
+        layers = [(name, layer.weight, layer.gram) for name, layer in self.start().items()]
+        return digest_of([key, sorted(self.loss_names), layers])
 
     explore = staticmethod(explore)
 
@@ -269,7 +262,7 @@ class ModelBench:
         return moved
 
     def _apply(self, technique: Technique, name: str, layer: LayerState) -> LayerState:
-        after = apply_kernel(technique, name, self._bring(name, layer))
+        after = applied(technique, name, self._bring(name, layer))
         if self._offload:
             after = move(after, torch.device("cpu"))
         return replace(after, reference=layer.reference, gram=layer.gram, inputs=layer.inputs, reference_inputs=None)

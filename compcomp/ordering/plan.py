@@ -37,7 +37,8 @@ class Plan:
     metrics of the uncompressed model. best, worst: of the measurements. loss, metric: what orders were
     compared by, the metric None without an ``evaluate``. compression_rate: of the chosen order, None where
     none was measured on a model. measured_on: "model" or "generated layers". applications: technique
-    applications "done", and in the "full_tree" of all prefixes. seconds: by phase, and "total".
+    applications to the whole model that were "done", and in the "full_tree" of all prefixes; "kernel_runs" counts
+    single layers. seconds: by phase, and "total".
     """
 
     order: Sequence

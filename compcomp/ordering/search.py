@@ -91,6 +91,7 @@ class _Search:
         self.others: list[Verdict] = []
         self.notes: list[str] = []
         self.left = 0
+        self.applied = {"done": 0, "full_tree": self.orderings.full_tree, "kernel_runs": 0}
         self.losses: dict[Prefix, Values] = {}  # by word
         self.states: dict[Prefix, LayerState] = {}
         self.sketches: dict[Prefix, Sketch] = {}
@@ -113,9 +114,9 @@ class _Search:
         self.screen_orders()
         self.ask_dominance()
         self.left = sum(1 for _ in self.orderings.staying())
-        measurements, dense, done = self.measure()
+        measurements, dense = self.measure()
         self.seconds["total"] = time.monotonic() - start
-        return self.plan(measurements, dense, done)
+        return self.plan(measurements, dense)
 
     # ------------------------------------------------------------------------------------ asking
 
@@ -330,12 +331,12 @@ class _Search:
 
     # ------------------------------------------------------------------------------------ measuring
 
-    def measure(self) -> tuple[list[Measurement], dict[str, float], int]:
-        """Measurements of the orders that stay, best first; the dense metrics; applications done."""
+    def measure(self) -> tuple[list[Measurement], dict[str, float]]:
+        """Measurements of the orders that stay, best first, and the dense metrics."""
         with self.timed("measure"):
             return self.on_generated() if self.bench is None else self.on_model(self.bench)
 
-    def on_generated(self) -> tuple[list[Measurement], dict[str, float], int]:
+    def on_generated(self) -> tuple[list[Measurement], dict[str, float]]:
         """Mean losses on generated layers, large enough for ranks to leave something to lose; depth first."""
         shape = small_shape(self.orderings.techniques, 8 * ENTRIES)
         assert shape is not None
@@ -363,11 +364,12 @@ class _Search:
             }
             for order, end in zip(orders, tree.ends, strict=True)
         ]
-        return ranked(rows, self.loss.name, None, True), {}, screen.applications
+        self.applied["done"] = self.applied["kernel_runs"] = screen.applications
+        return ranked(rows, self.loss.name, None, True), {}
 
-    def on_model(self, bench: Bench) -> tuple[list[Measurement], dict[str, float], int]:
+    def on_model(self, bench: Bench) -> tuple[list[Measurement], dict[str, float]]:
         """Few orders are measured on the whole model at once; of many the layer losses come first."""
-        staying, done, rows = list(self.orderings.staying()), 0, dict[Prefix, Measurement]()
+        staying, rows, layers = list(self.orderings.staying()), dict[Prefix, Measurement](), len(bench.layer_names())
         self.told(0, len(Tree.of(self.orderings, staying).parents) - 1, "dense")
         dense = dict(bench.evaluate(bench.start()))
         chosen = staying
@@ -381,7 +383,7 @@ class _Search:
             chosen = sorted(staying, key=lambda order: (rows[order]["losses"][self.loss.name], order))[
                 : self.evaluations
             ]
-            done = ceil(found.applications / max(1, len(explorer.names)))
+            self.applied["kernel_runs"] += found.applications
             if not dense:
                 chosen = []
             elif len(chosen) < len(staying):
@@ -394,12 +396,13 @@ class _Search:
             measured = Measured(self.orderings, bench, self.told, store, f"{key} {self.loss.name}")
             measured.measure(chosen)
             rows |= measured.rows
-            done += measured.applications
+            self.applied["kernel_runs"] += measured.applications * layers
             self.orderings.same_on_model(measured.digests)
         staying = list(self.orderings.staying())
         metric = next(iter(dense), None)
         lower = metric is None or bench.lower_is_better(metric)
-        return ranked([rows[order] for order in staying], self.loss.name, metric, lower), dense, done
+        self.applied["done"] = ceil(self.applied["kernel_runs"] / max(1, layers))
+        return ranked([rows[order] for order in staying], self.loss.name, metric, lower), dense
 
     def by_layers(self, order: Prefix, found: Explored, bench: Bench) -> Measurement:
         """What exploring the layers tells of one order."""
@@ -414,7 +417,7 @@ class _Search:
     def told(self, done: int, total: int, text: str) -> None:
         self.notify({"phase": "measure", "done": min(done, total), "total": total, "text": text})
 
-    def plan(self, measurements: list[Measurement], dense: dict[str, float], done: int) -> Plan:
+    def plan(self, measurements: list[Measurement], dense: dict[str, float]) -> Plan:
         best = measurements[0]
         chosen = next(p for p in self.orderings.staying() if self.orderings.text(p) == best["order"])
         listed = {id(verdict) for verdict in self.pairs}
@@ -443,7 +446,7 @@ class _Search:
             loss=self.loss.name,
             metric=next(iter(dense), None),
             measured_on="generated layers" if self.bench is None else "model",
-            applications={"done": done, "full_tree": self.orderings.full_tree},
+            applications=self.applied,
             seconds={phase: round(seconds, 3) for phase, seconds in self.seconds.items()},
             orderings=self.orderings,
             notes=self.notes,

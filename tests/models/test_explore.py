@@ -130,3 +130,16 @@ def test_errors_name_layer_and_technique(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(magnitude, "kernel", broken)
     with pytest.raises(InputError, match=f"{name}: after Magnitude.*not finite"):
         explore(job)
+
+
+@pytest.mark.cuda
+def test_a_job_names_its_device() -> None:
+    bench = ModelBench(Tiny(), tokens(), device="cuda")
+    orders = list(permutations(range(3)))
+    for name, job in jobs(bench, SETS[1], orders).items():
+        assert job["device"] == "cuda:0"
+        result = explore(job)
+        for place, order in enumerate(orders):
+            state = bench.apply(Sequence(tuple(SETS[1][i] for i in order)), bench.start())
+            losses = bench.layer_losses({name: state[name]})[name]
+            assert {key: row[place] for key, row in result["losses"].items()} == losses

@@ -1,0 +1,116 @@
+"""States of one layer, in torch tensors: how a kernel makes one from another, and a digest that tells them apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compcomp.errors import InputError
+from compcomp.language.layer import LayerState
+from compcomp.language.technique import Technique
+from compcomp.models.measure import effective_weight
+
+
+def applied(technique: Technique, name: str, layer: LayerState) -> LayerState:
+    """The state after the technique's kernel has run on the layer of this name, on the layer's device.
+
+    Reference, Gram matrix and inputs are the given ones. Tensors are contiguous and hold no negative zeros, so
+    that states which are equal are also alike to every further kernel, LAPACK's signs and BLAS' paths included.
+    Raises InputError, naming the layer, where the technique does not fit, its result is not finite or of another
+    shape, or its kernel wrote to what it was given; any other error of the kernel gets a note that says where.
+    """
+    versions = [tensor._version for tensor in tensors(layer)]
+    try:
+        after = technique.kernel()(technique, layer)
+    except InputError as error:
+        raise InputError(error.given, error.allowed, f"layer {name}: {error.where}") from error
+    except Exception as error:
+        error.add_note(f"while {technique} ran on layer {name}")
+        raise
+    where = f"layer {name}: after {technique}"
+    if [tensor._version for tensor in tensors(layer)] != versions:
+        raise InputError("a kernel that wrote to what it was given", "kernels that return new tensors", where)
+    weight = effective_weight(after)
+    if weight.shape != layer.weight.shape:
+        raise InputError(f"weights of shape {tuple(weight.shape)}", f"{tuple(layer.weight.shape)}", where)
+    if not bool(torch.isfinite(weight).all()):
+        raise InputError("weights that are not finite", "finite weights", where)
+    return replace(
+        after,
+        weight=_plain(after.weight),
+        format=_plain(after.format),
+        reference=layer.reference,
+        gram=layer.gram,
+        inputs=layer.inputs,
+    )
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in a state or a part of one, in the order of the fields."""
+    if isinstance(value, Tensor):
+        yield value
+    elif is_dataclass(value):
+        for f in fields(value):
+            yield from tensors(getattr(value, f.name))
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors(item)
+
+
+def digest(layer: LayerState) -> str:
+    """A text that is the same for two states of one layer only if weight and format are exactly equal."""
+    return digest_of((layer.weight, layer.format))
+
+
+def digest_of(value: Any) -> str:
+    """A text that is the same for two values only if they are exactly equal (0 equals -0), shapes and dtypes too.
+
+    Values are made of dataclasses, tuples, lists, tensors, numbers and texts; TypeError for anything else.
+    """
+    found = hashlib.blake2b(digest_size=16)
+    for piece in _pieces(value):
+        found.update(len(piece).to_bytes(8, "little"))
+        found.update(piece)
+    return found.hexdigest()
+
+
+def _pieces(value: Any) -> Iterator[bytes | memoryview]:
+    """What tells a value from others, as bytes."""
+    if isinstance(value, Tensor):
+        yield f"{value.dtype} {tuple(value.shape)}".encode()
+        entries = value.detach().cpu().reshape(-1)
+        entries = entries + 0.0 if entries.is_floating_point() else entries  # of -0.0 this makes 0.0
+        yield memoryview(entries.contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
+    elif is_dataclass(value):
+        yield type(value).__qualname__.encode()
+        for f in fields(value):
+            yield from _pieces(getattr(value, f.name))
+    elif isinstance(value, tuple | list):
+        yield f"{type(value).__qualname__} {len(value)}".encode()
+        for item in value:
+            yield from _pieces(item)
+    elif value is None or isinstance(value, bool | int | float | str | Fraction):
+        shown = value + 0.0 if isinstance(value, float) else value
+        yield f"{type(value).__qualname__} {shown!r}".encode()
+    else:  # its repr may leave something out
+        raise TypeError(f"a {type(value).__qualname__} in a layer's format")
+
+
+def _plain(value: Any) -> Any:
+    """The same with contiguous tensors, expanded views aside, and 0.0 for -0.0. What is plain already stays."""
+    if isinstance(value, Tensor):
+        value = value if 0 in value.stride() else value.contiguous()
+        if value.is_floating_point() and bool((torch.signbit(value) & (value == 0)).any()):
+            value = value + 0.0
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.init})
+    if isinstance(value, tuple | list):
+        return type(value)(map(_plain, value))
+    return value

@@ -1,0 +1,119 @@
+"""Long runs: killed at any point and started again, and with workers that die, they end with the same plan."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parents[2]
+RUN = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+import compcomp as cc
+from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD
+from tests.models.fakes import Tiny, tokens
+
+def evaluate(model):
+    return {"loss": float(model(tokens()[0]).square().mean())}
+
+evaluate.key = "outputs of the tiny model"
+techniques = [Magnitude("1/4"), Magnitude("1/2"), AbsMax(4, group=4)]
+techniques += [TruncatedSVD(2, residual=True), LeastSquaresDistill()]
+plan = cc.optimize_order(
+    techniques, model=Tiny(), calibration=tokens(), evaluate=evaluate, device="cpu", store=sys.argv[1], evaluations=6
+)
+data = plan.to_json()
+kept = ("order", "optimality", "orders", "left", "measurements", "dense", "best", "worst", "loss", "metric")
+print(json.dumps({"plan": {key: data[key] for key in kept}, "claims": data["claims"], "runs": data["applications"]}))
+"""
+
+
+def start(store: Path) -> subprocess.Popen[str]:
+    env = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", RUN, str(store)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, cwd=HERE, start_new_session=True)
+
+
+def finished(store: Path) -> dict[str, Any]:
+    process = start(store)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return found
+
+
+@pytest.mark.slow
+def test_twenty_kills(tmp_path: Path) -> None:
+    """Each run is killed with all its workers somewhere on its way, the next one goes on from its store."""
+    begun = time.monotonic()
+    whole = finished(tmp_path / "whole.db")
+    length = time.monotonic() - begun
+    chance, store, completed = random.Random(0), tmp_path / "killed.db", 0
+    for _ in range(20):
+        process = start(store)
+        try:
+            process.wait(timeout=length * chance.uniform(0.3, 0.95))
+            completed += 1  # what is stored already made it short
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    end = finished(store)
+    assert end["plan"] == whole["plan"]
+    again = finished(store)
+    assert again["plan"] == whole["plan"]
+    assert again["claims"]["asked"] == 0, "no solver is asked a second time"
+    assert again["runs"]["kernel_runs"] == 0, "and nothing is measured a second time"
+    assert completed < 20
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_of_which_a_worker_is_killed() -> None:
+    """Two worker processes of a real cluster; one is killed while it works. The plan is the one without a cluster."""
+    distributed = pytest.importorskip("distributed")
+
+    import compcomp as cc
+    from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD
+    from tests.models.fakes import Tiny, tokens
+
+    techniques = [
+        Magnitude("1/4"),  # type: ignore[arg-type]
+        Magnitude("1/2"),  # type: ignore[arg-type]
+        AbsMax(4, group=4),
+        TruncatedSVD(2, residual=True),
+        LeastSquaresDistill(),
+    ]
+
+    def plan(executor: Any, told: Any = False) -> cc.Plan:
+        return cc.optimize_order(
+            techniques, model=Tiny(), calibration=tokens(), device="cpu", executor=executor, progress=told
+        )
+
+    alone = plan(None)
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        pids = sorted(client.run(os.getpid).values())
+        killed = []
+
+        def told(event: dict[str, Any]) -> None:
+            if event["phase"] == "measure" and event["done"] >= 1 and not killed:
+                os.kill(pids[0], signal.SIGKILL)
+                killed.append(pids[0])
+
+        clustered = plan(client.get_executor(pure=False), told)
+    assert killed
+    same = ("order", "optimality", "orders", "left", "measurements", "applications")
+    one, other = alone.to_json(), clustered.to_json()
+    assert {key: one[key] for key in same} == {key: other[key] for key in same}
+    assert alone.accounts == clustered.accounts
