@@ -14,6 +14,7 @@ from compcomp.errors import InputError
 from compcomp.language.loss import loss_named
 from compcomp.language.parameters import whole
 from compcomp.language.technique import Sequence, Technique, as_sequence
+from compcomp.language.text import parse_sequence
 from compcomp.ordering.plan import Plan
 from compcomp.ordering.search import EVALUATED, LARGEST, Notify, search
 from compcomp.ordering.space import Slot, Space
@@ -44,6 +45,7 @@ def optimize_order(
     store: str | Path | Store | None = None,
     progress: bool | Notify = False,
     evaluations: int = EVALUATED,
+    granularity: str = "model",
     targets: Patterns | None = None,
     ignore: Patterns = ("lm_head",),
 ) -> Plan:
@@ -65,6 +67,7 @@ def optimize_order(
     store: a file in which verdicts and measurements are kept from one run to the next. A run that was ended at any
     point goes on from there. Values of ``evaluate`` are kept only where it has an attribute ``key``, a text that is
     another whenever its values may be.
+    granularity: "model" for one order for all layers, "layer" for an order for each layer where that pays.
     evaluations: orders that are put to ``evaluate`` at most: where more stay, those of least loss.
     progress: True for bars on standard error, or a function that is told each event, a dict.
     targets, ignore: patterns of the names or classes of the layers to compress, and to leave alone.
@@ -103,6 +106,7 @@ def optimize_order(
             bench,
             before=pairs,
             evaluations=evaluations,
+            granularity=granularity,
             executor=executor,
             store=store,
             notify=notify,
@@ -174,12 +178,18 @@ def _make_applicable(
     ignore: Patterns,
 ) -> None:
     """Let the plan compress models, its own one with the calibration that was collected."""
+    from compcomp.models.bench import ModelBench
+
     written = False
 
     def compress(model: nn.Module, batches: Any) -> nn.Module:
         nonlocal written
         if bench is None or model is not bench.model or batches is not None:
-            return apply(plan.order, model, calibration if batches is None else batches, device, targets, ignore)
+            given = calibration if batches is None else batches
+            if not plan.layer_orders:
+                return apply(plan.order, model, given, device, targets, ignore)
+            with ModelBench(model, given, None, device, targets, ignore, loss_names=()) as other:
+                return other.write(_planned(plan, other))
         with bench:
             if not written and not _is_dense(bench):
                 raise InputError(
@@ -187,7 +197,7 @@ def _make_applicable(
                     "compcomp.apply(plan.order, model, calibration)",
                     "Plan.apply",
                 )
-            compressed = bench.write(bench.apply(plan.order, bench.start()))
+            compressed = bench.write(_planned(plan, bench))
         written = True
         return compressed
 
@@ -196,13 +206,21 @@ def _make_applicable(
         from compcomp.models.save import save
 
         with bench:
-            state = bench.apply(plan.order, bench.start())
-            save(bench.model, state, folder, {"order": str(plan.order), "optimality": plan.optimality})
+            about = {"order": str(plan.order), "optimality": plan.optimality, "layer_orders": plan.layer_orders}
+            save(bench.model, _planned(plan, bench), folder, about)
 
     plan.compress = compress
     if bench is not None:
         plan.write_model = write_model
         plan.notes += bench.notes
+
+
+def _planned(plan: Plan, bench: ModelBench) -> Any:
+    """The state that the plan leads to."""
+    if not plan.layer_orders:
+        return bench.apply(plan.order, bench.start())
+    own = {name: parse_sequence(text) for name, text in plan.layer_orders.items()}
+    return bench.apply_each({name: own.get(name, plan.order) for name in bench.layer_names()} | own)
 
 
 def _is_dense(bench: ModelBench) -> bool:

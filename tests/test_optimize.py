@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from compcomp.errors import InputError
+from compcomp.language.text import parse_sequence
 from compcomp.models.save import load_weights
 from compcomp.optimize import Bars, apply, optimize_order
 from compcomp.ordering.ask import Asker
@@ -220,3 +221,20 @@ assert plan.measurements and not {"torch", "transformers", "matplotlib"} & set(s
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_order_for_each_layer_is_applied_and_saved(tmp_path: Path) -> None:
+    model, data = network(), batches()
+    plan = optimize_order([P, Q, D, L], model=model, calibration=data, device="cpu", granularity="layer")
+    assert plan.by_layer is not None
+    plan.save(tmp_path)
+    told = json.loads((tmp_path / "plan.json").read_text())
+    assert told["layer_orders"] == plan.layer_orders
+    compressed = plan.apply(model)
+    for name, layer in network().named_children():
+        if isinstance(layer, nn.Linear):
+            order = plan.layer_orders.get(name, str(plan.order))
+            alone = apply(parse_sequence(order), network(), data, device="cpu", targets=[name])
+            assert torch.equal(compressed.get_submodule(name).weight, alone.get_submodule(name).weight)  # type: ignore[arg-type]
+    other = plan.apply(network(), data)
+    assert torch.equal(other[0].weight, compressed[0].weight)  # type: ignore[index,arg-type]

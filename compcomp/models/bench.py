@@ -121,6 +121,25 @@ class ModelBench:
                     result[name] = self._apply(step, name, result[name])
         return result
 
+    def apply_each(self, orders: Mapping[str, Sequence]) -> ModelState:
+        """The state after an order of its own for each layer, by qualified name; InputError where names differ."""
+        if set(orders) != set(self.layers):
+            other = sorted(set(orders) ^ set(self.layers))
+            raise InputError(f"orders for other layers ({other[0]})", f"the {len(self.layers)} layers", "apply_each")
+        result, layers = self.start(), self.layers
+        for name in result:
+            self.layers = {name: layers[name]}
+            try:
+                self.check(orders[name])
+            finally:
+                self.layers = layers
+            for step in orders[name]:
+                with torch.no_grad():
+                    result[name] = self._apply(step, name, result[name])
+        return result
+
+    total = staticmethod(total)
+
     def losses(self, state: ModelState) -> dict[str, float]:
         """Sums over layers of the chosen losses, in float64, and "relative_output_l2" (see measure.total).
 

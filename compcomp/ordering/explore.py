@@ -58,6 +58,13 @@ class Explored:
                 total += result["losses"][name][place]
         return total
 
+    def best_by_layer(self, name: str) -> dict[str, Prefix]:
+        """For each layer the order of least loss on it, the first of several."""
+        return {
+            layer: min(orders, key=lambda order: (orders[order][0]["losses"][name][orders[order][1]], order))
+            for layer, orders in self.places.items()
+        }
+
     def bits(self, order: Prefix) -> int:
         """Bits to store the layers after this order."""
         return sum(result["bits"][place] for result, place in (layer[order] for layer in self.places.values()))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from compcomp.errors import InputError
+from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
 from compcomp.ordering.dag import Orderings, Shape
 from compcomp.ordering.space import Prefix
@@ -49,6 +50,12 @@ class Bench(Protocol):
 
     def shapes(self) -> list[Shape]:
         """(out, in) of every layer."""
+
+    def apply_each(self, orders: Mapping[str, Order]) -> Any:
+        """The state after an order of its own for each layer, by name."""
+
+    def total(self, losses: list[dict[str, float]]) -> dict[str, float]:
+        """What ``losses`` gives, from the losses that jobs give of every layer."""
 
     def layer_names(self) -> list[str]:
         """Every layer's name."""

@@ -38,7 +38,8 @@ class Plan:
     compared by, the metric None without an ``evaluate``. compression_rate: of the chosen order, None where
     none was measured on a model. measured_on: "model" or "generated layers". applications: technique
     applications to the whole model that were "done", and in the "full_tree" of all prefixes; "kernel_runs" counts
-    single layers. seconds: by phase, and "total".
+    single layers. seconds: by phase, and "total". layer_orders: by layer, the texts of the orders that layers take in
+    place of ``order`` (``granularity="layer"``, and only where that pays). by_layer: what that measures.
     """
 
     order: Sequence
@@ -59,6 +60,8 @@ class Plan:
     seconds: dict[str, float]
     orderings: Orderings = field(repr=False)
     notes: list[str] = field(default_factory=list)
+    layer_orders: dict[str, str] = field(default_factory=dict)
+    by_layer: Measurement | None = None
     compress: Callable[..., Any] | None = field(default=None, repr=False)
     write_model: Callable[[Path], None] | None = field(default=None, repr=False)
 
@@ -132,6 +135,8 @@ class Plan:
             "applications": self.applications,
             "seconds": self.seconds,
             "notes": self.notes,
+            "layer_orders": self.layer_orders,
+            "by_layer": finite(self.by_layer),
         }
 
     # ------------------------------------------------------------------------------------ in words
@@ -161,6 +166,12 @@ class Plan:
             f"  measured on {'the model' if self.measured_on == 'model' else 'generated layers, not on a model'}: "
             + self._values(),
         ]
+        if self.layer_orders:
+            assert self.by_layer is not None
+            lines.append(
+                f"  {len(self.layer_orders)} layers take an order of their own (layer_orders): "
+                f"{self.value(self.by_layer)} in all"
+            )
         if self.compression_rate is not None:
             lines.append(f"  compression rate {self.compression_rate:.1%} (1 - size / size at 16 bits a weight)")
         lines += [f"  {note}" for note in self.notes]

@@ -20,7 +20,7 @@ from compcomp.language.verdict import Status, Verdict
 from compcomp.ordering.ask import Asker, Prover, decide
 from compcomp.ordering.dag import Orderings
 from compcomp.ordering.explore import Explored, Explorer
-from compcomp.ordering.measure import Bench, Measured, Measurement, Tree, ranked
+from compcomp.ordering.measure import Bench, Measured, Measurement, Tree, measurement, ranked
 from compcomp.ordering.plan import Plan
 from compcomp.ordering.screen import COLUMNS, ENTRIES, Screen, Sketch, Values, alike, no_worse, small_shape
 from compcomp.ordering.space import Prefix, Slot
@@ -34,6 +34,8 @@ CANDIDATES = 400
 """Claims about complete orders, and about prefixes of each length, that are asked at most."""
 EVALUATED = 128
 """Orders that are measured to the end, and put to the user's ``evaluate``, where more stay: those of least loss."""
+GRANULARITIES = ("model", "layer")
+"""One order for all layers, or one for each layer where that pays."""
 RANKED = 8
 """Orders that are measured to the end without an ``evaluate``, where more stay."""
 ANY, ONE_BY_FOUR = Scope.of("any"), Scope.of("1x4")
@@ -52,6 +54,7 @@ def search(
     *,
     before: Iterable[tuple[Technique, Technique]] = (),
     evaluations: int = EVALUATED,
+    granularity: str = "model",
     prover: Prover = decide,
     executor: Executor | None = None,
     store: Store | None = None,
@@ -65,8 +68,13 @@ def search(
     """
     if not 1 <= len(techniques) <= LARGEST:
         raise InputError(f"{len(techniques)} techniques", f"1 to {LARGEST}", "techniques")
+    if granularity not in GRANULARITIES:
+        raise InputError(repr(granularity)[:60], ", ".join(map(repr, GRANULARITIES)), "granularity")
+    by_layer = granularity == "layer"
+    if by_layer and bench is None:
+        raise InputError("granularity='layer' without a model", "a model", "granularity")
     asker = Asker(prover, executor=executor, store=store)
-    return _Search(techniques, loss, bench, asker, notify, seed, before, evaluations).run()
+    return _Search(techniques, loss, bench, asker, notify, seed, before, evaluations, by_layer).run()
 
 
 class _Search:
@@ -82,6 +90,7 @@ class _Search:
         seed: int,
         before: Iterable[tuple[Technique, Technique]],
         evaluations: int,
+        by_layer: bool,
     ) -> None:
         self.bench, self.asker, self.notify, self.evaluations = bench, asker, notify, evaluations
         self.loss = loss_named(loss)
@@ -90,7 +99,10 @@ class _Search:
         self.pairs: list[Verdict] = []
         self.others: list[Verdict] = []
         self.notes: list[str] = []
-        self.left = 0
+        self.left, self.by_layer = 0, by_layer
+        self.own: dict[str, Prefix] = {}
+        self.own_measured: Measurement | None = None
+        self.layer_orders: dict[str, str] = {}
         self.applied = {"done": 0, "full_tree": self.orderings.full_tree, "kernel_runs": 0}
         self.losses: dict[Prefix, Values] = {}  # by word
         self.states: dict[Prefix, LayerState] = {}
@@ -373,9 +385,11 @@ class _Search:
         self.told(0, len(Tree.of(self.orderings, staying).parents) - 1, "dense")
         dense = dict(bench.evaluate(bench.start()))
         chosen = staying
-        if not dense or len(staying) > self.evaluations:  # with nothing to evaluate layers can be looked at apart
+        if not dense or len(staying) > self.evaluations or self.by_layer:  # layers can be looked at apart
             explorer = Explorer(self.orderings, bench, self.asker.executor, self.asker.store, self.told)
-            found = explorer.explore(self.evaluations if dense else RANKED)
+            found = explorer.explore(self.evaluations if dense else RANKED, every=self.by_layer)
+            if self.by_layer:
+                self.own = found.best_by_layer(self.loss.name)
             staying = list(self.orderings.staying())
             self.orderings.same_on_model({order: found.state(order) for order in staying})
             staying = list(self.orderings.staying())
@@ -401,16 +415,30 @@ class _Search:
         staying = list(self.orderings.staying())
         metric = next(iter(dense), None)
         lower = metric is None or bench.lower_is_better(metric)
+        measurements = ranked([rows[order] for order in staying], self.loss.name, metric, lower)
+        if self.by_layer:
+            self.measure_own(bench, measurements[0], lower)
         self.applied["done"] = ceil(self.applied["kernel_runs"] / max(1, layers))
-        return ranked([rows[order] for order in staying], self.loss.name, metric, lower), dense
+        return measurements, dense
+
+    def measure_own(self, bench: Bench, best: Measurement, lower: bool) -> None:
+        """Measure each layer under the order that is best for it alone, and keep that only where it pays."""
+        chosen = next(p for p in self.orderings.staying() if self.orderings.text(p) == best["order"])
+        orders = {name: self.orderings.order(self.own.get(name, chosen)) for name in bench.layer_names()}
+        row = measurement("an order for each layer", bench, bench.apply_each(orders))
+        self.applied["kernel_runs"] += sum(map(len, orders.values()))
+        pays = ranked([best, row], self.loss.name, next(iter(row["metrics"]), None), lower)[0] is row
+        self.own_measured = row
+        self.layer_orders = {name: str(o) for name, o in orders.items() if pays and str(o) != best["order"]}
+        if not pays:
+            self.notes.append("an order for each layer is no better than one for all, so there is one for all")
 
     def by_layers(self, order: Prefix, found: Explored, bench: Bench) -> Measurement:
         """What exploring the layers tells of one order."""
-        names = list(next(iter(found.places.values()))[order][0]["losses"])
         return {
             "order": self.orderings.text(order),
             "metrics": {},
-            "losses": {name: found.loss(name, order) for name in names},
+            "losses": bench.total([found.on(layer, order) for layer in found.places]),
             "compression_rate": bench.rate(found.bits(order)),
         }
 
@@ -450,6 +478,8 @@ class _Search:
             seconds={phase: round(seconds, 3) for phase, seconds in self.seconds.items()},
             orderings=self.orderings,
             notes=self.notes,
+            layer_orders=self.layer_orders,
+            by_layer=self.own_measured,
         )
 
     @contextmanager

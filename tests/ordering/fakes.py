@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 from typing import Any
 
@@ -93,6 +94,14 @@ class LayerBench:
     def rate(self, bits: int) -> float:
         return 0.5
 
+    def apply_each(self, orders: Mapping[str, Sequence[Technique]]) -> LayerState:
+        ends = [run(orders[name], self._dense) for name in self.layer_names()]
+        weights = [stack(end.effective(), 3)[k] for k, end in enumerate(ends)]
+        return replace(self._dense, weight=unstack(np.stack(weights)))
+
+    def total(self, losses: list[dict[str, float]]) -> dict[str, float]:
+        return {name: sum(layer[name] for layer in losses) for name in losses[0]}
+
     def layer_names(self) -> list[str]:
         return ["0", "1", "2"]
 
@@ -133,6 +142,13 @@ class LayerBench:
 
     def shapes(self) -> list[tuple[int, int]]:
         return [self._shape] * 3
+
+
+def run(order: Iterable[Technique], state: LayerState) -> LayerState:
+    for technique in order:
+        with np.errstate(all="ignore"):
+            state = technique.encode(state)
+    return state
 
 
 def digest(state: LayerState, layers: int) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim
+from compcomp.language.loss import LOSSES
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status
 from compcomp.ordering import search as module
@@ -18,7 +19,7 @@ from compcomp.ordering.measure import Measurement, ranked
 from compcomp.ordering.plan import Plan
 from compcomp.ordering.search import search
 from compcomp.techniques import AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
-from tests.ordering.fakes import LayerBench, Prover, by_rules, exhaustive
+from tests.ordering.fakes import LayerBench, Prover, by_rules, exhaustive, run
 
 P, Q, D = Magnitude("1/2", pattern="2:4"), AbsMax(bits=3, group=4), LeastSquaresDistill()
 L, W = TruncatedSVD(rank=1, residual=True), Wanda("1/2")
@@ -222,3 +223,26 @@ def test_claims_in_rounds_are_the_same_for_every_executor(monkeypatch: pytest.Mo
     first, rounds = rounds, []
     search([P, Q, D, L], "output_l2", prover=by_rules)
     assert first == rounds
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_order_for_each_layer_is_the_best_of_each(seed: int) -> None:
+    techniques = [P, Q, D, L]
+    bench = LayerBench(techniques, seed=seed, metric=None)
+    plan = search(techniques, "output_l2", bench, prover=by_rules, granularity="layer")
+    consistent(plan)
+    least = [float("inf")] * 3
+    for order in permutations(techniques):
+        losses = LOSSES["output_l2"].of(run(order, bench.start())).values
+        least = [min(a, b) for a, b in zip(least, losses, strict=True)]
+    assert plan.by_layer is not None
+    assert plan.by_layer["losses"]["output_l2"] == pytest.approx(sum(least), rel=1e-9, abs=1e-9)
+    assert plan.by_layer["losses"]["output_l2"] <= plan.best["losses"]["output_l2"] * (1 + 1e-9)
+    assert (not plan.layer_orders) == any("one for all" in note for note in plan.notes)
+
+
+def test_granularity_is_checked() -> None:
+    with pytest.raises(InputError, match="'model', 'layer'"):
+        search([P, Q], "weight_l2", LayerBench([P, Q]), granularity="block")
+    with pytest.raises(InputError, match="without a model"):
+        search([P, Q], "weight_l2", granularity="layer")
