@@ -19,7 +19,8 @@ class Loss:
     weight, from its reference and its effective value, where the loss is the sum of such parts; None where
     weights interact. ``needs_inputs``: it depends on the calibration inputs. ``weighted``: the part of one
     weight where weights interact only through a Gram matrix, that is diagonal, and no technique changes the
-    inputs: from the weight's reference, its value and the squared norm of its input feature.
+    inputs: from the weight's reference, its value and the squared norm of its input feature. ``distance``: each part
+    grows with |reference - value|, and is 0 where they are equal.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Loss:
     element: Callable[[Term, Term], Term] | None
     needs_inputs: bool = False
     weighted: Callable[[Term, Term, Term], Term] | None = None
+    distance: bool = False
 
     def part(self, *, diagonal: bool) -> Callable[[Term, Term, Term], Term] | None:
         """The loss of one weight from reference, value and squared norm of its input feature; None when there is none.
@@ -74,10 +76,10 @@ def _weighted(reference: Term, value: Term, norm2: Term) -> Term:
 LOSSES = {
     loss.name: loss
     for loss in (
-        Loss("weight_l1", "sum |w - w'|", 1, _power(1)),
-        Loss("weight_l2", "sum (w - w')^2", 2, _power(2)),
-        Loss("weight_l3", "sum |w - w'|^3", 3, _power(3)),
-        Loss("weight_l4", "sum (w - w')^4", 4, _power(4)),
+        Loss("weight_l1", "sum |w - w'|", 1, _power(1), distance=True),
+        Loss("weight_l2", "sum (w - w')^2", 2, _power(2), distance=True),
+        Loss("weight_l3", "sum |w - w'|^3", 3, _power(3), distance=True),
+        Loss("weight_l4", "sum (w - w')^4", 4, _power(4), distance=True),
         Loss("output_l2", "|W X - W' X'|_F^2", 2, None, needs_inputs=True, weighted=_weighted),
     )
 }

@@ -23,7 +23,7 @@ class Declared:
 
     keeps: invariants that survive it where they hold, out of "mask", "grid", "rank", "factors". For the mask also, for
         any weights: the mask after it drops all that the mask before it drops. For a grid of which zero is no value:
-        of the weights that the mask keeps.
+        of the weights that the mask keeps. "factors": the low-rank term is what it was, none where there was none.
     restores: invariants that hold after it whatever the weights were: "mask", every weight is zero that the mask before
         it drops, and the mask after it drops these as well.
     never_increases: losses that are no larger after it than before it, while the inputs are the dense ones.

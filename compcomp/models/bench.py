@@ -234,6 +234,7 @@ class ModelBench:
         ends: Items[int],
         memory: int,
         layers: Items[str],
+        more: Mapping[str, Any] | None = None,
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """For each of these layers its name and a job for :func:`compcomp.models.explore.explore`, made when needed."""
         self.check(Sequence(tuple(techniques)))
@@ -255,6 +256,7 @@ class ModelBench:
                     "ends": list(ends),
                     "losses": list(self.loss_names),
                     "memory": memory,
+                    **(more or {}),
                 },
             )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,10 +84,11 @@ class Explorer:
         executor: Executor | None,
         store: Store | None,
         told: Told,
+        keeps: Mapping[str, Sequence[int]],
         memory: int = MEMORY,
     ) -> None:
         self.orderings, self.bench, self.executor, self.store = orderings, bench, executor, store
-        self.told, self.memory, self.found = told, memory, Explored()
+        self.told, self.keeps, self.memory, self.found = told, dict(keeps), memory, Explored()
         self.names = bench.layer_names()
 
     def explore(self, keep: int, *, every: bool = False) -> Explored:
@@ -128,15 +129,38 @@ class Explorer:
                     )
                     self.orderings.exceeds(order, whole, because)
                     staying.remove(order)
-            self.layers(names, [order for order in staying if order not in chosen])
+            left = [order for order in staying if order not in chosen]
+            caps = [most + ABOVE * abs(most) - self.found.loss(loss, order, done) for order in left]
+            more = {"caps": caps, "loss": loss, "keeps": self.keeps}
+            for order, (layer, least) in self.layers(names, left, more=more).items():
+                because = (
+                    f"whatever follows the beginning of it, its {loss} on {layer} is at least {least:.6g}, which with "
+                    f"that on {len(done)} other layers is more than the {most:.6g} over all layers of "
+                    f"{self.orderings.text(whole)}"
+                )
+                self.orderings.exceeds(order, whole, because)
+                staying.remove(order)
         return self.found
 
-    def layers(self, names: Sequence[str], orders: Sequence[Prefix], *, counted: bool = True) -> None:
-        """Explore these layers for these orders."""
+    def layers(
+        self,
+        names: Sequence[str],
+        orders: Sequence[Prefix],
+        *,
+        counted: bool = True,
+        more: Mapping[str, Any] | None = None,
+    ) -> dict[Prefix, tuple[str, float]]:
+        """Explore these layers for these orders.
+
+        Returns the orders that were bounded instead of run, each with the layer and what it loses there at least.
+        """
+        bounded: dict[Prefix, tuple[str, float]] = {}
         if not orders:
-            return
+            return bounded
         tree, done = Tree.of(self.orderings, orders), 0
-        for name, result in self._results(names, tree):
+        for name, result in self._results(names, tree, more):
+            for place, least in result.get("bounds", {}).items():
+                bounded.setdefault(tree.orders[int(place)], (name, least))
             self.found.applications += result["applications"] + result["repeated"]
             self.found.places.setdefault(name, {}).update(
                 (order, (result, place)) for place, order in enumerate(tree.orders)
@@ -144,11 +168,14 @@ class Explorer:
             if counted:
                 done += 1
                 self.told(done, len(names), name)
+        return bounded
 
-    def _results(self, names: Sequence[str], tree: Tree) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _results(
+        self, names: Sequence[str], tree: Tree, more: Mapping[str, Any] | None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
         """The result for each layer: from the store, or from its job."""
         keys, found = dict[str, str](), dict[str, dict[str, Any]]()
-        for name, job in self._jobs(names, tree) if self.store is not None else ():
+        for name, job in self._jobs(names, tree, more) if self.store is not None else ():
             if not job.get("portable", True):
                 break
             keys[name] = key_of(job)
@@ -156,7 +183,7 @@ class Explorer:
                 found[name] = {**known, "applications": 0, "repeated": 0}
                 self.found.reused += 1
         open_ = [name for name in names if name not in found]
-        fresh = run(self.bench.explore, self._jobs(open_, tree), self.executor)
+        fresh = run(self.bench.explore, self._jobs(open_, tree, more), self.executor)
         for name in names:
             if name not in found:
                 arrived, result = next(fresh)
@@ -166,9 +193,11 @@ class Explorer:
                 found[name] = result
             yield name, found.pop(name)
 
-    def _jobs(self, names: Sequence[str], tree: Tree) -> Iterator[tuple[str, dict[str, Any]]]:
-        orderings = self.orderings
-        return self.bench.layer_jobs(orderings.techniques, tree.parents, tree.steps, tree.ends, self.memory, names)
+    def _jobs(
+        self, names: Sequence[str], tree: Tree, more: Mapping[str, Any] | None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        known = self.orderings.techniques
+        return self.bench.layer_jobs(known, tree.parents, tree.steps, tree.ends, self.memory, names, more)
 
 
 def key_of(job: dict[str, Any]) -> str:

@@ -68,8 +68,13 @@ class Bench(Protocol):
         ends: Sequence[int],
         memory: int,
         layers: Sequence[str],
+        more: Mapping[str, Any] | None = None,
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """For each of these layers a job, as plain data, that ``explore`` does in any process (see :class:`Tree`)."""
+        """For each of these layers a job, as plain data, that ``explore`` does in any process (see :class:`Tree`).
+
+        ``more``: entries of the jobs: ``caps``, for each end the largest ``loss`` that is of interest, and ``keeps``,
+        the techniques that keep the mask, the grid and the low-rank term.
+        """
 
     def fingerprint(self) -> str | None:
         """A text for everything that measurements depend on beside states; None when that cannot be told."""
@@ -77,7 +82,8 @@ class Bench(Protocol):
     @property
     def explore(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """Does one job in any process. Its result, as plain data: ``losses`` (by name, a number for each end), ``bits``
-        and ``digests`` (for each end), ``applications`` and ``repeated`` (kernel runs)."""
+        and ``digests`` (for each end), ``applications`` and ``repeated`` (kernel runs); with caps
+        ``bounds``, by place among the ends that were not run, as text: what they lose at least."""
 
     @property
     def parallel(self) -> bool:

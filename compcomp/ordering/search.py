@@ -11,7 +11,7 @@ from math import ceil, lcm
 from typing import Any
 
 from compcomp.errors import InputError
-from compcomp.language.claim import Claim, Scope, dominates, equal
+from compcomp.language.claim import Claim, Scope, dominates, equal, keeps
 from compcomp.language.layer import LayerState
 from compcomp.language.loss import loss_named
 from compcomp.language.technique import Sequence as Order
@@ -386,7 +386,7 @@ class _Search:
         dense = dict(bench.evaluate(bench.start()))
         chosen = staying
         if not dense or len(staying) > self.evaluations or self.by_layer:  # layers can be looked at apart
-            explorer = Explorer(self.orderings, bench, self.asker.executor, self.asker.store, self.told)
+            explorer = Explorer(self.orderings, bench, self.asker.executor, self.asker.store, self.told, self.kept())
             found = explorer.explore(self.evaluations if dense else RANKED, every=self.by_layer)
             if self.by_layer:
                 self.own = found.best_by_layer(self.loss.name)
@@ -420,6 +420,26 @@ class _Search:
             self.measure_own(bench, measurements[0], lower)
         self.applied["done"] = ceil(self.applied["kernel_runs"] / max(1, layers))
         return measurements, dense
+
+    def kept(self) -> dict[str, list[int]]:
+        """The techniques that are proved to keep the mask, or the grid, and those that keep the low-rank term.
+
+        What a layer loses in the end is bounded by what they keep of it: law 4. A map that sets up a grid of its own
+        keeps that one, so the grid counts only where it is promised to stay.
+        """
+        known = self.orderings.techniques
+        found = {"factors": [i for i, t in enumerate(known) if t.steps() or "factors" in t.promises().keeps]}
+        for invariant in ("mask", "grid"):
+            able = [i for i, technique in enumerate(known) if invariant in technique.promises().keeps]
+            pairs = [(first, i) for first in known for i in able if first != known[i]]
+            claims = [keeps(first >> known[i], invariant) for first, i in pairs]
+            verdicts = self.ask(claims, ANY, f"what keeps a {invariant}", stages=RULES)
+            lost = {
+                i for (_, i), v in zip(pairs, verdicts, strict=True) if v.status in (Status.UNKNOWN, Status.REFUTED)
+            }
+            held = {i for (_, i), v in zip(pairs, verdicts, strict=True) if self.orderings.covered(v)}
+            found[invariant] = sorted(held - lost)
+        return found
 
     def measure_own(self, bench: Bench, best: Measurement, lower: bool) -> None:
         """Measure each layer under the order that is best for it alone, and keep that only where it pays."""

@@ -344,7 +344,7 @@ def _same_grid(one: Grid, other: Grid) -> bool:
 def _kept(invariant: str, before: LayerState, after: LayerState) -> bool:
     old, new = before.format, after.format
     if getattr(old, invariant) is None:
-        return True
+        return invariant != "factors" or new.factors is None
     if getattr(new, invariant) is None:
         return False
     if old.mask is not None and new.mask is not None and invariant == "mask":

@@ -113,6 +113,7 @@ class LayerBench:
         ends: Sequence[int],
         memory: int,
         layers: Sequence[str],
+        more: Mapping[str, Any] | None = None,
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         assert self._dense.gram is not None
         for name in layers:

@@ -1,0 +1,68 @@
+"""What a layer loses at least, whatever the techniques to come make of it, by what they are known to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from compcomp.kernels.least_squares_distill import least_change, row_errors
+from compcomp.language.layer import Grid, LayerState
+from compcomp.language.loss import loss_named
+from compcomp.models.measure import effective_weight
+
+TOLERANCE = 1e-9
+"""Share by which a bound is lowered."""
+
+# Statement. Let every technique to come keep the low-rank term F beside the weight ("factors"), and let R be the
+# reference. In the end the layer computes with V + F for some weight V, and
+#   mask   if they keep the mask, V is 0 where the mask drops;
+#   grid   if they keep a symmetric grid, every entry of V is one of its values.
+# So the loss in the end is at least the least loss of such a V:
+#   a loss that grows with each |R_ij - (V + F)_ij|: entry by entry, where V_ij = 0 if dropped, else the grid value
+#     nearest to (R - F)_ij, else (R - F)_ij itself, which loses nothing;
+#   |(R - V - F) X|_F^2 under a mask: that of the least-squares fit to R - F within the mask.
+# (No technique keeps both a rank and the low-rank term, so a rank bounds nothing.)
+
+
+def least_loss(layer: LayerState, loss: str, kept: Collection[str]) -> float:
+    """A lower bound of the loss of this name after any techniques that keep these invariants; 0 where none is known.
+
+    ``kept``: out of "mask", "grid", "factors". In float64, and lowered by what rounding may have added.
+    """
+    if "factors" not in kept:
+        return 0.0
+    form, target = layer.format, _reference(layer) - _beside(layer)
+    mask = form.mask if "mask" in kept else None
+    grid = form.grid if "grid" in kept and form.grid is not None and form.grid.offset is None else None
+    part, bounds = loss_named(loss), [0.0]
+    if part.distance and part.element is not None and (mask is not None or grid is not None):
+        value = target if grid is None else _nearest(target, grid)
+        value = value if mask is None else torch.where(_tensor(mask), value, 0.0)
+        bounds.append((1 - TOLERANCE) * float(part.element(target, value).sum()))
+    if loss == "output_l2" and mask is not None and layer.gram is not None:
+        gram = _tensor(layer.gram).to(torch.float64)
+        fitted = least_change(target, gram, _tensor(mask), max(1e-12, 4 * torch.finfo(layer.gram.dtype).eps))
+        rounding = TOLERANCE * float(target.square().sum()) * float(gram.trace())  # where the Gram matrix is singular
+        bounds.append(float(row_errors(target - fitted, gram).sum()) - rounding)
+    return max(bounds)
+
+
+def _nearest(target: Tensor, grid: Grid) -> Tensor:
+    step = _tensor(grid.step).to(torch.float64)
+    level = torch.where(step == 0, 0.0, torch.round(target / step)).clamp(-grid.levels, grid.levels)
+    return torch.where(step == 0, 0.0, level) * step
+
+
+def _reference(layer: LayerState) -> Tensor:
+    return _tensor(layer.reference).to(torch.float64)
+
+
+def _beside(layer: LayerState) -> Tensor:
+    return effective_weight(layer).to(torch.float64) - _tensor(layer.weight).to(torch.float64)
+
+
+def _tensor(value: object) -> Tensor:
+    assert isinstance(value, Tensor)
+    return value

@@ -1,0 +1,89 @@
+"""A bound holds for whatever techniques make of the layer, and leaving orders out by it loses nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import permutations
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from compcomp.language.layer import LayerState
+from compcomp.language.loss import LOSSES
+from compcomp.language.technique import Sequence, Technique
+from compcomp.models.bench import ModelBench
+from compcomp.models.bounds import least_loss
+from compcomp.models.explore import explore
+from compcomp.models.measure import layer_losses
+from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, MinMax, TruncatedSVD, Wanda
+from tests.models.fakes import Tiny, tokens
+from tests.models.test_explore import tree
+
+D, L = LeastSquaresDistill(), TruncatedSVD(2, residual=True)
+STARTS: list[Sequence] = [
+    Sequence((Magnitude("1/2"),)),  # type: ignore[arg-type]
+    Magnitude("1/2") >> L,  # type: ignore[arg-type]
+    L >> Wanda("1/4", pattern="unstructured"),  # type: ignore[arg-type]
+    Sequence((AbsMax(3, group=4),)),
+    Magnitude("1/4") >> AbsMax(2),  # type: ignore[arg-type]
+    Magnitude("1/4") >> MinMax(2),  # type: ignore[arg-type]
+]
+KEEP_MASK: list[Technique] = [D, Magnitude("3/4"), AbsMax(4), AbsMax(2, group=4), Wanda("1/2")]  # type: ignore[arg-type]
+KEEP_BOTH: list[Technique] = [D, Magnitude("3/4"), Wanda("1/2")]  # type: ignore[arg-type]
+
+
+def layer(seed: int) -> LayerState:
+    random = torch.Generator().manual_seed(seed)
+    inputs: Tensor = torch.randn(8, 6 if seed % 2 else 40, generator=random, dtype=torch.float64)
+    return LayerState.dense(torch.randn(5, 8, generator=random), gram=inputs @ inputs.T)
+
+
+@pytest.mark.parametrize("start", STARTS, ids=str)
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "weight_l4"])
+def test_no_continuation_loses_less(start: Sequence, loss: str) -> None:
+    for seed in range(4):
+        state = start.kernel(layer(seed))
+        for kept, following in (({"mask", "factors"}, KEEP_MASK), ({"mask", "grid", "factors"}, KEEP_BOTH)):
+            least = least_loss(state, loss, kept)
+            for order in permutations(following, 2):
+                end = Sequence(order).kernel(state)
+                assert layer_losses(end, (loss,))[loss] >= least, (seed, str(Sequence(order)))
+        free = {"mask", "factors"}
+        best = torch.where(
+            torch.ones_like(state.weight, dtype=torch.bool) if state.format.mask is None else state.format.mask,
+            state.reference - (state.effective() - state.weight),
+            0.0,
+        )
+        fitted = replace(state, weight=best)
+        if loss.startswith("weight"):  # and the bound is reached: by the best weights under the mask
+            assert least_loss(state, loss, free) == pytest.approx(layer_losses(fitted, (loss,))[loss], abs=1e-4)
+
+
+def test_nothing_is_known_where_the_low_rank_term_may_change() -> None:
+    state = Magnitude("1/2").kernel()(Magnitude("1/2"), layer(0))  # type: ignore[arg-type]
+    assert least_loss(state, "weight_l2", {"mask"}) == 0 < least_loss(state, "weight_l2", {"mask", "factors"})
+
+
+@pytest.mark.parametrize("loss", ["output_l2", "weight_l2"])
+def test_what_is_left_out_could_not_win(loss: str) -> None:
+    techniques: list[Technique] = [Magnitude("1/2"), Magnitude("3/4"), AbsMax(2, group=4), AbsMax(4), D]  # type: ignore[arg-type]
+    bench = ModelBench(Tiny(), tokens(), device="cpu")
+    orders = list(permutations(range(5)))
+    names = bench.layer_names()
+    keeps = {"mask": [0, 1, 2, 3, 4], "grid": [0, 1, 4], "factors": [0, 1, 2, 3, 4]}
+    saved = 0
+    for name, job in dict(bench.layer_jobs(techniques, *tree(orders), 2**30, names)).items():
+        whole = explore(job)
+        every: list[float] = whole["losses"][loss]
+        cap = sorted(every)[3]
+        some: dict[str, Any] = explore({**job, "caps": [cap] * len(orders), "loss": loss, "keeps": keeps})
+        for place, exact in enumerate(every):
+            if str(place) in some["bounds"]:
+                assert some["losses"][loss][place] is None
+                assert cap < some["bounds"][str(place)] <= exact, name
+            else:
+                assert some["losses"][loss][place] == exact
+        saved += whole["applications"] - some["applications"]
+    assert saved > 0
