@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
@@ -30,11 +31,19 @@ def pool(executor: Executor | None, *, wanted: bool) -> Iterator[Executor | None
         return
     from loky import ProcessPoolExecutor
 
-    workers = ProcessPoolExecutor(cores, env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
+    env = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    workers = ProcessPoolExecutor(cores, initializer=_large_jobs, env=env)
     try:
         yield workers
     finally:
         workers.shutdown(wait=True, kill_workers=True)
+
+
+def _large_jobs() -> None:
+    """Let a worker be: loky replaces one that has grown by 300 MB, but a job may keep more states than that."""
+    from loky import process_executor
+
+    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
 
 
 def run(

@@ -1,0 +1,112 @@
+"""What is proved from every state holds from states that other techniques lead to, not from the dense one alone."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+
+from compcomp.language.claim import Claim, dominates, equal
+from compcomp.language.layer import LayerState
+from compcomp.language.technique import Sequence, Technique
+from compcomp.language.verdict import Status
+from compcomp.ordering.screen import generated
+from compcomp.proving.meaning import differences
+from compcomp.proving.proof import DENSE_INPUTS
+from compcomp.proving.prove import prove
+from compcomp.techniques import (
+    AbsMax,
+    AbsMaxInputs,
+    ApplyMask,
+    LeastSquaresDistill,
+    Magnitude,
+    MinMax,
+    TruncatedSVD,
+    Wanda,
+)
+
+FAMILY: list[Technique] = [
+    Magnitude("1/4"),  # type: ignore[arg-type]
+    Magnitude("1/2"),  # type: ignore[arg-type]
+    Magnitude("1/2", ties="all"),  # type: ignore[arg-type]
+    Magnitude("1/2", of="dense"),  # type: ignore[arg-type]
+    Wanda("1/2"),  # type: ignore[arg-type]
+    Wanda("1/4"),  # type: ignore[arg-type]
+    AbsMax(4),
+    AbsMax(7),
+    AbsMax(4, group=2),
+    MinMax(3),
+    ApplyMask(),
+    TruncatedSVD(1, residual=True),
+    TruncatedSVD(1),
+    LeastSquaresDistill(),
+    AbsMaxInputs(4),
+]
+SHAPE, LAYERS = (3, 4), 24
+
+
+@cache
+def states() -> list[tuple[Sequence, LayerState]]:
+    """Layers of every kind after no, one or two techniques of the family, the dense ones first."""
+    dense = generated(SHAPE, FAMILY, np.random.default_rng(0), layers=LAYERS)
+    found = [(Sequence(), dense)]
+    for prefix in [(t,) for t in FAMILY] + list(permutations([FAMILY[k] for k in (0, 4, 6, 11, 13)], 2)):
+        with np.errstate(all="ignore"):
+            found.append((Sequence(prefix), Sequence(prefix).encode(dense)))
+    return found
+
+
+def mistaken(claim: Claim, state: LayerState, tolerance: float = 1e-7) -> bool:
+    """Whether the claim fails from this state, on some layer."""
+    with np.errstate(all="ignore"):
+        left, right = (sequence.encode(state) for sequence in claim.sequences)
+    if claim.kind == "equal":
+        terms = differences(left, right, tolerance)
+        return any(np.any(getattr(term, "values", term)) for term in terms)
+    assert claim.loss is not None
+    one, other = (np.broadcast_to(getattr(claim.loss.of(s), "values", 0.0), (LAYERS,)) for s in (left, right))
+    return bool(np.any(one > other * (1 + tolerance) + tolerance))
+
+
+def claims() -> list[Claim]:
+    pairs = list(product(FAMILY, repeat=2))
+    found = [equal(a >> b, side) for a, b in pairs for side in (a, b, b >> a) if str(a >> b) != str(side)]
+    beside = [t for t in FAMILY if t.promises().leaves_weight or t.promises().changes_inputs]
+    found += [equal(a >> x >> b, other) for a, b in pairs for x in beside for other in (a >> x, b >> x, x >> b)]
+    found += [dominates(a >> b, a, loss=loss) for a, b in pairs for loss in ("output_l2", "weight_l2")]
+    return found
+
+
+@pytest.mark.slow
+def test_proofs_from_every_state() -> None:
+    proved = refuted_elsewhere = 0
+    for claim in claims():
+        verdict = prove(claim, "any", stages=("rule",), second=None)
+        if verdict.status is not Status.PROVED:
+            assert not verdict.congruent
+            continue
+        for prefix, state in states() if verdict.congruent else states()[:1]:
+            if DENSE_INPUTS in verdict.assumptions and prefix.changes_inputs:
+                refuted_elsewhere += mistaken(claim, state)
+                continue
+            assert not mistaken(claim, state), f"{claim} after {prefix}: {verdict.reason}"
+        proved += verdict.congruent
+    assert proved > 60
+    assert refuted_elsewhere, "the assumption about inputs is needed"
+
+
+def test_what_rests_is_no_proof_from_every_state() -> None:
+    rests = prove(equal(LeastSquaresDistill(), Sequence()), "any", stages=("rule",), second=None)
+    assert rests.proved and not rests.congruent
+    assert any(mistaken(rests.claim, state) for _, state in states())
+
+
+def test_a_larger_selection_is_not_absorbed_past_a_low_rank_term() -> None:
+    few, many, beside = Magnitude("1/4"), Magnitude("1/2"), TruncatedSVD(1, residual=True)  # type: ignore[arg-type]
+    assert prove(equal(many >> beside >> few, many >> beside), "any", stages=("rule",), second=None).congruent
+    for other in (few >> beside, many >> beside, beside >> many):
+        wrong = equal(few >> beside >> many, other)
+        assert not prove(wrong, "any", stages=("rule",), second=None).proved
+        assert any(mistaken(wrong, state) for _, state in states())
