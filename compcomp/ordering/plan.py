@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,9 @@ from compcomp.ordering.dag import Orderings
 from compcomp.ordering.measure import Measurement
 from compcomp.ordering.space import Prefix
 
+LISTED = 5040
+"""Orders up to which ``plan.json`` accounts for each of them."""
+ACCOUNTS = "accounts.tsv"
 NOT_ACCURACY = "A proof about layer error is not a proof about accuracy."
 
 
@@ -94,16 +97,38 @@ class Plan:
         return self.compress(model, calibration)
 
     def save(self, directory: str | Path) -> None:
-        """Write ``plan.json``, and the compressed model where the plan was measured on one."""
+        """Write ``plan.json``, and the compressed model where the plan was measured on one.
+
+        What became of each order stands in ``plan.json`` too; of more than :data:`LISTED` orders in ``accounts.tsv``,
+        with numbers for techniques and proofs.
+        """
         folder = Path(directory)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            data = {**self.to_json(), "accounts": self.accounts}
+            many = self.orders["total"] > LISTED
+            data = {**self.to_json(), "accounts": ACCOUNTS if many else self.accounts}
+            if many:
+                (folder / ACCOUNTS).write_text("\n".join(self._numbered_accounts()) + "\n", encoding="utf-8")
             (folder / "plan.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise InputError(f"{str(directory)!r} ({error.strerror})", "a folder to write to", "Plan.save") from None
         if self.write_model is not None:
             self.write_model(folder)
+
+    def _numbered_accounts(self) -> Iterator[str]:
+        """A line for each order, then what its numbers stand for."""
+        proofs: dict[int, tuple[int, str]] = {}
+        place = {str(technique): str(k) for k, technique in enumerate(self.orderings.techniques)}
+
+        def numbers(order: str) -> str:
+            return " ".join(place[part] for part in order.split(" >> ")) if order != "identity" else "-"
+
+        yield "order\tfate\tby\tproofs\tmeasured on this model"
+        for fate in self.orderings.fates():
+            used = [proofs.setdefault(id(v), (len(proofs) + 1, str(v)))[0] for v in fate.proofs]
+            yield "\t".join((numbers(fate.order), fate.fate, numbers(fate.by), " ".join(map(str, used)), fate.note))
+        yield from (f"# technique {number}: {text}" for text, number in place.items())
+        yield from (f"# proof {number}: {text}" for number, text in proofs.values())
 
     def report(self, path: str | Path) -> None:
         """Write a report for people to this path."""

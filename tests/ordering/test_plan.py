@@ -13,11 +13,12 @@ import pytest
 from compcomp.errors import InputError
 from compcomp.language.claim import dominates, equal
 from compcomp.language.verdict import Status, Verdict
+from compcomp.ordering import plan as module
 from compcomp.ordering.ask import Options
 from compcomp.ordering.plan import NOT_ACCURACY, Plan, finite
 from compcomp.ordering.search import search
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD
-from tests.ordering.fakes import LayerBench, Prover, verdict
+from tests.ordering.fakes import LayerBench, Prover, by_rules, verdict
 
 P, D, L = Magnitude("1/2", pattern="2:4"), LeastSquaresDistill(), TruncatedSVD(rank=1, residual=True)
 KEYS = {
@@ -125,3 +126,21 @@ def test_the_scope_of_a_proof_that_covers_only_this_model() -> None:
 
     plan = search([a, b], "weight_l2", LayerBench([a, b], shape=(1, 4)), prover=at_shape)
     assert plan.optimality == "proved" and "the shapes of this model" in str(plan)
+
+
+def test_many_orders_are_accounted_for_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LISTED", 5)
+    techniques = [P, AbsMax(3, group=4), D]
+    plan = search(techniques, "output_l2", LayerBench(techniques), prover=by_rules)
+    plan.save(tmp_path)
+    assert json.loads((tmp_path / "plan.json").read_text())["accounts"] == "accounts.tsv"
+    lines = (tmp_path / "accounts.tsv").read_text().splitlines()
+    rows = [line.split("\t") for line in lines[1:] if not line.startswith("#")]
+    names = dict(line.removeprefix("# technique ").split(": ", 1) for line in lines if line.startswith("# technique"))
+    told = {" >> ".join(names[k] for k in order.split()): (fate, by) for order, fate, by, _, _ in rows}
+    for account in plan.accounts:
+        fate, by = told[account["order"]]
+        assert fate == account["fate"] and " >> ".join(names[k] for k in by.split()) == account["by"]
+    proofs = {line.split(":")[0] for line in lines if line.startswith("# proof")}
+    used = {f"# proof {k}" for row in rows for k in row[3].split()}
+    assert used == proofs and all(row[3] or row[4] for row in rows if row[1] != "measured")
