@@ -16,6 +16,9 @@ BLOCK = 128
 CACHE = 2**21
 """Bytes of systems that are factored together on a CPU, so that what one pass wrote is in its cache for the next."""
 
+INVERTIBLE = 1e-6
+"""The same for a Gram matrix that is inverted: far from singular, so that its inverse is good to ten digits."""
+
 SOUND = 1e-10
 """The least share of its diagonal entry that a Cholesky pivot may be, or the system is nearly singular."""
 
@@ -86,14 +89,40 @@ def least_change(error: Tensor, gram: Tensor, mask: Tensor | None, tolerance: fl
         kept = free[0].nonzero()[:, 0]
         change[:, kept] = _solve(gram[kept][:, kept][None], right[:, kept].T[None], tolerance)[0].T
         return change
-    counts = free.sum(dim=1)
-    order = counts.argsort()  # rows with about as many free weights share a batch, so that little is padded
-    order, largest = order[counts[order] > 0], int(counts.max())
-    for part in chunks(len(order), 32 * largest * largest, gram.device):
+    fixed = alive & ~free
+    inverse = _inverse(gram, alive) if int(fixed.sum()) < int(free.sum()) else None
+    few = torch.zeros(len(error), dtype=torch.bool, device=error.device)
+    if inverse is not None:  # fewer weights are fixed than free: what the fixed ones leave is found from the inverse
+        few = fixed.sum(dim=1) < free.sum(dim=1)
+        left = _within(inverse, error[few], fixed[few], tolerance) @ inverse
+        change[few] = (error[few] - left) * free[few]
+    change[~few] = _within(gram, right[~few], free[~few], tolerance)
+    return change
+
+
+def _inverse(gram: Tensor, alive: Tensor) -> Tensor | None:
+    """The inverse of the Gram matrix of the inputs that are not always zero, 0 elsewhere; None if nearly singular."""
+    kept = alive.nonzero()[:, 0]
+    system = gram[kept][:, kept]
+    factor, info = torch.linalg.cholesky_ex(system)
+    if bool(info != 0) or bool((factor.diagonal().square() / system.diagonal()).amin() <= INVERTIBLE):
+        return None
+    inverse = torch.zeros_like(gram)
+    inverse[kept[:, None], kept] = torch.cholesky_inverse(factor)
+    return inverse
+
+
+def _within(matrix: Tensor, right: Tensor, chosen: Tensor, tolerance: float) -> Tensor:
+    """For each row, x with ``matrix x = right`` in the chosen entries and 0 elsewhere; rows x in, as are the others."""
+    found = torch.zeros_like(right)
+    counts = chosen.sum(dim=1)
+    order = counts.argsort()  # rows with about as many chosen entries share a batch, so that little is padded
+    order, largest = order[counts[order] > 0], int(counts.max()) if len(counts) else 0
+    for part in chunks(len(order), 32 * largest * largest, matrix.device):
         rows = order[part]
-        index = (~free[rows]).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(counts[rows].max())]
-        real = free[rows].gather(1, index)
-        system = gram[index[:, :, None], index[:, None, :]]
+        index = (~chosen[rows]).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(counts[rows].max())]
+        real = chosen[rows].gather(1, index)
+        system = matrix[index[:, :, None], index[:, None, :]]
         if not bool(real.all()):
             share = real.to(torch.float64)  # a bool factor would be converted entry by entry
             system *= share[:, :, None]
@@ -101,8 +130,8 @@ def least_change(error: Tensor, gram: Tensor, mask: Tensor | None, tolerance: fl
             diagonal = system.diagonal(dim1=1, dim2=2)
             diagonal += (diagonal.sum(dim=1) / counts[rows])[:, None] * ~real
         solution = _solve(system, (right[rows].gather(1, index) * real)[..., None], tolerance)[..., 0]
-        change[rows] = change[rows].scatter_(1, index, solution * real)
-    return change
+        found[rows] = found[rows].scatter_(1, index, solution * real)
+    return found
 
 
 def _solve(system: Tensor, right: Tensor, tolerance: float) -> Tensor:

@@ -74,6 +74,7 @@ class _States:
         self.repeated = 0
         self.bounds: dict[int, float] = {}  # of nodes that were not run, or whose state is not needed
         self._bounds: dict[tuple[str, frozenset[str]], float] = {}
+        self._own: dict[str, float] = {}
         self._origin: dict[str, tuple[str, int]] = {}
         self._kept: OrderedDict[str, tuple[LayerState, int]] = OrderedDict()
         self._bytes = 0
@@ -92,16 +93,23 @@ class _States:
             node = stack.pop()
             self.digests[node] = self._step(self.digests[parents[node]], steps[node])
             if ahead is not None and ahead.sizes[node] >= BOUND_FROM:
-                least = self._least(self.digests[node], job["loss"], ahead.kept(node))
+                least = self._least(self.digests[node], job["loss"], ahead.kept(node), ahead.caps[node])
                 if least > ahead.caps[node]:
                     self.bounds |= dict.fromkeys(ahead.behind(node, children), least)
                     self.digests[node] = ""
                     continue
             stack += reversed(children[node])
 
-    def _least(self, key: str, loss: str, kept: frozenset[str]) -> float:
-        """What the state of this digest loses at least under techniques that keep this."""
+    def _least(self, key: str, loss: str, kept: frozenset[str], cap: float) -> float:
+        """What the state of this digest loses at least under techniques that keep this.
+
+        Its own loss is never less than the bound: where that is within the cap the bound is not worth its work.
+        """
         if (key, kept) not in self._bounds:
+            if key not in self._own:
+                self._own[key] = layer_losses(self._state(key), (loss,))[loss]
+            if self._own[key] <= cap:
+                return 0.0
             self._bounds[key, kept] = least_loss(self._state(key), loss, kept)
         return self._bounds[key, kept]
 
