@@ -47,6 +47,7 @@ class Coverage:
 
     ``weights``: of the layer; ``covered``: of them, those in units where every condition surely holds and the floats
     follow the exact runs. ``conditions``: for each condition by its text the weights of the units where it holds.
+    ``groups``: for each the groups it was checked in, over all steps of all sequences, and those in which it holds.
     ``left``, ``right``: what the sides of a claim of dominance lose, over the covered units and over the others; None
     for other claims. ``contradicted``: covered units in which the floats contradict the proof, beyond their error.
     """
@@ -54,6 +55,7 @@ class Coverage:
     weights: int
     covered: int
     conditions: dict[str, int]
+    groups: dict[str, tuple[int, int]]
     left: tuple[float, float] | None
     right: tuple[float, float] | None
     contradicted: int
@@ -64,6 +66,7 @@ class Coverage:
             "weights": self.weights,
             "covered": self.covered,
             "conditions": self.conditions,
+            "groups": {name: list(counts) for name, counts in self.groups.items()},
             "left": None if self.left is None else list(self.left),
             "right": None if self.right is None else list(self.right),
             "contradicted": self.contradicted,
@@ -119,12 +122,13 @@ def _covered(claim: Claim, runs: Sequence[FollowedRun], layer: LayerState) -> Co
     count = _count(claim, weight)
     size = weight.numel() // count
     covered = torch.ones(count, dtype=torch.bool, device=weight.device)
-    held = {}
+    held, counted = {}, {}
     for condition, groups in checked(claim, runs).items():
         holds = torch.ones_like(covered)
         for group in groups:
             holds &= group.over(count)
         held[str(condition)] = int(holds.sum()) * size
+        counted[str(condition)] = sum(len(g.holds) for g in groups), sum(int(g.holds.sum()) for g in groups)
         covered &= holds
     for run in runs:
         covered &= run.known(count)
@@ -136,7 +140,7 @@ def _covered(claim: Claim, runs: Sequence[FollowedRun], layer: LayerState) -> Co
         contradicted = int((covered & (one.least() > other.most())).sum())
     elif claim.kind == "equal":
         contradicted = int((covered & _differ(runs[0], runs[1], count)).sum())
-    return Coverage(weight.numel(), int(covered.sum()) * size, held, left, right, contradicted)
+    return Coverage(weight.numel(), int(covered.sum()) * size, held, counted, left, right, contradicted)
 
 
 # ------------------------------------------------------------------------------------------------ losses

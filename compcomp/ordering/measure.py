@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from compcomp.errors import InputError
+from compcomp.language.claim import Claim
 from compcomp.language.technique import Technique
 from compcomp.ordering.dag import Orderings, Shape
 from compcomp.ordering.space import Prefix
@@ -63,6 +64,15 @@ class Bench(Protocol):
         layers: Sequence[str],
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """For each of these layers a job, as plain data, that ``explore`` does in any process (see :class:`Tree`)."""
+
+    def coverage(self, claims: Sequence[Claim]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """For each layer what every one of these claims of dominance, proved under conditions, says of it.
+
+        Plain data: ``weights`` of the layer, ``covered`` of them (about these the proof speaks), ``conditions`` (by
+        name, on how many weights each holds), ``groups`` (by name, in how many it was checked, and holds), ``left``
+        and ``right`` (the loss of each side over the covered weights and over the others), ``contradicted`` (parts
+        whose floats contradict the proof). Nothing where it cannot tell.
+        """
 
     def fingerprint(self) -> str | None:
         """A text for everything that measurements depend on beside states; None when that cannot be told."""

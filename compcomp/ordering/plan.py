@@ -17,7 +17,8 @@ from compcomp.errors import InputError
 from compcomp.language.technique import Sequence
 from compcomp.language.text import parse_sequence
 from compcomp.language.verdict import Verdict
-from compcomp.ordering.dag import Orderings
+from compcomp.ordering.conditional import conclusion
+from compcomp.ordering.dag import UNDER_CONDITIONS, Orderings
 from compcomp.ordering.measure import Measurement
 from compcomp.ordering.space import Prefix
 
@@ -38,7 +39,9 @@ class Plan:
     compared by, the metric None without an ``evaluate``. compression_rate: of the chosen order, None where
     none was measured on a model. measured_on: "model" or "generated layers". applications: technique
     applications to the whole model that were "done", and in the "full_tree" of all prefixes; "kernel_runs" counts
-    single layers. seconds: by phase, and "total".
+    single layers. seconds: by phase, and "total". conditional: of pairs that are proved neither way, what is proved
+    under conditions, on what share of the model's weights these hold, and what was measured where and on the rest
+    (:func:`compcomp.ordering.conditional.conditional`).
     """
 
     order: Sequence
@@ -59,6 +62,7 @@ class Plan:
     seconds: dict[str, float]
     orderings: Orderings = field(repr=False)
     notes: list[str] = field(default_factory=list)
+    conditional: list[dict[str, Any]] = field(default_factory=list)
     compress: Callable[..., Any] | None = field(default=None, repr=False)
     write_model: Callable[[Path], None] | None = field(default=None, repr=False)
 
@@ -132,6 +136,7 @@ class Plan:
             "applications": self.applications,
             "seconds": self.seconds,
             "notes": self.notes,
+            "conditional": finite(self.conditional),
         }
 
     # ------------------------------------------------------------------------------------ in words
@@ -192,7 +197,7 @@ class Plan:
         else:
             what = {
                 "merged": "it leaves every layer in the same state as",
-                "dropped": f"its {self.loss} is {'more' if fate.note else 'never less'} than that of",
+                "dropped": f"its {self.loss} is {_how_much(fate.note)} than that of",
             }[fate.fate]
             lines.append(f"It was not measured, since {what} {fate.by}, which was ({self._of(fate.by, rank)}).")
             for proof in fate.proofs:
@@ -200,9 +205,12 @@ class Plan:
                 reason = f" ({proof.reason})" if proof.reason else ""
                 lines.append(f"Proved for {proof.reach or proof.scope.describe()}{reason}: {proof.claim}{assuming}.")
             if fate.note:
-                lines.append(f"Measured on this model: {fate.note}.")
+                lines.append(f"{'Known' if UNDER_CONDITIONS in fate.note else 'Measured on this model'}: {fate.note}.")
             if fate.fate == "dropped":
                 lines.append(NOT_ACCURACY)
+        for entry in self.conditional:
+            if fate.order in (entry["left"], entry["right"]):
+                lines.append(f"Under conditions, {entry['claim']} is proved. {entry['left']} {conclusion(entry)}.")
         return "\n".join(lines)
 
     def _of(self, order: str, rank: dict[str, int]) -> str:
@@ -226,6 +234,12 @@ class Plan:
         if prefix is None or not self.orderings.complete(self.orderings.used(prefix)):
             raise InputError(f"{str(order)[:200]!r}", allowed, "explain")
         return prefix
+
+
+def _how_much(note: str) -> str:
+    if UNDER_CONDITIONS in note:
+        return "no less, on this model,"
+    return "more" if note else "never less"
 
 
 def finite(value: Any) -> Any:

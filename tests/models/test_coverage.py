@@ -168,6 +168,7 @@ def test_coverage_counts_the_weights_of_units_and_splits_the_losses() -> None:
     (found,) = coverage([claim], "l", LayerState.dense(weight))
     # Levels at 3 bits: (3, 0 or 1, 1, 2), (3, 2, 2, 2) ties, (2, 3, 0, 1).
     assert (found.weights, found.covered, found.conditions) == (12, 8, {"no_ties": 8})
+    assert found.groups == {"no_ties": (6, 4)}  # two selections of three groups; the kept 6 of row 0 is in one of each
     assert found.contradicted == 0 and found.left is not None and found.right is not None
     whole = {}
     for sequence in claim.sequences:
