@@ -138,6 +138,9 @@ def conclusion(entry: dict[str, Any]) -> str:
             "gap, or a defect of the prover or of a kernel: please report it. Nothing was dropped for it"
         )
     rest = f"{entry['loss']} {entry['left_loss']['rest']:.6g} against {entry['right_loss']['rest']:.6g}"
+    if entry["coverage"] == 0:
+        outcome = "no more" if entry["holds"] else "more"
+        return f"is measured to lose {outcome} on this model ({rest}): the proof speaks of no part of it"
     if entry["coverage"] == 1:
         return f"loses no more on this model: proved on {share} of the weights"
     if entry["holds"]:

@@ -300,6 +300,8 @@ def test_what_is_dropped_under_conditions(bench: Covered, dropped: int) -> None:
     assert plan.orders["dropped"] == dropped and len(plan.conditional) == 2
     loud = [note for note in plan.notes if note.startswith("CONTRADICTION on 1: ")]
     assert len(loud) == (2 if bench.contradicted else 0)
+    if bench.covered == 0:
+        assert "is measured to lose no more on this model" in plan.explain(EVEN >> EIGHT)
     assert not bench.contradicted or not any(entry["holds"] for entry in plan.conditional)
 
 
