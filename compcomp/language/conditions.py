@@ -9,7 +9,7 @@ import ast
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -32,15 +32,6 @@ INPUT_FACTS = ("diagonal Gram", "equal norms")
 """Those of them that speak of the dense inputs."""
 
 LARGEST_BOX = 4096
-
-
-class Check(Protocol):
-    """How a condition is checked on real tensors: one truth value for each group of each step it speaks of.
-
-    ``runs`` hold torch tensors, as ``Sequence.kernel`` makes them. True only where the condition surely holds.
-    """
-
-    def __call__(self, condition: Condition, claim: Claim, runs: Sequence[Run]) -> Any: ...
 
 
 @dataclass(frozen=True)

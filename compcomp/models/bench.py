@@ -14,10 +14,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from compcomp.errors import InputError
+from compcomp.language.claim import Claim
 from compcomp.language.layer import LayerState
 from compcomp.language.loss import LOSSES, loss_named
 from compcomp.language.technique import Sequence, Technique, as_sequence, registrations
 from compcomp.models.calibrate import calibrate, iterate
+from compcomp.models.coverage import coverage
 from compcomp.models.devices import choose, move
 from compcomp.models.explore import explore
 from compcomp.models.layers import IGNORE, Layer, check_sequence, evaluating, find_layers
@@ -259,6 +261,18 @@ class ModelBench:
                     **(more or {}),
                 },
             )
+
+    def coverage(self, claims: Items[Claim]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """For each layer its name and, of every claim, on what part of it the conditions hold, and what it loses where.
+
+        See :class:`compcomp.models.coverage.Coverage`. Nothing where a claim speaks of inputs and there are none.
+        """
+        if not self._calibrated and any(claim.needs_inputs for claim in claims):
+            return
+        for name, layer in self.start().items():
+            with torch.no_grad():
+                found = [one.to_json() for one in coverage(claims, name, self._bring(name, layer))]
+            yield name, found
 
     def rate(self, bits: int) -> float:
         """The compression rate of layers that take so many bits in all, against 16 bits a weight."""

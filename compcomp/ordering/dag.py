@@ -14,7 +14,9 @@ Laws (each is checked here, so that no search can break it):
    apply; the orders that do so are dropped for the one with T at its end.
 4. *Measured.* What is bitwise equal in every layer of a model is one order on that model. An order is dropped where a
    part of its loss, which adds over layers, exceeds the whole loss of as many orders as are wanted.
-5. Any other verdict changes nothing.
+5. *Under conditions.* On a model an order is dropped where it is proved under conditions to lose no less than another,
+   the conditions were checked on the tensors of every layer, and what they leave open was measured, layer by layer.
+6. Any other verdict changes nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ Shape = tuple[int, int]
 
 FATES = ("merged", "dropped", "measured")
 ON_THIS_MODEL = "bitwise the same in every layer of this model, which says nothing of other models"
+UNDER_CONDITIONS = "under conditions that were checked on this model"
 
 
 @dataclass(frozen=True)
@@ -330,6 +333,10 @@ class Orderings(Space):
     def exceeds(self, leaf: Prefix, by: Prefix, because: str) -> None:
         """Law 4: drop a staying order, as what is known of its loss is more than the whole loss of another."""
         self._bounded[leaf] = by, because
+
+    def under_conditions(self, leaf: Prefix, by: Prefix, because: str) -> None:
+        """Law 5: drop a staying order, as on this model another is known to lose no more."""
+        self._bounded[leaf] = by, f"{UNDER_CONDITIONS}, {because}"
 
     def _changed(self) -> None:
         self._steps.clear()

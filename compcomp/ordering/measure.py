@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from compcomp.errors import InputError
+from compcomp.language.claim import Claim
 from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
 from compcomp.ordering.dag import Orderings, Shape
@@ -74,6 +75,15 @@ class Bench(Protocol):
 
         ``more``: entries of the jobs: ``caps``, for each end the largest ``loss`` that is of interest, and ``keeps``,
         the techniques that keep the mask, the grid and the low-rank term.
+        """
+
+    def coverage(self, claims: Sequence[Claim]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """For each layer what every one of these claims of dominance, proved under conditions, says of it.
+
+        Plain data: ``weights`` of the layer, ``covered`` of them (about these the proof speaks), ``conditions`` (by
+        name, on how many weights each holds), ``groups`` (by name, in how many it was checked, and holds), ``left``
+        and ``right`` (the loss of each side over the covered weights and over the others), ``contradicted`` (parts
+        whose floats contradict the proof). Nothing where it cannot tell.
         """
 
     def fingerprint(self) -> str | None:

@@ -17,7 +17,8 @@ from compcomp.errors import InputError
 from compcomp.language.technique import Sequence
 from compcomp.language.text import parse_sequence
 from compcomp.language.verdict import Verdict
-from compcomp.ordering.dag import Orderings
+from compcomp.ordering.conditional import conclusion
+from compcomp.ordering.dag import UNDER_CONDITIONS, Orderings
 from compcomp.ordering.measure import Measurement
 from compcomp.ordering.space import Prefix
 
@@ -43,6 +44,8 @@ class Plan:
     applications to the whole model that were "done", and in the "full_tree" of all prefixes; "kernel_runs" counts
     single layers. seconds: by phase, and "total". layer_orders: by layer, the texts of the orders that layers take in
     place of ``order`` (``granularity="layer"``, and only where that pays). by_layer: what that measures.
+    conditional: of pairs that are proved neither way, what is proved under conditions, on what share of the model's
+    weights these hold, and what was measured on the rest (:func:`compcomp.ordering.conditional.conditional`).
     """
 
     order: Sequence
@@ -65,6 +68,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     layer_orders: dict[str, str] = field(default_factory=dict)
     by_layer: Measurement | None = None
+    conditional: list[dict[str, Any]] = field(default_factory=list)
     compress: Callable[..., Any] | None = field(default=None, repr=False)
     write_model: Callable[[Path], None] | None = field(default=None, repr=False)
 
@@ -162,6 +166,7 @@ class Plan:
             "notes": self.notes,
             "layer_orders": self.layer_orders,
             "by_layer": finite(self.by_layer),
+            "conditional": finite(self.conditional),
         }
 
     # ------------------------------------------------------------------------------------ in words
@@ -228,7 +233,7 @@ class Plan:
         else:
             what = {
                 "merged": "it leaves every layer in the same state as",
-                "dropped": f"its {self.loss} is {'more' if fate.note else 'never less'} than that of",
+                "dropped": f"its {self.loss} is {_how_much(fate.note)} than that of",
             }[fate.fate]
             lines.append(f"It was not measured, since {what} {fate.by}, which was ({self._of(fate.by, rank)}).")
             for proof in fate.proofs:
@@ -236,9 +241,12 @@ class Plan:
                 reason = f" ({proof.reason})" if proof.reason else ""
                 lines.append(f"Proved for {proof.reach or proof.scope.describe()}{reason}: {proof.claim}{assuming}.")
             if fate.note:
-                lines.append(f"Measured on this model: {fate.note}.")
+                lines.append(f"{'Known' if UNDER_CONDITIONS in fate.note else 'Measured on this model'}: {fate.note}.")
             if fate.fate == "dropped":
                 lines.append(NOT_ACCURACY)
+        for entry in self.conditional:
+            if fate.order in (entry["left"], entry["right"]):
+                lines.append(f"Under conditions, {entry['claim']} is proved. {entry['left']} {conclusion(entry)}.")
         return "\n".join(lines)
 
     def _of(self, order: str, rank: dict[str, int]) -> str:
@@ -262,6 +270,12 @@ class Plan:
         if prefix is None or not self.orderings.complete(self.orderings.used(prefix)):
             raise InputError(f"{str(order)[:200]!r}", allowed, "explain")
         return prefix
+
+
+def _how_much(note: str) -> str:
+    if UNDER_CONDITIONS in note:
+        return "no less, on this model,"
+    return "more" if note else "never less"
 
 
 def finite(value: Any) -> Any:

@@ -18,6 +18,7 @@ from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status, Verdict
 from compcomp.ordering.ask import Asker, Prover, decide
+from compcomp.ordering.conditional import CLAIM_SECONDS, TECHNIQUES, conclusion, conditional
 from compcomp.ordering.dag import Orderings
 from compcomp.ordering.explore import Explored, Explorer
 from compcomp.ordering.measure import Bench, Measured, Measurement, Tree, measurement, ranked
@@ -103,6 +104,7 @@ class _Search:
         self.own: dict[str, Prefix] = {}
         self.own_measured: Measurement | None = None
         self.layer_orders: dict[str, str] = {}
+        self.conditional: list[dict[str, Any]] = []
         self.applied = {"done": 0, "full_tree": self.orderings.full_tree, "kernel_runs": 0}
         self.losses: dict[Prefix, Values] = {}  # by word
         self.states: dict[Prefix, LayerState] = {}
@@ -126,6 +128,7 @@ class _Search:
         self.screen_orders()
         self.ask_dominance()
         self.left = sum(1 for _ in self.orderings.staying())
+        self.ask_conditional()
         measurements, dense = self.measure()
         self.seconds["total"] = time.monotonic() - start
         return self.plan(measurements, dense)
@@ -341,6 +344,47 @@ class _Search:
     def next_open(self, order: Prefix, better: Iterator[Prefix]) -> Prefix | None:
         return next((one for one in better if not self.orderings.dominated(one, order)), None)
 
+    # ------------------------------------------------------------------------------------ under conditions
+
+    def ask_conditional(self) -> None:
+        """Of pairs that are proved neither way: under which conditions they are, and where these hold on the model."""
+        known, home = self.orderings.techniques, self.orderings.home
+        if self.bench is None or len(known) > TECHNIQUES:
+            return
+        proved = {(v.claim.left, v.claim.right) for v in self.pairs if v.proved}
+        pairs = [
+            (known[one], known[other]) for one, other in combinations(range(len(known)), 2) if home[one] != home[other]
+        ]
+        pairs = [(a, b) for a, b in pairs if not {(a >> b, b >> a), (b >> a, a >> b)} & proved]
+
+        def ask(claim: Claim, scope: Scope) -> Verdict:
+            return self.asker.ask([claim], scope, {"stages": RULES, "timeout": CLAIM_SECONDS})[0]
+
+        def told(done: int, total: int, text: str) -> None:
+            self.notify({"phase": "prove", "done": done, "total": total, "text": text})
+
+        with self.timed("prove"):
+            self.conditional, proofs = conditional(pairs, self.loss, self.bench, ask, self.orderings.held, told)
+        self.others += proofs
+        self.notes += [conclusion(entry) for entry in self.conditional if entry["contradicted"]]
+
+    def drop_conditional(self, evaluated: bool) -> None:
+        """Law 5, where two techniques are all there is. What the user evaluates is dropped for proofs alone."""
+        staying = {self.orderings.text(order): order for order in self.orderings.staying()}
+        for entry in self.conditional:
+            better, worse = staying.get(entry["left"]), staying.get(entry["right"])
+            enough = entry["coverage"] == 1 if evaluated else entry["coverage"] > 0
+            if (
+                enough
+                and entry["in_every_layer"]
+                and self.orderings.total == 2
+                and better is not None
+                and worse is not None
+            ):
+                because = f"{entry['left']} {conclusion(entry)}; this says nothing of other models"
+                self.orderings.under_conditions(worse, better, f"{because} [{entry['claim']}]")
+                return
+
     # ------------------------------------------------------------------------------------ measuring
 
     def measure(self) -> tuple[list[Measurement], dict[str, float]]:
@@ -384,7 +428,8 @@ class _Search:
         staying, rows, layers = list(self.orderings.staying()), dict[Prefix, Measurement](), len(bench.layer_names())
         self.told(0, len(Tree.of(self.orderings, staying).parents) - 1, "dense")
         dense = dict(bench.evaluate(bench.start()))
-        chosen = staying
+        self.drop_conditional(bool(dense))
+        chosen = staying = list(self.orderings.staying())
         if not dense or len(staying) > self.evaluations or self.by_layer:  # layers can be looked at apart
             explorer = Explorer(self.orderings, bench, self.asker.executor, self.asker.store, self.told, self.kept())
             found = explorer.explore(self.evaluations if dense else RANKED, every=self.by_layer)
@@ -500,6 +545,7 @@ class _Search:
             notes=self.notes,
             layer_orders=self.layer_orders,
             by_layer=self.own_measured,
+            conditional=self.conditional,
         )
 
     @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -96,11 +96,13 @@ def find_condition(
     *,
     timeout: float = 60.0,
     solver: Solver | None = None,
+    ask: Callable[[Claim, Scope], Verdict] | None = None,
 ) -> Finding:
     """The fewest conditions out of the templates under which the claim is proved: none, then one, then two.
 
     templates: conditions or their names, those that ask less first; :data:`TEMPLATES` where None. timeout:
-    seconds for the whole of it. The claim's own conditions stay.
+    seconds for the whole of it. ask: decides a claim at a scope in place of ``prove``, in a time of its own. The
+    claim's own conditions stay.
     """
     if not isinstance(claim, Claim):
         raise InputError(repr(claim)[:80], "a claim from dominates, equal or keeps", "find_condition")
@@ -123,7 +125,10 @@ def find_condition(
                 return _finding(claim, where, proofs, tried, complete=False)
             if any(follow(weaker, added) for weaker, _ in proofs):
                 continue
-            verdict = prove(replace(claim, given=(*claim.given, *added)), where, timeout=seconds, solver=solver)
+            with_added = replace(claim, given=(*claim.given, *added))
+            verdict = (
+                prove(with_added, where, timeout=seconds, solver=solver) if ask is None else ask(with_added, where)
+            )
             tried.append(verdict)
             if verdict.proved:
                 proofs.append((added, verdict))

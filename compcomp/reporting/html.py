@@ -39,6 +39,7 @@ def page(plan: Plan) -> str:
             _section("The orderings", _drawn(plan, names, ranked)),
             _section("Measured orders", _ranking(plan, ranked)),
             _section("Verdicts", verdict_list(plan.verdicts)),
+            _section("Under conditions", _under_conditions(plan, names)) if plan.conditional else "",
             _section("What proofs excluded", _accounts(plan, names)),
             _foot(plan),
         )
@@ -146,6 +147,18 @@ def _bar(row: summary.Row, ranked: summary.Ranking) -> str:
         '<svg viewBox="0 0 1 1" preserveAspectRatio="none" aria-hidden="true">'
         f'<rect x="{start:.4f}" y=".18" width="{max(end - start, 0.002):.4f}" height=".64"/>{line}</svg>'
     )
+
+
+def _under_conditions(plan: Plan, names: summary.Names) -> str:
+    head = '<tr><th>claim</th><th>conditions</th><th class="n">weights on which they hold</th><th>outcome</th></tr>'
+    rows = "".join(
+        f'<tr><td>{code(row.left)}<br><span class="verb">dominates</span> {code(row.right)}</td>'
+        f'<td>{escape(row.given)}<br><span class="soft">{escape(row.groups)} of the groups</span></td>'
+        f'<td class="n">{escape(row.holds_on)}</td><td>{escape(row.outcome)}</td></tr>\n'
+        for row in summary.under_conditions(plan, names)
+    )
+    table = f'<div class="scroll"><table class="plain"><thead>{head}</thead><tbody>{rows}</tbody></table></div>\n'
+    return paragraph(summary.UNDER_CONDITIONS_SAY, "soft") + table
 
 
 def _accounts(plan: Plan, names: summary.Names) -> str:

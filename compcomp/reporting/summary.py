@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status, Verdict
-from compcomp.ordering.dag import FATES, ON_THIS_MODEL, Fate
+from compcomp.ordering.conditional import conclusion, percent
+from compcomp.ordering.dag import FATES, ON_THIS_MODEL, UNDER_CONDITIONS, Fate
 
 if TYPE_CHECKING:
     from compcomp.language.claim import Claim
@@ -227,6 +228,8 @@ def _measured(fate: Fate) -> list[str]:
     """What of the reason for a fate was measured, without its numbers."""
     if not fate.note:
         return []
+    if UNDER_CONDITIONS in fate.note:
+        return [f"{UNDER_CONDITIONS}: proved where they hold, measured on the rest"]
     return [
         ON_THIS_MODEL if fate.note == ON_THIS_MODEL else "measured on this model: it loses more on some layers alone"
     ]
@@ -236,6 +239,41 @@ def proved_by(proofs: Iterable[Verdict]) -> str:
     """Which rules some proofs rest on, and how far they reach."""
     return "; ".join(dict.fromkeys(f"{decided_by(v)}, {v.reach or v.scope.describe()}" for v in proofs))
 
+
+@dataclass(frozen=True)
+class Conditional:
+    """One pair that is proved under conditions. ``holds_on``: of the weights. ``groups``: of those, by condition."""
+
+    left: str
+    right: str
+    given: str
+    holds_on: str
+    groups: str
+    outcome: str
+    good: bool
+
+
+def under_conditions(plan: Plan, names: Names) -> list[Conditional]:
+    """What is proved under conditions, and how far they hold on the model; what holds there comes first."""
+    return [
+        Conditional(
+            left=names(entry["left"]),
+            right=names(entry["right"]),
+            given=", ".join(entry["given"]),
+            holds_on=percent(entry["coverage"]),
+            groups=", ".join(f"{name} in {percent(share)}" for name, share in entry["groups"].items()),
+            outcome=names(conclusion(entry)),
+            good=entry["holds"],
+        )
+        for entry in sorted(plan.conditional, key=lambda entry: (bool(entry["contradicted"]), entry["holds"]))[::-1]
+    ]
+
+
+UNDER_CONDITIONS_SAY = (
+    "These pairs are proved neither way in general, but one order loses no more than the other where the conditions "
+    "hold. A proof speaks of those parts of a layer, out of which no step reaches, that meet all conditions; what is "
+    "left was measured. The outcome is about this model only."
+)
 
 STANDS_FOR = {"merged": "equals", "dropped": "never loses less than"}
 WHAT_FATE_MEANS = {

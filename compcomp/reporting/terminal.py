@@ -216,6 +216,7 @@ def plan_view(plan: Plan) -> RenderableType:
     parts.append(Padding(facts, (1, 0, 0, 2)))
     if ranked.rows:
         parts += [Padding(_compared(ranked), (1, 0, 0, 2)), _rule("Ranking"), _Ranked(ranked, plan, names)]
+    parts += _under_conditions(plan, names)
     parts += _accounts(plan, names)
     parts.append(Padding(Text(NOT_ACCURACY, style="bold"), (1, 0, 0, 0)))
     return _Portable(Group(*parts))
@@ -294,6 +295,24 @@ class _Ranked:
         if row.bar[0] == row.bar[1]:
             return Text("")
         return Bar(1.0, *row.bar, width=width, color="green" if row.place == 1 else "blue")
+
+
+def _under_conditions(plan: Plan, names: summary.Names) -> list[RenderableType]:
+    """Pairs that are proved under conditions, and what these come to on the model."""
+    rows = summary.under_conditions(plan, names)
+    if not rows:
+        return []
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("claim", ratio=2, overflow="fold")
+    table.add_column("given", overflow="fold")
+    table.add_column("weights", justify="right", no_wrap=True)
+    table.add_column("outcome", ratio=2, overflow="fold")
+    for row in rows:
+        claim = Text(row.left).append("\ndominates ", "cyan").append(row.right)
+        given = Text(row.given).append(f"\n{row.groups} of the groups", "dim")
+        table.add_row(claim, given, Text(row.holds_on), Text(row.outcome, style="green" if row.good else ""))
+    said = Text(summary.UNDER_CONDITIONS_SAY, style="dim")
+    return [_rule("Under conditions"), said, Padding(table, (1, 0, 0, 2))]
 
 
 def _accounts(plan: Plan, names: summary.Names) -> list[RenderableType]:

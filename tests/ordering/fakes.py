@@ -135,6 +135,9 @@ class LayerBench:
     def explore(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
         return explore
 
+    def coverage(self, claims: Sequence[Claim]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        return iter(())
+
     def lower_is_better(self, metric: str) -> bool:
         return metric == "error"
 

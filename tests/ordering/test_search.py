@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from itertools import permutations
+from typing import Any
 
 import pytest
 
@@ -246,3 +248,101 @@ def test_granularity_is_checked() -> None:
         search([P, Q], "weight_l2", LayerBench([P, Q]), granularity="block")
     with pytest.raises(InputError, match="without a model"):
         search([P, Q], "weight_l2", granularity="layer")
+
+
+# ------------------------------------------------------------------------------------------ under conditions
+
+EVEN, EIGHT = Magnitude("1/2", pattern="2:4", ties="all"), AbsMax(bits=8, group=4, rounding="half_up")
+
+
+class Covered(LayerBench):
+    """Says of every claim the same: on how many of the 12 weights of a layer it holds, and what is lost on the rest."""
+
+    def __init__(
+        self, covered: int, rest: tuple[float, float], metric: str | None = None, contradicted: int = 0
+    ) -> None:
+        super().__init__([EVEN, EIGHT], metric=metric)
+        self.covered, self.rest, self.contradicted = covered, rest, contradicted
+        self.claims: list[str] = []
+
+    def coverage(self, claims: Any) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        self.claims += map(str, claims)
+        for k, name in enumerate(self.layer_names()):
+            rows = []
+            for claim in claims:
+                one, other = self.rest if claim.left == EVEN >> EIGHT else self.rest[::-1]
+                held = {str(c): self.covered for c in claim.given}
+                rows.append(
+                    {
+                        "weights": 12,
+                        "covered": self.covered,
+                        "conditions": held,
+                        "groups": dict.fromkeys(held, (3, 2)),
+                        "left": [2.0, one],
+                        "right": [2.0, other],
+                        "contradicted": self.contradicted if k == 1 else 0,
+                    }
+                )
+            yield name, rows
+
+
+def test_a_pair_is_decided_under_conditions_and_by_measurement() -> None:
+    bench = Covered(8, (1.0, 1.5))
+    plan = search([EVEN, EIGHT], "output_l2", bench, prover=by_rules)
+    consistent(plan)
+    one, other = plan.conditional
+    assert one["claim"] == f"{EVEN >> EIGHT} dominates {EIGHT >> EVEN} given no_ties" and one["given"] == ["no_ties"]
+    assert one["coverage"] == pytest.approx(2 / 3) and one["layers"] == {"0": 2 / 3, "1": 2 / 3, "2": 2 / 3}
+    assert one["left_loss"] == {"covered": 6.0, "rest": 3.0} and one["right_loss"] == {"covered": 6.0, "rest": 4.5}
+    assert one["groups"] == {"no_ties": pytest.approx(2 / 3)} and one["contradicted"] == []
+    assert (one["holds"], one["in_every_layer"], other["holds"], other["in_every_layer"]) == (True, True, False, False)
+    assert plan.orders == {"total": 2, "merged": 0, "dropped": 1, "measured": 1} and plan.left == 2
+    assert plan.optimality == "measured" and plan.order == EVEN >> EIGHT
+    told = plan.explain(EIGHT >> EVEN)
+    assert (
+        "dropped" in told and "proved on 66.7 % of the weights, measured on the rest (output_l2 3 against 4.5)" in told
+    )
+    assert "says nothing of other models" in told and "given no_ties is proved" in plan.explain(EVEN >> EIGHT)
+    assert plan.to_json()["conditional"] == plan.conditional
+    assert any(v.proved and str(v.claim) == one["claim"] for v in plan.verdicts)
+
+
+@pytest.mark.parametrize(
+    ("bench", "dropped"),
+    [
+        (Covered(8, (1.5, 1.5)), 1),  # neither loses more
+        (Covered(12, (0.0, 0.0), metric="error"), 1),  # proved on every weight, so whatever is evaluated
+        (Covered(8, (1.0, 1.5), metric="error"), 0),  # what was only measured says nothing of a metric
+        (Covered(0, (1.0, 1.5)), 0),  # no proof speaks of this model
+        (Covered(8, (float("nan"), 1.5)), 0),
+        (Covered(8, (1.0, 1.5), contradicted=2), 0),
+    ],
+)
+def test_what_is_dropped_under_conditions(bench: Covered, dropped: int) -> None:
+    plan = search([EVEN, EIGHT], "output_l2", bench, prover=by_rules)
+    consistent(plan)
+    assert plan.orders["dropped"] == dropped and len(plan.conditional) == 2
+    loud = [note for note in plan.notes if note.startswith("CONTRADICTION on 1: ")]
+    assert len(loud) == (2 if bench.contradicted else 0)
+    if bench.covered == 0:
+        assert "is measured to lose no more on this model" in plan.explain(EVEN >> EIGHT)
+    assert not bench.contradicted or not any(entry["holds"] for entry in plan.conditional)
+
+
+def test_conditions_are_looked_for_only_where_they_may_help() -> None:
+    bench = Covered(8, (1.0, 1.5))
+    plan = search([EVEN, EIGHT, D], "output_l2", bench, prover=by_rules)
+    assert (
+        len(plan.conditional) == 2
+        and plan.orders == search([EVEN, EIGHT, D], "output_l2", LayerBench([EVEN, EIGHT]), prover=by_rules).orders
+    ), "more than a pair: told, but nothing is dropped"
+    assert "Under conditions" not in plan.explain(EVEN >> D >> EIGHT)
+    for techniques, loss, prover in (
+        ([P, Q], "weight_l2", by_rules),  # proved without
+        ([EVEN, EIGHT], "output_l2", Prover(lambda _: UNKNOWN)),
+        ([EVEN, D], "output_l2", by_rules),  # one of them is neither a selection nor a map
+    ):
+        bench = Covered(8, (1.0, 1.5))
+        plan = search(techniques, loss, bench, prover=prover)
+        assert plan.conditional == [] and bench.claims == []
+    assert search([EVEN, EIGHT], "output_l2", prover=by_rules).conditional == [], "nothing without a model"

@@ -176,6 +176,28 @@ def plan(
     )
 
 
+def conditional_plan(**fields: Any) -> Plan:
+    """A plan of a pair that is proved under a condition."""
+    entry = {
+        "claim": f"{P >> Q} dominates {Q >> P} given no_ties",
+        "left": str(P >> Q),
+        "right": str(Q >> P),
+        "given": ["no_ties"],
+        "loss": "output_l2",
+        "coverage": 0.9968,
+        "layers": {"first": 0.999, "last": 0.99},
+        "conditions": {"no_ties": 0.9968},
+        "groups": {"no_ties": 0.9999999},
+        "left_loss": {"covered": 3.0, "rest": 0.25},
+        "right_loss": {"covered": 3.0, "rest": 0.5},
+        "holds": True,
+        "in_every_layer": True,
+        "contradicted": [],
+        **fields,
+    }
+    return plan([P, Q], found=orderings([P, Q], merge=False, drop=False), conditional=[entry])
+
+
 def proved_plan() -> Plan:
     """A plan whose order is the only one that proofs leave."""
     found = orderings([P, D], merge=False, drop=False)

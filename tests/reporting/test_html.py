@@ -17,7 +17,7 @@ from compcomp.ordering.plan import NOT_ACCURACY, Plan
 from compcomp.reporting import write_report
 from compcomp.reporting.html import page
 from compcomp.techniques import AbsMax
-from tests.reporting.samples import FIVE, P, Q, orderings, plan, proved_plan, verdict, verdicts
+from tests.reporting.samples import FIVE, P, Q, conditional_plan, orderings, plan, proved_plan, verdict, verdicts
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 
@@ -140,3 +140,10 @@ def test_files_are_written(tmp_path: Path) -> None:
     plan().report(tmp_path / "report.html")
     with pytest.raises(InputError, match="write_report"):
         write_report(one, tmp_path)
+
+
+def test_what_is_proved_under_conditions_has_a_table() -> None:
+    text = read(conditional_plan(left="A <b> & B")).text
+    assert "Under conditions" in text and "99.7 %" in text and "A <b> & B" in text
+    assert "proved on 99.7 % of the weights, measured on the rest (output_l2 0.25 against 0.5)" in text
+    assert "Under conditions" not in read(plan()).text

@@ -173,3 +173,12 @@ def test_two_of_a_kind_are_told_apart() -> None:
     twins = [P, type(Q)(bits=4), type(Q)(bits=3)]
     text = shown(plan_view(plan(twins, found=orderings(twins, merge=False, drop=False))))
     assert "AbsMax(bits=3) >> AbsMax(bits=4) >> Magnitude" in text
+
+
+def test_what_is_proved_under_conditions_is_told_with_its_share() -> None:
+    text = " ".join(shown(plan_view(samples.conditional_plan()), 160).split())
+    for part in ("Under conditions", "no_ties", "99.7 %", "99.9 % of the groups", "output_l2 0.25 against 0.5"):
+        assert part in text
+    contradicted = " ".join(shown(plan_view(samples.conditional_plan(contradicted=["last"], holds=False)), 160).split())
+    assert "CONTRADICTION on last" in contradicted
+    assert "Under conditions" not in shown(plan_view(plan()), 160)

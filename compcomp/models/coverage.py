@@ -1,0 +1,337 @@
+"""On which weights of a layer a claim's conditions hold, and what its sides lose there and elsewhere.
+
+A claim that is proved under conditions speaks of a layer's *independent units*: the smallest parts that no step reaches
+out of. Each is a layer of its own, so the proof holds for it where the conditions do (docs/conditions.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import lcm
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compcomp.errors import InputError
+from compcomp.language.claim import Claim
+from compcomp.language.conditions import (
+    Box,
+    Condition,
+    DiagonalGram,
+    LargestKept,
+    NoTies,
+    OrthogonalInputs,
+    ScaleUnchanged,
+)
+from compcomp.language.layer import LayerState
+from compcomp.language.loss import Loss
+from compcomp.language.partition import Partition
+from compcomp.language.steps import GridMap, RangeMap, Selection
+from compcomp.models.follow import FLOOR, UNIT, FollowedRun, Groups, bounds, follow, measured, slices
+
+Check = Callable[[Condition, Claim, Sequence[FollowedRun], int], list[Groups]]
+"""One truth value for each group of each step that a condition speaks of; true only where it surely holds.
+
+Given the runs of all sequences of the claim and how many units the layer has."""
+
+CHECKS: dict[type[Condition], Check] = {}
+"""By kind of condition; one that is not here holds nowhere."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a claim that is proved under conditions says of one layer.
+
+    ``weights``: of the layer; ``covered``: of them, those in units where every condition surely holds and the floats
+    follow the exact runs. ``conditions``: for each condition by its text the weights of the units where it holds.
+    ``groups``: for each the groups it was checked in, over all steps of all sequences, and those in which it holds.
+    ``left``, ``right``: what the sides of a claim of dominance lose, over the covered units and over the others; None
+    for other claims. ``contradicted``: covered units in which the floats contradict the proof, beyond their error.
+    """
+
+    weights: int
+    covered: int
+    conditions: dict[str, int]
+    groups: dict[str, tuple[int, int]]
+    left: tuple[float, float] | None
+    right: tuple[float, float] | None
+    contradicted: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "weights": self.weights,
+            "covered": self.covered,
+            "conditions": self.conditions,
+            "groups": {name: list(counts) for name, counts in self.groups.items()},
+            "left": None if self.left is None else list(self.left),
+            "right": None if self.right is None else list(self.right),
+            "contradicted": self.contradicted,
+        }
+
+
+def coverage(claims: Sequence[Claim], name: str, layer: LayerState) -> list[Coverage]:
+    """Of each claim, its coverage on the dense layer of this name; sequences that claims share are run once."""
+    runs: dict[str, FollowedRun] = {}
+    for claim in claims:
+        if claim.changes_inputs:
+            raise InputError(str(claim), "a claim about techniques that act on weights", "coverage")
+        for sequence in claim.sequences:
+            if str(sequence) not in runs:
+                runs[str(sequence)] = follow(sequence, name, layer)
+    return [_covered(claim, [runs[str(s)] for s in claim.sequences], layer) for claim in claims]
+
+
+def units(claim: Claim) -> Partition:
+    """The smallest parts of a layer that are layers of their own to a claim.
+
+    Every group of every step lies inside one. A loss of outputs adds over rows only. A condition that is not local, or
+    a technique that is not a single selection or map, has the whole layer as its unit.
+    """
+    steps = [technique.steps() for sequence in claim.sequences for technique in sequence]
+    partitions = [step.partition for own in steps for step in own]
+    local = all(condition.local for condition in claim.given) and all(len(own) == 1 for own in steps)
+    if not local or any(partition.kind == "tensor" for partition in partitions):
+        return Partition.tensor()
+    by_outputs = claim.loss is not None and claim.loss.element is None
+    if by_outputs or not partitions or any(partition.kind == "row" for partition in partitions):
+        return Partition.rows()
+    return Partition.blocks(lcm(*(partition.size or 1 for partition in partitions)))
+
+
+def checked(claim: Claim, runs: Sequence[FollowedRun]) -> dict[Condition, list[Groups]]:
+    """Of each condition of the claim, where it surely holds along these runs."""
+    count = _count(claim, runs[0].last.weight)
+    found = {}
+    for condition in claim.given:
+        check = CHECKS.get(type(condition))
+        nowhere = Groups(Partition.tensor(), torch.zeros(1, dtype=torch.bool, device=runs[0].last.weight.device))
+        found[condition] = [nowhere] if check is None else check(condition, claim, runs, count)
+    return found
+
+
+def _count(claim: Claim, weight: Tensor) -> int:
+    return weight.numel() // units(claim).group_size((weight.shape[0], weight.shape[1]))
+
+
+def _covered(claim: Claim, runs: Sequence[FollowedRun], layer: LayerState) -> Coverage:
+    weight: Tensor = layer.weight
+    count = _count(claim, weight)
+    size = weight.numel() // count
+    covered = torch.ones(count, dtype=torch.bool, device=weight.device)
+    held, counted = {}, {}
+    for condition, groups in checked(claim, runs).items():
+        holds = torch.ones_like(covered)
+        for group in groups:
+            holds &= group.over(count)
+        held[str(condition)] = int(holds.sum()) * size
+        counted[str(condition)] = sum(len(g.holds) for g in groups), sum(int(g.holds.sum()) for g in groups)
+        covered &= holds
+    for run in runs:
+        covered &= run.known(count)
+    left = right = None
+    contradicted = 0
+    if claim.kind == "dominates" and claim.loss is not None:
+        one, other = (_Lost(claim.loss, run, count) for run in runs)
+        left, right = one.parts(covered), other.parts(covered)
+        contradicted = int((covered & (one.least() > other.most())).sum())
+    elif claim.kind == "equal":
+        contradicted = int((covered & _differ(runs[0], runs[1], count)).sum())
+    return Coverage(weight.numel(), int(covered.sum()) * size, held, counted, left, right, contradicted)
+
+
+# ------------------------------------------------------------------------------------------------ losses
+
+
+class _Lost:
+    """What one run loses, unit by unit, and how far the exact run may be from that where it is followed."""
+
+    def __init__(self, loss: Loss, run: FollowedRun, count: int) -> None:
+        self.degree = loss.degree
+        last, reference = run.last.weight, run.last.reference
+        pieces, errors, sizes = [], [], []
+        for part in slices(reference):
+            dense, weight = reference[part].to(torch.float64), last[part].to(torch.float64)
+            error = weight - dense
+            if loss.element is not None:
+                lost: Tensor = loss.element(dense, weight)
+                pieces.append(_by_lines(lost, count, reference))
+                sizes.append(_by_lines(dense.abs() ** loss.degree, count, reference))
+            else:
+                if run.last.gram is None:
+                    raise InputError("no calibration", "calibration data", loss.name)
+                gram: Tensor = run.last.gram
+                pieces.append(_by_lines((error @ gram.to(torch.float64)) * error, count, reference))
+                errors.append(_by_lines(error.square(), count, reference))
+                sizes.append(_by_lines(dense.square(), count, reference))
+        self.values = _by_units(pieces, count)
+        size, root = _by_units(sizes, count), 1 / loss.degree
+        relative = run.error + reference.numel() // count * UNIT
+        self.norm = self.values.clamp(min=0) ** root
+        if errors:  # |E X|^2 <= |E|^2 trace X X^T
+            trace = float(run.last.gram.diagonal().sum()) ** 0.5  # type: ignore[union-attr]
+            error = _by_units(errors, count) ** 0.5
+            rounding = (4 * reference.shape[1] * UNIT) ** 0.5 * error
+            self.slack = 2 * trace * (relative * (size**0.5 + error) + rounding)
+        else:  # the weights' relative error, by the triangle inequality, and that of the sums
+            self.slack = 2 * relative * (size**root + self.norm)
+
+    def parts(self, covered: Tensor) -> tuple[float, float]:
+        """The loss over the covered units, and over the others."""
+        return float(self.values[covered].sum()), float(self.values[~covered].sum())
+
+    def least(self) -> Tensor:
+        """What the exact run loses at least, as a norm."""
+        least: Tensor = self.norm - self.slack
+        return least
+
+    def most(self) -> Tensor:
+        """What the exact run loses at most, as a norm."""
+        most: Tensor = self.norm + self.slack
+        return most
+
+
+def _by_lines(entries: Tensor, count: int, weight: Tensor) -> Tensor:
+    """Sums over the parts of rows that lie in one unit each."""
+    return entries.reshape(-1, min(weight.shape[1], weight.numel() // count)).sum(dim=1)
+
+
+def _by_units(pieces: list[Tensor], count: int) -> Tensor:
+    return torch.cat(pieces).reshape(count, -1).sum(dim=1)
+
+
+def _differ(one: FollowedRun, other: FollowedRun, count: int) -> Tensor:
+    """Units in which two runs that should be equal are not, beyond their errors."""
+    relative, apart = 2 * (one.error + other.error), []
+    for part in slices(one.last.weight):
+        a, b = (run.last.weight[part].to(torch.float64) for run in (one, other))
+        far = (a - b).abs() > relative * torch.maximum(a.abs(), b.abs())
+        apart.append(_by_lines(far.to(torch.float64), count, one.last.weight))
+    return _by_units(apart, count) > 0
+
+
+# ------------------------------------------------------------------------------------------------ conditions
+
+
+def _on(kind: type[Condition]) -> Callable[[Check], Check]:
+    def register(check: Check) -> Check:
+        CHECKS[kind] = check
+        return check
+
+    return register
+
+
+@_on(NoTies)
+def no_ties(condition: Condition, claim: Claim, runs: Sequence[FollowedRun], count: int) -> list[Groups]:
+    """Every selection parts its scores, by more than their error unless they are exact."""
+    return [
+        followed.parted.within(run.known(count, k))
+        for run in runs
+        for k, followed in enumerate(run.steps)
+        if followed.parted is not None
+    ]
+
+
+@_on(LargestKept)
+def largest_kept(condition: Condition, claim: Claim, runs: Sequence[FollowedRun], count: int) -> list[Groups]:
+    """The largest measure stays: what goes measures no more than what stays, surely so where measures are not exact."""
+    found = []
+    for run in runs:
+        for k, followed in enumerate(run.steps):
+            if not isinstance(followed.step, Selection):
+                continue
+            later = (f.step for f in run.steps[k + 1 :] if isinstance(f.step, GridMap))
+            steps = {(step.partition, step.measure): step for step in later}
+            known = run.known(count, k + 1)  # what goes has to be what goes in exact arithmetic
+            found += [
+                _largest_stays(step, followed.before, followed.after, followed.error).within(known)
+                for step in steps.values()
+            ]
+    return found
+
+
+def _largest_stays(step: GridMap, before: LayerState, after: LayerState, error: float) -> Groups:
+    weight: Tensor = before.weight
+    stays, goes = (
+        measured(step.measure, part, step.partition, error)
+        for part in (after.weight, weight.masked_fill(after.weight != 0, 0))
+    )
+    if stays is None or goes is None:
+        return _nowhere(step.partition, weight)
+    (kept, off), (lost, _) = stays, goes
+    if off == 0:
+        return Groups(step.partition, (lost <= kept) | (kept == 0))
+    return Groups(
+        step.partition, (kept - lost > FLOOR + 2 * off * (kept.abs() + lost.abs())) | (lost == 0) | (kept == 0)
+    )
+
+
+def _nowhere(partition: Partition, weight: Tensor) -> Groups:
+    count = weight.numel() // partition.group_size((weight.shape[0], weight.shape[1]))
+    return Groups(partition, torch.zeros(count, dtype=torch.bool, device=weight.device))
+
+
+@_on(ScaleUnchanged)
+def scale_unchanged(condition: Condition, claim: Claim, runs: Sequence[FollowedRun], count: int) -> list[Groups]:
+    """Every map finds the dense group's scale: floats that are exact are equal; others cannot be told to be."""
+    found = []
+    for run in runs:
+        for k, followed in enumerate(run.steps):
+            step, layer = followed.step, followed.before
+            if not isinstance(step, GridMap | RangeMap):
+                continue
+            same = _nowhere(step.partition, layer.weight)
+            if isinstance(step, RangeMap) and followed.error == 0:
+                pairs = zip(bounds(step, layer.weight), bounds(step, layer.reference), strict=True)
+                (low, dense_low), (high, dense_high) = pairs
+                same = Groups(step.partition, (low == dense_low) & (high == dense_high))
+            elif isinstance(step, GridMap):
+                now = measured(step.measure, layer.weight, step.partition, followed.error)
+                dense = measured(step.measure, layer.reference, step.partition, 0.0)
+                if now is not None and dense is not None and now[1] == dense[1] == 0:
+                    same = Groups(step.partition, now[0] == dense[0])
+            found.append(same.within(run.known(count, k)))
+    return found
+
+
+@_on(DiagonalGram)
+def diagonal_gram(condition: Condition, claim: Claim, runs: Sequence[FollowedRun], count: int) -> list[Groups]:
+    """Every other entry of the Gram matrix is exactly zero."""
+    return [_of_layer(_is_diagonal(_gram(runs)), runs)]
+
+
+@_on(OrthogonalInputs)
+def orthogonal_inputs(condition: Condition, claim: Claim, runs: Sequence[FollowedRun], count: int) -> list[Groups]:
+    """The Gram matrix is diagonal, and its diagonal is exactly one positive number."""
+    gram = _gram(runs)
+    holds = gram is not None and _is_diagonal(gram) and bool((gram.diagonal() == gram[0, 0]).all() & (gram[0, 0] > 0))
+    return [_of_layer(holds, runs)]
+
+
+@_on(Box)
+def box(condition: Condition, claim: Claim, runs: Sequence[FollowedRun], count: int) -> list[Groups]:
+    """Every float is within the radius, as exact numbers."""
+    assert isinstance(condition, Box)
+    weight: Tensor = runs[0].last.reference
+    holds = tuple(weight.shape) == condition.shape and all(
+        abs(Fraction(w) - centre) <= condition.radius
+        for row, line in zip(weight.tolist(), condition.around, strict=True)
+        for w, centre in zip(row, line, strict=True)
+    )
+    return [_of_layer(holds, runs)]
+
+
+def _gram(runs: Sequence[FollowedRun]) -> Tensor | None:
+    gram: Tensor | None = runs[0].last.gram
+    return gram
+
+
+def _is_diagonal(gram: Tensor | None) -> bool:
+    return gram is not None and int((gram != 0).sum()) == int((gram.diagonal() != 0).sum())
+
+
+def _of_layer(holds: bool, runs: Sequence[FollowedRun]) -> Groups:
+    return Groups(Partition.tensor(), torch.tensor([holds], device=runs[0].last.weight.device))
