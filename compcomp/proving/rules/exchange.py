@@ -271,8 +271,7 @@ class Problem:
             for sequence in self.steps
         )
         assumed = frozenset(fact for condition in claim.given for fact in condition.assumes)
-        loss = None if claim.loss is None else claim.loss.name
-        key = (rule, claim.kind, loss, claim.slack, assumed, self.group, self.counts, steps)
+        key = (rule, claim.kind, claim.loss, claim.slack, assumed, self.group, self.counts, steps)
         return self.lemmas.session.once(key, premises)
 
     def _start(self) -> int:
