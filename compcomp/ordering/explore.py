@@ -93,8 +93,8 @@ class Explorer:
     def explored(self, keep: int, *, every: bool = False) -> Explored:
         """Explore all layers for the staying orders; with ``every`` without leaving any out on the way.
 
-        Orders whose loss on some layers is more than the whole loss of ``keep`` others are noted in the orderings, and
-        not explored on the layers that are left.
+        Orders whose loss on some layers is more than the whole loss of ``keep`` others of the same techniques and size
+        are noted in the orderings, and not explored on the layers that are left.
         """
         loss = self.orderings.loss
         staying = list(self.orderings.staying())
@@ -105,15 +105,22 @@ class Explorer:
         rounds = [self.names[k * count : (k + 1) * count] for k in range(FIRST_SHARE - 1)]
         rounds.append(self.names[(FIRST_SHARE - 1) * count :])
         self.layers(rounds[0], staying)
-        best = sorted(staying, key=lambda order: (self.found.loss(loss, order), order))[:keep]
+        groups: dict[tuple[Prefix, int], list[Prefix]] = {}
+        for order in sorted(staying, key=lambda order: (self.found.loss(loss, order), order)):
+            groups.setdefault((tuple(sorted(order)), self.found.bits(order)), []).append(order)
+        best = [order for group in groups.values() for order in group[:keep]]
         for names in rounds[1:]:
             self.layers(names, best, counted=False)
-        whole = max(best, key=lambda order: self.found.loss(loss, order))
-        most, chosen = self.found.loss(loss, whole), set(best)
+        wholes = {  # of each order the worst of the best that are of its size
+            order: max(group[:keep], key=lambda one: self.found.loss(loss, one))
+            for group in groups.values()
+            for order in group[keep:]
+        }
         for number, names in enumerate(rounds[1:], start=1):
             done = [name for earlier in rounds[:number] for name in earlier]
-            for order in [order for order in staying if order not in chosen]:
-                part = self.found.loss(loss, order, done)
+            for order in [order for order in staying if order in wholes]:
+                whole = wholes[order]
+                part, most = self.found.loss(loss, order, done), self.found.loss(loss, whole)
                 if part > most + ABOVE * abs(most):
                     because = (
                         f"its {loss} over {len(done)} of {len(self.names)} layers alone is {part:.6g}, more than the "
@@ -121,7 +128,7 @@ class Explorer:
                     )
                     self.orderings.exceeds(order, whole, because)
                     staying.remove(order)
-            self.layers(names, [order for order in staying if order not in chosen])
+            self.layers(names, [order for order in staying if order in wholes])
         return self.found
 
     def layers(self, names: Sequence[str], orders: Sequence[Prefix], *, counted: bool = True) -> None:

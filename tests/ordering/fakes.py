@@ -79,6 +79,14 @@ class LayerBench:
         error = stack(state.effective() - state.reference, 3)
         return {self.metric: float(np.abs(error).max(axis=(1, 2)).sum()), "size": float(self._shape[0])}
 
+    parts = 0
+
+    def evaluate_parts(self, state: LayerState, parts: Sequence[int]) -> dict[str, list[tuple[float, float]]]:
+        raise AssertionError("there are none")
+
+    def is_log(self, metric: str) -> bool:
+        return False
+
     def compression_rate(self, state: LayerState) -> float:
         return 0.5
 
