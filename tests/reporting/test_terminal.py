@@ -173,3 +173,11 @@ def test_two_of_a_kind_are_told_apart() -> None:
     twins = [P, type(Q)(bits=4), type(Q)(bits=3)]
     text = shown(plan_view(plan(twins, found=orderings(twins, merge=False, drop=False))))
     assert "AbsMax(bits=3) >> AbsMax(bits=4) >> Magnitude" in text
+
+
+def test_intervals_estimates_and_the_front_are_shown() -> None:
+    one = samples.parts_plan()
+    text = shown(plan_view(one), 140)
+    assert "≈ " in text and "Beside each value stands its interval" in text and "Metric and size" in text
+    assert "80.0% smaller" in text and "60.0% smaller" in text and "No other order is as good in both" in text
+    assert "Metric and size" not in shown(plan_view(plan())) and "interval" not in shown(plan_view(plan()))
