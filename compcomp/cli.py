@@ -191,6 +191,7 @@ def _optimize(read: Any, source: Any, out: Path, device: str | None, as_json: bo
         targets=recipe.targets,
         ignore=recipe.ignore,
         progress=True,
+        **recipe.choices,
     )
     plan.save(out)
     plan.report(out / "report.html")

@@ -15,6 +15,7 @@ from compcomp.language.loss import loss_named
 from compcomp.language.parameters import whole
 from compcomp.language.technique import Sequence, Technique, as_sequence
 from compcomp.language.text import parse_sequence
+from compcomp.ordering.parts import CONFIDENCE
 from compcomp.ordering.plan import Plan
 from compcomp.ordering.search import EVALUATED, LARGEST, Notify, search
 from compcomp.ordering.space import Slot, Space
@@ -46,6 +47,8 @@ def optimize_order(
     progress: bool | Notify = False,
     evaluations: int = EVALUATED,
     granularity: str = "model",
+    size: float | None = None,
+    confidence: float | None = CONFIDENCE,
     targets: Patterns | None = None,
     ignore: Patterns = ("lm_head",),
 ) -> Plan:
@@ -69,6 +72,10 @@ def optimize_order(
     another whenever its values may be.
     granularity: "model" for one order for all layers, "layer" for an order for each layer where that pays.
     evaluations: orders that are put to ``evaluate`` at most: where more stay, those of least loss.
+    size: the compression rate that the order has to reach, such as 0.8. None: where sizes differ, the order is the best
+    of those of the largest rate; ``plan.pareto`` has the best of each size.
+    confidence: where ``evaluate`` has ``parts`` (docs/measuring.md), that of its intervals, and that the best order is
+    not among those stopped early. None or 1: every order is measured on all parts.
     progress: True for bars on standard error, or a function that is told each event, a dict.
     targets, ignore: patterns of the names or classes of the layers to compress, and to leave alone.
 
@@ -77,6 +84,7 @@ def optimize_order(
     chosen, pairs = _techniques(techniques), tuple(before)
     known = Space(chosen, pairs).techniques
     whole(evaluations, 1, 10**6, "evaluations")
+    size, confidence = _share(size, "size", model is not None), _share(confidence, "confidence")
     loss = loss_named(loss).name
     _check_model_arguments(known, loss, model, calibration, evaluate)
     if executor is not None and not hasattr(executor, "submit"):
@@ -107,6 +115,8 @@ def optimize_order(
             before=pairs,
             evaluations=evaluations,
             granularity=granularity,
+            size=size,
+            confidence=None if confidence == 1 else confidence,
             executor=executor,
             store=store,
             notify=notify,
@@ -135,6 +145,17 @@ def apply(
     with ModelBench(model, needed, None, device, targets, ignore, loss_names=()) as bench:
         bench.check(sequence)
         return bench.write(bench.apply(sequence, bench.start()))
+
+
+def _share(given: Any, where: str, usable: bool = True) -> float | None:
+    """A number from 0 to 1, or None."""
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= 1:
+        raise InputError(repr(given)[:60], "a number from 0 to 1, or None", where)
+    if not usable:
+        raise InputError(f"{where} without a model", "both, or neither", where)
+    return float(given)
 
 
 def _techniques(given: Any) -> tuple[Technique | Slot, ...]:

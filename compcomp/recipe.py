@@ -14,8 +14,23 @@ from compcomp.language.loss import loss_named
 from compcomp.language.parameters import whole
 from compcomp.language.technique import Technique
 from compcomp.language.text import parse_sequence
+from compcomp.ordering.space import Slot, one_of, optional
 
-KEYS = ("techniques", "loss", "model", "calibration", "evaluate", "device", "targets", "ignore", "store")
+KEYS = (
+    "techniques",
+    "before",
+    "loss",
+    "model",
+    "calibration",
+    "evaluate",
+    "evaluations",
+    "size",
+    "confidence",
+    "device",
+    "targets",
+    "ignore",
+    "store",
+)
 LARGEST_FILE = 2**20
 
 
@@ -25,9 +40,10 @@ class Recipe:
 
     model: "embedded", or the directory of a transformers causal language model; None for a symbolic plan.
     calibration, evaluate: settings of the texts, see docs/recipes.md. Paths are relative to the recipe.
+    choices: what ``optimize_order`` takes beside these, where the recipe names it.
     """
 
-    techniques: tuple[Technique, ...]
+    techniques: tuple[Technique | Slot, ...]
     loss: str = "output_l2"
     model: str | None = None
     calibration: dict[str, Any] = field(default_factory=dict)
@@ -37,6 +53,7 @@ class Recipe:
     ignore: tuple[str, ...] = ("lm_head",)
     store: str | None = None
     folder: Path = Path()
+    choices: dict[str, Any] = field(default_factory=dict)
 
 
 DEMO = {
@@ -72,11 +89,11 @@ def recipe_of(data: Any, where: str = "recipe", folder: Path | None = None) -> R
         raise InputError(f"a {type(data).__name__}", f"a mapping with the keys {', '.join(KEYS)}", where)
     if unknown := [key for key in data if key not in KEYS]:
         raise InputError(f"key {unknown[0][:40]!r}", ", ".join(KEYS), where)
-    texts = _texts(data.get("techniques"), f"{where}: techniques")
-    if not texts:
+    techniques = _techniques(data.get("techniques"), f"{where}: techniques")
+    if not techniques:
         raise InputError("no techniques", "a list such as [AbsMax(bits=4), Magnitude(sparsity=1/2)]", where)
     return Recipe(
-        techniques=tuple(t for text in texts for t in parse_sequence(text)),
+        techniques=techniques,
         loss=loss_named(_text(data.get("loss", "output_l2"), f"{where}: loss")).name,
         model=None if data.get("model") is None else _text(data["model"], f"{where}: model"),
         calibration=_settings(data.get("calibration"), ("text", "batches", "batch_size", "length"), where),
@@ -86,7 +103,66 @@ def recipe_of(data: Any, where: str = "recipe", folder: Path | None = None) -> R
         ignore=_texts(data.get("ignore", ["lm_head"]), f"{where}: ignore"),
         store=None if data.get("store") is None else _text(data["store"], f"{where}: store"),
         folder=folder or Path(),
+        choices=_choices(data, where),
     )
+
+
+def _techniques(given: Any, where: str) -> tuple[Technique | Slot, ...]:
+    """Techniques; a list among them holds alternatives, and {optional: ...} may be left out."""
+    if isinstance(given, str):
+        return tuple(parse_sequence(given))
+    if not isinstance(given, list):
+        raise InputError(repr(given)[:60], "a list of techniques", where)
+    found: list[Technique | Slot] = []
+    for item in given:
+        if isinstance(item, str):
+            found += parse_sequence(item)
+        elif isinstance(item, dict) and list(item) == ["optional"]:
+            found.append(optional(_one(item["optional"], where)))
+        else:
+            found.append(_one(item, where))
+    return tuple(found)
+
+
+def _one(given: Any, where: str) -> Technique | Slot:
+    """One technique, or a list of alternatives."""
+    if isinstance(given, list) and given:
+        return one_of(*(_technique(text, where) for text in given))
+    return _technique(given, where)
+
+
+def _technique(given: Any, where: str) -> Technique:
+    allowed = "a technique, a list of alternatives, or {optional: either of these}"
+    if not isinstance(given, str):
+        raise InputError(repr(given)[:60], allowed, where)
+    found = parse_sequence(given).techniques
+    if len(found) != 1:
+        raise InputError(given[:60], f"{allowed}, each a single technique", where)
+    return found[0]
+
+
+def _choices(data: dict[str, Any], where: str) -> dict[str, Any]:
+    """What the recipe names of ``before``, ``evaluations``, ``size`` and ``confidence``."""
+    found: dict[str, Any] = {}
+    if data.get("before") is not None:
+        place, pairs = f"{where}: before", data["before"]
+        if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+            raise InputError(repr(pairs)[:60], "a list of pairs such as [[Magnitude(1/2), AbsMax(4)]]", place)
+        found["before"] = [(_technique(first, place), _technique(second, place)) for first, second in pairs]
+    if data.get("evaluations") is not None:
+        found["evaluations"] = whole(data["evaluations"], 1, 10**6, f"{where}: evaluations")
+    for name in ("size", "confidence"):
+        if name in data:  # null turns a race off
+            found[name] = _share(data[name], f"{where}: {name}")
+    return found
+
+
+def _share(given: Any, where: str) -> float | None:
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= 1:
+        raise InputError(repr(given)[:60], "a number from 0 to 1, or null", where)
+    return float(given)
 
 
 def _text(given: Any, where: str) -> str:

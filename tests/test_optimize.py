@@ -18,8 +18,11 @@ from compcomp.errors import InputError
 from compcomp.language.text import parse_sequence
 from compcomp.models.save import load_weights
 from compcomp.optimize import Bars, apply, optimize_order
+from compcomp.ordering import search as searching
 from compcomp.ordering.ask import Asker
+from compcomp.ordering.space import one_of, optional
 from compcomp.techniques import AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD
+from tests.models.fakes import Tiny, tokens
 
 ROOT = Path(__file__).resolve().parent.parent
 P, Q, D = Magnitude("1/2", pattern="2:4"), AbsMax(bits=4, group=8), LeastSquaresDistill()
@@ -238,3 +241,58 @@ def test_an_order_for_each_layer_is_applied_and_saved(tmp_path: Path) -> None:
             assert torch.equal(compressed.get_submodule(name).weight, alone.get_submodule(name).weight)  # type: ignore[arg-type]
     other = plan.apply(network(), data)
     assert torch.equal(other[0].weight, compressed[0].weight)  # type: ignore[index,arg-type]
+
+
+class Parts(Error):
+    """The error of each of 32 groups of inputs."""
+
+    parts, key = 32, "the error of each group of inputs"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs = torch.randn(32, 64, 16, generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            self.dense = network()(self.inputs)
+
+    def __call__(self, model: nn.Module, parts: Any = None) -> Any:
+        assert parts is not None
+        self.calls += len(parts)
+        with torch.no_grad():
+            apart = ((model(self.inputs[list(parts)]) - self.dense[list(parts)]) ** 2).double()
+        return {"distance": [(float(one.sum()), float(one.numel())) for one in apart]}
+
+
+def test_a_metric_in_parts_is_raced_and_kept(tmp_path: Path) -> None:
+    given = {"model": network(), "calibration": batches(), "device": "cpu", "store": tmp_path / "kept.db"}
+    evaluate, again, patient = Parts(), Parts(), Parts()
+    plan = optimize_order([P, Q, D, L], evaluate=evaluate, **given)
+    stopped = [one for one in plan.measurements if "note" in one]
+    assert stopped and evaluate.calls == 32 + sum(one["parts"] for one in plan.measurements)
+    second = optimize_order([P, Q, D, L], evaluate=again, **given)
+    assert again.calls == 0 and second.measurements == plan.measurements and second.dense == plan.dense
+    whole = optimize_order([P, Q, D, L], evaluate=patient, confidence=1, **given)
+    assert whole.order == plan.order and whole.best["metrics"] == plan.best["metrics"]
+    assert all(one["parts"] == 32 for one in whole.measurements)
+    assert patient.calls == sum(32 - one["parts"] for one in stopped)
+
+
+@pytest.mark.parametrize(("name", "value"), [("size", 2), ("size", "0.8"), ("confidence", -1), ("confidence", True)])
+def test_shares_are_checked(name: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"{name}: "):
+        optimize_order([P], model=network(), calibration=batches(), **{name: value})
+    with pytest.raises(InputError, match="size without a model"):
+        optimize_order([P], size=0.5)
+
+
+@pytest.mark.parametrize("wanted", [1, 2])
+def test_what_loses_more_on_some_layers_is_not_left_out_for_a_larger_model(
+    wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orders are left out on the way for orders of their size alone: the front of loss and size stays whole."""
+    techniques = [P, one_of(AbsMax(bits=2, group=8), AbsMax(bits=8, group=8)), optional(L), D]
+    given = {"model": Tiny(), "calibration": tokens(), "device": "cpu"}
+    whole = optimize_order(techniques, **given)  # type: ignore[arg-type]
+    monkeypatch.setattr(searching, "RANKED", wanted)
+    plan = optimize_order(techniques, **given)  # type: ignore[arg-type]
+    assert plan.orders["dropped"] > whole.orders["dropped"] and len(plan.pareto) > 3
+    assert plan.pareto == whole.pareto and plan.best == whole.best

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"language", "kernels"},
 }
 MAY_IMPORT["optimize"] = set(MAY_IMPORT)
-MAY_IMPORT["recipe"] = {"language", "models"}
+MAY_IMPORT["recipe"] = {"language", "ordering", "models"}
 MAY_IMPORT["systems"] = {"techniques", "language"}
 MAY_IMPORT["reporting"] = {"language", "ordering"}
 MAY_IMPORT["testing"] = {"terms", "language", "kernels"}

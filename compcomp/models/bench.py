@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Items
+from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -24,7 +25,7 @@ from compcomp.models.devices import choose, move
 from compcomp.models.explore import explore
 from compcomp.models.layers import IGNORE, Layer, check_sequence, evaluating, find_layers
 from compcomp.models.measure import MEASURED, effective_weight, layer_losses, total
-from compcomp.models.metrics import metric_direction, read_metrics
+from compcomp.models.metrics import is_log, metric_direction, parts_of, read_metrics, read_parts
 from compcomp.models.size import compression_rate, dense_bits, layer_bits
 from compcomp.models.states import applied, digest, digest_of
 
@@ -37,10 +38,11 @@ class ModelBench:
 
     ``model``: a torch.nn.Module. ``calibration``: see :func:`compcomp.models.calibrate.calibrate`; None when
     no technique and no loss looks at inputs. ``evaluate``: ``model -> number or dict of numbers``, given the
-    model in eval mode on ``device``. ``device``: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
-    ``targets``, ``ignore``: see :func:`compcomp.models.layers.find_layers`. ``loss_names``: what ``losses``
-    measures, all that can be by default. ``offload``: keep states in main memory and bring one layer at a
-    time to the device, for models whose states do not fit there.
+    model in eval mode on ``device``; see :func:`compcomp.models.metrics.parts_of` for one that has parts.
+    ``device``: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1". ``targets``, ``ignore``: see
+    :func:`compcomp.models.layers.find_layers`. ``loss_names``: what ``losses`` measures, all that can be by
+    default. ``offload``: keep states in main memory and bring one layer at a time to the device, for models
+    whose states do not fit there.
 
     Weights are worked on in float32 (float64 for a float64 model), Gram matrices are float64. The model is
     as it was after every call but ``write``; ``start`` moves it to the device and ``close``, or leaving a
@@ -52,7 +54,7 @@ class ModelBench:
         self,
         model: nn.Module,
         calibration: Any = None,
-        evaluate: Callable[[nn.Module], Any] | None = None,
+        evaluate: Callable[..., Any] | None = None,
         device: str | torch.device = "auto",
         targets: str | Iterable[str] | None = None,
         ignore: str | Iterable[str] = IGNORE,
@@ -161,18 +163,46 @@ class ModelBench:
         """
         if self.user_evaluate is None:
             return {}
+        with self._holding(state) as model:
+            metrics = read_metrics(self.user_evaluate(model), self.user_evaluate)
+        for name, value in metrics.items():
+            self._note_unless_finite(name, value)
+        return metrics
+
+    @property
+    def parts(self) -> int:
+        """How many independent parts the user's metrics are means over (see :mod:`compcomp.models.metrics`)."""
+        return parts_of(self.user_evaluate)
+
+    def evaluate_parts(self, state: ModelState, parts: Items[int]) -> dict[str, list[tuple[float, float]]]:
+        """Like ``evaluate``, for an ``evaluate`` that has parts: by metric the sum and count of each of these."""
+        assert self.user_evaluate is not None
+        with self._holding(state) as model:
+            found = read_parts(self.user_evaluate(model, parts=list(parts)), len(parts))
+        for name, pairs in found.items():
+            for part, _ in pairs:
+                self._note_unless_finite(name, part)
+        return found
+
+    def is_log(self, metric: str) -> bool:
+        """Whether a metric is exp of a mean over parts."""
+        return is_log(metric, self.user_evaluate)
+
+    @contextmanager
+    def _holding(self, state: ModelState) -> Iterator[nn.Module]:
+        """The model, in eval mode, with this state's weights in it."""
         self._place()
         try:
             self._put(state)
             with evaluating(self.model):
-                metrics = read_metrics(self.user_evaluate(self.model), self.user_evaluate)
+                yield self.model
         finally:
             self._put(self._present)
-        for name, value in metrics.items():
-            note = f"evaluate: {name} was {value}"
-            if not math.isfinite(value) and note not in self.notes:
-                self.notes.append(note)
-        return metrics
+
+    def _note_unless_finite(self, name: str, value: float) -> None:
+        note = f"evaluate: {name} was {value}"
+        if not math.isfinite(value) and note not in self.notes:
+            self.notes.append(note)
 
     def write(self, state: ModelState) -> nn.Module:
         """Put this state's weights into the model for good, in its dtype, and return it.
@@ -215,7 +245,8 @@ class ModelBench:
         if not isinstance(key, str):
             return None
         layers = [(name, layer.weight, layer.gram) for name, layer in self.start().items()]
-        return digest_of([key, sorted(self.loss_names), layers])
+        devices = sorted({str(layer.parameter.device) for layer in self.layers.values()})
+        return digest_of([key, sorted(self.loss_names), devices, layers])
 
     explore = staticmethod(explore)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compcomp.errors import InputError
+from compcomp.models.windows import PerplexityOn
 
 
 def load_directory(directory: Path) -> nn.Module:
@@ -52,17 +51,6 @@ def _tokens(directory: Path, text: Path) -> Any:
     return list(text.read_bytes())
 
 
-def perplexity_on(windows: Tensor, batch_size: int = 4) -> Callable[[nn.Module], dict[str, float]]:
+def perplexity_on(windows: Tensor, batch_size: int = 4) -> PerplexityOn:
     """``evaluate(model) -> {"perplexity": p}``: per token, over windows of int64 ids, count x length."""
-
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        device, total = next(model.parameters()).device, 0.0
-        with torch.inference_mode():
-            for batch in windows.to(device).split(batch_size):
-                logits = model(input_ids=batch).logits[:, :-1].float()
-                loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum")
-                total += float(loss)
-        mean = total / (windows.shape[0] * (windows.shape[1] - 1))
-        return {"perplexity": math.exp(mean) if mean < 700 else math.inf}
-
-    return evaluate
+    return PerplexityOn(windows, batch_size)

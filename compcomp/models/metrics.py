@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from numbers import Real
 from typing import Any, Literal
@@ -46,9 +46,7 @@ def metric_direction(name: str, evaluate: Any = None) -> Literal["higher", "lowe
     or on what a ``functools.partial`` wraps). Else "lower" for names like perplexity, ppl, loss, error, nll,
     mse or wer, and "higher" for all others.
     """
-    while not hasattr(evaluate, "higher_is_better") and isinstance(evaluate, partial):
-        evaluate = evaluate.func
-    told = getattr(evaluate, "higher_is_better", None)
+    told = _told(evaluate, "higher_is_better")
     if isinstance(told, Mapping):
         told = told.get(name)
     if isinstance(told, bool):
@@ -60,6 +58,49 @@ def metric_direction(name: str, evaluate: Any = None) -> Literal["higher", "lowe
     words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
     lower = any(part in lowered for part in ANYWHERE) or not AS_A_WORD.isdisjoint(words)
     return "lower" if lower else "higher"
+
+
+def parts_of(evaluate: Any) -> int:
+    """How many independent parts the metrics of ``evaluate`` are means over: its attribute ``parts``; 0 without one.
+
+    With one, ``evaluate(model, parts=[0, 2])`` gives for each of these parts, by metric, its sum and its count.
+    """
+    told = _told(evaluate, "parts")
+    if told is None:
+        return 0
+    if isinstance(told, bool) or not isinstance(told, int) or told < 1:
+        raise InputError(repr(told)[:60], "a whole number from 1 on", "evaluate.parts")
+    return told
+
+
+def is_log(name: str, evaluate: Any) -> bool:
+    """Whether a metric is exp of a mean over parts: ``evaluate.exp_of_mean`` holds the names of those that are."""
+    told = _told(evaluate, "exp_of_mean")
+    return told is not None and name in ((told,) if isinstance(told, str) else told)
+
+
+def read_parts(result: Any, count: int) -> dict[str, list[tuple[float, float]]]:
+    """What ``evaluate`` gives for so many parts: by metric (sum, count) of each. InputError for anything else."""
+    allowed = f"a dict of names and lists of {count} pairs (sum, count), one for each part that was asked for"
+    if not isinstance(result, Mapping) or not result:
+        raise InputError(repr(result)[:60], allowed, "evaluate")
+    found = {}
+    for name, pairs in result.items():
+        if not isinstance(name, str) or not isinstance(pairs, Sequence) or len(pairs) != count:
+            raise InputError(f"{name!r:.40}: {pairs!r:.40}", allowed, "evaluate")
+        if not all(isinstance(pair, Sequence) and len(pair) == 2 for pair in pairs):
+            raise InputError(f"{name!r:.40}: {pairs!r:.40}", allowed, "evaluate")
+        found[name] = [(_number(part, allowed), _number(over, allowed)) for part, over in pairs]
+        if not all(0 < over < float("inf") for _, over in found[name]):
+            raise InputError(f"a count of 0 or less for {name!r:.40}", "counts above 0", "evaluate")
+    return found
+
+
+def _told(evaluate: Any, name: str) -> Any:
+    """An attribute of the function, or of what a ``functools.partial`` wraps."""
+    while not hasattr(evaluate, name) and isinstance(evaluate, partial):
+        evaluate = evaluate.func
+    return getattr(evaluate, name, None)
 
 
 def _number(value: Any, allowed: str) -> float:

@@ -101,8 +101,8 @@ class Explorer:
     def explored(self, keep: int, *, every: bool = False) -> Explored:
         """Explore all layers for the staying orders; with ``every`` without leaving any out on the way.
 
-        Orders whose loss on some layers is more than the whole loss of ``keep`` others are noted in the orderings, and
-        not explored on the layers that are left.
+        Orders whose loss on some layers is more than the whole loss of ``keep`` others of the same techniques and size
+        are noted in the orderings, and not explored on the layers that are left.
         """
         loss = self.orderings.loss
         staying = list(self.orderings.staying())
@@ -113,15 +113,22 @@ class Explorer:
         rounds = [self.names[k * count : (k + 1) * count] for k in range(FIRST_SHARE - 1)]
         rounds.append(self.names[(FIRST_SHARE - 1) * count :])
         self.layers(rounds[0], staying)
-        best = sorted(staying, key=lambda order: (self.found.loss(loss, order), order))[:keep]
+        groups: dict[tuple[Prefix, int], list[Prefix]] = {}
+        for order in sorted(staying, key=lambda order: (self.found.loss(loss, order), order)):
+            groups.setdefault((tuple(sorted(order)), self.found.bits(order)), []).append(order)
+        best = [order for group in groups.values() for order in group[:keep]]
         for names in rounds[1:]:
             self.layers(names, best, counted=False)
-        whole = max(best, key=lambda order: self.found.loss(loss, order))
-        most, chosen = self.found.loss(loss, whole), set(best)
+        wholes = {  # of each order the worst of the best that are of its size
+            order: max(group[:keep], key=lambda one: self.found.loss(loss, one))
+            for group in groups.values()
+            for order in group[keep:]
+        }
         for number, names in enumerate(rounds[1:], start=1):
             done = [name for earlier in rounds[:number] for name in earlier]
-            for order in [order for order in staying if order not in chosen]:
-                part = self.found.loss(loss, order, done)
+            for order in [order for order in staying if order in wholes]:
+                whole = wholes[order]
+                part, most = self.found.loss(loss, order, done), self.found.loss(loss, whole)
                 if part > most + ABOVE * abs(most):
                     because = (
                         f"its {loss} over {len(done)} of {len(self.names)} layers alone is {part:.6g}, more than the "
@@ -129,18 +136,28 @@ class Explorer:
                     )
                     self.orderings.exceeds(order, whole, because)
                     staying.remove(order)
-            left = [order for order in staying if order not in chosen]
-            caps = [most + ABOVE * abs(most) - self.found.loss(loss, order, done) for order in left]
-            more = {"caps": caps, "loss": loss, "keeps": self.keeps}
+            left = [order for order in staying if order in wholes]
+            more = {
+                "caps": [self._cap(order, wholes[order], done) for order in left],
+                "loss": loss,
+                "keeps": self.keeps,
+            }
             for order, (layer, least) in self.layers(names, left, more=more).items():
+                most = self.found.loss(loss, wholes[order])
                 because = (
                     f"whatever follows the beginning of it, its {loss} on {layer} is at least {least:.6g}, which with "
                     f"that on {len(done)} other layers is more than the {most:.6g} over all layers of "
-                    f"{self.orderings.text(whole)}"
+                    f"{self.orderings.text(wholes[order])}"
                 )
-                self.orderings.exceeds(order, whole, because)
+                self.orderings.exceeds(order, wholes[order], because)
                 staying.remove(order)
         return self.found
+
+    def _cap(self, order: Prefix, whole: Prefix, done: Sequence[str]) -> float:
+        """The most that an order may lose on a layer and still lose no more in all than another."""
+        loss = self.orderings.loss
+        most = self.found.loss(loss, whole)
+        return most + ABOVE * abs(most) - self.found.loss(loss, order, done)
 
     def layers(
         self,

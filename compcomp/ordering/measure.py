@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 from compcomp.errors import InputError
@@ -12,14 +14,19 @@ from compcomp.language.claim import Claim
 from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
 from compcomp.ordering.dag import Orderings, Shape
+from compcomp.ordering.parts import InParts, Kept, Race
 from compcomp.ordering.space import Prefix
-from compcomp.ordering.store import Store
 
 Measurement = dict[str, Any]
-"""``order``: its text. ``metrics``: the user's. ``losses``: of the layers. ``compression_rate``."""
+"""``order``: its text. ``metrics``: the user's. ``losses``: of the layers. ``compression_rate``.
+
+Where the metrics are means over parts also ``parts``: on how many it was measured; ``intervals``: by metric its low and
+high; ``behind``: how much worse than the best, low and high, in the mean of the first metric; ``note``: why it was
+stopped early, if it was.
+"""
 
 
-class Bench(Protocol):
+class Bench(InParts, Protocol):
     """Something to apply techniques to and to measure, such as a model with calibration data.
 
     A state is whatever ``start`` and ``apply`` return; it must not change when another is made from it.
@@ -42,9 +49,6 @@ class Bench(Protocol):
 
     def digest(self, state: Any) -> str:
         """The same text for two states only if they are bitwise the same."""
-
-    def lower_is_better(self, metric: str) -> bool:
-        """Which way one of the user's metrics goes."""
 
     def write(self, state: Any) -> Any:
         """The compressed model."""
@@ -143,7 +147,8 @@ class Measured:
     """Measures orders on a bench, depth first, with states along one path only.
 
     ``rows``: by order. ``digests``: of each order's state, the same only for bitwise equal ones. ``applications``: on
-    the whole model. With a store, what is found is kept there under ``key``, and nothing that is there is done again.
+    the whole model. What is found is kept, and nothing that is there is done again. ``race``: where metrics are means
+    over parts, what evaluates them.
     """
 
     def __init__(
@@ -151,11 +156,11 @@ class Measured:
         orderings: Orderings,
         bench: Bench,
         applied: Callable[[int, int, str], None] = lambda done, total, text: None,
-        store: Store | None = None,
-        key: str = "",
+        kept: Kept | None = None,
+        race: Race | None = None,
     ) -> None:
         self.orderings, self.bench, self.applied = orderings, bench, applied
-        self.store, self.key = store, key
+        self.kept, self.race = kept or Kept(), race
         self.rows: dict[Prefix, Measurement] = {}
         self.digests: dict[Prefix, str] = {}
         self.applications = 0
@@ -171,6 +176,10 @@ class Measured:
             self._ending.setdefault(end, []).append(order)
         start = self.bench.start()
         self._visit(0, start, self.bench.digest(start))
+        texts = {digest: self.orderings.text(order) for order, digest in sorted(self.digests.items(), reverse=True)}
+        for order, digest in self.digests.items():
+            raced = {} if self.race is None else self.race.row(digest, texts)
+            self.rows[order] = {**self._rows[digest], **raced, "order": self.orderings.text(order)}
 
     def _visit(self, node: int, state: Any, digest: str) -> None:
         self._end(node, digest, lambda: state)
@@ -178,29 +187,35 @@ class Measured:
             technique = self.tree.steps[child]
             known = self._step(digest, technique)
             if known is None or not self._all_known(child, known):
-                after = self.bench.apply(self.orderings.techniques[technique], state)
-                self.applications += 1
+                after = self._apply(technique, state)
                 known = self.bench.digest(after)
                 self._note_step(digest, technique, known)
-                self.applied(self.applications, len(self.tree.parents) - 1, str(self.orderings.techniques[technique]))
                 self._visit(child, after, known)
                 del after
             else:
                 self._recall(child, known)
 
+    def _apply(self, technique: int, state: Any) -> Any:
+        after = self.bench.apply(self.orderings.techniques[technique], state)
+        self.applications += 1
+        self.applied(self.applications, len(self.tree.parents) - 1, str(self.orderings.techniques[technique]))
+        return after
+
     def _end(self, node: int, digest: str, state: Callable[[], Any]) -> None:
         for order in self._ending.get(node, ()):
             row = self._row(digest)
             if row is None:
-                row = self._rows[digest] = measurement(self.orderings.text(order), self.bench, state())
-                self._keep(f"row {digest}", row)
+                text = self.orderings.text(order)
+                row = self._rows[digest] = measurement(text, self.bench, state(), evaluated=self.race is None)
+                self.kept.put(self._name(digest), row)
+            if self.race is not None:
+                self.race.enter(digest, row["compression_rate"], state)
             self.digests[order] = digest
-            self.rows[order] = {**row, "order": self.orderings.text(order)}
 
     def _step(self, digest: str, technique: int) -> str | None:
         """The state after a technique, where that is known."""
         if (digest, technique) not in self._steps:
-            kept = self._kept(f"step {digest} {self.orderings.techniques[technique]}")
+            kept = self.kept.get(f"step {digest} {self.orderings.techniques[technique]}")
             if kept is None:
                 return None
             self._steps[digest, technique] = kept["digest"]
@@ -208,24 +223,22 @@ class Measured:
 
     def _note_step(self, digest: str, technique: int, after: str) -> None:
         self._steps[digest, technique] = after
-        self._keep(f"step {digest} {self.orderings.techniques[technique]}", {"digest": after})
+        self.kept.put(f"step {digest} {self.orderings.techniques[technique]}", {"digest": after})
 
     def _row(self, digest: str) -> Measurement | None:
         """What was measured of a state."""
-        if digest not in self._rows and (kept := self._kept(f"row {digest}")) is not None:
+        if digest not in self._rows and (kept := self.kept.get(self._name(digest))) is not None:
             self._rows[digest] = kept
         return self._rows.get(digest)
 
-    def _kept(self, name: str) -> dict[str, Any] | None:
-        return None if self.store is None else self.store.get_result(f"{self.key} {name}")
-
-    def _keep(self, name: str, data: dict[str, Any]) -> None:
-        if self.store is not None:
-            self.store.put_result(f"{self.key} {name}", data)
+    def _name(self, digest: str) -> str:
+        return f"row {digest}" if self.race is None else f"layers {digest}"
 
     def _all_known(self, node: int, digest: str) -> bool:
-        """Whether everything from this node on is known of a state with this digest."""
+        """Whether everything from this node on is known of a state with this digest, or the beginning of it."""
         if node in self._ending and self._row(digest) is None:
+            return False
+        if node in self._ending and self.race is not None and not self.race.parts.begun(digest):
             return False
         for child in self._children[node]:
             following = self._step(digest, self.tree.steps[child])
@@ -234,32 +247,73 @@ class Measured:
         return True
 
     def _recall(self, node: int, digest: str) -> None:
-        self._end(node, digest, lambda: None)
+        self._end(node, digest, cache(lambda: self._again(node)))
         for child in self._children[node]:
             self._recall(child, self._steps[digest, self.tree.steps[child]])
 
+    def _again(self, node: int) -> Any:
+        """A state that was not thought to be needed: on stored parts a race may have ended earlier."""
+        if node == 0:
+            return self.bench.start()
+        return self._apply(self.tree.steps[node], self._again(self.tree.parents[node]))
 
-def measurement(order: str, bench: Bench, state: Any) -> Measurement:
-    """Everything the bench can tell of one state."""
+
+def measurement(order: str, bench: Bench, state: Any, *, evaluated: bool = True) -> Measurement:
+    """Everything the bench can tell of one state; ``evaluated``: the user's metrics too."""
     return {
         "order": order,
-        "metrics": dict(bench.evaluate(state)),
+        "metrics": dict(bench.evaluate(state)) if evaluated else {},
         "losses": dict(bench.losses(state)),
         "compression_rate": bench.compression_rate(state),
     }
 
 
-def ranked(measurements: list[Measurement], loss: str, metric: str | None, lower: bool) -> list[Measurement]:
-    """Best first: by the user's metric where there is one, then by the loss, then by text. NaN comes last."""
+def worth(one: Measurement, loss: str, metric: str | None, lower: bool) -> float:
+    """What a measurement is compared by, smaller is better: the user's metric where there is one, else the loss."""
+    value = one["losses"][loss] if metric is None else one["metrics"].get(metric, math.nan)
+    return float(value if lower or metric is None else -value)
+
+
+def ranked(
+    measurements: list[Measurement], loss: str, metric: str | None, lower: bool, chosen: Collection[str] = ()
+) -> list[Measurement]:
+    """Best first: by the user's metric where there is one, then by the loss, then by text. NaN comes last.
+
+    chosen: orders that come before all others.
+    """
     for one in measurements:
         if loss not in one["losses"]:
             raise InputError(f"loss {loss!r}", ", ".join(one["losses"]) or "none", "what the layers were measured by")
 
-    def worth(value: float, lower_is_better: bool) -> tuple[bool, float]:
-        return (math.isnan(value), 0.0) if math.isnan(value) else (False, value if lower_is_better else -value)
+    def last(value: float) -> tuple[bool, float]:
+        return (math.isnan(value), 0.0 if math.isnan(value) else value)
 
     def key(one: Measurement) -> tuple[Any, ...]:
-        primary = worth(one["metrics"].get(metric, math.nan), lower) if metric is not None else (False, 0.0)
-        return (*primary, *worth(one["losses"][loss], True), one["order"])
+        primary = last(worth(one, loss, metric, lower))
+        return (one["order"] not in chosen, *primary, *last(one["losses"][loss]), one["order"])
 
     return sorted(measurements, key=key)
+
+
+def fronts(points: Sequence[tuple[float, float]]) -> list[int]:
+    """For each point (rate, worth) its front: 0 where no other is as good in both, then what is left, and so on.
+
+    More of a rate is better, and less of a worth. Of equal points the first is in the earliest front.
+    """
+    found, least = [0] * len(points), list[float]()
+    for k in sorted(range(len(points)), key=lambda k: (-points[k][0], points[k][1], k)):
+        found[k] = bisect_right(least, points[k][1])
+        least[found[k] : found[k] + 1] = [points[k][1]]
+    return found
+
+
+def pareto(measurements: Sequence[Measurement], loss: str, metric: str | None, lower: bool) -> list[Measurement]:
+    """The measurements that no other is as good as in metric (or loss) and size, the smallest models first.
+
+    Where sizes are not known the best alone. What has no number is not among them.
+    """
+    rows = [(one, worth(one, loss, metric, lower)) for one in measurements]
+    rows = [(one, value) for one, value in rows if not math.isnan(value)]
+    points = [(one["compression_rate"] or 0.0, value) for one, value in rows]
+    front = [one for (one, _), place in zip(rows, fronts(points), strict=True) if place == 0]
+    return sorted(front, key=lambda one: -(one["compression_rate"] or 0.0))

@@ -37,15 +37,18 @@ class Plan:
     left: how many proofs left over; fewer are measured where some are the same on the model, or cannot win there.
     verdicts: of the claims about pairs, both ways, then of every other claim that was decided.
     claims: how many were "asked", "reused" from the store, "proved", "refuted" and left "undecided".
-    measurements: best first, each with order, metrics, losses and compression_rate. dense: the user's
-    metrics of the uncompressed model. best, worst: of the measurements. loss, metric: what orders were
-    compared by, the metric None without an ``evaluate``. compression_rate: of the chosen order, None where
-    none was measured on a model. measured_on: "model" or "generated layers". applications: technique
-    applications to the whole model that were "done", and in the "full_tree" of all prefixes; "kernel_runs" counts
-    single layers. seconds: by phase, and "total". layer_orders: by layer, the texts of the orders that layers take in
-    place of ``order`` (``granularity="layer"``, and only where that pays). by_layer: what that measures.
-    conditional: of pairs that are proved neither way, what is proved under conditions, on what share of the model's
-    weights these hold, and what was measured on the rest (:func:`compcomp.ordering.conditional.conditional`).
+    measurements: best first, each with order, metrics, losses and compression_rate (see
+    :data:`compcomp.ordering.measure.Measurement`). dense: the user's metrics of the uncompressed model. best, worst: of
+    the measurements that may be taken. loss, metric: what orders were compared by, the metric None without an
+    ``evaluate``. compression_rate: of the chosen order, None where none was measured on a model. measured_on: "model"
+    or "generated layers". applications: technique applications to the whole model that were "done", and in the
+    "full_tree" of all prefixes; "kernel_runs" counts single layers. seconds: by phase, and "total". layer_orders: by
+    layer, the texts of the orders that layers take in place of ``order`` (``granularity="layer"``, and only where that
+    pays). by_layer: what that measures. conditional: of pairs that are proved neither way, what is proved under
+    conditions, on what share of the model's weights these hold, and what was measured on the rest
+    (:func:`compcomp.ordering.conditional.conditional`). lower: whether smaller numbers are better in what orders are
+    ranked by. among: where sizes differ, which orders may be taken, in words; these come first in ``measurements``.
+    pareto: the measurements that no other is as good as in metric (or loss) and in size, the smallest models first.
     """
 
     order: Sequence
@@ -71,6 +74,9 @@ class Plan:
     conditional: list[dict[str, Any]] = field(default_factory=list)
     compress: Callable[..., Any] | None = field(default=None, repr=False)
     write_model: Callable[[Path], None] | None = field(default=None, repr=False)
+    lower: bool | None = None
+    among: str = ""
+    pareto: list[Measurement] = field(default_factory=list, repr=False)
 
     @cached_property
     def graph(self) -> nx.DiGraph[str]:
@@ -167,6 +173,7 @@ class Plan:
             "layer_orders": self.layer_orders,
             "by_layer": finite(self.by_layer),
             "conditional": finite(self.conditional),
+            "pareto": [one["order"] for one in self.pareto],
         }
 
     # ------------------------------------------------------------------------------------ in words
@@ -178,7 +185,8 @@ class Plan:
             return "the only order there is"
         if self.optimality == "proved":
             return f"proved optimal under ({self.loss}, {self.scope})"
-        return f"best measured of the {self.left} orders that no proof excludes"
+        among = f" {self.among}," if self.among else ""
+        return f"best measured{among} of the {self.left} orders that no proof excludes"
 
     def value(self, measurement: Measurement) -> str:
         """What a measurement was ranked by, as text."""
@@ -226,6 +234,8 @@ class Plan:
             values = {**one["metrics"], **one["losses"]}
             shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             lines.append(f"No proof excludes it, so it was measured on {self._bench()}: {shown}.")
+            if "note" in one:
+                lines.append(f"{one['note'][:1].upper()}{one['note'][1:]}; its value is an estimate for all of them.")
             if rank[fate.order] == 0:
                 lines.append(f"It is the order to take: {self.standing}.")
             else:

@@ -21,7 +21,8 @@ from compcomp.ordering.ask import Asker, Prover, decide
 from compcomp.ordering.conditional import CLAIM_SECONDS, TECHNIQUES, conclusion, conditional
 from compcomp.ordering.dag import Orderings
 from compcomp.ordering.explore import Explored, Explorer
-from compcomp.ordering.measure import Bench, Measured, Measurement, Tree, measurement, ranked
+from compcomp.ordering.measure import Bench, Measured, Measurement, Tree, fronts, measurement, pareto, ranked
+from compcomp.ordering.parts import CONFIDENCE, SAME_SIZE, Kept, Parts, Race
 from compcomp.ordering.plan import Plan
 from compcomp.ordering.screen import COLUMNS, ENTRIES, Screen, Sketch, Values, alike, no_worse, small_shape
 from compcomp.ordering.space import Prefix, Slot
@@ -56,6 +57,8 @@ def search(
     before: Iterable[tuple[Technique, Technique]] = (),
     evaluations: int = EVALUATED,
     granularity: str = "model",
+    size: float | None = None,
+    confidence: float | None = CONFIDENCE,
     prover: Prover = decide,
     executor: Executor | None = None,
     store: Store | None = None,
@@ -64,9 +67,13 @@ def search(
 ) -> Plan:
     """Find the best order of 1 to 8 techniques (the same one may occur twice).
 
-    Without a bench, orders that no proof excludes are ranked by their mean loss on generated layers. Raises
-    InputError when there are too few or too many techniques, or when they fit no common layer.
+    Without a bench, orders that no proof excludes are ranked by their mean loss on generated layers. ``size``: the
+    compression rate that the order has to reach. ``confidence``: of the race that stops measuring what cannot win,
+    None for none. Raises InputError when there are too few or too many techniques, when they fit no common layer, or
+    when no order reaches the size.
     """
+    if size is not None and bench is None:
+        raise InputError("a size without a model", "a model to measure sizes on", "size")
     if not 1 <= len(techniques) <= LARGEST:
         raise InputError(f"{len(techniques)} techniques", f"1 to {LARGEST}", "techniques")
     if granularity not in GRANULARITIES:
@@ -75,7 +82,7 @@ def search(
     if by_layer and bench is None:
         raise InputError("granularity='layer' without a model", "a model", "granularity")
     asker = Asker(prover, executor=executor, store=store)
-    return _Search(techniques, loss, bench, asker, notify, seed, before, evaluations, by_layer).run()
+    return _Search(techniques, loss, bench, asker, notify, seed, before, evaluations, by_layer, size, confidence).run()
 
 
 class _Search:
@@ -92,8 +99,12 @@ class _Search:
         before: Iterable[tuple[Technique, Technique]],
         evaluations: int,
         by_layer: bool,
+        size: float | None,
+        confidence: float | None,
     ) -> None:
         self.bench, self.asker, self.notify, self.evaluations = bench, asker, notify, evaluations
+        self.size, self.confidence, self.lower = size, confidence, True
+        self.chosen, self.among = list[str](), ""  # the orders that may be taken, and what tells them, in words
         self.loss = loss_named(loss)
         self.orderings = Orderings(techniques, loss, None if bench is None else bench.shapes(), before=before)
         self.seconds = {"screen": 0.0, "prove": 0.0, "measure": 0.0}
@@ -421,13 +432,21 @@ class _Search:
             for order, end in zip(orders, tree.ends, strict=True)
         ]
         self.applied["done"] = self.applied["kernel_runs"] = screen.applications
-        return ranked(rows, self.loss.name, None, True), {}
+        most = max(map(len, orders))
+        self.chosen = [row["order"] for row, order in zip(rows, orders, strict=True) if len(order) == most]
+        if len(self.chosen) < len(rows):  # an order that leaves out techniques loses less
+            self.among = "that leave out no more techniques than they must"
+            self.notes.append("sizes are not known without a model: the order is one of those of most techniques")
+        return ranked(rows, self.loss.name, None, True, self.chosen), {}
 
     def on_model(self, bench: Bench) -> tuple[list[Measurement], dict[str, float]]:
         """Few orders are measured on the whole model at once; of many the layer losses come first."""
         staying, rows, layers = list(self.orderings.staying()), dict[Prefix, Measurement](), len(bench.layer_names())
         self.told(0, len(Tree.of(self.orderings, staying).parents) - 1, "dense")
-        dense = dict(bench.evaluate(bench.start()))
+        key = None if self.asker.store is None else bench.fingerprint()
+        kept = Kept() if key is None else Kept(self.asker.store, f"{key} {self.loss.name}")
+        parts = Parts(bench, kept) if bench.parts else None
+        dense = self.dense(bench, kept, parts)
         self.drop_conditional(bool(dense))
         chosen = staying = list(self.orderings.staying())
         if not dense or len(staying) > self.evaluations or self.by_layer:  # layers can be looked at apart
@@ -439,32 +458,27 @@ class _Search:
             self.orderings.same_on_model({order: found.state(order) for order in staying})
             staying = list(self.orderings.staying())
             rows = {order: self.by_layers(order, found, bench) for order in staying}
-            chosen = sorted(staying, key=lambda order: (rows[order]["losses"][self.loss.name], order))[
-                : self.evaluations
-            ]
             self.applied["kernel_runs"] += found.applications
-            if not dense:
-                chosen = []
-            elif len(chosen) < len(staying):
-                self.notes.append(
-                    f"evaluated were the {len(chosen)} orders of least {self.loss.name}, out of {len(staying)}"
-                )
+            chosen = self.survivors(rows) if dense else []
+        race = None
         if chosen:
-            key = bench.fingerprint()
-            store = None if key is None else self.asker.store
-            measured = Measured(self.orderings, bench, self.told, store, f"{key} {self.loss.name}")
+            race = Race(parts, self.confidence, len(chosen)) if parts is not None else None
+            measured = Measured(self.orderings, bench, self.told, kept, race)
             measured.measure(chosen)
             rows |= measured.rows
             self.applied["kernel_runs"] += measured.applications * layers
             self.orderings.same_on_model(measured.digests)
         staying = list(self.orderings.staying())
         metric = next(iter(dense), None)
-        lower = metric is None or bench.lower_is_better(metric)
-        measurements = ranked([rows[order] for order in staying], self.loss.name, metric, lower)
+        self.lower = metric is None or bench.lower_is_better(metric)
+        self.chosen = self.of_size([rows[order] for order in staying])
+        ranking = ranked([rows[order] for order in staying], self.loss.name, metric, self.lower, self.chosen)
+        if race is not None:
+            self.compare(ranking, race, {self.orderings.text(o): digest for o, digest in measured.digests.items()})
         if self.by_layer:
-            self.measure_own(bench, measurements[0], lower)
+            self.measure_own(bench, ranking[0], self.lower)
         self.applied["done"] = ceil(self.applied["kernel_runs"] / max(1, layers))
-        return measurements, dense
+        return ranking, dense
 
     def kept(self) -> dict[str, list[int]]:
         """The techniques that are proved to keep the mask, or the grid, and those that keep the low-rank term.
@@ -497,6 +511,80 @@ class _Search:
         self.layer_orders = {name: str(o) for name, o in orders.items() if pays and str(o) != best["order"]}
         if not pays:
             self.notes.append("an order for each layer is no better than one for all, so there is one for all")
+
+    def dense(self, bench: Bench, kept: Kept, parts: Parts | None) -> dict[str, float]:
+        """The user's metrics of the uncompressed model."""
+        start = bench.start()
+        if parts is not None:
+            return parts.whole(bench.digest(start), lambda: start)
+        found = kept.get("dense")
+        if found is None:
+            found = dict(bench.evaluate(start))
+            kept.put("dense", found)
+        return found
+
+    def survivors(self, rows: dict[Prefix, Measurement]) -> list[Prefix]:
+        """The orders that are put to the user's ``evaluate``: those nearest to the front of loss and size."""
+        name = self.loss.name
+        open_ = sorted(order for order, row in rows.items() if self.size is None or self.reaches(row))
+        points = [(rows[order]["compression_rate"], rows[order]["losses"][name]) for order in open_]
+        places = dict(zip(open_, fronts(points), strict=True))
+        rate = {order: rows[order]["compression_rate"] for order in open_}
+        found = sorted(open_, key=lambda order: (places[order], -rate[order], rows[order]["losses"][name], order))
+        found = found[: self.evaluations]
+        if len(found) < len(rows):
+            sizes = max(rate.values(), default=0.0) - min(rate.values(), default=0.0) > SAME_SIZE
+            which = f"nearest to the front of {name} and size" if sizes else f"of least {name}"
+            self.notes.append(f"evaluated were the {len(found)} orders {which}, out of {len(rows)}")
+        return found
+
+    def reaches(self, row: Measurement) -> bool:
+        return self.size is None or bool(row["compression_rate"] >= self.size)
+
+    def of_size(self, rows: list[Measurement]) -> list[str]:
+        """The orders that may be chosen: of the wanted size or, where none is wanted and techniques differ, the smallest."""
+        rates = [row["compression_rate"] for row in rows]
+        if self.size is not None:
+            self.among = f"with a compression rate of at least {self.size:g}"
+            found = [row["order"] for row in rows if self.reaches(row)]
+            if not found:
+                raise InputError(f"{self.size:g}", f"at most {max(rates):.4f}, the largest there is", "size")
+            return found
+        one_size = all(not slot.optional and len(slot.alternatives) == 1 for slot in self.orderings.slots)
+        if one_size or max(rates) - min(rates) <= SAME_SIZE:  # of the same techniques only the zeros may differ
+            return [row["order"] for row in rows]
+        self.among = f"of the largest compression rate ({max(rates):.1%})"
+        self.notes.append(
+            f"compression rates differ, from {min(rates):.1%} to {max(rates):.1%}: chosen is the best of the largest "
+            "rate; plan.pareto has the best of each, and size= takes another"
+        )
+        return [row["order"] for row in rows if row["compression_rate"] >= max(rates) - SAME_SIZE]
+
+    def compare(self, ranking: list[Measurement], race: Race, digests: dict[str, str]) -> None:
+        """Note how far the other orders are behind the best, and how surely."""
+        best, others = ranking[0], [one for one in ranking[1:] if one["order"] in digests]
+        for one in others:
+            behind = race.behind(digests[one["order"]], digests[best["order"]])
+            if behind is not None:
+                one["behind"] = behind
+        stopped = [one for one in others if "note" in one]
+        if stopped:
+            counts = sorted({one["parts"] for one in stopped})
+            self.notes.append(
+                f"{len(stopped)} of the {len(others) + 1} evaluated orders were stopped after "
+                f"{' or '.join(map(str, counts))} of {race.parts.total} parts; the values shown of them are estimates"
+            )
+        rivals = [one for one in others if one["compression_rate"] >= best["compression_rate"] - SAME_SIZE]
+        near = [one for one in rivals if "behind" in one]
+        if near and near[0] is rivals[0]:
+            low, high = near[0]["behind"]
+            within = sum(one["behind"][0] <= 0 for one in near)
+            said = "are apart by more than the interval" if low > 0 else "differ by less than the interval"
+            more = f"; {within} orders are within theirs of the best" if within > 1 else ""
+            self.notes.append(
+                f"the best two {said}: {near[0]['order']} is behind by {low:.3g} to {high:.3g} in "
+                f"{race.name(next(iter(near[0]['metrics'])))} at {100 * race.confidence:.6g} %{more}"
+            )
 
     def by_layers(self, order: Prefix, found: Explored, bench: Bench) -> Measurement:
         """What exploring the layers tells of one order."""
@@ -534,7 +622,7 @@ class _Search:
             measurements=measurements,
             dense=dense,
             best=best,
-            worst=measurements[-1],
+            worst=next(one for one in reversed(measurements) if one["order"] in set(self.chosen)),
             compression_rate=best["compression_rate"],
             loss=self.loss.name,
             metric=next(iter(dense), None),
@@ -546,6 +634,9 @@ class _Search:
             layer_orders=self.layer_orders,
             by_layer=self.own_measured,
             conditional=self.conditional,
+            lower=self.lower,
+            among=self.among,
+            pareto=pareto(measurements, self.loss.name, next(iter(dense), None), self.lower),
         )
 
     @contextmanager

@@ -208,8 +208,8 @@ class _Drawing:
         return "\n".join(lines)
 
     def _beside(self, node: str, data: dict[str, Any]) -> str:
-        """What is written at the right of a complete order."""
-        if "fate" not in data:
+        """What is written at the right of a complete order that none continues."""
+        if "fate" not in data or self.graph.out_degree(node):  # what goes on has its value in its title
             return ""
         if node in self.places:
             row = self.places[node]
@@ -240,7 +240,7 @@ def _ramp(ranked: summary.Ranking) -> dict[str, int]:
     finite = [row.value for row in ranked.rows if math.isfinite(row.value)]
     if not finite:
         return {row.order: 4 for row in ranked.rows}
-    best, worst = finite[0], finite[-1]
+    best, worst = (max(finite), min(finite)) if ranked.lower is False else (min(finite), max(finite))
     if ranked.log:
         best, worst = math.log(best), math.log(worst)
 

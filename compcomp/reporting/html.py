@@ -10,11 +10,14 @@ from compcomp.errors import InputError
 from compcomp.ordering.plan import NOT_ACCURACY
 from compcomp.reporting import summary
 from compcomp.reporting.drawing import drawable, orderings_svg
+from compcomp.reporting.front import front_svg
 from compcomp.reporting.html_verdicts import code, folded, paragraph, verdict_list
 
 if TYPE_CHECKING:
     from compcomp.ordering.plan import Plan
 
+BOUNDS = {"interval": ("interval", summary.spread), "behind": ("behind the best", summary.behind)}
+"""Columns that are there where orders were measured part by part: a heading, and how bounds are written."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -29,7 +32,7 @@ def write_report(plan: Plan, path: str | Path) -> None:
 
 def page(plan: Plan) -> str:
     """The page as text."""
-    names = summary.Names(plan.order)
+    names = summary.named(plan)
     ranked = summary.ranking(plan, names)
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     title = escape(names(str(plan.order)))
@@ -38,6 +41,7 @@ def page(plan: Plan) -> str:
             _head(plan, names, ranked),
             _section("The orderings", _drawn(plan, names, ranked)),
             _section("Measured orders", _ranking(plan, ranked)),
+            _front(plan, names) if summary.sizes_differ(plan) else "",
             _section("Verdicts", verdict_list(plan.verdicts)),
             _section("Under conditions", _under_conditions(plan, names)) if plan.conditional else "",
             _section("What proofs excluded", _accounts(plan, names)),
@@ -87,9 +91,9 @@ def _compared(ranked: summary.Ranking) -> list[tuple[str, str, str]]:
     tiles = []
     if ranked.dense is not None:
         tiles.append(("dense model", summary.number(ranked.dense), ranked.what))
-    for name, row in (("best order", ranked.rows[0]), ("worst order", ranked.rows[-1])):
+    for name, row in (("best order", ranked.rows[0]), ("worst order", ranked.worst or ranked.rows[-1])):
         times = summary.ratio(row.times_dense)
-        tiles.append((name, summary.number(row.value), f"{times} dense" if times else ranked.what))
+        tiles.append((name, row.shown, f"{times} dense" if times else ranked.what))
     return tiles
 
 
@@ -115,24 +119,32 @@ def _ranking(plan: Plan, ranked: summary.Ranking) -> str:
     bars = "distance" if ranked.dense is not None else ""
     head = f'<tr><th class="n">place</th><th>order</th><th>{bars}</th><th class="n">{escape(ranked.what)}</th>'
     head += '<th class="n">against dense</th>' if ranked.dense is not None else ""
+    columns = [name for name in ("interval", "behind") if any(getattr(row, name) for row in ranked.rows)]
+    head += "".join(f'<th class="n">{BOUNDS[name][0]}</th>' for name in columns)
     head += '<th class="n">compression</th></tr>' if any(row.rate is not None for row in ranked.rows) else "</tr>"
-    rows = [_row(row, ranked) for row in ranked.rows]
+    notes = {one["order"]: one["note"] for one in plan.measurements if "note" in one}
+    rows = [_row(row, ranked, columns, notes.get(row.order, "")) for row in ranked.rows]
     caption = f"{ranked.caption}. Measured on {where}."
     line = " The dashed line is the dense model." if ranked.dense is not None else ""
-    before = f'<div class="scroll"><table class="ranking"><thead>{head}</thead><tbody>'
+    if notes:
+        line += " ≈ is an estimate: the order was stopped early, since it was surely worse; its title says by how much."
+    if "behind" in columns:
+        line += " Behind the best: the interval of the difference on the same parts, in the mean of the metric."
+    before = f'<div class="scroll"><table class="ranking{" bounds" if columns else ""}"><thead>{head}</thead><tbody>'
     return paragraph(caption + line, "soft") + folded(rows, before, "</tbody></table></div>", "orders")
 
 
-def _row(row: summary.Row, ranked: summary.Ranking) -> str:
-    length = " long" if len(row.short) > 90 else ""
+def _row(row: summary.Row, ranked: summary.Ranking, columns: list[str], note: str) -> str:
+    length, titled = " long" if len(row.short) > 90 else "", f' title="{escape(note)}"' if note else ""
     cells = [
         f'<td class="n soft">{row.place}</td>',
         f'<td class="order{length}" title="{escape(row.order)}">{escape(row.short)}</td>',
         f'<td class="bar">{_bar(row, ranked)}</td>',
-        f'<td class="n">{escape(summary.number(row.value))}</td>',
+        f'<td class="n"><span{titled}>{escape(row.shown)}</span></td>',
     ]
     if ranked.dense is not None:
         cells.append(f'<td class="n">{escape(summary.ratio(row.times_dense))}</td>')
+    cells += [f'<td class="n soft">{escape(BOUNDS[name][1](getattr(row, name)))}</td>' for name in columns]
     if row.rate is not None:
         cells.append(f'<td class="n soft">{row.rate:.1%}</td>')
     return f"<tr{' class=chosen' if row.place == 1 else ''}>{''.join(cells)}</tr>\n"
@@ -143,9 +155,14 @@ def _bar(row: summary.Row, ranked: summary.Ranking) -> str:
         return '<span class="soft">no number</span>'
     start, end = row.bar
     line = f'<line x1="{ranked.axis:.4f}" x2="{ranked.axis:.4f}" y1="0" y2="1"/>' if ranked.dense is not None else ""
+    whisker = ""
+    if row.whisker is not None:
+        low, high = row.whisker
+        ends = "".join(f"M{x:.4f} .34V.66" for x in (low, high))
+        whisker = f'<path class="whisker" d="M{low:.4f} .5H{high:.4f}{ends}"/>'
     return (
         '<svg viewBox="0 0 1 1" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect x="{start:.4f}" y=".18" width="{max(end - start, 0.002):.4f}" height=".64"/>{line}</svg>'
+        f'<rect x="{start:.4f}" y=".18" width="{max(end - start, 0.002):.4f}" height=".64"/>{whisker}{line}</svg>'
     )
 
 
@@ -159,6 +176,23 @@ def _under_conditions(plan: Plan, names: summary.Names) -> str:
     )
     table = f'<div class="scroll"><table class="plain"><thead>{head}</thead><tbody>{rows}</tbody></table></div>\n'
     return paragraph(summary.UNDER_CONDITIONS_SAY, "soft") + table
+
+
+def _front(plan: Plan, names: summary.Names) -> str:
+    what = plan.metric or plan.loss
+    said = (
+        f"Each point is a measured order: {what} against the compression rate. No other order is as good in both as "
+        "those on the line; the large one is the order to take."
+    )
+    rows = "".join(
+        f"<tr{' class=chosen' if one['order'] == plan.best['order'] else ''}>"
+        f'<td class="n">{one["compression_rate"]:.1%}</td><td class="n">{escape(plan.value(one))}</td>'
+        f'<td class="order">{escape(names(one["order"]))}</td></tr>\n'
+        for one in plan.pareto
+    )
+    table = f'<div class="scroll"><table class="front"><tbody>{rows}</tbody></table></div>'
+    picture = f'<div class="scroll">{front_svg(plan, names)}</div>'
+    return _section(f"{what} and size", paragraph(said, "soft") + picture + table)
 
 
 def _accounts(plan: Plan, names: summary.Names) -> str:

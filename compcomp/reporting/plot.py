@@ -24,7 +24,7 @@ def save_ranking_png(plan: Plan, path: str | Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError("no matplotlib", 'pip install "compcomp[plot]"', "save_ranking_png") from None
-    ranked = summary.ranking(plan, summary.Names(plan.order))
+    ranked = summary.ranking(plan, summary.named(plan))
     rows = [row for row in ranked.rows if row.bar is not None][:MOST]
     if not rows:
         raise InputError("a plan without measured numbers", "a plan with measurements", "save_ranking_png")
@@ -39,7 +39,10 @@ def save_ranking_png(plan: Plan, path: str | Path) -> None:
         height=0.66,
     )
     for k, (row, (_, end)) in enumerate(zip(rows, bars, strict=True)):
-        text = f" {summary.number(row.value)}  {summary.ratio(row.times_dense)}".rstrip()
+        if row.whisker is not None:
+            axes.plot(row.whisker, (k, k), color="#1b1f24", linewidth=0.8, marker="|", markersize=5)
+            end = max(end, row.whisker[1])
+        text = f" {row.shown}  {summary.ratio(row.times_dense)}".rstrip()
         axes.text(end, k, text, va="center", fontsize=8)
     if ranked.dense is not None:
         axes.axvline(ranked.axis, color="#1b1f24", linewidth=1, linestyle="--")
@@ -49,7 +52,7 @@ def save_ranking_png(plan: Plan, path: str | Path) -> None:
     axes.set_xticks([])
     axes.set_xlim(-0.02, 1.18)
     axes.spines[["top", "right", "bottom", "left"]].set_visible(False)
-    axes.set_title(_plain(ranked.caption), fontsize=9, loc="left")
+    figure.suptitle(_plain(ranked.caption), fontsize=9, x=0.01, ha="left")
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status, Verdict
@@ -91,7 +91,11 @@ class Names:
 
 @dataclass(frozen=True)
 class Row:
-    """One measured order. ``bar``: where its bar begins and ends, out of 1; None where there is no number."""
+    """One measured order. ``bar``: where its bar begins and ends, out of 1; None where there is no number.
+
+    ``interval``: of its value, and ``whisker`` the same out of 1. ``behind``: how much worse than the best it is, low
+    and high. ``parts``: on how many it was measured where it was stopped early: its value is an estimate then.
+    """
 
     place: int
     order: str
@@ -100,6 +104,15 @@ class Row:
     times_dense: float | None
     rate: float | None
     bar: tuple[float, float] | None
+    interval: tuple[float, float] | None = None
+    whisker: tuple[float, float] | None = None
+    behind: tuple[float, float] | None = None
+    parts: int | None = None
+
+    @property
+    def shown(self) -> str:
+        """Its value as text."""
+        return f"{'≈ ' if self.parts is not None else ''}{number(self.value)}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +120,8 @@ class Ranking:
     """The measured orders, best first.
 
     ``what``: the metric or loss they are ranked by. ``lower``: whether lower is better, None when no two
-    differ. ``dense``: the value of the uncompressed model. ``axis``: where its line stands, out of 1.
+    differ. ``dense``: the value of the uncompressed model. ``axis``: where its line stands, out of 1. ``worst``: the
+    last of the rows that could be taken.
     """
 
     what: str
@@ -116,6 +130,7 @@ class Ranking:
     rows: tuple[Row, ...]
     axis: float
     log: bool
+    worst: Row | None = None
 
     @property
     def caption(self) -> str:
@@ -124,8 +139,10 @@ class Ranking:
         if self.dense is None:
             return f"Ranked by {self.what}{better}; bars start at 0"
         scale = " on a log scale" if self.log else ""
+        whiskers = ", lines their intervals" if any(row.whisker for row in self.rows) else ""
         return (
             f"Ranked by {self.what}{better}; bars show the distance from the dense model's {number(self.dense)}{scale}"
+            f"{whiskers}"
         )
 
 
@@ -138,15 +155,17 @@ def ranking(plan: Plan, names: Names) -> Ranking:
     if dense is not None and not math.isfinite(dense):
         dense = None
     finite = [v for v in values if math.isfinite(v)]
-    log = dense is not None and dense > 0 and all(v > 0 for v in finite) and _widest(finite, dense) > LOG_FROM
+    intervals = [_interval(one, metric) for one in plan.measurements]
+    ends = [end for interval in intervals if interval for end in interval if math.isfinite(end)]
+    log = dense is not None and dense > 0 and all(v > 0 for v in (*finite, *ends)) and _widest(finite, dense) > LOG_FROM
 
     def place(value: float) -> float:
         if dense is None:
             return value
         return math.log(value / dense) if log else value - dense
 
-    low = min([0.0, *map(place, finite)])
-    high = max([0.0, *map(place, finite)])
+    low = min([0.0, *map(place, [*finite, *ends])])
+    high = max([0.0, *map(place, [*finite, *ends])])
     size = high - low or 1.0
     axis = -low / size
 
@@ -155,6 +174,11 @@ def ranking(plan: Plan, names: Names) -> Ranking:
             return None
         end = (place(value) - low) / size if math.isfinite(value) else float(value > 0)
         return min(axis, end), max(axis, end)
+
+    def whisker(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+        if interval is None or not all(map(math.isfinite, interval)):
+            return None
+        return (place(interval[0]) - low) / size, (place(interval[1]) - low) / size
 
     rows = tuple(
         Row(
@@ -165,11 +189,23 @@ def ranking(plan: Plan, names: Names) -> Ranking:
             times_dense=value / dense if dense and math.isfinite(value) else None,
             rate=one.get("compression_rate"),
             bar=bar(value),
+            interval=interval,
+            whisker=whisker(interval),
+            behind=None if one.get("behind") is None else (one["behind"][0], one["behind"][1]),
+            parts=one["parts"] if "note" in one else None,
         )
-        for k, (one, value) in enumerate(zip(plan.measurements, values, strict=True), 1)
+        for k, (one, value, interval) in enumerate(zip(plan.measurements, values, intervals, strict=True), 1)
     )
-    lower = finite[0] < finite[-1] if finite and finite[0] != finite[-1] else None
-    return Ranking(what, lower, dense, rows, axis, log)
+    lower = None
+    if len(set(finite)) > 1:
+        lower = finite[0] < finite[-1] if plan.lower is None else plan.lower
+    worst = next((row for row in rows if row.order == plan.worst["order"]), None)
+    return Ranking(what, lower, dense, rows, axis, log, worst)
+
+
+def _interval(one: dict[str, Any], metric: str | None) -> tuple[float, float] | None:
+    found = None if metric is None else one.get("intervals", {}).get(metric)
+    return None if found is None else (found[0], found[1])
 
 
 def _value(one: dict[str, object], metric: str | None, loss: str) -> float:
@@ -181,6 +217,27 @@ def _value(one: dict[str, object], metric: str | None, loss: str) -> float:
 
 def _widest(values: list[float], dense: float) -> float:
     return max((max(v / dense, dense / v) for v in values), default=1.0)
+
+
+def spread(bounds: tuple[float, float] | None) -> str:
+    """Two bounds as text, such as "3.01 to 3.22"."""
+    return "" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"
+
+
+def behind(bounds: tuple[float, float] | None) -> str:
+    """How much worse than the best, such as "+0.012 to +0.038"."""
+    return "" if bounds is None else f"{bounds[0]:+.2g} to {bounds[1]:+.2g}"
+
+
+def named(plan: Plan) -> Names:
+    """Names for the techniques of a plan, those of its order first."""
+    return Names([*plan.order, *plan.orderings.techniques])
+
+
+def sizes_differ(plan: Plan) -> bool:
+    """Whether the measured orders leave models of different sizes, and there is something to choose between."""
+    rates = {one["compression_rate"] for one in plan.measurements if one["compression_rate"] is not None}
+    return len(rates) > 1 and len(plan.pareto) > 1
 
 
 def headline(plan: Plan) -> str:

@@ -198,7 +198,7 @@ class _VerdictTable:
 
 def plan_view(plan: Plan) -> RenderableType:
     """The best order, how it is known to be best, and what became of every other order."""
-    names = summary.Names(plan.order)
+    names = summary.named(plan)
     ranked = summary.ranking(plan, names)
     parts: list[RenderableType] = [_best(plan)]
     facts = Table.grid(padding=(0, 2))
@@ -217,6 +217,8 @@ def plan_view(plan: Plan) -> RenderableType:
     if ranked.rows:
         parts += [Padding(_compared(ranked), (1, 0, 0, 2)), _rule("Ranking"), _Ranked(ranked, plan, names)]
     parts += _under_conditions(plan, names)
+    if summary.sizes_differ(plan):
+        parts += [_rule("Metric and size" if plan.metric else "Loss and size"), _front(plan, names)]
     parts += _accounts(plan, names)
     parts.append(Padding(Text(NOT_ACCURACY, style="bold"), (1, 0, 0, 0)))
     return _Portable(Group(*parts))
@@ -249,9 +251,9 @@ def _compared(ranked: summary.Ranking) -> RenderableType:
     table.add_row(Text(""), Text(ranked.what, style="dim"), Text("against dense" if dense else "", style="dim"))
     if dense:
         table.add_row(Text("dense model"), Text(summary.number(ranked.dense)), Text(""))
-    for name, row in (("best order", ranked.rows[0]), ("worst order", ranked.rows[-1])):
+    for name, row in (("best order", ranked.rows[0]), ("worst order", ranked.worst or ranked.rows[-1])):
         style = "bold" if name == "best order" else ""
-        table.add_row(Text(name), Text(summary.number(row.value), style), Text(summary.ratio(row.times_dense)))
+        table.add_row(Text(name), Text(row.shown, style), Text(summary.ratio(row.times_dense)))
     return table
 
 
@@ -269,18 +271,26 @@ class _Ranked:
         if max(map(len, names.values())) + 32 > options.max_width:
             yield Text(f"Names: {self.names.legend()}.", style="dim")
             names = {row.order: self.names.initialled(row.order) for row in shown}
-        width = max(10, min(40, options.max_width - max(map(len, names.values())) - 26))
+        bounds = {row.order: summary.spread(row.interval) for row in shown}
+        if longest := max(map(len, bounds.values())):
+            stopped = any(row.parts is not None for row in shown)
+            estimates = "; ≈ is an estimate, of an order whose measurement was stopped early" if stopped else ""
+            yield Text(f"Beside each value stands its interval{estimates}.", style="dim")
+        width = max(10, min(40, options.max_width - max(map(len, names.values())) - 26 - longest))
         table = Table.grid(padding=(0, 1))
         table.add_column(justify="right", style="dim", no_wrap=True)
         table.add_column(justify="right", no_wrap=True)
         table.add_column(justify="right", no_wrap=True, style="dim")
+        if longest:
+            table.add_column(no_wrap=True, style="dim")
         table.add_column(width=width)
         table.add_column(overflow="fold")
         for row in shown:
             table.add_row(
                 Text(str(row.place)),
-                Text(summary.number(row.value), style="bold" if row.place == 1 else ""),
+                Text(row.shown, style="bold" if row.place == 1 else ""),
                 Text(summary.ratio(row.times_dense)),
+                *([Text(bounds[row.order])] if longest else []),
                 self._bar(row, width),
                 Text(names[row.order], style="bold" if row.place == 1 else ""),
             )
@@ -313,6 +323,20 @@ def _under_conditions(plan: Plan, names: summary.Names) -> list[RenderableType]:
         table.add_row(claim, given, Text(row.holds_on), Text(row.outcome, style="green" if row.good else ""))
     said = Text(summary.UNDER_CONDITIONS_SAY, style="dim")
     return [_rule("Under conditions"), said, Padding(table, (1, 0, 0, 2))]
+
+
+def _front(plan: Plan, names: summary.Names) -> RenderableType:
+    """The orders that no other is as good as in both, the smallest model first."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for one in plan.pareto:
+        style = "bold" if one["order"] == plan.best["order"] else ""
+        rate = f"{one['compression_rate']:.1%} smaller"
+        table.add_row(Text(rate, style), Text(plan.value(one), style), Text(names(one["order"]), style))
+    head = Text("No other order is as good in both.", style="dim")
+    return Group(head, Padding(table, (0, 0, 0, 2)))
 
 
 def _accounts(plan: Plan, names: summary.Names) -> list[RenderableType]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -275,8 +276,13 @@ def test_a_bench_serves_the_embedded_model() -> None:
     with ModelBench(model, embedded.calibration(batches=1, batch_size=2), evaluate, device="cpu") as bench:
         start = bench.start()
         dense, harmed = bench.evaluate(start), bench.evaluate(bench.apply(AbsMax(2), start))
+        pairs = bench.evaluate_parts(start, [1, 0])["perplexity"]
     assert dense["perplexity"] < harmed["perplexity"] and bench.lower_is_better("perplexity")
-    assert dense == evaluate(model)
+    assert dense == evaluate(model) and bench.parts == 2 and bench.is_log("perplexity")
+    assert math.exp(sum(part for part, _ in pairs) / sum(count for _, count in pairs)) == pytest.approx(
+        dense["perplexity"], rel=1e-6
+    )
+    assert evaluate.key != embedded.evaluator(windows=3).key != embedded.evaluator(windows=3, length=128).key
 
 
 @pytest.mark.cuda

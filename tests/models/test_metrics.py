@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from compcomp.errors import InputError
-from compcomp.models.metrics import metric_direction, metric_name, read_metrics
+from compcomp.models.metrics import is_log, metric_direction, metric_name, parts_of, read_metrics, read_parts
 
 
 def perplexity(model: Any, windows: int = 1) -> float:
@@ -98,3 +98,45 @@ def test_a_function_can_say_its_direction() -> None:
     evaluate.higher_is_better = "yes"  # type: ignore[attr-defined]
     with pytest.raises(InputError, match=r"evaluate\.higher_is_better: 'yes'"):
         metric_direction("loss", evaluate)
+
+
+def test_a_function_can_say_that_it_has_parts() -> None:
+    def evaluate(model: Any, parts: Any = None) -> Any:
+        return {}
+
+    assert parts_of(evaluate) == 0 and not is_log("perplexity", evaluate)
+    evaluate.parts, evaluate.exp_of_mean = 4, ["perplexity"]  # type: ignore[attr-defined]
+    assert parts_of(evaluate) == parts_of(partial(evaluate)) == 4
+    assert is_log("perplexity", partial(evaluate)) and not is_log("accuracy", evaluate)
+    for wrong in (0, True, 2.0, "4"):
+        evaluate.parts = wrong  # type: ignore[attr-defined]
+        with pytest.raises(InputError, match=r"evaluate\.parts: "):
+            parts_of(evaluate)
+
+
+def test_parts_are_read() -> None:
+    given = {"a": [(1, 2), [np.float32(0.5), torch.tensor(2.0)]]}
+    assert read_parts(given, 2) == {"a": [(1.0, 2.0), (0.5, 2.0)]}
+    assert math.isnan(read_parts({"a": [(math.nan, 1)]}, 1)["a"][0][0])
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        None,
+        {},
+        1.0,
+        {"a": 1.0},
+        {"a": [(1, 2)]},
+        {"a": [1, 2]},
+        {"a": [(1, 2), (1, 0)]},
+        {"a": [(1, 2), ("b", 2)]},
+        {"a": [(1, 2), (1, 2, 3)]},
+        {"a": [(1, 2), (1, math.nan)]},
+        {1: [(1, 2), (1, 2)]},
+    ],
+)
+def test_other_parts_are_an_error(result: Any) -> None:
+    with pytest.raises(InputError, match=r"^evaluate: .*; allowed: ") as raised:
+        read_parts(result, 2)
+    assert "\n" not in str(raised.value)

@@ -13,7 +13,7 @@ import numpy as np
 
 from compcomp.language.algebra import stack, unstack
 from compcomp.language.claim import Claim, Scope
-from compcomp.language.layer import LayerState
+from compcomp.language.layer import Format, LayerState
 from compcomp.language.loss import LOSSES
 from compcomp.language.technique import Technique
 from compcomp.language.text import parse_sequence
@@ -79,6 +79,14 @@ class LayerBench:
             return {}
         error = stack(state.effective() - state.reference, 3)
         return {self.metric: float(np.abs(error).max(axis=(1, 2)).sum()), "size": float(self._shape[0])}
+
+    parts = 0
+
+    def evaluate_parts(self, state: LayerState, parts: Sequence[int]) -> dict[str, list[tuple[float, float]]]:
+        raise AssertionError("there are none")
+
+    def is_log(self, metric: str) -> bool:
+        return False
 
     def compression_rate(self, state: LayerState) -> float:
         return 0.5
@@ -164,6 +172,12 @@ def digest(state: LayerState, layers: int) -> str:
     return hashlib.sha256(repr((known, grid, form.rank)).encode()).hexdigest()
 
 
+def bits(form: Format) -> int:
+    """Bits that a weight takes, more or less."""
+    values = 16 if form.grid is None else 2 if form.grid.levels <= 3 else 4
+    return values if form.mask is None else values // 2
+
+
 def explore(job: dict[str, Any]) -> dict[str, Any]:
     """One layer of a LayerBench: no technique is applied twice to one state."""
     techniques = [parse_sequence(text).techniques[0] for text in job["techniques"]]
@@ -183,7 +197,7 @@ def explore(job: dict[str, Any]) -> dict[str, Any]:
     losses = {name: [float(np.sum(loss.of(end).values)) for end in ends] for name, loss in LOSSES.items()}
     return {
         "losses": losses,
-        "bits": [1] * len(ends),
+        "bits": [bits(end.format) for end in ends],
         "digests": [digests[end] for end in job["ends"]],
         "applications": len(applied),
         "repeated": 0,

@@ -17,7 +17,18 @@ from compcomp.ordering.plan import NOT_ACCURACY, Plan
 from compcomp.reporting import write_report
 from compcomp.reporting.html import page
 from compcomp.techniques import AbsMax
-from tests.reporting.samples import FIVE, P, Q, conditional_plan, orderings, plan, proved_plan, verdict, verdicts
+from tests.reporting.samples import (
+    FIVE,
+    P,
+    Q,
+    conditional_plan,
+    orderings,
+    parts_plan,
+    plan,
+    proved_plan,
+    verdict,
+    verdicts,
+)
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 
@@ -58,6 +69,7 @@ def read(one: Plan) -> Reader:
 
 
 PLANS: dict[str, Callable[[], Plan]] = {
+    "in parts": parts_plan,
     "four": plan,
     "five": lambda: plan(FIVE),
     "six": lambda: plan([*FIVE, AbsMax(bits=3)], found=orderings([*FIVE, AbsMax(bits=3)], drop=False)),
@@ -147,3 +159,22 @@ def test_what_is_proved_under_conditions_has_a_table() -> None:
     assert "Under conditions" in text and "99.7 %" in text and "A <b> & B" in text
     assert "proved on 99.7 % of the weights, measured on the rest (output_l2 0.25 against 0.5)" in text
     assert "Under conditions" not in read(plan()).text
+
+
+def test_intervals_and_the_front_are_shown() -> None:
+    one = parts_plan()
+    reader, text = read(one), page(one)
+    assert text.count('class="whisker"') >= len(one.measurements) and "behind the best" in reader.text
+    assert "≈ " in reader.text and "worse than &lt;it&gt; by 0.1 to 0.2" in text
+    picture = text[text.index('<svg class="front"') :]
+    picture = picture[: picture.index("</svg>")]
+    assert picture.count("<circle") == len(one.measurements) and picture.count("class=on") == 2
+    for tag, name, value in reader.attributes:
+        if tag == "circle" and name in ("cx", "cy"):
+            assert 0 <= float(value) <= 860
+    assert 'class="front"' not in page(plan()) and "whisker" not in page(plan()).partition("</style>")[2]
+
+
+def test_a_ramp_has_five_colours_where_the_best_is_not_first() -> None:
+    one = plan(values=[5.0, 4.0, 6.0, 3.0], lower=True)
+    assert set(re.findall(r'class="node r(-?[0-9]+)', page(one))) <= set("01234")

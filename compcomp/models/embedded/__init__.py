@@ -8,7 +8,6 @@ says how. Importing this package loads neither torch nor transformers.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,8 @@ from compcomp.models.embedded import text
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import Qwen2ForCausalLM
+
+    from compcomp.models.windows import PerplexityOn
 
 __all__ = ["FOLDER", "calibration", "evaluator", "load", "perplexity"]
 
@@ -67,27 +68,13 @@ def perplexity(model: nn.Module, windows: int = 32, length: int = 256, batch_siz
     Raises ValueError if ``windows`` or ``batch_size`` is below 1, ``length`` below 2, or the standard
     library's source is missing.
     """
-    import torch
-    from torch.nn import functional
+    return evaluator(windows, length, batch_size)(model)["perplexity"]
+
+
+def evaluator(windows: int = 32, length: int = 256, batch_size: int = 8) -> PerplexityOn:
+    """Return ``evaluate(model) -> {"perplexity": p}``: `perplexity` with these arguments, one part a window."""
+    from compcomp.models.windows import PerplexityOn
 
     if batch_size < 1 or length < 2:
         raise ValueError(f"batch_size must be at least 1, length at least 2; got {batch_size} and {length}")
-    device = next(model.parameters()).device
-    cut = text.windows(text.held_out_bytes(), length, windows, seed=None).to(device)
-    total = 0.0
-    with torch.inference_mode():
-        for batch in cut.split(batch_size):
-            logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
-            losses = functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
-            total += losses.double().sum().item()
-    # Unlike math.exp, which raises, this gives inf for a model that compression has ruined.
-    return torch.tensor(total / (windows * (length - 1)), dtype=torch.float64).exp().item()
-
-
-def evaluator(windows: int = 32, length: int = 256, batch_size: int = 8) -> Callable[[nn.Module], dict[str, float]]:
-    """Return ``evaluate(model) -> {"perplexity": p}``: `perplexity` with these arguments."""
-
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        return {"perplexity": perplexity(model, windows, length, batch_size)}
-
-    return evaluate
+    return PerplexityOn(text.windows(text.held_out_bytes(), length, windows, seed=None), batch_size)

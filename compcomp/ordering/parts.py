@@ -1,0 +1,244 @@
+"""Evaluating part by part, and stopping early what cannot win: a race against the best so far.
+
+An order is compared with the best of those measured on all parts before it, on the same parts, after 8, 16, 32 ... of
+them. Where the interval of the paired difference says that it is worse, it is not measured on the rest. Nothing but
+sums is kept of an order, so a race takes no memory, and what is stored makes it run the same way again.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from compcomp.errors import InputError
+from compcomp.ordering.intervals import Pair, difference, half_width, mean
+from compcomp.ordering.store import Store
+
+FIRST = 8
+"""Parts before the first look: over fewer, means are far from normal."""
+CONFIDENCE = 0.99
+SAME_SIZE = 1e-3
+"""Difference of compression rates up to which two orders count as equally large: masks may differ in their ties."""
+
+Sums = dict[str, list[Pair]]
+"""By metric the sum and the count of each part."""
+
+
+class InParts(Protocol):
+    """What a race needs of a bench."""
+
+    @property
+    def parts(self) -> int:
+        """How many independent parts the user's metrics are means over; 0 where that is not known."""
+
+    def evaluate_parts(self, state: Any, parts: Sequence[int]) -> Sums:
+        """By metric the sum and the count of each of these parts."""
+
+    def is_log(self, metric: str) -> bool:
+        """Whether the metric is exp of a mean over parts, as perplexity is, and not the mean itself."""
+
+    def lower_is_better(self, metric: str) -> bool:
+        """Which way one of the user's metrics goes."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Measurements in a store under one key, or nowhere."""
+
+    store: Store | None = None
+    key: str = ""
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        return None if self.store is None else self.store.get_result(f"{self.key} {name}")
+
+    def put(self, name: str, data: Mapping[str, Any]) -> None:
+        if self.store is not None:
+            self.store.put_result(f"{self.key} {name}", data)
+
+
+def looks(total: int) -> list[int]:
+    """After how many parts a race looks: 8, 16, 32 ..., and all. A last stretch is no shorter than the one before."""
+    found, count = list[int](), FIRST
+    while 2 * count <= total:
+        found.append(count)
+        count *= 2
+    return [*found, total]
+
+
+class Parts:
+    """The parts of a bench's metrics in an order drawn once, so that the first of them are a sample of all."""
+
+    def __init__(self, bench: InParts, kept: Kept) -> None:
+        self.bench, self.kept, self.total = bench, kept, bench.parts
+        self.order = list(range(self.total))
+        random.Random(0).shuffle(self.order)
+        self.looks = looks(self.total)
+        self._stretches: dict[tuple[str, int], Sums] = {}
+
+    def begun(self, digest: str) -> bool:
+        """Whether a state with this digest is known on the first parts."""
+        return self._known(digest, 0) is not None
+
+    def sums(self, digest: str, look: int, state: Callable[[], Any]) -> Sums:
+        """What the state with this digest has on all parts up to a look, by its number. ``state`` is asked if need be.
+
+        Always evaluated in the same stretches, so that a sum is the same bits whenever it is found.
+        """
+        found: Sums = {}
+        for number in range(look + 1):
+            stretch = self._known(digest, number)
+            if stretch is None:
+                stretch = self.bench.evaluate_parts(state(), self.order[slice(*self._ends(number))])
+                self._stretches[digest, number] = stretch
+                self.kept.put(self._name(digest, number), stretch)
+            if found and stretch.keys() != found.keys():
+                given, first = ", ".join(stretch), ", ".join(found)
+                raise InputError(f"other metrics on other parts: {given}", first, "evaluate")
+            for metric, pairs in stretch.items():
+                found.setdefault(metric, []).extend(pairs)
+        return found
+
+    def whole(self, digest: str, state: Callable[[], Any]) -> dict[str, float]:
+        """The metrics of this state over all parts."""
+        sums = self.sums(digest, len(self.looks) - 1, state)
+        return {metric: self.value(metric, mean(pairs)) for metric, pairs in sums.items()}
+
+    def value(self, metric: str, middle: float) -> float:
+        """The metric where its mean over parts is this."""
+        if not self.bench.is_log(metric):
+            return middle
+        return math.exp(middle) if middle < 700 else math.nan if math.isnan(middle) else math.inf
+
+    def _ends(self, number: int) -> tuple[int, int]:
+        return (self.looks[number - 1] if number else 0), self.looks[number]
+
+    def _name(self, digest: str, number: int) -> str:
+        first, last = self._ends(number)
+        return f"parts {digest} {first}-{last} of {self.total}"
+
+    def _known(self, digest: str, number: int) -> Sums | None:
+        if (digest, number) not in self._stretches:
+            kept = self.kept.get(self._name(digest, number))
+            if kept is None:
+                return None
+            self._stretches[digest, number] = {name: [(s, c) for s, c in pairs] for name, pairs in kept.items()}
+        return self._stretches[digest, number]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One state in a race: its sums, and where it was stopped the state that was better, and by how much."""
+
+    sums: Sums
+    rival: str | None = None
+    apart: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def parts(self) -> int:
+        return len(next(iter(self.sums.values())))
+
+
+class Race:
+    """States are measured one after the other, each against the best of those before it that are no larger.
+
+    confidence: that the best state is not stopped, shared out evenly over its possible rivals and the looks; None:
+    every state is measured on all parts. candidates: how many states there are at most.
+    """
+
+    def __init__(self, parts: Parts, confidence: float | None, candidates: int) -> None:
+        self.parts, self.bench, self.racing = parts, parts.bench, confidence is not None
+        self.confidence = CONFIDENCE if confidence is None else confidence
+        rivals = max(1, candidates - 1)
+        self.apart = (1 - self.confidence) / rivals
+        self.level = self.apart / max(1, len(parts.looks) - 1)
+        self.runs: dict[str, Run] = {}
+        self._whole: list[tuple[float, str]] = []  # compression rate and digest of what is measured on all parts
+
+    def enter(self, digest: str, rate: float, state: Callable[[], Any]) -> None:
+        """Measure the state with this digest, as far as it takes."""
+        if digest in self.runs:
+            return
+        for look, count in enumerate(self.parts.looks):
+            sums = self.parts.sums(digest, look, state)
+            stopped = self._stopped(sums, rate) if self.racing and count < self.parts.total else None
+            if stopped is not None:
+                self.runs[digest] = stopped
+                return
+        self.runs[digest] = Run(sums)
+        self._whole.append((rate, digest))
+
+    def _stopped(self, sums: Sums, rate: float) -> Run | None:
+        """The run as it ends here, where these sums are worse than those of the best no larger state on all parts."""
+        metric = next(iter(sums))
+        sign = self._sign(metric)
+
+        def worth(digest: str) -> float:
+            value = sign * mean(self.runs[digest].sums[metric])
+            return math.inf if math.isnan(value) else value
+
+        rivals = [digest for known, digest in self._whole if known >= rate - SAME_SIZE]
+        if not rivals:
+            return None
+        rival = min(rivals, key=worth)
+        own = sign * mean(sums[metric])
+        if math.isnan(own) or own == math.inf:  # and so it stays, whatever follows
+            return Run(sums, rival, (math.nan, math.nan)) if worth(rival) < math.inf else None
+        middle, half = self._difference(sums, rival, metric, self.level)
+        return Run(sums, rival, (middle - half, middle + half)) if middle - half > 0 else None
+
+    def _sign(self, metric: str) -> int:
+        return 1 if self.bench.lower_is_better(metric) else -1
+
+    def _difference(self, sums: Sums, rival: str, metric: str, level: float) -> tuple[float, float]:
+        """How much worse these sums are than those of another state on the same parts, in the mean of the metric."""
+        others = self.runs[rival].sums[metric]
+        shared = min(len(sums[metric]), len(others))
+        middle, half = difference(sums[metric][:shared], others[:shared], level)
+        return self._sign(metric) * middle, half
+
+    # ------------------------------------------------------------------------------------ results
+
+    def row(self, digest: str, texts: Mapping[str, str]) -> dict[str, Any]:
+        """What a race adds to the measurement of a state: metrics, parts, intervals, and where it was stopped a note.
+
+        The metrics of a stopped state are estimates for all parts: what its rival has there, and the difference on
+        those that both were measured on. texts: an order for every digest.
+        """
+        run = self.runs[digest]
+        metrics, intervals = dict[str, float](), dict[str, list[float]]()
+        for metric, pairs in run.sums.items():
+            middle, half = mean(pairs), half_width(pairs, 1 - self.confidence)
+            if run.rival is not None and math.isfinite(middle):
+                whole = self.runs[run.rival].sums[metric]
+                apart, half = difference(pairs, whole[: len(pairs)], 1 - self.confidence)
+                middle = mean(whole) + apart
+                half = math.hypot(half, half_width(whole, 1 - self.confidence))
+            metrics[metric] = self.parts.value(metric, middle)
+            if math.isfinite(half):
+                intervals[metric] = [self.parts.value(metric, middle + side * half) for side in (-1, 1)]
+        row: dict[str, Any] = {"metrics": metrics, "parts": run.parts, "intervals": intervals}
+        if run.rival is not None:
+            row["note"] = f"stopped after {run.parts} of {self.parts.total} parts: {self._worse(run, texts[run.rival])}"
+        return row
+
+    def _worse(self, run: Run, rival: str) -> str:
+        (low, high), metric = run.apart, next(iter(run.sums))
+        if math.isnan(low):
+            return f"its {metric} is no finite number"
+        return f"worse than {rival} by {low:.3g} to {high:.3g} in {self.name(metric)} at {100 * self.confidence:.6g} %"
+
+    def behind(self, digest: str, best: str) -> list[float] | None:
+        """How much worse a state is than the best one, low and high, in the mean of the first metric.
+
+        All such intervals hold together with the confidence of the race. None where they say nothing.
+        """
+        run = self.runs[digest]
+        middle, half = self._difference(run.sums, best, next(iter(run.sums)), self.apart)
+        return [middle - half, middle + half] if math.isfinite(middle) and math.isfinite(half) else None
+
+    def name(self, metric: str) -> str:
+        """What the mean of a metric is called."""
+        return f"log {metric}" if self.bench.is_log(metric) else metric
