@@ -296,3 +296,11 @@ def test_what_loses_more_on_some_layers_is_not_left_out_for_a_larger_model(
     plan = optimize_order(techniques, **given)  # type: ignore[arg-type]
     assert plan.orders["dropped"] > whole.orders["dropped"] and len(plan.pareto) > 3
     assert plan.pareto == whole.pareto and plan.best == whole.best
+
+
+def test_an_order_for_each_layer_is_judged_by_a_metric_in_parts() -> None:
+    given = {"model": network(), "calibration": batches(), "device": "cpu", "evaluate": Parts()}
+    plan = optimize_order([P, Q, D, L], granularity="layer", **given)
+    assert plan.by_layer is not None and list(plan.by_layer["metrics"]) == ["distance"]
+    better = plan.by_layer["metrics"]["distance"] < plan.best["metrics"]["distance"]
+    assert bool(plan.layer_orders) == better

@@ -476,7 +476,7 @@ class _Search:
         if race is not None:
             self.compare(ranking, race, {self.orderings.text(o): digest for o, digest in measured.digests.items()})
         if self.by_layer:
-            self.measure_own(bench, ranking[0], self.lower)
+            self.measure_own(bench, ranking[0], parts)
         self.applied["done"] = ceil(self.applied["kernel_runs"] / max(1, layers))
         return ranking, dense
 
@@ -500,13 +500,16 @@ class _Search:
             found[invariant] = sorted(held - lost)
         return found
 
-    def measure_own(self, bench: Bench, best: Measurement, lower: bool) -> None:
+    def measure_own(self, bench: Bench, best: Measurement, parts: Parts | None) -> None:
         """Measure each layer under the order that is best for it alone, and keep that only where it pays."""
         chosen = next(p for p in self.orderings.staying() if self.orderings.text(p) == best["order"])
         orders = {name: self.orderings.order(self.own.get(name, chosen)) for name in bench.layer_names()}
-        row = measurement("an order for each layer", bench, bench.apply_each(orders))
+        state = bench.apply_each(orders)
+        row = measurement("an order for each layer", bench, state, evaluated=parts is None)
+        if parts is not None:
+            row["metrics"] = parts.whole(bench.digest(state), lambda: state)
         self.applied["kernel_runs"] += sum(map(len, orders.values()))
-        pays = ranked([best, row], self.loss.name, next(iter(row["metrics"]), None), lower)[0] is row
+        pays = ranked([best, row], self.loss.name, next(iter(row["metrics"]), None), self.lower)[0] is row
         self.own_measured = row
         self.layer_orders = {name: str(o) for name, o in orders.items() if pays and str(o) != best["order"]}
         if not pays:
@@ -542,7 +545,7 @@ class _Search:
         return self.size is None or bool(row["compression_rate"] >= self.size)
 
     def of_size(self, rows: list[Measurement]) -> list[str]:
-        """The orders that may be chosen: of the wanted size or, where none is wanted and techniques differ, the smallest."""
+        """The orders that may be chosen: of the wanted size, or where techniques differ of the smallest."""
         rates = [row["compression_rate"] for row in rows]
         if self.size is not None:
             self.among = f"with a compression rate of at least {self.size:g}"
