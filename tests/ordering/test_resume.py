@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parents[2]
 RUN = """
-import json, sys
+import json, os, signal, sys, threading
 import torch
 torch.set_num_threads(1)
 import compcomp as cc
@@ -24,29 +23,40 @@ from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, Truncate
 from tests.models.fakes import Tiny, tokens
 
 def evaluate(model):
-    return {"loss": float(model(tokens()[0]).square().mean())}
+    return {"loss": float(model(tokens()[0]).detach().square().mean())}
 
 evaluate.key = "outputs of the tiny model"
+left, delay = int(sys.argv[2]), float(sys.argv[3])
+
+def told(event):
+    global left
+    left -= 1
+    if left == 0:
+        threading.Timer(delay, lambda: os.killpg(0, signal.SIGKILL)).start()
+
 techniques = [Magnitude("1/4"), Magnitude("1/2"), AbsMax(4, group=4)]
 techniques += [TruncatedSVD(2, residual=True), LeastSquaresDistill()]
 plan = cc.optimize_order(
-    techniques, model=Tiny(), calibration=tokens(), evaluate=evaluate, device="cpu", store=sys.argv[1], evaluations=6
+    techniques, model=Tiny(), calibration=tokens(), evaluate=evaluate, device="cpu", store=sys.argv[1], evaluations=6,
+    progress=told,
 )
+if left <= 0:
+    threading.Event().wait()
 data = plan.to_json()
 kept = ("order", "optimality", "orders", "left", "measurements", "dense", "best", "worst", "loss", "metric")
 print(json.dumps({"plan": {key: data[key] for key in kept}, "claims": data["claims"], "runs": data["applications"]}))
 """
+NEVER = 10**9
 
 
-def start(store: Path) -> subprocess.Popen[str]:
+def run(store: Path, events: int = NEVER, delay: float = 0.0) -> dict[str, Any] | None:
+    """What a run prints; None where it was killed, so long after so many events of its progress."""
     env = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", RUN, str(store)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, cwd=HERE, start_new_session=True)
-
-
-def finished(store: Path) -> dict[str, Any]:
-    process = start(store)
+    command = [sys.executable, "-c", RUN, str(store), str(events), str(delay)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, cwd=HERE, start_new_session=True)
     out, _ = process.communicate(timeout=300)
+    if process.returncode == -signal.SIGKILL:
+        return None
     assert process.returncode == 0
     found: dict[str, Any] = json.loads(out.splitlines()[-1])
     return found
@@ -54,26 +64,22 @@ def finished(store: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_twenty_kills(tmp_path: Path) -> None:
-    """Each run is killed with all its workers somewhere on its way, the next one goes on from its store."""
-    begun = time.monotonic()
-    whole = finished(tmp_path / "whole.db")
-    length = time.monotonic() - begun
-    chance, store, completed = random.Random(0), tmp_path / "killed.db", 0
-    for _ in range(20):
-        process = start(store)
-        try:
-            process.wait(timeout=length * chance.uniform(0.3, 0.95))
-            completed += 1  # what is stored already made it short
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    end = finished(store)
-    assert end["plan"] == whole["plan"]
-    again = finished(store)
-    assert again["plan"] == whole["plan"]
-    assert again["claims"]["asked"] == 0, "no solver is asked a second time"
-    assert again["runs"]["kernel_runs"] == 0, "and nothing is measured a second time"
-    assert completed < 20
+    """Runs are killed with all their workers somewhere on their way, and go on from their store to the same plan.
+
+    Twenty in all, on as many stores as it takes: one that is nearly done has no way left on which to be killed.
+    """
+    whole, chance, kills, number = run(tmp_path / "whole.db"), random.Random(0), 0, 0
+    assert whole is not None
+    while kills < 20:
+        store, number = tmp_path / f"killed {number}.db", number + 1
+        while (end := run(store, chance.randint(1, 150), chance.uniform(0, 0.05))) is None and kills < 20:
+            kills += 1
+        end = end or run(store)
+        assert end is not None and end["plan"] == whole["plan"]
+        again = run(store)
+        assert again is not None and again["plan"] == whole["plan"]
+        assert again["claims"]["asked"] == 0, "no solver is asked a second time"
+        assert again["runs"]["kernel_runs"] == 0, "and nothing is measured a second time"
 
 
 @pytest.mark.slow
