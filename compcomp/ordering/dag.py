@@ -13,7 +13,8 @@ Laws (each is checked here, so that no search can break it):
    U gives the state of T >> U: so where the dense layer is reached, T is not applied while anything else is left to
    apply; the orders that do so are dropped for the one with T at its end.
 4. *Measured.* What is bitwise equal in every layer of a model is one order on that model. An order is dropped where a
-   part of its loss, which adds over layers, exceeds the whole loss of as many orders of its size as are wanted.
+   part of its loss, which adds over layers, exceeds the whole loss of as many others as are wanted; where techniques
+   differ, of others of the same techniques and size.
 5. *Under conditions.* On a model an order is dropped where it is proved under conditions to lose no less than another,
    the conditions were checked on the tensors of every layer, and what they leave open was measured, layer by layer.
 6. Any other verdict changes nothing.

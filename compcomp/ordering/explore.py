@@ -101,8 +101,8 @@ class Explorer:
     def explored(self, keep: int, *, every: bool = False) -> Explored:
         """Explore all layers for the staying orders; with ``every`` without leaving any out on the way.
 
-        Orders whose loss on some layers is more than the whole loss of ``keep`` others of the same techniques and size
-        are noted in the orderings, and not explored on the layers that are left.
+        Orders whose loss on some layers is more than the whole loss of ``keep`` others (where techniques differ: of the
+        same techniques and size) are noted in the orderings, and not explored on the layers that are left.
         """
         loss = self.orderings.loss
         staying = list(self.orderings.staying())
@@ -115,7 +115,8 @@ class Explorer:
         self.layers(rounds[0], staying)
         groups: dict[tuple[Prefix, int], list[Prefix]] = {}
         for order in sorted(staying, key=lambda order: (self.found.loss(loss, order), order)):
-            groups.setdefault((tuple(sorted(order)), self.found.bits(order)), []).append(order)
+            size = 0 if self.orderings.alike else self.found.bits(order)
+            groups.setdefault((tuple(sorted(order)), size), []).append(order)
         best = [order for group in groups.values() for order in group[:keep]]
         for names in rounds[1:]:
             self.layers(names, best, counted=False)

@@ -553,8 +553,7 @@ class _Search:
             if not found:
                 raise InputError(f"{self.size:g}", f"at most {max(rates):.4f}, the largest there is", "size")
             return found
-        one_size = all(not slot.optional and len(slot.alternatives) == 1 for slot in self.orderings.slots)
-        if one_size or max(rates) - min(rates) <= SAME_SIZE:  # of the same techniques only the zeros may differ
+        if self.orderings.alike or max(rates) - min(rates) <= SAME_SIZE:
             return [row["order"] for row in rows]
         self.among = f"of the largest compression rate ({max(rates):.1%})"
         self.notes.append(

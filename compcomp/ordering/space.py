@@ -102,6 +102,11 @@ class Space:
             raise InputError("a circle of techniques that come before each other", "no circle", "before")
         return frozenset(pairs)
 
+    @property
+    def alike(self) -> bool:
+        """Whether every order has the same techniques: then sizes differ by the zeros of masks at most."""
+        return all(not slot.optional and len(slot.alternatives) == 1 for slot in self.slots)
+
     # ------------------------------------------------------------------------------------ prefixes
 
     def order(self, prefix: Prefix) -> Order:
