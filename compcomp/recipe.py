@@ -10,11 +10,12 @@ from typing import Any
 import yaml
 
 from compcomp.errors import InputError
+from compcomp.language import parameters
 from compcomp.language.loss import loss_named
 from compcomp.language.parameters import whole
 from compcomp.language.technique import Technique
 from compcomp.language.text import parse_sequence
-from compcomp.ordering.space import Slot, one_of, optional
+from compcomp.ordering.space import GRANULARITIES, Slot, one_of, optional
 
 KEYS = (
     "techniques",
@@ -24,6 +25,7 @@ KEYS = (
     "calibration",
     "evaluate",
     "evaluations",
+    "granularity",
     "size",
     "confidence",
     "device",
@@ -142,7 +144,7 @@ def _technique(given: Any, where: str) -> Technique:
 
 
 def _choices(data: dict[str, Any], where: str) -> dict[str, Any]:
-    """What the recipe names of ``before``, ``evaluations``, ``size`` and ``confidence``."""
+    """What the recipe names of ``before``, ``evaluations``, ``granularity``, ``size`` and ``confidence``."""
     found: dict[str, Any] = {}
     if data.get("before") is not None:
         place, pairs = f"{where}: before", data["before"]
@@ -151,6 +153,8 @@ def _choices(data: dict[str, Any], where: str) -> dict[str, Any]:
         found["before"] = [(_technique(first, place), _technique(second, place)) for first, second in pairs]
     if data.get("evaluations") is not None:
         found["evaluations"] = whole(data["evaluations"], 1, 10**6, f"{where}: evaluations")
+    if data.get("granularity") is not None:
+        found["granularity"] = parameters.one_of(data["granularity"], GRANULARITIES, f"{where}: granularity")
     for name in ("size", "confidence"):
         if name in data:  # null turns a race off
             found[name] = _share(data[name], f"{where}: {name}")

@@ -21,6 +21,7 @@ techniques:
 before:
   - [Magnitude(sparsity=1/2), AbsMax(bits=4)]
 evaluations: 6
+granularity: layer
 size: 0.5
 confidence: null
 loss: weight_l2
@@ -32,7 +33,13 @@ def test_slots_pairs_and_choices(tmp_path: Path) -> None:
     path.write_text(RECIPE, encoding="utf-8")
     recipe = load_recipe(path)
     assert recipe.techniques == (optional(P), one_of(Q4, Q8))
-    assert recipe.choices == {"before": [(P, Q4)], "evaluations": 6, "size": 0.5, "confidence": None}
+    assert recipe.choices == {
+        "before": [(P, Q4)],
+        "evaluations": 6,
+        "granularity": "layer",
+        "size": 0.5,
+        "confidence": None,
+    }
 
 
 def test_alternatives_that_may_be_left_out_and_sequences() -> None:
@@ -60,6 +67,7 @@ def test_a_recipe_is_what_optimize_order_takes() -> None:
         ({"before": ["AbsMax(bits=4)"]}, "before: .*a list of pairs"),
         ({"before": [["AbsMax(bits=4)"]]}, "before: .*a list of pairs"),
         ({"evaluations": 0}, "evaluations: 0"),
+        ({"granularity": "block"}, "granularity: 'block'"),
         ({"size": 80}, "size: 80"),
         ({"confidence": "high"}, "confidence: 'high'"),
         ({"sizes": 0.5}, "key 'sizes'"),

@@ -25,7 +25,7 @@ from compcomp.ordering.measure import Bench, Measured, Measurement, Tree, fronts
 from compcomp.ordering.parts import CONFIDENCE, SAME_SIZE, Kept, Parts, Race
 from compcomp.ordering.plan import Plan
 from compcomp.ordering.screen import COLUMNS, ENTRIES, Screen, Sketch, Values, alike, no_worse, small_shape
-from compcomp.ordering.space import Prefix, Slot
+from compcomp.ordering.space import GRANULARITIES, Prefix, Slot
 from compcomp.ordering.store import Store
 
 LARGEST = 8
@@ -36,8 +36,6 @@ CANDIDATES = 400
 """Claims about complete orders, and about prefixes of each length, that are asked at most."""
 EVALUATED = 128
 """Orders that are measured to the end, and put to the user's ``evaluate``, where more stay: those of least loss."""
-GRANULARITIES = ("model", "layer")
-"""One order for all layers, or one for each layer where that pays."""
 RANKED = 8
 """Orders that are measured to the end without an ``evaluate``, where more stay."""
 ANY, ONE_BY_FOUR = Scope.of("any"), Scope.of("1x4")

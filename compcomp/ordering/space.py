@@ -17,6 +17,9 @@ Used = tuple[tuple[int, ...], frozenset[int]]
 """How many of each slot are filled, and which techniques that others have to come before were met."""
 
 
+GRANULARITIES = ("model", "layer")
+"""One order for all layers, or one for each layer where that pays."""
+
 T = TypeVar("T")
 
 
