@@ -17,8 +17,8 @@ TOLERANCE = 1e-9
 
 # Statement. Let every technique to come keep the low-rank term F beside the weight ("factors"), and let R be the
 # reference. In the end the layer computes with V + F for some weight V, and
-#   mask   if they keep the mask, V is 0 where the mask drops;
-#   grid   if they keep a symmetric grid, every entry of V is one of its values.
+#   mask   if all is 0 now that the mask drops, and they keep it so, V is 0 there;
+#   grid   if the weight lies on a symmetric grid now, and they keep it there, every entry of V is one of its values.
 # So the loss in the end is at least the least loss of such a V:
 #   a loss that grows with each |R_ij - (V + F)_ij|: entry by entry, where V_ij = 0 if dropped, else the grid value
 #     nearest to (R - F)_ij, else (R - F)_ij itself, which loses nothing;
@@ -34,8 +34,8 @@ def least_loss(layer: LayerState, loss: str, kept: Collection[str]) -> float:
     if "factors" not in kept:
         return 0.0
     form, target = layer.format, _reference(layer) - _beside(layer)
-    mask = form.mask if "mask" in kept else None
-    grid = form.grid if "grid" in kept and form.grid is not None and form.grid.offset is None else None
+    mask = form.mask if "mask" in kept and _fits(layer) else None
+    grid = form.grid if "grid" in kept and form.grid is not None and _lies_on(layer, form.grid) else None
     part, bounds = loss_named(loss), [0.0]
     if part.distance and part.element is not None and (mask is not None or grid is not None):
         value = target if grid is None else _nearest(target, grid)
@@ -47,6 +47,17 @@ def least_loss(layer: LayerState, loss: str, kept: Collection[str]) -> float:
         rounding = TOLERANCE * float(target.square().sum()) * float(gram.trace())  # where the Gram matrix is singular
         bounds.append(float(row_errors(target - fitted, gram).sum()) - rounding)
     return max(bounds)
+
+
+def _fits(layer: LayerState) -> bool:
+    """Whether all is zero that the mask drops: an invariant that is broken already is kept by nothing."""
+    return layer.format.mask is not None and not bool(_tensor(layer.weight)[~_tensor(layer.format.mask)].any())
+
+
+def _lies_on(layer: LayerState, grid: Grid) -> bool:
+    """Whether the grid is symmetric and every weight one of its values, up to rounding."""
+    weight, step = _tensor(layer.weight).to(torch.float64), _tensor(grid.step).to(torch.float64)
+    return grid.offset is None and bool(((weight - _nearest(weight, grid)).abs() <= 1e-5 * step).all())
 
 
 def _nearest(target: Tensor, grid: Grid) -> Tensor:

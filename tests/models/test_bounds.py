@@ -61,6 +61,19 @@ def test_no_continuation_loses_less(start: Sequence, loss: str) -> None:
             assert least_loss(state, loss, free) == pytest.approx(layer_losses(fitted, (loss,))[loss], abs=1e-4)
 
 
+def test_an_invariant_that_is_broken_already_bounds_nothing() -> None:
+    broken = Magnitude("1/2") >> MinMax(3, zero="none")  # type: ignore[arg-type]
+    state = broken.kernel(layer(0))
+    assert state.format.mask is not None and bool(state.weight[~state.format.mask].any())
+    assert least_loss(state, "weight_l2", {"mask", "factors"}) == 0
+    assert layer_losses(D.kernel()(D, state), ("output_l2",))["output_l2"] >= least_loss(
+        state, "output_l2", {"mask", "factors"}
+    )
+    moved = AbsMax(2).kernel()(AbsMax(2), layer(0))
+    off = replace(moved, weight=moved.weight + 0.25 * moved.format.grid.step)
+    assert least_loss(off, "weight_l2", {"grid", "factors"}) == 0 < least_loss(moved, "weight_l2", {"grid", "factors"})
+
+
 def test_nothing_is_known_where_the_low_rank_term_may_change() -> None:
     state = Magnitude("1/2").kernel()(Magnitude("1/2"), layer(0))  # type: ignore[arg-type]
     assert least_loss(state, "weight_l2", {"mask"}) == 0 < least_loss(state, "weight_l2", {"mask", "factors"})
