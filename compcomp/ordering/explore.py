@@ -37,12 +37,11 @@ class Explored:
     """What is known of orders on the layers of a model.
 
     ``places``: by layer, then by order: the result of its job, and the order's place among its ends.
-    ``applications``: kernel runs on single layers. ``reused``: layers whose result was stored.
+    ``applications``: kernel runs on single layers.
     """
 
     places: dict[str, dict[Prefix, tuple[dict[str, Any], int]]] = field(default_factory=dict)
     applications: int = 0
-    reused: int = 0
 
     def on(self, layer: str, order: Prefix) -> dict[str, float]:
         """Every named loss of the order on one layer."""
@@ -199,7 +198,6 @@ class Explorer:
             keys[name] = key_of(job)
             if (known := self.store.get_result(keys[name]) if self.store is not None else None) is not None:
                 found[name] = {**known, "applications": 0, "repeated": 0}
-                self.found.reused += 1
         open_ = [name for name in names if name not in found]
         fresh = run(self.bench.explore, self._jobs(open_, tree, more), self.executor)
         for name in names:
