@@ -41,7 +41,7 @@ class AbsMax(Technique):
 
     def promises(self) -> Declared:
         return Declared(
-            keeps=frozenset({"mask", "factors"}),
+            keeps=frozenset({"mask", "n:m", "shape", "factors"}),
             deterministic=self.rounding != "any",
             landmarks=() if isinstance(self.levels, Unknown) else (2 * self.levels,),
         )

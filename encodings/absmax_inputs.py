@@ -44,7 +44,7 @@ class AbsMaxInputs(Technique):
 
     def promises(self) -> Declared:
         return Declared(
-            keeps=frozenset({"mask", "grid", "rank", "factors"}),
+            keeps=frozenset({"mask", "n:m", "shape", "grid", "rank", "factors"}),
             changes_inputs=True,
             deterministic=self.rounding != "any",
         )

@@ -19,7 +19,7 @@ class ApplyMask(Technique):
     """
 
     declared: ClassVar[Declared] = Declared(
-        keeps=frozenset({"mask", "grid", "factors"}),
+        keeps=frozenset({"mask", "n:m", "shape", "grid", "factors"}),
         restores=frozenset({"mask"}),
     )
 

@@ -52,7 +52,7 @@ class Magnitude(Technique):
         selection_partition(self.pattern, self.per, self.sparsity, "Magnitude")
 
     def promises(self) -> Declared:
-        return Declared(keeps=frozenset({"mask", "grid", "factors"}), deterministic=self.ties != "any")
+        return Declared(keeps=frozenset({"mask", "n:m", "shape", "grid", "factors"}), deterministic=self.ties != "any")
 
     def steps(self) -> tuple[Selection]:
         partition = selection_partition(self.pattern, self.per, self.sparsity, "Magnitude")

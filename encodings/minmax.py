@@ -53,7 +53,7 @@ class MinMax(Technique):
 
     def promises(self) -> Declared:
         return Declared(
-            keeps=frozenset({"mask", "factors"} if self.zero == "exact" else {"factors"}),
+            keeps=frozenset({"mask", "n:m", "shape", "factors"} if self.zero == "exact" else {"factors"}),
             deterministic=self.rounding != "any",
             landmarks=() if isinstance(self.levels, Unknown) else (self.levels,),
         )

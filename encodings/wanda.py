@@ -39,7 +39,7 @@ class Wanda(Technique):
         selection_partition(self.pattern, "row", self.sparsity, "Wanda")
 
     def promises(self) -> Declared:
-        return Declared(keeps=frozenset({"mask", "grid", "factors"}), deterministic=self.ties != "any")
+        return Declared(keeps=frozenset({"mask", "n:m", "shape", "grid", "factors"}), deterministic=self.ties != "any")
 
     def steps(self) -> tuple[Selection]:
         partition = selection_partition(self.pattern, "row", self.sparsity, "Wanda")

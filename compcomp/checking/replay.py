@@ -84,6 +84,15 @@ def _differ(left: LayerState, right: LayerState) -> bool:
             return True
         if one.offset is not None and other.offset is not None and not _same(one.offset, other.offset):
             return True
+    if left.format.pattern != right.format.pattern:
+        return True
+    cuts = left.format.cut, right.format.cut
+    if (cuts[0] is None) != (cuts[1] is None):
+        return True
+    if cuts[0] is not None and cuts[1] is not None:
+        for side in ("rows", "columns"):
+            if not _same(getattr(cuts[0], side).astype(bool), getattr(cuts[1], side).astype(bool)):
+                return True
     if left.inputs is not None and right.inputs is not None and not _same(left.inputs, right.inputs):
         return True
     return not _same(left.effective() - left.weight, right.effective() - right.weight)
@@ -93,7 +102,17 @@ def _broken(invariant: str, run: Run) -> bool:
     end = run[-1].weight
     if invariant == "mask":
         return any(bool(np.any(~_mask(state) & (end != 0))) for state in run)
-    last = [state.format for state in run if getattr(state.format, invariant) is not None][-1]
+    formats = [state.format for state in run if state.format.get(invariant) is not None]
+    last = formats[-1]
+    if invariant == "n:m":
+        return any(
+            bool(np.any((end != 0).reshape(len(end), -1, m).sum(axis=2) > n))
+            for n, m in {pattern for form in formats for pattern in form.pattern or ()}
+        )
+    if invariant == "shape":
+        left = (end != 0) | (run[-1].effective() != end)
+        cuts = [form.cut for form in formats if form.cut is not None]
+        return any(bool(left[~cut.rows.astype(bool)].any() or left[:, ~cut.columns.astype(bool)].any()) for cut in cuts)
     if invariant == "rank":
         assert last.rank is not None
         return bool(rank_exceeds(end, last.rank))

@@ -114,4 +114,4 @@ def drop(layer: LayerState, selection: Selection, score: Callable[[slice], Tenso
     if layer.format.mask is not None:
         mask &= layer.format.mask
     weight = layer.weight.masked_fill(dropped, 0)
-    return replace(layer, weight=weight, format=replace(layer.format, mask=mask, rank=None))
+    return replace(layer, weight=weight, format=selection.format_after(layer.format, mask))

@@ -11,14 +11,11 @@ from typing import Any
 
 from compcomp.errors import InputError
 from compcomp.language.conditions import INPUT_FACTS, Condition, Given, check, conditions
+from compcomp.language.layer import INVARIANTS
 from compcomp.language.loss import Loss, loss_named
 from compcomp.language.parameters import number
 from compcomp.language.technique import Sequence, Technique, as_sequence, unknowns
 from compcomp.terms import Term
-
-INVARIANTS = ("mask", "grid", "rank")
-"""mask: every weight a step dropped is zero at the end. grid: every weight is a value of the last grid.
-rank: the weight has at most the rank of the last truncation."""
 
 LARGEST_SIDE = 1024
 LARGEST_BLOCK = 4096

@@ -48,18 +48,50 @@ class Factors:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """Whole rows and columns that were removed. ``rows``: out, ``columns``: in; true where one is kept."""
+
+    rows: Array
+    columns: Array
+
+
+@dataclass(frozen=True)
 class Format:
     """How a layer would be stored.
 
     ``mask``: shape of the weight, true where a weight is kept, None when dense. ``grid``: the quantizer's
     grid, None when unquantized. ``factors``: a low-rank term beside the weight. ``rank``: the rank the
-    weight itself is known to have at most, None when it has none to keep.
+    weight itself is known to have at most, None when it has none to keep. ``pattern``: N:M patterns that pruning
+    gave the mask, as (n, m), one for each m: at most n of every m consecutive weights of a row are kept. ``cut``: rows
+    and columns that were removed whole; the mask drops their weights too.
     """
 
     mask: Array | None = None
     grid: Grid | None = None
     factors: Factors | None = None
     rank: int | None = None
+    pattern: tuple[tuple[int, int], ...] | None = None
+    cut: Cut | None = None
+
+    def get(self, invariant: str) -> Any:
+        """What an invariant of :data:`INVARIANTS` speaks of; None where nothing set it up."""
+        return getattr(self, INVARIANTS[invariant])
+
+    def with_pattern(self, kept: int, size: int) -> tuple[tuple[int, int], ...]:
+        """The patterns once at most ``kept`` of every ``size`` weights are left."""
+        known = {m: n for n, m in self.pattern or ()}
+        known[size] = min(kept, known.get(size, kept))
+        return tuple((known[m], m) for m in sorted(known))
+
+
+INVARIANTS = {"mask": "mask", "n:m": "pattern", "grid": "grid", "rank": "rank", "shape": "cut"}
+"""What may survive later steps, and the field of a format that sets it up.
+
+mask: every weight a step dropped is zero at the end. n:m: of every m consecutive weights of a row at most n are not
+zero, for every such pattern that a step set up. grid: every weight is a value of the last grid. rank: the weight has
+at most the rank of the last truncation. shape: every row and column that a step removed is zero at the end, in the
+weight and in the low-rank term.
+"""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from compcomp.language.partition import Partition
 from compcomp.terms import And, Choices, Div, If, Max, Min, Not, Term, each, nearest, smallest
 
 if TYPE_CHECKING:
-    from compcomp.language.layer import LayerState
+    from compcomp.language.layer import Format, LayerState
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,14 @@ class Selection:
         mask = each(Not, dropped)
         if layer.format.mask is not None:
             mask = each(And, layer.format.mask, mask)
-        return replace(layer, weight=weight, format=replace(layer.format, mask=mask, rank=None))
+        return replace(layer, weight=weight, format=self.format_after(layer.format, mask))
+
+    def format_after(self, before: Format, mask: Any) -> Format:
+        """The format once ``mask`` is its mask."""
+        pattern, size = before.pattern, self.partition.size
+        if size is not None:
+            pattern = before.with_pattern(size - self.count(size), size)
+        return replace(before, mask=mask, rank=None, pattern=pattern)
 
 
 def at_most(share: Fraction | Unknown, other: Fraction | Unknown) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from math import lcm
@@ -21,7 +22,8 @@ Kernel = Callable[[Any, LayerState], LayerState]
 class Declared:
     """What a technique promises, for every layer and every choice. Each promise is tested.
 
-    keeps: invariants that survive it where they hold, out of "mask", "grid", "rank", "factors". For the mask also, for
+    keeps: invariants that survive it where they hold, out of :data:`compcomp.language.layer.INVARIANTS` and
+        "factors". For the mask also, for
         any weights: the mask after it drops all that the mask before it drops. For a grid of which zero is no value:
         of the weights that the mask keeps. "factors": the low-rank term is what it was, none where there was none.
     restores: invariants that hold after it whatever the weights were: "mask", every weight is zero that the mask before
@@ -65,6 +67,8 @@ class Technique:
     kernels: ClassVar[dict[type, str]] = {}
     examples: ClassVar[dict[str, tuple[object, ...]]] = {}
     """Values to try for parameters that a claim leaves open (Any)."""
+    tried: ClassVar[dict[str, Items[object]]] = {}
+    """Values of parameters worth testing, beside those that :data:`compcomp.testing.strategies.VALUES` has by name."""
     declared: ClassVar[Declared] = Declared()
 
     def steps(self) -> tuple[Step, ...]:

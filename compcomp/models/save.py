@@ -151,6 +151,7 @@ def _about(layers: Mapping[str, Layer], state: Mapping[str, LayerState], extra: 
             "offsets": form.grid and (0 if form.grid.offset is None else form.grid.scales),
             "factor_rank": form.factors and form.factors.rank,
             "rank": form.rank,
+            "pattern": [f"{n}:{m}" for n, m in form.pattern or ()],
         }
     own: dict[str, Any] = {"layers": described}
     if state:

@@ -186,6 +186,8 @@ class Screen:
         values = [self._projected(field) / self._size for field in fields]
         if form.mask is not None:
             values.append(self._projected(form.mask))
+        if form.cut is not None:
+            values.append(self._projected(np.concatenate([form.cut.rows, form.cut.columns])))
         if state.reference_inputs is not None and state.inputs is not None:
             values.append(self._projected(state.inputs))
         known = (
@@ -194,6 +196,8 @@ class Screen:
             None if grid is None else (grid.levels, grid.scales, grid.offset is None, grid.zero),
             None if factors is None else factors.rank,
             form.rank,
+            form.pattern,
+            form.cut is None,
         )
         return Sketch(known, np.stack(values, axis=1))
 

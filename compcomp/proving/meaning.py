@@ -8,7 +8,8 @@ import numpy as np
 
 from compcomp.language.algebra import rank_exceeds
 from compcomp.language.claim import Claim
-from compcomp.language.layer import LayerState
+from compcomp.language.layer import Cut, LayerState
+from compcomp.language.partition import Partition
 from compcomp.terms import Abs, And, Array, Choices, If, Not, Or, Sum, Term
 
 Run = Sequence[LayerState]
@@ -79,12 +80,21 @@ def differences(left: LayerState, right: LayerState, tolerance: float = 0) -> li
             found.append(True)
     elif grids[0] is not grids[1]:
         found.append(True)
+    found.append(left.format.pattern != right.format.pattern)
+    found += _cuts_differ(left.format.cut, right.format.cut)
     if left.reference_inputs is not None or right.reference_inputs is not None:
         assert left.inputs is not None and right.inputs is not None
         found += _entries(left.inputs, right.inputs, tolerance)
     if left.format.factors is not None or right.format.factors is not None:
         found += _entries(left.effective() - left.weight, right.effective() - right.weight, tolerance)
     return found
+
+
+def _cuts_differ(left: Cut | None, right: Cut | None) -> list[Term]:
+    if left is None or right is None:
+        return [left is not right]
+    kept = [*zip(left.rows, right.rows, strict=True), *zip(left.columns, right.columns, strict=True)]
+    return [Or(And(a, Not(b)), And(b, Not(a))) for a, b in kept]
 
 
 def _entries(left: Array, right: Array, tolerance: float) -> list[Term]:
@@ -98,7 +108,7 @@ def _apart(a: Term, b: Term, tolerance: float) -> Term:
 def establishes(invariant: str, run: Run) -> bool:
     """Whether some step of this run sets up what the invariant speaks of."""
     formats = [state.format for state in run]
-    return any(getattr(f, invariant) is not None for f in formats)
+    return any(f.get(invariant) is not None for f in formats)
 
 
 def _broken(invariant: str, run: Run, tolerance: float) -> list[Term]:
@@ -111,7 +121,20 @@ def _broken(invariant: str, run: Run, tolerance: float) -> list[Term]:
             if state.format.mask is not None
             for keep, w in zip(state.format.mask.ravel(), end.weight.ravel(), strict=True)
         ]
-    formats = [state.format for state in run if getattr(state.format, invariant) is not None]
+    formats = [state.format for state in run if state.format.get(invariant) is not None]
+    if invariant == "n:m":
+        patterns = dict.fromkeys(pattern for form in formats for pattern in form.pattern or ())
+        return [too_many for n, m in patterns for too_many in _more_than(n, m, end.weight, tolerance)]
+    if invariant == "shape":
+        terms = [end.weight, *([] if end.format.factors is None else [end.effective() - end.weight])]
+        return [
+            And(Not(keep), _apart(term[index], 0, tolerance))
+            for form in formats
+            if form.cut is not None
+            for term in terms
+            for index in np.ndindex(*term.shape)
+            for keep in (form.cut.rows[index[0]], form.cut.columns[index[1]])
+        ]
     if invariant == "rank":
         assert formats[-1].rank is not None
         return [rank_exceeds(end.weight, formats[-1].rank)]
@@ -121,6 +144,12 @@ def _broken(invariant: str, run: Run, tolerance: float) -> list[Term]:
         _apart(w, grid.nearest(w, (index[0], index[1]), Choices()), tolerance)
         for index, w in np.ndenumerate(end.weight)
     ]
+
+
+def _more_than(kept: int, size: int, weight: Array, tolerance: float) -> list[Term]:
+    """For every ``size`` consecutive weights of a row: whether more than ``kept`` of them are not zero."""
+    groups = Partition.blocks(size).groups((weight.shape[0], weight.shape[1]))
+    return [Sum(If(_apart(weight[index], 0, tolerance), 1, 0) for index in group) > kept for group in groups]
 
 
 def _any(terms: list[Term]) -> Term:

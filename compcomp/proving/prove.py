@@ -104,7 +104,7 @@ class _Attempt:
     def _establishes(self) -> bool:
         """Whether the sequence sets up the invariant at all; True when that cannot be told."""
         formats = formats_along(self.claim, self.scope)
-        return formats is None or any(getattr(f, self.claim.invariant or "") is not None for f in formats)
+        return formats is None or any(f.get(self.claim.invariant or "") is not None for f in formats)
 
     def _rule(self, claim: Claim) -> Proof | None:
         claim, contracts = weights_alone(claim)

@@ -13,7 +13,7 @@ import numpy as np
 
 from compcomp.language.algebra import NotExactError
 from compcomp.language.claim import Claim
-from compcomp.language.layer import Factors, Format, LayerState
+from compcomp.language.layer import Cut, Factors, Format, LayerState
 from compcomp.language.technique import Sequence
 from compcomp.language.verdict import Matrix, Trace, Witness
 from compcomp.proving.meaning import Run, fails
@@ -86,6 +86,8 @@ def _as_floats(state: LayerState) -> LayerState:
             grid=form.grid and replace(form.grid, step=array(form.grid.step), offset=array(form.grid.offset)),
             factors=form.factors and Factors(array(form.factors.left), array(form.factors.right)),
             rank=form.rank,
+            pattern=form.pattern,
+            cut=form.cut and Cut(array(form.cut.rows), array(form.cut.columns)),
         ),
     )
 

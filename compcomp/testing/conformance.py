@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from compcomp.errors import InputError
 from compcomp.language.algebra import NotExactError, batch_size, rank_exceeds, stack
-from compcomp.language.layer import Factors, Format, Grid, LayerState
+from compcomp.language.layer import INVARIANTS, Cut, Factors, Format, Grid, LayerState
 from compcomp.language.loss import LOSSES
 from compcomp.language.technique import Kernel, Technique
 from compcomp.terms import Array, Batch, BatchChoices, Choices, RandomChoices, Term, each
@@ -118,6 +118,8 @@ def _fail(technique: Technique, what: str, layer: LayerState, *results: tuple[st
         shown += [("grid offset", layer.format.grid.offset)]
     if layer.format.factors is not None:
         shown += [("left", layer.format.factors.left), ("right", layer.format.factors.right)]
+    if layer.format.cut is not None:
+        shown += [("kept rows", layer.format.cut.rows[None]), ("kept columns", layer.format.cut.columns[None])]
     lines += [f"  {name} = {_text(value)}" for name, value in shown if value is not None]
     return AssertionError("\n".join(lines))
 
@@ -194,6 +196,11 @@ def _check_same(technique: Technique, what: str, layer: LayerState, expected: La
     alike("presence of a mask", left.mask is None, right.mask is None)
     if left.mask is not None and right.mask is not None:
         alike("mask", left.mask.astype(bool).tolist(), right.mask.astype(bool).tolist())
+    alike("pattern", left.pattern, right.pattern)
+    alike("presence of a cut", left.cut is None, right.cut is None)
+    if left.cut is not None and right.cut is not None:
+        alike("rows of the cut", left.cut.rows.astype(bool).tolist(), right.cut.rows.astype(bool).tolist())
+        alike("columns of the cut", left.cut.columns.astype(bool).tolist(), right.cut.columns.astype(bool).tolist())
     alike("presence of a grid", left.grid is None, right.grid is None)
     if left.grid is not None and right.grid is not None:
         same("grid step", left.grid.step, right.grid.step)
@@ -225,7 +232,7 @@ def _check_untouched(technique: Technique, layer: LayerState, tensors: LayerStat
     for name, one, other in zip(
         (
             *("weight", "reference", "gram", "inputs", "dense inputs", "mask", "grid step", "grid offset"),
-            *("left factor", "right factor"),
+            *("left factor", "right factor", "kept rows", "kept columns"),
         ),
         _arrays(layer),
         _arrays(untouched),
@@ -255,7 +262,7 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
         after = ("weight after", _text(result.weight))
         if "mask" in promised.restores and not _restored(layer, result):
             raise broken("restores={'mask'}", after)
-        for invariant in ("mask", "grid", "rank", "factors"):
+        for invariant in (*INVARIANTS, "factors"):
             if invariant in promised.keeps and not _kept(invariant, layer, result):
                 raise broken(f"keeps={{{invariant!r}}}", after)
         if (_on_grid(layer) and not _on_grid(result)) or not _within_rank(result):
@@ -319,12 +326,18 @@ def _equal(one: LayerState, other: LayerState) -> bool:
     left, right = one.format, other.format
     if (one.inputs is None) != (other.inputs is None):
         return False
-    if (left.mask is None, left.grid is None) != (right.mask is None, right.grid is None):
+    if (left.mask is None, left.grid is None, left.cut is None) != (
+        *(right.mask is None, right.grid is None, right.cut is None),
+    ):
+        return False
+    if left.pattern != right.pattern:
         return False
     pairs = [(one.weight, other.weight), (one.effective(), other.effective()), (left.mask, right.mask)]
     pairs.append((one.inputs, other.inputs))
     if left.grid is not None and right.grid is not None and not _same_grid(left.grid, right.grid):
         return False
+    if left.cut is not None and right.cut is not None:
+        pairs += [(left.cut.rows, right.cut.rows), (left.cut.columns, right.cut.columns)]
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
@@ -343,9 +356,13 @@ def _same_grid(one: Grid, other: Grid) -> bool:
 
 def _kept(invariant: str, before: LayerState, after: LayerState) -> bool:
     old, new = before.format, after.format
-    if getattr(old, invariant) is None:
-        return invariant != "factors" or new.factors is None
-    if getattr(new, invariant) is None:
+    if invariant == "factors":
+        if old.factors is None or new.factors is None:
+            return new.factors is old.factors
+        return all(np.array_equal(getattr(old.factors, side), getattr(new.factors, side)) for side in ("left", "right"))
+    if old.get(invariant) is None:
+        return True
+    if new.get(invariant) is None:
         return False
     if old.mask is not None and new.mask is not None and invariant == "mask":
         if np.any(new.mask.astype(bool) & ~old.mask.astype(bool)):
@@ -354,10 +371,30 @@ def _kept(invariant: str, before: LayerState, after: LayerState) -> bool:
     if invariant == "grid":
         assert old.grid is not None and new.grid is not None
         return _same_grid(old.grid, new.grid) and _on_grid(after)
-    if invariant == "factors":
-        assert old.factors is not None and new.factors is not None
-        return all(np.array_equal(getattr(old.factors, side), getattr(new.factors, side)) for side in ("left", "right"))
+    if invariant == "n:m":
+        known = {m: n for n, m in new.pattern or ()}
+        return all(
+            known.get(m, m) <= n and (_fits_pattern(after.weight, n, m) or not _fits_pattern(before.weight, n, m))
+            for n, m in old.pattern or ()
+        )
+    if invariant == "shape":
+        assert old.cut is not None and new.cut is not None
+        fewer = not (np.any(new.cut.rows & ~_bools(old.cut.rows)) or np.any(new.cut.columns & ~_bools(old.cut.columns)))
+        return fewer and (_fits_cut(after, old.cut) or not _fits_cut(before, old.cut))
     return _within_rank(after)
+
+
+def _bools(array: Array) -> Array:
+    return array.astype(bool)
+
+
+def _fits_pattern(weight: Array, kept: int, size: int) -> bool:
+    return bool(np.all((weight != 0).reshape(len(weight), -1, size).sum(axis=2) <= kept))
+
+
+def _fits_cut(layer: LayerState, cut: Cut) -> bool:
+    left = (layer.weight != 0) | (layer.effective() != layer.weight)
+    return not (np.any(left[~_bools(cut.rows)]) or np.any(left[:, ~_bools(cut.columns)]))
 
 
 def _fits_mask(weight: Array, mask: Array) -> bool:
@@ -409,6 +446,8 @@ def _arrays(layer: LayerState) -> list[Array | None]:
         form.grid and form.grid.offset,
         form.factors and form.factors.left,
         form.factors and form.factors.right,
+        form.cut and form.cut.rows,
+        form.cut and form.cut.columns,
     ]
 
 
@@ -439,12 +478,18 @@ def _map(function: Callable[..., Any], *states: LayerState) -> LayerState:
             factors=form.factors
             and Factors(mapped(*(f.left for f in factors if f)), mapped(*(f.right for f in factors if f))),
             rank=form.rank,
+            pattern=form.pattern,
+            cut=form.cut
+            and Cut(
+                mapped(*(s.format.cut.rows for s in states if s.format.cut)),
+                mapped(*(s.format.cut.columns for s in states if s.format.cut)),
+            ),
         ),
     )
 
 
 def _float_array(array: Array) -> Array:
-    return np.array([[float(x) for x in row] for row in array]).reshape(array.shape)
+    return np.array([float(x) for x in array.ravel()]).reshape(array.shape)
 
 
 def _tensors(layer: LayerState, device: str) -> LayerState:

@@ -18,7 +18,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from compcomp.errors import InputError
-from compcomp.language.layer import Factors, Format, Grid, LayerState
+from compcomp.language.layer import Cut, Factors, Format, Grid, LayerState
 from compcomp.language.partition import Partition
 from compcomp.language.technique import Technique
 from compcomp.terms import ROUNDINGS, TIES, Array, Choices, each
@@ -48,12 +48,12 @@ LARGEST_GRIDS = (1, 3, 7)
 
 
 def conventions(kind: type[Technique], **values: Sequence[Any]) -> list[Technique]:
-    """Every technique of this class with parameters from ``values``, or else from :data:`VALUES`.
+    """Every technique of this class with parameters from ``values``, its own ``tried``, or else :data:`VALUES`.
 
     Parameters in neither stay at their defaults. Combinations that the class refuses with InputError are
     left out, so the result is empty when no combination is allowed.
     """
-    known: Mapping[str, Sequence[Any]] = VALUES | values
+    known: Mapping[str, Sequence[Any]] = VALUES | kind.tried | values
     names = [f.name for f in fields(kind) if f.init and f.name in known]  # type: ignore[arg-type]
     found = []
     for chosen in product(*(known[name] for name in names)):
@@ -194,8 +194,9 @@ def _inputs(draw: st.DrawFn, side: int) -> Array:
 
 @st.composite
 def _weight_and_format(draw: st.DrawFn, shape: Shape) -> tuple[Array, Format]:
-    kind = draw(st.sampled_from(("plain", "mask", "grid", "grid", "mask and grid", "rank")))
+    kind = draw(st.sampled_from(("plain", "mask", "grid", "grid", "mask and grid", "cut mask", "rank")))
     weight, grid, mask, rank = draw(matrices(shape)), None, None, None
+    cut, pattern = None, None
     if kind == "rank":
         rank = draw(st.integers(1, 2))
         weight = draw(low_rank(shape, rank))
@@ -206,12 +207,27 @@ def _weight_and_format(draw: st.DrawFn, shape: Shape) -> tuple[Array, Format]:
     if "mask" in kind:
         row = st.lists(st.booleans(), min_size=shape[1], max_size=shape[1])
         mask = np.array(draw(st.lists(row, min_size=shape[0], max_size=shape[0])), dtype=object)
+        if "cut" in kind:
+            cut = Cut(*(np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n)), dtype=object) for n in shape))
+            for i, j in np.ndindex(*shape):
+                mask[i, j] = mask[i, j] and cut.rows[i] and cut.columns[j]
+        elif draw(st.booleans()):
+            pattern = _pattern_of(mask)
         weight = each(lambda keep, w: w if keep else Fraction(0), mask, weight)
     factors = None
     if draw(st.integers(0, 3)) == 0:
         width = draw(st.integers(1, 2))
-        factors = Factors(draw(integers((shape[0], width), 1)), draw(integers((width, shape[1]), 1)))
-    return weight, Format(mask, grid, factors, rank)
+        left, right = draw(integers((shape[0], width), 1)), draw(integers((width, shape[1]), 1))
+        if cut is not None:
+            left[~cut.rows.astype(bool)], right[:, ~cut.columns.astype(bool)] = Fraction(0), Fraction(0)
+        factors = Factors(left, right)
+    return weight, Format(mask, grid, factors, rank, pattern, cut)
+
+
+def _pattern_of(mask: Array) -> tuple[tuple[int, int], ...]:
+    """The tightest N:M pattern of the mask, for pairs of columns or, where there are none, single columns."""
+    size = 2 if mask.shape[1] % 2 == 0 else 1
+    return ((int(mask.astype(int).reshape(len(mask), -1, size).sum(axis=2).max()), size),)
 
 
 @st.composite
@@ -239,7 +255,7 @@ def _scaled(form: Format, factor: Fraction) -> Format:
             offset = offset + grid.levels * grid.step
         grid = replace(grid, step=grid.step * abs(factor), offset=None if offset is None else offset * factor)
     factors = form.factors and Factors(form.factors.left * factor, form.factors.right)
-    return Format(form.mask, grid, factors, form.rank)
+    return replace(form, grid=grid, factors=factors)
 
 
 def scaled(layer: LayerState, factor: Fraction) -> LayerState:

@@ -41,7 +41,7 @@ def invariant_is_kept(claim: Claim, solver: Solver, deadline: float) -> Proof | 
     formats = formats_along(claim, Scope("any"))
     if formats is None:
         return None
-    set_up = [k for k, form in enumerate(formats) if getattr(form, claim.invariant) is not None]
+    set_up = [k for k, form in enumerate(formats) if form.get(claim.invariant) is not None]
     if not set_up:
         return None
     session = Session(solver, time.monotonic() + deadline)
