@@ -84,6 +84,20 @@ def one_of(given: Any, allowed: Sequence[str], where: str) -> str:
     return str(given)
 
 
+SCALES_PER = ("tensor", "channel")
+
+
+def grid_partition(group: Any, per: Any, where: str) -> Partition:
+    """The weights that share a scale: ``group`` consecutive ones of a row or, without a group, tensor or output row."""
+    one_of(per, SCALES_PER, f"{where}.per")
+    if group is None:
+        return Partition.tensor() if per == "tensor" else Partition.rows()
+    whole(group, 1, 2**20, f"{where}.group")
+    if per != "tensor":
+        raise InputError(f"group={group} with per={shown(per)}", "one of the two", where)
+    return Partition.blocks(group)
+
+
 def selection_partition(pattern: Any, per: str, share: Fraction | Unknown, where: str) -> Partition:
     """The groups of an unstructured or N:M selection; N:M keeps N of every M consecutive weights of a row."""
     allowed = "'unstructured' or 'n:m' with 0 < n <= m <= 256, such as '2:4'"
