@@ -22,6 +22,11 @@ Kernel = Callable[[Any, LayerState], LayerState]
 class Declared:
     """What a technique promises, for every layer and every choice. Each promise is tested.
 
+    Every technique promises that what it sets up holds after it ("fits"): weights that it drops are zero, the pattern
+    is one of its mask and its mask drops what is removed, in removed rows and columns the low-rank term is zero too, the
+    weights (of a grid of which zero is no value: those that the mask keeps) lie on the grid, and have the rank. And that
+    its steps, where it has any, are all that it does.
+
     keeps: invariants that survive it where they hold, out of :data:`compcomp.language.layer.INVARIANTS` and
         "factors". For the mask also, for
         any weights: the mask after it drops all that the mask before it drops. For a grid of which zero is no value:

@@ -265,7 +265,7 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
         for invariant in (*INVARIANTS, "factors"):
             if invariant in promised.keeps and not _kept(invariant, layer, result):
                 raise broken(f"keeps={{{invariant!r}}}", after)
-        if (_on_grid(layer) and not _on_grid(result)) or not _within_rank(result):
+        if (_on_grid(layer) and not _on_grid(result)) or not _within_rank(result) or not _set_up(layer, result):
             raise _fail(technique, "the weight does not fit the format it sets", layer, after)
         for name in promised.never_increases:
             if LOSSES[name].needs_inputs and layer.gram is None:
@@ -288,6 +288,19 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
         larger = technique.encode(replace(scaled(layer, factor), choices=make()))
         if promised.homogeneous and not _equal(scaled(result, factor), larger):
             raise broken("homogeneous=True", (f"weight after, times {factor}", _text(larger.weight)), after)
+    _check_steps(technique, layer, results[0])
+
+
+def _check_steps(technique: Technique, layer: LayerState, result: LayerState) -> None:
+    """The steps of the technique, if it has any, are what its encoding does."""
+    if not technique.steps():
+        return
+    after = replace(layer, choices=Choices())
+    for step in technique.steps():
+        after = step.apply(after)
+    if not _equal(after, result) or after.format.rank != result.format.rank:
+        shown = (("steps", _text(after.weight)), ("encoding", _text(result.weight)))
+        raise _fail(technique, "its steps() are not what its encoding does", layer, *shown)
 
 
 def _check_inputs(technique: Technique, before: LayerState, after: LayerState, make: Callable[[], Choices]) -> None:
@@ -395,6 +408,25 @@ def _fits_pattern(weight: Array, kept: int, size: int) -> bool:
 def _fits_cut(layer: LayerState, cut: Cut) -> bool:
     left = (layer.weight != 0) | (layer.effective() != layer.weight)
     return not (np.any(left[~_bools(cut.rows)]) or np.any(left[:, ~_bools(cut.columns)]))
+
+
+def _set_up(before: LayerState, after: LayerState) -> bool:
+    """What the technique has set up of mask, patterns and removed rows and columns holds, in weight and mask."""
+    old, new = before.format, after.format
+    full = np.full(after.weight.shape, True)
+    mask = full if new.mask is None else _bools(new.mask)
+    was = full if old.mask is None else _bools(old.mask)
+    fits = _fits_mask(after.weight, mask | ~was)
+    for pattern in new.pattern or ():
+        fits = fits and _fits_pattern(mask, *pattern)
+        fits = fits and (pattern in (old.pattern or ()) or _fits_pattern(after.weight, *pattern))
+    if new.cut is not None:
+        rows, columns = _bools(new.cut.rows), _bools(new.cut.columns)
+        fits = fits and not np.any(mask & ~np.outer(rows, columns))
+        if old.cut is not None:
+            rows, columns = rows | ~_bools(old.cut.rows), columns | ~_bools(old.cut.columns)
+        fits = fits and _fits_cut(after, Cut(rows, columns))
+    return fits
 
 
 def _fits_mask(weight: Array, mask: Array) -> bool:
