@@ -22,9 +22,9 @@ Kernel = Callable[[Any, LayerState], LayerState]
 class Declared:
     """What a technique promises, for every layer and every choice. Each promise is tested.
 
-    Every technique promises that what it sets up holds after it ("fits"): weights that it drops are zero, the pattern
-    is one of its mask and its mask drops what is removed, in removed rows and columns the low-rank term is zero too, the
-    weights (of a grid of which zero is no value: those that the mask keeps) lie on the grid, and have the rank. And that
+    Every technique promises that what it sets up holds after it ("fits"): weights that it drops are zero, a pattern is
+    one of its mask, its mask drops what it removes, and in removed rows and columns the low-rank term is zero too; the
+    weights have the rank, and lie on the grid (of one of which zero is no value: those that the mask keeps). And that
     its steps, where it has any, are all that it does.
 
     keeps: invariants that survive it where they hold, out of :data:`compcomp.language.layer.INVARIANTS` and
@@ -73,7 +73,9 @@ class Technique:
     examples: ClassVar[dict[str, tuple[object, ...]]] = {}
     """Values to try for parameters that a claim leaves open (Any)."""
     tried: ClassVar[dict[str, Items[object]]] = {}
-    """Values of parameters worth testing, beside those that :data:`compcomp.testing.strategies.VALUES` has by name."""
+    """Values of parameters worth testing, beside those that :data:`compcomp.language.samples.VALUES` has by name."""
+    samples: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    """Parameters of its representatives in tables; see :func:`compcomp.language.samples.representatives`."""
     declared: ClassVar[Declared] = Declared()
 
     def steps(self) -> tuple[Step, ...]:
@@ -121,6 +123,13 @@ class Technique:
         module = importlib.import_module(self.kernels[type(self)])
         kernel: Kernel = module.kernel
         return kernel
+
+    @classmethod
+    def sample(cls) -> Technique:
+        """A representative of the class, the first of :func:`compcomp.language.samples.representatives`."""
+        from compcomp.language.samples import representatives
+
+        return representatives(cls)[0]
 
     def __str__(self) -> str:
         shown = []

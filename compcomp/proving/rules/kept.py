@@ -23,16 +23,16 @@ from compcomp.proving.solver import Solver
 # far, as each accumulates into the next. So it is for removed rows and columns.) A step keeps the
 #   mask   if it is a selection (a weight is left alone or set to zero), or a map with q(0) = 0 (of a range map: in
 #          every group that holds a 0, as the group of a dropped weight does);
-#   n:m    if it keeps zeros, as it does by the same conditions: then no group gains a weight other than zero. A selection
-#          that drops c of every s consecutive weights establishes that at most n of m are left, for s | m where
+#   n:m    if it keeps zeros, under the same conditions: then no group gains a weight that is not zero. A selection that
+#          drops c of every s consecutive weights establishes that at most n of m are left, for s | m where
 #          (m / s) (s - c) <= n, and for m | s where s - c <= n;
 #   shape  if it keeps zeros: no step touches the low-rank term;
 #   grid   if it is a selection and zero is on the grid (always on k * step, asked of a range map); a map sets up a grid
 #          of its own, and its values lie on it (as a grid map maps each to itself; asked of a range map);
 #   rank   never: dropping or rounding weights of a matrix may raise its rank.
 # A technique without steps keeps what it declares to keep: then that contract is an assumption of the verdict. For a
-# grid of which zero is no value that contract speaks of kept weights only, and counts where there is no mask. So is it an
-# assumption that what such a technique sets up holds after it (Declared, "fits").
+# grid of which zero is no value that contract speaks of kept weights only, and counts where there is no mask. That what
+# such a technique sets up holds after it (Declared, "fits") is an assumption as well.
 #
 # Rule (patterns in masks). At most n of every m consecutive entries of a mask are true where a step sets up the pattern
 # n:m (or it is the contract of the technique that does). If all masks are kept, so is the pattern.
@@ -98,7 +98,9 @@ class _Run:
 def _keeps_zeros(step: Step, session: Session) -> bool:
     if isinstance(step, RangeMap):
         return keeps_zero(step, session)
-    return isinstance(step, Selection) or (isinstance(step, GridMap) and map_facts(step, session).zero)
+    if isinstance(step, GridMap):
+        return map_facts(step, session).zero
+    return isinstance(step, Selection)
 
 
 def _by_contract(technique: Technique, does: str) -> str:
@@ -174,7 +176,7 @@ def _one_pattern(run: _Run, n: int, m: int) -> Contracts | None:
     """At most ``n`` of every ``m`` weights are left at the end; no format of the run knows fewer."""
     holds: Contracts | None = [] if n >= m else None
     for technique, before, after in run.after(0):
-        known, new = (dict((size, kept) for kept, size in form.pattern or ()) for form in (before, after))
+        known, new = ({size: kept for kept, size in form.pattern or ()} for form in (before, after))
         if technique.steps():
             for step in technique.steps():
                 if isinstance(step, Selection) and _establishes(step, n, m):
@@ -286,7 +288,7 @@ def _rank_kept(run: _Run) -> Contracts | None:
         return None
     contracts = [_by_contract(run.techniques[first], "establishes the rank")]
     for technique in run.techniques[first + 1 :]:
-        does = "keeps the rank" if "rank" in technique.promises().keeps else "establishes a rank of its own"
+        does = "keeps the rank" if "rank" in technique.promises().keeps else "leaves a weight of the rank it says"
         contracts.append(_by_contract(technique, does))
     return contracts
 
