@@ -232,7 +232,9 @@ def save_picture(table: Table, path: str | Path) -> None:
     panels = figure.subplots(1, len(names), squeeze=False, sharey=True, gridspec_kw={"width_ratios": widths})[0]
     for axes, name in zip(panels, names, strict=True):
         _panel(axes, table, name, short)
-    figure.supxlabel("proved (dark green; pale: of the second's own grid or rank), refuted (red), unknown (grey)", fontsize=8)
+    figure.supxlabel(
+        "proved (dark green; pale: of the second's own grid or rank), refuted (red), unknown (grey)", fontsize=8
+    )
     figure.supylabel("second technique", fontsize=9)
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
