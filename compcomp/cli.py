@@ -147,7 +147,11 @@ def keeps(
     from compcomp.reporting.keeps import check_paths, terminal_view, write
 
     check_paths(out or [])
-    chosen = [technique for text in techniques for technique in parse_sequence(text)] if techniques else None
+    if techniques:
+        chosen = [technique for text in techniques for technique in parse_sequence(text)]
+    else:
+        _load_installed()
+        chosen = None
     wanted = tuple(claim_of(parse_sequence("identity"), name).invariant or "" for name in invariant or INVARIANTS)
     with _counting("claims") as advance:
         table = keeps_table(chosen, invariants=wanted, timeout=timeout, progress=advance)
@@ -247,6 +251,14 @@ def _show(plan: Plan, out: Path) -> None:
     console.print(plan_view(plan))
     written = ", ".join(sorted(path.name for path in out.iterdir()))
     console.print(f"\nWritten to {out}/: {written}", highlight=False)
+
+
+def _load_installed() -> None:
+    """Also techniques of other packages; those that cannot be loaded are named on standard error."""
+    from compcomp.language.installed import load_installed
+
+    for problem in load_installed():
+        sys.stderr.write(f"compcomp: left out: {problem}\n")
 
 
 def _check_out(out: Path) -> None:

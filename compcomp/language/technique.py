@@ -77,6 +77,8 @@ class Technique:
     samples: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     """Parameters of its representatives in tables; see :func:`compcomp.language.samples.representatives`."""
     declared: ClassVar[Declared] = Declared()
+    kernel_module: ClassVar[str | None] = None
+    """The module with its ``kernel`` function, where it is registered without one; None is the module of the class."""
 
     def steps(self) -> tuple[Step, ...]:
         """The technique as selections and shared-context maps; empty when it is neither."""
@@ -120,8 +122,10 @@ class Technique:
         """The torch kernel: ``kernel(technique, layer)`` with tensors in the layer's fields."""
         if type(self) not in self.kernels:
             raise InputError(type(self).__name__, "a technique registered with a kernel", "Technique.kernel")
-        module = importlib.import_module(self.kernels[type(self)])
-        kernel: Kernel = module.kernel
+        name = self.kernels[type(self)]
+        kernel: Kernel | None = getattr(importlib.import_module(name), "kernel", None)
+        if kernel is None:
+            raise InputError(f"{name} without one", "a module with a function kernel(technique, layer)", f"{self}")
         return kernel
 
     @classmethod
@@ -143,17 +147,25 @@ class Technique:
         return Sequence((self,)) >> other
 
     @staticmethod
-    def register(technique: type[Technique], kernel: str) -> None:
-        """Make a technique known: usable in text, and run by the ``kernel`` function of that module."""
-        Technique.kernels[technique] = kernel
+    def register(technique: type[Technique], kernel: str | None = None) -> None:
+        """Make a technique known: usable in text, and run by the ``kernel`` function of that module.
+
+        Without one, that of its ``kernel_module``, or of the module that defines the class.
+        """
+        Technique.kernels[technique] = kernel or technique.kernel_module or technique.__module__
 
     @staticmethod
     def named(name: str) -> type[Technique]:
-        """The registered technique class of this name; InputError when there is none."""
+        """The technique class of this name, registered or installed beside us; InputError when there is none."""
         known = {t.__name__: t for t in Technique.kernels}
-        if name not in known:
-            raise InputError(f"technique {name!r}", ", ".join(sorted(known)), "sequence")
-        return known[name]
+        if name in known:
+            return known[name]
+        from compcomp.language.installed import find_installed, installed_names
+
+        found = find_installed(name)
+        if found is None:
+            raise InputError(f"technique {name!r}", ", ".join(sorted({*known, *installed_names()})), "sequence")
+        return found
 
 
 def registrations(techniques: Iterable[Technique]) -> list[list[str]] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -18,7 +18,7 @@ from compcomp.language.layer import INVARIANTS, Cut, Factors, Format, Grid, Laye
 from compcomp.language.loss import LOSSES
 from compcomp.language.technique import Kernel, Technique
 from compcomp.terms import Array, Batch, BatchChoices, Choices, RandomChoices, Term, each
-from compcomp.testing.strategies import Shape, integers, layers, scaled
+from compcomp.testing.strategies import Shape, conventions, integers, layers, scaled
 
 SHAPES: tuple[Shape, ...] = ((1, 4), (2, 4), (3, 4), (4, 2), (2, 3), (1, 8), (3, 6))
 """Shapes (out x in) to try: those that the technique fits."""
@@ -43,9 +43,12 @@ class Coverage:
     promises: int = 0
     skipped: int = 0
 
+    def __add__(self, other: Coverage) -> Coverage:
+        return Coverage(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
 
 def check_encoding(
-    technique: Technique,
+    technique: Technique | type[Technique],
     shapes: Sequence[Shape] = SHAPES,
     max_examples: int = 40,
     device: str = "cpu",
@@ -60,10 +63,13 @@ def check_encoding(
     technique is a single step, or acts on inputs, and floats meet the tie exactly. Every declared promise must
     hold on the Fractions, for every choice tried.
 
+    technique: one, or a class, of which every technique that :func:`conventions` gives is checked, registered or not.
     shapes: (out, in) pairs; those that the technique does not fit are left out. max_examples: layers to
     draw, always the same ones. kernel: in place of the registered one. minimise: look for a simpler layer
     before failing, which takes a while. Raises InputError when no shape fits.
     """
+    if isinstance(technique, type):
+        return _check_class(technique, shapes, max_examples, device, kernel, minimise)
     run = kernel or technique.kernel()
     fitting = [shape for shape in shapes if technique.fits(shape)]
     if not fitting:
@@ -99,6 +105,16 @@ def check_encoding(
 
     examine()
     return coverage
+
+
+def _check_class(kind: type[Technique], shapes: Sequence[Shape], *rest: Any) -> Coverage:
+    """Every convention of the class that fits some shape."""
+    found = [technique for technique in conventions(kind) if any(technique.fits(shape) for shape in shapes)]
+    if not found:
+        raise InputError(
+            f"{kind.__name__}.tried", "parameters that the class allows and some shape fits", "check_encoding"
+        )
+    return sum((check_encoding(technique, shapes, *rest) for technique in found), Coverage())
 
 
 def _unmasked(layer: LayerState, change: Array) -> LayerState:

@@ -20,6 +20,7 @@ from compcomp.language.layer import Cut, Factors, Format, Grid, LayerState
 from compcomp.language.partition import Partition
 from compcomp.language.samples import VALUES as VALUES
 from compcomp.language.samples import conventions as conventions
+from compcomp.language.technique import Sequence as Steps
 from compcomp.language.technique import Technique
 from compcomp.terms import Array, Choices, each
 
@@ -36,6 +37,16 @@ def techniques(*kinds: type[Technique], **values: Sequence[Any]) -> st.SearchStr
     """Techniques of these classes, by default of every registered one, over their conventions."""
     chosen = kinds or tuple(Technique.kernels)
     return st.sampled_from([technique for kind in chosen for technique in conventions(kind, **values)])
+
+
+def sequences(
+    *kinds: type[Technique], shape: Shape | None = None, min_size: int = 1, max_size: int = 3, **values: Sequence[Any]
+) -> st.SearchStrategy[Steps]:
+    """Sequences of ``min_size`` to ``max_size`` such techniques; where ``shape`` is given, of those that fit it."""
+    one = techniques(*kinds, **values)
+    if shape is not None:
+        one = one.filter(lambda technique: technique.fits(shape))
+    return st.lists(one, min_size=min_size, max_size=max_size).map(lambda found: Steps(tuple(found)))
 
 
 # ----------------------------------------------------------------------------------------------- matrices
