@@ -105,10 +105,13 @@ class Loosened(AbsMax):
         return Declared(keeps=self.keeps)
 
     def kernel(self) -> Kernel:
-        return AbsMax(bits=3).kernel()
+        return other(AbsMax(self.bits))
+
+    def steps(self) -> tuple[()]:  # type: ignore[override]
+        return ()
 
     def encode(self, layer: LayerState) -> LayerState:
-        return self.change(super().encode(layer))
+        return self.change(AbsMax(self.bits).encode(layer))
 
 
 def masked_where_zero(layer: LayerState) -> LayerState:

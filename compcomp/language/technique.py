@@ -22,6 +22,11 @@ Kernel = Callable[[Any, LayerState], LayerState]
 class Declared:
     """What a technique promises, for every layer and every choice. Each promise is tested.
 
+    Every technique promises that what it sets up holds after it ("fits"): weights that it drops are zero, a pattern is
+    one of its mask, its mask drops what it removes, and in removed rows and columns the low-rank term is zero too; the
+    weights have the rank, and lie on the grid (of one of which zero is no value: those that the mask keeps). And that
+    its steps, where it has any, are all that it does.
+
     keeps: invariants that survive it where they hold, out of :data:`compcomp.language.layer.INVARIANTS` and
         "factors". For the mask also, for
         any weights: the mask after it drops all that the mask before it drops. For a grid of which zero is no value:
@@ -68,8 +73,12 @@ class Technique:
     examples: ClassVar[dict[str, tuple[object, ...]]] = {}
     """Values to try for parameters that a claim leaves open (Any)."""
     tried: ClassVar[dict[str, Items[object]]] = {}
-    """Values of parameters worth testing, beside those that :data:`compcomp.testing.strategies.VALUES` has by name."""
+    """Values of parameters worth testing, beside those that :data:`compcomp.language.samples.VALUES` has by name."""
+    samples: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    """Parameters of its representatives in tables; see :func:`compcomp.language.samples.representatives`."""
     declared: ClassVar[Declared] = Declared()
+    kernel_module: ClassVar[str | None] = None
+    """The module with its ``kernel`` function, where it is registered without one; None is the module of the class."""
 
     def steps(self) -> tuple[Step, ...]:
         """The technique as selections and shared-context maps; empty when it is neither."""
@@ -113,9 +122,18 @@ class Technique:
         """The torch kernel: ``kernel(technique, layer)`` with tensors in the layer's fields."""
         if type(self) not in self.kernels:
             raise InputError(type(self).__name__, "a technique registered with a kernel", "Technique.kernel")
-        module = importlib.import_module(self.kernels[type(self)])
-        kernel: Kernel = module.kernel
+        name = self.kernels[type(self)]
+        kernel: Kernel | None = getattr(importlib.import_module(name), "kernel", None)
+        if kernel is None:
+            raise InputError(f"{name} without one", "a module with a function kernel(technique, layer)", f"{self}")
         return kernel
+
+    @classmethod
+    def sample(cls) -> Technique:
+        """A representative of the class, the first of :func:`compcomp.language.samples.representatives`."""
+        from compcomp.language.samples import representatives
+
+        return representatives(cls)[0]
 
     def __str__(self) -> str:
         shown = []
@@ -129,17 +147,25 @@ class Technique:
         return Sequence((self,)) >> other
 
     @staticmethod
-    def register(technique: type[Technique], kernel: str) -> None:
-        """Make a technique known: usable in text, and run by the ``kernel`` function of that module."""
-        Technique.kernels[technique] = kernel
+    def register(technique: type[Technique], kernel: str | None = None) -> None:
+        """Make a technique known: usable in text, and run by the ``kernel`` function of that module.
+
+        Without one, that of its ``kernel_module``, or of the module that defines the class.
+        """
+        Technique.kernels[technique] = kernel or technique.kernel_module or technique.__module__
 
     @staticmethod
     def named(name: str) -> type[Technique]:
-        """The registered technique class of this name; InputError when there is none."""
+        """The technique class of this name, registered or installed beside us; InputError when there is none."""
         known = {t.__name__: t for t in Technique.kernels}
-        if name not in known:
-            raise InputError(f"technique {name!r}", ", ".join(sorted(known)), "sequence")
-        return known[name]
+        if name in known:
+            return known[name]
+        from compcomp.language.installed import find_installed, installed_names
+
+        found = find_installed(name)
+        if found is None:
+            raise InputError(f"technique {name!r}", ", ".join(sorted({*known, *installed_names()})), "sequence")
+        return found
 
 
 def registrations(techniques: Iterable[Technique]) -> list[list[str]] | None:

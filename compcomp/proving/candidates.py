@@ -66,7 +66,9 @@ def rounds(
     size: int,
 ) -> Iterator[Candidates]:
     """Ever larger integers: single digits first, then the techniques' landmarks and their multiples."""
+    techniques = list(techniques)
     landmarks = sorted({mark for t in techniques for mark in t.promises().landmarks if mark < 10**6})
+    rank = max((t.promises().trivial_side for t in techniques), default=0)
     largest = [3, 9, *landmarks, 2, 5, *(2 * mark for mark in landmarks), 20, *(3 * mark for mark in landmarks), 99]
     for turn in range(10**6):
         top = largest[turn % len(largest)]
@@ -77,6 +79,10 @@ def rounds(
         flat[: size // 4] = np.abs(flat[: size // 4])
         sparse = random.random(flat[: size // 3].shape) < 0.4
         flat[-len(sparse) :][sparse] = 0
+        if rank:  # of a rank that a truncation leaves alone, so that what comes after it finds rationals
+            low = size // 4
+            factors = (random.integers(-2, 3, size=(low, *side)) for side in ((shape[0], rank), (rank, shape[1])))
+            weights[low : 2 * low] = np.matmul(*factors)
         active = _few_columns(random, size, shape[1])
         weights *= active[:, None, :]
         inputs = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -18,7 +18,7 @@ from compcomp.language.layer import INVARIANTS, Cut, Factors, Format, Grid, Laye
 from compcomp.language.loss import LOSSES
 from compcomp.language.technique import Kernel, Technique
 from compcomp.terms import Array, Batch, BatchChoices, Choices, RandomChoices, Term, each
-from compcomp.testing.strategies import Shape, integers, layers, scaled
+from compcomp.testing.strategies import Shape, conventions, integers, layers, scaled
 
 SHAPES: tuple[Shape, ...] = ((1, 4), (2, 4), (3, 4), (4, 2), (2, 3), (1, 8), (3, 6))
 """Shapes (out x in) to try: those that the technique fits."""
@@ -43,9 +43,12 @@ class Coverage:
     promises: int = 0
     skipped: int = 0
 
+    def __add__(self, other: Coverage) -> Coverage:
+        return Coverage(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
 
 def check_encoding(
-    technique: Technique,
+    technique: Technique | type[Technique],
     shapes: Sequence[Shape] = SHAPES,
     max_examples: int = 40,
     device: str = "cpu",
@@ -60,10 +63,13 @@ def check_encoding(
     technique is a single step, or acts on inputs, and floats meet the tie exactly. Every declared promise must
     hold on the Fractions, for every choice tried.
 
+    technique: one, or a class, of which every technique that :func:`conventions` gives is checked, registered or not.
     shapes: (out, in) pairs; those that the technique does not fit are left out. max_examples: layers to
     draw, always the same ones. kernel: in place of the registered one. minimise: look for a simpler layer
     before failing, which takes a while. Raises InputError when no shape fits.
     """
+    if isinstance(technique, type):
+        return _check_class(technique, shapes, max_examples, device, kernel, minimise)
     run = kernel or technique.kernel()
     fitting = [shape for shape in shapes if technique.fits(shape)]
     if not fitting:
@@ -99,6 +105,16 @@ def check_encoding(
 
     examine()
     return coverage
+
+
+def _check_class(kind: type[Technique], shapes: Sequence[Shape], *rest: Any) -> Coverage:
+    """Every convention of the class that fits some shape."""
+    found = [technique for technique in conventions(kind) if any(technique.fits(shape) for shape in shapes)]
+    if not found:
+        raise InputError(
+            f"{kind.__name__}.tried", "parameters that the class allows and some shape fits", "check_encoding"
+        )
+    return sum((check_encoding(technique, shapes, *rest) for technique in found), Coverage())
 
 
 def _unmasked(layer: LayerState, change: Array) -> LayerState:
@@ -265,7 +281,7 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
         for invariant in (*INVARIANTS, "factors"):
             if invariant in promised.keeps and not _kept(invariant, layer, result):
                 raise broken(f"keeps={{{invariant!r}}}", after)
-        if (_on_grid(layer) and not _on_grid(result)) or not _within_rank(result):
+        if (_on_grid(layer) and not _on_grid(result)) or not _within_rank(result) or not _set_up(layer, result):
             raise _fail(technique, "the weight does not fit the format it sets", layer, after)
         for name in promised.never_increases:
             if LOSSES[name].needs_inputs and layer.gram is None:
@@ -288,6 +304,19 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
         larger = technique.encode(replace(scaled(layer, factor), choices=make()))
         if promised.homogeneous and not _equal(scaled(result, factor), larger):
             raise broken("homogeneous=True", (f"weight after, times {factor}", _text(larger.weight)), after)
+    _check_steps(technique, layer, results[0])
+
+
+def _check_steps(technique: Technique, layer: LayerState, result: LayerState) -> None:
+    """The steps of the technique, if it has any, are what its encoding does."""
+    if not technique.steps():
+        return
+    after = replace(layer, choices=Choices())
+    for step in technique.steps():
+        after = step.apply(after)
+    if not _equal(after, result) or after.format.rank != result.format.rank:
+        shown = (("steps", _text(after.weight)), ("encoding", _text(result.weight)))
+        raise _fail(technique, "its steps() are not what its encoding does", layer, *shown)
 
 
 def _check_inputs(technique: Technique, before: LayerState, after: LayerState, make: Callable[[], Choices]) -> None:
@@ -395,6 +424,25 @@ def _fits_pattern(weight: Array, kept: int, size: int) -> bool:
 def _fits_cut(layer: LayerState, cut: Cut) -> bool:
     left = (layer.weight != 0) | (layer.effective() != layer.weight)
     return not (np.any(left[~_bools(cut.rows)]) or np.any(left[:, ~_bools(cut.columns)]))
+
+
+def _set_up(before: LayerState, after: LayerState) -> bool:
+    """What the technique has set up of mask, patterns and removed rows and columns holds, in weight and mask."""
+    old, new = before.format, after.format
+    full = np.full(after.weight.shape, True)
+    mask = full if new.mask is None else _bools(new.mask)
+    was = full if old.mask is None else _bools(old.mask)
+    fits = _fits_mask(after.weight, mask | ~was)
+    for pattern in new.pattern or ():
+        fits = fits and _fits_pattern(mask, *pattern)
+        fits = fits and (pattern in (old.pattern or ()) or _fits_pattern(after.weight, *pattern))
+    if new.cut is not None:
+        rows, columns = _bools(new.cut.rows), _bools(new.cut.columns)
+        fits = fits and not np.any(mask & ~np.outer(rows, columns))
+        if old.cut is not None:
+            rows, columns = rows | ~_bools(old.cut.rows), columns | ~_bools(old.cut.columns)
+        fits = fits and _fits_cut(after, Cut(rows, columns))
+    return fits
 
 
 def _fits_mask(weight: Array, mask: Array) -> bool:

@@ -7,38 +7,24 @@ never meet.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
-from itertools import product
 from math import gcd, lcm
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
-from compcomp.errors import InputError
 from compcomp.language.layer import Cut, Factors, Format, Grid, LayerState
 from compcomp.language.partition import Partition
+from compcomp.language.samples import VALUES as VALUES
+from compcomp.language.samples import conventions as conventions
+from compcomp.language.technique import Sequence as Steps
 from compcomp.language.technique import Technique
-from compcomp.terms import ROUNDINGS, TIES, Array, Choices, each
+from compcomp.terms import Array, Choices, each
 
 Shape = tuple[int, int]
-
-VALUES: dict[str, Sequence[Any]] = {
-    "sparsity": (Fraction(0), Fraction(1, 4), Fraction(1, 2), Fraction(7, 10)),
-    "pattern": ("unstructured", "2:4", "1:2", "3:4"),
-    "per": ("tensor", "row", "channel", "token"),
-    "ties": TIES,
-    "of": ("current", "dense"),
-    "bits": (2, 3, 4, 8),
-    "group": (None, 2, 4),
-    "rounding": ROUNDINGS,
-    "zero": ("exact", "none"),
-    "rank": (1, 2, 3),
-    "residual": (False, True),
-}
-"""Values worth trying, by the name of the parameter."""
 
 LARGEST_GRIDS = (1, 3, 7)
 """Levels a side of 2, 3 and 4 bits: entries that are multiples of them keep absmax steps exact in floats."""
@@ -47,27 +33,20 @@ LARGEST_GRIDS = (1, 3, 7)
 # --------------------------------------------------------------------------------------------- techniques
 
 
-def conventions(kind: type[Technique], **values: Sequence[Any]) -> list[Technique]:
-    """Every technique of this class with parameters from ``values``, its own ``tried``, or else :data:`VALUES`.
-
-    Parameters in neither stay at their defaults. Combinations that the class refuses with InputError are
-    left out, so the result is empty when no combination is allowed.
-    """
-    known: Mapping[str, Sequence[Any]] = VALUES | kind.tried | values
-    names = [f.name for f in fields(kind) if f.init and f.name in known]  # type: ignore[arg-type]
-    found = []
-    for chosen in product(*(known[name] for name in names)):
-        try:
-            found.append(kind(**dict(zip(names, chosen, strict=True))))
-        except InputError:
-            continue
-    return found
-
-
 def techniques(*kinds: type[Technique], **values: Sequence[Any]) -> st.SearchStrategy[Technique]:
     """Techniques of these classes, by default of every registered one, over their conventions."""
     chosen = kinds or tuple(Technique.kernels)
     return st.sampled_from([technique for kind in chosen for technique in conventions(kind, **values)])
+
+
+def sequences(
+    *kinds: type[Technique], shape: Shape | None = None, min_size: int = 1, max_size: int = 3, **values: Sequence[Any]
+) -> st.SearchStrategy[Steps]:
+    """Sequences of ``min_size`` to ``max_size`` such techniques; where ``shape`` is given, of those that fit it."""
+    one = techniques(*kinds, **values)
+    if shape is not None:
+        one = one.filter(lambda technique: technique.fits(shape))
+    return st.lists(one, min_size=min_size, max_size=max_size).map(lambda found: Steps(tuple(found)))
 
 
 # ----------------------------------------------------------------------------------------------- matrices

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from itertools import pairwise
 
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.layer import Format
@@ -17,13 +20,26 @@ from compcomp.proving.solver import Solver
 
 # Rule (kept). Let the run of S establish the invariant, for the last time after step k. If every step after
 # k keeps it, it holds at the end of S. (For the mask: every step after the first mask keeps all masks so
-# far, as each accumulates into the next.) A step keeps the
+# far, as each accumulates into the next. So it is for removed rows and columns.) A step keeps the
 #   mask   if it is a selection (a weight is left alone or set to zero), or a map with q(0) = 0 (of a range map: in
 #          every group that holds a 0, as the group of a dropped weight does);
+#   n:m    if it keeps zeros, under the same conditions: then no group gains a weight that is not zero. A selection that
+#          drops c of every s consecutive weights establishes that at most n of m are left, for s | m where
+#          (m / s) (s - c) <= n, and for m | s where s - c <= n;
+#   shape  if it keeps zeros: no step touches the low-rank term;
 #   grid   if it is a selection and zero is on the grid (always on k * step, asked of a range map); a map sets up a grid
 #          of its own, and its values lie on it (as a grid map maps each to itself; asked of a range map);
-#   any    if the technique declares that it does: then that contract is an assumption of the verdict. For a grid of
-#          which zero is no value that contract speaks of kept weights only, and counts where there is no mask.
+#   rank   never: dropping or rounding weights of a matrix may raise its rank.
+# A technique without steps keeps what it declares to keep: then that contract is an assumption of the verdict. For a
+# grid of which zero is no value that contract speaks of kept weights only, and counts where there is no mask. That what
+# such a technique sets up holds after it (Declared, "fits") is an assumption as well.
+#
+# Rule (patterns in masks). At most n of every m consecutive entries of a mask are true where a step sets up the pattern
+# n:m (or it is the contract of the technique that does). If all masks are kept, so is the pattern.
+#
+# Rule (cuts in masks). A mask drops the weights of all rows and columns removed so far (the contract of the technique
+# that removes them, and later masks drop no less). If all masks are kept, and no technique after the first removal
+# touches the low-rank term (as no step does, and a technique that keeps "factors"), the shape is kept.
 #
 # Rule (restored). Let T be a technique of S that declares to restore the mask: whatever the weights were, all that the
 # mask M it finds drops is zero after it, and the mask it leaves drops this as well. Let every technique between the
@@ -39,41 +55,214 @@ def invariant_is_kept(claim: Claim, solver: Solver, deadline: float) -> Proof | 
     if claim.kind != "keeps" or claim.invariant is None:
         return None
     formats = formats_along(claim, Scope("any"))
-    if formats is None:
-        return None
-    set_up = [k for k, form in enumerate(formats) if form.get(claim.invariant) is not None]
-    if not set_up:
+    if formats is None or all(form.get(claim.invariant) is None for form in formats):
         return None
     session = Session(solver, time.monotonic() + deadline)
-    techniques = claim.left.techniques
-    if claim.invariant == "grid":
-        contracts = _grid_kept(techniques, formats, session)
-    else:
-        contracts = _others_kept(techniques, set_up[0], claim.invariant, session)
+    run = _Run(claim.left.techniques, formats, session, undecided=len(claim.instances()) > 1)
+    contracts = _KEPT[claim.invariant](run)
     if contracts is None:
         return None
     return Proof("kept", "any shape", (EXACT, *dict.fromkeys(contracts)), tuple(session.queries))
 
 
-def _grid_kept(techniques: Items[Technique], formats: Items[Format], session: Session) -> list[str] | None:
-    """The contracts on which it rests that the last grid is kept; None where that is not proved."""
-    maps = [k for k, t in enumerate(techniques) if any(isinstance(s, GridMap | RangeMap) for s in t.steps())]
-    if not maps:
+Contracts = list[str]
+"""The contracts on which it rests that something is kept; None in its place where that is not proved."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A sequence with the formats from before its first technique to after its last.
+
+    ``undecided``: it leaves parameters open, so that numbers in the formats are those of one value of them only.
+    """
+
+    techniques: Items[Technique]
+    formats: Items[Format]
+    session: Session
+    undecided: bool
+
+    def after(self, first: int) -> Iterator[tuple[Technique, Format, Format]]:
+        """Each technique from the ``first`` on, with the formats before and after it."""
+        around = zip(self.techniques, pairwise(self.formats), strict=True)
+        yield from [(technique, before, after) for technique, (before, after) in around][first:]
+
+    def first(self, invariant: str) -> int:
+        """The technique that sets it up first."""
+        return next(k for k, form in enumerate(self.formats) if form.get(invariant) is not None) - 1
+
+    def zeros_stay(self, steps: Items[Step]) -> bool:
+        """Whether a weight that is zero stays zero through all of these steps."""
+        return all(_keeps_zeros(step, self.session) for step in steps)
+
+
+def _keeps_zeros(step: Step, session: Session) -> bool:
+    if isinstance(step, RangeMap):
+        return keeps_zero(step, session)
+    if isinstance(step, GridMap):
+        return map_facts(step, session).zero
+    return isinstance(step, Selection)
+
+
+def _by_contract(technique: Technique, does: str) -> str:
+    return f"{technique} {does} (its contract)"
+
+
+# --------------------------------------------------------------------------------------------- masks
+
+
+def _mask_kept(run: _Run) -> Contracts | None:
+    contracts: Contracts = []
+    first = run.first("mask")
+    source, later = run.techniques[first], run.techniques[first + 1 :]
+    restores = [k for k, t in enumerate(later) if "mask" in t.promises().restores]
+    if restores:
+        for technique in later[: restores[-1]]:
+            if not technique.steps():
+                promises = technique.promises()
+                if "mask" not in promises.keeps | promises.restores:
+                    return None
+                contracts.append(_by_contract(technique, "never loosens the mask"))
+        contracts.append(_by_contract(later[restores[-1]], "restores the mask"))
+        later = later[restores[-1] + 1 :]
+    elif not source.steps():
+        contracts.append(_by_contract(source, "establishes the mask"))
+    elif not run.zeros_stay(_after_selecting(source.steps())):
         return None
-    last = techniques[maps[-1]].steps()[-1]
-    zero = _zero_on_its_grid(last, session)
-    if not _lies_on_its_grid(last, session):
-        return None
-    contracts = []
-    for k, technique in enumerate(techniques[maps[-1] + 1 :], start=maps[-1] + 1):
+    for technique in later:
         if technique.steps():
-            if not zero or not all(isinstance(step, Selection) for step in technique.steps()):
+            if not run.zeros_stay(technique.steps()):
                 return None
-        elif "grid" in technique.promises().keeps and (zero or formats[k + 1].mask is None):
-            contracts.append(f"{technique} keeps the grid (its contract)")
+        elif "mask" in technique.promises().keeps:
+            contracts.append(_by_contract(technique, "keeps the mask"))
         else:
             return None
     return contracts
+
+
+def _after_selecting(steps: Items[Step]) -> Items[Step]:
+    """The steps after the first selection, which sets up the mask."""
+    return steps[next((k + 1 for k, step in enumerate(steps) if isinstance(step, Selection)), 0) :]
+
+
+# ------------------------------------------------------------------------------------------ patterns
+
+
+def _pattern_kept(run: _Run) -> Contracts | None:
+    contracts = _patterns_in_masks(run)
+    if contracts is not None or run.undecided:
+        return contracts
+    tightest: dict[int, int] = {}
+    for form in run.formats:
+        for n, m in form.pattern or ():
+            tightest[m] = min(n, tightest.get(m, n))
+    found = [_one_pattern(run, n, m) for m, n in tightest.items()]
+    return None if any(each is None for each in found) else [text for each in found for text in each or ()]
+
+
+def _patterns_in_masks(run: _Run) -> Contracts | None:
+    """All masks are kept, and each pattern is one of a mask."""
+    if any(form.pattern is not None and form.mask is None for form in run.formats):
+        return None
+    contracts = _mask_kept(run)
+    if contracts is None:
+        return None
+    for technique, before, after in run.after(0):
+        if not technique.steps() and set(after.pattern or ()) - set(before.pattern or ()):
+            contracts.append(_by_contract(technique, "gives its mask the n:m pattern that it sets up"))
+    return contracts
+
+
+def _one_pattern(run: _Run, n: int, m: int) -> Contracts | None:
+    """At most ``n`` of every ``m`` weights are left at the end; no format of the run knows fewer."""
+    holds: Contracts | None = [] if n >= m else None
+    for technique, before, after in run.after(0):
+        known, new = ({size: kept for kept, size in form.pattern or ()} for form in (before, after))
+        if technique.steps():
+            for step in technique.steps():
+                if isinstance(step, Selection) and _establishes(step, n, m):
+                    holds = []
+                elif not _keeps_zeros(step, run.session):
+                    holds = None
+        elif holds is not None and known.get(m) == n and "n:m" in technique.promises().keeps:
+            holds = [*holds, _by_contract(technique, "keeps the n:m pattern")]
+        elif new.get(m) == n and known.get(m, m) > n:
+            holds = [_by_contract(technique, "establishes the n:m pattern")]
+        else:
+            holds = None
+    return holds
+
+
+def _establishes(selection: Selection, n: int, m: int) -> bool:
+    """Whether at most ``n`` of every ``m`` weights are left after it, whatever they were."""
+    size = selection.partition.size
+    if size is None:
+        return False
+    left = size - selection.count(size)
+    return (m % size == 0 and m // size * left <= n) or (size % m == 0 and left <= n)
+
+
+# ---------------------------------------------------------------------------- removed rows and columns
+
+
+def _shape_kept(run: _Run) -> Contracts | None:
+    first = run.first("shape")
+    contracts = [_by_contract(run.techniques[first], "establishes the shape")]
+    for technique, before, _ in run.after(first + 1):
+        if technique.steps() and run.zeros_stay(technique.steps()):
+            continue
+        if technique.steps() or before.cut is None or "shape" not in technique.promises().keeps:
+            return _cuts_in_masks(run, first)
+        contracts.append(_by_contract(technique, "keeps the shape"))
+    return contracts
+
+
+def _cuts_in_masks(run: _Run, first: int) -> Contracts | None:
+    """All masks are kept, they drop what is removed, and the low-rank term is left alone."""
+    if any(form.cut is not None and form.mask is None for form in run.formats):
+        return None
+    contracts = _mask_kept(run)
+    if contracts is None:
+        return None
+    for k, (technique, before, after) in enumerate(run.after(first), start=first):
+        cuts = k == first or (not technique.steps() and after.cut is not None and after.cut is not before.cut)
+        if cuts:
+            contracts.append(_by_contract(technique, "establishes the shape"))
+            contracts.append(_by_contract(technique, "gives its mask the shape that it sets up"))
+        if k > first and not technique.steps():
+            if "factors" not in technique.promises().keeps:
+                return None
+            contracts.append(_by_contract(technique, "leaves the low-rank term alone"))
+    return contracts
+
+
+# --------------------------------------------------------------------------------------------- grids
+
+
+def _grid_kept(run: _Run) -> Contracts | None:
+    holds: Contracts | None = None
+    zero = False
+    for technique, before, after in run.after(0):
+        if technique.steps():
+            for step in technique.steps():
+                if isinstance(step, Selection):
+                    holds = holds if zero else None
+                else:
+                    zero = _zero_on_its_grid(step, run.session)
+                    holds = [] if _lies_on_its_grid(step, run.session) else None
+            continue
+        if before.grid is not None and "grid" in technique.promises().keeps:
+            everywhere = holds is not None and (zero or after.mask is None)
+            holds = [*(holds or []), _by_contract(technique, "keeps the grid")] if everywhere else None
+        elif after.grid is not None and after.grid is not before.grid:
+            zero = after.grid.zero
+            holds = [_by_contract(technique, "sets up a grid that its weights lie on")]
+            if zero:
+                holds.append(_by_contract(technique, "has zero on its grid"))
+            elif after.mask is not None:
+                holds = None
+        else:
+            holds = None
+    return holds
 
 
 def _lies_on_its_grid(step: Step, session: Session) -> bool:
@@ -87,46 +276,27 @@ def _zero_on_its_grid(step: Step, session: Session) -> bool:
     return isinstance(step, GridMap) or (isinstance(step, RangeMap) and has_zero(step, session))
 
 
-def _others_kept(techniques: Items[Technique], first: int, invariant: str, session: Session) -> list[str] | None:
-    """The contracts on which it rests that what the ``first`` techniques establish is kept; None where unproved."""
-    contracts: list[str] = []
-    restores = [k for k, t in enumerate(techniques) if k >= first and invariant in t.promises().restores]
-    source = techniques[first - 1]
-    if restores:
-        for technique in techniques[first : restores[-1]]:
-            if not technique.steps():
-                promises = technique.promises()
-                if invariant not in promises.keeps | promises.restores:
-                    return None
-                contracts.append(f"{technique} never loosens the {invariant} (its contract)")
-        contracts.append(f"{techniques[restores[-1]]} restores the {invariant} (its contract)")
-        first = restores[-1] + 1
-    elif not source.steps():
-        contracts.append(f"{source} establishes the {invariant} (its contract)")
-    elif not _steps_keep(_after_selecting(source.steps()), invariant, session):
+# --------------------------------------------------------------------------------------------- ranks
+
+
+def _rank_kept(run: _Run) -> Contracts | None:
+    """The last stretch of formats that know a rank reaches to the end: each technique in it leaves it true."""
+    if run.formats[-1].rank is None:
         return None
-    for technique in techniques[first:]:
-        if technique.steps():
-            if not _steps_keep(technique.steps(), invariant, session):
-                return None
-        elif invariant in technique.promises().keeps:
-            contracts.append(f"{technique} keeps the {invariant} (its contract)")
-        else:
-            return None
+    first = max(k for k, form in enumerate(run.formats) if form.rank is None)
+    if any(technique.steps() for technique in run.techniques[first:]):
+        return None
+    contracts = [_by_contract(run.techniques[first], "establishes the rank")]
+    for technique in run.techniques[first + 1 :]:
+        does = "keeps the rank" if "rank" in technique.promises().keeps else "leaves a weight of the rank it says"
+        contracts.append(_by_contract(technique, does))
     return contracts
 
 
-def _after_selecting(steps: Items[Step]) -> Items[Step]:
-    """The steps after the first selection, which sets up the mask."""
-    return steps[next((k + 1 for k, step in enumerate(steps) if isinstance(step, Selection)), 0) :]
-
-
-def _steps_keep(steps: Items[Step], invariant: str, session: Session) -> bool:
-    return invariant == "mask" and all(_keeps_zeros(step, session) for step in steps)
-
-
-def _keeps_zeros(step: Step, session: Session) -> bool:
-    """Whether a weight that is zero stays zero."""
-    if isinstance(step, RangeMap):
-        return keeps_zero(step, session)
-    return isinstance(step, Selection) or map_facts(step, session).zero
+_KEPT: dict[str, Callable[[_Run], Contracts | None]] = {
+    "mask": _mask_kept,
+    "n:m": _pattern_kept,
+    "shape": _shape_kept,
+    "grid": _grid_kept,
+    "rank": _rank_kept,
+}
