@@ -3,9 +3,13 @@
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.apply_mask import ApplyMask
+from compcomp.encodings.gptq import GPTQ
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.minmax import MinMax
+from compcomp.encodings.obq import OBQ
+from compcomp.encodings.obs import OBS
+from compcomp.encodings.sparse_gpt import SparseGPT
 from compcomp.encodings.truncated_svd import TruncatedSVD
 from compcomp.encodings.wanda import Wanda
 from compcomp.language.technique import Technique
@@ -18,14 +22,22 @@ Technique.register(ApplyMask, kernel="compcomp.kernels.apply_mask")
 Technique.register(AbsMaxInputs, kernel="compcomp.kernels.absmax_inputs")
 Technique.register(TruncatedSVD, kernel="compcomp.kernels.truncated_svd")
 Technique.register(LeastSquaresDistill, kernel="compcomp.kernels.least_squares_distill")
+Technique.register(GPTQ, kernel="compcomp.kernels.gptq")
+Technique.register(SparseGPT, kernel="compcomp.kernels.sparse_gpt")
+Technique.register(OBS, kernel="compcomp.kernels.obs")
+Technique.register(OBQ, kernel="compcomp.kernels.obq")
 
 __all__ = [
+    "GPTQ",
+    "OBQ",
+    "OBS",
     "AbsMax",
     "AbsMaxInputs",
     "ApplyMask",
     "LeastSquaresDistill",
     "Magnitude",
     "MinMax",
+    "SparseGPT",
     "TruncatedSVD",
     "Wanda",
 ]

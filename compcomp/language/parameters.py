@@ -110,3 +110,19 @@ def selection_partition(pattern: Any, per: str, share: Fraction | Unknown, where
     if share != 1 - Fraction(kept, size):
         raise InputError(f"sparsity={share} with pattern={pattern!r}", f"sparsity={1 - Fraction(kept, size)}", where)
     return Partition.blocks(size)
+
+
+def damping(given: Any, where: str) -> Fraction:
+    """What is added to the diagonal of a Gram matrix, as a share of the diagonal's mean: more than 0."""
+    allowed = "a number above 0 such as 1/100 or 0.01"
+    value = number(given, where, allowed)
+    if value <= 0:
+        raise InputError(shown(given), allowed, where)
+    return value
+
+
+def known(given: Any, where: str) -> Any:
+    """The value of a parameter that a layer needs known; InputError where it is Any."""
+    if isinstance(given, Unknown):
+        raise InputError(f"{where}=Any", "a number where a layer is compressed", where)
+    return given
