@@ -3,6 +3,7 @@
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.apply_mask import ApplyMask
+from compcomp.encodings.gradient_distill import GradientDistill
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.minmax import MinMax
@@ -18,11 +19,13 @@ Technique.register(ApplyMask, kernel="compcomp.kernels.apply_mask")
 Technique.register(AbsMaxInputs, kernel="compcomp.kernels.absmax_inputs")
 Technique.register(TruncatedSVD, kernel="compcomp.kernels.truncated_svd")
 Technique.register(LeastSquaresDistill, kernel="compcomp.kernels.least_squares_distill")
+Technique.register(GradientDistill, kernel="compcomp.kernels.gradient_distill")
 
 __all__ = [
     "AbsMax",
     "AbsMaxInputs",
     "ApplyMask",
+    "GradientDistill",
     "LeastSquaresDistill",
     "Magnitude",
     "MinMax",
