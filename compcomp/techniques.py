@@ -3,6 +3,8 @@
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.apply_mask import ApplyMask
+from compcomp.encodings.distill_hidden import DistillHidden
+from compcomp.encodings.distill_logits import DistillLogits
 from compcomp.encodings.gradient_distill import GradientDistill
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.magnitude import Magnitude
@@ -20,11 +22,15 @@ Technique.register(AbsMaxInputs, kernel="compcomp.kernels.absmax_inputs")
 Technique.register(TruncatedSVD, kernel="compcomp.kernels.truncated_svd")
 Technique.register(LeastSquaresDistill, kernel="compcomp.kernels.least_squares_distill")
 Technique.register(GradientDistill, kernel="compcomp.kernels.gradient_distill")
+Technique.register(DistillHidden, kernel="compcomp.kernels.distill_hidden")
+Technique.register(DistillLogits, kernel="compcomp.kernels.distill_logits")
 
 __all__ = [
     "AbsMax",
     "AbsMaxInputs",
     "ApplyMask",
+    "DistillHidden",
+    "DistillLogits",
     "GradientDistill",
     "LeastSquaresDistill",
     "Magnitude",

@@ -19,6 +19,8 @@ from compcomp.techniques import (
     AbsMax,
     AbsMaxInputs,
     ApplyMask,
+    DistillHidden,
+    DistillLogits,
     GradientDistill,
     LeastSquaresDistill,
     Magnitude,
@@ -32,6 +34,7 @@ from tests.helpers import DEVICES
 
 ALL = [technique for kind in Technique.kernels for technique in conventions(kind)]
 EXAMPLES = {LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60, GradientDistill: 40}
+EXAMPLES |= {DistillHidden: 60, DistillLogits: 40}
 """Layers a convention; techniques with many conventions need fewer."""
 
 
