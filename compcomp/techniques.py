@@ -9,6 +9,9 @@ from compcomp.encodings.gradient_distill import GradientDistill
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.minmax import MinMax
+from compcomp.encodings.prune_heads import PruneHeads
+from compcomp.encodings.prune_neurons import PruneNeurons
+from compcomp.encodings.remove_blocks import RemoveBlocks
 from compcomp.encodings.truncated_svd import TruncatedSVD
 from compcomp.encodings.wanda import Wanda
 from compcomp.language.technique import Technique
@@ -24,6 +27,9 @@ Technique.register(LeastSquaresDistill, kernel="compcomp.kernels.least_squares_d
 Technique.register(GradientDistill, kernel="compcomp.kernels.gradient_distill")
 Technique.register(DistillHidden, kernel="compcomp.kernels.distill_hidden")
 Technique.register(DistillLogits, kernel="compcomp.kernels.distill_logits")
+Technique.register(PruneNeurons, kernel="compcomp.kernels.prune_neurons")
+Technique.register(PruneHeads, kernel="compcomp.kernels.prune_heads")
+Technique.register(RemoveBlocks, kernel="compcomp.kernels.remove_blocks")
 
 __all__ = [
     "AbsMax",
@@ -35,6 +41,9 @@ __all__ = [
     "LeastSquaresDistill",
     "Magnitude",
     "MinMax",
+    "PruneHeads",
+    "PruneNeurons",
+    "RemoveBlocks",
     "TruncatedSVD",
     "Wanda",
 ]

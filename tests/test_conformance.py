@@ -25,6 +25,9 @@ from compcomp.techniques import (
     LeastSquaresDistill,
     Magnitude,
     MinMax,
+    PruneHeads,
+    PruneNeurons,
+    RemoveBlocks,
     TruncatedSVD,
     Wanda,
 )
@@ -34,7 +37,7 @@ from tests.helpers import DEVICES
 
 ALL = [technique for kind in Technique.kernels for technique in conventions(kind)]
 EXAMPLES = {LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60, GradientDistill: 40}
-EXAMPLES |= {DistillHidden: 60, DistillLogits: 40}
+EXAMPLES |= {DistillHidden: 60, DistillLogits: 40, PruneNeurons: 60, PruneHeads: 60, RemoveBlocks: 60}
 """Layers a convention; techniques with many conventions need fewer."""
 
 

@@ -70,6 +70,8 @@ class Technique:
     """Values to try for parameters that a claim leaves open (Any)."""
     tried: ClassVar[dict[str, Items[object]]] = {}
     """Values of parameters worth testing, beside those that :data:`compcomp.testing.strategies.VALUES` has by name."""
+    tried_shapes: ClassVar[Items[tuple[int, int]]] = ()
+    """Shapes (out, in) worth testing, beside those that are tested anyway."""
     declared: ClassVar[Declared] = Declared()
     whole_model: ClassVar[bool] = False
     """Whether it acts on all layers of a model together. Its kernel's module then has ``kernel_model`` as well, from a

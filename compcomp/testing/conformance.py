@@ -61,11 +61,13 @@ def check_encoding(
     hold on the Fractions, for every choice tried. Of a technique with a ``feasible`` of its own the kernel's result
     must be feasible, whatever the encoding's first choice is.
 
-    shapes: (out, in) pairs; those that the technique does not fit are left out. max_examples: layers to
+    shapes: (out, in) pairs, by default also those that the technique brings; those that it does not fit are left out.
+    max_examples: layers to
     draw, always the same ones. kernel: in place of the registered one. minimise: look for a simpler layer
     before failing, which takes a while. Raises InputError when no shape fits.
     """
     run = kernel or technique.kernel()
+    shapes = (*shapes, *technique.tried_shapes) if shapes is SHAPES else shapes
     fitting = [shape for shape in shapes if technique.fits(shape)]
     if not fitting:
         raise InputError(", ".join(f"{m}x{n}" for m, n in shapes), "a shape that fits", f"{technique}")
