@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -32,7 +33,7 @@ class DistillHidden(Technique):
 
     whole_model: ClassVar[bool] = True
     declared: ClassVar[Declared] = OPEN
-    tried: ClassVar[dict[str, tuple[object, ...]]] = {"iterations": (2,)}
+    tried: ClassVar[dict[str, Sequence[object]]] = {"iterations": (2,)}
 
     def __post_init__(self) -> None:
         check_training(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -15,9 +16,7 @@ from compcomp.terms import Term
 
 TARGETS = ("data", "self")
 
-OPEN = Declared(
-    keeps=frozenset({"mask", "n:m", "shape", "grid", "factors"}), homogeneous=False, deterministic=False
-)
+OPEN = Declared(keeps=frozenset({"mask", "n:m", "shape", "grid", "factors"}), homogeneous=False, deterministic=False)
 """What holds of any weights that training may lead to."""
 
 
@@ -46,7 +45,7 @@ class DistillLogits(Technique):
 
     whole_model: ClassVar[bool] = True
     declared: ClassVar[Declared] = OPEN
-    tried: ClassVar[dict[str, tuple[object, ...]]] = {"iterations": (2,), "temperature": (1, 2)}
+    tried: ClassVar[dict[str, Sequence[object]]] = {"iterations": (2,), "temperature": (1, 2)}
 
     def __post_init__(self) -> None:
         check_training(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar
@@ -37,7 +38,7 @@ class GradientDistill(Technique):
         any_inputs=True,
         holds_reference=True,
     )
-    tried: ClassVar[dict[str, tuple[object, ...]]] = {"iterations": (1, 3), "rate": ("1/2", 1, "3/2")}
+    tried: ClassVar[dict[str, Sequence[object]]] = {"iterations": (1, 3), "rate": ("1/2", 1, "3/2")}
 
     def __post_init__(self) -> None:
         whole(self.iterations, 1, 10_000, "GradientDistill.iterations")

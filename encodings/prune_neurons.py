@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar
@@ -40,7 +41,7 @@ class PruneNeurons(Technique):
     ties: str = "first"
 
     whole_model: ClassVar[bool] = True
-    tried: ClassVar[dict[str, tuple[object, ...]]] = {"score": SCORES, "sparsity": ("1/3", "1/2")}
+    tried: ClassVar[dict[str, Sequence[object]]] = {"score": SCORES, "sparsity": ("1/3", "1/2")}
 
     def __post_init__(self) -> None:
         check_units(self)

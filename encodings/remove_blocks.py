@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -22,7 +23,7 @@ SCORES = ("influence", "angular")
 class RemoveBlocks(Technique):
     """Drop whole residual blocks: h_(b+1) = h_b + f_b(h_b) becomes h_(b+1) = h_b.
 
-    count: how many, at least 1; or sparsity: the share of the blocks, ``int(B * sparsity)`` of B, in (0, 1). One of both.
+    count: how many, at least 1. sparsity: in its place the share, in (0, 1): ``int(B * sparsity)`` of B blocks.
     score: "influence" drops the blocks of least 1 - cos(h_b, h_(b+1)), each on its own [men2024]; "angular" drops that
     many consecutive blocks, from b on, for which arccos(cos(h_b, h_(b+n))) / pi is least [gromov2024].
     cos(h, g) = <h, g> / (|h| |g|) over all hidden states of the calibration data as one vector (Frobenius); 0 where one
@@ -40,7 +41,7 @@ class RemoveBlocks(Technique):
     ties: str = "first"
 
     whole_model: ClassVar[bool] = True
-    tried: ClassVar[dict[str, tuple[object, ...]]] = {
+    tried: ClassVar[dict[str, Sequence[object]]] = {
         "count": (None, 1, 2),
         "sparsity": (None, "1/2"),
         "score": SCORES,
@@ -80,7 +81,9 @@ class RemoveBlocks(Technique):
 
     def check(self, shape: tuple[int, ...]) -> None:
         if shape[0] % shape[1]:
-            raise InputError(f"{shape[0]}x{shape[1]}", "a stack of square blocks: rows a multiple of columns", str(self))
+            raise InputError(
+                f"{shape[0]}x{shape[1]}", "a stack of square blocks: rows a multiple of columns", str(self)
+            )
         self.removed(shape[0] // shape[1])
 
     def encode(self, layer: LayerState) -> LayerState:

@@ -45,7 +45,8 @@ def train(technique: Any, whole: WholeModel, lost: Lost) -> dict[str, LayerState
             loss = lost(teacher, whole.forward(batch, in_place(states, free, fixed)))
             if not bool(torch.isfinite(loss)):
                 raise InputError(f"a loss of {float(loss)} at step {step + 1}", "a smaller rate", str(technique))
-            for weight, slope in zip(free.values(), _slopes(loss, list(free.values())), strict=True):
+            slopes = torch.autograd.grad(loss, list(free.values()), materialize_grads=True, allow_unused=True)
+            for weight, slope in zip(free.values(), slopes, strict=True):  # none is left in the model's own parameters
                 weight.grad = slope
             optimizer.step()
     return {
@@ -58,12 +59,6 @@ def train(technique: Any, whole: WholeModel, lost: Lost) -> dict[str, LayerState
         else state
         for name, state in states.items()
     }
-
-
-def _slopes(loss: Tensor, weights: list[Tensor]) -> tuple[Tensor, ...]:
-    """The gradient in these weights alone: none is left in the model."""
-    found = torch.autograd.grad(loss, weights, allow_unused=True)
-    return tuple(torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True))
 
 
 def within(weight: Tensor, state: LayerState) -> Tensor:

@@ -18,5 +18,5 @@ def kernel(technique: PruneHeads, layer: LayerState) -> LayerState:
 
 
 def kernel_model(technique: PruneHeads, whole: WholeModel) -> dict[str, LayerState]:
-    """Drop the heads of least score from every layer that they have weights in. InputError where no heads are found."""
+    """Drop the heads of least score from all layers that they have weights in. InputError where there are none."""
     return pruned(technique, whole, whole.heads())

@@ -18,5 +18,5 @@ def kernel(technique: PruneNeurons, layer: LayerState) -> LayerState:
 
 
 def kernel_model(technique: PruneNeurons, whole: WholeModel) -> dict[str, LayerState]:
-    """Drop the neurons of least score from every layer that they have weights in. InputError where no neurons are found."""
+    """Drop the neurons of least score from all layers that they have weights in. InputError where there are none."""
     return pruned(technique, whole, whole.neurons())

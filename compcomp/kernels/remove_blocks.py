@@ -46,16 +46,16 @@ def kernel_model(technique: RemoveBlocks, whole: WholeModel) -> dict[str, LayerS
         for place, (a, b) in enumerate(zip(hidden, hidden[span:], strict=False)):
             sums[place] += _sums(a, b, a, b).cpu()
     stays = kept(technique, len(blocks), sums)
-    removed = [b for b in range(len(blocks)) if not stays[b]]
-    for b in removed:
-        for name in blocks[b]:
+    removed = [place for place in range(len(blocks)) if not stays[place]]
+    for place in removed:
+        for name in blocks[place]:
             state = states[name]
             none = torch.zeros(state.weight.shape[0], dtype=torch.bool, device=state.weight.device)
             states[name] = without(state, rows=none)
     hidden = _hidden(whole, states, whole.batches[0])
-    for b in removed:
-        if not torch.equal(hidden[b], hidden[b + 1]):
-            given = f"block {b}, which without its layers still changes the hidden states"
+    for place in removed:
+        if not torch.equal(hidden[place], hidden[place + 1]):
+            given = f"block {place}, which without its layers still changes the hidden states"
             raise InputError(given, "blocks that are identities where their layers are zero", str(technique))
     return states
 

@@ -41,9 +41,7 @@ def versions_of(layer: LayerState) -> list[int]:
     return [tensor._version for tensor in tensors(layer)]
 
 
-def checked(
-    technique: Technique, name: str, layer: LayerState, after: LayerState, versions: list[int]
-) -> LayerState:
+def checked(technique: Technique, name: str, layer: LayerState, after: LayerState, versions: list[int]) -> LayerState:
     """What a kernel made of a layer, in plain tensors; InputError for what no kernel may do, as for :func:`applied`.
 
     ``versions``: those of the layer before the kernel ran.

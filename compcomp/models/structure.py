@@ -77,7 +77,9 @@ def head_size(attention: nn.Module) -> int | None:
     for name in ("head_dim", "attention_head_size", "dim_per_head"):
         if isinstance(size := getattr(attention, name, None), int):
             return size
-    heads = next((h for n in ("num_heads", "n_heads", "num_attention_heads") if (h := getattr(attention, n, None))), None)
+    heads = next(
+        (h for n in ("num_heads", "n_heads", "num_attention_heads") if (h := getattr(attention, n, None))), None
+    )
     width: Any = next((w for n in ("embed_dim", "hidden_size", "dim") if (w := getattr(attention, n, None))), None)
     return width // heads if isinstance(heads, int) and isinstance(width, int) else None
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_the_closed_form_is_what_the_encoding_derives(iterations: int) -> None:
 def test_each_step_descends_towards_the_optimum() -> None:
     start = Magnitude(sparsity="1/2").encode(layer(WEIGHT, INPUTS))  # type: ignore[arg-type]
     losses = [LOST(start)] + [LOST(GradientDistill(k).encode(start)) for k in (1, 2, 4, 8, 16)]
-    assert all(later < earlier for earlier, later in zip(losses, losses[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(losses))
     best = LOST(LeastSquaresDistill().encode(start))
     assert best <= losses[-1] and losses[-1] - best < (losses[0] - best) / 2
     after = GradientDistill(4).encode(start)

@@ -38,7 +38,9 @@ def test_against_autograd(device: str) -> None:
 
 
 def test_many_steps_reach_the_least_squares_fit() -> None:
-    layer = LayerState.dense(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)).double(), torch.eye(8).double())
+    layer = LayerState.dense(
+        torch.randn(5, 8, generator=torch.Generator().manual_seed(0)).double(), torch.eye(8).double()
+    )
     start = run(Magnitude("1/2"), replace(layer, gram=layer.gram + 0.3))
     after, best = kernel(GradientDistill(2000), start), run(LeastSquaresDistill(), start)
     torch.testing.assert_close(after.weight, best.weight, rtol=1e-8, atol=1e-8)
