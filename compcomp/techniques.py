@@ -3,12 +3,18 @@
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.apply_mask import ApplyMask
+from compcomp.encodings.distill_hidden import DistillHidden
+from compcomp.encodings.distill_logits import DistillLogits
 from compcomp.encodings.gptq import GPTQ
+from compcomp.encodings.gradient_distill import GradientDistill
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.minmax import MinMax
 from compcomp.encodings.obq import OBQ
 from compcomp.encodings.obs import OBS
+from compcomp.encodings.prune_heads import PruneHeads
+from compcomp.encodings.prune_neurons import PruneNeurons
+from compcomp.encodings.remove_blocks import RemoveBlocks
 from compcomp.encodings.sparse_gpt import SparseGPT
 from compcomp.encodings.truncated_svd import TruncatedSVD
 from compcomp.encodings.wanda import Wanda
@@ -26,6 +32,12 @@ Technique.register(GPTQ, kernel="compcomp.kernels.gptq")
 Technique.register(SparseGPT, kernel="compcomp.kernels.sparse_gpt")
 Technique.register(OBS, kernel="compcomp.kernels.obs")
 Technique.register(OBQ, kernel="compcomp.kernels.obq")
+Technique.register(GradientDistill, kernel="compcomp.kernels.gradient_distill")
+Technique.register(DistillHidden, kernel="compcomp.kernels.distill_hidden")
+Technique.register(DistillLogits, kernel="compcomp.kernels.distill_logits")
+Technique.register(PruneNeurons, kernel="compcomp.kernels.prune_neurons")
+Technique.register(PruneHeads, kernel="compcomp.kernels.prune_heads")
+Technique.register(RemoveBlocks, kernel="compcomp.kernels.remove_blocks")
 
 __all__ = [
     "GPTQ",
@@ -34,9 +46,15 @@ __all__ = [
     "AbsMax",
     "AbsMaxInputs",
     "ApplyMask",
+    "DistillHidden",
+    "DistillLogits",
+    "GradientDistill",
     "LeastSquaresDistill",
     "Magnitude",
     "MinMax",
+    "PruneHeads",
+    "PruneNeurons",
+    "RemoveBlocks",
     "SparseGPT",
     "TruncatedSVD",
     "Wanda",

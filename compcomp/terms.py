@@ -267,6 +267,10 @@ class Choices:
     def flip(self) -> Term:
         return False
 
+    def number(self, usual: Term) -> Term:
+        """Any number at all, where nothing is known of an outcome; ``usual`` is one that it may be."""
+        return usual
+
     def context(self, term: Term) -> Term:
         """A group's shared context (its scale), which the prover may replace by a term proved equal."""
         return term
@@ -288,6 +292,9 @@ class RandomChoices(Choices):
     def flip(self) -> Term:
         return bool(self._random.integers(2))
 
+    def number(self, usual: Term) -> Term:
+        return usual + Fraction(int(self._random.integers(-8, 9)), 4)
+
 
 class BatchChoices(Choices):
     """Independent random choices for each of ``size`` candidates."""
@@ -301,6 +308,9 @@ class BatchChoices(Choices):
 
     def flip(self) -> Term:
         return Batch(self._random.integers(2, size=self.size).astype(bool))
+
+    def number(self, usual: Term) -> Term:
+        return usual + Batch(self._random.integers(-8, 9, size=self.size) / 4)
 
 
 class SymbolicChoices(Choices):
@@ -322,6 +332,9 @@ class SymbolicChoices(Choices):
         import z3
 
         return z3.Bool(self._name())
+
+    def number(self, usual: Term) -> Term:
+        return self.real()
 
     def real(self) -> Term:
         import z3

@@ -19,9 +19,15 @@ from compcomp.techniques import (
     AbsMax,
     AbsMaxInputs,
     ApplyMask,
+    DistillHidden,
+    DistillLogits,
+    GradientDistill,
     LeastSquaresDistill,
     Magnitude,
     MinMax,
+    PruneHeads,
+    PruneNeurons,
+    RemoveBlocks,
     TruncatedSVD,
     Wanda,
 )
@@ -30,7 +36,8 @@ from compcomp.testing import check_encoding, conventions
 from tests.helpers import DEVICES
 
 ALL = [technique for kind in Technique.kernels for technique in conventions(kind)]
-EXAMPLES = {LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60}
+EXAMPLES = {LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60, GradientDistill: 40}
+EXAMPLES |= {DistillHidden: 60, DistillLogits: 40, PruneNeurons: 60, PruneHeads: 60, RemoveBlocks: 60}
 """Layers a convention; techniques with many conventions need fewer."""
 
 
@@ -256,6 +263,7 @@ def last_among_ties(technique: Technique, layer: LayerState) -> LayerState:
 P, Q, D = Magnitude("1/2", pattern="2:4"), AbsMax(bits=3), LeastSquaresDistill()
 X = AbsMaxInputs(bits=3)
 R = TruncatedSVD(rank=1, residual=True)
+G = GradientDistill(iterations=2)
 
 
 @pytest.mark.parametrize(
@@ -291,6 +299,10 @@ R = TruncatedSVD(rank=1, residual=True)
         (R, other(TruncatedSVD(rank=2, residual=True))),
         (R, without("rank", R)),
         (TruncatedSVD(rank=1), other(TruncatedSVD(rank=2))),
+        (G, other(GradientDistill(iterations=1))),
+        (G, other(GradientDistill(iterations=2, rate=Fraction(3, 2)))),
+        (G, lambda technique, layer: technique.kernel()(technique, replace(layer, format=Format()))),
+        (G, lambda technique, layer: technique.kernel()(technique, replace(layer, reference_inputs=None))),
     ],
 )
 def test_a_wrong_kernel_is_caught(technique: Technique, kernel: Kernel) -> None:

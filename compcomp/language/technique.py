@@ -14,6 +14,7 @@ from compcomp.errors import InputError
 from compcomp.language.layer import LayerState
 from compcomp.language.parameters import ANY
 from compcomp.language.steps import Step
+from compcomp.terms import Term
 
 Kernel = Callable[[Any, LayerState], LayerState]
 
@@ -79,6 +80,12 @@ class Technique:
     declared: ClassVar[Declared] = Declared()
     kernel_module: ClassVar[str | None] = None
     """The module with its ``kernel`` function, where it is registered without one; None is the module of the class."""
+    tried_shapes: ClassVar[Items[tuple[int, int]]] = ()
+    """Shapes (out, in) worth testing, beside those that are tested anyway."""
+    whole_model: ClassVar[bool] = False
+    """Whether it acts on all layers of a model together. Its kernel's module then has ``kernel_model`` as well, from a
+    :class:`compcomp.language.whole.WholeModel` to the states of its layers, and what the encoding says of one layer
+    is said of each of them, or of a matrix that stands for several (its docstring says which)."""
 
     def steps(self) -> tuple[Step, ...]:
         """The technique as selections and shared-context maps; empty when it is neither."""
@@ -134,6 +141,18 @@ class Technique:
         from compcomp.language.samples import representatives
 
         return representatives(cls)[0]
+
+    def kernel_model(self) -> Callable[[Any, Any], Mapping[str, LayerState]]:
+        """The torch kernel of a technique that acts on a whole model."""
+        if not self.whole_model or type(self) not in self.kernels:
+            raise InputError(type(self).__name__, "a registered technique for whole models", "Technique.kernel_model")
+        found: Callable[[Any, Any], Mapping[str, LayerState]]
+        found = importlib.import_module(self.kernels[type(self)]).kernel_model
+        return found
+
+    def feasible(self, before: LayerState, after: LayerState) -> Term:
+        """Whether ``after`` is one of the outcomes that the technique may have; only where it leaves them open."""
+        raise InputError(type(self).__name__, "a technique that leaves its outcome open", "Technique.feasible")
 
     def __str__(self) -> str:
         shown = []

@@ -70,6 +70,14 @@ def prove(
         return verdict
 
 
+def _of_whole_models(claim: Claim) -> tuple[str, ...]:
+    """What has to be said where a technique acts on all layers of a model together."""
+    whole = dict.fromkeys(str(t) for sequence in claim.sequences for t in sequence if t.whole_model)
+    return tuple(
+        f"{text} acts on the whole model: the layer is what its encoding says that it stands for" for text in whole
+    )
+
+
 class _Attempt:
     """One claim on its way through the stages."""
 
@@ -140,7 +148,11 @@ class _Attempt:
         return self.verdict(
             Status.PROVED,
             reach=proof.reach,
-            assumptions=(*proof.assumptions, *(condition.describe() for condition in self.claim.given)),
+            assumptions=(
+                *proof.assumptions,
+                *(condition.describe() for condition in self.claim.given),
+                *_of_whole_models(self.claim),
+            ),
             congruent=proof.congruent,
             needed=self._needed(stage),
             grade=check.grade,

@@ -61,16 +61,18 @@ def check_encoding(
     float64 on ``device`` and with the encoding on batches: weight, mask, grid, low-rank product, rank, inputs and
     every loss. Away from ties and midpoints they must agree. At a tie they must agree too where the
     technique is a single step, or acts on inputs, and floats meet the tie exactly. Every declared promise must
-    hold on the Fractions, for every choice tried.
+    hold on the Fractions, for every choice tried. Of a technique with a ``feasible`` of its own the kernel's result
+    must be feasible, whatever the encoding's first choice is.
 
     technique: one, or a class, of which every technique that :func:`conventions` gives is checked, registered or not.
-    shapes: (out, in) pairs; those that the technique does not fit are left out. max_examples: layers to
-    draw, always the same ones. kernel: in place of the registered one. minimise: look for a simpler layer
-    before failing, which takes a while. Raises InputError when no shape fits.
+    shapes: (out, in) pairs, by default also those that the technique brings; those that it does not fit are left out.
+    max_examples: layers to draw, always the same ones. kernel: in place of the registered one. minimise: look for a
+    simpler layer before failing, which takes a while. Raises InputError when no shape fits.
     """
     if isinstance(technique, type):
         return _check_class(technique, shapes, max_examples, device, kernel, minimise)
     run = kernel or technique.kernel()
+    shapes = (*shapes, *technique.tried_shapes) if shapes is SHAPES else shapes
     fitting = [shape for shape in shapes if technique.fits(shape)]
     if not fitting:
         raise InputError(", ".join(f"{m}x{n}" for m, n in shapes), "a shape that fits", f"{technique}")
@@ -109,7 +111,7 @@ def check_encoding(
 
 def _check_class(kind: type[Technique], shapes: Sequence[Shape], *rest: Any) -> Coverage:
     """Every convention of the class that fits some shape."""
-    found = [technique for technique in conventions(kind) if any(technique.fits(shape) for shape in shapes)]
+    found = [technique for technique in conventions(kind) if any(map(technique.fits, (*shapes, *kind.tried_shapes)))]
     if not found:
         raise InputError(
             f"{kind.__name__}.tried", "parameters that the class allows and some shape fits", "check_encoding"
@@ -164,7 +166,11 @@ def _compare(
         before = _tensors(layer, device)
         after = kernel(technique, before)
         _check_untouched(technique, layer, before)
-        _check_same(technique, "torch kernel", layer, result, _floats(after))
+        if type(technique).feasible is Technique.feasible:
+            _check_same(technique, "torch kernel", layer, result, _floats(after))
+        elif not bool(technique.feasible(layer, _floats(after))):
+            shown = ("weight after", _text(_floats(after).weight))
+            raise _fail(technique, "the result of the torch kernel is not feasible", layer, shown)
         coverage.clear += clear
         coverage.at_ties += not clear
     else:
@@ -564,6 +570,9 @@ class _FirstChoices(BatchChoices):
 
     def flip(self) -> Term:
         return Batch(np.zeros(self.size, dtype=bool))
+
+    def number(self, usual: Term) -> Term:
+        return usual
 
 
 def _batches(states: Sequence[LayerState]) -> LayerState:
