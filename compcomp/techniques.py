@@ -3,15 +3,27 @@
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.apply_mask import ApplyMask
+from compcomp.encodings.gradual_magnitude import GradualMagnitude
+from compcomp.encodings.learned_mask import LearnedMask
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.minmax import MinMax
+from compcomp.encodings.prune_columns import PruneColumns
+from compcomp.encodings.prune_rows import PruneRows
+from compcomp.encodings.ria import RIA
+from compcomp.encodings.taylor import Taylor
 from compcomp.encodings.truncated_svd import TruncatedSVD
 from compcomp.encodings.wanda import Wanda
 from compcomp.language.technique import Technique
 
 Technique.register(Magnitude, kernel="compcomp.kernels.magnitude")
 Technique.register(Wanda, kernel="compcomp.kernels.wanda")
+Technique.register(RIA, kernel="compcomp.kernels.ria")
+Technique.register(Taylor, kernel="compcomp.kernels.taylor")
+Technique.register(PruneRows, kernel="compcomp.kernels.prune_rows")
+Technique.register(PruneColumns, kernel="compcomp.kernels.prune_columns")
+Technique.register(LearnedMask, kernel="compcomp.kernels.learned_mask")
+Technique.register(GradualMagnitude, kernel="compcomp.kernels.gradual_magnitude")
 Technique.register(AbsMax, kernel="compcomp.kernels.absmax")
 Technique.register(MinMax, kernel="compcomp.kernels.minmax")
 Technique.register(ApplyMask, kernel="compcomp.kernels.apply_mask")
@@ -20,12 +32,18 @@ Technique.register(TruncatedSVD, kernel="compcomp.kernels.truncated_svd")
 Technique.register(LeastSquaresDistill, kernel="compcomp.kernels.least_squares_distill")
 
 __all__ = [
+    "RIA",
     "AbsMax",
     "AbsMaxInputs",
     "ApplyMask",
+    "GradualMagnitude",
+    "LearnedMask",
     "LeastSquaresDistill",
     "Magnitude",
     "MinMax",
+    "PruneColumns",
+    "PruneRows",
+    "Taylor",
     "TruncatedSVD",
     "Wanda",
 ]

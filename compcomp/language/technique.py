@@ -14,6 +14,7 @@ from compcomp.errors import InputError
 from compcomp.language.layer import LayerState
 from compcomp.language.parameters import ANY
 from compcomp.language.steps import Step
+from compcomp.terms import Term
 
 Kernel = Callable[[Any, LayerState], LayerState]
 
@@ -108,6 +109,15 @@ class Technique:
         except InputError:
             return False
         return True
+
+    def feasible(self, before: LayerState, after: LayerState) -> Term | None:
+        """Whether ``after`` is among the states that the encoding allows from ``before``, of all that it leaves free.
+
+        None where the kernel gives what the encoding gives with the first of every free choice. A technique whose
+        kernel chooses otherwise, by training for example, answers for every field of the state that it may set; the
+        conformance test asks it of the kernel's result, as floats.
+        """
+        return None
 
     def kernel(self) -> Kernel:
         """The torch kernel: ``kernel(technique, layer)`` with tensors in the layer's fields."""
