@@ -7,21 +7,33 @@ from compcomp.encodings.distill_hidden import DistillHidden
 from compcomp.encodings.distill_logits import DistillLogits
 from compcomp.encodings.gptq import GPTQ
 from compcomp.encodings.gradient_distill import GradientDistill
+from compcomp.encodings.gradual_magnitude import GradualMagnitude
+from compcomp.encodings.learned_mask import LearnedMask
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.minmax import MinMax
 from compcomp.encodings.obq import OBQ
 from compcomp.encodings.obs import OBS
+from compcomp.encodings.prune_columns import PruneColumns
 from compcomp.encodings.prune_heads import PruneHeads
 from compcomp.encodings.prune_neurons import PruneNeurons
+from compcomp.encodings.prune_rows import PruneRows
 from compcomp.encodings.remove_blocks import RemoveBlocks
+from compcomp.encodings.ria import RIA
 from compcomp.encodings.sparse_gpt import SparseGPT
+from compcomp.encodings.taylor import Taylor
 from compcomp.encodings.truncated_svd import TruncatedSVD
 from compcomp.encodings.wanda import Wanda
 from compcomp.language.technique import Technique
 
 Technique.register(Magnitude, kernel="compcomp.kernels.magnitude")
 Technique.register(Wanda, kernel="compcomp.kernels.wanda")
+Technique.register(RIA, kernel="compcomp.kernels.ria")
+Technique.register(Taylor, kernel="compcomp.kernels.taylor")
+Technique.register(PruneRows, kernel="compcomp.kernels.prune_rows")
+Technique.register(PruneColumns, kernel="compcomp.kernels.prune_columns")
+Technique.register(LearnedMask, kernel="compcomp.kernels.learned_mask")
+Technique.register(GradualMagnitude, kernel="compcomp.kernels.gradual_magnitude")
 Technique.register(AbsMax, kernel="compcomp.kernels.absmax")
 Technique.register(MinMax, kernel="compcomp.kernels.minmax")
 Technique.register(ApplyMask, kernel="compcomp.kernels.apply_mask")
@@ -43,19 +55,25 @@ __all__ = [
     "GPTQ",
     "OBQ",
     "OBS",
+    "RIA",
     "AbsMax",
     "AbsMaxInputs",
     "ApplyMask",
     "DistillHidden",
     "DistillLogits",
     "GradientDistill",
+    "GradualMagnitude",
+    "LearnedMask",
     "LeastSquaresDistill",
     "Magnitude",
     "MinMax",
+    "PruneColumns",
     "PruneHeads",
     "PruneNeurons",
+    "PruneRows",
     "RemoveBlocks",
     "SparseGPT",
+    "Taylor",
     "TruncatedSVD",
     "Wanda",
 ]

@@ -366,6 +366,8 @@ def smallest(scores: Sequence[Term], count: int, ties: str, choices: Choices) ->
     if count == 0:
         return [False] * n
     kind = reading(*scores)
+    if kind == "number" and ties == "any":  # equal numbers as scores of terms: the reading is that of the choices
+        kind = {BatchChoices: "batch", SymbolicChoices: "z3"}.get(_kind(choices), kind)
     if kind == "number":
         return _smallest_numbers(scores, count, ties, choices)
     if kind == "batch":
@@ -390,6 +392,10 @@ def smallest(scores: Sequence[Term], count: int, ties: str, choices: Choices) ->
     return result
 
 
+def _kind(choices: Choices) -> type[Choices]:
+    return next((kind for kind in (BatchChoices, SymbolicChoices) if isinstance(choices, kind)), Choices)
+
+
 def _smallest_numbers(scores: Sequence[Term], count: int, ties: str, choices: Choices) -> list[Term]:
     n = len(scores)
     priority = choices.order(n) if ties == "any" else range(n)
@@ -411,7 +417,9 @@ def _smallest_batch(scores: Sequence[Term], count: int, ties: str, choices: Choi
         last = np.partition(stacked, count - 1, axis=0)[count - 1]
         return [Batch(row <= last) for row in stacked]
     if ties == "any":
-        ranked = np.lexsort((choices.order(len(scores)), stacked), axis=0)
+        order = choices.order(len(scores))
+        stacked = np.broadcast_to(stacked.reshape(len(scores), -1), order.shape)
+        ranked = np.lexsort((order, stacked), axis=0)
     else:
         ranked = np.argsort(stacked, axis=0, kind="stable")
     taken = np.zeros(stacked.shape, dtype=bool)

@@ -84,6 +84,16 @@ class Format:
         return tuple((known[m], m) for m in sorted(known))
 
 
+def beside_mask(form: Format) -> list[Any]:
+    """All that a format holds but mask, pattern and rank: what a technique leaves alone that only drops weights."""
+    grid, factors, cut = form.grid, form.factors, form.cut
+    return [
+        *((None, None, None, None) if grid is None else (grid.step, grid.offset, grid.levels, grid.zero)),
+        *((None, None) if factors is None else (factors.left, factors.right)),
+        *((None, None) if cut is None else (cut.rows, cut.columns)),
+    ]
+
+
 INVARIANTS = {"mask": "mask", "n:m": "pattern", "grid": "grid", "rank": "rank", "shape": "cut"}
 """What may survive later steps, and the field of a format that sets it up.
 

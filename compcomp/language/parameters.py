@@ -65,6 +65,14 @@ def sparsity(given: Any, where: str) -> Fraction | Unknown:
     return value
 
 
+def share(given: Any, where: str) -> Fraction:
+    """A share of weights, rows or columns to drop: a number 0 <= s < 1, not Any."""
+    value = sparsity(given, where)
+    if isinstance(value, Unknown):
+        raise InputError("Any", "a number in [0, 1) such as 1/2 or 0.5", where)
+    return value
+
+
 def whole(given: Any, low: int, high: int, where: str) -> int:
     """A whole number in a range."""
     if type(given) is not int or not low <= given <= high:

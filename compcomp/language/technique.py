@@ -125,6 +125,15 @@ class Technique:
             return False
         return True
 
+    def feasible(self, before: LayerState, after: LayerState) -> Term | None:
+        """Whether ``after`` is among the states that the encoding allows from ``before``, of all that it leaves free.
+
+        None where the kernel gives what the encoding gives with the first of every free choice. A technique whose
+        kernel chooses otherwise, by training for example, answers for every field of the state that it may set; the
+        conformance test asks it of the kernel's result, as floats.
+        """
+        return None
+
     def kernel(self) -> Kernel:
         """The torch kernel: ``kernel(technique, layer)`` with tensors in the layer's fields."""
         if type(self) not in self.kernels:
@@ -149,10 +158,6 @@ class Technique:
         found: Callable[[Any, Any], Mapping[str, LayerState]]
         found = importlib.import_module(self.kernels[type(self)]).kernel_model
         return found
-
-    def feasible(self, before: LayerState, after: LayerState) -> Term:
-        """Whether ``after`` is one of the outcomes that the technique may have; only where it leaves them open."""
-        raise InputError(type(self).__name__, "a technique that leaves its outcome open", "Technique.feasible")
 
     def __str__(self) -> str:
         shown = []

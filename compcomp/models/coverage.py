@@ -92,7 +92,7 @@ def units(claim: Claim) -> Partition:
     a technique that is not a single selection or map, has the whole layer as its unit.
     """
     steps = [technique.steps() for sequence in claim.sequences for technique in sequence]
-    partitions = [step.partition for own in steps for step in own]
+    partitions = [step.sees for own in steps for step in own]
     local = all(condition.local for condition in claim.given) and all(len(own) == 1 for own in steps)
     if not local or any(partition.kind == "tensor" for partition in partitions):
         return Partition.tensor()

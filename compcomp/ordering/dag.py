@@ -99,7 +99,7 @@ def _acts_in_blocks(claim: Claim, size: int) -> bool:
     if claim.loss is not None and claim.loss.element is None:
         return False
     for technique in (t for sequence in claim.sequences for t in sequence):
-        sizes = [step.partition.size for step in technique.steps()]
+        sizes = [step.sees.size for step in technique.steps()]
         if not sizes or any(s is None or size % s for s in sizes):
             return False
     return True

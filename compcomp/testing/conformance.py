@@ -16,6 +16,7 @@ from compcomp.errors import InputError
 from compcomp.language.algebra import NotExactError, batch_size, rank_exceeds, stack
 from compcomp.language.layer import INVARIANTS, Cut, Factors, Format, Grid, LayerState
 from compcomp.language.loss import LOSSES
+from compcomp.language.steps import Selection, Step
 from compcomp.language.technique import Kernel, Technique
 from compcomp.terms import Array, Batch, BatchChoices, Choices, RandomChoices, Term, each
 from compcomp.testing.strategies import Shape, conventions, integers, layers, scaled
@@ -60,9 +61,9 @@ def check_encoding(
     On exact layers drawn by Hypothesis, the encoding on Fractions is compared with the torch kernel in
     float64 on ``device`` and with the encoding on batches: weight, mask, grid, low-rank product, rank, inputs and
     every loss. Away from ties and midpoints they must agree. At a tie they must agree too where the
-    technique is a single step, or acts on inputs, and floats meet the tie exactly. Every declared promise must
-    hold on the Fractions, for every choice tried. Of a technique with a ``feasible`` of its own the kernel's result
-    must be feasible, whatever the encoding's first choice is.
+    technique is a single step, selects only, or acts on inputs, and floats meet the tie exactly (scores of the whole
+    layer are sums and quotients that floats round). Of a technique that says what is ``feasible``, that is asked of
+    what its kernel gives instead. Every declared promise must hold on the Fractions, for every choice tried.
 
     technique: one, or a class, of which every technique that :func:`conventions` gives is checked, registered or not.
     shapes: (out, in) pairs, by default also those that the technique brings; those that it does not fit are left out.
@@ -157,28 +158,52 @@ def _compare(
     device: str,
     coverage: Coverage,
 ) -> None:
+    if technique.feasible(layer, result) is not None:
+        _check_feasible(technique, kernel, layer, result, device)
+        coverage.clear += 1
+        return
     opposite = scaled(layer, Fraction(-1))
     other = technique.encode(opposite)
     clear = result.choices.margin > MARGIN
-    one_step = len(technique.steps()) == 1
-    meets_ties = result.choices.margin == 0 and (one_step or technique.promises().changes_inputs)
+    exact_ties = _meets_ties(technique.steps())
+    meets_ties = result.choices.margin == 0 and (exact_ties or technique.promises().changes_inputs)
     if clear or meets_ties:
         before = _tensors(layer, device)
         after = kernel(technique, before)
         _check_untouched(technique, layer, before)
-        if type(technique).feasible is Technique.feasible:
-            _check_same(technique, "torch kernel", layer, result, _floats(after))
-        elif not bool(technique.feasible(layer, _floats(after))):
-            shown = ("weight after", _text(_floats(after).weight))
-            raise _fail(technique, "the result of the torch kernel is not feasible", layer, shown)
+        _check_same(technique, "torch kernel", layer, result, _floats(after))
         coverage.clear += clear
         coverage.at_ties += not clear
     else:
         coverage.skipped += 1
-    if (clear and other.choices.margin > MARGIN) or (meets_ties and one_step and _float_exact(result, other)):
+    if (clear and other.choices.margin > MARGIN) or (meets_ties and exact_ties and _float_exact(result, other)):
         both = technique.encode(_batches([layer, opposite]))
         for index, (start, single) in enumerate([(layer, result), (opposite, other)]):
             _check_same(technique, "encoding on batches", start, single, _unbatched(both, index))
+
+
+def _check_feasible(technique: Technique, kernel: Kernel, layer: LayerState, result: LayerState, device: str) -> None:
+    """Kernel and encoding give states that are feasible; the kernel always the same one, of its inputs as they were."""
+    before = _tensors(layer, device)
+    start, found = _floats(before), [_floats(kernel(technique, before)) for _ in range(2)]
+    _check_untouched(technique, layer, before)
+    batch = _unbatched(technique.encode(_batches([layer, layer])), 0)
+    named = (("torch kernel", start, found[0]), ("encoding", layer, result), ("encoding on batches", start, batch))
+    for name, one, other in named:
+        if not technique.feasible(one, other):
+            raise _fail(technique, f"what the {name} gives is not feasible", layer, (name, _text(other.weight)))
+        if not _same_inputs(one, other) or not np.array_equal(one.reference, other.reference):
+            raise _fail(technique, f"the {name} changes the inputs or the reference", layer)
+    if not _equal(*found):
+        shown = [(f"run {k}", _text(state.weight)) for k, state in enumerate(found)]
+        raise _fail(technique, "two runs of the torch kernel differ", layer, *shown)
+
+
+def _meets_ties(steps: Sequence[Step]) -> bool:
+    """Whether floats meet the ties and midpoints of these steps exactly: no step comes after rounded values."""
+    selections = [step for step in steps if isinstance(step, Selection)]
+    exact = all(step.of_layer is None for step in selections)
+    return exact and (len(steps) == 1 or (bool(steps) and len(steps) == len(selections)))
 
 
 def _float_exact(*states: LayerState) -> bool:

@@ -143,6 +143,8 @@ def _absorbed(first: Step | Technique, second: Step | Technique, session: Sessio
 
 
 def _zero_scores_least(selection: Selection, session: Session) -> bool:
+    if selection.of_layer is not None:  # what is left is scored anew
+        return False
     w, g, h, p, r = z3.Reals("w g h p r")
     zero = selection.score(Element(z3.RealVal(0), g, p))
     goal = z3.And(
