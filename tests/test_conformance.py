@@ -288,6 +288,8 @@ R = TruncatedSVD(rank=1, residual=True)
         (R, other(TruncatedSVD(rank=2, residual=True))),
         (R, without("rank", R)),
         (TruncatedSVD(rank=1), other(TruncatedSVD(rank=2))),
+        (TruncatedSVD(rank=1, metric="output"), other(TruncatedSVD(rank=1))),
+        (R, other(TruncatedSVD(rank=1, residual=True, metric="output"))),
     ],
 )
 def test_a_wrong_kernel_is_caught(technique: Technique, kernel: Kernel) -> None:
