@@ -4,6 +4,7 @@ from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.apply_mask import ApplyMask
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
+from compcomp.encodings.loftq import LoftQ
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.minmax import MinMax
 from compcomp.encodings.truncated_svd import TruncatedSVD
@@ -18,12 +19,14 @@ Technique.register(ApplyMask, kernel="compcomp.kernels.apply_mask")
 Technique.register(AbsMaxInputs, kernel="compcomp.kernels.absmax_inputs")
 Technique.register(TruncatedSVD, kernel="compcomp.kernels.truncated_svd")
 Technique.register(LeastSquaresDistill, kernel="compcomp.kernels.least_squares_distill")
+Technique.register(LoftQ, kernel="compcomp.kernels.loftq")
 
 __all__ = [
     "AbsMax",
     "AbsMaxInputs",
     "ApplyMask",
     "LeastSquaresDistill",
+    "LoftQ",
     "Magnitude",
     "MinMax",
     "TruncatedSVD",

@@ -20,6 +20,7 @@ from compcomp.techniques import (
     AbsMaxInputs,
     ApplyMask,
     LeastSquaresDistill,
+    LoftQ,
     Magnitude,
     MinMax,
     TruncatedSVD,
@@ -30,7 +31,7 @@ from compcomp.testing import check_encoding, conventions
 from tests.helpers import DEVICES
 
 ALL = [technique for kind in Technique.kernels for technique in conventions(kind)]
-EXAMPLES = {LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60}
+EXAMPLES = {LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60, LoftQ: 60}
 """Layers a convention; techniques with many conventions need fewer."""
 
 
@@ -288,8 +289,11 @@ R = TruncatedSVD(rank=1, residual=True)
         (R, other(TruncatedSVD(rank=2, residual=True))),
         (R, without("rank", R)),
         (TruncatedSVD(rank=1), other(TruncatedSVD(rank=2))),
+        (LoftQ(bits=3, rank=1, rounds=2), other(LoftQ(bits=3, rank=1, rounds=1))),
+        (LoftQ(bits=3, rank=1), other(LoftQ(bits=3, rank=1, group=2))),
+        (LoftQ(bits=3, rank=1), other(LoftQ(bits=3, rank=2))),
         (TruncatedSVD(rank=1, metric="output"), other(TruncatedSVD(rank=1))),
-        (R, other(TruncatedSVD(rank=1, residual=True, metric="output"))),
+        (TruncatedSVD(rank=1, residual=True, metric="output"), other(R)),
     ],
 )
 def test_a_wrong_kernel_is_caught(technique: Technique, kernel: Kernel) -> None:
