@@ -5,6 +5,7 @@ from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.apply_mask import ApplyMask
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.loftq import LoftQ
+from compcomp.encodings.lplr import LPLR
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.minmax import MinMax
 from compcomp.encodings.truncated_svd import TruncatedSVD
@@ -20,8 +21,10 @@ Technique.register(AbsMaxInputs, kernel="compcomp.kernels.absmax_inputs")
 Technique.register(TruncatedSVD, kernel="compcomp.kernels.truncated_svd")
 Technique.register(LeastSquaresDistill, kernel="compcomp.kernels.least_squares_distill")
 Technique.register(LoftQ, kernel="compcomp.kernels.loftq")
+Technique.register(LPLR, kernel="compcomp.kernels.lplr")
 
 __all__ = [
+    "LPLR",
     "AbsMax",
     "AbsMaxInputs",
     "ApplyMask",

@@ -21,7 +21,8 @@ class LoftQ(Technique):
 
     W (out x in) is the effective weight that it finds; mask, grid and factors of that are replaced, as L is dense.
     quant rounds to the nearest of ``-K * s ... K * s``, K = 2^(bits-1) - 1, s = max|w| / K of its group.
-    bits: 2 to 16. rank: of L, at least 1. rounds: at least 1; more need not be better, as the scale moves too (of 2 bits they often are worse).
+    bits: 2 to 16. rank: of L, at least 1.
+    rounds: at least 1; more need not be better, as the scale moves too (with 2 bits they often are worse).
     group: how many consecutive weights of a row share a scale; None for one scale for the tensor.
     rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
     Differs from the published code in the grid: uniform, where that has NF4 as well. Source: [li2023].

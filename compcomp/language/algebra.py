@@ -202,6 +202,23 @@ def _change_contract(error: Array, gram: Array, free: Array, choices: Choices) -
     return change
 
 
+def right_factor(left: Array, target: Array, choices: Choices) -> Array:
+    """R (rank x in) that minimises |T - L R|_F for L (out x rank) and T (out x in): pinv(L) T, least in norm.
+
+    It minimises |(T - L R) X|_F for every X as well.
+    """
+    kind = reading(*left.ravel(), *target.ravel())
+    if kind == "batch":
+        size = batch_size(left, target)
+        return unstack(np.linalg.pinv(stack(left, size), rcond=1e-10) @ stack(target, size))
+    square, outputs = left.T @ left, target.T @ left  # in x rank
+    if kind == "number":
+        fitted: Array = _change_exact(outputs, square, each(lambda _: True, outputs)).T
+    else:
+        fitted = _target_contract(outputs, square, choices).T
+    return fitted
+
+
 # -------------------------------------------------------------------------------- coordinate descent
 
 
