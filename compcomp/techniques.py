@@ -10,6 +10,8 @@ from compcomp.encodings.gradient_distill import GradientDistill
 from compcomp.encodings.gradual_magnitude import GradualMagnitude
 from compcomp.encodings.learned_mask import LearnedMask
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
+from compcomp.encodings.loftq import LoftQ
+from compcomp.encodings.lplr import LPLR
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.minmax import MinMax
 from compcomp.encodings.obq import OBQ
@@ -56,6 +58,10 @@ __all__ = [
     "OBQ",
     "OBS",
     "RIA",
+Technique.register(LoftQ, kernel="compcomp.kernels.loftq")
+Technique.register(LPLR, kernel="compcomp.kernels.lplr")
+
+    "LPLR",
     "AbsMax",
     "AbsMaxInputs",
     "ApplyMask",
@@ -65,6 +71,7 @@ __all__ = [
     "GradualMagnitude",
     "LearnedMask",
     "LeastSquaresDistill",
+    "LoftQ",
     "Magnitude",
     "MinMax",
     "PruneColumns",

@@ -16,6 +16,7 @@ from compcomp.kernels import least_squares_distill
 from compcomp.language.layer import Format, LayerState
 from compcomp.language.technique import Declared, Kernel, Technique
 from compcomp.techniques import (
+    LPLR,
     RIA,
     AbsMax,
     AbsMaxInputs,
@@ -24,6 +25,7 @@ from compcomp.techniques import (
     DistillLogits,
     GradientDistill,
     LeastSquaresDistill,
+    LoftQ,
     Magnitude,
     MinMax,
     PruneColumns,
@@ -43,6 +45,7 @@ ALL = [technique for kind in Technique.kernels for technique in conventions(kind
 EXAMPLES = {LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60, GradientDistill: 40}
 EXAMPLES |= {DistillHidden: 60, DistillLogits: 40, PruneNeurons: 60, PruneHeads: 60, RemoveBlocks: 60}
 EXAMPLES |= {RIA: 40, Taylor: 60, PruneRows: 50, PruneColumns: 60}
+EXAMPLES |= {LoftQ: 60, LPLR: 60}
 """Layers a convention; techniques with many conventions need fewer."""
 
 
@@ -247,6 +250,12 @@ def without(field: str, technique: Technique) -> Kernel:
     return run
 
 
+def without_factor_grid(technique: Technique, layer: LayerState) -> LayerState:
+    after = technique.kernel()(technique, layer)
+    factors = after.format.factors and replace(after.format.factors, right_grid=None)
+    return replace(after, format=replace(after.format, factors=factors))
+
+
 def in_place(technique: Technique) -> Kernel:
     def run(_: Technique, layer: LayerState) -> LayerState:
         after = technique.kernel()(technique, layer)
@@ -308,6 +317,16 @@ G = GradientDistill(iterations=2)
         (G, other(GradientDistill(iterations=2, rate=Fraction(3, 2)))),
         (G, lambda technique, layer: technique.kernel()(technique, replace(layer, format=Format()))),
         (G, lambda technique, layer: technique.kernel()(technique, replace(layer, reference_inputs=None))),
+        (LoftQ(bits=3, rank=1, rounds=2), other(LoftQ(bits=3, rank=1, rounds=1))),
+        (LoftQ(bits=3, rank=1), other(LoftQ(bits=3, rank=1, group=2))),
+        (LoftQ(bits=3, rank=1), other(LoftQ(bits=3, rank=2))),
+        (LPLR(rank=2, bits=3), other(LPLR(rank=2, bits=3, seed=1))),
+        (LPLR(rank=2, bits=3), other(LPLR(rank=2, bits=3, right_bits=2))),
+        (LPLR(rank=2, bits=3), other(LPLR(rank=2, bits=3, sketch="signs"))),
+        (LPLR(rank=2, bits=3), without("rank", LPLR(rank=2, bits=3))),
+        (LPLR(rank=2, bits=3), without_factor_grid),
+        (TruncatedSVD(rank=1, metric="output"), other(TruncatedSVD(rank=1))),
+        (TruncatedSVD(rank=1, residual=True, metric="output"), other(R)),
     ],
 )
 def test_a_wrong_kernel_is_caught(technique: Technique, kernel: Kernel) -> None:

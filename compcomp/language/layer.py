@@ -37,10 +37,16 @@ class Grid:
 
 @dataclass(frozen=True)
 class Factors:
-    """A low-rank term kept beside the weight: ``left`` (out x rank) times ``right`` (rank x in)."""
+    """A low-rank term kept beside the weight: ``left`` (out x rank) times ``right`` (rank x in).
+
+    ``left_grid``, ``right_grid``: the grids that their entries lie on, of the shape of each; None where unquantized.
+    They say how the factors are stored; techniques see the product alone.
+    """
 
     left: Array
     right: Array
+    left_grid: Grid | None = None
+    right_grid: Grid | None = None
 
     @property
     def rank(self) -> int:
@@ -61,9 +67,10 @@ class Format:
 
     ``mask``: shape of the weight, true where a weight is kept, None when dense. ``grid``: the quantizer's
     grid, None when unquantized. ``factors``: a low-rank term beside the weight. ``rank``: the rank the
-    weight itself is known to have at most, None when it has none to keep. ``pattern``: N:M patterns that pruning
-    gave the mask, as (n, m), one for each m: at most n of every m consecutive weights of a row are kept. ``cut``: rows
-    and columns that were removed whole; the mask drops their weights too.
+    weight itself is known to have at most, None when it has none to keep; 0 where all is in
+    the factors. ``pattern``: N:M patterns that pruning gave the mask, as (n, m), one for each m: at most n of every m
+    consecutive weights of a row are kept. ``cut``: rows and columns that were removed whole; the mask drops their
+    weights too.
     """
 
     mask: Array | None = None

@@ -13,7 +13,7 @@ import numpy as np
 
 from compcomp.language.algebra import NotExactError
 from compcomp.language.claim import Claim
-from compcomp.language.layer import Cut, Factors, Format, LayerState
+from compcomp.language.layer import Cut, Factors, Format, Grid, LayerState
 from compcomp.language.technique import Sequence
 from compcomp.language.verdict import Matrix, Trace, Witness
 from compcomp.proving.meaning import Run, fails
@@ -73,6 +73,9 @@ def _as_floats(state: LayerState) -> LayerState:
     def array(tensor: Any) -> Array | None:
         return None if tensor is None else np.array(tensor.tolist(), dtype=object)
 
+    def grid(given: Grid | None) -> Grid | None:
+        return given and replace(given, step=array(given.step), offset=array(given.offset))
+
     form = state.format
     return replace(
         state,
@@ -83,8 +86,14 @@ def _as_floats(state: LayerState) -> LayerState:
         reference_inputs=array(state.reference_inputs),
         format=Format(
             mask=array(form.mask),
-            grid=form.grid and replace(form.grid, step=array(form.grid.step), offset=array(form.grid.offset)),
-            factors=form.factors and Factors(array(form.factors.left), array(form.factors.right)),
+            grid=grid(form.grid),
+            factors=form.factors
+            and Factors(
+                array(form.factors.left),
+                array(form.factors.right),
+                grid(form.factors.left_grid),
+                grid(form.factors.right_grid),
+            ),
             rank=form.rank,
             pattern=form.pattern,
             cut=form.cut and Cut(array(form.cut.rows), array(form.cut.columns)),

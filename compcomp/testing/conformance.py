@@ -233,6 +233,14 @@ def _check_same(technique: Technique, what: str, layer: LayerState, expected: La
         if one != other:
             raise _fail(technique, f"the {name} of the {what} differs", layer, ("encoding", one), (what, other))
 
+    def same_grid(name: str, one: Grid, other: Grid) -> None:
+        reach = size + _largest(one.step)  # that of a factor need not be of the weight's size
+        same(f"{name} step", one.step, other.step, reach)
+        same(f"{name} offset", one.offset, other.offset, reach)
+        alike(f"zero on the {name}", one.zero, other.zero)
+        alike(f"{name} levels", one.levels, other.levels)
+        alike(f"number of {name} scales", one.scales, other.scales)
+
     same("weight", expected.weight, found.weight)
     same("effective weight", expected.effective(), found.effective())
     same("inputs", expected.inputs, found.inputs, reach)
@@ -250,12 +258,13 @@ def _check_same(technique: Technique, what: str, layer: LayerState, expected: La
         alike("columns of the cut", left.cut.columns.astype(bool).tolist(), right.cut.columns.astype(bool).tolist())
     alike("presence of a grid", left.grid is None, right.grid is None)
     if left.grid is not None and right.grid is not None:
-        same("grid step", left.grid.step, right.grid.step)
-        same("grid offset", left.grid.offset, right.grid.offset)
-        alike("zero on the grid", left.grid.zero, right.grid.zero)
-        alike("grid levels", left.grid.levels, right.grid.levels)
-        alike("number of scales", left.grid.scales, right.grid.scales)
+        same_grid("grid", left.grid, right.grid)
     alike("rank of the factors", left.factors and left.factors.rank, right.factors and right.factors.rank)
+    for side in ("left_grid", "right_grid"):
+        one, other = (getattr(form.factors, side, None) for form in (left, right))
+        alike(f"presence of a {side.replace('_', ' ')}", one is None, other is None)
+        if one is not None and other is not None:
+            same_grid(side.replace("_", " "), one, other)
     for loss in LOSSES.values():
         if loss.needs_inputs and layer.gram is None:
             continue
@@ -312,7 +321,8 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
         for invariant in (*INVARIANTS, "factors"):
             if invariant in promised.keeps and not _kept(invariant, layer, result):
                 raise broken(f"keeps={{{invariant!r}}}", after)
-        if (_on_grid(layer) and not _on_grid(result)) or not _within_rank(result) or not _set_up(layer, result):
+        fits = _within_rank(result) and _set_up(layer, result) and _factors_fit(result)
+        if not fits or (_on_grid(layer) and not _on_grid(result)):
             raise _fail(technique, "the weight does not fit the format it sets", layer, after)
         for name in promised.never_increases:
             if LOSSES[name].needs_inputs and layer.gram is None:
@@ -489,19 +499,30 @@ def _restored(before: LayerState, after: LayerState) -> bool:
 
 def _on_grid(layer: LayerState) -> bool:
     """Every weight is a value of the grid; of one without zero, those that the mask keeps."""
-    grid, mask = layer.format.grid, layer.format.mask
+    return _fits_grid(layer.weight, layer.format.grid, layer.format.mask)
+
+
+def _factors_fit(layer: LayerState) -> bool:
+    """Every entry of a factor is a value of the factor's grid, if it has one."""
+    factors = layer.format.factors
+    if factors is None:
+        return True
+    return _fits_grid(factors.left, factors.left_grid, None) and _fits_grid(factors.right, factors.right_grid, None)
+
+
+def _fits_grid(weight: Array, grid: Grid | None, mask: Array | None) -> bool:
     if grid is None:
         return True
-    offset = layer.weight * 0 if grid.offset is None else grid.offset
+    offset = weight * 0 if grid.offset is None else grid.offset
     lowest = -grid.levels if grid.offset is None else 0
 
     def fits(weight: Term, step: Term, least: Term) -> bool:
         level = Fraction(weight - least) / step if step else Fraction(weight - least)
         return level.denominator == 1 and (lowest <= level <= grid.levels if step else level == 0)
 
-    fitting = each(fits, layer.weight, grid.step, offset).astype(bool)
+    fitting = each(fits, weight, grid.step, offset).astype(bool)
     if mask is not None and not grid.zero:
-        fitting |= ~mask.astype(bool) & (layer.weight == 0)
+        fitting |= ~mask.astype(bool) & (weight == 0)
     return bool(fitting.all())
 
 
@@ -538,7 +559,12 @@ def _map(function: Callable[..., Any], *states: LayerState) -> LayerState:
         return None if arrays[0] is None else function(*arrays)
 
     form = first.format
-    grids, factors = [s.format.grid for s in states], [s.format.factors for s in states]
+
+    def mapped_grid(*grids: Grid | None) -> Grid | None:
+        steps, offsets = [g.step for g in grids if g], [g.offset for g in grids if g]
+        return grids[0] and replace(grids[0], step=mapped(*steps), offset=mapped(*offsets))
+
+    factors = [s.format.factors for s in states if s.format.factors]
     return replace(
         first,
         weight=mapped(*(s.weight for s in states)),
@@ -548,14 +574,14 @@ def _map(function: Callable[..., Any], *states: LayerState) -> LayerState:
         reference_inputs=mapped(*(s.reference_inputs for s in states)),
         format=Format(
             mask=mapped(*(s.format.mask for s in states)),
-            grid=form.grid
-            and replace(
-                form.grid,
-                step=mapped(*(g.step for g in grids if g)),
-                offset=mapped(*(g.offset for g in grids if g)),
-            ),
+            grid=mapped_grid(*(s.format.grid for s in states)),
             factors=form.factors
-            and Factors(mapped(*(f.left for f in factors if f)), mapped(*(f.right for f in factors if f))),
+            and Factors(
+                mapped(*(f.left for f in factors)),
+                mapped(*(f.right for f in factors)),
+                mapped_grid(*(f.left_grid for f in factors)),
+                mapped_grid(*(f.right_grid for f in factors)),
+            ),
             rank=form.rank,
             pattern=form.pattern,
             cut=form.cut
