@@ -52,16 +52,15 @@ Technique.register(DistillLogits, kernel="compcomp.kernels.distill_logits")
 Technique.register(PruneNeurons, kernel="compcomp.kernels.prune_neurons")
 Technique.register(PruneHeads, kernel="compcomp.kernels.prune_heads")
 Technique.register(RemoveBlocks, kernel="compcomp.kernels.remove_blocks")
-
-__all__ = [
-    "GPTQ",
-    "OBQ",
-    "OBS",
-    "RIA",
 Technique.register(LoftQ, kernel="compcomp.kernels.loftq")
 Technique.register(LPLR, kernel="compcomp.kernels.lplr")
 
+__all__ = [
+    "GPTQ",
     "LPLR",
+    "OBQ",
+    "OBS",
+    "RIA",
     "AbsMax",
     "AbsMaxInputs",
     "ApplyMask",
