@@ -3,9 +3,11 @@
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.apply_mask import ApplyMask
+from compcomp.encodings.hadamard import Hadamard
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.minmax import MinMax
+from compcomp.encodings.smoothquant import SmoothQuant
 from compcomp.encodings.truncated_svd import TruncatedSVD
 from compcomp.encodings.wanda import Wanda
 from compcomp.language.technique import Technique
@@ -18,14 +20,18 @@ Technique.register(ApplyMask, kernel="compcomp.kernels.apply_mask")
 Technique.register(AbsMaxInputs, kernel="compcomp.kernels.absmax_inputs")
 Technique.register(TruncatedSVD, kernel="compcomp.kernels.truncated_svd")
 Technique.register(LeastSquaresDistill, kernel="compcomp.kernels.least_squares_distill")
+Technique.register(SmoothQuant, kernel="compcomp.kernels.smoothquant")
+Technique.register(Hadamard, kernel="compcomp.kernels.hadamard")
 
 __all__ = [
     "AbsMax",
     "AbsMaxInputs",
     "ApplyMask",
+    "Hadamard",
     "LeastSquaresDistill",
     "Magnitude",
     "MinMax",
+    "SmoothQuant",
     "TruncatedSVD",
     "Wanda",
 ]
