@@ -8,6 +8,7 @@ from compcomp.encodings.distill_logits import DistillLogits
 from compcomp.encodings.gptq import GPTQ
 from compcomp.encodings.gradient_distill import GradientDistill
 from compcomp.encodings.gradual_magnitude import GradualMagnitude
+from compcomp.encodings.hadamard import Hadamard
 from compcomp.encodings.learned_mask import LearnedMask
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.loftq import LoftQ
@@ -22,6 +23,7 @@ from compcomp.encodings.prune_neurons import PruneNeurons
 from compcomp.encodings.prune_rows import PruneRows
 from compcomp.encodings.remove_blocks import RemoveBlocks
 from compcomp.encodings.ria import RIA
+from compcomp.encodings.smoothquant import SmoothQuant
 from compcomp.encodings.sparse_gpt import SparseGPT
 from compcomp.encodings.taylor import Taylor
 from compcomp.encodings.truncated_svd import TruncatedSVD
@@ -54,6 +56,8 @@ Technique.register(PruneHeads, kernel="compcomp.kernels.prune_heads")
 Technique.register(RemoveBlocks, kernel="compcomp.kernels.remove_blocks")
 Technique.register(LoftQ, kernel="compcomp.kernels.loftq")
 Technique.register(LPLR, kernel="compcomp.kernels.lplr")
+Technique.register(SmoothQuant, kernel="compcomp.kernels.smoothquant")
+Technique.register(Hadamard, kernel="compcomp.kernels.hadamard")
 
 __all__ = [
     "GPTQ",
@@ -68,6 +72,7 @@ __all__ = [
     "DistillLogits",
     "GradientDistill",
     "GradualMagnitude",
+    "Hadamard",
     "LearnedMask",
     "LeastSquaresDistill",
     "LoftQ",
@@ -78,6 +83,7 @@ __all__ = [
     "PruneNeurons",
     "PruneRows",
     "RemoveBlocks",
+    "SmoothQuant",
     "SparseGPT",
     "Taylor",
     "TruncatedSVD",

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from compcomp.errors import NotExactError
+
 Term = Any
 Array = npt.NDArray[Any]
 
@@ -542,3 +544,63 @@ def _nearest_integer_z3(x: Term, step: Term, levels: int, rounding: str, choices
     else:
         level = If(choices.flip(), up, down)
     return If(level > levels, z3.RealVal(levels), If(level < -levels, z3.RealVal(-levels), level)) * step
+
+
+# ---------------------------------------------------------------------------------------------- roots
+
+
+def Root(x: Term, degree: int) -> Term:
+    """The root of this degree of a number > 0. NotExactError where it is not rational, and for z3 and sympy terms."""
+    if degree == 1:
+        return x
+    kind = reading(x)
+    if kind == "batch":
+        return Batch(_plain(x) ** (1 / degree))
+    if kind != "number":
+        raise NotExactError(f"a root of degree {degree} is not written for {kind}")
+    if isinstance(x, float):
+        return x ** (1 / degree)
+    parts = [_whole_root(part, degree) for part in Fraction(x).as_integer_ratio()]
+    if None in parts:
+        raise NotExactError(f"the root of degree {degree} of {x} is not rational")
+    return Fraction(*parts)  # type: ignore[arg-type]
+
+
+def _whole_root(x: int, degree: int) -> int | None:
+    """The whole number whose power of this degree is x, if there is one."""
+    low, high = 0, 1 << (x.bit_length() // degree + 1)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if middle**degree < x else (low, middle)
+    return low if low**degree == x else None
+
+
+def PowerOfTwo(x: Term, degree: int, choices: Choices) -> Term:
+    """The power of two nearest, in log2, to the root of this degree of a number > 0; midpoints to the larger one.
+
+    Decided by comparing powers of x, so that numbers give an exact result where the root is not rational.
+    NotExactError for z3 and sympy terms.
+    """
+    kind = reading(x)
+    if kind == "batch":
+        return Batch(np.exp2(np.floor(np.log2(_plain(x)) / degree + 0.5)))
+    if kind != "number":
+        raise NotExactError(f"a power of two near a root is not written for {kind}")
+    square = Fraction(x) ** 2  # 2^k is nearest where 2^((2 k - 1) degree) <= square < 2^((2 k + 1) degree)
+    top, bottom = square.as_integer_ratio()
+    k = (top.bit_length() - bottom.bit_length()) // (2 * degree)
+    while square < Fraction(2) ** ((2 * k - 1) * degree):
+        k -= 1
+    while square >= Fraction(2) ** ((2 * k + 1) * degree):
+        k += 1
+    for midpoint in (Fraction(2) ** ((2 * k - 1) * degree), Fraction(2) ** ((2 * k + 1) * degree)):
+        choices.near(abs(float((square - midpoint) / midpoint)))
+    return Fraction(2) ** k
+
+
+def Repeated(x: Term, times: int) -> Term:
+    """``x`` multiplied with itself: its power of this whole exponent."""
+    result: Term = Fraction(1)
+    for _ in range(times):
+        result = x * result
+    return result

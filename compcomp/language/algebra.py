@@ -13,6 +13,7 @@ from math import lcm
 
 import numpy as np
 
+from compcomp.errors import NotExactError as NotExactError
 from compcomp.language.layer import Factors, Grid, LayerState
 from compcomp.terms import (
     And,
@@ -29,10 +30,6 @@ from compcomp.terms import (
     each,
     reading,
 )
-
-
-class NotExactError(ArithmeticError):
-    """The optimum leaves the rational numbers or is not unique, so it cannot be replayed exactly."""
 
 
 def squared_error(error: Array, gram: Array | None) -> Term:

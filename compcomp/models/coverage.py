@@ -77,7 +77,7 @@ def coverage(claims: Sequence[Claim], name: str, layer: LayerState) -> list[Cove
     """Of each claim, its coverage on the dense layer of this name; sequences that claims share are run once."""
     runs: dict[str, FollowedRun] = {}
     for claim in claims:
-        if claim.changes_inputs:
+        if claim.changes_inputs or claim.changes_basis:
             raise InputError(str(claim), "a claim about techniques that act on weights", "coverage")
         for sequence in claim.sequences:
             if str(sequence) not in runs:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from compcomp.errors import InputError
 from compcomp.language.layer import LayerState
-from compcomp.language.technique import Technique
+from compcomp.language.technique import Technique, run_kernel
 from compcomp.models.measure import effective_weight
 
 
@@ -27,7 +27,7 @@ def applied(technique: Technique, name: str, layer: LayerState) -> LayerState:
     """
     versions = versions_of(layer)
     try:
-        after = technique.kernel()(technique, layer)
+        after = run_kernel(technique, layer)
     except InputError as error:
         raise InputError(error.given, error.allowed, f"layer {name}: {error.where}") from error
     except Exception as error:

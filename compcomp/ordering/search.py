@@ -499,12 +499,14 @@ class _Search:
         """The techniques that are proved to keep the mask, or the grid, and those that keep the low-rank term.
 
         What a layer loses in the end is bounded by what they keep of it: law 4. A map that sets up a grid of its own
-        keeps that one, so the grid counts only where it is promised to stay.
+        keeps that one, so the grid counts only where it is promised to stay. What changes the basis of the inputs keeps
+        nothing here: bounds speak of weights in the basis of the dense layer.
         """
         known = self.orderings.techniques
-        found = {"factors": [i for i, t in enumerate(known) if t.steps() or "factors" in t.promises().keeps]}
+        plain = [(i, t) for i, t in enumerate(known) if not t.promises().changes_basis]
+        found = {"factors": [i for i, t in plain if t.steps() or "factors" in t.promises().keeps]}
         for invariant in ("mask", "grid"):
-            able = [i for i, technique in enumerate(known) if invariant in technique.promises().keeps]
+            able = [i for i, technique in plain if invariant in technique.promises().keeps]
             pairs = [(first, i) for first in known for i in able if first != known[i]]
             claims = [keeps(first >> known[i], invariant) for first, i in pairs]
             verdicts = self.ask(claims, ANY, f"what keeps a {invariant}", stages=RULES)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import z3
 
+from compcomp.errors import NotExactError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.layer import LayerState
 from compcomp.language.partition import Partition
@@ -20,8 +21,8 @@ from compcomp.language.technique import Sequence
 from compcomp.language.verdict import Query
 from compcomp.proving.meaning import establishes, fails
 from compcomp.proving.proof import EXACT, Proof
+from compcomp.proving.rules.basis import simplified
 from compcomp.proving.rules.facts import unit_norms
-from compcomp.proving.rules.inputs import weights_alone
 from compcomp.proving.session import Session
 from compcomp.proving.solver import Answer, Solver
 from compcomp.terms import Array, Choices, SymbolicChoices, Term, each
@@ -45,7 +46,7 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
     """Try to prove the claim at the scope's shape. Anything but a clear proof comes back with its cause."""
     if scope.shape is None:
         return Outcome(None, "no rule decides this claim for any shape")
-    (claim, contracts), needs_inputs = weights_alone(claim), claim.needs_inputs
+    (claim, contracts), needs_inputs = simplified(claim), claim.needs_inputs
     if claim.changes_inputs:  # a formula has so many tokens, and they stand for any number only through a Gram matrix
         return Outcome(None, "a technique changes the inputs, and a formula would speak of one number of tokens only")
     session = Session(solver, time.monotonic() + seconds)
@@ -55,7 +56,10 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
     if scope.kind == "block" and claim.loss is not None and claim.part is None:
         return Outcome(None, f"{claim.loss.name} does not add over blocks of columns, and no rule decides the claim")
     for plan in _plans(claim, shape, session):
-        outcome = _attempt(claim, shape, plan, session)
+        try:
+            outcome = _attempt(claim, shape, plan, session)
+        except NotExactError as error:
+            return Outcome(None, f"there is no formula of this claim: {error}", tuple(session.queries))
         if outcome.proof is not None:
             notes = (*assumptions, *outcome.proof.assumptions, *contracts)
             return replace(outcome, proof=replace(outcome.proof, reach=reach, assumptions=notes))
@@ -77,7 +81,10 @@ def satisfiable(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> s
     runs = []
     for name, sequence in zip("abc", claim.sequences, strict=False):
         choices = SymbolicChoices(name)
-        runs.append(sequence.trace(LayerState.dense(weight, inputs, gram, choices)))
+        try:
+            runs.append(sequence.trace(LayerState.dense(weight, inputs, gram, choices)))
+        except NotExactError:
+            return "unknown"
         known += choices.premises
     known += [_as_z3(condition.holds(claim, runs)) for condition in claim.given]
     return session.ask("conditions", known, "sat").answer
@@ -110,7 +117,8 @@ def satisfiable(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> s
 # the inputs changes no selection, and no sign of a difference of losses: it suffices to look at h = 1.
 #
 # A step of another kind than these (a RangeMap is neither even nor odd, a score of the whole layer may be anything)
-# leaves all but blocks out; a selection by such a score leaves blocks out too, as it acts inside no group.
+# leaves all but blocks out; a selection by such a score leaves blocks out too, as it acts inside no group. Of
+# sequences with a technique that is no step, as those that change the basis of the inputs, nothing is reduced.
 # Each "if" is asked as a query of its own, at the group sizes that occur; one that is not answered "unsat"
 # leaves its reduction out. Conditions of the claim that are local carry over by the same "if"s: they speak of
 # the order of scores, of equality of contexts and of inputs; with others (a box) nothing is reduced.
@@ -144,7 +152,7 @@ def _by_layer(claim: Claim) -> bool:
 
 
 def _only_steps(claim: Claim) -> bool:
-    return all(t.steps() for sequence in claim.sequences for t in sequence)
+    return not claim.changes_basis and all(t.steps() for sequence in claim.sequences for t in sequence)
 
 
 def _additive(claim: Claim) -> bool:

@@ -15,8 +15,8 @@ from compcomp.proving.crosscheck import SECONDS, cross_check
 from compcomp.proving.premises import needed, unmet, within
 from compcomp.proving.proof import Proof
 from compcomp.proving.replay import Suspect, confirmed, deterministic, minimised, torch_agrees, witness_of
-from compcomp.proving.rules import RULES
-from compcomp.proving.rules.inputs import weights_alone
+from compcomp.proving.rules import ANY_BASIS, RULES
+from compcomp.proving.rules.basis import simplified
 from compcomp.proving.sample import formats_along
 from compcomp.proving.search import Found, search
 from compcomp.proving.solver import Solver, default_solver, second_solver
@@ -115,8 +115,10 @@ class _Attempt:
         return formats is None or any(f.get(self.claim.invariant or "") is not None for f in formats)
 
     def _rule(self, claim: Claim) -> Proof | None:
-        claim, contracts = weights_alone(claim)
+        claim, contracts = simplified(claim)
         for rule in RULES:
+            if claim.changes_basis and rule not in ANY_BASIS:
+                continue
             proof = rule(claim, self.solver, self.until - time.monotonic())
             if proof is not None:
                 return replace(proof, assumptions=(*proof.assumptions, *contracts))

@@ -14,7 +14,7 @@ import numpy as np
 from compcomp.language.algebra import NotExactError
 from compcomp.language.claim import Claim
 from compcomp.language.layer import Cut, Factors, Format, Grid, LayerState
-from compcomp.language.technique import Sequence
+from compcomp.language.technique import Sequence, run_kernel
 from compcomp.language.verdict import Matrix, Trace, Witness
 from compcomp.proving.meaning import Run, fails
 from compcomp.terms import Array, Choices, RandomChoices, each
@@ -63,7 +63,7 @@ def torch_runs(claim: Claim, suspect: Suspect) -> list[Run]:
         state = LayerState.dense(tensor(suspect.weight), inputs)
         states = [state]
         for technique in sequence:
-            state = technique.kernel()(technique, state)
+            state = run_kernel(technique, state)
             states.append(state)
         runs.append([_as_floats(s) for s in states])
     return runs
@@ -97,6 +97,7 @@ def _as_floats(state: LayerState) -> LayerState:
             rank=form.rank,
             pattern=form.pattern,
             cut=form.cut and Cut(array(form.cut.rows), array(form.cut.columns)),
+            transform=form.transform and form.transform.map(array),
         ),
     )
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from compcomp.errors import InputError
 from compcomp.language.algebra import NotExactError, batch_size, rank_exceeds, stack
+from compcomp.language.basis import unlike
 from compcomp.language.layer import INVARIANTS, Cut, Factors, Format, Grid, LayerState
 from compcomp.language.loss import LOSSES
 from compcomp.language.steps import Selection, Step
@@ -92,9 +93,14 @@ def check_encoding(
     def examine(data: st.DataObject) -> None:
         shape = data.draw(st.sampled_from(fitting))
         inputs = technique.needs_inputs or data.draw(st.booleans())
-        layer = data.draw(layers(shape, inputs, gram_only=not technique.promises().changes_inputs))
+        whole = technique.promises().changes_inputs or technique.needs_magnitudes
+        layer = data.draw(layers(shape, inputs, gram_only=not whole))
         if layer.format.mask is not None and data.draw(st.booleans()):
             layer = _unmasked(layer, data.draw(integers(shape, 3)))
+        if type(technique).rational is not Technique.rational:
+            layer = technique.rational(
+                layer, data.draw(st.lists(st.integers(1, 3), min_size=shape[1], max_size=shape[1]))
+            )
         seed = data.draw(st.integers(0, 2**16))
         factor = data.draw(st.sampled_from((Fraction(3), Fraction(1, 2), Fraction(2, 7))))
         try:
@@ -137,6 +143,8 @@ def _fail(technique: Technique, what: str, layer: LayerState, *results: tuple[st
         shown += [("grid offset", layer.format.grid.offset)]
     if layer.format.factors is not None:
         shown += [("left", layer.format.factors.left), ("right", layer.format.factors.right)]
+    if layer.format.transform is not None:
+        shown += [("transform", layer.format.transform.matrix(layer.weight.shape[1]))]
     if layer.format.cut is not None:
         shown += [("kept rows", layer.format.cut.rows[None]), ("kept columns", layer.format.cut.columns[None])]
     lines += [f"  {name} = {_text(value)}" for name, value in shown if value is not None]
@@ -252,6 +260,12 @@ def _check_same(technique: Technique, what: str, layer: LayerState, expected: La
     if left.mask is not None and right.mask is not None:
         alike("mask", left.mask.astype(bool).tolist(), right.mask.astype(bool).tolist())
     alike("pattern", left.pattern, right.pattern)
+    alike("presence of a transform", left.transform is None, right.transform is None)
+    if left.transform is not None and right.transform is not None:
+        sides = [
+            form.transform.matrix(expected.weight.shape[1]) for form in (left, right) if form.transform is not None
+        ]
+        same("transform", sides[0], sides[1], _largest(sides[0]))
     alike("presence of a cut", left.cut is None, right.cut is None)
     if left.cut is not None and right.cut is not None:
         alike("rows of the cut", left.cut.rows.astype(bool).tolist(), right.cut.rows.astype(bool).tolist())
@@ -333,6 +347,7 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
             if losses[1] > losses[0]:
                 raise broken(f"never_increases={{{name!r}}}", ("before and after", losses), after)
         _check_inputs(technique, layer, result, make)
+        _check_basis(technique, layer, result)
         at_reference = replace(layer, reference=layer.effective(), reference_inputs=None, choices=make())
         rested = technique.encode(at_reference)
         if promised.rests and not _equal(at_reference, rested):
@@ -342,8 +357,10 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
             raise broken("holds_reference=True", ("effective weight after", _text(rested.effective())))
         if promised.leaves_weight and not _weight_left(layer, result):
             raise broken("leaves_weight=True", after)
+        if not promised.homogeneous:
+            continue
         larger = technique.encode(replace(scaled(layer, factor), choices=make()))
-        if promised.homogeneous and not _equal(scaled(result, factor), larger):
+        if not _equal(scaled(result, factor), larger):
             raise broken("homogeneous=True", (f"weight after, times {factor}", _text(larger.weight)), after)
     _check_steps(technique, layer, results[0])
 
@@ -385,6 +402,18 @@ def _check_inputs(technique: Technique, before: LayerState, after: LayerState, m
             raise _fail(technique, "it looks at the inputs, and does not say that it needs them", before)
 
 
+def _check_basis(technique: Technique, before: LayerState, after: LayerState) -> None:
+    """The technique does nothing but change the basis of the inputs, or leaves it alone."""
+    promised, known = technique.promises().changes_basis, before.format.transform
+    if promised:
+        told = np.array_equal(after.effective(), before.effective())
+        told = told and np.array_equal(after.reference, before.reference)
+    else:
+        told = after.format.transform is known
+    if not told:
+        raise _fail(technique, f"its promise changes_basis={promised} is false", before, ("weight after", after.weight))
+
+
 def _same_inputs(one: LayerState, other: LayerState) -> bool:
     """The same inputs, Gram matrix and dense inputs, exactly."""
     pairs = [(getattr(one, name), getattr(other, name)) for name in ("inputs", "gram", "reference_inputs")]
@@ -401,6 +430,8 @@ def _equal(one: LayerState, other: LayerState) -> bool:
     ):
         return False
     if left.pattern != right.pattern:
+        return False
+    if any(a != b for a, b in unlike(left.transform, right.transform, one.weight.shape[1])):
         return False
     pairs = [(one.weight, other.weight), (one.effective(), other.effective()), (left.mask, right.mask)]
     pairs.append((one.inputs, other.inputs))
@@ -440,6 +471,9 @@ def _kept(invariant: str, before: LayerState, after: LayerState) -> bool:
         return not _fits_mask(before.weight, old.mask) or _fits_mask(after.weight, old.mask)
     if invariant == "grid":
         assert old.grid is not None and new.grid is not None
+        if new.transform is not old.transform:  # the grid has changed along with the basis
+            kinds = ((g.levels, g.zero, g.offset is None) for g in (old.grid, new.grid))
+            return len(set(kinds)) == 1 and (_on_grid(after) or not _on_grid(before))
         return _same_grid(old.grid, new.grid) and _on_grid(after)
     if invariant == "n:m":
         known = {m: n for n, m in new.pattern or ()}
@@ -589,6 +623,8 @@ def _map(function: Callable[..., Any], *states: LayerState) -> LayerState:
                 mapped(*(s.format.cut.rows for s in states if s.format.cut)),
                 mapped(*(s.format.cut.columns for s in states if s.format.cut)),
             ),
+            transform=form.transform
+            and form.transform.map(function, *(s.format.transform for s in states[1:] if s.format.transform)),
         ),
     )
 
