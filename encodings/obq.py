@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar
@@ -12,7 +13,7 @@ from compcomp.language import second_order
 from compcomp.language.layer import Grid, LayerState
 from compcomp.language.parameters import ANY, Unknown, bit_width, damping, known, one_of
 from compcomp.language.technique import Declared, Technique
-from compcomp.terms import ROUNDINGS, Abs, If, Term, nearest, reading
+from compcomp.terms import ROUNDINGS, Abs, If, Term, nearest
 
 TIES = ("first", "any")
 OUTLIERS = ("first", "in_turn")
@@ -35,8 +36,9 @@ class OBQ(Technique):
     outliers: "first" rounds a weight that lies more than half a step beyond the grid before all others, as published;
         "in_turn" by its score alone.
 
-    The weights of an input that is always zero go to 0, and its diagonal entry to 1, after the scales are taken. It
-    fills what was dropped before: mask, N:M pattern and cut are gone. Needs calibration inputs. Source: [frantar2022].
+    The weights of an input that is always zero go to 0, and its diagonal entry to 1, after the scales are taken.
+    Weights on the grid are rounded before any other changes: zeros stay zero. Needs calibration inputs.
+    Source: [frantar2022].
     """
 
     bits: int | Unknown
@@ -46,9 +48,9 @@ class OBQ(Technique):
     outliers: str = "first"
 
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
-    tried: ClassVar[dict[str, tuple[object, ...]]] = {
-        "bits": (2, 3),
-        "rounding": ("half_even", "half_away", "any"),
+    tried: ClassVar[dict[str, Sequence[object]]] = {
+        "bits": (3,),
+        "rounding": ("half_even", "any"),
         "outliers": OUTLIERS,
     }
 
@@ -70,7 +72,8 @@ class OBQ(Technique):
 
     def promises(self) -> Declared:
         return Declared(
-            keeps=frozenset({"factors"}),
+            # Zeros score 0 and no weight starts beyond the grid, so they all go first, and change nothing.
+            keeps=frozenset({"mask", "n:m", "shape", "factors"}),
             deterministic=self.rounding != "any" and self.ties != "any",
             landmarks=() if isinstance(self.levels, Unknown) else (2 * self.levels,),
         )
@@ -80,14 +83,14 @@ class OBQ(Technique):
         gram, dead = second_order.damped(layer, self.damping, str(self))
         step = second_order.row_steps(layer.weight, second_order.kept_weights(layer, "ignored"), levels, choices)
         inverse = second_order.inverse(gram, choices)
-        weight = second_order.without_dead(layer.weight, dead)
+        weight = second_order.without_dead(layer.weight, dead, choices)
         for i, row in enumerate(weight):
             greedy = second_order.Greedy(row, inverse, choices)
             for _ in row:
                 self._round_one(greedy, step[i, 0], levels)
             weight[i] = greedy.weights
-        form = replace(layer.format, grid=Grid(step, levels, len(weight)), mask=None, pattern=None, cut=None, rank=None)
-        return replace(layer, weight=np.asarray(weight), format=form)
+        grid = Grid(step, levels, len(weight))
+        return replace(layer, weight=np.asarray(weight), format=replace(layer.format, grid=grid, rank=None))
 
     def _round_one(self, row: second_order.Greedy, step: Term, levels: int) -> None:
         choices, targets, scores = row.choices, list[Term](), list[Term]()
@@ -98,8 +101,8 @@ class OBQ(Technique):
                 target = second_order.named(If(fixed, w, nearest(w, step, levels, self.rounding, choices)), choices)
             score = row.score(k, w - target)
             if self.outliers == "first":
-                score = If(2 * Abs(w - target) > step, 0, score)
+                score = If(2 * Abs(w - target) > step, -1, score)
             targets.append(target)
             scores.append(score)
-        chosen = row.least(scores, row.fixed, self.ties, exact_zeros=reading(step) == "number" and step == 0)
-        row.fix(targets, chosen)
+        # Weights on the grid all go before others, and change none: in which order does not matter.
+        row.fix(targets, row.least(scores, row.fixed, self.ties, exact_zeros=True))

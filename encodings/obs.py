@@ -81,7 +81,7 @@ class OBS(Technique):
         self.check(layer.weight.shape)
         gram, dead = second_order.damped(layer, self.damping, str(self))
         inverse = second_order.inverse(gram, layer.choices)
-        weight = second_order.without_dead(layer.weight, dead)
+        weight = second_order.without_dead(layer.weight, dead, layer.choices)
         dropped = np.empty(weight.shape, dtype=object)
         for i, row in enumerate(weight):
             greedy = second_order.Greedy(row, inverse, layer.choices)

@@ -16,7 +16,10 @@ from compcomp.kernels import least_squares_distill
 from compcomp.language.layer import Format, LayerState
 from compcomp.language.technique import Declared, Kernel, Technique
 from compcomp.techniques import (
+    GPTQ,
     LPLR,
+    OBQ,
+    OBS,
     RIA,
     AbsMax,
     AbsMaxInputs,
@@ -33,6 +36,7 @@ from compcomp.techniques import (
     PruneNeurons,
     PruneRows,
     RemoveBlocks,
+    SparseGPT,
     Taylor,
     TruncatedSVD,
     Wanda,
@@ -46,6 +50,7 @@ EXAMPLES = {LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60, GradientD
 EXAMPLES |= {DistillHidden: 60, DistillLogits: 40, PruneNeurons: 60, PruneHeads: 60, RemoveBlocks: 60}
 EXAMPLES |= {RIA: 40, Taylor: 60, PruneRows: 50, PruneColumns: 60}
 EXAMPLES |= {LoftQ: 60, LPLR: 60}
+EXAMPLES |= {GPTQ: 50, SparseGPT: 80, OBS: 40, OBQ: 60}
 """Layers a convention; techniques with many conventions need fewer."""
 
 
@@ -327,11 +332,54 @@ G = GradientDistill(iterations=2)
         (LPLR(rank=2, bits=3), without_factor_grid),
         (TruncatedSVD(rank=1, metric="output"), other(TruncatedSVD(rank=1))),
         (TruncatedSVD(rank=1, residual=True, metric="output"), other(R)),
+        (GPTQ(bits=3), other(AbsMax(bits=3))),
+        (GPTQ(bits=3), other(GPTQ(bits=3, damping="1/50"))),
+        (GPTQ(bits=3), other(GPTQ(bits=3, order="activation"))),
+        (GPTQ(bits=3, group=2), other(GPTQ(bits=3, group=2, static_groups=True))),
+        (GPTQ(bits=3, mask="kept"), other(GPTQ(bits=3))),
+        (GPTQ(bits=3), other(OBQ(bits=3))),
+        (SparseGPT("1/2", block=2), other(SparseGPT("1/2", block=4))),
+        (SparseGPT("1/2", block=2), other(SparseGPT("1/2", block=2, mask="kept"))),
+        (SparseGPT("1/2", block=2, bits=3), other(SparseGPT("1/2", block=2))),
+        (SparseGPT("1/2", pattern="1:2"), other(SparseGPT("1/2", block=2))),
+        (OBS("1/2"), other(SparseGPT("1/2"))),
+        (OBS("1/2"), other(OBS("1/2", pattern="1:2"))),
+        (OBS("1/2"), other(OBS("1/2", damping="1/50"))),
+        (OBS("1/2"), without("mask", OBS("1/2"))),
+        (OBQ(bits=3), other(OBQ(bits=3, rounding="half_up"))),
+        (OBQ(bits=3), without("grid", OBQ(bits=3))),
+        (OBQ(bits=3), other(GPTQ(bits=3))),
     ],
 )
 def test_a_wrong_kernel_is_caught(technique: Technique, kernel: Kernel) -> None:
     with pytest.raises(AssertionError, match="kernel"):
         check_encoding(technique, shapes=[(2, 4), (3, 6)], max_examples=400, kernel=kernel, minimise=False)
+
+
+@dataclass(frozen=True)
+class Forgetful(GPTQ):
+    """GPTQ that promises what it does not keep."""
+
+    lie: Declared | None = None
+
+    def promises(self) -> Declared:
+        return self.lie or super().promises()
+
+    def kernel(self) -> Kernel:
+        return GPTQ(bits=3).kernel()
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        *(Declared(keeps=frozenset({name})) for name in ("mask", "n:m", "grid", "rank", "shape")),
+        *(Declared(restores=frozenset({"mask"})), Declared(rests=True), Declared(holds_reference=True)),
+        *(Declared(never_increases=frozenset({loss})) for loss in ("output_l2", "weight_l2")),
+    ],
+)
+def test_what_gptq_does_not_keep_is_caught(lie: Declared) -> None:
+    with pytest.raises(AssertionError, match=r"promise .* is false"):
+        check_encoding(Forgetful(bits=3, lie=lie), shapes=[(1, 2), (2, 2), (2, 4)], max_examples=300, minimise=False)
 
 
 def test_a_kernel_in_float32_is_within_no_tolerance() -> None:

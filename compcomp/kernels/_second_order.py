@@ -36,7 +36,9 @@ def inverse_root(technique: Technique, gram: Tensor) -> Tensor:
     if bool(info != 0):
         raise InputError("a Gram matrix that is not positive definite", "one that is, or more damping", str(technique))
     upper = root.flip(0, 1)  # gram = upper @ upper.T
-    return torch.linalg.solve_triangular(upper, torch.eye(len(gram), dtype=gram.dtype, device=gram.device), upper=True)
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    inverted: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
+    return inverted
 
 
 def spread(

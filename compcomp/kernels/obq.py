@@ -39,9 +39,8 @@ def kernel(technique: OBQ, layer: LayerState) -> LayerState:
             scores = greedy.scores(errors)
             if technique.outliers == "first":
                 far = (2 * errors.abs() > step[part]) & (greedy.weights.abs() > largest[part]) & ~greedy.fixed
-                scores.masked_fill_(far, 0)
+                scores.masked_fill_(far, -1)
             chosen = scores.argmin(dim=1)
             greedy.fix(chosen, targets[every, chosen])
     grid = Grid(step.expand(rows, columns), levels, rows)
-    form = replace(layer.format, grid=grid, mask=None, pattern=None, cut=None, rank=None)
-    return replace(layer, weight=weight.to(dtype), format=form)
+    return replace(layer, weight=weight.to(dtype), format=replace(layer.format, grid=grid, rank=None))
