@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from compcomp.errors import NotExactError
+
 Term = Any
 Array = npt.NDArray[Any]
 
@@ -267,6 +269,10 @@ class Choices:
     def flip(self) -> Term:
         return False
 
+    def number(self, usual: Term) -> Term:
+        """Any number at all, where nothing is known of an outcome; ``usual`` is one that it may be."""
+        return usual
+
     def context(self, term: Term) -> Term:
         """A group's shared context (its scale), which the prover may replace by a term proved equal."""
         return term
@@ -288,6 +294,9 @@ class RandomChoices(Choices):
     def flip(self) -> Term:
         return bool(self._random.integers(2))
 
+    def number(self, usual: Term) -> Term:
+        return usual + Fraction(int(self._random.integers(-8, 9)), 4)
+
 
 class BatchChoices(Choices):
     """Independent random choices for each of ``size`` candidates."""
@@ -301,6 +310,9 @@ class BatchChoices(Choices):
 
     def flip(self) -> Term:
         return Batch(self._random.integers(2, size=self.size).astype(bool))
+
+    def number(self, usual: Term) -> Term:
+        return usual + Batch(self._random.integers(-8, 9, size=self.size) / 4)
 
 
 class SymbolicChoices(Choices):
@@ -322,6 +334,9 @@ class SymbolicChoices(Choices):
         import z3
 
         return z3.Bool(self._name())
+
+    def number(self, usual: Term) -> Term:
+        return self.real()
 
     def real(self) -> Term:
         import z3
@@ -353,6 +368,8 @@ def smallest(scores: Sequence[Term], count: int, ties: str, choices: Choices) ->
     if count == 0:
         return [False] * n
     kind = reading(*scores)
+    if kind == "number" and ties == "any":  # equal numbers as scores of terms: the reading is that of the choices
+        kind = {BatchChoices: "batch", SymbolicChoices: "z3"}.get(_kind(choices), kind)
     if kind == "number":
         return _smallest_numbers(scores, count, ties, choices)
     if kind == "batch":
@@ -377,6 +394,10 @@ def smallest(scores: Sequence[Term], count: int, ties: str, choices: Choices) ->
     return result
 
 
+def _kind(choices: Choices) -> type[Choices]:
+    return next((kind for kind in (BatchChoices, SymbolicChoices) if isinstance(choices, kind)), Choices)
+
+
 def _smallest_numbers(scores: Sequence[Term], count: int, ties: str, choices: Choices) -> list[Term]:
     n = len(scores)
     priority = choices.order(n) if ties == "any" else range(n)
@@ -398,7 +419,9 @@ def _smallest_batch(scores: Sequence[Term], count: int, ties: str, choices: Choi
         last = np.partition(stacked, count - 1, axis=0)[count - 1]
         return [Batch(row <= last) for row in stacked]
     if ties == "any":
-        ranked = np.lexsort((choices.order(len(scores)), stacked), axis=0)
+        order = choices.order(len(scores))
+        stacked = np.broadcast_to(stacked.reshape(len(scores), -1), order.shape)
+        ranked = np.lexsort((order, stacked), axis=0)
     else:
         ranked = np.argsort(stacked, axis=0, kind="stable")
     taken = np.zeros(stacked.shape, dtype=bool)
@@ -521,3 +544,63 @@ def _nearest_integer_z3(x: Term, step: Term, levels: int, rounding: str, choices
     else:
         level = If(choices.flip(), up, down)
     return If(level > levels, z3.RealVal(levels), If(level < -levels, z3.RealVal(-levels), level)) * step
+
+
+# ---------------------------------------------------------------------------------------------- roots
+
+
+def Root(x: Term, degree: int) -> Term:
+    """The root of this degree of a number > 0. NotExactError where it is not rational, and for z3 and sympy terms."""
+    if degree == 1:
+        return x
+    kind = reading(x)
+    if kind == "batch":
+        return Batch(_plain(x) ** (1 / degree))
+    if kind != "number":
+        raise NotExactError(f"a root of degree {degree} is not written for {kind}")
+    if isinstance(x, float):
+        return x ** (1 / degree)
+    parts = [_whole_root(part, degree) for part in Fraction(x).as_integer_ratio()]
+    if None in parts:
+        raise NotExactError(f"the root of degree {degree} of {x} is not rational")
+    return Fraction(*parts)  # type: ignore[arg-type]
+
+
+def _whole_root(x: int, degree: int) -> int | None:
+    """The whole number whose power of this degree is x, if there is one."""
+    low, high = 0, 1 << (x.bit_length() // degree + 1)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if middle**degree < x else (low, middle)
+    return low if low**degree == x else None
+
+
+def PowerOfTwo(x: Term, degree: int, choices: Choices) -> Term:
+    """The power of two nearest, in log2, to the root of this degree of a number > 0; midpoints to the larger one.
+
+    Decided by comparing powers of x, so that numbers give an exact result where the root is not rational.
+    NotExactError for z3 and sympy terms.
+    """
+    kind = reading(x)
+    if kind == "batch":
+        return Batch(np.exp2(np.floor(np.log2(_plain(x)) / degree + 0.5)))
+    if kind != "number":
+        raise NotExactError(f"a power of two near a root is not written for {kind}")
+    square = Fraction(x) ** 2  # 2^k is nearest where 2^((2 k - 1) degree) <= square < 2^((2 k + 1) degree)
+    top, bottom = square.as_integer_ratio()
+    k = (top.bit_length() - bottom.bit_length()) // (2 * degree)
+    while square < Fraction(2) ** ((2 * k - 1) * degree):
+        k -= 1
+    while square >= Fraction(2) ** ((2 * k + 1) * degree):
+        k += 1
+    for midpoint in (Fraction(2) ** ((2 * k - 1) * degree), Fraction(2) ** ((2 * k + 1) * degree)):
+        choices.near(abs(float((square - midpoint) / midpoint)))
+    return Fraction(2) ** k
+
+
+def Repeated(x: Term, times: int) -> Term:
+    """``x`` multiplied with itself: its power of this whole exponent."""
+    result: Term = Fraction(1)
+    for _ in range(times):
+        result = x * result
+    return result

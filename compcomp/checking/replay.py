@@ -9,6 +9,7 @@ import numpy as np
 
 from compcomp.checking.farkas import Invalid, number
 from compcomp.language.algebra import rank_exceeds
+from compcomp.language.basis import unlike
 from compcomp.language.claim import Claim
 from compcomp.language.layer import LayerState
 from compcomp.terms import Array, Choices, RandomChoices
@@ -85,6 +86,8 @@ def _differ(left: LayerState, right: LayerState) -> bool:
         if one.offset is not None and other.offset is not None and not _same(one.offset, other.offset):
             return True
     if left.format.pattern != right.format.pattern:
+        return True
+    if any(a != b for a, b in unlike(left.format.transform, right.format.transform, left.weight.shape[1])):
         return True
     cuts = left.format.cut, right.format.cut
     if (cuts[0] is None) != (cuts[1] is None):

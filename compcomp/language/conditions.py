@@ -36,7 +36,7 @@ LARGEST_BOX = 4096
 
 @dataclass(frozen=True)
 class Moment:
-    """One step in a run: the states around it, and the steps of its sequence that come later."""
+    """One step in a run: the states around it as it sees them, and the steps of its sequence that come later."""
 
     step: Step
     before: LayerState
@@ -52,7 +52,7 @@ def moments(claim: Claim, run: Run, number: int) -> list[Moment]:
     for k, own in enumerate(steps):
         if own:
             later = tuple(step for following in steps[k + 1 :] for step in following)
-            found.append(Moment(own[0], run[k], run[k + 1], later))
+            found.append(Moment(own[0], run[k].working(), run[k + 1].working(), later))
     return found
 
 

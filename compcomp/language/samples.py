@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 VALUES: dict[str, Sequence[Any]] = {
     "sparsity": (Fraction(0), Fraction(1, 4), Fraction(1, 2), Fraction(7, 10)),
     "pattern": ("unstructured", "2:4", "1:2", "3:4"),
-    "per": ("tensor", "row", "token"),
+    "per": ("tensor", "row", "channel", "token"),
     "ties": TIES,
     "of": ("current", "dense"),
     "bits": (2, 3, 4, 8),

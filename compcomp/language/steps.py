@@ -36,7 +36,8 @@ class Selection:
     """Set to zero the ``int(n * share)`` weights of least score in every group of n.
 
     ``score`` maps an :class:`Element` to a number. ``share`` is in [0, 1). ``ties`` is one of
-    :data:`compcomp.terms.TIES`.
+    :data:`compcomp.terms.TIES`. ``of_layer``: the scores (out x in) of a layer state, where they are not numbers of
+    single weights, see :meth:`by_layer`.
     """
 
     score: Callable[[Element], Term]
@@ -44,6 +45,24 @@ class Selection:
     share: Fraction | Unknown
     ties: str
     needs_inputs: bool = False
+    of_layer: Callable[[LayerState], Any] | None = None
+
+    @classmethod
+    def by_layer(
+        cls,
+        of_layer: Callable[[LayerState], Any],
+        partition: Partition,
+        share: Fraction | Unknown,
+        ties: str,
+        needs_inputs: bool = False,
+    ) -> Selection:
+        """A selection whose scores may depend on all of the layer: rules take them for any numbers."""
+        return cls(_no_score, partition, share, ties, needs_inputs, of_layer)
+
+    @property
+    def sees(self) -> Partition:
+        """The groups of which each is selected from without a look at the others."""
+        return self.partition if self.of_layer is None else Partition.tensor()
 
     def count(self, size: int) -> int:
         """How many weights of a group of this size go."""
@@ -53,6 +72,9 @@ class Selection:
 
     def scores(self, layer: LayerState) -> list[list[Term]]:
         """The scores of each group, in the order of ``partition.groups``."""
+        if self.of_layer is not None:
+            scores = self.of_layer(layer)
+            return [[scores[index] for index in group] for group in self.partition.groups(layer.weight.shape)]
         norms = layer.input_norms2() if self.needs_inputs else [None] * layer.weight.shape[1]
         return [
             [self.score(Element(layer.weight[i, j], norms[j], layer.reference[i, j])) for i, j in group]
@@ -80,6 +102,10 @@ class Selection:
         return replace(before, mask=mask, rank=None, pattern=pattern)
 
 
+def _no_score(element: Element) -> Term:
+    raise TypeError("a score of the whole layer is no score of one weight")
+
+
 def at_most(share: Fraction | Unknown, other: Fraction | Unknown) -> bool:
     """Whether a share is known to be no larger than another: all that are Any in a claim are the same."""
     if isinstance(share, Unknown) or isinstance(other, Unknown):
@@ -99,6 +125,11 @@ class GridMap:
     levels: int | Unknown
     rounding: str
     partition: Partition
+
+    @property
+    def sees(self) -> Partition:
+        """The groups of which each is rounded without a look at the others."""
+        return self.partition
 
     def step(self, context: Term) -> Term:
         """The distance of neighbouring grid values."""
@@ -148,6 +179,11 @@ class RangeMap:
     rounding: str
     partition: Partition
     zero: bool
+
+    @property
+    def sees(self) -> Partition:
+        """The groups of which each is rounded without a look at the others."""
+        return self.partition
 
     @property
     def known_levels(self) -> int:

@@ -14,6 +14,7 @@ from compcomp.errors import InputError
 from compcomp.language.layer import LayerState
 from compcomp.language.parameters import ANY
 from compcomp.language.steps import Step
+from compcomp.terms import Term
 
 Kernel = Callable[[Any, LayerState], LayerState]
 
@@ -33,13 +34,17 @@ class Declared:
         of the weights that the mask keeps. "factors": the low-rank term is what it was, none where there was none.
     restores: invariants that hold after it whatever the weights were: "mask", every weight is zero that the mask before
         it drops, and the mask after it drops these as well.
-    never_increases: losses that are no larger after it than before it, while the inputs are the dense ones.
+    never_increases: losses that are no larger after it than before it, while the inputs are the dense ones and in the
+        basis that is there: of the layer as it sees it.
     any_inputs: what never_increases promises holds where the inputs have been changed as well.
     rests: where the effective weight equals the reference and the inputs are the dense ones, it returns an equal
         state: the same weight, mask, grid and inputs, and a low-rank term of the same product.
     holds_reference: then it leaves the effective weight and the inputs alone.
     leaves_weight: weight, mask, grid, rank and inputs are after it what they were before; all it may do is add a
         low-rank term beside the weight.
+    changes_basis: all it does is change the basis of the inputs: the effective weight, the reference and the inputs
+        are what they were, and so is every loss; weight and format change with the transform. A technique that does
+        not say so leaves the transform alone, and never sees one: it is shown the layer in the basis that is there.
     changes_inputs: it acts on the inputs instead of the weight. What it makes of them depends on them alone, and
         weight, reference and format stay as they are. A technique that does not say so leaves the inputs alone.
     homogeneous: scaling weight and reference by t > 0 scales its result by t.
@@ -60,6 +65,7 @@ class Declared:
     deterministic: bool = True
     landmarks: tuple[int, ...] = ()
     trivial_side: int = 0
+    changes_basis: bool = False
 
 
 class Technique:
@@ -79,6 +85,12 @@ class Technique:
     declared: ClassVar[Declared] = Declared()
     kernel_module: ClassVar[str | None] = None
     """The module with its ``kernel`` function, where it is registered without one; None is the module of the class."""
+    tried_shapes: ClassVar[Items[tuple[int, int]]] = ()
+    """Shapes (out, in) worth testing, beside those that are tested anyway."""
+    whole_model: ClassVar[bool] = False
+    """Whether it acts on all layers of a model together. Its kernel's module then has ``kernel_model`` as well, from a
+    :class:`compcomp.language.whole.WholeModel` to the states of its layers, and what the encoding says of one layer
+    is said of each of them, or of a matrix that stands for several (its docstring says which)."""
 
     def steps(self) -> tuple[Step, ...]:
         """The technique as selections and shared-context maps; empty when it is neither."""
@@ -92,6 +104,15 @@ class Technique:
     def needs_inputs(self) -> bool:
         """Whether it looks at the calibration inputs."""
         return any(getattr(step, "needs_inputs", False) for step in self.steps())
+
+    @property
+    def needs_magnitudes(self) -> bool:
+        """Whether it looks at the magnitudes of single inputs, which their Gram matrix does not tell."""
+        return False
+
+    def rational(self, layer: LayerState, numbers: Items[int]) -> LayerState:
+        """An exact layer like this one for which roots it takes are rational, for tests. ``numbers``: in, all > 0."""
+        return layer
 
     @property
     def unit(self) -> int:
@@ -118,6 +139,15 @@ class Technique:
             return False
         return True
 
+    def feasible(self, before: LayerState, after: LayerState) -> Term | None:
+        """Whether ``after`` is among the states that the encoding allows from ``before``, of all that it leaves free.
+
+        None where the kernel gives what the encoding gives with the first of every free choice. A technique whose
+        kernel chooses otherwise, by training for example, answers for every field of the state that it may set; the
+        conformance test asks it of the kernel's result, as floats.
+        """
+        return None
+
     def kernel(self) -> Kernel:
         """The torch kernel: ``kernel(technique, layer)`` with tensors in the layer's fields."""
         if type(self) not in self.kernels:
@@ -135,12 +165,20 @@ class Technique:
 
         return representatives(cls)[0]
 
+    def kernel_model(self) -> Callable[[Any, Any], Mapping[str, LayerState]]:
+        """The torch kernel of a technique that acts on a whole model."""
+        if not self.whole_model or type(self) not in self.kernels:
+            raise InputError(type(self).__name__, "a registered technique for whole models", "Technique.kernel_model")
+        found: Callable[[Any, Any], Mapping[str, LayerState]]
+        found = importlib.import_module(self.kernels[type(self)]).kernel_model
+        return found
+
     def __str__(self) -> str:
         shown = []
         for f in fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
             if f.init and value != f.default:
-                shown.append(f"{f.name}={value if isinstance(value, Fraction) else repr(value)}")
+                shown.append(f"{f.name}={_shown(value)}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __rshift__(self, other: Technique | Sequence) -> Sequence:
@@ -166,6 +204,28 @@ class Technique:
         if found is None:
             raise InputError(f"technique {name!r}", ", ".join(sorted({*known, *installed_names()})), "sequence")
         return found
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(_shown, value)) + ("," if len(value) == 1 else "") + ")"
+    return str(value) if isinstance(value, Fraction) else repr(value)
+
+
+def run(technique: Technique, layer: LayerState) -> LayerState:
+    """The layer after the technique, on terms. Every use of an encoding on a state goes through here.
+
+    The technique is shown the layer in the coordinates of its weight (:meth:`LayerState.working`); what it makes of
+    that is put back behind the transform that was there.
+    """
+    view = layer.working()
+    return layer.taken_back(view, technique.encode(view))
+
+
+def run_kernel(technique: Technique, layer: LayerState, kernel: Kernel | None = None) -> LayerState:
+    """The same with the torch kernel, or another in its place."""
+    view = layer.working()
+    return layer.taken_back(view, (kernel or technique.kernel())(technique, view))
 
 
 def registrations(techniques: Iterable[Technique]) -> list[list[str]] | None:
@@ -198,20 +258,20 @@ class Sequence:
     def encode(self, layer: LayerState) -> LayerState:
         """The layer after every technique in turn, on terms."""
         for technique in self.techniques:
-            layer = technique.encode(layer)
+            layer = run(technique, layer)
         return layer
 
     def trace(self, layer: LayerState) -> list[LayerState]:
         """The states from the given layer on, one more than there are techniques."""
         states = [layer]
         for technique in self.techniques:
-            states.append(technique.encode(states[-1]))
+            states.append(run(technique, states[-1]))
         return states
 
     def kernel(self, layer: LayerState) -> LayerState:
         """The layer after every technique's torch kernel in turn."""
         for technique in self.techniques:
-            layer = technique.kernel()(technique, layer)
+            layer = run_kernel(technique, layer)
         return layer
 
     def fits(self, shape: tuple[int, ...]) -> bool:
@@ -236,6 +296,11 @@ class Sequence:
     def changes_inputs(self) -> bool:
         """Whether some technique changes the layer's inputs."""
         return any(t.promises().changes_inputs for t in self.techniques)
+
+    @property
+    def changes_basis(self) -> bool:
+        """Whether some technique changes the basis of the layer's inputs."""
+        return any(t.promises().changes_basis for t in self.techniques)
 
     def __str__(self) -> str:
         return " >> ".join(map(str, self.techniques)) or "identity"

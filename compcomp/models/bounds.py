@@ -29,9 +29,11 @@ TOLERANCE = 1e-9
 def least_loss(layer: LayerState, loss: str, kept: Collection[str]) -> float:
     """A lower bound of the loss of this name after any techniques that keep these invariants; 0 where none is known.
 
+    None is known of a layer whose inputs have changed basis: mask and grid speak of other weights than its losses.
+
     ``kept``: out of "mask", "grid", "factors". In float64, and lowered by what rounding may have added.
     """
-    if "factors" not in kept:
+    if "factors" not in kept or layer.format.transform is not None:
         return 0.0
     form, target = layer.format, _reference(layer) - _beside(layer)
     mask = form.mask if "mask" in kept and _fits(layer) else None

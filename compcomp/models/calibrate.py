@@ -59,7 +59,7 @@ def calibrate(model: nn.Module, layers: Iterable[Layer], batches: Any) -> dict[s
         for batch in iterate(batches):
             empty = False
             batch = move(batch, device)
-            mask = _token_mask(batch)
+            mask = token_mask(batch)
             run(model, batch)
             grams.end_batch()
     if empty:
@@ -87,7 +87,7 @@ def run(model: nn.Module, batch: Any) -> Any:
     raise InputError(f"a batch that is a {type(batch).__name__}", "a tensor, dict or tuple", "calibration")
 
 
-def _token_mask(batch: Any) -> Tensor | None:
+def token_mask(batch: Any) -> Tensor | None:
     """Truth values (batch x tokens), or None when nothing is padding."""
     mask = batch.get("attention_mask") if isinstance(batch, dict) else None
     if not isinstance(mask, Tensor) or mask.ndim != 2 or bool((mask != 0).all()):

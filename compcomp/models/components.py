@@ -18,7 +18,8 @@ def pack(layer: LayerState, dtype: torch.dtype) -> dict[str, Tensor]:
     ``levels``: whole numbers (out x in; int8, or int16 above 127 levels a side; uint8 or int32 with offsets) with
     ``scales``, one a group in row-major order, and ``offsets``, one a scale, where the grid has them. Without a
     grid, ``values`` in the model's ``dtype``: out x in, or only the kept ones, in row-major order, under a mask.
-    ``mask``: bool, out x in. ``left`` (out x r), ``right`` (r x in): factors beside the weight. ``weight_left``,
+    ``mask``: bool, out x in. ``left`` (out x r), ``right`` (r x in): factors beside the weight; of one on a grid
+    ``left_levels`` and ``left_scales``, or ``right_levels`` and ``right_scales``. ``weight_left``,
     ``weight_right``: the weight itself, when its rank makes these smaller.
     """
     form = layer.format
@@ -38,19 +39,15 @@ def pack(layer: LayerState, dtype: torch.dtype) -> dict[str, Tensor]:
     else:
         parts["values"] = weight.to(dtype)
     if form.factors is not None:
-        parts["left"], parts["right"] = _tensor(form.factors.left), _tensor(form.factors.right)
+        parts |= _factor("left", form.factors.left, form.factors.left_grid)
+        parts |= _factor("right", form.factors.right, form.factors.right_grid)
     return {name: part.clone(memory_format=torch.contiguous_format) for name, part in parts.items()}
 
 
 def unpack(parts: Mapping[str, Tensor]) -> Tensor:
     """The weight (out x in, float64) that the layer computes with, from what :func:`pack` gave."""
     if "levels" in parts:
-        levels, scales = parts["levels"], parts["scales"].reshape(-1, 1)
-        if "offsets" in parts:  # in the dtype of the scales, in which zero is exact
-            groups = levels.to(scales.dtype).reshape(len(scales), -1) * scales + parts["offsets"].reshape(-1, 1)
-        else:
-            groups = levels.double().reshape(len(scales), -1) * scales.double()
-        weight = groups.reshape(levels.shape).double()
+        weight = _from_levels(parts)
         if "offsets" in parts and "mask" in parts:
             weight = weight.masked_fill(~parts["mask"], 0)
     elif "weight_left" in parts:
@@ -61,7 +58,32 @@ def unpack(parts: Mapping[str, Tensor]) -> Tensor:
             kept = weight
             weight = torch.zeros(parts["mask"].shape, dtype=torch.float64)
             weight[parts["mask"]] = kept
-    return weight + parts["left"].double() @ parts["right"].double() if "left" in parts else weight
+    if not any(name.startswith("left") for name in parts):
+        return weight
+    return weight + _unpacked("left", parts) @ _unpacked("right", parts)
+
+
+def _factor(name: str, factor: Any, grid: Grid | None) -> dict[str, Tensor]:
+    """A factor as it is, or its levels and scales where it lies on a grid."""
+    on_grid = {} if grid is None else _levels(_tensor(factor), grid, None)
+    return {f"{name}_{part}": tensor for part, tensor in on_grid.items()} or {name: _tensor(factor)}
+
+
+def _unpacked(name: str, parts: Mapping[str, Tensor]) -> Tensor:
+    """The factor of this name, in float64."""
+    if name in parts:
+        return parts[name].double()
+    of_factor = {part.removeprefix(f"{name}_"): tensor for part, tensor in parts.items()}
+    return _from_levels(of_factor)
+
+
+def _from_levels(parts: Mapping[str, Tensor]) -> Tensor:
+    levels, scales = parts["levels"], parts["scales"].reshape(-1, 1)
+    if "offsets" in parts:  # in the dtype of the scales, in which zero is exact
+        groups = levels.to(scales.dtype).reshape(len(scales), -1) * scales + parts["offsets"].reshape(-1, 1)
+    else:
+        groups = levels.double().reshape(len(scales), -1) * scales.double()
+    return groups.reshape(levels.shape).double()
 
 
 def _levels(weight: Tensor, grid: Grid, mask: Tensor | None) -> dict[str, Tensor]:

@@ -77,7 +77,7 @@ def coverage(claims: Sequence[Claim], name: str, layer: LayerState) -> list[Cove
     """Of each claim, its coverage on the dense layer of this name; sequences that claims share are run once."""
     runs: dict[str, FollowedRun] = {}
     for claim in claims:
-        if claim.changes_inputs:
+        if claim.changes_inputs or claim.changes_basis:
             raise InputError(str(claim), "a claim about techniques that act on weights", "coverage")
         for sequence in claim.sequences:
             if str(sequence) not in runs:
@@ -92,7 +92,7 @@ def units(claim: Claim) -> Partition:
     a technique that is not a single selection or map, has the whole layer as its unit.
     """
     steps = [technique.steps() for sequence in claim.sequences for technique in sequence]
-    partitions = [step.partition for own in steps for step in own]
+    partitions = [step.sees for own in steps for step in own]
     local = all(condition.local for condition in claim.given) and all(len(own) == 1 for own in steps)
     if not local or any(partition.kind == "tensor" for partition in partitions):
         return Partition.tensor()

@@ -150,6 +150,8 @@ def _about(layers: Mapping[str, Layer], state: Mapping[str, LayerState], extra: 
             "scales": form.grid and form.grid.scales,
             "offsets": form.grid and (0 if form.grid.offset is None else form.grid.scales),
             "factor_rank": form.factors and form.factors.rank,
+            "factor_levels": form.factors
+            and [grid and grid.levels for grid in (form.factors.left_grid, form.factors.right_grid)],
             "rank": form.rank,
             "pattern": [f"{n}:{m}" for n, m in form.pattern or ()],
         }

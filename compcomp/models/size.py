@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fractions import Fraction
 
-from compcomp.language.layer import Format, Grid
+from compcomp.language.layer import Factors, Format, Grid
 
 DENSE = 16
 """Bits of a dense weight, of a scale, and of an entry of a factor."""
@@ -34,7 +34,7 @@ def group_bits(grid: Grid | None) -> int:
 
 
 def layer_bits(form: Format, shape: tuple[int, int]) -> int:
-    """Bits of a layer of this shape (out, in): its values, and 16 for each scale and each factor entry.
+    """Bits of a layer of this shape (out, in): its values, scales of 16 bits, and its factors.
 
     With a mask, the kept values and one bit a weight for the mask itself: nothing in a mask says that it is
     N:M, which would take less. A mask that costs more than the zeros it saves is not stored, unless zero is no
@@ -51,8 +51,18 @@ def layer_bits(form: Format, shape: tuple[int, int]) -> int:
     elif stored_as_factors(form, shape):
         values = DENSE * sum(shape) * (form.rank or 0)
     scales = 0 if form.grid is None else group_bits(form.grid) * form.grid.scales
-    beside = 0 if form.factors is None else DENSE * sum(shape) * form.factors.rank
-    return values + scales + beside
+    return values + scales + factor_bits(form.factors, shape)
+
+
+def factor_bits(factors: Factors | None, shape: tuple[int, int]) -> int:
+    """Bits of a low-rank term beside a weight of this shape (out, in), with the scales of factors on a grid."""
+    if factors is None:
+        return 0
+    grids = zip(shape, (factors.left_grid, factors.right_grid), strict=True)
+    return sum(
+        side * factors.rank * value_bits(grid) + group_bits(grid) * (0 if grid is None else grid.scales)
+        for side, grid in grids
+    )
 
 
 def stored_as_factors(form: Format, shape: tuple[int, int]) -> bool:

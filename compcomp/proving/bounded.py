@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import z3
 
+from compcomp.errors import NotExactError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.layer import LayerState
 from compcomp.language.partition import Partition
@@ -20,8 +21,8 @@ from compcomp.language.technique import Sequence
 from compcomp.language.verdict import Query
 from compcomp.proving.meaning import establishes, fails
 from compcomp.proving.proof import EXACT, Proof
+from compcomp.proving.rules.basis import simplified
 from compcomp.proving.rules.facts import unit_norms
-from compcomp.proving.rules.inputs import weights_alone
 from compcomp.proving.session import Session
 from compcomp.proving.solver import Answer, Solver
 from compcomp.terms import Array, Choices, SymbolicChoices, Term, each
@@ -45,7 +46,7 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
     """Try to prove the claim at the scope's shape. Anything but a clear proof comes back with its cause."""
     if scope.shape is None:
         return Outcome(None, "no rule decides this claim for any shape")
-    (claim, contracts), needs_inputs = weights_alone(claim), claim.needs_inputs
+    (claim, contracts), needs_inputs = simplified(claim), claim.needs_inputs
     if claim.changes_inputs:  # a formula has so many tokens, and they stand for any number only through a Gram matrix
         return Outcome(None, "a technique changes the inputs, and a formula would speak of one number of tokens only")
     session = Session(solver, time.monotonic() + seconds)
@@ -55,7 +56,10 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
     if scope.kind == "block" and claim.loss is not None and claim.part is None:
         return Outcome(None, f"{claim.loss.name} does not add over blocks of columns, and no rule decides the claim")
     for plan in _plans(claim, shape, session):
-        outcome = _attempt(claim, shape, plan, session)
+        try:
+            outcome = _attempt(claim, shape, plan, session)
+        except NotExactError as error:
+            return Outcome(None, f"there is no formula of this claim: {error}", tuple(session.queries))
         if outcome.proof is not None:
             notes = (*assumptions, *outcome.proof.assumptions, *contracts)
             return replace(outcome, proof=replace(outcome.proof, reach=reach, assumptions=notes))
@@ -77,7 +81,10 @@ def satisfiable(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> s
     runs = []
     for name, sequence in zip("abc", claim.sequences, strict=False):
         choices = SymbolicChoices(name)
-        runs.append(sequence.trace(LayerState.dense(weight, inputs, gram, choices)))
+        try:
+            runs.append(sequence.trace(LayerState.dense(weight, inputs, gram, choices)))
+        except NotExactError:
+            return "unknown"
         known += choices.premises
     known += [_as_z3(condition.holds(claim, runs)) for condition in claim.given]
     return session.ask("conditions", known, "sat").answer
@@ -109,7 +116,9 @@ def satisfiable(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> s
 # f(w, t h) <= f(w', t h') iff f(w, h) <= f(w', h'), and l(r, v, t h) is t l(r, v, h) or l(r, v, h), then scaling
 # the inputs changes no selection, and no sign of a difference of losses: it suffices to look at h = 1.
 #
-# A step of another kind than these (a RangeMap is neither even nor odd) leaves all but blocks out.
+# A step of another kind than these (a RangeMap is neither even nor odd, a score of the whole layer may be anything)
+# leaves all but blocks out; a selection by such a score leaves blocks out too, as it acts inside no group. Of
+# sequences with a technique that is no step, as those that change the basis of the inputs, nothing is reduced.
 # Each "if" is asked as a query of its own, at the group sizes that occur; one that is not answered "unsat"
 # leaves its reduction out. Conditions of the claim that are local carry over by the same "if"s: they speak of
 # the order of scores, of equality of contexts and of inputs; with others (a box) nothing is reduced.
@@ -137,8 +146,13 @@ def _steps(claim: Claim) -> list[Step]:
     return [step for sequence in claim.sequences for t in sequence for step in t.steps()]
 
 
+def _by_layer(claim: Claim) -> bool:
+    """Whether some selection scores weights by the whole layer."""
+    return any(isinstance(step, Selection) and step.of_layer is not None for step in _steps(claim))
+
+
 def _only_steps(claim: Claim) -> bool:
-    return all(t.steps() for sequence in claim.sequences for t in sequence)
+    return not claim.changes_basis and all(t.steps() for sequence in claim.sequences for t in sequence)
 
 
 def _additive(claim: Claim) -> bool:
@@ -157,14 +171,14 @@ def _one_block(claim: Claim, scope: Scope) -> tuple[tuple[int, int], str, tuple[
     reach, notes = scope.describe(), tuple[str, ...]()
     if scope.kind == "block":
         block = Partition.blocks(scope.columns)
-        inside = _only_steps(claim) and all(step.partition.refines(block) for step in steps)
+        inside = _only_steps(claim) and all(step.sees.refines(block) for step in steps)
         if inside:
             reach = f"block of {scope.columns}: every matrix made of such blocks"
         else:
             notes = ("every technique acts inside the block: a selection or scale over the tensor means the block",)
     if _only_steps(claim) and _additive(claim) and steps:
         for whole in (Partition.rows(), _common_block(steps)):
-            if whole is not None and all(step.partition.refines(whole) for step in steps):
+            if whole is not None and all(step.sees.refines(whole) for step in steps):
                 shape = (1, whole.group_size(shape))
     if shape != scope.shape:
         notes = (
@@ -179,7 +193,7 @@ def _local(claim: Claim) -> bool:
 
 
 def _common_block(steps: list[Step]) -> Partition | None:
-    sizes = [step.partition.size for step in steps]
+    sizes = [step.sees.size for step in steps]
     if any(size is None for size in sizes):
         return None
     largest = max(size for size in sizes if size is not None)
@@ -188,7 +202,7 @@ def _common_block(steps: list[Step]) -> Partition | None:
 
 def _plans(claim: Claim, shape: tuple[int, int], session: Session) -> list[Plan]:
     """Sets of reductions to try, the strongest first, each justified by its own queries."""
-    reducible = all(isinstance(step, Selection | GridMap) for step in _steps(claim))
+    reducible = all(isinstance(step, Selection | GridMap) for step in _steps(claim)) and not _by_layer(claim)
     if not reducible or not _only_steps(claim) or not _additive(claim) or not _local(claim):
         return [Plan()]
     signs, scale, order = (check(claim, shape, session) for check in (_signs_hold, _scale_holds, _order_holds))
@@ -333,11 +347,12 @@ def _inputs(claim: Claim, shape: tuple[int, int], session: Session) -> tuple[Arr
     if not claim.needs_inputs:
         return None, None, []
     columns = shape[1]
-    if (_only_steps(claim) and _additive(claim)) or claim.assumes("diagonal Gram"):
+    norms_alone = _only_steps(claim) and _additive(claim) and not _by_layer(claim)
+    if norms_alone or claim.assumes("diagonal Gram"):
         gram = np.array([[z3.RealVal(0)] * columns for _ in range(columns)], dtype=object)
         norms = [z3.Real(f"h_{j}") for j in range(columns)]
         if claim.assumes("equal norms"):
-            simple = _only_steps(claim) and _additive(claim) and unit_norms(_selections(claim), claim.part, session)
+            simple = norms_alone and unit_norms(_selections(claim), claim.part, session)
             norms = [z3.RealVal(1) if simple else norms[0]] * columns
         for j in range(columns):
             gram[j, j] = norms[j]

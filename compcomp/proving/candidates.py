@@ -38,7 +38,12 @@ class Candidates:
 def looks_at_gram(claim: Claim) -> bool:
     """Whether a technique or condition of the claim needs more of the inputs than the norms of the features."""
     techniques = (t for s in claim.sequences for t in s)
-    looking = (t.needs_inputs and not t.steps() and not t.promises().changes_inputs for t in techniques)
+    looking = (
+        t.needs_inputs
+        and not t.promises().changes_inputs
+        and (not t.steps() or any(getattr(step, "of_layer", None) for step in t.steps()))
+        for t in techniques
+    )
     return any(c.needs_inputs for c in claim.given) or any(looking)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from compcomp.language.algebra import rank_exceeds
+from compcomp.language.basis import unlike
 from compcomp.language.claim import Claim
 from compcomp.language.layer import Cut, LayerState
 from compcomp.language.partition import Partition
@@ -81,6 +82,8 @@ def differences(left: LayerState, right: LayerState, tolerance: float = 0) -> li
     elif grids[0] is not grids[1]:
         found.append(True)
     found.append(left.format.pattern != right.format.pattern)
+    pairs = unlike(left.format.transform, right.format.transform, left.weight.shape[1])
+    found += [_apart(a, b, tolerance) for a, b in pairs]
     found += _cuts_differ(left.format.cut, right.format.cut)
     if left.reference_inputs is not None or right.reference_inputs is not None:
         assert left.inputs is not None and right.inputs is not None

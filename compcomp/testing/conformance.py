@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from compcomp.errors import InputError
 from compcomp.language.algebra import NotExactError, batch_size, rank_exceeds, stack
+from compcomp.language.basis import unlike
 from compcomp.language.layer import INVARIANTS, Cut, Factors, Format, Grid, LayerState
 from compcomp.language.loss import LOSSES
+from compcomp.language.steps import Selection, Step
 from compcomp.language.technique import Kernel, Technique
 from compcomp.terms import Array, Batch, BatchChoices, Choices, RandomChoices, Term, each
 from compcomp.testing.strategies import Shape, conventions, integers, layers, scaled
@@ -60,17 +62,19 @@ def check_encoding(
     On exact layers drawn by Hypothesis, the encoding on Fractions is compared with the torch kernel in
     float64 on ``device`` and with the encoding on batches: weight, mask, grid, low-rank product, rank, inputs and
     every loss. Away from ties and midpoints they must agree. At a tie they must agree too where the
-    technique is a single step, or acts on inputs, and floats meet the tie exactly. Every declared promise must
-    hold on the Fractions, for every choice tried.
+    technique is a single step, selects only, or acts on inputs, and floats meet the tie exactly (scores of the whole
+    layer are sums and quotients that floats round). Of a technique that says what is ``feasible``, that is asked of
+    what its kernel gives instead. Every declared promise must hold on the Fractions, for every choice tried.
 
     technique: one, or a class, of which every technique that :func:`conventions` gives is checked, registered or not.
-    shapes: (out, in) pairs; those that the technique does not fit are left out. max_examples: layers to
-    draw, always the same ones. kernel: in place of the registered one. minimise: look for a simpler layer
-    before failing, which takes a while. Raises InputError when no shape fits.
+    shapes: (out, in) pairs, by default also those that the technique brings; those that it does not fit are left out.
+    max_examples: layers to draw, always the same ones. kernel: in place of the registered one. minimise: look for a
+    simpler layer before failing, which takes a while. Raises InputError when no shape fits.
     """
     if isinstance(technique, type):
         return _check_class(technique, shapes, max_examples, device, kernel, minimise)
     run = kernel or technique.kernel()
+    shapes = (*shapes, *technique.tried_shapes) if shapes is SHAPES else shapes
     fitting = [shape for shape in shapes if technique.fits(shape)]
     if not fitting:
         raise InputError(", ".join(f"{m}x{n}" for m, n in shapes), "a shape that fits", f"{technique}")
@@ -89,9 +93,14 @@ def check_encoding(
     def examine(data: st.DataObject) -> None:
         shape = data.draw(st.sampled_from(fitting))
         inputs = technique.needs_inputs or data.draw(st.booleans())
-        layer = data.draw(layers(shape, inputs, gram_only=not technique.promises().changes_inputs))
+        whole = technique.promises().changes_inputs or technique.needs_magnitudes
+        layer = data.draw(layers(shape, inputs, gram_only=not whole))
         if layer.format.mask is not None and data.draw(st.booleans()):
             layer = _unmasked(layer, data.draw(integers(shape, 3)))
+        if type(technique).rational is not Technique.rational:
+            layer = technique.rational(
+                layer, data.draw(st.lists(st.integers(1, 3), min_size=shape[1], max_size=shape[1]))
+            )
         seed = data.draw(st.integers(0, 2**16))
         factor = data.draw(st.sampled_from((Fraction(3), Fraction(1, 2), Fraction(2, 7))))
         try:
@@ -109,7 +118,7 @@ def check_encoding(
 
 def _check_class(kind: type[Technique], shapes: Sequence[Shape], *rest: Any) -> Coverage:
     """Every convention of the class that fits some shape."""
-    found = [technique for technique in conventions(kind) if any(technique.fits(shape) for shape in shapes)]
+    found = [technique for technique in conventions(kind) if any(map(technique.fits, (*shapes, *kind.tried_shapes)))]
     if not found:
         raise InputError(
             f"{kind.__name__}.tried", "parameters that the class allows and some shape fits", "check_encoding"
@@ -134,6 +143,8 @@ def _fail(technique: Technique, what: str, layer: LayerState, *results: tuple[st
         shown += [("grid offset", layer.format.grid.offset)]
     if layer.format.factors is not None:
         shown += [("left", layer.format.factors.left), ("right", layer.format.factors.right)]
+    if layer.format.transform is not None:
+        shown += [("transform", layer.format.transform.matrix(layer.weight.shape[1]))]
     if layer.format.cut is not None:
         shown += [("kept rows", layer.format.cut.rows[None]), ("kept columns", layer.format.cut.columns[None])]
     lines += [f"  {name} = {_text(value)}" for name, value in shown if value is not None]
@@ -155,11 +166,15 @@ def _compare(
     device: str,
     coverage: Coverage,
 ) -> None:
+    if technique.feasible(layer, result) is not None:
+        _check_feasible(technique, kernel, layer, result, device)
+        coverage.clear += 1
+        return
     opposite = scaled(layer, Fraction(-1))
     other = technique.encode(opposite)
     clear = result.choices.margin > MARGIN
-    one_step = len(technique.steps()) == 1
-    meets_ties = result.choices.margin == 0 and (one_step or technique.promises().changes_inputs)
+    exact_ties = _meets_ties(technique.steps())
+    meets_ties = result.choices.margin == 0 and (exact_ties or technique.promises().changes_inputs)
     if clear or meets_ties:
         before = _tensors(layer, device)
         after = kernel(technique, before)
@@ -169,10 +184,34 @@ def _compare(
         coverage.at_ties += not clear
     else:
         coverage.skipped += 1
-    if (clear and other.choices.margin > MARGIN) or (meets_ties and one_step and _float_exact(result, other)):
+    if (clear and other.choices.margin > MARGIN) or (meets_ties and exact_ties and _float_exact(result, other)):
         both = technique.encode(_batches([layer, opposite]))
         for index, (start, single) in enumerate([(layer, result), (opposite, other)]):
             _check_same(technique, "encoding on batches", start, single, _unbatched(both, index))
+
+
+def _check_feasible(technique: Technique, kernel: Kernel, layer: LayerState, result: LayerState, device: str) -> None:
+    """Kernel and encoding give states that are feasible; the kernel always the same one, of its inputs as they were."""
+    before = _tensors(layer, device)
+    start, found = _floats(before), [_floats(kernel(technique, before)) for _ in range(2)]
+    _check_untouched(technique, layer, before)
+    batch = _unbatched(technique.encode(_batches([layer, layer])), 0)
+    named = (("torch kernel", start, found[0]), ("encoding", layer, result), ("encoding on batches", start, batch))
+    for name, one, other in named:
+        if not technique.feasible(one, other):
+            raise _fail(technique, f"what the {name} gives is not feasible", layer, (name, _text(other.weight)))
+        if not _same_inputs(one, other) or not np.array_equal(one.reference, other.reference):
+            raise _fail(technique, f"the {name} changes the inputs or the reference", layer)
+    if not _equal(*found):
+        shown = [(f"run {k}", _text(state.weight)) for k, state in enumerate(found)]
+        raise _fail(technique, "two runs of the torch kernel differ", layer, *shown)
+
+
+def _meets_ties(steps: Sequence[Step]) -> bool:
+    """Whether floats meet the ties and midpoints of these steps exactly: no step comes after rounded values."""
+    selections = [step for step in steps if isinstance(step, Selection)]
+    exact = all(step.of_layer is None for step in selections)
+    return exact and (len(steps) == 1 or (bool(steps) and len(steps) == len(selections)))
 
 
 def _float_exact(*states: LayerState) -> bool:
@@ -202,6 +241,14 @@ def _check_same(technique: Technique, what: str, layer: LayerState, expected: La
         if one != other:
             raise _fail(technique, f"the {name} of the {what} differs", layer, ("encoding", one), (what, other))
 
+    def same_grid(name: str, one: Grid, other: Grid) -> None:
+        reach = size + _largest(one.step)  # that of a factor need not be of the weight's size
+        same(f"{name} step", one.step, other.step, reach)
+        same(f"{name} offset", one.offset, other.offset, reach)
+        alike(f"zero on the {name}", one.zero, other.zero)
+        alike(f"{name} levels", one.levels, other.levels)
+        alike(f"number of {name} scales", one.scales, other.scales)
+
     same("weight", expected.weight, found.weight)
     same("effective weight", expected.effective(), found.effective())
     same("inputs", expected.inputs, found.inputs, reach)
@@ -213,18 +260,25 @@ def _check_same(technique: Technique, what: str, layer: LayerState, expected: La
     if left.mask is not None and right.mask is not None:
         alike("mask", left.mask.astype(bool).tolist(), right.mask.astype(bool).tolist())
     alike("pattern", left.pattern, right.pattern)
+    alike("presence of a transform", left.transform is None, right.transform is None)
+    if left.transform is not None and right.transform is not None:
+        sides = [
+            form.transform.matrix(expected.weight.shape[1]) for form in (left, right) if form.transform is not None
+        ]
+        same("transform", sides[0], sides[1], _largest(sides[0]))
     alike("presence of a cut", left.cut is None, right.cut is None)
     if left.cut is not None and right.cut is not None:
         alike("rows of the cut", left.cut.rows.astype(bool).tolist(), right.cut.rows.astype(bool).tolist())
         alike("columns of the cut", left.cut.columns.astype(bool).tolist(), right.cut.columns.astype(bool).tolist())
     alike("presence of a grid", left.grid is None, right.grid is None)
     if left.grid is not None and right.grid is not None:
-        same("grid step", left.grid.step, right.grid.step)
-        same("grid offset", left.grid.offset, right.grid.offset)
-        alike("zero on the grid", left.grid.zero, right.grid.zero)
-        alike("grid levels", left.grid.levels, right.grid.levels)
-        alike("number of scales", left.grid.scales, right.grid.scales)
+        same_grid("grid", left.grid, right.grid)
     alike("rank of the factors", left.factors and left.factors.rank, right.factors and right.factors.rank)
+    for side in ("left_grid", "right_grid"):
+        one, other = (getattr(form.factors, side, None) for form in (left, right))
+        alike(f"presence of a {side.replace('_', ' ')}", one is None, other is None)
+        if one is not None and other is not None:
+            same_grid(side.replace("_", " "), one, other)
     for loss in LOSSES.values():
         if loss.needs_inputs and layer.gram is None:
             continue
@@ -281,7 +335,8 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
         for invariant in (*INVARIANTS, "factors"):
             if invariant in promised.keeps and not _kept(invariant, layer, result):
                 raise broken(f"keeps={{{invariant!r}}}", after)
-        if (_on_grid(layer) and not _on_grid(result)) or not _within_rank(result) or not _set_up(layer, result):
+        fits = _within_rank(result) and _set_up(layer, result) and _factors_fit(result)
+        if not fits or (_on_grid(layer) and not _on_grid(result)):
             raise _fail(technique, "the weight does not fit the format it sets", layer, after)
         for name in promised.never_increases:
             if LOSSES[name].needs_inputs and layer.gram is None:
@@ -292,6 +347,7 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
             if losses[1] > losses[0]:
                 raise broken(f"never_increases={{{name!r}}}", ("before and after", losses), after)
         _check_inputs(technique, layer, result, make)
+        _check_basis(technique, layer, result)
         at_reference = replace(layer, reference=layer.effective(), reference_inputs=None, choices=make())
         rested = technique.encode(at_reference)
         if promised.rests and not _equal(at_reference, rested):
@@ -304,8 +360,10 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
             raise broken(f"trivial_side={promised.trivial_side}", ("effective weight after", _text(rested.effective())))
         if promised.leaves_weight and not _weight_left(layer, result):
             raise broken("leaves_weight=True", after)
+        if not promised.homogeneous:
+            continue
         larger = technique.encode(replace(scaled(layer, factor), choices=make()))
-        if promised.homogeneous and not _equal(scaled(result, factor), larger):
+        if not _equal(scaled(result, factor), larger):
             raise broken("homogeneous=True", (f"weight after, times {factor}", _text(larger.weight)), after)
     _check_steps(technique, layer, results[0])
 
@@ -347,6 +405,18 @@ def _check_inputs(technique: Technique, before: LayerState, after: LayerState, m
             raise _fail(technique, "it looks at the inputs, and does not say that it needs them", before)
 
 
+def _check_basis(technique: Technique, before: LayerState, after: LayerState) -> None:
+    """The technique does nothing but change the basis of the inputs, or leaves it alone."""
+    promised, known = technique.promises().changes_basis, before.format.transform
+    if promised:
+        told = np.array_equal(after.effective(), before.effective())
+        told = told and np.array_equal(after.reference, before.reference)
+    else:
+        told = after.format.transform is known
+    if not told:
+        raise _fail(technique, f"its promise changes_basis={promised} is false", before, ("weight after", after.weight))
+
+
 def _same_inputs(one: LayerState, other: LayerState) -> bool:
     """The same inputs, Gram matrix and dense inputs, exactly."""
     pairs = [(getattr(one, name), getattr(other, name)) for name in ("inputs", "gram", "reference_inputs")]
@@ -363,6 +433,8 @@ def _equal(one: LayerState, other: LayerState) -> bool:
     ):
         return False
     if left.pattern != right.pattern:
+        return False
+    if any(a != b for a, b in unlike(left.transform, right.transform, one.weight.shape[1])):
         return False
     pairs = [(one.weight, other.weight), (one.effective(), other.effective()), (left.mask, right.mask)]
     pairs.append((one.inputs, other.inputs))
@@ -402,6 +474,9 @@ def _kept(invariant: str, before: LayerState, after: LayerState) -> bool:
         return not _fits_mask(before.weight, old.mask) or _fits_mask(after.weight, old.mask)
     if invariant == "grid":
         assert old.grid is not None and new.grid is not None
+        if new.transform is not old.transform:  # the grid has changed along with the basis
+            kinds = ((g.levels, g.zero, g.offset is None) for g in (old.grid, new.grid))
+            return len(set(kinds)) == 1 and (_on_grid(after) or not _on_grid(before))
         return _same_grid(old.grid, new.grid) and _on_grid(after)
     if invariant == "n:m":
         known = {m: n for n, m in new.pattern or ()}
@@ -461,19 +536,30 @@ def _restored(before: LayerState, after: LayerState) -> bool:
 
 def _on_grid(layer: LayerState) -> bool:
     """Every weight is a value of the grid; of one without zero, those that the mask keeps."""
-    grid, mask = layer.format.grid, layer.format.mask
+    return _fits_grid(layer.weight, layer.format.grid, layer.format.mask)
+
+
+def _factors_fit(layer: LayerState) -> bool:
+    """Every entry of a factor is a value of the factor's grid, if it has one."""
+    factors = layer.format.factors
+    if factors is None:
+        return True
+    return _fits_grid(factors.left, factors.left_grid, None) and _fits_grid(factors.right, factors.right_grid, None)
+
+
+def _fits_grid(weight: Array, grid: Grid | None, mask: Array | None) -> bool:
     if grid is None:
         return True
-    offset = layer.weight * 0 if grid.offset is None else grid.offset
+    offset = weight * 0 if grid.offset is None else grid.offset
     lowest = -grid.levels if grid.offset is None else 0
 
     def fits(weight: Term, step: Term, least: Term) -> bool:
         level = Fraction(weight - least) / step if step else Fraction(weight - least)
         return level.denominator == 1 and (lowest <= level <= grid.levels if step else level == 0)
 
-    fitting = each(fits, layer.weight, grid.step, offset).astype(bool)
+    fitting = each(fits, weight, grid.step, offset).astype(bool)
     if mask is not None and not grid.zero:
-        fitting |= ~mask.astype(bool) & (layer.weight == 0)
+        fitting |= ~mask.astype(bool) & (weight == 0)
     return bool(fitting.all())
 
 
@@ -510,7 +596,12 @@ def _map(function: Callable[..., Any], *states: LayerState) -> LayerState:
         return None if arrays[0] is None else function(*arrays)
 
     form = first.format
-    grids, factors = [s.format.grid for s in states], [s.format.factors for s in states]
+
+    def mapped_grid(*grids: Grid | None) -> Grid | None:
+        steps, offsets = [g.step for g in grids if g], [g.offset for g in grids if g]
+        return grids[0] and replace(grids[0], step=mapped(*steps), offset=mapped(*offsets))
+
+    factors = [s.format.factors for s in states if s.format.factors]
     return replace(
         first,
         weight=mapped(*(s.weight for s in states)),
@@ -520,14 +611,14 @@ def _map(function: Callable[..., Any], *states: LayerState) -> LayerState:
         reference_inputs=mapped(*(s.reference_inputs for s in states)),
         format=Format(
             mask=mapped(*(s.format.mask for s in states)),
-            grid=form.grid
-            and replace(
-                form.grid,
-                step=mapped(*(g.step for g in grids if g)),
-                offset=mapped(*(g.offset for g in grids if g)),
-            ),
+            grid=mapped_grid(*(s.format.grid for s in states)),
             factors=form.factors
-            and Factors(mapped(*(f.left for f in factors if f)), mapped(*(f.right for f in factors if f))),
+            and Factors(
+                mapped(*(f.left for f in factors)),
+                mapped(*(f.right for f in factors)),
+                mapped_grid(*(f.left_grid for f in factors)),
+                mapped_grid(*(f.right_grid for f in factors)),
+            ),
             rank=form.rank,
             pattern=form.pattern,
             cut=form.cut
@@ -535,6 +626,8 @@ def _map(function: Callable[..., Any], *states: LayerState) -> LayerState:
                 mapped(*(s.format.cut.rows for s in states if s.format.cut)),
                 mapped(*(s.format.cut.columns for s in states if s.format.cut)),
             ),
+            transform=form.transform
+            and form.transform.map(function, *(s.format.transform for s in states[1:] if s.format.transform)),
         ),
     )
 
@@ -567,6 +660,9 @@ class _FirstChoices(BatchChoices):
 
     def flip(self) -> Term:
         return Batch(np.zeros(self.size, dtype=bool))
+
+    def number(self, usual: Term) -> Term:
+        return usual
 
 
 def _batches(states: Sequence[LayerState]) -> LayerState:

@@ -237,7 +237,10 @@ def _scaled(form: Format, factor: Fraction) -> Format:
         if offset is not None and factor < 0:  # the largest value becomes the least
             offset = offset + grid.levels * grid.step
         grid = replace(grid, step=grid.step * abs(factor), offset=None if offset is None else offset * factor)
-    factors = form.factors and Factors(form.factors.left * factor, form.factors.right)
+    factors = form.factors
+    if factors is not None:
+        left = _scaled(Format(grid=factors.left_grid), factor).grid
+        factors = replace(factors, left=factors.left * factor, left_grid=left)
     return replace(form, grid=grid, factors=factors)
 
 

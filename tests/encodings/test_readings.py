@@ -137,7 +137,11 @@ def test_any_in_z3_is_every_exact_choice_and_nothing_else(technique: Technique) 
 
 @pytest.mark.parametrize(
     "technique",
-    [LeastSquaresDistill(), TruncatedSVD(rank=1), TruncatedSVD(rank=1, residual=True), TruncatedSVD(rank=2)],
+    [
+        *(LeastSquaresDistill(), TruncatedSVD(rank=1), TruncatedSVD(rank=1, residual=True), TruncatedSVD(rank=2)),
+        TruncatedSVD(rank=1, metric="output"),
+        TruncatedSVD(rank=1, residual=True, metric="output"),
+    ],
     ids=str,
 )
 def test_the_exact_optimum_satisfies_its_contract(technique: Technique) -> None:

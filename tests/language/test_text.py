@@ -135,9 +135,11 @@ def test_the_registry_is_what_is_documented() -> None:
         "AbsMax",
         "AbsMaxInputs",
         "ApplyMask",
+        "Hadamard",
         "LeastSquaresDistill",
         "Magnitude",
         "MinMax",
+        "SmoothQuant",
         "TruncatedSVD",
         "Wanda",
     ]

@@ -49,6 +49,13 @@ assert AbsMax  # importing the registry makes the techniques known to parse_sequ
         ),
         ("TruncatedSVD(rank=2)", {"weight_left": (8, 2), "weight_right": (2, 16)}),
         ("TruncatedSVD(rank=7)", {"values": (8, 16)}),
+        (
+            "LPLR(rank=2, bits=4)",
+            {
+                **{"weight_left": (8, 0), "weight_right": (0, 16), "left_levels": (8, 2), "left_scales": (1,)},
+                **{"right_levels": (2, 16), "right_scales": (1,)},
+            },
+        ),
     ],
 )
 def test_parts_add_up_to_the_effective_weight(sequence: str, parts: dict[str, Any]) -> None:

@@ -156,7 +156,9 @@ def test_what_is_said_about_the_layers(tmp_path: Path) -> None:
         "scales": 16,
         "offsets": 0,
         "factor_rank": 1,
+        "factor_levels": [None, None],
         "rank": None,
+        "pattern": ["2:4"],
     }
 
 

@@ -29,6 +29,13 @@ def ranged(levels: int, scales: int, zero: bool) -> Grid:
     return Grid(torch.ones(SHAPE), levels, scales, offset=torch.zeros(SHAPE), zero=zero)  # type: ignore[arg-type]
 
 
+def quantized(left: int | None, right: int | None) -> Factors:
+    """Factors of rank 1 on grids of so many levels."""
+    factors = torch.zeros(4, 1), torch.zeros(1, 8)
+    grids = (None if k is None else Grid(f, k, 1) for f, k in zip(factors, (left, right), strict=True))  # type: ignore[arg-type]
+    return Factors(*factors, *grids)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("form", "bits"),
     [
@@ -43,6 +50,8 @@ def ranged(levels: int, scales: int, zero: bool) -> Grid:
         (Format(mask=HALF, grid=ranged(15, 1, zero=True)), 16 * 4 + 32 + 16 + 4),  # type: ignore[arg-type]
         (Format(mask=HALF, grid=ranged(15, 1, zero=False)), 32 * 4 + 32 + 16 + 16),  # type: ignore[arg-type]
         (Format(factors=Factors(np.zeros((4, 2)), np.zeros((2, 8)))), 32 * 16 + 2 * 12 * 16),
+        (Format(rank=0, factors=quantized(1, 7)), 4 * 2 + 16 + 8 * 4 + 16),
+        (Format(rank=0, factors=quantized(7, None)), 4 * 4 + 16 + 8 * 16),
         (Format(rank=1), 12 * 16),
         (Format(rank=2), 24 * 16),
         (Format(rank=3), 32 * 16),

@@ -28,3 +28,6 @@ RULES: tuple[Rule, ...] = (
     same_states,
     orthogonality,
 )
+
+ANY_BASIS: frozenset[Rule] = frozenset({from_every_state, same_state, last_step_improves, invariant_is_kept})
+"""The rules that may be used where techniques change the basis of the inputs, as argued in :mod:`.basis`."""

@@ -35,7 +35,8 @@ from compcomp.terms import Abs, If, Term
 #
 # Each of the three is asked as a formula about one or two weights. A selection gives each a truth value
 # "dropped"; if x is dropped and y of the same group is not, then score(x) <= score(y), whatever the selection's
-# size, and score(x) < score(y) where conditions rule ties out. A map gives each a fresh value, constrained by the
+# size, and score(x) < score(y) where conditions rule ties out. Of a selection by a score of the whole layer nothing is
+# said but how many weights it drops of each group. A map gives each a fresh value, constrained by the
 # facts that are proved of it (facts.py).
 #
 # Contexts. The context of a map is the largest measure in its group, so no weight's measure exceeds it. Two
@@ -327,11 +328,12 @@ class Problem:
         if self._used_again(step) and (strict or step.ties != "any") and self.lemmas.settled(step):
             label = f"settled{self._number(step)}"
         flags = {name: z3.Bool(f"dropped_{label}_{name}") for name in run.values}
-        scores = {name: step.score(Element(run.values[name], norms[name], weights[name])) for name in run.values}
-        for x in run.values:
-            for y in run.values:
+        known = run.values if step.of_layer is None else ()  # a score of the whole layer may be any number
+        score = {name: step.score(Element(run.values[name], norms[name], weights[name])) for name in known}
+        for x in score:
+            for y in score:
                 if x != y:
-                    order = scores[x] < scores[y] if strict else scores[x] <= scores[y]
+                    order = score[x] < score[y] if strict else score[x] <= score[y]
                     run.facts.append(z3.Implies(z3.And(flags[x], z3.Not(flags[y])), order))
         for name, flag in flags.items():
             run.values[name] = If(flag, z3.RealVal(0), run.values[name])

@@ -177,7 +177,10 @@ def settled(selection: Selection, session: Session) -> bool:
     """Whether its score does not depend on the current weight, only on the dense one and the norm of the input.
 
     Then every use of it in a claim finds the same scores, and drops the same weights unless ties are "any".
+    Nothing is known of scores of the whole layer, here and below.
     """
+    if selection.of_layer is not None:
+        return False
     v, w, h, r = z3.Reals("v w h r")
     goal = selection.score(Element(v, h, r)) == selection.score(Element(w, h, r))
     return session.holds("a score of the dense weight alone (selection)", [h >= 0], goal)
@@ -197,6 +200,8 @@ def keeps_largest(
     ``equal_norms``: the claim says that the norms of all inputs are equal and not 0. ``dense``: the selection finds
     the dense weights; otherwise those that it finds may be any, whatever the dense ones are.
     """
+    if selection.of_layer is not None:
+        return False
     key = ("keeps largest", selection.score, measure, equal_norms, dense)
     return session.once(key, lambda: _keeps_largest(selection, measure, session, equal_norms, dense))
 
@@ -223,6 +228,8 @@ def unit_norms(
     v, w, p, r, g, h, t = z3.Reals("v w p r g h t")
     premises = [t > 0, g >= 0, h >= 0]
     for selection in selections:
+        if selection.of_layer is not None:
+            return False
         before = selection.score(Element(w, h, p)) <= selection.score(Element(v, g, r))
         after = selection.score(Element(w, t * h, p)) <= selection.score(Element(v, t * g, r))
         if not session.holds("scores for scaled inputs", premises, before == after):
