@@ -38,7 +38,10 @@ Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or
 @app.command()
 def prove(
     claim: Annotated[
-        str, typer.Argument(help="'A dominates B', 'A equals B' or 'A keeps mask|grid|rank'; also '... given no_ties'.")
+        str,
+        typer.Argument(
+            help="'A dominates B', 'A equals B' or 'A keeps mask|n:m|grid|rank|shape'; also '... given no_ties'."
+        ),
     ],
     loss: Annotated[str, typer.Option(help="weight_l1, weight_l2, weight_l3, weight_l4 or output_l2.")] = "weight_l2",
     scope: Annotated[str, typer.Option(help="any, 2x4 (out x in) or block:32.")] = "any",
@@ -160,6 +163,29 @@ def keeps(
         _print_json(table.to_json())
     else:
         _console().print(terminal_view(table))
+
+
+@app.command()
+def catalogue(
+    out: Annotated[Path | None, typer.Option("--out", help="A Markdown file to write the catalogue to.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List every technique: what it does, its parameters, what it keeps and promises, and the bits it leaves."""
+    import compcomp.techniques  # noqa: F401
+    from compcomp import catalogue as pages
+
+    _load_installed()
+    with _waiting("reading the techniques"):
+        entries = pages.catalogue()
+    if out is not None:
+        try:
+            out.write_text(pages.markdown(entries), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{str(out)!r} ({error.strerror})", "a file to write to", "--out") from None
+    if as_json:
+        _print_json({"techniques": [entry.to_json() for entry in entries]})
+    elif out is None:
+        sys.stdout.write(pages.markdown(entries))
 
 
 @app.command()

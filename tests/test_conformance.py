@@ -228,7 +228,7 @@ class Boasting(TruncatedSVD):
 
 def test_a_promise_for_changed_inputs_is_checked_on_them() -> None:
     with pytest.raises(AssertionError, match=r"never_increases={'output_l2'} is false"):
-        check_encoding(Boasting(rank=1, residual=True), shapes=[(1, 2), (2, 2)], max_examples=300, minimise=False)
+        check_encoding(Boasting(rank=1, residual=True), shapes=[(1, 2)], max_examples=1500, minimise=False)
 
 
 # Kernels that are wrong

@@ -184,13 +184,17 @@ def _weight_and_format(draw: st.DrawFn, shape: Shape) -> tuple[Array, Format]:
         level = draw(integers(shape, grid.levels))
         weight = level * grid.step if grid.offset is None else abs(level) * grid.step + grid.offset
     if "mask" in kind:
-        row = st.lists(st.booleans(), min_size=shape[1], max_size=shape[1])
+        full = "cut" in kind and draw(st.booleans())
+        row = st.lists(st.just(True) if full else st.booleans(), min_size=shape[1], max_size=shape[1])
         mask = np.array(draw(st.lists(row, min_size=shape[0], max_size=shape[0])), dtype=object)
         if "cut" in kind:
-            cut = Cut(*(np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n)), dtype=object) for n in shape))
+            kept = st.sampled_from((True, True, False))
+            cut = Cut(*(np.array(draw(st.lists(kept, min_size=n, max_size=n)), dtype=object) for n in shape))
             for i, j in np.ndindex(*shape):
                 mask[i, j] = mask[i, j] and cut.rows[i] and cut.columns[j]
         elif draw(st.booleans()):
+            if shape[1] % 2 == 0 and draw(st.booleans()):  # one of each pair is dropped, by chance hardly a mask is so
+                mask[:, ::2] = np.logical_and(mask[:, ::2], ~mask[:, 1::2].astype(bool))
             pattern = _pattern_of(mask)
         weight = each(lambda keep, w: w if keep else Fraction(0), mask, weight)
     factors = None

@@ -272,3 +272,32 @@ def test_a_contract_is_named() -> None:
     verdict = prove(keeps(Opaque(HALF) >> Opaque(AbsMax(3), frozenset({"mask"})), "mask"), stages=("rule",))
     assert any("establishes the mask (its contract)" in text for text in verdict.assumptions)
     assert any("keeps the mask (its contract)" in text for text in verdict.assumptions)
+
+
+# What techniques with steps promise is proved
+
+
+def setters(invariant: str) -> list[Technique]:
+    """Techniques that set the invariant up, one of steps first."""
+    found = [technique for technique in ALL if invariant in sets_up(technique)]
+    return sorted(found, key=lambda technique: not technique.steps())
+
+
+STEPPED = [t for kind in Technique.kernels for t in conventions(kind) if t.steps()]
+
+
+@pytest.mark.parametrize("kind", dict.fromkeys(map(type, STEPPED)), ids=lambda kind: kind.__name__)
+def test_what_techniques_with_steps_promise_is_proved(kind: type[Technique]) -> None:
+    """Each declared keeps of a mask, pattern, shape or grid follows from the steps, in every convention."""
+    looked = 0
+    for technique in [t for t in STEPPED if type(t) is kind]:
+        for invariant in sorted(technique.promises().keeps & set(INVARIANTS)):
+            sources = [s for s in setters(invariant) if s.steps() or invariant == "shape"]
+            assert invariant != "rank", "no step keeps a rank"
+            for source in sources[:1]:
+                claim = keeps(source >> technique, invariant)
+                verdict = prove(claim, "any", timeout=30, stages=("rule",), second=None)
+                assert verdict.proved, verdict
+                assert not any(str(technique) in text for text in verdict.assumptions)
+                looked += 1
+    assert looked or not any(t.promises().keeps & set(INVARIANTS) for t in STEPPED if type(t) is kind)

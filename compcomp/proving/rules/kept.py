@@ -128,12 +128,13 @@ def _mask_kept(run: _Run) -> Contracts | None:
         contracts.append(_by_contract(source, "establishes the mask"))
     elif not run.zeros_stay(_after_selecting(source.steps())):
         return None
-    for technique in later:
+    for technique, before, after in run.after(len(run.techniques) - len(later)):
         if technique.steps():
             if not run.zeros_stay(technique.steps()):
                 return None
         elif "mask" in technique.promises().keeps:
-            contracts.append(_by_contract(technique, "keeps the mask"))
+            adds = after.mask is not before.mask
+            contracts.append(_by_contract(technique, "keeps the mask" + (", and what it adds" if adds else "")))
         else:
             return None
     return contracts
@@ -207,12 +208,13 @@ def _establishes(selection: Selection, n: int, m: int) -> bool:
 def _shape_kept(run: _Run) -> Contracts | None:
     first = run.first("shape")
     contracts = [_by_contract(run.techniques[first], "establishes the shape")]
-    for technique, before, _ in run.after(first + 1):
+    for technique, before, after in run.after(first + 1):
         if technique.steps() and run.zeros_stay(technique.steps()):
             continue
         if technique.steps() or before.cut is None or "shape" not in technique.promises().keeps:
             return _cuts_in_masks(run, first)
-        contracts.append(_by_contract(technique, "keeps the shape"))
+        adds = after.cut is not before.cut
+        contracts.append(_by_contract(technique, "keeps the shape" + (", and what it adds" if adds else "")))
     return contracts
 
 
