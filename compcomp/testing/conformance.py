@@ -295,7 +295,8 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
         for invariant in (*INVARIANTS, "factors"):
             if invariant in promised.keeps and not _kept(invariant, layer, result):
                 raise broken(f"keeps={{{invariant!r}}}", after)
-        if (_on_grid(layer) and not _on_grid(result)) or not _within_rank(result):
+        off_grid = _on_grid(layer) and not _on_grid(result)
+        if off_grid or not _within_rank(result) or not _fits_what_is_new(layer, result):
             raise _fail(technique, "the weight does not fit the format it sets", layer, after)
         for name in promised.never_increases:
             if LOSSES[name].needs_inputs and layer.gram is None:
@@ -412,6 +413,25 @@ def _kept(invariant: str, before: LayerState, after: LayerState) -> bool:
         fewer = not (np.any(new.cut.rows & ~_bools(old.cut.rows)) or np.any(new.cut.columns & ~_bools(old.cut.columns)))
         return fewer and (_fits_cut(after, old.cut) or not _fits_cut(before, old.cut))
     return _within_rank(after)
+
+
+def _fits_what_is_new(before: LayerState, after: LayerState) -> bool:
+    """Zero is what the mask or the cut of this format drops and the one before did not, and new N:M patterns hold."""
+    old, new = before.format, after.format
+    if new.mask is not None:
+        lost = ~_bools(new.mask) & (True if old.mask is None else _bools(old.mask))
+        if not _fits_mask(after.weight, ~lost):
+            return False
+    if new.cut is not None:
+        kept = (new.cut.rows, new.cut.columns)
+        was = (None, None) if old.cut is None else (old.cut.rows, old.cut.columns)
+        fresh = [
+            ~(~_bools(now) & (True if then is None else _bools(then))) for now, then in zip(kept, was, strict=True)
+        ]
+        if not _fits_cut(after, Cut(*fresh)):
+            return False
+    known = {m: n for n, m in old.pattern or ()}
+    return all(n >= known.get(m, m) or _fits_pattern(after.weight, n, m) for n, m in new.pattern or ())
 
 
 def _bools(array: Array) -> Array:

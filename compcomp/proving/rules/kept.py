@@ -17,13 +17,17 @@ from compcomp.proving.solver import Solver
 
 # Rule (kept). Let the run of S establish the invariant, for the last time after step k. If every step after
 # k keeps it, it holds at the end of S. (For the mask: every step after the first mask keeps all masks so
-# far, as each accumulates into the next.) A step keeps the
+# far, as each accumulates into the next; so for N:M patterns and cuts.) A step keeps the
 #   mask   if it is a selection (a weight is left alone or set to zero), or a map with q(0) = 0 (of a range map: in
-#          every group that holds a 0, as the group of a dropped weight does);
+#          every group that holds a 0, as the group of a dropped weight does): what is zero stays zero;
+#   n:m    likewise: of m weights no more are other than zero than before. A selection of k of every m sets it up, as it
+#          leaves at most m - k of them;
+#   shape  likewise: zero rows and columns stay zero, and steps leave the low-rank term alone;
 #   grid   if it is a selection and zero is on the grid (always on k * step, asked of a range map); a map sets up a grid
 #          of its own, and its values lie on it (as a grid map maps each to itself; asked of a range map);
 #   any    if the technique declares that it does: then that contract is an assumption of the verdict. For a grid of
-#          which zero is no value that contract speaks of kept weights only, and counts where there is no mask.
+#          which zero is no value that contract speaks of kept weights only, and counts where there is no mask. That
+#          what such a technique adds to the mask, the patterns or the cut is zero after it is part of its contract too.
 #
 # Rule (restored). Let T be a technique of S that declares to restore the mask: whatever the weights were, all that the
 # mask M it finds drops is zero after it, and the mask it leaves drops this as well. Let every technique between the
@@ -49,7 +53,7 @@ def invariant_is_kept(claim: Claim, solver: Solver, deadline: float) -> Proof | 
     if claim.invariant == "grid":
         contracts = _grid_kept(techniques, formats, session)
     else:
-        contracts = _others_kept(techniques, set_up[0], claim.invariant, session)
+        contracts = _others_kept(techniques, formats, set_up[0], claim.invariant, session)
     if contracts is None:
         return None
     return Proof("kept", "any shape", (EXACT, *dict.fromkeys(contracts)), tuple(session.queries))
@@ -87,7 +91,9 @@ def _zero_on_its_grid(step: Step, session: Session) -> bool:
     return isinstance(step, GridMap) or (isinstance(step, RangeMap) and has_zero(step, session))
 
 
-def _others_kept(techniques: Items[Technique], first: int, invariant: str, session: Session) -> list[str] | None:
+def _others_kept(
+    techniques: Items[Technique], formats: Items[Format], first: int, invariant: str, session: Session
+) -> list[str] | None:
     """The contracts on which it rests that what the ``first`` techniques establish is kept; None where unproved."""
     contracts: list[str] = []
     restores = [k for k, t in enumerate(techniques) if k >= first and invariant in t.promises().restores]
@@ -105,24 +111,25 @@ def _others_kept(techniques: Items[Technique], first: int, invariant: str, sessi
         contracts.append(f"{source} establishes the {invariant} (its contract)")
     elif not _steps_keep(_after_selecting(source.steps()), invariant, session):
         return None
-    for technique in techniques[first:]:
+    for k, technique in enumerate(techniques[first:], start=first):
         if technique.steps():
             if not _steps_keep(technique.steps(), invariant, session):
                 return None
         elif invariant in technique.promises().keeps:
-            contracts.append(f"{technique} keeps the {invariant} (its contract)")
+            adds = formats[k + 1].get(invariant) is not formats[k].get(invariant)
+            contracts.append(f"{technique} keeps the {invariant}{', and what it adds' if adds else ''} (its contract)")
         else:
             return None
     return contracts
 
 
 def _after_selecting(steps: Items[Step]) -> Items[Step]:
-    """The steps after the first selection, which sets up the mask."""
+    """The steps after the first selection, which sets up the mask; those of N:M patterns are selections too."""
     return steps[next((k + 1 for k, step in enumerate(steps) if isinstance(step, Selection)), 0) :]
 
 
 def _steps_keep(steps: Items[Step], invariant: str, session: Session) -> bool:
-    return invariant == "mask" and all(_keeps_zeros(step, session) for step in steps)
+    return invariant in ("mask", "n:m", "shape") and all(_keeps_zeros(step, session) for step in steps)
 
 
 def _keeps_zeros(step: Step, session: Session) -> bool:
