@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -27,6 +28,8 @@ from compcomp.techniques import (
     DistillHidden,
     DistillLogits,
     GradientDistill,
+    GradualMagnitude,
+    LearnedMask,
     LeastSquaresDistill,
     LoftQ,
     Magnitude,
@@ -112,6 +115,30 @@ def test_a_false_promise_is_caught(lie: str) -> None:
     ties = "any" if lie == "deterministic" else "first"
     with pytest.raises(AssertionError, match=f"promise .*{lie}.* is false"):
         check_encoding(Lying("1/2", ties=ties, lie=lie), shapes=[(1, 2), (2, 2)], max_examples=300, minimise=False)
+
+
+@dataclass(frozen=True)
+class LyingRows(PruneRows):
+    """Pruning of rows that promises to leave the low-rank term alone, or breaks what it sets up."""
+
+    lie: str = "factors"
+
+    def promises(self) -> Declared:
+        true = super().promises()
+        return replace(true, keeps=true.keeps | {"factors"}) if self.lie == "factors" else true
+
+    def kernel(self) -> Kernel:
+        return PruneRows("1/2").kernel()
+
+    def encode(self, layer: LayerState) -> LayerState:
+        after = super().encode(layer)
+        return after if self.lie == "factors" else replace(after, weight=layer.weight)
+
+
+@pytest.mark.parametrize(("lie", "found"), [("factors", "keeps={'factors'}"), ("zeros", "fit the format|keeps")])
+def test_rows_that_are_said_to_go_have_to_go(lie: str, found: str) -> None:
+    with pytest.raises(AssertionError, match=found):
+        check_encoding(LyingRows("1/2", lie=lie), shapes=[(2, 2)], max_examples=300, minimise=False)
 
 
 @dataclass(frozen=True)
@@ -270,6 +297,30 @@ def in_place(technique: Technique) -> Kernel:
     return run
 
 
+def without_factors(layer: LayerState) -> LayerState:
+    return replace(layer, format=replace(layer.format, factors=None))
+
+
+def factors_left(technique: Technique) -> Kernel:
+    """The kernel with the low-rank term as it was."""
+
+    def run(_: Technique, layer: LayerState) -> LayerState:
+        after = technique.kernel()(technique, layer)
+        return replace(after, format=replace(after.format, factors=layer.format.factors))
+
+    return run
+
+
+def unsettled(technique: LearnedMask) -> Kernel:
+    """The kernel with another seed at every call."""
+    seeds = itertools.count()
+
+    def run(_: Technique, layer: LayerState) -> LayerState:
+        return technique.kernel()(replace(technique, seed=next(seeds)), layer)
+
+    return run
+
+
 def last_among_ties(technique: Technique, layer: LayerState) -> LayerState:
     turned = replace(layer, weight=layer.weight.flip(1), format=Format())
     after = technique.kernel()(technique, turned)
@@ -312,6 +363,32 @@ G = GradientDistill(iterations=2)
         (ApplyMask(), lambda _, layer: layer),
         (ApplyMask(), without("mask", ApplyMask())),
         (Magnitude("1/2", of="dense"), other(Magnitude("1/2"))),
+        (RIA("1/2"), other(Wanda("1/2"))),
+        (RIA("1/2"), other(RIA("1/2", power=Fraction(1)))),
+        (RIA("1/2"), other(RIA("1/2", per="row"))),
+        (Taylor("1/2"), other(RIA("1/2"))),
+        (Taylor("1/2"), lambda technique, layer: technique.kernel()(technique, without_factors(layer))),
+        (Taylor("1/2", group="row"), other(PruneRows("1/2", score="activation"))),
+        (Taylor("1/2", group="column"), other(Taylor("1/2", group="row"))),
+        (PruneRows("1/2"), other(PruneRows("1/2", score="l2"))),
+        (PruneRows("1/2"), other(PruneColumns("1/2"))),
+        (PruneRows("1/2"), without("cut", PruneRows("1/2"))),
+        (PruneRows("1/2"), without("rank", PruneRows("1/2"))),
+        (PruneColumns("1/2"), other(PruneColumns("1/2", size=2))),
+        (PruneColumns("1/2"), factors_left(PruneColumns("1/2"))),
+        (PruneRows("1/2"), factors_left(PruneRows("1/2"))),
+        (PruneColumns("1/2"), in_place(PruneColumns("1/2"))),
+        (GradualMagnitude("1/2"), other(Magnitude("1/4"))),
+        (GradualMagnitude("1/2"), without("grid", P)),
+        (LearnedMask("1/2"), lambda _, layer: layer),
+        (LearnedMask("1/2"), other(Magnitude("7/10"))),
+        (LearnedMask("1/2"), other(Magnitude("1/4"))),
+        (LearnedMask("1/2", pattern="2:4"), other(Magnitude("1/2"))),
+        (LearnedMask("1/2"), other(AbsMax(bits=3))),
+        (LearnedMask("1/2"), without("mask", Magnitude("1/2"))),
+        (LearnedMask("1/2"), without("factors", Magnitude("1/2"))),
+        (LearnedMask("1/2"), in_place(Magnitude("1/2"))),
+        (LearnedMask("1/2"), unsettled(LearnedMask("1/2", iterations=5))),
         (D, lambda _, layer: layer),
         (D, one_sweep),
         (D, without("factors", D)),
