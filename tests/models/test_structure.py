@@ -106,6 +106,31 @@ def test_common_names(name: str, sizes: dict[str, Any], neurons: list[int], head
     assert changed.tolist() == [unit == 3 for unit in range(group.units)]
 
 
+@pytest.mark.parametrize("model", [qwen2(), gpt2(), built("Llama", **llama_like())], ids=["qwen2", "gpt2", "llama"])
+def test_heads_by_what_the_model_computes(model: Any) -> None:
+    """Without the values of a unit all that it puts out is zero, and what the others put out stays."""
+    group = attentions(model, known(model))[0]
+    values, reads, seen = group.parts[2], group.reads, list[torch.Tensor]()
+    module = model.get_submodule(values.layer)
+    unit = group.units - 1
+    rows = slice(values.start + unit * values.size, values.start + (unit + 1) * values.size)
+    handle = model.get_submodule(reads.layer).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    kept = [module.weight.detach().clone(), None if module.bias is None else module.bias.detach().clone()]
+    with torch.no_grad():
+        model(input_ids=torch.arange(8)[None])
+        (module.weight.T if isinstance(module, nn.Linear) else module.weight)[:, rows] = 0
+        if module.bias is not None:
+            module.bias[rows] = 0
+        model(input_ids=torch.arange(8)[None])
+        module.weight.copy_(kept[0])
+        if module.bias is not None:
+            module.bias.copy_(kept[1])
+    handle.remove()
+    before, after = (x.reshape(-1, group.units, reads.size) for x in seen)
+    assert torch.equal(before[:, :unit], after[:, :unit])
+    assert bool(before[:, unit].any()) and not bool(after[:, unit].any())
+
+
 def test_layers_that_are_left_alone_are_in_no_group() -> None:
     model = qwen2()
     layers = known(model, ignore=["lm_head", "model.layers.0.mlp.up_proj", "model.layers.1.self_attn.v_proj"])
