@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compcomp.language.claim import Claim, dominates, equal, keeps, orthogonal
+from compcomp.language.conditions import conditions
 from compcomp.language.layer import LayerState
 from compcomp.language.partition import Partition
 from compcomp.language.steps import Element, Selection
@@ -68,6 +69,7 @@ GROUPED: list[Technique] = [
     AbsMax(2, rounding="half_away"),
     Magnitude("1/2", pattern="1:2", of="dense"),  # type: ignore[arg-type]
     Magnitude("1/4", of="dense"),  # type: ignore[arg-type]
+    Magnitude("1/2", pattern="1:2", of="dense", ties="all"),  # type: ignore[arg-type]
     MinMax(2, group=2),
     MinMax(3, zero="none"),
     ApplyMask(),
@@ -223,6 +225,24 @@ def test_a_dense_score_keeps_the_largest_of_the_dense_weights_only() -> None:
     session = Session(default_solver(), time.monotonic() + 30)
     assert keeps_largest(selection, Abs, session, dense=True)
     assert not keeps_largest(selection, Abs, session)
+
+
+GONE = Magnitude("1/2", of="dense", ties="all", pattern="1:2")  # type: ignore[arg-type]
+ALL = Magnitude("1/2", of="dense", ties="all")  # type: ignore[arg-type]
+FALSE_WHERE_A_GROUP_GOES = [
+    dominates(AbsMax(2) >> GONE, GONE >> AbsMax(2)),  # the largest weight goes with its equal
+    equal(GONE >> AbsMax(2, group=4), AbsMax(2, group=4) >> GONE),
+    equal(GONE >> AbsMax(2, group=2), AbsMax(2, group=2) >> GONE),  # nothing is left, and its scale is 0
+    equal(ALL >> AbsMax(2), AbsMax(2) >> ALL),
+]
+
+
+@pytest.mark.parametrize("claim", FALSE_WHERE_A_GROUP_GOES, ids=str)
+def test_what_ties_that_empty_a_group_make_false_is_not_proved(claim: Claim) -> None:
+    assert counterexample(claim, 4)
+    assert not prove(claim, "any", timeout=6, stages=("rule",), second=None).proved
+    settled = replace(claim, given=conditions(["no_ties"]))
+    assert claim.kind != "equal" or prove(settled, "any", timeout=20, stages=("rule",), second=None).proved
 
 
 def test_a_layer_of_the_brute_force_set_is_what_it_says() -> None:

@@ -43,7 +43,8 @@ from compcomp.terms import Abs, If, Term
 # maps of one partition have the same context c0, that of the dense group, as long as every step before keeps
 # the largest measure: a map when that is proved of it; a selection when (keeps_largest) is proved of its score,
 # for the dense weights where it comes first, for any weights elsewhere, and it keeps a weight of the map's group.
-# It does keep one where R refines the map's partition, as its share is below 1; where the map's partition refines
+# It does keep one where R refines the map's partition, as its share is below 1, unless all that is tied goes (then a
+# group of equal scores goes as a whole, and with it perhaps the largest measure); where the map's partition refines
 # R, it may drop the whole group, but then all its values are 0 for every context. Where the claim's conditions say
 # so ("largest kept": of a selection; "scale unchanged": of every map), nothing has to be proved. If a step may
 # change the largest measure, later contexts are variables of their own.
@@ -381,6 +382,10 @@ class Problem:
             return True
         return all(self._keeps_context(earlier, step, dense=not k) for k, earlier in enumerate(before))
 
+    def _may_empty(self, selection: Selection) -> bool:
+        """Whether it may drop a whole group: it goes on beyond its share where all that is tied goes."""
+        return selection.ties == "all" and not self.claim.assumes("strict selections")
+
     def same_grids(self) -> bool:
         """Whether both sequences end with the same grid, or both with none."""
         ends = [[k for k, step in enumerate(steps) if isinstance(step, GridMap)] for steps in self.steps]
@@ -393,14 +398,20 @@ class Problem:
         if not alike or self.claim.assumes("scale unchanged"):
             return alike
         # A group of which nothing is left has another scale than the dense one.
-        selected = any(isinstance(step, Selection) for before, _ in places for step in before)
+        selected = [step for before, _ in places for step in before if isinstance(step, Selection)]
         if selected and (self.claim.assumes("largest kept") or not self.group.refines(one.partition)):
+            return False
+        if any(map(self._may_empty, selected)):
             return False
         return all(self._dense_context(before, one) for before, _ in places)
 
     def _keeps_context(self, earlier: Step, step: GridMap, *, dense: bool) -> bool:
         if isinstance(earlier, Selection):
-            return self.claim.assumes("largest kept") or self.lemmas.kept_by(earlier, step, dense=dense)
+            if self.claim.assumes("largest kept"):
+                return True
+            if self._may_empty(earlier) and not step.partition.refines(self.group):
+                return False
+            return self.lemmas.kept_by(earlier, step, dense=dense)
         assert isinstance(earlier, GridMap)
         if earlier.partition != step.partition or earlier.measure != step.measure:
             return False
