@@ -3,9 +3,14 @@
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.apply_mask import ApplyMask
+from compcomp.encodings.block_floating_point import BlockFloatingPoint
+from compcomp.encodings.fp4 import FP4
+from compcomp.encodings.fp8 import FP8
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.minmax import MinMax
+from compcomp.encodings.mx import MX
+from compcomp.encodings.nf4 import NF4
 from compcomp.encodings.truncated_svd import TruncatedSVD
 from compcomp.encodings.wanda import Wanda
 from compcomp.language.technique import Technique
@@ -18,11 +23,21 @@ Technique.register(ApplyMask, kernel="compcomp.kernels.apply_mask")
 Technique.register(AbsMaxInputs, kernel="compcomp.kernels.absmax_inputs")
 Technique.register(TruncatedSVD, kernel="compcomp.kernels.truncated_svd")
 Technique.register(LeastSquaresDistill, kernel="compcomp.kernels.least_squares_distill")
+Technique.register(NF4, kernel="compcomp.kernels.nf4")
+Technique.register(FP4, kernel="compcomp.kernels.fp4")
+Technique.register(FP8, kernel="compcomp.kernels.fp8")
+Technique.register(MX, kernel="compcomp.kernels.mx")
+Technique.register(BlockFloatingPoint, kernel="compcomp.kernels.block_floating_point")
 
 __all__ = [
+    "FP4",
+    "FP8",
+    "MX",
+    "NF4",
     "AbsMax",
     "AbsMaxInputs",
     "ApplyMask",
+    "BlockFloatingPoint",
     "LeastSquaresDistill",
     "Magnitude",
     "MinMax",

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Items
 
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.layer import Format
-from compcomp.language.steps import GridMap, RangeMap, Selection, Step
+from compcomp.language.steps import CodebookMap, GridMap, RangeMap, ScaledMap, Selection, Step
 from compcomp.language.technique import Technique
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.facts import has_zero, keeps_zero, lies_on_grid, map_facts
@@ -20,8 +20,9 @@ from compcomp.proving.solver import Solver
 # far, as each accumulates into the next.) A step keeps the
 #   mask   if it is a selection (a weight is left alone or set to zero), or a map with q(0) = 0 (of a range map: in
 #          every group that holds a 0, as the group of a dropped weight does);
-#   grid   if it is a selection and zero is on the grid (always on k * step, asked of a range map); a map sets up a grid
-#          of its own, and its values lie on it (as a grid map maps each to itself; asked of a range map);
+#   grid   if it is a selection and zero is on the grid (always on k * step, on step * c where 0 is a code, asked of a
+#          range map); a map sets up a grid of its own, and its values lie on it (as a scaled map maps each to itself;
+#          asked of a range map);
 #   any    if the technique declares that it does: then that contract is an assumption of the verdict. For a grid of
 #          which zero is no value that contract speaks of kept weights only, and counts where there is no mask.
 #
@@ -57,7 +58,7 @@ def invariant_is_kept(claim: Claim, solver: Solver, deadline: float) -> Proof | 
 
 def _grid_kept(techniques: Items[Technique], formats: Items[Format], session: Session) -> list[str] | None:
     """The contracts on which it rests that the last grid is kept; None where that is not proved."""
-    maps = [k for k, t in enumerate(techniques) if any(isinstance(s, GridMap | RangeMap) for s in t.steps())]
+    maps = [k for k, t in enumerate(techniques) if any(isinstance(s, ScaledMap | RangeMap) for s in t.steps())]
     if not maps:
         return None
     last = techniques[maps[-1]].steps()[-1]
@@ -80,10 +81,12 @@ def _lies_on_its_grid(step: Step, session: Session) -> bool:
     """Every value of the map is one of its grid: it leaves it alone, or that is asked."""
     if isinstance(step, RangeMap):
         return lies_on_grid(step, session)
-    return isinstance(step, GridMap) and map_facts(step, session).idempotent
+    return isinstance(step, ScaledMap) and map_facts(step, session).idempotent
 
 
 def _zero_on_its_grid(step: Step, session: Session) -> bool:
+    if isinstance(step, CodebookMap):
+        return 0 in step.codes
     return isinstance(step, GridMap) or (isinstance(step, RangeMap) and has_zero(step, session))
 
 
