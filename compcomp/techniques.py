@@ -3,8 +3,11 @@
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.apply_mask import ApplyMask
+from compcomp.encodings.block_floating_point import BlockFloatingPoint
 from compcomp.encodings.distill_hidden import DistillHidden
 from compcomp.encodings.distill_logits import DistillLogits
+from compcomp.encodings.fp4 import FP4
+from compcomp.encodings.fp8 import FP8
 from compcomp.encodings.gptq import GPTQ
 from compcomp.encodings.gradient_distill import GradientDistill
 from compcomp.encodings.gradual_magnitude import GradualMagnitude
@@ -15,6 +18,8 @@ from compcomp.encodings.loftq import LoftQ
 from compcomp.encodings.lplr import LPLR
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.minmax import MinMax
+from compcomp.encodings.mx import MX
+from compcomp.encodings.nf4 import NF4
 from compcomp.encodings.obq import OBQ
 from compcomp.encodings.obs import OBS
 from compcomp.encodings.prune_columns import PruneColumns
@@ -58,16 +63,26 @@ Technique.register(LoftQ, kernel="compcomp.kernels.loftq")
 Technique.register(LPLR, kernel="compcomp.kernels.lplr")
 Technique.register(SmoothQuant, kernel="compcomp.kernels.smoothquant")
 Technique.register(Hadamard, kernel="compcomp.kernels.hadamard")
+Technique.register(NF4, kernel="compcomp.kernels.nf4")
+Technique.register(FP4, kernel="compcomp.kernels.fp4")
+Technique.register(FP8, kernel="compcomp.kernels.fp8")
+Technique.register(MX, kernel="compcomp.kernels.mx")
+Technique.register(BlockFloatingPoint, kernel="compcomp.kernels.block_floating_point")
 
 __all__ = [
+    "FP4",
+    "FP8",
     "GPTQ",
     "LPLR",
+    "MX",
+    "NF4",
     "OBQ",
     "OBS",
     "RIA",
     "AbsMax",
     "AbsMaxInputs",
     "ApplyMask",
+    "BlockFloatingPoint",
     "DistillHidden",
     "DistillLogits",
     "GradientDistill",

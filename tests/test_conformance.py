@@ -17,14 +17,19 @@ from compcomp.kernels import least_squares_distill
 from compcomp.language.layer import Format, LayerState
 from compcomp.language.technique import Declared, Kernel, Technique
 from compcomp.techniques import (
+    FP4,
+    FP8,
     GPTQ,
     LPLR,
+    MX,
+    NF4,
     OBQ,
     OBS,
     RIA,
     AbsMax,
     AbsMaxInputs,
     ApplyMask,
+    BlockFloatingPoint,
     DistillHidden,
     DistillLogits,
     GradientDistill,
@@ -232,6 +237,22 @@ def test_a_change_of_more_than_inputs_is_caught(change: Callable[[LayerState, La
         check_encoding(Wandering(bits=3, change=change), shapes=[(1, 2), (2, 2)], max_examples=200, minimise=False)
 
 
+@dataclass(frozen=True)
+class Scaling(MX):
+    """A power of two as a scale, with the promise that it scales along with every factor."""
+
+    def promises(self) -> Declared:
+        return replace(super().promises(), homogeneous=True)
+
+    def kernel(self) -> Kernel:
+        return MX(group=2).kernel()
+
+
+def test_a_power_of_two_does_not_scale_along() -> None:
+    with pytest.raises(AssertionError, match="homogeneous=True is false"):
+        check_encoding(Scaling(group=2), shapes=[(1, 2), (2, 2)], max_examples=100, minimise=False)
+
+
 def test_inputs_that_are_looked_at_but_not_needed_are_caught() -> None:
     def by_inputs(layer: LayerState) -> LayerState:
         return layer if layer.gram is None else replace(layer, weight=layer.weight * 0, format=Format())
@@ -360,6 +381,17 @@ G = GradientDistill(iterations=2)
         (MinMax(bits=3), other(MinMax(bits=3, zero="none"))),
         (MinMax(bits=3, zero="none"), other(MinMax(bits=3, zero="none", rounding="half_up"))),
         (MinMax(bits=3), other(MinMax(bits=3, group=2))),
+        (NF4(2), other(NF4(None))),
+        (NF4(None), other(FP4(None))),
+        (FP4(2), other(FP4(2, rounding="half_up"))),
+        (FP4(2), other(MX("mxfp4", 2))),
+        (FP8(), other(FP8("e5m2"))),
+        (FP8(), other(FP8(per="row"))),
+        (MX("mxfp4", 2), other(MX("mxfp4", 4))),
+        (MX("mxfp4", 2), other(MX("mxfp6_e2m3", 2))),
+        (MX("mxint8", 2), without("grid", MX("mxint8", 2))),
+        (BlockFloatingPoint(3, 2), other(BlockFloatingPoint(3, 2, rounding="half_up"))),
+        (BlockFloatingPoint(3, 2), other(AbsMax(bits=3, group=2))),
         (ApplyMask(), lambda _, layer: layer),
         (ApplyMask(), without("mask", ApplyMask())),
         (Magnitude("1/2", of="dense"), other(Magnitude("1/2"))),

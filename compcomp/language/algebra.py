@@ -259,7 +259,11 @@ def _descent_contract(weight: Array, error: Array, gram: Array, grid: Grid, free
     import z3
 
     def move(w: Term, keep: Term, step: Term, offset: Term | None) -> Term:
-        value, level = choices.real(), choices.integer()
+        value = choices.real()
+        if grid.codes is not None:
+            choices.assume(Or(*(value == z3.RealVal(code) * step for code in grid.codes)))
+            return If(keep, value, w)
+        level = choices.integer()
         lowest, above = (-grid.levels, value) if offset is None else (0, value - offset)
         choices.assume(And(level >= lowest, level <= grid.levels, above == z3.ToReal(level) * step))
         return If(keep, value, w)

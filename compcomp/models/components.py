@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compcomp.kernels._codebook import coded, nearest_places
 from compcomp.language.layer import Grid, LayerState
 from compcomp.models.size import stored_as_factors
 
@@ -16,7 +17,8 @@ def pack(layer: LayerState, dtype: torch.dtype) -> dict[str, Tensor]:
     """The parts of one layer (out x in), on the CPU.
 
     ``levels``: whole numbers (out x in; int8, or int16 above 127 levels a side; uint8 or int32 with offsets) with
-    ``scales``, one a group in row-major order, and ``offsets``, one a scale, where the grid has them. Without a
+    ``scales``, one a group in row-major order, and ``offsets``, one a scale, where the grid has them. Of a grid with
+    ``codes`` (ascending, float64) the levels are their places (uint8 up to 256 codes). Without a
     grid, ``values`` in the model's ``dtype``: out x in, or only the kept ones, in row-major order, under a mask.
     ``mask``: bool, out x in. ``left`` (out x r), ``right`` (r x in): factors beside the weight; of one on a grid
     ``left_levels`` and ``left_scales``, or ``right_levels`` and ``right_scales``. ``weight_left``,
@@ -48,7 +50,7 @@ def unpack(parts: Mapping[str, Tensor]) -> Tensor:
     """The weight (out x in, float64) that the layer computes with, from what :func:`pack` gave."""
     if "levels" in parts:
         weight = _from_levels(parts)
-        if "offsets" in parts and "mask" in parts:
+        if ("offsets" in parts or "codes" in parts) and "mask" in parts:
             weight = weight.masked_fill(~parts["mask"], 0)
     elif "weight_left" in parts:
         weight = parts["weight_left"].double() @ parts["weight_right"].double()
@@ -82,7 +84,8 @@ def _from_levels(parts: Mapping[str, Tensor]) -> Tensor:
     if "offsets" in parts:  # in the dtype of the scales, in which zero is exact
         groups = levels.to(scales.dtype).reshape(len(scales), -1) * scales + parts["offsets"].reshape(-1, 1)
     else:
-        groups = levels.double().reshape(len(scales), -1) * scales.double()
+        values = parts["codes"][levels.long()] if "codes" in parts else levels.double()
+        groups = values.reshape(len(scales), -1) * scales.double()
     return groups.reshape(levels.shape).double()
 
 
@@ -99,6 +102,8 @@ def _levels(weight: Tensor, grid: Grid, mask: Tensor | None) -> dict[str, Tensor
     if not all(torch.equal(part, part[:, :1].expand_as(part)) for part in groups.values()):
         groups = {name: part.reshape(-1, 1) for name, part in shared.items()}
     exact, step = weight.double(), shared["scales"].double()
+    if grid.codes is not None:
+        return _places(exact, step, grid, mask, weight.dtype, {name: part[:, 0] for name, part in groups.items()})
     least, lowest = (shared["offsets"].double(), 0) if grid.offset is not None else (step * 0, -grid.levels)
     levels = torch.where(step == 0, 0.0, torch.round((exact - least) / step))
     size = torch.maximum(exact.abs(), least.abs())
@@ -112,6 +117,21 @@ def _levels(weight: Tensor, grid: Grid, mask: Tensor | None) -> dict[str, Tensor
     if grid.offset is not None:
         kind = torch.uint8 if grid.levels <= 255 else torch.int32
     return {"levels": levels.to(kind), **{name: part[:, 0] for name, part in groups.items()}}
+
+
+def _places(
+    exact: Tensor, step: Tensor, grid: Grid, mask: Tensor | None, dtype: torch.dtype, shared: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The places of weights (float64, from this dtype) among the codes, with what groups share; none when off them."""
+    assert grid.codes is not None
+    codes = coded(grid.codes, step)
+    levels = nearest_places(2 * exact, step, grid.codes, "half_even")
+    off = (codes[levels] * step - exact).abs() > 4 * torch.finfo(dtype).eps * exact.abs()
+    if mask is not None and not grid.zero:
+        levels, off = levels.masked_fill(~mask, 0), off & mask
+    if bool(off.any()):
+        return {}
+    return {"levels": levels.to(torch.uint8 if grid.levels <= 255 else torch.int32), "codes": codes, **shared}
 
 
 def _factorise(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -147,6 +147,7 @@ def _about(layers: Mapping[str, Layer], state: Mapping[str, LayerState], extra: 
             "dense_bits": dense_bits(shape),
             "kept": shape[0] * shape[1] if form.mask is None else int(form.mask.sum()),
             "levels": form.grid and form.grid.levels,
+            "codes": form.grid and form.grid.codes and [str(code) for code in form.grid.codes],
             "scales": form.grid and form.grid.scales,
             "offsets": form.grid and (0 if form.grid.offset is None else form.grid.scales),
             "factor_rank": form.factors and form.factors.rank,

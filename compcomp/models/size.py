@@ -8,7 +8,7 @@ from fractions import Fraction
 from compcomp.language.layer import Factors, Format, Grid
 
 DENSE = 16
-"""Bits of a dense weight, of a scale, and of an entry of a factor."""
+"""Bits of a dense weight, of an offset, of most scales, and of an entry of a factor."""
 
 
 def dense_bits(shape: tuple[int, int]) -> int:
@@ -17,10 +17,11 @@ def dense_bits(shape: tuple[int, int]) -> int:
 
 
 def value_bits(grid: Grid | None) -> int:
-    """Bits of one weight: enough for the 2L + 1 values of its grid (L + 1 with an offset), 16 without one."""
+    """Bits of one weight: enough for the 2L + 1 values of its grid (L + 1 with an offset or codes), 16 without one."""
     if grid is None:
         return DENSE
-    return max(1, (grid.levels if grid.offset is not None else 2 * grid.levels).bit_length())
+    counted = grid.offset is not None or grid.codes is not None
+    return max(1, (grid.levels if counted else 2 * grid.levels).bit_length())
 
 
 def group_bits(grid: Grid | None) -> int:
@@ -30,11 +31,11 @@ def group_bits(grid: Grid | None) -> int:
     """
     if grid is None:
         return 0
-    return DENSE + (0 if grid.offset is None else value_bits(grid) if grid.zero else DENSE)
+    return grid.scale_bits + (0 if grid.offset is None else value_bits(grid) if grid.zero else DENSE)
 
 
 def layer_bits(form: Format, shape: tuple[int, int]) -> int:
-    """Bits of a layer of this shape (out, in): its values, scales of 16 bits, and its factors.
+    """Bits of a layer of this shape (out, in): its values, its scales, and its factors.
 
     With a mask, the kept values and one bit a weight for the mask itself: nothing in a mask says that it is
     N:M, which would take less. A mask that costs more than the zeros it saves is not stored, unless zero is no
@@ -50,8 +51,12 @@ def layer_bits(form: Format, shape: tuple[int, int]) -> int:
         values = min(values, int(form.mask.sum()) * value_bits(form.grid) + count)
     elif stored_as_factors(form, shape):
         values = DENSE * sum(shape) * (form.rank or 0)
-    scales = 0 if form.grid is None else group_bits(form.grid) * form.grid.scales
-    return values + scales + factor_bits(form.factors, shape)
+    return values + scales_bits(form.grid) + factor_bits(form.factors, shape)
+
+
+def scales_bits(grid: Grid | None) -> int:
+    """Bits of all that groups of weights share, and of what their scales share."""
+    return 0 if grid is None else group_bits(grid) * grid.scales + grid.shared_bits
 
 
 def factor_bits(factors: Factors | None, shape: tuple[int, int]) -> int:
@@ -59,10 +64,7 @@ def factor_bits(factors: Factors | None, shape: tuple[int, int]) -> int:
     if factors is None:
         return 0
     grids = zip(shape, (factors.left_grid, factors.right_grid), strict=True)
-    return sum(
-        side * factors.rank * value_bits(grid) + group_bits(grid) * (0 if grid is None else grid.scales)
-        for side, grid in grids
-    )
+    return sum(side * factors.rank * value_bits(grid) + scales_bits(grid) for side, grid in grids)
 
 
 def stored_as_factors(form: Format, shape: tuple[int, int]) -> bool:

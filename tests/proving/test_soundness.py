@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compcomp.kernels._codebook import quantize
 from compcomp.language.claim import Claim, dominates, equal, keeps, orthogonal
 from compcomp.language.conditions import conditions
 from compcomp.language.layer import LayerState
 from compcomp.language.partition import Partition
-from compcomp.language.steps import Element, Selection
-from compcomp.language.technique import Sequence, Technique
+from compcomp.language.steps import CodebookMap, Element, Selection
+from compcomp.language.technique import Declared, Kernel, Sequence, Technique
 from compcomp.proving.candidates import Candidates
 from compcomp.proving.meaning import fails
 from compcomp.proving.prove import prove
@@ -27,9 +28,13 @@ from compcomp.proving.rules.facts import keeps_largest
 from compcomp.proving.session import Session
 from compcomp.proving.solver import default_solver
 from compcomp.techniques import (
+    FP4,
+    MX,
+    NF4,
     AbsMax,
     AbsMaxInputs,
     ApplyMask,
+    BlockFloatingPoint,
     LeastSquaresDistill,
     Magnitude,
     MinMax,
@@ -107,6 +112,50 @@ MASKED: list[Technique] = [
     MinMax(3, zero="none", rounding="any"),
     ApplyMask(),
     TruncatedSVD(rank=1),
+]
+
+
+@dataclass(frozen=True)
+class Coded(Technique):
+    """A codebook that no registered technique has."""
+
+    codes: tuple[int, ...]
+    scale: str = "absmax"
+    rounding: str = "half_even"
+    group: int | None = None
+
+    def steps(self) -> tuple[CodebookMap]:
+        partition = Partition.tensor() if self.group is None else Partition.blocks(self.group)
+        return (CodebookMap(Abs, tuple(map(Fraction, self.codes)), self.rounding, partition, self.scale),)
+
+    def promises(self) -> Declared:
+        return Declared(homogeneous=self.scale == "absmax", deterministic=self.rounding != "any")
+
+    def kernel(self) -> Kernel:
+        return quantize
+
+
+# Grids of any values, with steps that scale along and steps that are powers of two.
+CODED: list[Technique] = [
+    Magnitude("1/2", pattern="1:2"),  # type: ignore[arg-type]
+    Magnitude("1/2", pattern="1:2", ties="any"),  # type: ignore[arg-type]
+    Magnitude("1/4"),  # type: ignore[arg-type]
+    Magnitude("1/2", pattern="1:2", of="dense"),  # type: ignore[arg-type]
+    NF4(group=None),
+    FP4(group=None),
+    FP4(group=2, rounding="half_up"),
+    FP4(group=2, rounding="any"),
+    MX(group=4),
+    MX(group=2, rounding="half_away"),
+    BlockFloatingPoint(2, group=2),
+    BlockFloatingPoint(3, group=None, rounding="half_up"),
+    Coded((-4, -1, 0, 1, 2, 4)),
+    Coded((-3, -1, 1, 2), group=2),
+    Coded((-2, 0, 3)),
+    Coded((-5, -1, 0, 1, 5), "power_of_two"),
+    AbsMax(3, group=2),
+    MinMax(2, zero="none"),
+    ApplyMask(),
 ]
 
 
@@ -205,6 +254,36 @@ def test_reversed_pairs_for_any_shape(pair: tuple[Technique, Technique]) -> None
         claim = dominates(left, right, loss="weight_l2")
         verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
         assert not (verdict.proved and counterexample(claim, 4)), verdict
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(claims(CODED))
+def test_nothing_false_is_proved_of_codebooks(claim: Claim) -> None:
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+    if verdict.proved:
+        assert not counterexample(claim, 4), verdict
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", list(itertools.product(CODED[:4], CODED[4:17])), ids=str)
+@pytest.mark.parametrize("loss", ["weight_l1", "weight_l2"])
+def test_codebooks_and_selections_in_both_orders(pair: tuple[Technique, Technique], loss: str) -> None:
+    first, second = pair
+    claims = [dominates(first >> second, second >> first, loss), dominates(second >> first, first >> second, loss)]
+    claims += [equal(second >> second, second), equal(first >> second, second >> first)]
+    for claim in claims:
+        verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+        assert not (verdict.proved and counterexample(claim, 4)), verdict
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(claims([t for t in CODED if t.fits((1, 3))]), st.sampled_from([2, 3]))
+def test_nothing_false_is_proved_of_codebooks_at_one_shape(claim: Claim, columns: int) -> None:
+    if all(t.fits((1, columns)) for sequence in claim.sequences for t in sequence):
+        verdict = prove(claim, (1, columns), timeout=2, stages=("rule", "bounded"), second=None)
+        assert not (verdict.proved and counterexample(claim, columns)), verdict
 
 
 PAIRS = list(itertools.product(TECHNIQUES[:4], TECHNIQUES[4:9]))
