@@ -97,6 +97,8 @@ def check_encoding(
         layer = data.draw(layers(shape, inputs, gram_only=not whole))
         if layer.format.mask is not None and data.draw(st.booleans()):
             layer = _unmasked(layer, data.draw(integers(shape, 3)))
+        if layer.format.pattern and data.draw(st.booleans()):
+            layer = _other_mask(layer, layer.format.pattern[0][1])
         if type(technique).rational is not Technique.rational:
             layer = technique.rational(
                 layer, data.draw(st.lists(st.integers(1, 3), min_size=shape[1], max_size=shape[1]))
@@ -130,6 +132,13 @@ def _unmasked(layer: LayerState, change: Array) -> LayerState:
     """The layer with weights that its mask drops changed: an earlier step has broken the mask."""
     mask = np.full(layer.weight.shape, True) if layer.format.mask is None else layer.format.mask
     weight = each(lambda w, keep, x: w if keep else w + x, layer.weight, mask, change)
+    return replace(layer, weight=weight, format=replace(layer.format, grid=None, rank=None))
+
+
+def _other_mask(layer: LayerState, size: int) -> LayerState:
+    """The layer with the weights of every ``size`` reversed: its N:M patterns hold, its mask may be broken."""
+    rows, columns = layer.weight.shape
+    weight = layer.weight.reshape(rows, columns // size, size)[:, :, ::-1].reshape(rows, columns)
     return replace(layer, weight=weight, format=replace(layer.format, grid=None, rank=None))
 
 
