@@ -20,7 +20,7 @@ LEFT_TO_RIGHT = [
     *(SparseGPT("1/2"), SparseGPT("1/2", block=16), SparseGPT("1/2", block=48, bits=4), SparseGPT("1/2", block=37)),
     *(SparseGPT("1/2", pattern="2:4"), SparseGPT("1/4", pattern="3:4", bits=3, mask="kept")),
 ]
-ALL = [*LEFT_TO_RIGHT, OBS("1/2"), OBS("1/2", pattern="2:4"), OBQ(bits=4), OBQ(bits=2, outliers="in_turn")]
+ALL = [*LEFT_TO_RIGHT, OBS("1/2"), OBS("1/2", pattern="2:4"), OBQ(bits=4), OBQ(bits=2)]
 
 
 def layer(shape: tuple[int, int] = (24, 96), device: str = "cpu", dtype: Any = torch.float64) -> LayerState:
