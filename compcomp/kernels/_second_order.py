@@ -127,7 +127,7 @@ class Greedy:
         """Set one weight in each row (its column, rows) to its target (rows), and update the others."""
         step, rows = self._step, self._rows
         before = self._factor[:, :step]
-        column = self._inverse[chosen] - torch.einsum("rsn,rs->rn", before, before[rows, :, chosen])
+        column = self._inverse[chosen] - torch.bmm(before[rows, :, chosen][:, None], before)[:, 0]
         corner = self.diagonal[rows, chosen].sqrt()
         column.div_(corner[:, None])
         errors = (self.weights[rows, chosen] - targets).div_(corner)

@@ -76,6 +76,15 @@ def test_distilled_within_its_mask_it_hardly_changes() -> None:
     assert np.abs((again.weight - after.weight).astype(float)).max() < 1e-4
 
 
+def test_no_weight_changes_its_sign() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        inputs = random.integers(-1, 2, (4, 4)) + random.integers(-4, 5, (1, 4)) * random.integers(1, 9, (4, 1))
+        state = layer(random.integers(-9, 10, (1, 4)).tolist(), inputs.tolist())
+        after = OBS("3/4", damping="1/1000").encode(state)
+        assert all(old * new >= 0 for old, new in zip(row(state), row(after), strict=True))
+
+
 def test_within_a_pattern() -> None:
     state = layer([[4, 3, 2, 1], [1, 5, 6, -2]], np.eye(4, dtype=int).tolist())
     after = OBS("1/2", pattern="1:2").encode(state)

@@ -27,7 +27,7 @@ SETTLED = [
     *(GPTQ(bits=2, order="activation"), GPTQ(bits=3, mask="kept", rounding="half_up")),
     *(SparseGPT("1/2"), SparseGPT("1/2", block=2, ties="all"), SparseGPT("1/3", block=1, bits=3, mask="kept")),
     *(SparseGPT("2/3", pattern="1:3"), SparseGPT("1/3", pattern="2:3", bits=2)),
-    *(OBS("1/2"), OBS("2/3", pattern="1:3"), OBQ(bits=3), OBQ(bits=2, outliers="in_turn", rounding="half_away")),
+    *(OBS("1/2"), OBS("2/3", pattern="1:3"), OBQ(bits=3), OBQ(bits=2, rounding="half_away")),
 ]
 FREE = [
     *(GPTQ(bits=3, rounding="any"), SparseGPT("1/2", ties="any"), SparseGPT("2/3", pattern="1:3", ties="any")),
