@@ -3,6 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +40,22 @@ def test_the_closed_form_is_what_the_encoding_derives(iterations: int) -> None:
     factor = sympy.eye(2) - sympy.Rational(2, 3) / (a + c) * sympy.Matrix(gram)
     expected = sympy.Matrix(reference) + (sympy.Matrix(weight) - sympy.Matrix(reference)) * factor**iterations
     assert sympy.simplify(sympy.Matrix(after.weight) - expected) == sympy.zeros(1, 2)
+
+
+def test_the_formulas_of_the_docs_are_derived() -> None:
+    text = " ".join((Path(__file__).parents[2] / "docs" / "whole_models.md").read_text(encoding="utf-8").split())
+
+    def array(rows: Any) -> Any:
+        return np.array(rows, dtype=object)
+
+    (w0, w, w01, w02, w1, w2), (g, a, c) = sympy.symbols("w0 w w01 w02 w1 w2"), sympy.symbols("g a c", positive=True)
+    for steps in (1, 2, 3):
+        one = LayerState(array([[w0]]), array([[w]]), array([[g]]))
+        after = GradientDistill(steps, rate="1/2").encode(one)  # type: ignore[arg-type]
+        assert f"`{sympy.factor(after.weight[0, 0] - w)}`" in text
+    after = GradientDistill(2).encode(LayerState(array([[w01, w02]]), array([[w1, w2]]), array([[a, 0], [0, c]])))
+    for found, wanted in zip(after.weight[0], (w1, w2), strict=True):
+        assert f"`{sympy.factor(found - wanted)}`" in text
 
 
 def test_each_step_descends_towards_the_optimum() -> None:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 from compcomp.kernels import distill_hidden, distill_logits
 from compcomp.techniques import AbsMax, DistillHidden, DistillLogits, Magnitude
