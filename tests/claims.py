@@ -23,6 +23,7 @@ def _third(rounding: str, ties: str = "all") -> str:
 
 
 X = "AbsMaxInputs(bits=4)"
+G, OPEN = "GradientDistill(iterations=2)", "DistillLogits(iterations=2)"
 ANY_P, ANY_Q = "Magnitude(sparsity=Any)", "AbsMax(bits=Any)"
 M, O, A = "MinMax(bits=4)", "MinMax(bits=4, zero='none')", "ApplyMask()"
 DENSE, HALF = "Magnitude(sparsity=Any, of='dense')", "Magnitude(sparsity=1/2, of='dense')"
@@ -194,4 +195,23 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     ("FP4() equals MX()", "weight_l2", "any", "REFUTED"),
     ("FP8() dominates FP8(format='e5m2')", "weight_l2", "any", "REFUTED"),
     (_reversed(P, "FP4(group=None)"), "weight_l2", "1x3", "PROVED"),
+    # Gradient steps on the output loss: never worse, within the mask, off the grid, and no optimum.
+    (f"{P} >> {G} dominates {P}", "output_l2", "any", "PROVED"),
+    (f"{S} >> {G} dominates {S}", "output_l2", "any", "PROVED"),
+    (f"{P} >> {G} keeps mask", "weight_l2", "any", "PROVED"),
+    (f"{Q} >> {G} keeps grid", "weight_l2", "any", "REFUTED"),
+    (f"{P} >> {G} dominates {P} >> {D}", "output_l2", "any", "REFUTED"),
+    (f"{P} >> {G} dominates {P}", "weight_l2", "any", "REFUTED"),
+    # Outcomes that are left open: what holds, holds for each of them.
+    (f"{P} >> {OPEN} keeps mask", "weight_l2", "any", "PROVED"),
+    (f"{Q} >> {OPEN} keeps grid", "weight_l2", "any", "PROVED"),
+    (f"{S} >> {OPEN} keeps rank", "weight_l2", "any", "REFUTED"),
+    (f"{OPEN} equals {OPEN}", "output_l2", "any", "REFUTED"),
+    (f"{P} dominates {P} >> {OPEN}", "output_l2", "any", "REFUTED"),
+    (f"{P} >> {OPEN} dominates {P}", "output_l2", "any", "REFUTED"),
+    # Whole rows of the matrix that stands for coupled layers.
+    ("PruneNeurons(sparsity=1/2) >> AbsMax(bits=4) keeps mask", "weight_l2", "any", "PROVED"),
+    (f"{Q} >> PruneHeads(sparsity=1/2) keeps grid", "weight_l2", "any", "PROVED"),
+    (f"PruneNeurons(sparsity=1/2) >> {O} keeps mask", "weight_l2", "any", "REFUTED"),
+    ("PruneNeurons(sparsity=1/2) dominates Magnitude(sparsity=1/2)", "weight_l2", "2x2", "REFUTED"),
 ]

@@ -354,7 +354,7 @@ def last_among_ties(technique: Technique, layer: LayerState) -> LayerState:
 P, Q, D = Magnitude("1/2", pattern="2:4"), AbsMax(bits=3), LeastSquaresDistill()
 X = AbsMaxInputs(bits=3)
 R = TruncatedSVD(rank=1, residual=True)
-G = GradientDistill(iterations=2)
+G, N = GradientDistill(iterations=2), PruneNeurons(Fraction(1, 2))
 
 
 @pytest.mark.parametrize(
@@ -427,6 +427,17 @@ G = GradientDistill(iterations=2)
         (R, other(TruncatedSVD(rank=2, residual=True))),
         (R, without("rank", R)),
         (TruncatedSVD(rank=1), other(TruncatedSVD(rank=2))),
+        (N, other(PruneNeurons(Fraction(1, 2), score="l1"))),
+        (N, without("cut", N)),
+        (N, without("mask", N)),
+        (N, without("factors", N)),
+        (N, other(Magnitude("1/2", per="row"))),
+        (PruneHeads(Fraction(1, 4)), other(PruneHeads(Fraction(1, 2)))),
+        (DistillLogits(2), without("mask", DistillLogits(2))),
+        (DistillLogits(2), without("grid", DistillLogits(2))),
+        (DistillLogits(2), lambda technique, layer: replace(layer, weight=layer.weight + 1)),
+        (DistillHidden(2), in_place(DistillHidden(2))),
+        (DistillHidden(2), lambda technique, layer: technique.kernel()(technique, replace(layer, format=Format()))),
         (G, other(GradientDistill(iterations=1))),
         (G, other(GradientDistill(iterations=2, rate=Fraction(3, 2)))),
         (G, lambda technique, layer: technique.kernel()(technique, replace(layer, format=Format()))),
@@ -513,3 +524,33 @@ def test_a_failure_shows_a_small_layer() -> None:
 def test_no_shape_that_fits_is_wrong_use() -> None:
     with pytest.raises(InputError, match="a shape that fits"):
         check_encoding(AbsMax(bits=4, group=4), shapes=[(2, 3)])
+
+
+@pytest.mark.parametrize(
+    ("technique", "wrong"),
+    [
+        (RemoveBlocks(count=1), RemoveBlocks(count=2)),
+        (RemoveBlocks(count=2), RemoveBlocks(count=2, score="angular")),
+        (RemoveBlocks(count=2, score="angular"), RemoveBlocks(count=1, score="angular")),
+    ],
+    ids=str,
+)
+def test_a_wrong_kernel_for_stacks_is_caught(technique: Technique, wrong: Technique) -> None:
+    with pytest.raises(AssertionError, match="kernel"):
+        check_encoding(technique, shapes=[(6, 2), (8, 2)], max_examples=200, kernel=other(wrong), minimise=False)
+
+
+@dataclass(frozen=True)
+class Closed(DistillLogits):
+    """Leaves its outcome open, and promises that it does not."""
+
+    def promises(self) -> Declared:
+        return replace(super().promises(), deterministic=True)
+
+    def kernel(self) -> Kernel:
+        return DistillLogits(2).kernel()
+
+
+def test_an_open_outcome_is_not_deterministic() -> None:
+    with pytest.raises(AssertionError, match="deterministic"):
+        check_encoding(Closed(2), shapes=[(1, 2)], max_examples=60, minimise=False)

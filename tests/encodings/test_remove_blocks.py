@@ -95,7 +95,7 @@ def test_text_and_parameters() -> None:
     text = "RemoveBlocks(sparsity=1/4, score='angular')"
     assert str(parse_sequence(text)) == text
     assert parse_sequence("RemoveBlocks(count=2)").techniques == (RemoveBlocks(count=2),)
-    refused(lambda: RemoveBlocks(), "neither")
+    refused(RemoveBlocks, "neither")
     refused(lambda: RemoveBlocks(count=1, sparsity=Fraction(1, 2)), "both")
     for wrong in (0, 1, -1, "half"):
         refused(lambda wrong=wrong: RemoveBlocks(sparsity=wrong), "sparsity")

@@ -5,8 +5,8 @@ that ``compcomp.models.structure`` finds by name. Differences, with their reason
 
 - the graph also lists what is no weight of a Linear layer (activations, reshapes, rotations): only Linear layers are
   compared;
-- attention is left out: with grouped queries the graph of torch-pruning 1.x does not get from v_proj to o_proj, and from
-  q_proj it does not end. Heads are compared with what the model computes instead, in tests/models/test_structure.py.
+- attention is left out: with grouped queries the graph of torch-pruning 1.x does not get from v_proj to o_proj, and
+  from q_proj it does not end. Heads are compared with what the model computes, in tests/models/test_structure.py.
 """
 
 from __future__ import annotations

@@ -82,6 +82,14 @@ def test_low_rank_terms_and_earlier_cuts() -> None:
     assert bool((factors.left == 1).all())  # what it was given is as it was
 
 
+@pytest.mark.parametrize(("ties", "kept"), [("first", [0, 1, 1]), ("any", [0, 1, 1]), ("all", [0, 0, 1])])
+def test_ties(ties: str, kept: list[int]) -> None:
+    """Sums of squares 27, 27 and 36."""
+    layer = LayerState.dense(torch.tensor([[1.0, 1, 5], [3, 3, 3], [0, 6, 0]]))
+    after = kernel(PruneNeurons(Fraction(1, 3), ties=ties), layer)
+    assert after.format.cut is not None and after.format.cut.rows.tolist() == list(map(bool, kept))
+
+
 def test_wrong_use() -> None:
     broken = LayerState.dense(torch.full((2, 2), torch.inf))
     refused(lambda: kernel(PruneNeurons(Fraction(1, 2)), broken), "finite")

@@ -68,6 +68,10 @@ def test_gpt2() -> None:
     )
 
 
+OPT = {"hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "word_embed_proj_dim": 16}
+NEOX = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
 @pytest.mark.parametrize(
     ("name", "sizes", "neurons", "heads"),
     [
@@ -75,11 +79,11 @@ def test_gpt2() -> None:
         ("Mistral", llama_like(), [24, 24], [2, 2]),
         ("Gemma", llama_like() | {"head_dim": 4}, [24, 24], [2, 2]),
         ("Phi3", llama_like(), [24, 24], []),  # packed queries, keys and values of unequal size
-        ("OPT", {"hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "word_embed_proj_dim": 16}, [24, 24], [2, 2]),
-        ("GPTNeoX", {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}, [24], []),
+        ("OPT", OPT, [24, 24], [2, 2]),
+        ("GPTNeoX", NEOX, [24], []),  # packed head by head
         ("DistilBert", {"dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 2}, [24, 24], [2, 2]),
     ],
-)  # fmt: skip
+)
 def test_common_names(name: str, sizes: dict[str, Any], neurons: list[int], heads: list[int]) -> None:
     """And what is pruned changes nothing but what it says: units without any weight put out nothing."""
     model = built(name, **sizes)
