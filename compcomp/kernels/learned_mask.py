@@ -117,8 +117,9 @@ class _Training:
         stretched = s * (HIGH - LOW) + LOW
         inside = (stretched > 0) & (stretched < 1)
         error = self.weight[part] * stretched.clamp_(0, 1) - self.missing[part]
-        gradient = (error @ self.gram).mul_(self.weight[part]).mul_(2 / self.size)
-        return gradient.mul_(s.mul_(1 - s)).mul_((HIGH - LOW) / TEMPERATURE).mul_(inside)
+        gradient: Tensor = (error @ self.gram).mul_(self.weight[part]).mul_(2 / self.size)
+        gradient.mul_(s.mul_(1 - s)).mul_((HIGH - LOW) / TEMPERATURE).mul_(inside)
+        return gradient
 
     def loss(self, state: LayerState) -> float:
         """|D X - W' X|_F^2 of a pruned state."""

@@ -48,7 +48,7 @@ def test_the_low_rank_term_loses_the_column() -> None:
     start = layer(WEIGHT)
     factors = Factors(matrix([[1], [1], [1]]), matrix([[1, 1, 1, 1]]))
     state = PruneColumns("1/2").encode(replace(start, format=replace(start.format, factors=factors)))
-    assert columns(state) == [1, 3] or columns(state) == [0, 1]
+    assert columns(state) == [1, 3]  # 8, 9, 6, 8: of two 8s the first goes
     assert [j for j, x in enumerate(state.format.factors.right[0]) if x] == columns(state)
     assert not state.effective()[:, [j for j in range(4) if j not in columns(state)]].any()
 

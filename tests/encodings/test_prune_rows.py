@@ -72,7 +72,7 @@ def test_the_low_rank_term_loses_the_row_and_counts_for_scores() -> None:
 
 def test_cuts_and_masks_accumulate_and_the_grid_stays() -> None:
     state = (AbsMax(4) >> PruneColumns("1/3") >> PruneRows("1/4") >> PruneRows("1/2")).encode(layer(WEIGHT))
-    assert rows(state) == [0, 1] or len(rows(state)) == 2
+    assert rows(state) == [0, 1]  # the row that went first is 0 and counts again
     assert sum(state.format.cut.columns) == 2
     kept = [[r and c for c in state.format.cut.columns] for r in state.format.cut.rows]
     assert state.format.mask.tolist() == kept

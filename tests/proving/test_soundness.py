@@ -31,13 +31,17 @@ from compcomp.techniques import (
     FP4,
     MX,
     NF4,
+    RIA,
     AbsMax,
     AbsMaxInputs,
     ApplyMask,
     BlockFloatingPoint,
+    GradualMagnitude,
     LeastSquaresDistill,
     Magnitude,
     MinMax,
+    PruneColumns,
+    PruneRows,
     TruncatedSVD,
     Wanda,
 )
@@ -157,6 +161,29 @@ CODED: list[Technique] = [
     MinMax(2, zero="none"),
     ApplyMask(),
 ]
+# Scores of the whole layer, of which rules know nothing, and several selections in one technique.
+BY_LAYER: list[Technique] = [
+    RIA("1/2", power=0),  # type: ignore[arg-type]
+    RIA("1/4", power=0, per="row"),  # type: ignore[arg-type]
+    RIA("1/2", power=0, pattern="1:2"),  # type: ignore[arg-type]
+    RIA("1/2", power=0, ties="any"),  # type: ignore[arg-type]
+    GradualMagnitude("1/2", 2),  # type: ignore[arg-type]
+    Magnitude("1/2"),  # type: ignore[arg-type]
+    Magnitude("1/4", per="row"),  # type: ignore[arg-type]
+    Magnitude("1/2", pattern="1:2"),  # type: ignore[arg-type]
+    AbsMax(2),
+    AbsMax(3, group=2),
+]
+CUTTING: list[Technique] = [
+    PruneRows("1/2"),  # type: ignore[arg-type]
+    PruneColumns("1/2", score="l2"),  # type: ignore[arg-type]
+    Magnitude("1/2", pattern="1:2"),  # type: ignore[arg-type]
+    AbsMax(2),
+    MinMax(2),
+    MinMax(2, zero="none"),
+    TruncatedSVD(rank=1, residual=True),
+    ApplyMask(),
+]
 
 
 def every_layer(columns: int, rows: int = 1) -> Candidates:
@@ -244,6 +271,45 @@ def test_masks_restored_and_grids_after_every_pair(middle: tuple[Technique, ...]
     ):
         verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
         assert not (verdict.proved and counterexample(claim, 2, rows=2)), verdict
+
+
+@pytest.mark.slow
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(claims(BY_LAYER), st.sampled_from([(2, 2), (1, 4)]))
+def test_nothing_false_is_proved_of_scores_of_the_whole_layer(claim: Claim, shape: tuple[int, int]) -> None:
+    """For any shape by rules, and at one shape."""
+    for scope, stage in (("any", "rule"), (shape, "bounded")):
+        verdict = prove(claim, scope, timeout=4, stages=(stage,), second=None)
+        assert not (verdict.proved and counterexample(claim, shape[1], shape[0])), verdict
+
+
+def test_a_score_of_the_whole_layer_splits_into_no_blocks() -> None:
+    """In a single row the column sums are the magnitudes, and both prune alike; in two rows they do not."""
+    claim = equal(RIA("1/2", pattern="1:2", power=0), Magnitude("1/2", pattern="1:2"))  # type: ignore[arg-type]
+    assert prove(claim, (1, 2), stages=("bounded",), second=None).proved
+    assert counterexample(claim, 2, rows=2)
+    for stage in ("rule", "bounded"):
+        assert not prove(claim, (2, 2), timeout=10, stages=(stage,), second=None).proved
+    block = prove(claim, ("block", 2), stages=("bounded",), second=None)
+    assert "every matrix" not in block.reach
+    assert any("acts inside the block" in line for line in block.assumptions)
+
+
+def test_what_is_left_is_scored_anew() -> None:
+    """Dropping some weights changes the sums of the others, and so their order: two selections do not come to one."""
+    claim = equal(RIA("1/4", power=0) >> RIA("1/2", power=0), RIA("1/2", power=0))  # type: ignore[arg-type]
+    assert counterexample(claim, 2, rows=2)
+    assert not prove(claim, "any", timeout=5, stages=("rule",), second=None).proved
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(CUTTING), min_size=2, max_size=4), st.sampled_from(["mask", "n:m", "shape"]))
+def test_no_broken_pattern_or_cut_is_proved(techniques: list[Technique], invariant: str) -> None:
+    claim = keeps(Sequence(tuple(techniques)), invariant)
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+    if verdict.proved:
+        assert not counterexample(claim, 2, rows=2), verdict
 
 
 @pytest.mark.slow
