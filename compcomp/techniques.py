@@ -3,6 +3,7 @@
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.apply_mask import ApplyMask
+from compcomp.encodings.awq import AWQ
 from compcomp.encodings.hadamard import Hadamard
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.magnitude import Magnitude
@@ -21,9 +22,11 @@ Technique.register(AbsMaxInputs, kernel="compcomp.kernels.absmax_inputs")
 Technique.register(TruncatedSVD, kernel="compcomp.kernels.truncated_svd")
 Technique.register(LeastSquaresDistill, kernel="compcomp.kernels.least_squares_distill")
 Technique.register(SmoothQuant, kernel="compcomp.kernels.smoothquant")
+Technique.register(AWQ, kernel="compcomp.kernels.awq")
 Technique.register(Hadamard, kernel="compcomp.kernels.hadamard")
 
 __all__ = [
+    "AWQ",
     "AbsMax",
     "AbsMaxInputs",
     "ApplyMask",

@@ -132,6 +132,7 @@ def test_bad_claims(text: str) -> None:
 
 def test_the_registry_is_what_is_documented() -> None:
     assert sorted(compcomp.techniques.__all__) == [
+        "AWQ",
         "AbsMax",
         "AbsMaxInputs",
         "ApplyMask",
