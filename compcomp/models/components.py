@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compcomp.errors import InputError
+from compcomp.language.basis import Rotation, Scaling, Transform
 from compcomp.language.layer import Grid, LayerState
+from compcomp.models.measure import effective_weight
 from compcomp.models.size import stored_as_factors
 
 
@@ -20,8 +23,13 @@ def pack(layer: LayerState, dtype: torch.dtype) -> dict[str, Tensor]:
     grid, ``values`` in the model's ``dtype``: out x in, or only the kept ones, in row-major order, under a mask.
     ``mask``: bool, out x in. ``left`` (out x r), ``right`` (r x in): factors beside the weight. ``weight_left``,
     ``weight_right``: the weight itself, when its rank makes these smaller.
+
+    With a transform all these are about the transformed inputs, and values keep the dtype of the state. ``basis_K``: its
+    K-th part in the order in which they act on the inputs, the scales (in) that features are divided by or the side of a
+    Hadamard matrix as one whole number. InputError where the parts do not add up to the layer's weight again.
     """
     form = layer.format
+    dtype = dtype if form.transform is None else torch.promote_types(layer.weight.dtype, torch.float32)
     weight, mask, parts = _tensor(layer.weight), None, dict[str, Tensor]()
     if form.mask is not None:
         mask = parts["mask"] = _tensor(form.mask).bool()
@@ -39,7 +47,19 @@ def pack(layer: LayerState, dtype: torch.dtype) -> dict[str, Tensor]:
         parts["values"] = weight.to(dtype)
     if form.factors is not None:
         parts["left"], parts["right"] = _tensor(form.factors.left), _tensor(form.factors.right)
+    for number, part in enumerate(form.transform.parts if form.transform is not None else ()):
+        parts[f"basis_{number}"] = _tensor(part.scales) if isinstance(part, Scaling) else torch.tensor([part.block])
+    if form.transform is not None:
+        _check(layer, parts)
     return {name: part.clone(memory_format=torch.contiguous_format) for name, part in parts.items()}
+
+
+def _check(layer: LayerState, parts: Mapping[str, Tensor]) -> None:
+    """Raise InputError unless the parts give the layer's weight again, up to rounding in its dtype."""
+    weight = effective_weight(layer).double().cpu()
+    apart = float((unpack(parts) - weight).abs().max()) if weight.numel() else 0.0
+    if not apart <= 64 * torch.finfo(layer.weight.dtype).eps * float(weight.abs().max()):
+        raise InputError("parts in another basis that do not add up to the weight", "parts that do", "pack")
 
 
 def unpack(parts: Mapping[str, Tensor]) -> Tensor:
@@ -61,7 +81,11 @@ def unpack(parts: Mapping[str, Tensor]) -> Tensor:
             kept = weight
             weight = torch.zeros(parts["mask"].shape, dtype=torch.float64)
             weight[parts["mask"]] = kept
-    return weight + parts["left"].double() @ parts["right"].double() if "left" in parts else weight
+    weight = weight + parts["left"].double() @ parts["right"].double() if "left" in parts else weight
+    basis = [parts[f"basis_{number}"] for number in range(sum(name.startswith("basis_") for name in parts))]
+    kinds = (Scaling(part.double()) if part.is_floating_point() else Rotation(int(part)) for part in basis)
+    restored: Tensor = Transform(tuple(kinds)).weights_back(weight)
+    return restored
 
 
 def _levels(weight: Tensor, grid: Grid, mask: Tensor | None) -> dict[str, Tensor]:
