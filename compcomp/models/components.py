@@ -24,9 +24,9 @@ def pack(layer: LayerState, dtype: torch.dtype) -> dict[str, Tensor]:
     ``mask``: bool, out x in. ``left`` (out x r), ``right`` (r x in): factors beside the weight. ``weight_left``,
     ``weight_right``: the weight itself, when its rank makes these smaller.
 
-    With a transform all these are about the transformed inputs, and values keep the dtype of the state. ``basis_K``: its
-    K-th part in the order in which they act on the inputs, the scales (in) that features are divided by or the side of a
-    Hadamard matrix as one whole number. InputError where the parts do not add up to the layer's weight again.
+    With a transform all these are about the transformed inputs, and values keep the dtype of the state. ``basis_K``:
+    its K-th part in the order in which they act on the inputs, the scales (in) that features are divided by or the side
+    of a Hadamard matrix as one whole number. InputError where the parts do not add up to the layer's weight again.
     """
     form = layer.format
     dtype = dtype if form.transform is None else torch.promote_types(layer.weight.dtype, torch.float32)

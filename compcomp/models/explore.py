@@ -28,8 +28,8 @@ def explore(job: dict[str, Any]) -> dict[str, Any]:
     """Losses of one layer after every word of a tree.
 
     job: ``layer`` (its name), ``techniques`` (texts; the objects themselves where other processes could not find them)
-    and ``register`` (where they do), ``tensors``
-    (safetensors: weight, out x in, gram, in x in, and magnitudes, largest and mean, if any), ``device``, ``parents`` and ``steps`` (node k > 0 is
+    and ``register`` (where they do), ``tensors`` (safetensors: weight, out x in, gram, in x in, and magnitudes, largest
+    and mean, if any), ``device``, ``parents`` and ``steps`` (node k > 0 is
     technique ``steps[k]`` applied to node ``parents[k]`` < k; node 0 is the dense layer), ``ends`` (nodes), ``losses``
     (names), ``memory`` (bytes that states may take). May have ``caps`` (for each end the largest loss named ``loss``
     that is still of interest) with ``keeps`` (for "mask", "grid" and "factors", the techniques that keep it): then
