@@ -3,6 +3,7 @@
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.apply_mask import ApplyMask
+from compcomp.encodings.awq import AWQ
 from compcomp.encodings.block_floating_point import BlockFloatingPoint
 from compcomp.encodings.distill_hidden import DistillHidden
 from compcomp.encodings.distill_logits import DistillLogits
@@ -62,6 +63,7 @@ Technique.register(RemoveBlocks, kernel="compcomp.kernels.remove_blocks")
 Technique.register(LoftQ, kernel="compcomp.kernels.loftq")
 Technique.register(LPLR, kernel="compcomp.kernels.lplr")
 Technique.register(SmoothQuant, kernel="compcomp.kernels.smoothquant")
+Technique.register(AWQ, kernel="compcomp.kernels.awq")
 Technique.register(Hadamard, kernel="compcomp.kernels.hadamard")
 Technique.register(NF4, kernel="compcomp.kernels.nf4")
 Technique.register(FP4, kernel="compcomp.kernels.fp4")
@@ -70,6 +72,7 @@ Technique.register(MX, kernel="compcomp.kernels.mx")
 Technique.register(BlockFloatingPoint, kernel="compcomp.kernels.block_floating_point")
 
 __all__ = [
+    "AWQ",
     "FP4",
     "FP8",
     "GPTQ",

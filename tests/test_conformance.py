@@ -17,6 +17,7 @@ from compcomp.kernels import least_squares_distill
 from compcomp.language.layer import Format, LayerState
 from compcomp.language.technique import Declared, Kernel, Technique
 from compcomp.techniques import (
+    AWQ,
     FP4,
     FP8,
     GPTQ,
@@ -34,6 +35,7 @@ from compcomp.techniques import (
     DistillLogits,
     GradientDistill,
     GradualMagnitude,
+    Hadamard,
     LearnedMask,
     LeastSquaresDistill,
     LoftQ,
@@ -44,13 +46,14 @@ from compcomp.techniques import (
     PruneNeurons,
     PruneRows,
     RemoveBlocks,
+    SmoothQuant,
     SparseGPT,
     Taylor,
     TruncatedSVD,
     Wanda,
 )
 from compcomp.terms import Or, each
-from compcomp.testing import check_encoding, conventions
+from compcomp.testing import check_encoding, conformance, conventions
 from tests.helpers import DEVICES
 
 ALL = [technique for kind in Technique.kernels for technique in conventions(kind)]
@@ -59,6 +62,7 @@ EXAMPLES |= {DistillHidden: 60, DistillLogits: 40, PruneNeurons: 60, PruneHeads:
 EXAMPLES |= {RIA: 40, Taylor: 60, PruneRows: 50, PruneColumns: 60}
 EXAMPLES |= {LoftQ: 60, LPLR: 60}
 EXAMPLES |= {GPTQ: 50, SparseGPT: 80, OBS: 40, OBQ: 60}
+EXAMPLES |= {Hadamard: 40, SmoothQuant: 40, AWQ: 80}
 """Layers a convention; techniques with many conventions need fewer."""
 
 
@@ -279,6 +283,65 @@ def test_a_promise_for_changed_inputs_is_checked_on_them() -> None:
         check_encoding(Boasting(rank=1, residual=True), shapes=[(1, 2)], max_examples=1500, minimise=False)
 
 
+# Changes of basis that do more, or less, than they say
+
+
+@dataclass(frozen=True)
+class Bent(SmoothQuant):
+    """SmoothQuant with an ``encode`` that can be changed."""
+
+    change: Callable[[LayerState, LayerState], LayerState] = lambda before, after: after
+    says: bool = True
+
+    def promises(self) -> Declared:
+        return replace(super().promises(), changes_basis=self.says)
+
+    def kernel(self) -> Kernel:
+        return SmoothQuant().kernel()
+
+    def encode(self, layer: LayerState) -> LayerState:
+        return self.change(layer, super().encode(layer))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda before, after: after, False),
+        (lambda before, after: shifted(after), True),
+        (lambda before, after: replace(after, weight=before.weight), True),
+        (lambda before, after: replace(after, format=replace(after.format, transform=None)), True),
+        (lambda before, after: replace(after, reference=after.reference * 2), True),
+        (lambda before, after: replace(after, format=replace(after.format, factors=None)), True),
+    ],
+)
+def test_a_change_of_more_than_the_basis_is_caught(
+    change: Callable[[LayerState, LayerState], LayerState], says: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conformance, "_compare", lambda *_: None)  # by the promises, not by the kernel
+    with pytest.raises(AssertionError, match=r"changes_basis=(True|False) is false|never_increases|keeps|fit the form"):
+        check_encoding(Bent(change=change, says=says), shapes=[(1, 2), (2, 2)], max_examples=200, minimise=False)
+
+
+@dataclass(frozen=True)
+class Overrated(Hadamard):
+    """A rotation that claims that something survives it which does not."""
+
+    survives: str = "mask"
+
+    def promises(self) -> Declared:
+        true = super().promises()
+        return replace(true, keeps=true.keeps | {self.survives})
+
+    def kernel(self) -> Kernel:
+        return Hadamard(4).kernel()
+
+
+@pytest.mark.parametrize("survives", ["mask", "n:m", "grid", "shape", "factors"])
+def test_what_a_rotation_breaks_is_no_promise(survives: str) -> None:
+    with pytest.raises(AssertionError, match=rf"keeps=\{{'{survives}'\}} is false"):
+        check_encoding(Overrated(4, survives), shapes=[(2, 4)], max_examples=300, minimise=False)
+
+
 # Kernels that are wrong
 
 
@@ -469,6 +532,16 @@ G, N = GradientDistill(iterations=2), PruneNeurons(Fraction(1, 2))
         (OBQ(bits=3), other(OBQ(bits=3, rounding="half_up"))),
         (OBQ(bits=3), without("grid", OBQ(bits=3))),
         (OBQ(bits=3), other(GPTQ(bits=3))),
+        (SmoothQuant(), other(SmoothQuant("1/4"))),
+        (SmoothQuant(), other(SmoothQuant(scales="power_of_two"))),
+        (SmoothQuant(), lambda _, layer: layer),
+        (SmoothQuant(), without("transform", SmoothQuant())),
+        (SmoothQuant(scales="power_of_two"), other(SmoothQuant())),
+        (AWQ(("1/2", 0, 1), 3, 2), other(AWQ((0, 1), 3, 2))),
+        (AWQ(("1/2", 0, 1), 3, 2), other(AWQ(("1/2", 0, 1), 3, None))),
+        (AWQ(("1/2", 0, 1), 3, 2), other(AWQ(("1/2", 0, 1), 2, 2))),
+        (Hadamard(), other(Hadamard(2))),
+        (Hadamard(), lambda _, layer: layer),
     ],
 )
 def test_a_wrong_kernel_is_caught(technique: Technique, kernel: Kernel) -> None:

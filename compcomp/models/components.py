@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compcomp.errors import InputError
 from compcomp.kernels._codebook import coded, nearest_places
+from compcomp.language.basis import Rotation, Scaling, Transform
 from compcomp.language.layer import Grid, LayerState
+from compcomp.models.measure import effective_weight
 from compcomp.models.size import stored_as_factors
 
 
@@ -23,8 +26,13 @@ def pack(layer: LayerState, dtype: torch.dtype) -> dict[str, Tensor]:
     ``mask``: bool, out x in. ``left`` (out x r), ``right`` (r x in): factors beside the weight; of one on a grid
     ``left_levels`` and ``left_scales``, or ``right_levels`` and ``right_scales``. ``weight_left``,
     ``weight_right``: the weight itself, when its rank makes these smaller.
+
+    With a transform all these are about the transformed inputs, and values keep the dtype of the state. ``basis_K``:
+    its K-th part in the order in which they act on the inputs, the scales (in) that features are divided by or the side
+    of a Hadamard matrix as one whole number. InputError where the parts do not add up to the layer's weight again.
     """
     form = layer.format
+    dtype = dtype if form.transform is None else torch.promote_types(layer.weight.dtype, torch.float32)
     weight, mask, parts = _tensor(layer.weight), None, dict[str, Tensor]()
     if form.mask is not None:
         mask = parts["mask"] = _tensor(form.mask).bool()
@@ -43,7 +51,19 @@ def pack(layer: LayerState, dtype: torch.dtype) -> dict[str, Tensor]:
     if form.factors is not None:
         parts |= _factor("left", form.factors.left, form.factors.left_grid)
         parts |= _factor("right", form.factors.right, form.factors.right_grid)
+    for number, part in enumerate(form.transform.parts if form.transform is not None else ()):
+        parts[f"basis_{number}"] = _tensor(part.scales) if isinstance(part, Scaling) else torch.tensor([part.block])
+    if form.transform is not None:
+        _check(layer, parts)
     return {name: part.clone(memory_format=torch.contiguous_format) for name, part in parts.items()}
+
+
+def _check(layer: LayerState, parts: Mapping[str, Tensor]) -> None:
+    """Raise InputError unless the parts give the layer's weight again, up to rounding in its dtype."""
+    weight = effective_weight(layer).double().cpu()
+    apart = float((unpack(parts) - weight).abs().max()) if weight.numel() else 0.0
+    if not apart <= 64 * torch.finfo(layer.weight.dtype).eps * float(weight.abs().max()):
+        raise InputError("parts in another basis that do not add up to the weight", "parts that do", "pack")
 
 
 def unpack(parts: Mapping[str, Tensor]) -> Tensor:
@@ -60,9 +80,12 @@ def unpack(parts: Mapping[str, Tensor]) -> Tensor:
             kept = weight
             weight = torch.zeros(parts["mask"].shape, dtype=torch.float64)
             weight[parts["mask"]] = kept
-    if not any(name.startswith("left") for name in parts):
-        return weight
-    return weight + _unpacked("left", parts) @ _unpacked("right", parts)
+    if any(name.startswith("left") for name in parts):
+        weight = weight + _unpacked("left", parts) @ _unpacked("right", parts)
+    basis = [parts[f"basis_{number}"] for number in range(sum(name.startswith("basis_") for name in parts))]
+    kinds = (Scaling(part.double()) if part.is_floating_point() else Rotation(int(part)) for part in basis)
+    restored: Tensor = Transform(tuple(kinds)).weights_back(weight)
+    return restored
 
 
 def _factor(name: str, factor: Any, grid: Grid | None) -> dict[str, Tensor]:

@@ -41,17 +41,18 @@ def layer_bits(form: Format, shape: tuple[int, int]) -> int:
     N:M, which would take less. A mask that costs more than the zeros it saves is not stored, unless zero is no
     value of the grid. Nor does a format say whether the weights still are zero under a mask then: the values of all
     are counted. Offsets of a grid: see :func:`group_bits`. A weight that is only known to be of low rank is stored as
-    two factors when these are smaller.
+    two factors when these are smaller. A transform takes 16 bits for each scale of an input feature, a rotation none.
     """
     count = shape[0] * shape[1]
     values = count * value_bits(form.grid)
+    basis = 0 if form.transform is None else DENSE * shape[1] * form.transform.scalings
     if form.mask is not None and form.grid is not None and not form.grid.zero:
         values += count
     elif form.mask is not None:
         values = min(values, int(form.mask.sum()) * value_bits(form.grid) + count)
     elif stored_as_factors(form, shape):
         values = DENSE * sum(shape) * (form.rank or 0)
-    return values + scales_bits(form.grid) + factor_bits(form.factors, shape)
+    return values + scales_bits(form.grid) + factor_bits(form.factors, shape) + basis
 
 
 def scales_bits(grid: Grid | None) -> int:

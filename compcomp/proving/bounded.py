@@ -49,6 +49,8 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
     (claim, contracts), needs_inputs = simplified(claim), claim.needs_inputs
     if claim.changes_inputs:  # a formula has so many tokens, and they stand for any number only through a Gram matrix
         return Outcome(None, "a technique changes the inputs, and a formula would speak of one number of tokens only")
+    if _looks_at_tokens(claim):  # what they see of the inputs is not in a Gram matrix either
+        return Outcome(None, "a technique looks at single inputs, and a formula would have one number of tokens only")
     session = Session(solver, time.monotonic() + seconds)
     shape, reach, assumptions = _one_block(claim, scope)
     if shape[0] * shape[1] > LARGEST_LAYER:
@@ -73,7 +75,7 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
 def satisfiable(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> str:
     """Whether some layer of the scope's shape meets the claim's conditions: "sat", "unsat" or "unknown"."""
     assert scope.shape is not None
-    if scope.shape[0] * scope.shape[1] > LARGEST_LAYER:
+    if scope.shape[0] * scope.shape[1] > LARGEST_LAYER or _looks_at_tokens(claim):
         return "unknown"
     session = Session(solver, time.monotonic() + seconds)
     weight = each(lambda index: z3.Real(f"w_{index[0]}_{index[1]}"), _indices(scope.shape))
@@ -154,6 +156,10 @@ def _by_layer(claim: Claim) -> bool:
 
 def _only_steps(claim: Claim) -> bool:
     return not claim.changes_basis and all(t.steps() for sequence in claim.sequences for t in sequence)
+
+
+def _looks_at_tokens(claim: Claim) -> bool:
+    return any(t.needs_magnitudes for sequence in claim.sequences for t in sequence)
 
 
 def _additive(claim: Claim) -> bool:
