@@ -35,7 +35,7 @@ from compcomp.testing import check_encoding, conventions
 from tests.helpers import DEVICES
 
 ALL = [technique for kind in Technique.kernels for technique in conventions(kind)]
-EXAMPLES = {LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60}
+EXAMPLES = {NF4: 60, LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60}
 """Layers a convention; techniques with many conventions need fewer."""
 
 
@@ -302,6 +302,7 @@ R = TruncatedSVD(rank=1, residual=True)
         (MinMax(bits=3), other(MinMax(bits=3, group=2))),
         (NF4(2), other(NF4(None))),
         (NF4(None), other(FP4(None))),
+        (NF4(2, scales="double"), other(NF4(2))),
         (FP4(2), other(FP4(2, rounding="half_up"))),
         (FP4(2), other(MX("mxfp4", 2))),
         (FP8(), other(FP8("e5m2"))),
