@@ -716,11 +716,12 @@ def power_of_two(x: Term, choices: Choices) -> Term:
         return sympy.Piecewise((0, sympy.Eq(x, 0)), (2 ** sympy.floor(sympy.log(x, 2)), True))
     import z3
 
-    if z3.is_rational_value(x):
-        return z3.RealVal(power_of_two(x.as_fraction(), choices))
+    plain = z3.simplify(x)
+    if z3.is_rational_value(plain):
+        return z3.RealVal(power_of_two(plain.as_fraction(), choices))
     if not isinstance(choices, SymbolicChoices):
         raise TypeError("a power of two is symbolic only with the premises that a prover collects")
-    name = blake2b(z3.simplify(x).sexpr().encode(), digest_size=16).hexdigest()
+    name = blake2b(plain.sexpr().encode(), digest_size=16).hexdigest()
     power = z3.Real(f"power_of_two_{name}")
     known = z3.If(x == 0, power == 0, z3.And(power <= x, x < 2 * power))
     if not any(known.eq(premise) for premise in choices.premises):

@@ -63,6 +63,7 @@ EXAMPLES |= {RIA: 40, Taylor: 60, PruneRows: 50, PruneColumns: 60}
 EXAMPLES |= {LoftQ: 60, LPLR: 60}
 EXAMPLES |= {GPTQ: 50, SparseGPT: 80, OBS: 40, OBQ: 60}
 EXAMPLES |= {Hadamard: 40, SmoothQuant: 40, AWQ: 80}
+EXAMPLES |= {NF4: 60}
 """Layers a convention; techniques with many conventions need fewer."""
 
 
@@ -446,6 +447,7 @@ G, N = GradientDistill(iterations=2), PruneNeurons(Fraction(1, 2))
         (MinMax(bits=3), other(MinMax(bits=3, group=2))),
         (NF4(2), other(NF4(None))),
         (NF4(None), other(FP4(None))),
+        (NF4(2, scales="double"), other(NF4(2))),
         (FP4(2), other(FP4(2, rounding="half_up"))),
         (FP4(2), other(MX("mxfp4", 2))),
         (FP8(), other(FP8("e5m2"))),

@@ -10,23 +10,30 @@ from itertools import pairwise
 import torch
 
 from compcomp.kernels._shared import Tensor, check, chunks, wide
+from compcomp.language.codebooks import midpoints_down
 from compcomp.language.layer import LayerState
 from compcomp.language.steps import CodebookMap
 from compcomp.language.technique import Technique
-from compcomp.terms import code_midpoint_goes_down
+
+Stored = Callable[[Tensor], Tensor]
 
 
-def quantize(technique: Technique, layer: LayerState) -> LayerState:
+def quantize(
+    technique: Technique, layer: LayerState, step_map: CodebookMap | None = None, stored: Stored | None = None
+) -> LayerState:
     """Round every weight to the nearest value of its group's codebook.
 
     ``layer.weight``: out x in. The step is kept in the weight's dtype, but at least float32; the weight is
     code times step, cast to its own dtype. Codes are chosen by comparing products in float64 that are exact for float32
-    and narrower weights, so midpoints are; ``rounding="any"`` is "half_up". Raises InputError when the group does not
-    divide a row or a weight is not finite.
+    and narrower weights, so midpoints are; ``rounding="any"`` is "half_up". ``step_map``: in place of the technique's
+    one step. ``stored``: makes the steps that are stored of those by which codes are chosen (groups x 1). Raises
+    InputError when the group does not divide a row or a weight is not finite.
     """
     check(technique, layer)
-    (step_map,) = technique.steps()
-    assert isinstance(step_map, CodebookMap)
+    if step_map is None:
+        (found,) = technique.steps()
+        assert isinstance(found, CodebookMap)
+        step_map = found
     shape, dtype = tuple(layer.weight.shape), wide(layer.weight)
     size = step_map.partition.group_size((shape[0], shape[1]))
     groups = layer.weight.reshape(-1, size)
@@ -35,6 +42,8 @@ def quantize(technique: Technique, layer: LayerState) -> LayerState:
     if count == 1:  # row by row, which bounds the memory
         groups, largest = layer.weight, largest.expand(shape[0], 1)
     step, places = in_steps(groups, largest, step_map)
+    if stored is not None:
+        step = stored(step[:count]).expand(len(groups), 1)
     codes, weight = coded(step_map.codes, step).to(dtype), torch.empty_like(groups)
     for part in chunks(len(groups), 96 * groups.shape[1], groups.device):
         weight[part] = (codes[places(part)] * step[part].to(dtype)).to(weight.dtype)
@@ -81,10 +90,7 @@ def nearest_places(doubled: Tensor, unit: Tensor, codes: Sequence[Fraction], rou
     these are short; the quotient only says where to look.
     """
     sums = coded([a + b for a, b in pairwise(codes)], doubled)
-    if rounding == "any":
-        rounding = "half_up"
-    down = [code_midpoint_goes_down(codes, k, rounding) for k in range(len(sums))]
-    goes_down = torch.tensor(down, device=doubled.device)
+    goes_down = torch.tensor(midpoints_down(tuple(codes), rounding), device=doubled.device)
     last = len(sums)
     place = torch.bucketize(doubled / torch.where(unit == 0, 1.0, unit), sums)
     low, high = sums[(place - 1).clamp_(min=0)] * unit, sums[place.clamp(max=last - 1)] * unit

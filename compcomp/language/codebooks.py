@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
+
+from compcomp.terms import code_midpoint_goes_down
 
 Codes = tuple[Fraction, ...]
 
@@ -26,6 +29,25 @@ def whole_codes(levels: int, unit: Fraction | int = 1) -> Codes:
     return tuple(Fraction(k) * unit for k in range(-levels, levels + 1))
 
 
+def dynamic_codes(bits: int) -> Codes:
+    """The values of a dynamic data type of so many bits: a sign, a decimal exponent and the rest a linear fraction.
+
+    For i < bits - 1, 10^(i - bits + 2) times the middles of 2^i equal parts of [1/10, 1], of both signs; and 0 and 1.
+    """
+    found = {Fraction(0), Fraction(1)}
+    for i in range(bits - 1):
+        unit, part = Fraction(10) ** (i - bits + 2), Fraction(9, 10) / 2**i
+        middles = {unit * (Fraction(1, 10) + part * (k + Fraction(1, 2))) for k in range(2**i)}
+        found |= middles | {-x for x in middles}
+    return tuple(sorted(found))
+
+
+def midpoints_down(codes: Codes, rounding: str) -> list[bool]:
+    """Which midpoints between neighbouring codes go to the lesser one; "any" is "half_up"."""
+    rounding = "half_up" if rounding == "any" else rounding
+    return [code_midpoint_goes_down(codes, k, rounding) for k, _ in enumerate(pairwise(codes))]
+
+
 E2M1 = float_codes(2, 1, bias=1, largest=6)
 E2M3 = float_codes(2, 3, bias=1, largest=Fraction(15, 2))
 E3M2 = float_codes(3, 2, bias=3, largest=28)
@@ -40,3 +62,6 @@ _NF4 = (
 )
 NF4: Codes = tuple(Fraction(float(code)) for code in _NF4)
 """The table of 4-bit NormalFloat, the very float32 numbers that are in use [dettmers2023]."""
+
+DYNAMIC8 = dynamic_codes(8)
+"""The 8-bit dynamic data type, to which scales are rounded [dettmers2023]."""

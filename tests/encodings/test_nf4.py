@@ -52,6 +52,31 @@ def test_a_table_that_is_not_symmetric_reverses_an_order() -> None:
     assert first == 1 + (1 - 2 * TABLE[12]) > second == 1 + (-2 * TABLE[2] - 1)
 
 
+def test_scales_are_rounded_after_the_codes_are_chosen() -> None:
+    """Scales 1, 2 and 6 have the mean 3: -2, -1 and 3 are rounded to 3 times a dynamic value."""
+    state = NF4(group=2, scales="double").encode(layer([[1, "1/2", -2, 0, 6, 6]]))
+    grid = state.format.grid
+    assert grid is not None
+    apart = [3 * min(codebooks.DYNAMIC8, key=lambda c, x=x: abs(3 * c - x)) for x in (-2, -1, 3)]  # type: ignore[misc]
+    assert grid.step[0, ::2].tolist() == [3 + x for x in apart]
+    assert row(state) == [3 + apart[0], (3 + apart[0]) * TABLE[12], -(3 + apart[1]), 0, 6, 6]
+    assert (grid.scale_bits, grid.shared_bits) == (8, 64)
+
+
+def test_a_scale_below_zero_becomes_zero() -> None:
+    """One scale of 0 among many of 256: its distance from the mean, less the rounding, may be more than the mean."""
+    weight = [[0] + [1] * 299]
+    state = NF4(group=1, scales="double").encode(layer(weight))
+    assert state.format.grid is not None
+    assert all(s >= 0 for s in state.format.grid.step.ravel())
+    assert row(state)[0] == 0
+
+
+def test_the_dynamic_values() -> None:
+    assert len(codebooks.DYNAMIC8) == 256 and codebooks.DYNAMIC8[-1] == 1
+    assert float(codebooks.DYNAMIC8[0]) == pytest.approx(-0.99296875)
+
+
 @pytest.mark.parametrize("given", [0, -1, 2**21, HUGE, 2.0, "64", False])
 def test_bad_group(given: Any) -> None:
     refused(lambda: NF4(group=given), "NF4.group")
@@ -62,5 +87,10 @@ def test_bad_rounding(given: Any) -> None:
     refused(lambda: NF4(rounding=given), "NF4.rounding", "half_even")
 
 
+def test_bad_scales() -> None:
+    refused(lambda: NF4(scales="8-bit"), "NF4.scales", "double")
+
+
 def test_a_group_must_divide_the_row() -> None:
-    refused(lambda: NF4().encode(layer([[1, 2, 3]])), "rows of 3", "groups of 64")
+    for scales in ("exact", "double"):
+        refused(lambda s=scales: NF4(scales=s).encode(layer([[1, 2, 3]])), "rows of 3", "groups of 64")  # type: ignore[misc]

@@ -50,7 +50,7 @@ FREE = [
 SETTLED = [
     *(t for t in STEPPED if t.promises().deterministic),
     *(kind for r in ROUNDINGS if r != "any" for kind in (NF4(2, r), FP4(None, r), MX("mxfp4", 2, r))),
-    *(MX("mxint8", 4), BlockFloatingPoint(3, None)),
+    BlockFloatingPoint(3, None),
 ]
 WIDE = [kind(bits=8, rounding=rounding) for kind in (AbsMax, MinMax) for rounding in ROUNDINGS]
 """Grids beyond the tree of comparisons: z3 rounds them through integers."""

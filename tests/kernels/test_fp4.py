@@ -39,7 +39,7 @@ def test_midpoints(device: str, dtype: Any, rounding: str, expected: list[float]
 def test_a_step_that_no_float_holds_moves_no_midpoint(rounding: str) -> None:
     """The largest magnitude is 24 k, the step 4 k and midpoints lie at k, 3 k, 5 k; of a largest 72 the step is 12."""
     expected = {"half_even": [6, 0, 1, 1], "half_up": [6, 0.5, 1, 1.5], "half_away": [6, 0.5, 1, 1.5]}[rounding]
-    for scale in (1.0, 3.0, 5.0, 11.0, 1 / 3):
+    for scale in (1.0, 3.0, 5.0, 11.0, 13 * 2.0**-20):
         weight = torch.tensor([[24 * scale, scale, 3 * scale, 5 * scale]], dtype=torch.float32)
         after = FP4(None, rounding).kernel()(FP4(None, rounding), LayerState.dense(weight))
         found = (after.weight.double() / (4 * weight[0, 1].double())).tolist()
