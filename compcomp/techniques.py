@@ -3,6 +3,7 @@
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.apply_mask import ApplyMask
+from compcomp.encodings.joint_prune_quantize import JointPruneQuantize
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.loftq import LoftQ
 from compcomp.encodings.lplr import LPLR
@@ -22,12 +23,14 @@ Technique.register(TruncatedSVD, kernel="compcomp.kernels.truncated_svd")
 Technique.register(LeastSquaresDistill, kernel="compcomp.kernels.least_squares_distill")
 Technique.register(LoftQ, kernel="compcomp.kernels.loftq")
 Technique.register(LPLR, kernel="compcomp.kernels.lplr")
+Technique.register(JointPruneQuantize, kernel="compcomp.kernels.joint_prune_quantize")
 
 __all__ = [
     "LPLR",
     "AbsMax",
     "AbsMaxInputs",
     "ApplyMask",
+    "JointPruneQuantize",
     "LeastSquaresDistill",
     "LoftQ",
     "Magnitude",

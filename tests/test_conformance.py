@@ -14,12 +14,13 @@ import compcomp.techniques  # noqa: F401  (fills the registry)
 from compcomp.errors import InputError
 from compcomp.kernels import least_squares_distill
 from compcomp.language.layer import Format, LayerState
-from compcomp.language.technique import Declared, Kernel, Technique
+from compcomp.language.technique import Declared, Kernel, Sequence, Technique, as_sequence
 from compcomp.techniques import (
     LPLR,
     AbsMax,
     AbsMaxInputs,
     ApplyMask,
+    JointPruneQuantize,
     LeastSquaresDistill,
     LoftQ,
     Magnitude,
@@ -32,7 +33,7 @@ from compcomp.testing import check_encoding, conventions
 from tests.helpers import DEVICES
 
 ALL = [technique for kind in Technique.kernels for technique in conventions(kind)]
-EXAMPLES = {LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60, LoftQ: 60, LPLR: 60}
+EXAMPLES = {LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60, LoftQ: 60, LPLR: 60, JointPruneQuantize: 30}
 """Layers a convention; techniques with many conventions need fewer."""
 
 
@@ -41,7 +42,8 @@ EXAMPLES = {LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60, LoftQ: 60
 def test_kernel_encoding_and_promises_agree(technique: Technique, device: str) -> None:
     coverage = check_encoding(technique, max_examples=EXAMPLES.get(type(technique), 12), device=device)
     assert coverage.clear + coverage.at_ties >= 8
-    if len(technique.steps()) != 1 and not technique.promises().changes_inputs:
+    promises = technique.promises()
+    if len(technique.steps()) != 1 and not promises.changes_inputs and promises.optimum is None:
         assert coverage.clear >= 25
 
 
@@ -205,6 +207,32 @@ class Boasting(TruncatedSVD):
         return TruncatedSVD(rank=1).kernel()
 
 
+@dataclass(frozen=True)
+class Modest(JointPruneQuantize):
+    """Promises the optimum of its parameters, and does something else."""
+
+    done: Sequence = Sequence()
+
+    def encode(self, layer: LayerState) -> LayerState:
+        return self.done.encode(layer)
+
+
+@pytest.mark.parametrize(
+    "done",
+    [
+        Magnitude("1/2", per="row") >> AbsMax(bits=3, group=2),
+        as_sequence(JointPruneQuantize("1/4", 3, per="row", group=2)),
+        as_sequence(JointPruneQuantize("1/2", 4, per="row", group=2)),
+        as_sequence(JointPruneQuantize("1/2", 3, per="row")),
+    ],
+    ids=str,
+)
+def test_a_false_optimum_is_caught(done: Sequence) -> None:
+    technique = Modest("1/2", 3, per="row", group=2, done=done)
+    with pytest.raises(AssertionError, match="optimum is false"):
+        check_encoding(technique, [(2, 4)], 300, kernel=lambda _, layer: done.kernel(layer), minimise=False)
+
+
 def test_a_promise_for_changed_inputs_is_checked_on_them() -> None:
     with pytest.raises(AssertionError, match=r"never_increases={'output_l2'} is false"):
         check_encoding(Boasting(rank=1, residual=True), shapes=[(1, 2), (2, 2)], max_examples=300, minimise=False)
@@ -261,6 +289,7 @@ def last_among_ties(technique: Technique, layer: LayerState) -> LayerState:
 P, Q, D = Magnitude("1/2", pattern="2:4"), AbsMax(bits=3), LeastSquaresDistill()
 X = AbsMaxInputs(bits=3)
 R = TruncatedSVD(rank=1, residual=True)
+J = JointPruneQuantize("1/2", 3, per="row")
 
 
 @pytest.mark.parametrize(
@@ -299,6 +328,12 @@ R = TruncatedSVD(rank=1, residual=True)
         (LoftQ(bits=3, rank=1, rounds=2), other(LoftQ(bits=3, rank=1, rounds=1))),
         (LoftQ(bits=3, rank=1), other(LoftQ(bits=3, rank=1, group=2))),
         (LoftQ(bits=3, rank=1), other(LoftQ(bits=3, rank=2))),
+        (J, lambda _, layer: (Magnitude("1/2", per="row") >> AbsMax(bits=3)).kernel(layer)),
+        (J, other(JointPruneQuantize("1/2", 3))),
+        (J, other(JointPruneQuantize("1/2", 3, per="row", ratios="1/2"))),
+        (J, other(JointPruneQuantize("1/2", 3, per="row", rounding="half_up"))),
+        (J, without("mask", J)),
+        (J, without("grid", J)),
         (LPLR(rank=2, bits=3), other(LPLR(rank=2, bits=3, seed=1))),
         (LPLR(rank=2, bits=3), other(LPLR(rank=2, bits=3, right_bits=2))),
         (LPLR(rank=2, bits=3), other(LPLR(rank=2, bits=3, sketch="signs"))),
