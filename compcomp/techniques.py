@@ -3,9 +3,12 @@
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.apply_mask import ApplyMask
+from compcomp.encodings.distill_factors import DistillFactors
 from compcomp.encodings.joint_prune_quantize import JointPruneQuantize
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.loftq import LoftQ
+from compcomp.encodings.lora import LoRA
+from compcomp.encodings.losparse import LoSparse
 from compcomp.encodings.lplr import LPLR
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.minmax import MinMax
@@ -24,14 +27,20 @@ Technique.register(LeastSquaresDistill, kernel="compcomp.kernels.least_squares_d
 Technique.register(LoftQ, kernel="compcomp.kernels.loftq")
 Technique.register(LPLR, kernel="compcomp.kernels.lplr")
 Technique.register(JointPruneQuantize, kernel="compcomp.kernels.joint_prune_quantize")
+Technique.register(DistillFactors, kernel="compcomp.kernels.distill_factors")
+Technique.register(LoSparse, kernel="compcomp.kernels.losparse")
+Technique.register(LoRA, kernel="compcomp.kernels.lora")
 
 __all__ = [
     "LPLR",
     "AbsMax",
     "AbsMaxInputs",
     "ApplyMask",
+    "DistillFactors",
     "JointPruneQuantize",
     "LeastSquaresDistill",
+    "LoRA",
+    "LoSparse",
     "LoftQ",
     "Magnitude",
     "MinMax",

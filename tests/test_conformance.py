@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -20,9 +20,12 @@ from compcomp.techniques import (
     AbsMax,
     AbsMaxInputs,
     ApplyMask,
+    DistillFactors,
     JointPruneQuantize,
     LeastSquaresDistill,
     LoftQ,
+    LoRA,
+    LoSparse,
     Magnitude,
     MinMax,
     TruncatedSVD,
@@ -34,6 +37,7 @@ from tests.helpers import DEVICES
 
 ALL = [technique for kind in Technique.kernels for technique in conventions(kind)]
 EXAMPLES = {LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60, LoftQ: 60, LPLR: 60, JointPruneQuantize: 30}
+EXAMPLES |= {DistillFactors: 120, LoSparse: 100, LoRA: 40}
 """Layers a convention; techniques with many conventions need fewer."""
 
 
@@ -211,7 +215,7 @@ class Boasting(TruncatedSVD):
 class Modest(JointPruneQuantize):
     """Promises the optimum of its parameters, and does something else."""
 
-    done: Sequence = Sequence()
+    done: Sequence = field(default_factory=Sequence)
 
     def encode(self, layer: LayerState) -> LayerState:
         return self.done.encode(layer)
@@ -334,6 +338,18 @@ J = JointPruneQuantize("1/2", 3, per="row")
         (J, other(JointPruneQuantize("1/2", 3, per="row", rounding="half_up"))),
         (J, without("mask", J)),
         (J, without("grid", J)),
+        (DistillFactors(2), other(DistillFactors(1))),
+        (DistillFactors(), lambda _, layer: layer),
+        (
+            DistillFactors(),
+            lambda technique, layer: technique.kernel()(technique, replace(layer, reference_inputs=None)),
+        ),
+        (LoSparse(1, "1/3"), other(LoSparse(1, "2/3"))),
+        (LoSparse(1, "1/2", size=2), other(LoSparse(1, "1/2"))),
+        (LoSparse(1, "1/3"), without("factors", LoSparse(1, "1/3"))),
+        (LoRA(1, 3), other(LoRA(1, 2))),
+        (LoRA(1, 1), other(LoRA(1, 1, seed=1))),
+        (LoRA(1, 1, merged=True, masked=True), other(LoRA(1, 1, merged=True))),
         (LPLR(rank=2, bits=3), other(LPLR(rank=2, bits=3, seed=1))),
         (LPLR(rank=2, bits=3), other(LPLR(rank=2, bits=3, right_bits=2))),
         (LPLR(rank=2, bits=3), other(LPLR(rank=2, bits=3, sketch="signs"))),

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from compcomp.language.algebra import NotExactError
 from compcomp.language.layer import LayerState
 from compcomp.language.technique import Technique
-from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, MinMax, TruncatedSVD, Wanda
+from compcomp.techniques import AbsMax, LeastSquaresDistill, LoRA, Magnitude, MinMax, TruncatedSVD, Wanda
 from compcomp.terms import ROUNDINGS, Choices, RandomChoices, SymbolicChoices, each
 from compcomp.testing import conventions, layers
 from tests.helpers import layer
@@ -140,6 +140,7 @@ def test_any_in_z3_is_every_exact_choice_and_nothing_else(technique: Technique) 
     [
         *(LeastSquaresDistill(), TruncatedSVD(rank=1), TruncatedSVD(rank=1, residual=True), TruncatedSVD(rank=2)),
         TruncatedSVD(rank=1, metric="output"),
+        *(LoRA(1, 2), LoRA(1, 1, merged=True, masked=True)),
         TruncatedSVD(rank=1, residual=True, metric="output"),
     ],
     ids=str,
