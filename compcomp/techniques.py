@@ -5,6 +5,7 @@ from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.apply_mask import ApplyMask
 from compcomp.encodings.awq import AWQ
 from compcomp.encodings.block_floating_point import BlockFloatingPoint
+from compcomp.encodings.distill_factors import DistillFactors
 from compcomp.encodings.distill_hidden import DistillHidden
 from compcomp.encodings.distill_logits import DistillLogits
 from compcomp.encodings.fp4 import FP4
@@ -13,9 +14,12 @@ from compcomp.encodings.gptq import GPTQ
 from compcomp.encodings.gradient_distill import GradientDistill
 from compcomp.encodings.gradual_magnitude import GradualMagnitude
 from compcomp.encodings.hadamard import Hadamard
+from compcomp.encodings.joint_prune_quantize import JointPruneQuantize
 from compcomp.encodings.learned_mask import LearnedMask
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.loftq import LoftQ
+from compcomp.encodings.lora import LoRA
+from compcomp.encodings.losparse import LoSparse
 from compcomp.encodings.lplr import LPLR
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.minmax import MinMax
@@ -70,6 +74,10 @@ Technique.register(FP4, kernel="compcomp.kernels.fp4")
 Technique.register(FP8, kernel="compcomp.kernels.fp8")
 Technique.register(MX, kernel="compcomp.kernels.mx")
 Technique.register(BlockFloatingPoint, kernel="compcomp.kernels.block_floating_point")
+Technique.register(JointPruneQuantize, kernel="compcomp.kernels.joint_prune_quantize")
+Technique.register(DistillFactors, kernel="compcomp.kernels.distill_factors")
+Technique.register(LoSparse, kernel="compcomp.kernels.losparse")
+Technique.register(LoRA, kernel="compcomp.kernels.lora")
 
 __all__ = [
     "AWQ",
@@ -86,13 +94,17 @@ __all__ = [
     "AbsMaxInputs",
     "ApplyMask",
     "BlockFloatingPoint",
+    "DistillFactors",
     "DistillHidden",
     "DistillLogits",
     "GradientDistill",
     "GradualMagnitude",
     "Hadamard",
+    "JointPruneQuantize",
     "LearnedMask",
     "LeastSquaresDistill",
+    "LoRA",
+    "LoSparse",
     "LoftQ",
     "Magnitude",
     "MinMax",

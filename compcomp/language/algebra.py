@@ -199,6 +199,16 @@ def _change_contract(error: Array, gram: Array, free: Array, choices: Choices) -
     return change
 
 
+def least_solution(right: Array, gram: Array, choices: Choices) -> Array:
+    """Y of least norm with ``Y @ gram`` equal to ``right``, for a positive semidefinite gram for which there is one."""
+    kind, free = reading(*right.ravel(), *gram.ravel()), each(lambda _: True, right)
+    if kind == "number":
+        return _change_exact(right, gram, free)
+    if kind == "batch":
+        return _change_batch(stack(right, batch_size(right, gram)), gram, free)
+    return _target_contract(right, gram, choices)
+
+
 def right_factor(left: Array, target: Array, choices: Choices) -> Array:
     """R (rank x in) that minimises |T - L R|_F for L (out x rank) and T (out x in): pinv(L) T, least in norm.
 

@@ -340,4 +340,21 @@ class RangeMap:
         return replace(layer, weight=weight, format=replace(layer.format, grid=grid, rank=None))
 
 
+@dataclass(frozen=True)
+class Optimum:
+    """What a joint step chooses the best of: weights with zeros in every group, and a grid.
+
+    From weights w (out x in) it may leave every v such that (i) in each group of n weights of ``partition`` at least
+    ``int(n * share)`` weights of v are 0, and (ii) for each group of ``grid.partition`` there is a ratio r out of
+    ``ratios``, so that every weight of v in the group is one of ``k * r * c / L``, ``|k| <= L``, c the context of w
+    in the group and L the levels of ``grid``. The optimum is a v of least ``loss`` with w as the reference.
+    """
+
+    loss: str
+    partition: Partition
+    share: Fraction | Unknown
+    grid: GridMap
+    ratios: tuple[Fraction, ...]
+
+
 Step = Selection | GridMap | CodebookMap | RangeMap

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 from fractions import Fraction
+from itertools import combinations, product
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from compcomp.language.algebra import NotExactError, batch_size, rank_exceeds, s
 from compcomp.language.basis import unlike
 from compcomp.language.layer import INVARIANTS, Cut, Factors, Format, Grid, LayerState
 from compcomp.language.loss import LOSSES
-from compcomp.language.steps import Selection, Step
+from compcomp.language.steps import Optimum, Selection, Step
 from compcomp.language.technique import Kernel, Technique
 from compcomp.terms import Array, Batch, BatchChoices, Choices, RandomChoices, Term, each
 from compcomp.testing.strategies import Shape, conventions, integers, layers, scaled
@@ -184,7 +186,10 @@ def _compare(
     other = technique.encode(opposite)
     clear = result.choices.margin > MARGIN
     exact_ties = _meets_ties(technique.steps())
-    meets_ties = result.choices.margin == 0 and (exact_ties or technique.promises().changes_inputs)
+    at_once = exact_ties or technique.promises().changes_inputs
+    if technique.promises().optimum is not None:  # what it compares is made of the weights and the values of its grids
+        at_once = _float_exact(result)
+    meets_ties = result.choices.margin == 0 and at_once
     if clear or meets_ties:
         before = _tensors(layer, device)
         after = kernel(technique, before)
@@ -378,6 +383,8 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
         dense = layer.format.factors is None and all(layer.format.get(invariant) is None for invariant in INVARIANTS)
         if dense and min(layer.weight.shape) <= promised.trivial_side and not held:
             raise broken(f"trivial_side={promised.trivial_side}", ("effective weight after", _text(rested.effective())))
+        if promised.optimum is not None and (better := _better(promised.optimum, layer.weight, result.weight, seed)):
+            raise broken("optimum", ("what it leaves", better), after)
         if promised.leaves_weight and not _weight_left(layer, result):
             raise broken("leaves_weight=True", after)
         if not promised.homogeneous:
@@ -398,6 +405,55 @@ def _check_steps(technique: Technique, layer: LayerState, result: LayerState) ->
     if not _equal(after, result) or after.format.rank != result.format.rank:
         shown = (("steps", _text(after.weight)), ("encoding", _text(result.weight)))
         raise _fail(technique, "its steps() are not what its encoding does", layer, *shown)
+
+
+MOST = 200
+"""Masks of one group that are tried one by one; of more, so many random ones. Of ratios a quarter of that."""
+
+
+def _better(optimum: Optimum, weight: Array, left: Array, seed: int) -> str:
+    """What is wrong with ``left`` as the optimum for ``weight``, both out x in; empty where nothing is."""
+    shape = (weight.shape[0], weight.shape[1])
+    part, levels = LOSSES[optimum.loss].element, optimum.grid.known_levels
+    assert part is not None
+    selected, scaled_alike = optimum.partition.groups(shape), optimum.grid.partition.groups(shape)
+    if any(sum(left[i] == 0 for i in group) < int(len(group) * optimum.share) for group in selected):  # type: ignore[operator]
+        return "has too few zeros"
+    contexts = [optimum.grid.context(weight[i] for i in group) for group in scaled_alike]
+    for group, context in zip(scaled_alike, contexts, strict=True):
+        steps = [ratio * context / levels for ratio in optimum.ratios]
+        if not any(all(left[i] in [k * step for k in range(-levels, levels + 1)] for i in group) for step in steps):
+            return f"is on no grid in {group}"
+    least = None
+    random = np.random.default_rng(seed)
+    choices: Iterable[Sequence[Fraction]] = product(optimum.ratios, repeat=len(contexts))
+    if len(optimum.ratios) ** len(contexts) > MOST // 4:
+        choices = [
+            [optimum.ratios[k] for k in row] for row in random.integers(len(optimum.ratios), size=(50, len(contexts)))
+        ]
+    for ratios in choices:
+        error = np.empty(shape, dtype=object)
+        for group, context, ratio in zip(scaled_alike, contexts, ratios, strict=True):
+            values = [k * ratio * context / levels for k in range(-levels, levels + 1)]
+            for i in group:
+                error[i] = min(part(weight[i], value) for value in values)
+        total = sum(_least_error(weight, error, group, optimum, seed) for group in selected)
+        least = total if least is None else min(least, total)
+    loss = sum(map(part, weight.ravel(), left.ravel()))
+    return f"loses {loss}, where {least} is possible" if least is not None and loss > least else ""
+
+
+def _least_error(weight: Array, error: Array, group: list[tuple[int, int]], optimum: Optimum, seed: int) -> Fraction:
+    """The least loss of a group over which weights go, or over some random choices of them."""
+    part = LOSSES[optimum.loss].element
+    assert part is not None
+    count = int(len(group) * optimum.share)  # type: ignore[operator]
+    random = np.random.default_rng(seed)
+    drops: Iterable[Sequence[int]] = combinations(range(len(group)), count)
+    if comb(len(group), count) > MOST:
+        drops = [random.choice(len(group), count, replace=False).tolist() for _ in range(MOST)]
+    kept, gone = [error[i] for i in group], [part(weight[i], 0) for i in group]
+    return min(sum((gone[k] if k in drop else kept[k] for k in range(len(group))), Fraction(0)) for drop in drops)
 
 
 def _check_inputs(technique: Technique, before: LayerState, after: LayerState, make: Callable[[], Choices]) -> None:

@@ -24,6 +24,7 @@ from compcomp.techniques import (
     AbsMax,
     BlockFloatingPoint,
     LeastSquaresDistill,
+    LoRA,
     Magnitude,
     MinMax,
     TruncatedSVD,
@@ -162,6 +163,7 @@ def test_any_in_z3_is_every_exact_choice_and_nothing_else(technique: Technique) 
     [
         *(LeastSquaresDistill(), TruncatedSVD(rank=1), TruncatedSVD(rank=1, residual=True), TruncatedSVD(rank=2)),
         TruncatedSVD(rank=1, metric="output"),
+        *(LoRA(1, 2), LoRA(1, 1, merged=True, masked=True)),
         TruncatedSVD(rank=1, residual=True, metric="output"),
     ],
     ids=str,
