@@ -71,6 +71,7 @@ class OBQ(Technique):
     def promises(self) -> Declared:
         return Declared(
             keeps=frozenset({"factors"}),
+            zeros=frozenset({"weights", "rows"}),  # they go first, and nothing has to make up for them
             deterministic=self.rounding != "any" and self.ties != "any",
             landmarks=() if isinstance(self.levels, Unknown) else (2 * self.levels,),
         )
