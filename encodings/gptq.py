@@ -99,6 +99,7 @@ class GPTQ(Technique):
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"} if kept else {"factors"}),
             restores=frozenset({"mask"} if kept else ()),
+            zeros=frozenset({"rows"}),
             deterministic=self.rounding != "any",
             landmarks=() if isinstance(self.levels, Unknown) else (2 * self.levels,),
         )

@@ -36,6 +36,7 @@ class Hadamard(Technique):
     def promises(self) -> Declared:
         return Declared(
             keeps=frozenset({"rank"}),
+            zeros=frozenset({"rows"}),
             never_increases=frozenset(LOSSES),
             any_inputs=True,
             holds_reference=True,

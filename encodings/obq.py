@@ -71,6 +71,7 @@ class OBQ(Technique):
         return Declared(
             # Zeros score 0, as all that lies on the grid: they go first, and change nothing.
             keeps=frozenset({"mask", "n:m", "shape", "factors"}),
+            zeros=frozenset({"weights", "rows"}),
             deterministic=self.rounding != "any" and self.ties != "any",
             landmarks=() if isinstance(self.levels, Unknown) else (2 * self.levels,),
         )

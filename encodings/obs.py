@@ -72,6 +72,7 @@ class OBS(Technique):
         zeros_stay = self.pattern == "unstructured"
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"} if zeros_stay else {"factors"}),
+            zeros=frozenset({"rows"}),
             deterministic=self.ties != "any",
         )
 

@@ -36,7 +36,7 @@ class PruneHeads(Technique):
         check_units(self)
 
     def promises(self) -> Declared:
-        return Declared(keeps=UNITS, deterministic=self.ties != "any")
+        return Declared(keeps=UNITS, removes_rows=True, deterministic=self.ties != "any")
 
     def encode(self, layer: LayerState) -> LayerState:
         return drop_rows(layer, self.sparsity, self.score, self.ties)

@@ -66,7 +66,7 @@ class RemoveBlocks(Technique):
         one_of(self.ties, ("first", "any"), "RemoveBlocks.ties")
 
     def promises(self) -> Declared:
-        return Declared(keeps=UNITS, homogeneous=False, deterministic=self.ties != "any")
+        return Declared(keeps=UNITS, removes_rows=True, homogeneous=False, deterministic=self.ties != "any")
 
     @property
     def needs_inputs(self) -> bool:

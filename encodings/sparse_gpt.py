@@ -110,6 +110,7 @@ class SparseGPT(Technique):
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"} if kept else {"factors"}),
             restores=frozenset({"mask"} if kept else ()),
+            zeros=frozenset({"rows"}),
             deterministic=self.ties != "any" and (self.bits is None or self.rounding != "any"),
             landmarks=() if isinstance(self.bits, Unknown) or self.levels is None else (2 * self.levels,),
         )

@@ -75,6 +75,7 @@ class Taylor(Technique):
         return Declared(
             keeps=kept | ({"factors"} if single else {"rank"}),
             deterministic=self.ties != "any",
+            removes_rows=self.group == "row",
             trivial_side=0 if single else trivial_side(self.sparsity, self.size),
         )
 

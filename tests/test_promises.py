@@ -21,6 +21,7 @@ from compcomp.techniques import (
     ApplyMask,
     Magnitude,
     MinMax,
+    SmoothQuant,
     TruncatedSVD,
 )
 from compcomp.terms import And, If, each
@@ -106,7 +107,10 @@ LIES: list[tuple[Technique, dict[str, Any]]] = [
     (AbsMaxInputs(2), {"changes_inputs": False}),
     (Magnitude("1/2", ties="any"), {"deterministic": True}),  # type: ignore[arg-type]
     (AbsMax(2, rounding="any"), {"deterministic": True}),
-    (HALF, {"trivial_side": 1}),
+    (FREE, {"zeros": frozenset({"weights"})}),
+    (FREE, {"zeros": frozenset({"rows"})}),
+    (HALF, {"removes_rows": True}),
+    (SmoothQuant(), {"changes_basis": False}),
 ]
 
 
@@ -129,8 +133,8 @@ def test_a_fixed_scale_is_not_homogeneous() -> None:
 
 
 def test_no_promise_goes_without_a_lie() -> None:
-    """Landmarks are a hint for the search alone: nothing false follows from wrong ones."""
-    told = {name for _, lie in LIES for name in lie} | {"homogeneous", "landmarks"}
+    """Landmarks and the trivial side are hints for the search alone: nothing false follows from wrong ones."""
+    told = {name for _, lie in LIES for name in lie} | {"homogeneous", "landmarks", "trivial_side"}
     assert told == {f.name for f in fields(Declared)}
     kept = {name for t, lie in LIES for name in set(lie.get("keeps", ())) - t.promises().keeps}
     assert kept == {*INVARIANTS, "factors"}

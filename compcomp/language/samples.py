@@ -55,8 +55,9 @@ def representatives(kind: type[Technique]) -> list[Technique]:
     """One technique for each way in which those of this class behave: a sample, and what differs from it.
 
     The class's own ``samples``, where it has any. Otherwise the first has its required parameters from ``examples``,
-    ``tried``, :data:`USUAL` or :data:`VALUES` and the others at their defaults, and fits a layer of at most eight
-    columns where some parameters do. Others differ from it in one parameter, and in what they set up or promise.
+    ``tried``, :data:`USUAL` or :data:`VALUES` and the others at their defaults (at the first value tried, where the
+    default is too large to be tried), and fits a layer of at most eight columns where some parameters do. Others differ
+    from it in one parameter, and in what they set up or promise.
     """
     if kind.samples:
         return [kind(**parameters) for parameters in kind.samples]
@@ -105,6 +106,8 @@ def _first(kind: type[Technique]) -> Technique:
         if f.init and f.default is MISSING and f.default_factory is MISSING:
             known = kind.examples.get(f.name) or kind.tried.get(f.name)
             required[f.name] = known[0] if known else USUAL.get(f.name, next(iter(VALUES.get(f.name, ())), None))
+        elif f.init and type(f.default) is int and f.default not in kind.tried.get(f.name, (f.default,)):
+            required[f.name] = kind.tried[f.name][0]
     usual = next(_allowed(kind, [required]), None)
     if usual is not None and _is_small(usual):
         return usual

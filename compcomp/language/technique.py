@@ -47,6 +47,9 @@ class Declared:
         not say so leaves the transform alone, and never sees one: it is shown the layer in the basis that is there.
     changes_inputs: it acts on the inputs instead of the weight. What it makes of them depends on them alone, and
         weight, reference and format stay as they are. A technique that does not say so leaves the inputs alone.
+    zeros: which zeros stay, whatever the format says of them. "weights": a weight that is zero is zero after it.
+        "rows": where a row of the weight and that of the low-rank term are zero, both are after it.
+    removes_rows: what it removes is rows, as the cut says, and of weights it drops these alone.
     homogeneous: scaling weight and reference by t > 0 scales its result by t.
     deterministic: its conventions leave nothing free ("any"): equal inputs give equal results.
     landmarks: largest magnitudes for which its rounding midpoints fall on integers (a hint for the search).
@@ -69,6 +72,8 @@ class Declared:
     trivial_side: int = 0
     changes_basis: bool = False
     optimum: Optimum | None = None
+    zeros: frozenset[str] = frozenset()
+    removes_rows: bool = False
 
 
 class Technique:

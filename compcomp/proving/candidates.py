@@ -60,6 +60,9 @@ def shapes_to_try(claim: Claim, scope: Scope) -> list[tuple[int, int]]:
     if not columns:
         columns = [unit * -(-side // unit)]
     shapes = [(rows, c) for rows in (1, 2, side) for c in columns if rows >= min(side, 2) or side == 1]
+    if not any(all(t.fits(shape) for t in techniques) for shape in shapes):  # such as rows in proportion to columns
+        more = ((rows, unit * k) for k in range(1, 5) for rows in range(1, 4 * unit * k + 1) if unit * k <= 16)
+        shapes = [shape for shape in more if all(t.fits(shape) for t in techniques)][:3]
     return sorted(set(shapes), key=lambda s: s[0] * s[1])
 
 

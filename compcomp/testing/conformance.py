@@ -363,6 +363,11 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
         fits = _within_rank(result) and _set_up(layer, result) and _factors_fit(result)
         if not fits or (_on_grid(layer) and not _on_grid(result)):
             raise _fail(technique, "the weight does not fit the format it sets", layer, after)
+        for which in sorted(promised.zeros):
+            if not _zeros_stay(which, layer, result):
+                raise broken(f"zeros={{{which!r}}}", after)
+        if promised.removes_rows and not _rows_alone(layer, result):
+            raise broken("removes_rows=True", after)
         for name in promised.never_increases:
             if LOSSES[name].needs_inputs and layer.gram is None:
                 continue
@@ -598,6 +603,28 @@ def _set_up(before: LayerState, after: LayerState) -> bool:
             rows, columns = rows | ~_bools(old.cut.rows), columns | ~_bools(old.cut.columns)
         fits = fits and _fits_cut(after, Cut(rows, columns))
     return fits
+
+
+def _zeros_stay(which: str, before: LayerState, after: LayerState) -> bool:
+    """Single weights that were zero are, or rows that were zero in the weight and in the low-rank term."""
+    if which == "weights":
+        return not np.any((after.weight != 0) & (before.weight == 0))
+    empty = []
+    for state in (before, after):
+        factors = state.format.factors
+        parts = [state.weight, *([] if factors is None else [factors.left @ factors.right])]
+        empty.append(np.all([np.all(part == 0, axis=1) for part in parts], axis=0))
+    return not np.any(empty[0] & ~empty[1])
+
+
+def _rows_alone(before: LayerState, after: LayerState) -> bool:
+    """The cut has the columns that it had, and the mask drops the removed rows and what it dropped before."""
+    cut, mask = after.format.cut, after.format.mask
+    if cut is None or mask is None:
+        return False
+    columns = True if before.format.cut is None else _bools(before.format.cut.columns)
+    was = True if before.format.mask is None else _bools(before.format.mask)
+    return bool(np.all(_bools(cut.columns) == columns) and np.all(_bools(mask) == (was & _bools(cut.rows)[:, None])))
 
 
 def _fits_mask(weight: Array, mask: Array) -> bool:

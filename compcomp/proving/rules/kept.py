@@ -42,6 +42,14 @@ from compcomp.proving.solver import Solver
 # that removes them, and later masks drop no less). If all masks are kept, and no technique after the first removal
 # touches the low-rank term (as no step does, and a technique that keeps "factors"), the shape is kept.
 #
+# Rule (zeros). A technique without steps that declares to keep zeros of weights keeps what masks drop, whatever became
+# of the masks; from then on the mask may drop less than was dropped, and contracts about it say nothing.
+#
+# Rule (rows). Let the first mask and cut be those of a technique that declares to remove rows alone: what they drop and
+# remove is rows then, of zeros in the weight and in the low-rank term. If every later technique keeps such rows (steps
+# that keep zeros do, as they touch no low-rank term; others declare it), they are zero at the end. What the last of
+# them drops or removes itself is zero after it (its contract); before it no other may drop or remove anything.
+#
 # Rule (restored). Let T be a technique of S that declares to restore the mask: whatever the weights were, all that the
 # mask M it finds drops is zero after it, and the mask it leaves drops this as well. Let every technique between the
 # first mask and T accumulate, that is, the mask after it drops all that the mask before it drops, whatever the weights:
@@ -129,13 +137,40 @@ def _mask_kept(run: _Run) -> Contracts | None:
         contracts.append(_by_contract(source, "establishes the mask"))
     elif not run.zeros_stay(_after_selecting(source.steps())):
         return None
+    whole = True  # whether the mask that a technique finds drops all that was dropped so far
     for technique, before, after in run.after(len(run.techniques) - len(later)):
+        promised, adds = technique.promises(), after.mask is not before.mask
         if technique.steps():
             if not run.zeros_stay(technique.steps()):
                 return None
-        elif "mask" in technique.promises().keeps:
-            adds = after.mask is not before.mask
+        elif whole and "mask" in promised.keeps:
             contracts.append(_by_contract(technique, "keeps the mask" + (", and what it adds" if adds else "")))
+        elif "weights" in promised.zeros:
+            whole = whole and not adds
+            contracts.append(_by_contract(technique, "keeps zeros"))
+        else:
+            return None
+    return contracts
+
+
+def _rows_kept(run: _Run, invariant: str) -> Contracts | None:
+    """What was dropped or removed is rows, and rows of zeros stay; what the last technique drops is zero after it."""
+    first = run.first(invariant)
+    source, form = run.techniques[first], run.formats[first + 1]
+    if source.steps() or not source.promises().removes_rows or run.formats[first].mask is not None:
+        return None
+    contracts = [_by_contract(source, "removes rows alone")]
+    for technique, before, _ in run.after(first + 1):
+        # Nothing but these rows has been dropped before this technique.
+        if (before.mask is not None and before.mask is not form.mask) or (
+            before.cut is not None and before.cut is not form.cut
+        ):
+            return None
+        if technique.steps():
+            if not run.zeros_stay(technique.steps()):
+                return None
+        elif "rows" in technique.promises().zeros:
+            contracts.append(_by_contract(technique, "keeps rows of zeros"))
         else:
             return None
     return contracts
@@ -185,6 +220,8 @@ def _one_pattern(run: _Run, n: int, m: int) -> Contracts | None:
                     holds = []
                 elif not _keeps_zeros(step, run.session):
                     holds = None
+        elif holds is not None and "weights" in technique.promises().zeros:
+            holds = [*holds, _by_contract(technique, "keeps zeros")]
         elif holds is not None and known.get(m) == n and "n:m" in technique.promises().keeps:
             holds = [*holds, _by_contract(technique, "keeps the n:m pattern")]
         elif new.get(m) == n and known.get(m, m) > n:
@@ -300,10 +337,14 @@ def _rank_kept(run: _Run) -> Contracts | None:
     return contracts
 
 
+def _first_of(found: Contracts | None, other: Callable[[], Contracts | None]) -> Contracts | None:
+    return other() if found is None else found
+
+
 _KEPT: dict[str, Callable[[_Run], Contracts | None]] = {
-    "mask": _mask_kept,
+    "mask": lambda run: _first_of(_mask_kept(run), lambda: _rows_kept(run, "mask")),
     "n:m": _pattern_kept,
-    "shape": _shape_kept,
+    "shape": lambda run: _first_of(_shape_kept(run), lambda: _rows_kept(run, "shape")),
     "grid": _grid_kept,
     "rank": _rank_kept,
 }
