@@ -306,7 +306,7 @@ R = TruncatedSVD(rank=1, residual=True)
         (OBS("1/2"), other(OBS("1/2", pattern="1:2"))),
         (OBS("1/2"), other(OBS("1/2", damping="1/50"))),
         (OBS("1/2"), without("mask", OBS("1/2"))),
-        (OBQ(bits=3), other(OBQ(bits=3, rounding="half_up"))),
+        (OBQ(bits=3), other(OBQ(bits=4))),
         (OBQ(bits=3), without("grid", OBQ(bits=3))),
         (OBQ(bits=3), other(GPTQ(bits=3))),
     ],

@@ -18,6 +18,8 @@ TEXTS = [
     "AbsMax(bits=4, group=128, rounding='half_up')",
     "TruncatedSVD(rank=8, residual=True)",
     "LeastSquaresDistill()",
+    "GPTQ(bits=4, group=128, damping=1/10, order='activation', static_groups=True)",
+    "SparseGPT(sparsity=1/2, pattern='2:4', bits=4, mask='kept')",
 ]
 
 
@@ -135,9 +137,13 @@ def test_the_registry_is_what_is_documented() -> None:
         "AbsMax",
         "AbsMaxInputs",
         "ApplyMask",
+        "GPTQ",
         "LeastSquaresDistill",
         "Magnitude",
         "MinMax",
+        "OBQ",
+        "OBS",
+        "SparseGPT",
         "TruncatedSVD",
         "Wanda",
     ]
