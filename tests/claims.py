@@ -256,4 +256,11 @@ CLAIMS: list[tuple[str, str, str, str]] = [
         "any",
         "REFUTED",
     ),
+    # Second-order techniques: what their updates fill, and what they cannot.
+    (f"{P} >> GPTQ(bits=4) keeps mask", "weight_l2", "any", "REFUTED"),
+    (f"{P} >> GPTQ(bits=4, mask='kept') keeps mask", "weight_l2", "any", "PROVED"),
+    (f"{P} >> OBS(sparsity=1/2) keeps mask", "weight_l2", "any", "PROVED"),
+    (f"{P} >> OBQ(bits=4) keeps mask", "weight_l2", "any", "PROVED"),
+    (f"{P} >> SparseGPT(sparsity=1/2, block=2) keeps mask", "weight_l2", "any", "REFUTED"),
+    ("OBS(sparsity=1/2) dominates SparseGPT(sparsity=1/2)", "output_l2", "any", "REFUTED"),
 ]

@@ -583,7 +583,7 @@ J = JointPruneQuantize("1/2", 3, per="row")
         (OBS("1/2"), other(OBS("1/2", pattern="1:2"))),
         (OBS("1/2"), other(OBS("1/2", damping="1/50"))),
         (OBS("1/2"), without("mask", OBS("1/2"))),
-        (OBQ(bits=3), other(OBQ(bits=3, rounding="half_up"))),
+        (OBQ(bits=3), other(OBQ(bits=4))),
         (OBQ(bits=3), without("grid", OBQ(bits=3))),
         (OBQ(bits=3), other(GPTQ(bits=3))),
         (SmoothQuant(), other(SmoothQuant("1/4"))),
