@@ -4,8 +4,10 @@ from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.apply_mask import ApplyMask
 from compcomp.encodings.block_floating_point import BlockFloatingPoint
+from compcomp.encodings.clipped_absmax import ClippedAbsMax
 from compcomp.encodings.fp4 import FP4
 from compcomp.encodings.fp8 import FP8
+from compcomp.encodings.fp8_inputs import FP8Inputs
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.minmax import MinMax
@@ -28,6 +30,8 @@ Technique.register(FP4, kernel="compcomp.kernels.fp4")
 Technique.register(FP8, kernel="compcomp.kernels.fp8")
 Technique.register(MX, kernel="compcomp.kernels.mx")
 Technique.register(BlockFloatingPoint, kernel="compcomp.kernels.block_floating_point")
+Technique.register(ClippedAbsMax, kernel="compcomp.kernels.clipped_absmax")
+Technique.register(FP8Inputs, kernel="compcomp.kernels.fp8_inputs")
 
 __all__ = [
     "FP4",
@@ -38,6 +42,8 @@ __all__ = [
     "AbsMaxInputs",
     "ApplyMask",
     "BlockFloatingPoint",
+    "ClippedAbsMax",
+    "FP8Inputs",
     "LeastSquaresDistill",
     "Magnitude",
     "MinMax",

@@ -24,6 +24,8 @@ from compcomp.techniques import (
     AbsMaxInputs,
     ApplyMask,
     BlockFloatingPoint,
+    ClippedAbsMax,
+    FP8Inputs,
     LeastSquaresDistill,
     Magnitude,
     MinMax,
@@ -35,7 +37,7 @@ from compcomp.testing import check_encoding, conventions
 from tests.helpers import DEVICES
 
 ALL = [technique for kind in Technique.kernels for technique in conventions(kind)]
-EXAMPLES = {NF4: 60, LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60}
+EXAMPLES = {NF4: 60, ClippedAbsMax: 60, LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60}
 """Layers a convention; techniques with many conventions need fewer."""
 
 
@@ -312,6 +314,11 @@ R = TruncatedSVD(rank=1, residual=True)
         (MX("mxint8", 2), without("grid", MX("mxint8", 2))),
         (BlockFloatingPoint(3, 2), other(BlockFloatingPoint(3, 2, rounding="half_up"))),
         (BlockFloatingPoint(3, 2), other(AbsMax(bits=3, group=2))),
+        (ClippedAbsMax(3), other(AbsMax(bits=3))),
+        (ClippedAbsMax(3, ratios=4), other(ClippedAbsMax(3, ratios=1))),
+        (ClippedAbsMax(3, group=2), other(ClippedAbsMax(3))),
+        (FP8Inputs(), other(FP8Inputs("e5m2"))),
+        (FP8Inputs(), other(FP8Inputs(per="tensor"))),
         (ApplyMask(), lambda _, layer: layer),
         (ApplyMask(), without("mask", ApplyMask())),
         (Magnitude("1/2", of="dense"), other(Magnitude("1/2"))),
