@@ -39,7 +39,7 @@ class ClippedAbsMax(Technique):
     tried: ClassVar[dict[str, Sequence[object]]] = {
         "bits": (3,),
         "group": (None, 2),
-        "ratios": (3,),
+        "ratios": (4,),
         "rounding": ("half_even", "half_up", "any"),
     }
 

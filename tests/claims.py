@@ -184,6 +184,6 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     (_reversed(P, "FP4(group=None)"), "weight_l2", "1x3", "PROVED"),
     (f"{P} >> NF4(scales='double') keeps mask", "weight_l2", "any", "PROVED"),
     (f"{P} >> ClippedAbsMax(bits=4, ratios=2) keeps mask", "weight_l2", "any", "PROVED"),
-    ("AbsMax(bits=4) dominates ClippedAbsMax(bits=4, ratios=2)", "weight_l2", "any", "REFUTED"),
+    ("AbsMax(bits=2) dominates ClippedAbsMax(bits=2, ratios=2)", "weight_l2", "any", "REFUTED"),
     (f"{P} >> FP8Inputs() >> FP8() equals FP8Inputs() >> {P} >> FP8()", "weight_l2", "any", "PROVED"),
 ]
