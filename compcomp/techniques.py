@@ -5,11 +5,13 @@ from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.apply_mask import ApplyMask
 from compcomp.encodings.awq import AWQ
 from compcomp.encodings.block_floating_point import BlockFloatingPoint
+from compcomp.encodings.clipped_absmax import ClippedAbsMax
 from compcomp.encodings.distill_factors import DistillFactors
 from compcomp.encodings.distill_hidden import DistillHidden
 from compcomp.encodings.distill_logits import DistillLogits
 from compcomp.encodings.fp4 import FP4
 from compcomp.encodings.fp8 import FP8
+from compcomp.encodings.fp8_inputs import FP8Inputs
 from compcomp.encodings.gptq import GPTQ
 from compcomp.encodings.gradient_distill import GradientDistill
 from compcomp.encodings.gradual_magnitude import GradualMagnitude
@@ -78,6 +80,8 @@ Technique.register(JointPruneQuantize, kernel="compcomp.kernels.joint_prune_quan
 Technique.register(DistillFactors, kernel="compcomp.kernels.distill_factors")
 Technique.register(LoSparse, kernel="compcomp.kernels.losparse")
 Technique.register(LoRA, kernel="compcomp.kernels.lora")
+Technique.register(ClippedAbsMax, kernel="compcomp.kernels.clipped_absmax")
+Technique.register(FP8Inputs, kernel="compcomp.kernels.fp8_inputs")
 
 __all__ = [
     "AWQ",
@@ -94,9 +98,11 @@ __all__ = [
     "AbsMaxInputs",
     "ApplyMask",
     "BlockFloatingPoint",
+    "ClippedAbsMax",
     "DistillFactors",
     "DistillHidden",
     "DistillLogits",
+    "FP8Inputs",
     "GradientDistill",
     "GradualMagnitude",
     "Hadamard",

@@ -263,4 +263,8 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     (f"{P} >> OBQ(bits=4) keeps mask", "weight_l2", "any", "PROVED"),
     (f"{P} >> SparseGPT(sparsity=1/2, block=2) keeps mask", "weight_l2", "any", "REFUTED"),
     ("OBS(sparsity=1/2) dominates SparseGPT(sparsity=1/2)", "output_l2", "any", "REFUTED"),
+    (f"{P} >> NF4(scales='double') keeps mask", "weight_l2", "any", "PROVED"),
+    (f"{P} >> ClippedAbsMax(bits=4, ratios=2) keeps mask", "weight_l2", "any", "PROVED"),
+    ("AbsMax(bits=2) dominates ClippedAbsMax(bits=2, ratios=2)", "weight_l2", "any", "REFUTED"),
+    (f"{P} >> FP8Inputs() >> FP8() equals FP8Inputs() >> {P} >> FP8()", "weight_l2", "any", "PROVED"),
 ]

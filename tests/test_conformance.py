@@ -31,9 +31,11 @@ from compcomp.techniques import (
     AbsMaxInputs,
     ApplyMask,
     BlockFloatingPoint,
+    ClippedAbsMax,
     DistillFactors,
     DistillHidden,
     DistillLogits,
+    FP8Inputs,
     GradientDistill,
     GradualMagnitude,
     Hadamard,
@@ -70,6 +72,7 @@ EXAMPLES |= {Hadamard: 40, SmoothQuant: 40, AWQ: 80}
 EXAMPLES |= {NF4: 60}
 EXAMPLES |= {LoftQ: 60, LPLR: 60, JointPruneQuantize: 30}
 EXAMPLES |= {DistillFactors: 120, LoSparse: 100, LoRA: 40}
+EXAMPLES |= {NF4: 60, ClippedAbsMax: 60}
 """Layers a convention; techniques with many conventions need fewer."""
 
 
@@ -491,6 +494,11 @@ J = JointPruneQuantize("1/2", 3, per="row")
         (MX("mxint8", 2), without("grid", MX("mxint8", 2))),
         (BlockFloatingPoint(3, 2), other(BlockFloatingPoint(3, 2, rounding="half_up"))),
         (BlockFloatingPoint(3, 2), other(AbsMax(bits=3, group=2))),
+        (ClippedAbsMax(3), other(AbsMax(bits=3))),
+        (ClippedAbsMax(3, ratios=4), other(ClippedAbsMax(3, ratios=1))),
+        (ClippedAbsMax(3, group=2), other(ClippedAbsMax(3))),
+        (FP8Inputs(), other(FP8Inputs("e5m2"))),
+        (FP8Inputs(), other(FP8Inputs(per="tensor"))),
         (ApplyMask(), lambda _, layer: layer),
         (ApplyMask(), without("mask", ApplyMask())),
         (Magnitude("1/2", of="dense"), other(Magnitude("1/2"))),

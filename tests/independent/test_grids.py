@@ -5,9 +5,9 @@ Known differences, each with its reason:
 - bitsandbytes multiplies by the float32 reciprocal of the largest magnitude and sends midpoints to the smaller value,
   with midpoints in float32; a weight within a few units in the last place of a midpoint may go to the other neighbour.
 - Its "fp4" is no E2M1 (its values are 0, 1/192, 1/6, 1/4, 1/3, 1/2, 2/3, 1), so FP4 is compared with torchao instead.
-- Its table of 8-bit dynamic values is in float32, and a scale there is a float32 sum; ours are exact. It does not always
-  find the nearest dynamic value: where scales differ, ours lies no farther from the exact one. Scales below zero, which
-  it keeps, become 0 here.
+- Its table of 8-bit dynamic values is in float32, and a scale there is a float32 sum; ours are exact. It does not
+  always find the nearest dynamic value: where scales differ, ours lies no farther from the exact one. Scales below
+  zero, which it keeps, become 0 here.
 - compressed-tensors takes max|w| / 7.5 as the scale of 4 bits (half of the 15 steps between -8 and 7), and so on; it is
   given our scale, max|w| / 7. Its ratio w / s is rounded to the weight's dtype before it is rounded to a whole number.
 - torchao cuts off the exponents of scales at 2^-127 and 2^127; the blocks compared here lie inside.
