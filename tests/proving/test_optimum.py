@@ -165,7 +165,7 @@ def test_nothing_false_is_proved(left: Technique, right: list[Technique]) -> Non
         assert not counterexample(claim, 4), claim
 
 
-@pytest.mark.parametrize("right", list(product(STEPS, repeat=2)), ids=str)
+@pytest.mark.parametrize("right", list(product(STEPS, repeat=2)))
 def test_every_pair_of_steps(right: tuple[Technique, Technique]) -> None:
     """Against two joint steps: a proof only where no 1 x 4 layer refutes it."""
     for left in (joint("1/4", 3), joint(group=2)):

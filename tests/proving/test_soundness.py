@@ -332,7 +332,7 @@ def test_nothing_false_is_proved_of_codebooks(claim: Claim) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pair", list(itertools.product(CODED[:4], CODED[4:17])), ids=str)
+@pytest.mark.parametrize("pair", list(itertools.product(CODED[:4], CODED[4:17])))
 @pytest.mark.parametrize("loss", ["weight_l1", "weight_l2"])
 def test_codebooks_and_selections_in_both_orders(pair: tuple[Technique, Technique], loss: str) -> None:
     first, second = pair
