@@ -3,6 +3,7 @@
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.apply_mask import ApplyMask
+from compcomp.encodings.block_means import BlockMeans
 from compcomp.encodings.distill_factors import DistillFactors
 from compcomp.encodings.joint_prune_quantize import JointPruneQuantize
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
@@ -30,12 +31,14 @@ Technique.register(JointPruneQuantize, kernel="compcomp.kernels.joint_prune_quan
 Technique.register(DistillFactors, kernel="compcomp.kernels.distill_factors")
 Technique.register(LoSparse, kernel="compcomp.kernels.losparse")
 Technique.register(LoRA, kernel="compcomp.kernels.lora")
+Technique.register(BlockMeans, kernel="compcomp.kernels.block_means")
 
 __all__ = [
     "LPLR",
     "AbsMax",
     "AbsMaxInputs",
     "ApplyMask",
+    "BlockMeans",
     "DistillFactors",
     "JointPruneQuantize",
     "LeastSquaresDistill",

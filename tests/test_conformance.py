@@ -20,6 +20,7 @@ from compcomp.techniques import (
     AbsMax,
     AbsMaxInputs,
     ApplyMask,
+    BlockMeans,
     DistillFactors,
     JointPruneQuantize,
     LeastSquaresDistill,
@@ -37,7 +38,7 @@ from tests.helpers import DEVICES
 
 ALL = [technique for kind in Technique.kernels for technique in conventions(kind)]
 EXAMPLES = {LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60, LoftQ: 60, LPLR: 60, JointPruneQuantize: 30}
-EXAMPLES |= {DistillFactors: 120, LoSparse: 100, LoRA: 40}
+EXAMPLES |= {DistillFactors: 120, LoSparse: 100, LoRA: 40, BlockMeans: 30}
 """Layers a convention; techniques with many conventions need fewer."""
 
 
@@ -338,6 +339,8 @@ J = JointPruneQuantize("1/2", 3, per="row")
         (J, other(JointPruneQuantize("1/2", 3, per="row", rounding="half_up"))),
         (J, without("mask", J)),
         (J, without("grid", J)),
+        (BlockMeans(2), other(BlockMeans(1))),
+        (BlockMeans(1), lambda _, layer: layer),
         (DistillFactors(2), other(DistillFactors(1))),
         (DistillFactors(), lambda _, layer: layer),
         (
