@@ -15,9 +15,12 @@ raises or lies.
 from __future__ import annotations
 
 import operator
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
-from math import floor
+from hashlib import blake2b
+from itertools import pairwise
+from math import floor, frexp, ldexp
 from typing import Any
 
 import numpy as np
@@ -604,3 +607,123 @@ def Repeated(x: Term, times: int) -> Term:
     for _ in range(times):
         result = x * result
     return result
+
+
+# ---------------------------------------------------------------------------------------------- codebooks
+
+
+def nearest_code(x: Term, step: Term, codes: Sequence[Fraction], rounding: str, choices: Choices) -> Term:
+    """The value ``step * c`` nearest to ``x``, c out of ``codes`` (ascending); 0 when ``step`` is 0.
+
+    ``step`` is never negative. A midpoint between two neighbouring codes goes to the one at an even number of places
+    from 0 ("half_even"; from the least code where 0 is none), to the larger, away from zero, or either way. Counted
+    from 0, the places of a floating-point format are its bit patterns, so "half_even" is its ties to even mantissa.
+    """
+    kind = reading(x, step)
+    if kind == "number":
+        return step * _nearest_code(x, step, codes, rounding, choices) if step else step * 0
+    if kind == "batch":
+        return Batch(_nearest_code_batch(_plain(x), _plain(step), codes, rounding, choices))
+    tie = choices.flip() if rounding == "any" else None
+    if kind == "z3":
+        import z3
+
+        values = [z3.RealVal(c) for c in codes]
+        middles = [z3.RealVal(a + b) for a, b in pairwise(codes)]
+    else:
+        values, middles = list(codes), [a + b for a, b in pairwise(codes)]
+
+    def tree(low: int, high: int) -> Term:
+        if low == high:
+            return step * values[low]
+        k = (low + high) // 2  # everything up to the midpoint between codes k and k + 1 belongs to the left
+        left, middle = 2 * x, step * middles[k]
+        if rounding == "any":
+            goes_left = Or(left < middle, And(Equal(left, middle), tie))
+        else:
+            goes_left = left <= middle if code_midpoint_goes_down(codes, k, rounding) else left < middle
+        return If(goes_left, tree(low, k), tree(k + 1, high))
+
+    return tree(0, len(codes) - 1)
+
+
+def code_midpoint_goes_down(codes: Sequence[Fraction], k: int, rounding: str) -> bool:
+    """Whether the midpoint between codes k and k + 1 goes to code k, for any rounding but "any"."""
+    if rounding == "half_even":
+        zero = bisect_left(codes, 0)
+        origin = zero if zero < len(codes) and codes[zero] == 0 else 0
+        return (k - origin) % 2 == 0
+    return rounding == "half_away" and codes[k] + codes[k + 1] < 0
+
+
+def _nearest_code(x: Term, step: Term, codes: Sequence[Fraction], rounding: str, choices: Choices) -> Fraction:
+    ratio = Fraction(x) / Fraction(step)
+    k = bisect_right(codes, ratio) - 1
+    if not 0 <= k < len(codes) - 1:
+        return codes[max(k, 0)]
+    share = (ratio - codes[k]) / (codes[k + 1] - codes[k])
+    choices.near(abs(float(share - Fraction(1, 2))))
+    if share == Fraction(1, 2):
+        down = choices.flip() if rounding == "any" else code_midpoint_goes_down(codes, k, rounding)
+    else:
+        down = share < Fraction(1, 2)
+    return codes[k] if down else codes[k + 1]
+
+
+def _nearest_code_batch(x: Any, step: Any, codes: Sequence[Fraction], rounding: str, choices: Choices) -> Any:
+    values, sums = (np.array([float(c) for c in row]) for row in (codes, [a + b for a, b in pairwise(codes)]))
+    if not len(sums):
+        return values[0] * step + 0 * x
+    x, step = np.broadcast_arrays(x, step)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(step == 0, 0.0, x / step)
+    index = np.searchsorted(sums / 2, ratio)
+    # The quotient is rounded; 2 x against the sum of two neighbours is exact where floats are dyadic and short.
+    low, high = sums[np.maximum(index - 1, 0)] * step, sums[np.minimum(index, len(sums) - 1)] * step
+    index = index - ((index > 0) & (2 * x < low)) + ((index < len(sums)) & (2 * x > high))
+    for middle in (index - 1, index):  # on the midpoint below, or above
+        at = np.clip(middle, 0, len(sums) - 1)
+        tied = (middle == at) & (2 * x == sums[at] * step) & (step != 0)
+        if rounding == "any":
+            down = choices.flip().values
+        else:
+            down = np.array([code_midpoint_goes_down(codes, k, rounding) for k in range(len(sums))])[at]
+        index = np.where(tied, np.where(down, at, at + 1), index)
+    return values[index] * step
+
+
+def power_of_two(x: Term, choices: Choices) -> Term:
+    """The largest power of two that is no more than ``x`` > 0, exactly; 0 when ``x`` is 0. ``x`` is never negative.
+
+    For z3 a real p of which only p <= x < 2 p is known (and p = 0 where x = 0), one for each argument as it is
+    written: a formula admits more values than the power, so what it proves of all of them holds of the power.
+    """
+    kind = reading(x)
+    if kind == "number":
+        if not x:
+            return x * 0
+        if isinstance(x, float):
+            return ldexp(1.0, frexp(x)[1] - 1)
+        above, below = Fraction(x).as_integer_ratio()
+        exponent = above.bit_length() - below.bit_length()  # 2^(exponent - 1) < x < 2^(exponent + 1)
+        power = Fraction(2) ** exponent
+        return power if power <= x else power / 2
+    if kind == "batch":
+        return Batch(np.where(x.values == 0, 0.0, np.ldexp(1.0, np.frexp(x.values)[1] - 1)))
+    if kind == "sympy":
+        import sympy
+
+        return sympy.Piecewise((0, sympy.Eq(x, 0)), (2 ** sympy.floor(sympy.log(x, 2)), True))
+    import z3
+
+    plain = z3.simplify(x)
+    if z3.is_rational_value(plain):
+        return z3.RealVal(power_of_two(plain.as_fraction(), choices))
+    if not isinstance(choices, SymbolicChoices):
+        raise TypeError("a power of two is symbolic only with the premises that a prover collects")
+    name = blake2b(plain.sexpr().encode(), digest_size=16).hexdigest()
+    power = z3.Real(f"power_of_two_{name}")
+    known = z3.If(x == 0, power == 0, z3.And(power <= x, x < 2 * power))
+    if not any(known.eq(premise) for premise in choices.premises):
+        choices.assume(known)
+    return power

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar
@@ -24,10 +25,11 @@ class GPTQ(Technique):
     """Round the columns of the weight W one after the other, each to its grid, and update those that follow.
 
     With H = X X^T + damping * mean(diag(X X^T)) * I and U the upper Cholesky factor of H^-1, rounding column j from w
-    to q changes every later column k by ``-(w - q) / U_jj * U_jk``. This goes for a small |W X - W' X|_F: what it starts
-    from is the weight it finds, not the dense one. Factors beside the weight stay, and are not accounted for.
+    to q changes every later column k by ``-(w - q) / U_jj * U_jk``. This goes for a small |W X - W' X|_F, where W is
+    the weight it finds, not the dense one. Factors beside the weight stay, and are not accounted for.
 
-    bits: 2 to 16, or Any in claims. The grid is that of absmax: ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = max|w| / L.
+    bits: 2 to 16, or Any in claims. The grid is that of absmax, ``-L * s ... L * s`` with L = 2^(bits-1) - 1 and
+        s = max|w| / L.
     group: how many consecutive columns share a scale in each row, taken when the first of them is reached, from the
         weights as updated so far; None for one scale for each row, from the weights it starts with.
     damping: share of the mean diagonal entry that is added to the diagonal, above 0.
@@ -53,7 +55,7 @@ class GPTQ(Technique):
     mask: str = "ignored"
 
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
-    tried: ClassVar[dict[str, tuple[object, ...]]] = {
+    tried: ClassVar[dict[str, Sequence[object]]] = {
         "bits": (3,),
         "group": (None, 2),
         "order": ORDERS,
@@ -108,7 +110,7 @@ class GPTQ(Technique):
         gram, dead = second_order.damped(layer, self.damping, str(self))
         kept = second_order.kept_weights(layer, self.mask)
         step = second_order.row_steps(layer.weight, kept, levels, choices)
-        weight = second_order.without_dead(layer.weight, dead)
+        weight = second_order.without_dead(layer.weight, dead, choices)
         if self.static_groups:
             for start in range(0, weight.shape[1], self.group or 1):
                 self._set_steps(step, weight, kept, start, layer)
@@ -117,8 +119,8 @@ class GPTQ(Technique):
             assert layer.gram is not None
             keys = [If(gone, 1, layer.gram[j, j]) for j, gone in enumerate(dead)]
             order = second_order.descending(keys, choices)
-            gram = second_order.rearranged(second_order.rearranged(gram, order).T, order)
-            weight, kept, step = (second_order.rearranged(array, order) for array in (weight, kept, step))
+            gram = second_order.rearranged(second_order.rearranged(gram, order, choices).T, order, choices)
+            weight, kept, step = (second_order.rearranged(array, order, choices) for array in (weight, kept, step))
         lower, _ = second_order.inverse_factor(gram, choices)
 
         def settle(j: int, work: Array) -> Array:
@@ -133,7 +135,7 @@ class GPTQ(Technique):
         weight = second_order.spread(weight, lower, settle, choices)
         if order is not None:
             back = second_order.undone(order)
-            weight, step = (second_order.rearranged(array, back) for array in (weight, step))
+            weight, step = (second_order.rearranged(array, back, choices) for array in (weight, step))
         grid = Grid(step, levels, len(weight) * (weight.shape[1] // (self.group or weight.shape[1])))
         form = replace(layer.format, grid=grid, rank=None)
         if self.mask == "ignored":
@@ -144,4 +146,5 @@ class GPTQ(Technique):
         """Set the steps of the group that starts at a column from the weights in it."""
         levels, part = known(self.levels, "GPTQ.bits"), slice(start, start + (self.group or 1))
         for i in range(len(weight)):
-            step[i, part] = Div(second_order.largest(weight[i, part], kept[i, part], layer.choices), levels)
+            context = second_order.largest(weight[i, part], kept[i, part], layer.choices)
+            step[i, part] = second_order.named(Div(context, levels), layer.choices)

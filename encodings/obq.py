@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar
@@ -12,10 +13,9 @@ from compcomp.language import second_order
 from compcomp.language.layer import Grid, LayerState
 from compcomp.language.parameters import ANY, Unknown, bit_width, damping, known, one_of
 from compcomp.language.technique import Declared, Technique
-from compcomp.terms import ROUNDINGS, Abs, If, Term, nearest, reading
+from compcomp.terms import ROUNDINGS, If, Term, nearest
 
 TIES = ("first", "any")
-OUTLIERS = ("first", "in_turn")
 
 
 @dataclass(frozen=True)
@@ -32,24 +32,24 @@ class OBQ(Technique):
     damping: share of the mean diagonal entry that is added to the diagonal, above 0.
     rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
     ties: which of equal scores goes, "first" (lowest column) or "any".
-    outliers: "first" rounds a weight that lies more than half a step beyond the grid before all others, as published;
-        "in_turn" by its score alone.
 
-    The weights of an input that is always zero go to 0, and its diagonal entry to 1, after the scales are taken. It
-    fills what was dropped before: mask, N:M pattern and cut are gone. Needs calibration inputs. Source: [frantar2022].
+    The weights of an input that is always zero go to 0, and its diagonal entry to 1, after the scales are taken.
+    Weights on the grid are rounded before any other changes: zeros stay zero. An update of w_k is at most
+    ``|e_p| sqrt([H^-1]_kk / [H^-1]_pp)`` for the error e_p of w_p, which was chosen because that is at most
+    |q(w_k) - w_k|: no weight moves past its neighbours on the grid, and none leaves the row's range. So there never
+    are outliers beyond the grid, which [frantar2022] would round first. Needs calibration inputs.
+    Source: [frantar2022].
     """
 
     bits: int | Unknown
     damping: Fraction = Fraction(1, 100)
     rounding: str = "half_even"
     ties: str = "first"
-    outliers: str = "first"
 
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
-    tried: ClassVar[dict[str, tuple[object, ...]]] = {
-        "bits": (2, 3),
-        "rounding": ("half_even", "half_away", "any"),
-        "outliers": OUTLIERS,
+    tried: ClassVar[dict[str, Sequence[object]]] = {
+        "bits": (3,),
+        "rounding": ("half_even", "any"),
     }
 
     def __post_init__(self) -> None:
@@ -57,7 +57,6 @@ class OBQ(Technique):
         object.__setattr__(self, "damping", damping(self.damping, "OBQ.damping"))
         one_of(self.rounding, ROUNDINGS, "OBQ.rounding")
         one_of(self.ties, TIES, "OBQ.ties")
-        one_of(self.outliers, OUTLIERS, "OBQ.outliers")
 
     @property
     def levels(self) -> int | Unknown:
@@ -70,8 +69,9 @@ class OBQ(Technique):
 
     def promises(self) -> Declared:
         return Declared(
-            keeps=frozenset({"factors"}),
-            zeros=frozenset({"weights", "rows"}),  # they go first, and nothing has to make up for them
+            # Zeros score 0, as all that lies on the grid: they go first, and change nothing.
+            keeps=frozenset({"mask", "n:m", "shape", "factors"}),
+            zeros=frozenset({"weights", "rows"}),
             deterministic=self.rounding != "any" and self.ties != "any",
             landmarks=() if isinstance(self.levels, Unknown) else (2 * self.levels,),
         )
@@ -81,14 +81,14 @@ class OBQ(Technique):
         gram, dead = second_order.damped(layer, self.damping, str(self))
         step = second_order.row_steps(layer.weight, second_order.kept_weights(layer, "ignored"), levels, choices)
         inverse = second_order.inverse(gram, choices)
-        weight = second_order.without_dead(layer.weight, dead)
+        weight = second_order.without_dead(layer.weight, dead, choices)
         for i, row in enumerate(weight):
             greedy = second_order.Greedy(row, inverse, choices)
             for _ in row:
                 self._round_one(greedy, step[i, 0], levels)
             weight[i] = greedy.weights
-        form = replace(layer.format, grid=Grid(step, levels, len(weight)), mask=None, pattern=None, cut=None, rank=None)
-        return replace(layer, weight=np.asarray(weight), format=form)
+        grid = Grid(step, levels, len(weight))
+        return replace(layer, weight=np.asarray(weight), format=replace(layer.format, grid=grid, rank=None))
 
     def _round_one(self, row: second_order.Greedy, step: Term, levels: int) -> None:
         choices, targets, scores = row.choices, list[Term](), list[Term]()
@@ -97,10 +97,7 @@ class OBQ(Technique):
                 target = w
             else:
                 target = second_order.named(If(fixed, w, nearest(w, step, levels, self.rounding, choices)), choices)
-            score = row.score(k, w - target)
-            if self.outliers == "first":
-                score = If(2 * Abs(w - target) > step, 0, score)
             targets.append(target)
-            scores.append(score)
-        chosen = row.least(scores, row.fixed, self.ties, exact_zeros=reading(step) == "number" and step == 0)
-        row.fix(targets, chosen)
+            scores.append(row.score(k, w - target))
+        # Weights on the grid all go before others, and change none: in which order does not matter.
+        row.fix(targets, row.least(scores, row.fixed, self.ties, exact_zeros=True))

@@ -31,8 +31,10 @@ class OBS(Technique):
     damping: share of the mean diagonal entry that is added to the diagonal, above 0.
     ties: which of equal scores goes, "first" (lowest column) or "any".
 
-    Zeros score 0: unstructured, they go first and stay zero. The weights of an input that is always zero go to 0, and
-    its diagonal entry to 1, before all else. Needs calibration inputs.
+    Zeros score 0: unstructured, they go first and stay zero. An update of w_k is at most
+    ``|w_p| sqrt([H^-1]_kk / [H^-1]_pp)``, and w_p was chosen because that is at most |w_k|: no weight changes its sign
+    then. The weights of an input that is always zero go to 0, and its diagonal entry to 1, before all else. Needs
+    calibration inputs.
     Source: [hassibi1993]; row by row [frantar2022].
     """
 
@@ -82,7 +84,7 @@ class OBS(Technique):
         self.check(layer.weight.shape)
         gram, dead = second_order.damped(layer, self.damping, str(self))
         inverse = second_order.inverse(gram, layer.choices)
-        weight = second_order.without_dead(layer.weight, dead)
+        weight = second_order.without_dead(layer.weight, dead, layer.choices)
         dropped = np.empty(weight.shape, dtype=object)
         for i, row in enumerate(weight):
             greedy = second_order.Greedy(row, inverse, layer.choices)

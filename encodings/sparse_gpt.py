@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar
@@ -22,7 +23,7 @@ from compcomp.language.parameters import (
 )
 from compcomp.language.partition import Partition
 from compcomp.language.technique import Declared, Technique
-from compcomp.terms import ROUNDINGS, TIES, Array, If, Not, Or, smallest
+from compcomp.terms import ROUNDINGS, TIES, Array, If, Not, Or
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,13 @@ class SparseGPT(Technique):
     mask: str = "ignored"
 
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": ("1/2", "1/4", "3/4", "1/3"), "bits": (4, 3, 2, 8)}
-    tried: ClassVar[dict[str, tuple[object, ...]]] = {
+    tried: ClassVar[dict[str, Sequence[object]]] = {
         "sparsity": (Fraction(1, 2),),
         "pattern": ("unstructured", "2:4"),
         "block": (2,),
         "bits": (None, 3),
         "rounding": ("half_even",),
+        "ties": ("first", "all"),
         "mask": second_order.MASKS,
     }
 
@@ -136,7 +138,7 @@ class SparseGPT(Technique):
                     If(kept[i, j], second_order.quotient(work[i, j] * work[i, j], pivots[j], choices), -1)
                     for i, j in places
                 ]
-                taken = smallest(scores, self.count(len(places)), self.ties, choices)
+                taken = second_order.least(scores, self.count(len(places)), self.ties, choices, exact_zeros=start == 0)
                 for place, gone in zip(places, taken, strict=True):
                     dropped[place] = Or(gone, Not(kept[place]))
 
@@ -152,7 +154,7 @@ class SparseGPT(Technique):
                 ]
             return np.array([If(gone, 0, w) for w, gone in zip(column, dropped[:, j], strict=True)], dtype=object)
 
-        weight = second_order.spread(second_order.without_dead(layer.weight, dead), lower, settle, choices)
+        weight = second_order.spread(second_order.without_dead(layer.weight, dead, choices), lower, settle, choices)
         grid = None if step is None or levels is None else Grid(step, levels, shape[0])
         form = replace(layer.format, grid=grid, rank=None)
         if self.mask == "ignored":

@@ -114,7 +114,7 @@ LIES: list[tuple[Technique, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("technique", "lie"), LIES, ids=str)
+@pytest.mark.parametrize(("technique", "lie"), LIES)
 def test_a_false_promise_is_caught(technique: Technique, lie: dict[str, Any]) -> None:
     ((name, value),) = lie.items()
     told = sorted(set(value) - technique.promises().keeps) if name == "keeps" else [name]

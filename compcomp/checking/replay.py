@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -80,8 +81,8 @@ def _differ(left: LayerState, right: LayerState) -> bool:
     if (one is None) != (other is None):
         return True
     if one is not None and other is not None:
-        alike = (one.levels, one.zero, one.offset is None) == (other.levels, other.zero, other.offset is None)
-        if not alike or not _same(one.step, other.step):
+        kinds = [replace(grid, step=0, offset=grid.offset is None, scales=0) for grid in (one, other)]
+        if kinds[0] != kinds[1] or not _same(one.step, other.step):
             return True
         if one.offset is not None and other.offset is not None and not _same(one.offset, other.offset):
             return True

@@ -36,7 +36,9 @@ def inverse_root(technique: Technique, gram: Tensor) -> Tensor:
     if bool(info != 0):
         raise InputError("a Gram matrix that is not positive definite", "one that is, or more damping", str(technique))
     upper = root.flip(0, 1)  # gram = upper @ upper.T
-    return torch.linalg.solve_triangular(upper, torch.eye(len(gram), dtype=gram.dtype, device=gram.device), upper=True)
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    inverted: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
+    return inverted
 
 
 def spread(
@@ -125,7 +127,7 @@ class Greedy:
         """Set one weight in each row (its column, rows) to its target (rows), and update the others."""
         step, rows = self._step, self._rows
         before = self._factor[:, :step]
-        column = self._inverse[chosen] - torch.einsum("rsn,rs->rn", before, before[rows, :, chosen])
+        column = self._inverse[chosen] - torch.bmm(before[rows, :, chosen][:, None], before)[:, 0]
         corner = self.diagonal[rows, chosen].sqrt()
         column.div_(corner[:, None])
         errors = (self.weights[rows, chosen] - targets).div_(corner)

@@ -44,7 +44,9 @@ def train(technique: Any, whole: WholeModel, lost: Lost) -> dict[str, LayerState
                 teacher = whole.forward(batch)
             loss = lost(teacher, whole.forward(batch, in_place(states, free, fixed)))
             if not bool(torch.isfinite(loss)):
-                raise InputError(f"a loss of {float(loss)} at step {step + 1}", "a smaller rate", str(technique))
+                raise InputError(
+                    f"a loss of {float(loss.detach())} at step {step + 1}", "a smaller rate", str(technique)
+                )
             slopes = torch.autograd.grad(loss, list(free.values()), materialize_grads=True, allow_unused=True)
             for weight, slope in zip(free.values(), slopes, strict=True):  # none is left in the model's own parameters
                 weight.grad = slope

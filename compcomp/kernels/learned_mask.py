@@ -14,11 +14,14 @@ from compcomp.language.layer import LayerState
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 """Of the hard-concrete distribution, as published: it is stretched to (LOW, HIGH) and cut off at 0 and 1."""
 
+SHIFT = TEMPERATURE * log(-LOW / HIGH)
+"""A gate of log odds a is open, that is not 0, with probability sigmoid(a - SHIFT)."""
+
 START = 2.0
 """The gates' log odds start between -START and START, in the order of |w_ij| |x_j|."""
 
-PENALTY = 10.0
-"""Of the squared distance of the expected share of kept weights from the wanted one."""
+PENALTY, ASCENT = 10.0, 0.1
+"""Of the augmented Lagrangian: the weight of the squared excess of open gates, and the multipliers' rate."""
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 """Of Adam."""
@@ -62,64 +65,62 @@ class _Training:
 
     def __init__(self, technique: LearnedMask, layer: LayerState, dtype: torch.dtype) -> None:
         assert layer.gram is not None
-        self.technique, self.layer, self.dtype = technique, layer, dtype
+        (selection,) = technique.steps()
+        self.rate, self.dtype, self.device = float(technique.rate), dtype, layer.weight.device
         self.weight, self.gram = layer.weight.to(dtype), layer.gram.to(dtype)
-        self.missing = layer.reference.to(dtype) - effective(layer, dtype) + self.weight  # of outputs without W
-        self.norms = self.gram.diagonal().clamp(min=0).sqrt()
-        self.size = float(sum(self._loss(part, self.missing[part]) for part in self._parts())) or 1.0
+        self.missing = layer.reference.to(dtype) - effective(layer, dtype) + self.weight  # what W z should come to
+        self.size = sum(self._loss(part, self.missing[part]) for part in self._parts()) or 1.0
+        self.group = selection.partition.group_size((layer.weight.shape[0], layer.weight.shape[1]))
+        self.wanted = 1 - selection.count(self.group) / self.group
         self.log_odds = self._start()
         self.moments = _Moments(torch.zeros_like(self.log_odds), torch.zeros_like(self.log_odds))
-        self.random = torch.Generator(weight_device := layer.weight.device).manual_seed(technique.seed)
-        self.device, self.turn, self.multiplier = weight_device, 0, 0.0
-        selection = technique.steps()[0]
-        group = selection.partition.group_size((layer.weight.shape[0], layer.weight.shape[1]))
-        self.wanted = 1 - selection.count(group) / group
+        self.multiplier = torch.zeros(self.weight.numel() // self.group, 1, dtype=dtype, device=self.device)
+        self.random, self.turn = torch.Generator(self.device).manual_seed(technique.seed), 0
 
     def _parts(self) -> list[slice]:
-        rows, columns = self.layer.weight.shape
-        return list(chunks(rows, 64 * columns, self.layer.weight.device))
+        rows, columns = self.weight.shape
+        return list(chunks(rows, 64 * columns, self.device))
 
     def _loss(self, part: slice, error: Tensor) -> float:
         return float(((error @ self.gram) * error).sum())
 
     def _start(self) -> Tensor:
-        """Log odds in the order of |w_ij| |x_j| in each row, from -START to START."""
-        saliency = self.weight.abs() * self.norms
-        ranks = torch.empty_like(saliency)
-        places = torch.linspace(-START, START, saliency.shape[1], dtype=self.dtype, device=saliency.device)
+        """Log odds in the order of |w_ij| |x_j| inside every group, evenly from -START to START."""
+        saliency = self.weight.abs().mul_(self.gram.diagonal().clamp(min=0).sqrt()).reshape(-1, self.group)
         order = saliency.sort(dim=1, stable=True).indices
-        ranks.scatter_(1, order, places.expand_as(saliency))
-        largest = saliency.max()
-        return ranks if float(largest) == 0 else ranks.add_(saliency / largest, alpha=1e-3 * START)
+        places = torch.linspace(-START, START, self.group, dtype=self.dtype, device=self.device)
+        return torch.empty_like(saliency).scatter_(1, order, places.expand_as(saliency)).reshape(self.weight.shape)
 
     def score(self, part: slice) -> Tensor:
         """The log odds of a slice of rows: the more, the likelier is the gate to stay open."""
         return self.log_odds[part]
 
     def step(self) -> None:
-        """One step of Adam, then one of the Lagrangian's multiplier."""
+        """One step of Adam, then one of the Lagrangian's multipliers, one for each group."""
         self.turn += 1
-        shift, count = TEMPERATURE * log(-LOW / HIGH), self.log_odds.numel()
-        share = float(torch.sigmoid(self.log_odds - shift).mean())
-        pull = self.multiplier + PENALTY * (share - self.wanted)
+        open_ = torch.sigmoid(self.log_odds - SHIFT).reshape(-1, self.group)
+        excess = open_.mean(dim=1, keepdim=True).sub_(self.wanted)
+        pull = open_.mul_(1 - open_).mul_(self.multiplier + PENALTY * excess).div_(self.weight.numel())
+        self.multiplier.add_(excess, alpha=ASCENT)
         for part in self._parts():
             odds = self.log_odds[part]
-            noise = torch.rand(odds.shape, generator=self.random, dtype=self.dtype, device=self.device)
-            noise.clamp_(1e-6, 1 - 1e-6)
-            s = torch.sigmoid((noise.logit() + odds) / TEMPERATURE)
-            stretched = s * (HIGH - LOW) + LOW
-            inside = (stretched > 0) & (stretched < 1)
-            error = self.weight[part] * stretched.clamp_(0, 1) - self.missing[part]
-            gradient = (error @ self.gram).mul_(self.weight[part]).mul_(2 / self.size)
-            gradient *= (HIGH - LOW) / TEMPERATURE * s * (1 - s) * inside
-            open_ = torch.sigmoid(odds - shift)
-            gradient += pull / count * open_ * (1 - open_)
+            gradient = self._gradient(part, odds).add_(pull.reshape(self.weight.shape)[part])
             first = self.moments.first[part].mul_(BETA1).add_(gradient, alpha=1 - BETA1)
             second = self.moments.second[part].mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
             spread = second.div(1 - BETA2**self.turn).sqrt_().add_(EPSILON)
-            odds.addcdiv_(first, spread, value=-float(self.technique.rate) / (1 - BETA1**self.turn))
-        self.multiplier += PENALTY * (share - self.wanted) / 10
+            odds.addcdiv_(first, spread, value=-self.rate / (1 - BETA1**self.turn))
+
+    def _gradient(self, part: slice, odds: Tensor) -> Tensor:
+        """Of the relative output loss by the log odds of a slice of rows, at gates drawn for it."""
+        noise = torch.rand(odds.shape, generator=self.random, dtype=self.dtype, device=self.device)
+        s = noise.clamp_(1e-6, 1 - 1e-6).logit_().add_(odds).div_(TEMPERATURE).sigmoid_()
+        stretched = s * (HIGH - LOW) + LOW
+        inside = (stretched > 0) & (stretched < 1)
+        error = self.weight[part] * stretched.clamp_(0, 1) - self.missing[part]
+        gradient: Tensor = (error @ self.gram).mul_(self.weight[part]).mul_(2 / self.size)
+        gradient.mul_(s.mul_(1 - s)).mul_((HIGH - LOW) / TEMPERATURE).mul_(inside)
+        return gradient
 
     def loss(self, state: LayerState) -> float:
-        """|R X - W' X|_F^2 of a pruned state."""
+        """|D X - W' X|_F^2 of a pruned state."""
         return sum(self._loss(part, state.weight[part].to(self.dtype) - self.missing[part]) for part in self._parts())

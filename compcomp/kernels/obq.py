@@ -35,13 +35,7 @@ def kernel(technique: OBQ, layer: LayerState) -> LayerState:
         every = torch.arange(len(weight[part]), device=weight.device)
         for _ in range(columns):
             targets = on_grid(greedy.weights, largest[part], step[part], levels, technique.rounding, dtype)
-            errors = greedy.weights - targets
-            scores = greedy.scores(errors)
-            if technique.outliers == "first":
-                far = (2 * errors.abs() > step[part]) & (greedy.weights.abs() > largest[part]) & ~greedy.fixed
-                scores.masked_fill_(far, 0)
-            chosen = scores.argmin(dim=1)
+            chosen = greedy.scores(greedy.weights - targets).argmin(dim=1)
             greedy.fix(chosen, targets[every, chosen])
     grid = Grid(step.expand(rows, columns), levels, rows)
-    form = replace(layer.format, grid=grid, mask=None, pattern=None, cut=None, rank=None)
-    return replace(layer, weight=weight.to(dtype), format=form)
+    return replace(layer, weight=weight.to(dtype), format=replace(layer.format, grid=grid, rank=None))

@@ -199,6 +199,16 @@ def _change_contract(error: Array, gram: Array, free: Array, choices: Choices) -
     return change
 
 
+def least_solution(right: Array, gram: Array, choices: Choices) -> Array:
+    """Y of least norm with ``Y @ gram`` equal to ``right``, for a positive semidefinite gram for which there is one."""
+    kind, free = reading(*right.ravel(), *gram.ravel()), each(lambda _: True, right)
+    if kind == "number":
+        return _change_exact(right, gram, free)
+    if kind == "batch":
+        return _change_batch(stack(right, batch_size(right, gram)), gram, free)
+    return _target_contract(right, gram, choices)
+
+
 def right_factor(left: Array, target: Array, choices: Choices) -> Array:
     """R (rank x in) that minimises |T - L R|_F for L (out x rank) and T (out x in): pinv(L) T, least in norm.
 
@@ -259,7 +269,11 @@ def _descent_contract(weight: Array, error: Array, gram: Array, grid: Grid, free
     import z3
 
     def move(w: Term, keep: Term, step: Term, offset: Term | None) -> Term:
-        value, level = choices.real(), choices.integer()
+        value = choices.real()
+        if grid.codes is not None:
+            choices.assume(Or(*(value == z3.RealVal(code) * step for code in grid.codes)))
+            return If(keep, value, w)
+        level = choices.integer()
         lowest, above = (-grid.levels, value) if offset is None else (0, value - offset)
         choices.assume(And(level >= lowest, level <= grid.levels, above == z3.ToReal(level) * step))
         return If(keep, value, w)

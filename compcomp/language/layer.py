@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from compcomp.errors import InputError
 from compcomp.language.basis import Part, Rotation, Transform, composed
-from compcomp.terms import Abs, Choices, Div, Max, Sum, Term, each, nearest
+from compcomp.terms import Abs, Choices, Div, Max, Sum, Term, each, nearest, nearest_code
 
 Array = Any
 """A numpy object array of terms for encodings, a torch tensor for kernels."""
@@ -22,6 +23,8 @@ class Grid:
     With an offset, the least of them: ``offset + k * step``, ``0 <= k <= levels``. ``step``, ``offset``: shape of the
     weight (those of each weight's group). ``scales``: how many different groups, that is scales to store. ``zero``:
     whether 0 is a value in every group, whatever the weights were; if so ``-offset`` is one of ``k * step``.
+    ``codes``: the values are instead ``step * c`` for c in these numbers (ascending, no offset), of which ``levels`` is
+    the last place. ``scale_bits``: of one scale where it is stored; ``shared_bits``: of all that scales share.
     """
 
     step: Array
@@ -29,9 +32,14 @@ class Grid:
     scales: int
     offset: Array | None = None
     zero: bool = True
+    codes: tuple[Fraction, ...] | None = None
+    scale_bits: int = 16
+    shared_bits: int = 0
 
     def nearest(self, x: Term, index: tuple[int, int], choices: Choices) -> Term:
-        """The value nearest to a number, for the weight at this index; midpoints to the even k."""
+        """The value nearest to a number, for the weight at this index; midpoints to the even k, or as codes have it."""
+        if self.codes is not None:
+            return nearest_code(x, self.step[index], self.codes, "half_even", choices)
         if self.offset is None:
             return nearest(x, self.step[index], self.levels, "half_even", choices)
         offset = self.offset[index]

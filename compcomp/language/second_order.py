@@ -10,8 +10,10 @@ equation that defines it, and no division is written: formulas stay small, and w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -42,9 +44,9 @@ MASKS = ("ignored", "kept")
 
 
 def named(term: Term, choices: Choices) -> Term:
-    """The term; for the prover a fresh variable that equals it."""
-    if reading(term) == "z3" and isinstance(choices, SymbolicChoices):
-        variable = choices.real()
+    """The number or truth value; for the prover a fresh variable that equals it."""
+    if isinstance(choices, SymbolicChoices) and reading(term) == "z3":
+        variable = choices.flip() if term.sort().name() == "Bool" else choices.real()
         choices.assume(Equal(variable, term))
         return variable
     return term
@@ -52,7 +54,7 @@ def named(term: Term, choices: Choices) -> Term:
 
 def quotient(x: Term, y: Term, choices: Choices) -> Term:
     """``x / y`` where ``y`` is known not to be 0."""
-    if reading(x, y) == "z3" and isinstance(choices, SymbolicChoices):
+    if isinstance(choices, SymbolicChoices) and reading(x, y) == "z3":
         variable = choices.real()
         choices.assume(Equal(variable * y, x))
         return variable
@@ -78,18 +80,22 @@ def damped(layer: LayerState, damping: Fraction, where: str) -> tuple[Array, lis
     if layer.gram is None:
         raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", where)
     gram, side = layer.gram.copy(), len(layer.gram)
+    for i in range(side):
+        for j in range(i + 1):
+            gram[i, j] = gram[j, i] = named(gram[i, j], layer.choices)
     dead = [Equal(gram[j, j], 0) for j in range(side)]
     for j in range(side):
         gram[j, j] = If(dead[j], 1, gram[j, j])
     added = named(Sum(gram[j, j] for j in range(side)) * damping * Fraction(1, side), layer.choices)
     for j in range(side):
-        gram[j, j] = gram[j, j] + added
+        gram[j, j] = named(gram[j, j] + added, layer.choices)
     return gram, dead
 
 
-def without_dead(weight: Array, dead: Sequence[Term]) -> Array:
+def without_dead(weight: Array, dead: Sequence[Term], choices: Choices) -> Array:
     """The weight with the columns of dead inputs at zero."""
-    return each(lambda w, gone: If(gone, 0, w), weight, np.broadcast_to(np.array(dead, dtype=object), weight.shape))
+    everywhere = np.broadcast_to(np.array(dead, dtype=object), weight.shape)
+    return each(lambda w, gone: named(If(gone, 0, w), choices), weight, everywhere)
 
 
 def inverse_factor(matrix: Array, choices: Choices) -> tuple[Array, list[Term]]:
@@ -102,7 +108,7 @@ def inverse_factor(matrix: Array, choices: Choices) -> tuple[Array, list[Term]]:
     for j in reversed(range(side)):
         scaled = {k: upper[j, k] * pivots[k] for k in range(j + 1, side)}
         pivots[j] = named(Sum([matrix[j, j], *(-upper[j, k] * scaled[k] for k in scaled)]), choices)
-        if reading(pivots[j]) == "z3" and isinstance(choices, SymbolicChoices):
+        if isinstance(choices, SymbolicChoices) and reading(pivots[j]) == "z3":
             choices.assume(pivots[j] > 0)  # true of a positive definite matrix
         for i in range(j):
             rest = Sum([matrix[i, j], *(-upper[i, k] * scaled[k] for k in scaled)])
@@ -130,10 +136,36 @@ def _identity(side: int) -> Array:
     return each(Fraction, np.eye(side, dtype=int).astype(object))
 
 
+# ------------------------------------------------------------------------------------------------ selection
+
+
+class _Quiet(Choices):
+    """The choices of another, without a word about how near they were."""
+
+    def __init__(self, choices: Choices) -> None:
+        super().__init__()
+        self._choices = choices
+
+    def order(self, count: int) -> Any:
+        return self._choices.order(count)
+
+
+def least(scores: Sequence[Term], count: int, ties: str, choices: Choices, *, exact_zeros: bool) -> list[Term]:
+    """For each score, whether it is among the ``count`` smallest; see :func:`compcomp.terms.smallest`.
+
+    ``exact_zeros``: scores of 0 are met exactly by floats too. Negative scores always are.
+    """
+    if reading(*scores) == "number" and 0 < count < len(scores):
+        last, following = sorted(scores)[count - 1 : count + 1]
+        if last == following and (last < 0 or (last == 0 and exact_zeros)):
+            choices = _Quiet(choices)
+    return [named(taken, choices) for taken in smallest(scores, count, ties, choices)]
+
+
 # ------------------------------------------------------------------------------------------------ the grid
 
 
-def largest(weights: Sequence[Term], kept: Sequence[Term], choices: Choices) -> Term:
+def largest(weights: Iterable[Term], kept: Iterable[Term], choices: Choices) -> Term:
     """The largest magnitude of the kept weights, 0 where there is none: what the scale of a group comes from."""
     found = Max([0, *(If(keep, Abs(w), 0) for w, keep in zip(weights, kept, strict=True))])
     return named(found, choices)
@@ -141,7 +173,7 @@ def largest(weights: Sequence[Term], kept: Sequence[Term], choices: Choices) -> 
 
 def row_steps(weight: Array, kept: Array, levels: int, choices: Choices) -> Array:
     """The step of each row's absmax grid at every weight, out x in."""
-    steps = [Div(largest(row, keep, choices), levels) for row, keep in zip(weight, kept, strict=True)]
+    steps = [named(Div(largest(row, keep, choices), levels), choices) for row, keep in zip(weight, kept, strict=True)]
     return np.repeat(np.array([steps], dtype=object).T, weight.shape[1], axis=1)
 
 
@@ -183,7 +215,7 @@ def descending(keys: Sequence[Term], choices: Choices) -> list[list[Term]]:
     count = len(keys)
     if reading(*keys) == "number":
         order = sorted(range(count), key=lambda j: (-keys[j], j))
-        for a, b in zip(order, order[1:], strict=False):
+        for a, b in pairwise(order):
             if keys[a] != keys[b]:  # equal ones are equal floats too
                 choices.near(float((keys[a] - keys[b]) / (abs(keys[a]) + abs(keys[b]))))
         return [[j == chosen for j in range(count)] for chosen in order]
@@ -191,15 +223,15 @@ def descending(keys: Sequence[Term], choices: Choices) -> list[list[Term]]:
         Sum(If(keys[i] >= keys[j] if i < j else keys[i] > keys[j], 1, 0) for i in range(count) if i != j)
         for j in range(count)
     ]
-    return [[Equal(place, k) for place in places] for k in range(count)]
+    return [[named(Equal(place, k), choices) for place in places] for k in range(count)]
 
 
-def rearranged(matrix: Array, order: Sequence[Sequence[Term]]) -> Array:
+def rearranged(matrix: Array, order: Sequence[Sequence[Term]], choices: Choices) -> Array:
     """The matrix with the columns in this order (of :func:`descending`)."""
     result = np.empty(matrix.shape, dtype=object)
     for i, row in enumerate(matrix):
         for k, chosen in enumerate(order):
-            result[i, k] = pick(chosen, list(row))
+            result[i, k] = named(pick(chosen, list(row)), choices)
     return result
 
 
@@ -226,47 +258,53 @@ class Greedy:
 
     def fix(self, targets: Sequence[Term], chosen: Sequence[Term]) -> None:
         """Set the chosen weight to its target; w_k -= (w_p - target_p) / H^-1_pp * H^-1_pk for the others."""
-        side, named_ = len(self.weights), lambda term: named(term, self.choices)
-        column = [named_(pick(chosen, [self.inverse[p, k] for p in range(side)])) for k in range(side)]
-        corner = named_(pick(chosen, [self.inverse[p, p] for p in range(side)]))
-        error = named_(pick(chosen, [w - t for w, t in zip(self.weights, targets, strict=True)]))
-        share = quotient(error, corner, self.choices)
+        side, choices = len(self.weights), self.choices
+        column = [named(pick(chosen, [self.inverse[p, k] for p in range(side)]), choices) for k in range(side)]
+        corner = named(pick(chosen, [self.inverse[p, p] for p in range(side)]), choices)
+        error = named(pick(chosen, [w - t for w, t in zip(self.weights, targets, strict=True)]), choices)
+        share = quotient(error, corner, choices)
         if reading(error) == "number" and error != 0:
             self.moved = True
         done = [Or(f, c) for f, c in zip(self.fixed, chosen, strict=True)]
-        self.weights = [
-            named_(If(chosen[k], targets[k], If(self.fixed[k], self.weights[k], self.weights[k] - share * column[k])))
+        updated = [
+            If(chosen[k], targets[k], If(self.fixed[k], self.weights[k], self.weights[k] - share * column[k]))
             for k in range(side)
         ]
+        self.weights = [named(weight, choices) for weight in updated]
         self.fixed = done
-        ratio = [quotient(entry, corner, self.choices) for entry in column]
+        ratio = [quotient(entry, corner, choices) for entry in column]
         reduced = np.empty((side, side), dtype=object)
         for i in range(side):
             for k in range(i + 1):
-                entry = If(Or(done[i], done[k]), 0, self.inverse[i, k] - ratio[i] * column[k])
-                reduced[i, k] = reduced[k, i] = named_(entry)
+                out = Or(done[i], done[k])
+                entry = 0 if out is True else If(out, 0, self.inverse[i, k] - ratio[i] * column[k])
+                reduced[i, k] = reduced[k, i] = named(entry, choices)
         self.inverse = reduced
 
     def score(self, k: int, error: Term) -> Term:
-        """``error^2 / H^-1_kk``: what fixing the weight with this error adds to the damped output error; 0 once fixed."""
+        """``error^2 / H^-1_kk``: what fixing the weight with this error adds to the damped output error.
+
+        Of a fixed weight any number.
+        """
         corner = If(self.fixed[k], 1, self.inverse[k, k])
         return quotient(error * error, corner, self.choices)
 
     def least(self, scores: Sequence[Term], barred: Sequence[Term], ties: str, *, exact_zeros: bool) -> list[Term]:
-        """Which of the scores, none negative, is the least of those that are not barred.
+        """Which of the scores is the least of those that are not barred.
 
-        ``exact_zeros``: scores of 0 are met exactly by floats too.
+        ``exact_zeros``: among equal scores of 0 floats choose alike, or it does not matter.
         """
         if reading(*scores) != "number":
-            bar = named(1 + 2 * Sum(scores), self.choices)
-            return smallest([If(b, bar, s) for b, s in zip(barred, scores, strict=True)], 1, ties, self.choices)
+            bar = named(1 + 2 * Sum(Abs(score) for score in scores), self.choices)
+            limited = [named(If(b, bar, s), self.choices) for b, s in zip(barred, scores, strict=True)]
+            return smallest(limited, 1, ties, self.choices)
         order = self.choices.order(len(scores)) if ties == "any" else range(len(scores))
         ranked = sorted((s, order[k], k) for k, (s, b) in enumerate(zip(scores, barred, strict=True)) if not b)
         if len(ranked) > 1:
             (first, *_), (second, *_) = ranked[:2]
-            if second:
-                self.choices.near(float((second - first) / (second + first)))
-            elif not exact_zeros:
+            if second > 0:
+                self.choices.near(float((second - first) / (second + abs(first))))
+            elif second == 0 == first and not exact_zeros:
                 self.choices.near(0.0)
         return [k == ranked[0][2] for k in range(len(scores))]
 

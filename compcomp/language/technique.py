@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from compcomp.errors import InputError
 from compcomp.language.layer import LayerState
 from compcomp.language.parameters import ANY
-from compcomp.language.steps import Step
+from compcomp.language.steps import Optimum, Step
 from compcomp.terms import Term
 
 Kernel = Callable[[Any, LayerState], LayerState]
@@ -54,6 +54,8 @@ class Declared:
     deterministic: its conventions leave nothing free ("any"): equal inputs give equal results.
     landmarks: largest magnitudes for which its rounding midpoints fall on integers (a hint for the search).
     trivial_side: layers with no more rows or columns than this lose nothing (a hint for the search).
+    optimum: the weight it leaves is one of those that this admits for the weight that it finds, and none of them loses
+        less against that, whatever is left free.
     """
 
     keeps: frozenset[str] = frozenset()
@@ -69,6 +71,7 @@ class Declared:
     landmarks: tuple[int, ...] = ()
     trivial_side: int = 0
     changes_basis: bool = False
+    optimum: Optimum | None = None
     zeros: frozenset[str] = frozenset()
     removes_rows: bool = False
 

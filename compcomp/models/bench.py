@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim
-from compcomp.language.layer import LayerState
+from compcomp.language.layer import LayerState, Magnitudes
 from compcomp.language.loss import LOSSES, loss_named
 from compcomp.language.technique import Sequence, Technique, as_sequence, registrations
 from compcomp.models.calibrate import calibrate, iterate
@@ -107,13 +107,18 @@ class ModelBench:
         self._place()
         if self._dense is None:
             grams: Mapping[str, Tensor] = {}
+            magnitudes: dict[str, Magnitudes] = {}
             if self._batches is not None:
-                grams = calibrate(self.model, self.layers.values(), self._batches)
+                grams = calibrate(self.model, self.layers.values(), self._batches, magnitudes)
                 self._batches = None
                 if self._offload:  # layers that share a Gram matrix go on sharing it
                     moved = {id(gram): gram.cpu() for gram in grams.values()}
                     grams = {name: moved[id(gram)] for name, gram in grams.items()}
-            self._dense = {name: self._dense_layer(layer, grams.get(name)) for name, layer in self.layers.items()}
+                    magnitudes = move(magnitudes, torch.device("cpu"))
+            self._dense = {
+                name: replace(self._dense_layer(layer, grams.get(name)), magnitudes=magnitudes.get(name))
+                for name, layer in self.layers.items()
+            }
             self._present = self._dense
         return dict(self._dense)
 
@@ -254,7 +259,7 @@ class ModelBench:
         key = getattr(self.user_evaluate, "key", None) if self.user_evaluate is not None else ""
         if not isinstance(key, str):
             return None
-        layers = [(name, layer.weight, layer.gram) for name, layer in self.start().items()]
+        layers = [(name, layer.weight, layer.gram, layer.magnitudes) for name, layer in self.start().items()]
         devices = sorted({str(layer.parameter.device) for layer in self.layers.values()})
         batches = [] if self._kept is None else [[list(tensors_in(batch))] for batch in self._kept]
         return digest_of([key, sorted(self.loss_names), devices, layers, *batches])
@@ -287,6 +292,8 @@ class ModelBench:
         for name in layers:
             layer = dense[name]
             tensors = {"weight": layer.weight, **({} if layer.gram is None else {"gram": layer.gram})}
+            if layer.magnitudes is not None and any(t.needs_magnitudes for t in techniques):
+                tensors |= {"largest": layer.magnitudes.largest, "mean": layer.magnitudes.mean}
             yield (
                 name,
                 {
@@ -343,7 +350,8 @@ class ModelBench:
         after = applied(technique, name, self._bring(name, layer))
         if self._offload:
             after = move(after, torch.device("cpu"))
-        return replace(after, reference=layer.reference, gram=layer.gram, inputs=layer.inputs, reference_inputs=None)
+        known = {name: getattr(layer, name) for name in ("reference", "gram", "inputs", "magnitudes")}
+        return replace(after, **known, reference_inputs=None)
 
     def _apply_whole(self, technique: Technique, state: ModelState) -> ModelState:
         """The state after a technique that acts on all layers together."""

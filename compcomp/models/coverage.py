@@ -29,7 +29,7 @@ from compcomp.language.conditions import (
 from compcomp.language.layer import LayerState
 from compcomp.language.loss import Loss
 from compcomp.language.partition import Partition
-from compcomp.language.steps import GridMap, RangeMap, Selection
+from compcomp.language.steps import RangeMap, ScaledMap, Selection
 from compcomp.models.follow import FLOOR, UNIT, FollowedRun, Groups, bounds, follow, measured, slices
 
 Check = Callable[[Condition, Claim, Sequence[FollowedRun], int], list[Groups]]
@@ -243,7 +243,7 @@ def largest_kept(condition: Condition, claim: Claim, runs: Sequence[FollowedRun]
         for k, followed in enumerate(run.steps):
             if not isinstance(followed.step, Selection):
                 continue
-            later = (f.step for f in run.steps[k + 1 :] if isinstance(f.step, GridMap))
+            later = (f.step for f in run.steps[k + 1 :] if isinstance(f.step, ScaledMap))
             steps = {(step.partition, step.measure): step for step in later}
             known = run.known(count, k + 1)  # what goes has to be what goes in exact arithmetic
             found += [
@@ -253,7 +253,7 @@ def largest_kept(condition: Condition, claim: Claim, runs: Sequence[FollowedRun]
     return found
 
 
-def _largest_stays(step: GridMap, before: LayerState, after: LayerState, error: float) -> Groups:
+def _largest_stays(step: ScaledMap, before: LayerState, after: LayerState, error: float) -> Groups:
     weight: Tensor = before.weight
     stays, goes = (
         measured(step.measure, part, step.partition, error)
@@ -281,14 +281,14 @@ def scale_unchanged(condition: Condition, claim: Claim, runs: Sequence[FollowedR
     for run in runs:
         for k, followed in enumerate(run.steps):
             step, layer = followed.step, followed.before
-            if not isinstance(step, GridMap | RangeMap):
+            if not isinstance(step, ScaledMap | RangeMap):
                 continue
             same = _nowhere(step.partition, layer.weight)
             if isinstance(step, RangeMap) and followed.error == 0:
                 pairs = zip(bounds(step, layer.weight), bounds(step, layer.reference), strict=True)
                 (low, dense_low), (high, dense_high) = pairs
                 same = Groups(step.partition, (low == dense_low) & (high == dense_high))
-            elif isinstance(step, GridMap):
+            elif isinstance(step, ScaledMap):
                 now = measured(step.measure, layer.weight, step.partition, followed.error)
                 dense = measured(step.measure, layer.reference, step.partition, 0.0)
                 if now is not None and dense is not None and now[1] == dense[1] == 0:

@@ -42,7 +42,7 @@ def cut(model: nn.Module, batch: Any) -> nn.Module:
             for group in feed_forwards(inner, layers_by_name(inner)):
                 _cut_units(inner, group, undo)
             for group in attentions(inner, layers_by_name(inner)):
-                if len(group.parts) == 4:  # packed queries, keys and values are split by sizes kept elsewhere
+                if _apart(group):
                     _cut_units(inner, group, undo)
             _update_config(inner, undo)
             after = _outputs(inner, batch)
@@ -67,6 +67,11 @@ def _outputs(model: nn.Module, batch: Any) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------- units
+
+
+def _apart(group: Group) -> bool:
+    """Whether queries, keys and values are layers of their own: packed ones are split by sizes kept elsewhere."""
+    return len({part.layer for part in group.parts}) == 4
 
 
 def _cut_units(model: nn.Module, group: Group, undo: list[Undo]) -> None:
@@ -94,7 +99,7 @@ def _cut_units(model: nn.Module, group: Group, undo: list[Undo]) -> None:
     before, after = group.units, int(alive.sum())
     for name in ("num_heads", "num_key_value_heads", "num_attention_heads"):
         count = getattr(parent, name, None)
-        if isinstance(count, int) and len(group.parts) == 4 and count % before == 0:
+        if isinstance(count, int) and _apart(group) and count % before == 0:
             _put(parent, name, count // before * after, undo)
 
 
@@ -181,9 +186,9 @@ def _update_config(model: nn.Module, undo: list[Undo]) -> None:
     neurons = {group.units for group in feed_forwards(model, layers)}
     if len(neurons) == 1:
         for key in ("intermediate_size", "ffn_dim", "n_inner"):
-            if isinstance(getattr(config, key, None), int):
+            if isinstance(getattr(config, key, None), int) or (key == "n_inner" and hasattr(config, key)):
                 _put(config, key, next(iter(neurons)), undo)
-    heads = {(g.units, g.parts[0].size, g.parts[1].size) for g in attentions(model, layers) if len(g.parts) == 4}
+    heads = {(g.units, g.parts[0].size, g.parts[1].size) for g in attentions(model, layers) if _apart(g)}
     if len(heads) == 1:
         units, queries, side = next(iter(heads))
         counts = {"num_key_value_heads": units, "num_attention_heads": units * queries // side}

@@ -8,7 +8,7 @@ from fractions import Fraction
 from compcomp.language.layer import Factors, Format, Grid
 
 DENSE = 16
-"""Bits of a dense weight, of a scale, and of an entry of a factor."""
+"""Bits of a dense weight, of an offset, of most scales, and of an entry of a factor."""
 
 
 def dense_bits(shape: tuple[int, int]) -> int:
@@ -17,10 +17,11 @@ def dense_bits(shape: tuple[int, int]) -> int:
 
 
 def value_bits(grid: Grid | None) -> int:
-    """Bits of one weight: enough for the 2L + 1 values of its grid (L + 1 with an offset), 16 without one."""
+    """Bits of one weight: enough for the 2L + 1 values of its grid (L + 1 with an offset or codes), 16 without one."""
     if grid is None:
         return DENSE
-    return max(1, (grid.levels if grid.offset is not None else 2 * grid.levels).bit_length())
+    counted = grid.offset is not None or grid.codes is not None
+    return max(1, (grid.levels if counted else 2 * grid.levels).bit_length())
 
 
 def group_bits(grid: Grid | None) -> int:
@@ -30,28 +31,33 @@ def group_bits(grid: Grid | None) -> int:
     """
     if grid is None:
         return 0
-    return DENSE + (0 if grid.offset is None else value_bits(grid) if grid.zero else DENSE)
+    return grid.scale_bits + (0 if grid.offset is None else value_bits(grid) if grid.zero else DENSE)
 
 
 def layer_bits(form: Format, shape: tuple[int, int]) -> int:
-    """Bits of a layer of this shape (out, in): its values, scales of 16 bits, and its factors.
+    """Bits of a layer of this shape (out, in): its values, its scales, and its factors.
 
     With a mask, the kept values and one bit a weight for the mask itself: nothing in a mask says that it is
     N:M, which would take less. A mask that costs more than the zeros it saves is not stored, unless zero is no
     value of the grid. Nor does a format say whether the weights still are zero under a mask then: the values of all
     are counted. Offsets of a grid: see :func:`group_bits`. A weight that is only known to be of low rank is stored as
-    two factors when these are smaller.
+    two factors when these are smaller. A transform takes 16 bits for each scale of an input feature, a rotation none.
     """
     count = shape[0] * shape[1]
     values = count * value_bits(form.grid)
+    basis = 0 if form.transform is None else DENSE * shape[1] * form.transform.scalings
     if form.mask is not None and form.grid is not None and not form.grid.zero:
         values += count
     elif form.mask is not None:
         values = min(values, int(form.mask.sum()) * value_bits(form.grid) + count)
     elif stored_as_factors(form, shape):
         values = DENSE * sum(shape) * (form.rank or 0)
-    scales = 0 if form.grid is None else group_bits(form.grid) * form.grid.scales
-    return values + scales + factor_bits(form.factors, shape)
+    return values + scales_bits(form.grid) + factor_bits(form.factors, shape) + basis
+
+
+def scales_bits(grid: Grid | None) -> int:
+    """Bits of all that groups of weights share, and of what their scales share."""
+    return 0 if grid is None else group_bits(grid) * grid.scales + grid.shared_bits
 
 
 def factor_bits(factors: Factors | None, shape: tuple[int, int]) -> int:
@@ -59,10 +65,7 @@ def factor_bits(factors: Factors | None, shape: tuple[int, int]) -> int:
     if factors is None:
         return 0
     grids = zip(shape, (factors.left_grid, factors.right_grid), strict=True)
-    return sum(
-        side * factors.rank * value_bits(grid) + group_bits(grid) * (0 if grid is None else grid.scales)
-        for side, grid in grids
-    )
+    return sum(side * factors.rank * value_bits(grid) + scales_bits(grid) for side, grid in grids)
 
 
 def stored_as_factors(form: Format, shape: tuple[int, int]) -> bool:

@@ -196,7 +196,7 @@ class Screen:
         known = (
             state.reference_inputs is None,
             form.mask is None,
-            None if grid is None else (grid.levels, grid.scales, grid.offset is None, grid.zero),
+            None if grid is None else (grid.levels, grid.scales, grid.offset is None, grid.zero, grid.codes),
             None if factors is None else factors.rank,
             form.rank,
             form.pattern,

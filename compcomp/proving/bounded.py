@@ -16,7 +16,7 @@ from compcomp.errors import NotExactError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.layer import LayerState
 from compcomp.language.partition import Partition
-from compcomp.language.steps import Element, GridMap, Selection, Step
+from compcomp.language.steps import Element, ScaledMap, Selection, Step
 from compcomp.language.technique import Sequence
 from compcomp.language.verdict import Query
 from compcomp.proving.meaning import establishes, fails
@@ -49,6 +49,8 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
     (claim, contracts), needs_inputs = simplified(claim), claim.needs_inputs
     if claim.changes_inputs:  # a formula has so many tokens, and they stand for any number only through a Gram matrix
         return Outcome(None, "a technique changes the inputs, and a formula would speak of one number of tokens only")
+    if _looks_at_tokens(claim):  # what they see of the inputs is not in a Gram matrix either
+        return Outcome(None, "a technique looks at single inputs, and a formula would have one number of tokens only")
     session = Session(solver, time.monotonic() + seconds)
     shape, reach, assumptions = _one_block(claim, scope)
     if shape[0] * shape[1] > LARGEST_LAYER:
@@ -73,7 +75,7 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
 def satisfiable(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> str:
     """Whether some layer of the scope's shape meets the claim's conditions: "sat", "unsat" or "unknown"."""
     assert scope.shape is not None
-    if scope.shape[0] * scope.shape[1] > LARGEST_LAYER:
+    if scope.shape[0] * scope.shape[1] > LARGEST_LAYER or _looks_at_tokens(claim):
         return "unknown"
     session = Session(solver, time.monotonic() + seconds)
     weight = each(lambda index: z3.Real(f"w_{index[0]}_{index[1]}"), _indices(scope.shape))
@@ -116,6 +118,7 @@ def satisfiable(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> s
 # f(w, t h) <= f(w', t h') iff f(w, h) <= f(w', h'), and l(r, v, t h) is t l(r, v, h) or l(r, v, h), then scaling
 # the inputs changes no selection, and no sign of a difference of losses: it suffices to look at h = 1.
 #
+# A map whose step does not scale with every t > 0 (one that is a power of two) leaves (scale) out.
 # A step of another kind than these (a RangeMap is neither even nor odd, a score of the whole layer may be anything)
 # leaves all but blocks out; a selection by such a score leaves blocks out too, as it acts inside no group. Of
 # sequences with a technique that is no step, as those that change the basis of the inputs, nothing is reduced.
@@ -153,6 +156,10 @@ def _by_layer(claim: Claim) -> bool:
 
 def _only_steps(claim: Claim) -> bool:
     return not claim.changes_basis and all(t.steps() for sequence in claim.sequences for t in sequence)
+
+
+def _looks_at_tokens(claim: Claim) -> bool:
+    return any(t.needs_magnitudes for sequence in claim.sequences for t in sequence)
 
 
 def _additive(claim: Claim) -> bool:
@@ -202,7 +209,7 @@ def _common_block(steps: list[Step]) -> Partition | None:
 
 def _plans(claim: Claim, shape: tuple[int, int], session: Session) -> list[Plan]:
     """Sets of reductions to try, the strongest first, each justified by its own queries."""
-    reducible = all(isinstance(step, Selection | GridMap) for step in _steps(claim)) and not _by_layer(claim)
+    reducible = all(isinstance(step, Selection | ScaledMap) for step in _steps(claim)) and not _by_layer(claim)
     if not reducible or not _only_steps(claim) or not _additive(claim) or not _local(claim):
         return [Plan()]
     signs, scale, order = (check(claim, shape, session) for check in (_signs_hold, _scale_holds, _order_holds))
@@ -216,8 +223,8 @@ def _variables(count: int) -> list[Term]:
     return [z3.Real(f"w{i}") for i in range(count)]
 
 
-def _contexts(claim: Claim, shape: tuple[int, int]) -> list[tuple[GridMap, list[Term]]]:
-    maps = dict.fromkeys(step for step in _steps(claim) if isinstance(step, GridMap))
+def _contexts(claim: Claim, shape: tuple[int, int]) -> list[tuple[ScaledMap, list[Term]]]:
+    maps = dict.fromkeys(step for step in _steps(claim) if isinstance(step, ScaledMap))
     return [(step, _variables(step.partition.group_size(shape))) for step in maps]
 
 
@@ -226,11 +233,11 @@ def _selections(claim: Claim) -> list[Selection]:
 
 
 def _signs_hold(claim: Claim, shape: tuple[int, int], session: Session) -> bool:
-    w, h, c, r, v = z3.Reals("w h c r v")
+    w, h, c, r, v = z3.Reals("w h c r v")  # c: the step, as that follows from the context alone
     goals = [s.score(Element(-w, h, -r)) == s.score(Element(w, h, r)) for s in _selections(claim)]
     for step, group in _contexts(claim, shape):
         goals += [step.context(group) >= 0, step.context([-group[0], *group[1:]]) == step.context(group)]
-        goals.append(step.value(-w, c, Choices()) == -step.value(w, c, Choices()))
+        goals.append(step.rounded(-w, c, Choices()) == -step.rounded(w, c, Choices()))
     if claim.part is not None:
         goals.append(claim.part(-r, -v, h) == claim.part(r, v, h))
     premises = [h >= 0, c >= 0]
@@ -242,12 +249,14 @@ def _deterministic_maps(claim: Claim) -> list[bool]:
 
 
 def _has_map(steps: tuple[Step, ...]) -> bool:
-    return any(isinstance(step, GridMap) for step in steps)
+    return any(isinstance(step, ScaledMap) for step in steps)
 
 
 def _scale_holds(claim: Claim, shape: tuple[int, int], session: Session) -> bool:
     w, w2, h, h2, c, t, r, r2, v = z3.Reals("w w2 h h2 c t r r2 v")
     goals = []
+    if not all(step.homogeneous for step, _ in _contexts(claim, shape)):
+        return False
     for s in _selections(claim):
         before = s.score(Element(w, h, r)) <= s.score(Element(w2, h2, r2))
         after = s.score(Element(t * w, h, t * r)) <= s.score(Element(t * w2, h2, t * r2))
@@ -255,7 +264,7 @@ def _scale_holds(claim: Claim, shape: tuple[int, int], session: Session) -> bool
     for step, group in _contexts(claim, shape):
         goals.append(step.context(group) >= 0)
         goals.append(step.context([t * g for g in group]) == t * step.context(group))
-        goals.append(step.step(t * c) == t * step.step(c))
+        goals.append(step.step(t * c, Choices()) == t * step.step(c, Choices()))
         goals.append(step.value(t * w, t * c, Choices()) == t * step.value(w, c, Choices()))
     if claim.loss is not None and claim.part is not None:
         scaled = claim.part(r, v, h)

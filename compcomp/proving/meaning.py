@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -73,7 +74,8 @@ def differences(left: LayerState, right: LayerState, tolerance: float = 0) -> li
     grids = [s.format.grid for s in (left, right)]
     if grids[0] is not None and grids[1] is not None:
         found += _entries(grids[0].step, grids[1].step, tolerance)
-        found.append((grids[0].levels, grids[0].zero) != (grids[1].levels, grids[1].zero))
+        kinds = [replace(grid, step=0, offset=None, scales=0) for grid in grids if grid is not None]
+        found.append(kinds[0] != kinds[1])
         offsets = grids[0].offset, grids[1].offset
         if offsets[0] is not None and offsets[1] is not None:
             found += _entries(offsets[0], offsets[1], tolerance)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, replace
 from fractions import Fraction
+from itertools import combinations, product
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from compcomp.language.algebra import NotExactError, batch_size, rank_exceeds, s
 from compcomp.language.basis import unlike
 from compcomp.language.layer import INVARIANTS, Cut, Factors, Format, Grid, LayerState
 from compcomp.language.loss import LOSSES
-from compcomp.language.steps import Selection, Step
+from compcomp.language.steps import Optimum, Selection, Step
 from compcomp.language.technique import Kernel, Technique
 from compcomp.terms import Array, Batch, BatchChoices, Choices, RandomChoices, Term, each
 from compcomp.testing.strategies import Shape, conventions, integers, layers, scaled
@@ -97,6 +99,8 @@ def check_encoding(
         layer = data.draw(layers(shape, inputs, gram_only=not whole))
         if layer.format.mask is not None and data.draw(st.booleans()):
             layer = _unmasked(layer, data.draw(integers(shape, 3)))
+        if layer.format.pattern and data.draw(st.booleans()):
+            layer = _other_mask(layer, layer.format.pattern[0][1])
         if type(technique).rational is not Technique.rational:
             layer = technique.rational(
                 layer, data.draw(st.lists(st.integers(1, 3), min_size=shape[1], max_size=shape[1]))
@@ -133,6 +137,13 @@ def _unmasked(layer: LayerState, change: Array) -> LayerState:
     return replace(layer, weight=weight, format=replace(layer.format, grid=None, rank=None))
 
 
+def _other_mask(layer: LayerState, size: int) -> LayerState:
+    """The layer with the weights of every ``size`` reversed: its N:M patterns hold, its mask may be broken."""
+    rows, columns = layer.weight.shape
+    weight = layer.weight.reshape(rows, columns // size, size)[:, :, ::-1].reshape(rows, columns)
+    return replace(layer, weight=weight, format=replace(layer.format, grid=None, rank=None))
+
+
 def _fail(technique: Technique, what: str, layer: LayerState, *results: tuple[str, Any]) -> AssertionError:
     lines = [f"{technique}: {what}", *(f"  {name}: {value}" for name, value in results)]
     shown: list[tuple[str, Any]] = [("weight", layer.weight), ("reference", layer.reference), ("gram", layer.gram)]
@@ -141,6 +152,7 @@ def _fail(technique: Technique, what: str, layer: LayerState, *results: tuple[st
     if layer.format.grid is not None:
         shown += [("grid step", layer.format.grid.step), ("levels", layer.format.grid.levels)]
         shown += [("grid offset", layer.format.grid.offset)]
+        shown += [("grid codes", layer.format.grid.codes and [str(code) for code in layer.format.grid.codes])]
     if layer.format.factors is not None:
         shown += [("left", layer.format.factors.left), ("right", layer.format.factors.right)]
     if layer.format.transform is not None:
@@ -174,7 +186,10 @@ def _compare(
     other = technique.encode(opposite)
     clear = result.choices.margin > MARGIN
     exact_ties = _meets_ties(technique.steps())
-    meets_ties = result.choices.margin == 0 and (exact_ties or technique.promises().changes_inputs)
+    at_once = exact_ties or technique.promises().changes_inputs
+    if technique.promises().optimum is not None:  # what it compares is made of the weights and the values of its grids
+        at_once = _float_exact(result)
+    meets_ties = result.choices.margin == 0 and at_once
     if clear or meets_ties:
         before = _tensors(layer, device)
         after = kernel(technique, before)
@@ -185,9 +200,16 @@ def _compare(
     else:
         coverage.skipped += 1
     if (clear and other.choices.margin > MARGIN) or (meets_ties and exact_ties and _float_exact(result, other)):
-        both = technique.encode(_batches([layer, opposite]))
-        for index, (start, single) in enumerate([(layer, result), (opposite, other)]):
+        pairs = [(layer, result), (opposite, other)]
+        if _codes(layer) != _codes(opposite):  # codes that are not symmetric: a batch has one grid
+            del pairs[1]
+        both = technique.encode(_batches([start for start, _ in pairs]))
+        for index, (start, single) in enumerate(pairs):
             _check_same(technique, "encoding on batches", start, single, _unbatched(both, index))
+
+
+def _codes(layer: LayerState) -> tuple[Fraction, ...] | None:
+    return None if layer.format.grid is None else layer.format.grid.codes
 
 
 def _check_feasible(technique: Technique, kernel: Kernel, layer: LayerState, result: LayerState, device: str) -> None:
@@ -247,7 +269,10 @@ def _check_same(technique: Technique, what: str, layer: LayerState, expected: La
         same(f"{name} offset", one.offset, other.offset, reach)
         alike(f"zero on the {name}", one.zero, other.zero)
         alike(f"{name} levels", one.levels, other.levels)
+        alike(f"{name} codes", one.codes, other.codes)
         alike(f"number of {name} scales", one.scales, other.scales)
+        alike(f"bits of a {name} scale", one.scale_bits, other.scale_bits)
+        alike(f"bits that {name} scales share", one.shared_bits, other.shared_bits)
 
     same("weight", expected.weight, found.weight)
     same("effective weight", expected.effective(), found.effective())
@@ -360,6 +385,11 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
         held = np.array_equal(rested.effective(), at_reference.reference) and _same_inputs(rested, at_reference)
         if promised.holds_reference and not held:
             raise broken("holds_reference=True", ("effective weight after", _text(rested.effective())))
+        dense = layer.format.factors is None and all(layer.format.get(invariant) is None for invariant in INVARIANTS)
+        if dense and min(layer.weight.shape) <= promised.trivial_side and not held:
+            raise broken(f"trivial_side={promised.trivial_side}", ("effective weight after", _text(rested.effective())))
+        if promised.optimum is not None and (better := _better(promised.optimum, layer.weight, result.weight, seed)):
+            raise broken("optimum", ("what it leaves", better), after)
         if promised.leaves_weight and not _weight_left(layer, result):
             raise broken("leaves_weight=True", after)
         if not promised.homogeneous:
@@ -380,6 +410,55 @@ def _check_steps(technique: Technique, layer: LayerState, result: LayerState) ->
     if not _equal(after, result) or after.format.rank != result.format.rank:
         shown = (("steps", _text(after.weight)), ("encoding", _text(result.weight)))
         raise _fail(technique, "its steps() are not what its encoding does", layer, *shown)
+
+
+MOST = 200
+"""Masks of one group that are tried one by one; of more, so many random ones. Of ratios a quarter of that."""
+
+
+def _better(optimum: Optimum, weight: Array, left: Array, seed: int) -> str:
+    """What is wrong with ``left`` as the optimum for ``weight``, both out x in; empty where nothing is."""
+    shape = (weight.shape[0], weight.shape[1])
+    part, levels = LOSSES[optimum.loss].element, optimum.grid.known_levels
+    assert part is not None
+    selected, scaled_alike = optimum.partition.groups(shape), optimum.grid.partition.groups(shape)
+    if any(sum(left[i] == 0 for i in group) < int(len(group) * optimum.share) for group in selected):  # type: ignore[operator]
+        return "has too few zeros"
+    contexts = [optimum.grid.context(weight[i] for i in group) for group in scaled_alike]
+    for group, context in zip(scaled_alike, contexts, strict=True):
+        steps = [ratio * context / levels for ratio in optimum.ratios]
+        if not any(all(left[i] in [k * step for k in range(-levels, levels + 1)] for i in group) for step in steps):
+            return f"is on no grid in {group}"
+    least = None
+    random = np.random.default_rng(seed)
+    choices: Iterable[Sequence[Fraction]] = product(optimum.ratios, repeat=len(contexts))
+    if len(optimum.ratios) ** len(contexts) > MOST // 4:
+        choices = [
+            [optimum.ratios[k] for k in row] for row in random.integers(len(optimum.ratios), size=(50, len(contexts)))
+        ]
+    for ratios in choices:
+        error = np.empty(shape, dtype=object)
+        for group, context, ratio in zip(scaled_alike, contexts, ratios, strict=True):
+            values = [k * ratio * context / levels for k in range(-levels, levels + 1)]
+            for i in group:
+                error[i] = min(part(weight[i], value) for value in values)
+        total = sum(_least_error(weight, error, group, optimum, seed) for group in selected)
+        least = total if least is None else min(least, total)
+    loss = sum(map(part, weight.ravel(), left.ravel()))
+    return f"loses {loss}, where {least} is possible" if least is not None and loss > least else ""
+
+
+def _least_error(weight: Array, error: Array, group: list[tuple[int, int]], optimum: Optimum, seed: int) -> Fraction:
+    """The least loss of a group over which weights go, or over some random choices of them."""
+    part = LOSSES[optimum.loss].element
+    assert part is not None
+    count = int(len(group) * optimum.share)  # type: ignore[operator]
+    random = np.random.default_rng(seed)
+    drops: Iterable[Sequence[int]] = combinations(range(len(group)), count)
+    if comb(len(group), count) > MOST:
+        drops = [random.choice(len(group), count, replace=False).tolist() for _ in range(MOST)]
+    kept, gone = [error[i] for i in group], [part(weight[i], 0) for i in group]
+    return min(sum((gone[k] if k in drop else kept[k] for k in range(len(group))), Fraction(0)) for drop in drops)
 
 
 def _check_inputs(technique: Technique, before: LayerState, after: LayerState, make: Callable[[], Choices]) -> None:
@@ -454,7 +533,8 @@ def _weight_left(before: LayerState, after: LayerState) -> bool:
 
 
 def _same_grid(one: Grid, other: Grid) -> bool:
-    if (one.levels, one.zero, one.offset is None) != (other.levels, other.zero, other.offset is None):
+    kinds = [replace(grid, step=0, offset=grid.offset is None, scales=0) for grid in (one, other)]
+    if kinds[0] != kinds[1]:
         return False
     pairs = [(one.step, other.step), *([] if one.offset is None else [(one.offset, other.offset)])]
     return all(np.array_equal(a, b) for a, b in pairs if b is not None)
@@ -578,6 +658,8 @@ def _fits_grid(weight: Array, grid: Grid | None, mask: Array | None) -> bool:
     lowest = -grid.levels if grid.offset is None else 0
 
     def fits(weight: Term, step: Term, least: Term) -> bool:
+        if grid.codes is not None:
+            return Fraction(weight) / step in grid.codes if step else weight == 0
         level = Fraction(weight - least) / step if step else Fraction(weight - least)
         return level.denominator == 1 and (lowest <= level <= grid.levels if step else level == 0)
 

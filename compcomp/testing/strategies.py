@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from compcomp.language.codebooks import E2M1
 from compcomp.language.layer import Cut, Factors, Format, Grid, LayerState
 from compcomp.language.partition import Partition
 from compcomp.language.samples import VALUES as VALUES
@@ -28,6 +29,13 @@ Shape = tuple[int, int]
 
 LARGEST_GRIDS = (1, 3, 7)
 """Levels a side of 2, 3 and 4 bits: entries that are multiples of them keep absmax steps exact in floats."""
+
+CODEBOOKS: tuple[tuple[Fraction, ...], ...] = (
+    E2M1,
+    tuple(map(Fraction, (-4, -1, 0, 1, 2, 4))),
+    tuple(map(Fraction, (-3, -1, 1, 2))),
+)
+"""Codes of grids: symmetric, not symmetric, and without 0."""
 
 
 # --------------------------------------------------------------------------------------------- techniques
@@ -114,6 +122,12 @@ def _orthogonal(draw: st.DrawFn, side: int) -> Array:
     return result
 
 
+def coded(shape: Shape, codes: Sequence[Fraction]) -> st.SearchStrategy[Array]:
+    """Matrices (out x in) of codes."""
+    row = st.lists(st.sampled_from(codes), min_size=shape[1], max_size=shape[1])
+    return st.lists(row, min_size=shape[0], max_size=shape[0]).map(exact)
+
+
 def matrices(shape: Shape) -> st.SearchStrategy[Array]:
     """Exact matrices (out x in) of every kind above; all entries are whole numbers."""
     return st.one_of(
@@ -181,8 +195,11 @@ def _weight_and_format(draw: st.DrawFn, shape: Shape) -> tuple[Array, Format]:
         weight = draw(low_rank(shape, rank))
     if "grid" in kind:
         grid = draw(_grid(shape))
-        level = draw(integers(shape, grid.levels))
-        weight = level * grid.step if grid.offset is None else abs(level) * grid.step + grid.offset
+        if grid.codes is not None:
+            weight = draw(coded(shape, grid.codes)) * grid.step
+        else:
+            level = draw(integers(shape, grid.levels))
+            weight = level * grid.step if grid.offset is None else abs(level) * grid.step + grid.offset
     if "mask" in kind:
         full = "cut" in kind and draw(st.booleans())
         row = st.lists(st.just(True) if full else st.booleans(), min_size=shape[1], max_size=shape[1])
@@ -221,12 +238,18 @@ def _grid(draw: st.DrawFn, shape: Shape) -> Grid:
         partition = Partition.rows()
     groups = partition.groups(shape)
     step, offset = np.empty(shape, dtype=object), np.empty(shape, dtype=object)
-    levels, kind = draw(st.sampled_from(LARGEST_GRIDS)), draw(st.sampled_from(("even", "even", "zero", "free")))
+    levels, kind = (
+        draw(st.sampled_from(LARGEST_GRIDS)),
+        draw(st.sampled_from(("even", "even", "zero", "free", "codes"))),
+    )
     for group in groups:
         width = draw(st.sampled_from((Fraction(1), Fraction(1, 2), Fraction(3), Fraction(0))))
         below = draw(st.integers(0, levels)) * (width if kind == "zero" or width else Fraction(1))
         for index in group:
             step[index], offset[index] = width, -below - (width / 2 if kind == "free" else 0)
+    if kind == "codes":
+        codes = draw(st.sampled_from(CODEBOOKS))
+        return Grid(step, len(codes) - 1, len(groups), zero=Fraction(0) in codes, codes=codes)
     return Grid(step, levels, len(groups), None if kind == "even" else offset, zero=kind != "free")
 
 
@@ -236,7 +259,12 @@ def _scaled(form: Format, factor: Fraction) -> Format:
         offset = grid.offset
         if offset is not None and factor < 0:  # the largest value becomes the least
             offset = offset + grid.levels * grid.step
-        grid = replace(grid, step=grid.step * abs(factor), offset=None if offset is None else offset * factor)
+        codes = grid.codes
+        if codes is not None and factor < 0:
+            codes = tuple(-code for code in reversed(codes))
+        grid = replace(
+            grid, step=grid.step * abs(factor), offset=None if offset is None else offset * factor, codes=codes
+        )
     factors = form.factors
     if factors is not None:
         left = _scaled(Format(grid=factors.left_grid), factor).grid

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +41,27 @@ def test_the_closed_form_is_what_the_encoding_derives(iterations: int) -> None:
     factor = sympy.eye(2) - sympy.Rational(2, 3) / (a + c) * sympy.Matrix(gram)
     expected = sympy.Matrix(reference) + (sympy.Matrix(weight) - sympy.Matrix(reference)) * factor**iterations
     assert sympy.simplify(sympy.Matrix(after.weight) - expected) == sympy.zeros(1, 2)
+
+
+def test_the_formulas_of_the_docs_are_derived() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "whole_models.md").read_text(encoding="utf-8")
+    printed = [sympy.sympify(found) for found in re.findall(r"`([-(][^`]*w0[^`]*)`", text)]
+
+    def array(rows: Any) -> Any:
+        return np.array(rows, dtype=object)
+
+    w0, w, w01, w02, w1, w2, a, c = sympy.symbols("w0 w w01 w02 w1 w2 a c")
+    derived = []
+    for steps in (1, 2, 3):
+        one = LayerState(array([[w0]]), array([[w]]), array([[sympy.Integer(7)]]))
+        derived.append(GradientDistill(steps, rate="1/2").encode(one).weight[0, 0] - w)  # type: ignore[arg-type]
+    positive = dict(zip((a, c), sympy.symbols("a c", positive=True), strict=True))
+    gram = array([[positive[a], 0], [0, positive[c]]])
+    after = GradientDistill(2).encode(LayerState(array([[w01, w02]]), array([[w1, w2]]), gram))
+    derived += [found - wanted for found, wanted in zip(after.weight[0], (w1, w2), strict=True)]
+    assert len(printed) == len(derived)
+    for one, other in zip(printed, derived, strict=True):
+        assert sympy.simplify(one.subs(positive) - other) == 0
 
 
 def test_each_step_descends_towards_the_optimum() -> None:

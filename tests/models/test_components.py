@@ -32,6 +32,13 @@ assert AbsMax  # importing the registry makes the techniques known to parse_sequ
             {"levels": (8, 16), "scales": (16,), "mask": (8, 16), "left": (8, 2), "right": (2, 16)},
         ),
         ("AbsMax(bits=4, group=4) >> Magnitude(sparsity=1/2)", {"levels": (8, 16), "scales": (32,), "mask": (8, 16)}),
+        ("NF4(group=4)", {"levels": (8, 16), "scales": (32,), "codes": (16,)}),
+        ("NF4(group=4, scales='double')", {"levels": (8, 16), "scales": (32,), "codes": (16,)}),
+        ("FP8()", {"levels": (8, 16), "scales": (1,), "codes": (253,)}),
+        (
+            "MX(group=8) >> Magnitude(sparsity=1/2)",
+            {"levels": (8, 16), "scales": (16,), "codes": (15,), "mask": (8, 16)},
+        ),
         ("MinMax(bits=4)", {"levels": (8, 16), "scales": (1,), "offsets": (1,)}),
         ("MinMax(bits=8, group=4)", {"levels": (8, 16), "scales": (32,), "offsets": (32,)}),
         ("MinMax(bits=16, group=8, zero='none')", {"levels": (8, 16), "scales": (16,), "offsets": (16,)}),

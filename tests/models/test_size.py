@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from compcomp.language.codebooks import float_codes
 from compcomp.language.layer import Factors, Format, Grid
 from compcomp.models.size import compression_rate, dense_bits, layer_bits, theoretical_rate, value_bits
 
@@ -36,6 +37,13 @@ def quantized(left: int | None, right: int | None) -> Factors:
     return Factors(*factors, *grids)  # type: ignore[arg-type]
 
 
+def coded(scale: str) -> Grid:
+    codes = float_codes(2, 1, bias=1, largest=6)
+    bits, shared = (8, 64) if scale == "double" else (16, 0)
+    step = torch.ones(SHAPE)
+    return Grid(step, len(codes) - 1, 4, codes=codes, scale_bits=bits, shared_bits=shared)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("form", "bits"),
     [
@@ -52,6 +60,9 @@ def quantized(left: int | None, right: int | None) -> Factors:
         (Format(factors=Factors(np.zeros((4, 2)), np.zeros((2, 8)))), 32 * 16 + 2 * 12 * 16),
         (Format(rank=0, factors=quantized(1, 7)), 4 * 2 + 16 + 8 * 4 + 16),
         (Format(rank=0, factors=quantized(7, None)), 4 * 4 + 16 + 8 * 16),
+        (Format(grid=coded("exact")), 32 * 4 + 4 * 16),
+        (Format(grid=coded("double")), 32 * 4 + 4 * 8 + 64),
+        (Format(mask=HALF, grid=coded("double")), 16 * 4 + 32 + 4 * 8 + 64),  # type: ignore[arg-type]
         (Format(rank=1), 12 * 16),
         (Format(rank=2), 24 * 16),
         (Format(rank=3), 32 * 16),

@@ -283,7 +283,6 @@ HALF, ASYMMETRIC = Magnitude("1/2"), MinMax(3, zero="none")  # type: ignore[arg-
         ([TruncatedSVD(1), AbsMax(3), TruncatedSVD(2)], "rank", True),
         ([TruncatedSVD(2), TruncatedSVD(1), ApplyMask()], "rank", True),
     ],
-    ids=str,
 )
 def test_shapes_grids_and_techniques_without_steps(
     techniques: list[Technique], invariant: str, expected: bool | None

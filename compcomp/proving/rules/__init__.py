@@ -13,6 +13,7 @@ from compcomp.proving.proof import Proof
 from compcomp.proving.rules.exchange import exchange
 from compcomp.proving.rules.improvement import from_every_state, last_step_improves, same_state
 from compcomp.proving.rules.kept import invariant_is_kept
+from compcomp.proving.rules.optimum import joint_optimum
 from compcomp.proving.rules.orthogonality import orthogonality
 from compcomp.proving.rules.same import same_states
 from compcomp.proving.solver import Solver
@@ -27,6 +28,7 @@ RULES: tuple[Rule, ...] = (
     exchange,
     same_states,
     orthogonality,
+    joint_optimum,
 )
 
 ANY_BASIS: frozenset[Rule] = frozenset({from_every_state, same_state, last_step_improves, invariant_is_kept})

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.layer import Format
-from compcomp.language.steps import GridMap, RangeMap, Selection, Step
+from compcomp.language.steps import CodebookMap, RangeMap, ScaledMap, Selection, Step
 from compcomp.language.technique import Technique
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.facts import has_zero, keeps_zero, lies_on_grid, map_facts
@@ -27,8 +27,9 @@ from compcomp.proving.solver import Solver
 #          drops c of every s consecutive weights establishes that at most n of m are left, for s | m where
 #          (m / s) (s - c) <= n, and for m | s where s - c <= n;
 #   shape  if it keeps zeros: no step touches the low-rank term;
-#   grid   if it is a selection and zero is on the grid (always on k * step, asked of a range map); a map sets up a grid
-#          of its own, and its values lie on it (as a grid map maps each to itself; asked of a range map);
+#   grid   if it is a selection and zero is on the grid (always on k * step, on step * c where 0 is a code, asked of a
+#          range map); a map sets up a grid of its own, and its values lie on it (as a scaled map maps each to itself;
+#          asked of a range map);
 #   rank   never: dropping or rounding weights of a matrix may raise its rank.
 # A technique without steps keeps what it declares to keep: then that contract is an assumption of the verdict. For a
 # grid of which zero is no value that contract speaks of kept weights only, and counts where there is no mask. That what
@@ -106,7 +107,7 @@ class _Run:
 def _keeps_zeros(step: Step, session: Session) -> bool:
     if isinstance(step, RangeMap):
         return keeps_zero(step, session)
-    if isinstance(step, GridMap):
+    if isinstance(step, ScaledMap):
         return map_facts(step, session).zero
     return isinstance(step, Selection)
 
@@ -308,11 +309,15 @@ def _lies_on_its_grid(step: Step, session: Session) -> bool:
     """Every value of the map is one of its grid: it leaves it alone, or that is asked."""
     if isinstance(step, RangeMap):
         return lies_on_grid(step, session)
-    return isinstance(step, GridMap) and map_facts(step, session).idempotent
+    return isinstance(step, ScaledMap) and map_facts(step, session).idempotent
 
 
 def _zero_on_its_grid(step: Step, session: Session) -> bool:
-    return isinstance(step, GridMap) or (isinstance(step, RangeMap) and has_zero(step, session))
+    if isinstance(step, CodebookMap):
+        return 0 in step.codes
+    if isinstance(step, CodebookMap):
+        return 0 in step.codes
+    return isinstance(step, ScaledMap) or (isinstance(step, RangeMap) and has_zero(step, session))
 
 
 # --------------------------------------------------------------------------------------------- ranks

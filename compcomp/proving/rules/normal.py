@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import z3
 
-from compcomp.language.steps import Element, GridMap, Selection, Step, at_most
+from compcomp.language.steps import Element, ScaledMap, Selection, Step, at_most
 from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.rules.facts import map_facts, settled
 from compcomp.proving.rules.inputs import acts_on_inputs
@@ -43,9 +43,10 @@ from compcomp.proving.session import Session
 #   outside D scores unless t1 = f0: then it is in D. Otherwise D comes first and the others follow as before: the
 #   threshold is that of k2 among the old scores, where it is not below t1. In both cases the larger set is dropped.
 #
-# (maps) Let one map follow itself directly, let it be a function, idempotent, and keep the largest measure of its
-# group inside the measure it had (facts.py). Then the context of the second use is that of the first, so is the
-# grid, and every value is a fixed point: the second use changes nothing.
+# (maps) Let one map follow itself directly, let it be a function, idempotent, and leave every group its step
+# (facts.py): the context is what it was, or the step follows from the power of two below the context, and the context
+# stays between the same two. Then the grid of the second use is that of the first, and every value is a fixed point:
+# the second use changes nothing. (In a group of zeros both uses have step 0.)
 #
 # (beside) Let T declare `leaves_weight`: weight, mask, grid and rank are after T what they were before. Selections
 # and maps see nothing else of a state but the reference and the inputs, and change nothing else. So if, by the last
@@ -138,9 +139,9 @@ def _absorbed(first: Step | Technique, second: Step | Technique, session: Sessio
             if at_most(second.share, first.share):
                 return first
             return second if at_most(first.share, second.share) else None
-    if isinstance(first, GridMap) and first == second:
+    if isinstance(first, ScaledMap) and first == second:
         facts = map_facts(first, session)
-        if facts.function and facts.idempotent and facts.inside and facts.keeps_largest:
+        if facts.function and facts.idempotent and facts.same_step:
             return first
     return None
 
