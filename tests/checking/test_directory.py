@@ -83,7 +83,7 @@ def test_a_refutation_is_replayed(refuted: Path) -> None:
 def test_every_kind_of_refutation(claim: str, loss: str, scope: str, tmp_path: Path) -> None:
     folder = saved(tmp_path, claim, loss, scope)
     assert check_directory(folder).outcome == "valid"
-    change(folder, "witness.json", lambda w: [row.__setitem__(0, "0") for row in w["weight"]])
+    change(folder, "witness.json", lambda w: [row.__setitem__(0, "1" if row[0] == "0" else "0") for row in w["weight"]])
     assert check_directory(folder).outcome == "invalid"
 
 
