@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compcomp.language.layer import Grid, LayerState
-from compcomp.models.size import stored_as_factors
+from compcomp.language.size import stored_as_factors
 
 
 def pack(layer: LayerState, dtype: torch.dtype) -> dict[str, Tensor]:

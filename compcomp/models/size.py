@@ -1,73 +1,15 @@
-"""How many bits a format takes, against 16 bits a weight."""
+"""How many bits the layers of a model take together. What one takes: :mod:`compcomp.language.size`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from fractions import Fraction
 
-from compcomp.language.layer import Format, Grid
-
-DENSE = 16
-"""Bits of a dense weight, of a scale, and of an entry of a factor."""
-
-
-def dense_bits(shape: tuple[int, int]) -> int:
-    """Bits of an uncompressed weight of this shape (out, in)."""
-    return DENSE * shape[0] * shape[1]
-
-
-def value_bits(grid: Grid | None) -> int:
-    """Bits of one weight: enough for the 2L + 1 values of its grid (L + 1 with an offset), 16 without one."""
-    if grid is None:
-        return DENSE
-    return max(1, (grid.levels if grid.offset is not None else 2 * grid.levels).bit_length())
-
-
-def group_bits(grid: Grid | None) -> int:
-    """Bits that a group's weights share: its scale, and where its offset lies.
-
-    An offset takes 16 bits, or the bits of a weight where it is the whole number of steps below zero.
-    """
-    if grid is None:
-        return 0
-    return DENSE + (0 if grid.offset is None else value_bits(grid) if grid.zero else DENSE)
-
-
-def layer_bits(form: Format, shape: tuple[int, int]) -> int:
-    """Bits of a layer of this shape (out, in): its values, and 16 for each scale and each factor entry.
-
-    With a mask, the kept values and one bit a weight for the mask itself: nothing in a mask says that it is
-    N:M, which would take less. A mask that costs more than the zeros it saves is not stored, unless zero is no
-    value of the grid. Nor does a format say whether the weights still are zero under a mask then: the values of all
-    are counted. Offsets of a grid: see :func:`group_bits`. A weight that is only known to be of low rank is stored as
-    two factors when these are smaller.
-    """
-    count = shape[0] * shape[1]
-    values = count * value_bits(form.grid)
-    if form.mask is not None and form.grid is not None and not form.grid.zero:
-        values += count
-    elif form.mask is not None:
-        values = min(values, int(form.mask.sum()) * value_bits(form.grid) + count)
-    elif stored_as_factors(form, shape):
-        values = DENSE * sum(shape) * (form.rank or 0)
-    scales = 0 if form.grid is None else group_bits(form.grid) * form.grid.scales
-    beside = 0 if form.factors is None else DENSE * sum(shape) * form.factors.rank
-    return values + scales + beside
-
-
-def stored_as_factors(form: Format, shape: tuple[int, int]) -> bool:
-    """Whether the weight itself is best stored as two factors of its known rank."""
-    plain = form.rank is not None and form.mask is None and form.grid is None
-    return plain and (form.rank or 0) * sum(shape) < shape[0] * shape[1]
+from compcomp.language.layer import Format
+from compcomp.language.size import dense_bits, layer_bits
 
 
 def compression_rate(layers: Iterable[tuple[Format, tuple[int, int]]]) -> float:
     """1 - bits / dense bits over all layers, each a format and a shape (out, in). Below 0: it grew."""
     layers = list(layers)
     dense = sum(dense_bits(shape) for _, shape in layers)
-    return 1 - sum(layer_bits(form, shape) for form, shape in layers) / dense
-
-
-def theoretical_rate(bits: int, sparsity: Fraction | float) -> float:
-    """The rate 1 - (bits / 16) (1 - sparsity), which counts no masks and scales [laborde2025]."""
-    return float(1 - Fraction(bits, DENSE) * (1 - Fraction(sparsity)))
+    return float(1 - sum(layer_bits(form, shape) for form, shape in layers) / dense)
