@@ -1,16 +1,16 @@
-"""Schemes: the formats the field names, such as ``W4A16`` and ``2:4``, as something a sequence can be claimed to fit."""
+"""Schemes: the formats that the field names, such as ``W4A16`` and ``2:4``: what a sequence can be claimed to fit."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from math import lcm
+from typing import Any
 
 from compcomp.errors import InputError
 from compcomp.language.parameters import number, shown
 from compcomp.language.partition import Partition
-from compcomp.language.size import DENSE, dense_bits, position_bits
+from compcomp.language.size import DENSE, position_bits
 
 ALLOWED = "words such as W4, W4A8, 2:4, 50%, 50%/row, r8, +r8, each kind once"
 LONGEST = 200
@@ -24,7 +24,7 @@ class Scheme:
     inputs of every token are k s for whole numbers k among 2^8 neighbours, 0 one of them, and a step s of the token's
     own. ``W16`` and ``A16`` ask for nothing. ``2:4``: of every 4 consecutive weights of a row at most 2 are not zero.
     ``50%``: at least int(n / 2) of the layer's n weights are zero; ``50%/row``: of every row's n. ``r8``: the weight
-    has at most rank 8. ``+r8``: beside the weight is a low-rank term of at most rank 8; without this word there is none.
+    has at most rank 8. ``+r8``: beside the weight is a low-rank term of at most rank 8; without this word, none.
     """
 
     weights: int = DENSE
@@ -36,7 +36,7 @@ class Scheme:
     beside: int = 0
 
     @classmethod
-    def of(cls, given: str | Scheme) -> Scheme:
+    def of(cls, given: Any) -> Scheme:
         """From its text; InputError for anything else."""
         if isinstance(given, Scheme):
             return given
@@ -89,7 +89,7 @@ class Scheme:
         if self.rank is not None:
             ways.append(DENSE * self.rank * (rows + columns))
         shared = 2 * DENSE * scales if self.weights < DENSE else 0
-        return min(min(ways) + shared, dense_bits(shape)) + DENSE * self.beside * (rows + columns)
+        return min(min(ways) + shared, DENSE * count) + DENSE * self.beside * (rows + columns)
 
     def __str__(self) -> str:
         words = []
@@ -129,8 +129,3 @@ def _percent(share: Fraction) -> str:
     """50% where that is exact in few digits, else 1/3."""
     text = f"{float(100 * share):.12f}".rstrip("0").rstrip(".")
     return f"{text}%" if Fraction(text) == 100 * share else str(share)
-
-
-def common_unit(scheme: Scheme | None, unit: int) -> int:
-    """The least number of columns that suits a scheme and what needs multiples of ``unit``."""
-    return unit if scheme is None else lcm(unit, scheme.unit)

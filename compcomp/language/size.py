@@ -91,8 +91,8 @@ class Size:
     """The bits of one layer by what they are for, as numbers or as sympy expressions in m and n (out, in).
 
     ``values``: those of the weight. ``positions``: which of them are stored. ``scales``: scales and offsets.
-    ``factors``: the low-rank term beside the weight. ``shape``: of the dense weight. ``kept``: weights that are stored.
-    ``width``: bits of each.
+    ``factors``: the low-rank term beside the weight. ``shape``: of the dense weight. ``left``: weights that pruning has
+    left. ``width``: bits of each.
     """
 
     shape: tuple[Bits, Bits]
@@ -100,7 +100,7 @@ class Size:
     positions: Bits
     scales: Bits
     factors: Bits
-    kept: Bits
+    left: Bits
     width: int
 
     @property
@@ -111,12 +111,12 @@ class Size:
     @property
     def rate(self) -> Bits:
         """1 - bits / dense bits. Below 0: it grew."""
-        return 1 - self.bits / dense_bits(self.shape)
+        return 1 - _ratio(self.bits, dense_bits(self.shape))
 
     @property
     def per_weight(self) -> Bits:
         """Bits a weight of the dense layer, of this shape."""
-        return self.bits / (self.shape[0] * self.shape[1])
+        return _ratio(self.bits, self.shape[0] * self.shape[1])
 
     @property
     def limit(self) -> Bits:
@@ -125,8 +125,8 @@ class Size:
 
     @property
     def theoretical_rate(self) -> Bits:
-        """TCr of [laborde2025]: 1 - (bits / 16) (1 - sparsity), bits and sparsity those of the stored weights."""
-        return 1 - Fraction(self.width, DENSE) * _limit(self.kept, self.shape)
+        """TCr of [laborde2025]: 1 - (bits / 16) (1 - sparsity), for the width and the sparsity of the weight."""
+        return 1 - Fraction(self.width, DENSE) * _limit(self.left, self.shape)
 
 
 def theoretical_rate(bits: int, sparsity: Fraction | float) -> float:
@@ -222,8 +222,9 @@ def _size(form: Format, counts: _Counts, shape: tuple[Bits, Bits], positions: st
             ]
     elif form.rank is not None and form.grid is None:
         ways.append(((counts.rows + counts.columns) * form.rank, 0))
-    kept, where = _least(ways, width, shape)
-    return Size(shape, kept * width, where, weight.shared * weight.groups, factors, kept, width)
+    stored, where = _least(ways, width, shape)
+    left = count if counts.kept is None else counts.kept
+    return Size(shape, stored * width, where, weight.shared * weight.groups, factors, left, width)
 
 
 def _least(ways: list[tuple[Bits, Bits]], width: int, shape: tuple[Bits, Bits]) -> tuple[Bits, Bits]:
@@ -232,6 +233,10 @@ def _least(ways: list[tuple[Bits, Bits]], width: int, shape: tuple[Bits, Bits]) 
         kept, where = min(ways, key=lambda way: way[0] * width + way[1])
         return ceil(kept), ceil(where)
     return min(ways, key=lambda way: _limit(way[0] * width + way[1], shape))
+
+
+def _ratio(one: Bits, other: Bits) -> Any:
+    return Fraction(one, other) if isinstance(one, int) and isinstance(other, int) else one / other
 
 
 def _limit(count: Bits, shape: tuple[Bits, Bits]) -> Any:
@@ -265,13 +270,12 @@ CANDIDATES = 3
 """Layers of each shape on which they are: they must all count the same."""
 
 
-def size(
-    sequence: Technique | Sequence, shape: tuple[int, int] | None = None, *, positions: str = "index"
-) -> Size:
+def size(sequence: Technique | Sequence, shape: tuple[int, int] | None = None, *, positions: str = "index") -> Size:
     """What a layer takes in the format that a sequence ends in.
 
     shape: (out, in); None for any, then every size is a sympy expression in the symbols m and n (out, in), for layers
-    whose groups divide as the shares ask, and so large that the way to store them that is best in the limit is best. positions: one of :data:`POSITIONS`.
+    whose groups divide as the shares ask, and so large that the way to store them that is best in the limit is best.
+    positions: one of :data:`POSITIONS`.
 
     The counts (values kept, scales, factor entries) are taken on small random layers of five shapes. Each must be
     a mn + b m + c n + d for some numbers a, b, c, d, the same for all layers of a shape, or InputError says which is

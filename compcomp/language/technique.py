@@ -37,6 +37,10 @@ class Declared:
         low-rank term beside the weight.
     changes_inputs: it acts on the inputs instead of the weight. What it makes of them depends on them alone, and
         weight, reference and format stay as they are. A technique that does not say so leaves the inputs alone.
+    input_bits: after it the inputs of every token are among 2^input_bits neighbouring multiples of a step of the
+        token's own, 0 one of them. None: not known.
+    format_varies: numbers in the format it leaves (levels, pattern, ranks) depend on the weights, not on the
+        technique and the format before alone.
     homogeneous: scaling weight and reference by t > 0 scales its result by t.
     deterministic: its conventions leave nothing free ("any"): equal inputs give equal results.
     landmarks: largest magnitudes for which its rounding midpoints fall on integers (a hint for the search).
@@ -51,6 +55,8 @@ class Declared:
     holds_reference: bool = False
     leaves_weight: bool = False
     changes_inputs: bool = False
+    input_bits: int | None = None
+    format_varies: bool = False
     homogeneous: bool = True
     deterministic: bool = True
     landmarks: tuple[int, ...] = ()

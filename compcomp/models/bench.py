@@ -308,7 +308,7 @@ class ModelBench:
 
     def rate(self, bits: int) -> float:
         """The compression rate of layers that take so many bits in all, against 16 bits a weight."""
-        return 1 - bits / sum(dense_bits(layer.shape) for layer in self.layers.values())
+        return float(1 - bits / sum(dense_bits(layer.shape) for layer in self.layers.values()))
 
     def _dense_layer(self, layer: Layer, gram: Tensor | None) -> LayerState:
         weight = layer.weight.to(_working(layer.weight.dtype), copy=True).contiguous()

@@ -48,6 +48,8 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
     (claim, contracts), needs_inputs = weights_alone(claim), claim.needs_inputs
     if claim.changes_inputs:  # a formula has so many tokens, and they stand for any number only through a Gram matrix
         return Outcome(None, "a technique changes the inputs, and a formula would speak of one number of tokens only")
+    if claim.scheme is not None and claim.scheme.needs_inputs:
+        return Outcome(None, "a formula would speak of one number of tokens only")
     session = Session(solver, time.monotonic() + seconds)
     shape, reach, assumptions = _one_block(claim, scope)
     if shape[0] * shape[1] > LARGEST_LAYER:
@@ -109,6 +111,10 @@ def satisfiable(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> s
 # f(w, t h) <= f(w', t h') iff f(w, h) <= f(w', h'), and l(r, v, t h) is t l(r, v, h) or l(r, v, h), then scaling
 # the inputs changes no selection, and no sign of a difference of losses: it suffices to look at h = 1.
 #
+# A claim that a scheme is fitted is about single weights (its grid) and about groups of weights (how many are zero):
+# J and the cells have to respect these groups too, and zeros and grids do not change with sign and scale. A rank is
+# about all weights: then only Reduction (inputs) is left.
+#
 # A step of another kind than these (a RangeMap is neither even nor odd) leaves all but blocks out.
 # Each "if" is asked as a query of its own, at the group sizes that occur; one that is not answered "unsat"
 # leaves its reduction out. Conditions of the claim that are local carry over by the same "if"s: they speak of
@@ -142,29 +148,29 @@ def _only_steps(claim: Claim) -> bool:
 
 
 def _additive(claim: Claim) -> bool:
-    return claim.invariant != "rank" and (claim.loss is None or claim.part is not None)
+    of_rank = claim.invariant == "rank" or (claim.scheme is not None and claim.scheme.rank is not None)
+    return not of_rank and (claim.loss is None or claim.part is not None)
 
 
 def _one_block(claim: Claim, scope: Scope) -> tuple[tuple[int, int], str, tuple[str, ...]]:
     """The shape to look at, what a proof there covers, and what has to be said about it."""
     assert scope.shape is not None
     shape = scope.shape
-    for sequence in claim.sequences:
-        sequence.check(shape)
-    steps = _steps(claim)
+    claim.check(shape)
+    steps, partitions = _steps(claim), _partitions(claim)
     if not _local(claim):
         return shape, f"{scope.describe()}, inside the box", ()
     reach, notes = scope.describe(), tuple[str, ...]()
     if scope.kind == "block":
         block = Partition.blocks(scope.columns)
-        inside = _only_steps(claim) and all(step.partition.refines(block) for step in steps)
+        inside = _only_steps(claim) and all(partition.refines(block) for partition in partitions)
         if inside:
             reach = f"block of {scope.columns}: every matrix made of such blocks"
         else:
             notes = ("every technique acts inside the block: a selection or scale over the tensor means the block",)
     if _only_steps(claim) and _additive(claim) and steps:
-        for whole in (Partition.rows(), _common_block(steps)):
-            if whole is not None and all(step.partition.refines(whole) for step in steps):
+        for whole in (Partition.rows(), _common_block(partitions)):
+            if whole is not None and all(partition.refines(whole) for partition in partitions):
                 shape = (1, whole.group_size(shape))
     if shape != scope.shape:
         notes = (
@@ -178,8 +184,13 @@ def _local(claim: Claim) -> bool:
     return all(condition.local for condition in claim.given)
 
 
-def _common_block(steps: list[Step]) -> Partition | None:
-    sizes = [step.partition.size for step in steps]
+def _partitions(claim: Claim) -> list[Partition]:
+    """The groups in which the claim's steps act, and those of which its scheme speaks."""
+    return [*(step.partition for step in _steps(claim)), *(() if claim.scheme is None else claim.scheme.partitions)]
+
+
+def _common_block(partitions: list[Partition]) -> Partition | None:
+    sizes = [partition.size for partition in partitions]
     if any(size is None for size in sizes):
         return None
     largest = max(size for size in sizes if size is not None)
@@ -361,10 +372,10 @@ def _reduced(claim: Claim, shape: tuple[int, int], weight: Array, plan: Plan) ->
 
 
 def _cells(claim: Claim, shape: tuple[int, int]) -> list[list[tuple[int, int]]]:
-    """Positions that may be permuted: same group in every step, and same column where inputs matter."""
+    """Positions that may be permuted: same group in every step and scheme, same column where inputs matter."""
     key: dict[tuple[int, int], list[int]] = {index: [] for index in np.ndindex(*shape)}
-    for step in _steps(claim):
-        for number, group in enumerate(step.partition.groups(shape)):
+    for partition in _partitions(claim):
+        for number, group in enumerate(partition.groups(shape)):
             for index in group:
                 key[index].append(number)
     if claim.needs_inputs:

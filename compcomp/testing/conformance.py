@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
 
 from compcomp.errors import InputError
-from compcomp.language.algebra import NotExactError, batch_size, rank_exceeds, stack
+from compcomp.language.algebra import NotExactError, batch_size, off_grid, rank_exceeds, stack
 from compcomp.language.layer import INVARIANTS, Cut, Factors, Format, Grid, LayerState
 from compcomp.language.loss import LOSSES
 from compcomp.language.technique import Kernel, Technique
@@ -267,6 +267,14 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
                 raise broken(f"keeps={{{invariant!r}}}", after)
         if (_on_grid(layer) and not _on_grid(result)) or not _within_rank(result):
             raise _fail(technique, "the weight does not fit the format it sets", layer, after)
+        if not _fits_new_patterns(layer, result):
+            raise _fail(technique, "the weight does not fit the pattern it sets", layer, after)
+        numbers = _numbers(result.format), _numbers_elsewhere(technique, layer, make())
+        if not promised.format_varies and numbers[1] not in (None, numbers[0]):
+            raise broken("format_varies=False", ("format after", numbers[0]), ("of a zero weight", numbers[1]))
+        bits = promised.input_bits
+        if bits is not None and result.inputs is not None and any(off_grid(token, bits) for token in result.inputs.T):
+            raise broken(f"input_bits={bits}", ("inputs after", _text(result.inputs)))
         for name in promised.never_increases:
             if LOSSES[name].needs_inputs and layer.gram is None:
                 continue
@@ -390,6 +398,32 @@ def _bools(array: Array) -> Array:
 
 def _fits_pattern(weight: Array, kept: int, size: int) -> bool:
     return bool(np.all((weight != 0).reshape(len(weight), -1, size).sum(axis=2) <= kept))
+
+
+def _fits_new_patterns(before: LayerState, after: LayerState) -> bool:
+    """Each pattern that was set up since holds of the weight, and of the mask."""
+    mask = after.format.mask
+    return all(
+        mask is not None and _fits_pattern(mask.astype(int), n, m) and _fits_pattern(after.weight, n, m)
+        for n, m in set(after.format.pattern or ()) - set(before.format.pattern or ())
+    )
+
+
+def _numbers(form: Format) -> tuple[Any, ...]:
+    """The numbers in a format, and which of its fields are set."""
+    grid, factors = form.grid, form.factors
+    return (
+        (form.mask is None, form.cut is None, form.rank, form.pattern, None if factors is None else factors.rank),
+        None if grid is None else (grid.levels, grid.scales, grid.zero, grid.offset is None),
+    )
+
+
+def _numbers_elsewhere(technique: Technique, layer: LayerState, choices: Choices) -> tuple[Any, ...] | None:
+    """The numbers in the format after it where the weight is zero; None where its optimum is not rational there."""
+    try:
+        return _numbers(technique.encode(replace(layer, weight=layer.weight * 0, choices=choices)).format)
+    except NotExactError:
+        return None
 
 
 def _fits_cut(layer: LayerState, cut: Cut) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from compcomp.language.claim import Claim
 from compcomp.proving.proof import Proof
 from compcomp.proving.rules.exchange import exchange
+from compcomp.proving.rules.fits import fits_scheme
 from compcomp.proving.rules.improvement import from_every_state, last_step_improves, same_state
 from compcomp.proving.rules.kept import invariant_is_kept
 from compcomp.proving.rules.orthogonality import orthogonality
@@ -24,6 +25,7 @@ RULES: tuple[Rule, ...] = (
     same_state,
     last_step_improves,
     invariant_is_kept,
+    fits_scheme,
     exchange,
     same_states,
     orthogonality,

@@ -20,6 +20,8 @@ from compcomp.proving.solver import Solver
 # far, as each accumulates into the next.) A step keeps the
 #   mask   if it is a selection (a weight is left alone or set to zero), or a map with q(0) = 0 (of a range map: in
 #          every group that holds a 0, as the group of a dropped weight does);
+#   n:m    if it keeps zeros as above: no more weights are then not zero than before. A selection in groups of m that
+#          leaves n of them sets the pattern up anew: all that it drops is zero after it;
 #   grid   if it is a selection and zero is on the grid (always on k * step, asked of a range map); a map sets up a grid
 #          of its own, and its values lie on it (as a grid map maps each to itself; asked of a range map);
 #   any    if the technique declares that it does: then that contract is an assumption of the verdict. For a grid of
@@ -47,15 +49,15 @@ def invariant_is_kept(claim: Claim, solver: Solver, deadline: float) -> Proof | 
     session = Session(solver, time.monotonic() + deadline)
     techniques = claim.left.techniques
     if claim.invariant == "grid":
-        contracts = _grid_kept(techniques, formats, session)
+        contracts = grid_kept(techniques, formats, session)
     else:
-        contracts = _others_kept(techniques, set_up[0], claim.invariant, session)
+        contracts = others_kept(techniques, set_up[0], claim.invariant, session)
     if contracts is None:
         return None
     return Proof("kept", "any shape", (EXACT, *dict.fromkeys(contracts)), tuple(session.queries))
 
 
-def _grid_kept(techniques: Items[Technique], formats: Items[Format], session: Session) -> list[str] | None:
+def grid_kept(techniques: Items[Technique], formats: Items[Format], session: Session) -> list[str] | None:
     """The contracts on which it rests that the last grid is kept; None where that is not proved."""
     maps = [k for k, t in enumerate(techniques) if any(isinstance(s, GridMap | RangeMap) for s in t.steps())]
     if not maps:
@@ -87,7 +89,7 @@ def _zero_on_its_grid(step: Step, session: Session) -> bool:
     return isinstance(step, GridMap) or (isinstance(step, RangeMap) and has_zero(step, session))
 
 
-def _others_kept(techniques: Items[Technique], first: int, invariant: str, session: Session) -> list[str] | None:
+def others_kept(techniques: Items[Technique], first: int, invariant: str, session: Session) -> list[str] | None:
     """The contracts on which it rests that what the ``first`` techniques establish is kept; None where unproved."""
     contracts: list[str] = []
     restores = [k for k, t in enumerate(techniques) if k >= first and invariant in t.promises().restores]
@@ -122,7 +124,7 @@ def _after_selecting(steps: Items[Step]) -> Items[Step]:
 
 
 def _steps_keep(steps: Items[Step], invariant: str, session: Session) -> bool:
-    return invariant == "mask" and all(_keeps_zeros(step, session) for step in steps)
+    return invariant in ("mask", "n:m") and all(_keeps_zeros(step, session) for step in steps)
 
 
 def _keeps_zeros(step: Step, session: Session) -> bool:
