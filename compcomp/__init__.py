@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from compcomp.language.verdict import Status as Status
     from compcomp.language.verdict import Verdict as Verdict
     from compcomp.language.verdict import Witness as Witness
+    from compcomp.models.cut import cut as cut
     from compcomp.optimize import apply as apply
     from compcomp.optimize import optimize_order as optimize_order
     from compcomp.ordering.plan import Plan as Plan
@@ -62,6 +63,7 @@ _HOMES = {
     "Verdict": "language.verdict",
     "Witness": "language.verdict",
     "apply": "optimize",
+    "cut": "models.cut",
     "optimize_order": "optimize",
     "Plan": "ordering.plan",
     "one_of": "ordering.space",

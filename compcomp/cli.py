@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -122,6 +124,69 @@ def condition(
 
 
 @app.command()
+def keeps(
+    techniques: Annotated[
+        list[str] | None, typer.Argument(help="Such as 'AbsMax(bits=4)'; by default representatives of all there are.")
+    ] = None,
+    invariant: Annotated[
+        list[str] | None, typer.Option(help="mask, n:m, grid, rank or shape; all of them by default.")
+    ] = None,
+    out: Annotated[
+        list[Path] | None, typer.Option("--out", help="Also write the table to this file: .md, .html, .png or .svg.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for each claim.")] = 20.0,
+    as_json: Json = False,
+) -> None:
+    """Does a technique destroy what another one did? Every ordered pair, proved or refuted.
+
+    One --out a file. Exit status: 0, or 2 for wrong use.
+    """
+    import compcomp.techniques  # noqa: F401
+    from compcomp.language.claim import keeps as claim_of
+    from compcomp.language.text import parse_sequence
+    from compcomp.ordering.table import INVARIANTS, keeps_table
+    from compcomp.reporting.keeps import check_paths, terminal_view, write
+
+    check_paths(out or [])
+    if techniques:
+        chosen = [technique for text in techniques for technique in parse_sequence(text)]
+    else:
+        _load_installed()
+        chosen = None
+    wanted = tuple(claim_of(parse_sequence("identity"), name).invariant or "" for name in invariant or INVARIANTS)
+    with _counting("claims") as advance:
+        table = keeps_table(chosen, invariants=wanted, timeout=timeout, progress=advance)
+    write(table, out or [])
+    if as_json:
+        _print_json(table.to_json())
+    else:
+        _console().print(terminal_view(table))
+
+
+@app.command()
+def catalogue(
+    out: Annotated[Path | None, typer.Option("--out", help="A Markdown file to write the catalogue to.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List every technique: what it does, its parameters, what it keeps and promises, and the bits it leaves."""
+    import compcomp.techniques  # noqa: F401
+    from compcomp import catalogue as pages
+
+    _load_installed()
+    with _waiting("reading the techniques"):
+        entries = pages.catalogue()
+    if out is not None:
+        try:
+            out.write_text(pages.markdown(entries), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{str(out)!r} ({error.strerror})", "a file to write to", "--out") from None
+    if as_json:
+        _print_json({"techniques": [entry.to_json() for entry in entries]})
+    elif out is None:
+        sys.stdout.write(pages.markdown(entries))
+
+
+@app.command()
 def check(
     directory: Annotated[Path, typer.Argument(help="What Verdict.save or prove --save wrote.")],
     solvers: Annotated[bool, typer.Option(help="Also ask the installed solvers again.")] = True,
@@ -212,6 +277,14 @@ def _show(plan: Plan, out: Path) -> None:
     console.print(f"\nWritten to {out}/: {written}", highlight=False)
 
 
+def _load_installed() -> None:
+    """Also techniques of other packages; those that cannot be loaded are named on standard error."""
+    from compcomp.language.installed import load_installed
+
+    for problem in load_installed():
+        sys.stderr.write(f"compcomp: left out: {problem}\n")
+
+
 def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"{str(out)!r}, which is a file", "a directory, new or there", "--out")
@@ -235,6 +308,18 @@ def _waiting(what: str) -> Any:
     from rich.console import Console
 
     return Console(stderr=True).status(what)
+
+
+@contextmanager
+def _counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, moved by how much of how much is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _print_json(data: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The one error class for wrong use."""
+"""The error class for wrong use, and the one for what exact numbers cannot hold."""
 
 
 class InputError(ValueError):
@@ -13,3 +13,7 @@ class InputError(ValueError):
 
     def __reduce__(self) -> tuple[type["InputError"], tuple[str, str, str]]:
         return type(self), (self.given, self.allowed, self.where)
+
+
+class NotExactError(ArithmeticError):
+    """A value leaves the rational numbers or is not unique, so it cannot be replayed exactly."""

@@ -54,6 +54,8 @@ def optimize_order(
 ) -> Plan:
     """Find the order in which to apply 1 to 8 techniques; one that is listed twice is applied twice.
 
+    With a technique that acts on the whole model no claims are asked, and every order is measured on the model.
+
     Orders that are proved equal are merged, orders that are proved to lose no less than another are
     dropped, and what is left is measured: on ``model`` where there is one, else on generated layers.
 
@@ -99,7 +101,16 @@ def optimize_order(
 
             usable = [name for name in MEASURED if calibration is not None or not loss_named(name).needs_inputs]
             names = dict.fromkeys([*usable, loss])
-            bench = ModelBench(model, calibration, evaluate, device, targets, ignore, loss_names=names)
+            bench = ModelBench(
+                model,
+                calibration,
+                evaluate,
+                device,
+                targets,
+                ignore,
+                loss_names=names,
+                keep_batches=_couples(known),
+            )
             stack.enter_context(bench)
             bench.check(Sequence(known))
         if store is not None and not isinstance(store, Store):
@@ -142,9 +153,15 @@ def apply(
     from compcomp.models.bench import ModelBench
 
     needed = calibration if sequence.needs_inputs else None
-    with ModelBench(model, needed, None, device, targets, ignore, loss_names=()) as bench:
+    couples = _couples(sequence)
+    with ModelBench(model, needed, None, device, targets, ignore, loss_names=(), keep_batches=couples) as bench:
         bench.check(sequence)
         return bench.write(bench.apply(sequence, bench.start()))
+
+
+def _couples(techniques: Iterable[Technique]) -> bool:
+    """Whether one of them acts on the whole model."""
+    return any(technique.whole_model for technique in techniques)
 
 
 def _share(given: Any, where: str, usable: bool = True) -> float | None:

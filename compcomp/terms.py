@@ -15,13 +15,18 @@ raises or lies.
 from __future__ import annotations
 
 import operator
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
-from math import floor
+from hashlib import blake2b
+from itertools import pairwise
+from math import floor, frexp, ldexp
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from compcomp.errors import NotExactError
 
 Term = Any
 Array = npt.NDArray[Any]
@@ -267,6 +272,10 @@ class Choices:
     def flip(self) -> Term:
         return False
 
+    def number(self, usual: Term) -> Term:
+        """Any number at all, where nothing is known of an outcome; ``usual`` is one that it may be."""
+        return usual
+
     def context(self, term: Term) -> Term:
         """A group's shared context (its scale), which the prover may replace by a term proved equal."""
         return term
@@ -288,6 +297,9 @@ class RandomChoices(Choices):
     def flip(self) -> Term:
         return bool(self._random.integers(2))
 
+    def number(self, usual: Term) -> Term:
+        return usual + Fraction(int(self._random.integers(-8, 9)), 4)
+
 
 class BatchChoices(Choices):
     """Independent random choices for each of ``size`` candidates."""
@@ -301,6 +313,9 @@ class BatchChoices(Choices):
 
     def flip(self) -> Term:
         return Batch(self._random.integers(2, size=self.size).astype(bool))
+
+    def number(self, usual: Term) -> Term:
+        return usual + Batch(self._random.integers(-8, 9, size=self.size) / 4)
 
 
 class SymbolicChoices(Choices):
@@ -322,6 +337,9 @@ class SymbolicChoices(Choices):
         import z3
 
         return z3.Bool(self._name())
+
+    def number(self, usual: Term) -> Term:
+        return self.real()
 
     def real(self) -> Term:
         import z3
@@ -353,6 +371,8 @@ def smallest(scores: Sequence[Term], count: int, ties: str, choices: Choices) ->
     if count == 0:
         return [False] * n
     kind = reading(*scores)
+    if kind == "number" and ties == "any":  # equal numbers as scores of terms: the reading is that of the choices
+        kind = {BatchChoices: "batch", SymbolicChoices: "z3"}.get(_kind(choices), kind)
     if kind == "number":
         return _smallest_numbers(scores, count, ties, choices)
     if kind == "batch":
@@ -377,6 +397,10 @@ def smallest(scores: Sequence[Term], count: int, ties: str, choices: Choices) ->
     return result
 
 
+def _kind(choices: Choices) -> type[Choices]:
+    return next((kind for kind in (BatchChoices, SymbolicChoices) if isinstance(choices, kind)), Choices)
+
+
 def _smallest_numbers(scores: Sequence[Term], count: int, ties: str, choices: Choices) -> list[Term]:
     n = len(scores)
     priority = choices.order(n) if ties == "any" else range(n)
@@ -398,7 +422,9 @@ def _smallest_batch(scores: Sequence[Term], count: int, ties: str, choices: Choi
         last = np.partition(stacked, count - 1, axis=0)[count - 1]
         return [Batch(row <= last) for row in stacked]
     if ties == "any":
-        ranked = np.lexsort((choices.order(len(scores)), stacked), axis=0)
+        order = choices.order(len(scores))
+        stacked = np.broadcast_to(stacked.reshape(len(scores), -1), order.shape)
+        ranked = np.lexsort((order, stacked), axis=0)
     else:
         ranked = np.argsort(stacked, axis=0, kind="stable")
     taken = np.zeros(stacked.shape, dtype=bool)
@@ -521,3 +547,183 @@ def _nearest_integer_z3(x: Term, step: Term, levels: int, rounding: str, choices
     else:
         level = If(choices.flip(), up, down)
     return If(level > levels, z3.RealVal(levels), If(level < -levels, z3.RealVal(-levels), level)) * step
+
+
+# ---------------------------------------------------------------------------------------------- roots
+
+
+def Root(x: Term, degree: int) -> Term:
+    """The root of this degree of a number > 0. NotExactError where it is not rational, and for z3 and sympy terms."""
+    if degree == 1:
+        return x
+    kind = reading(x)
+    if kind == "batch":
+        return Batch(_plain(x) ** (1 / degree))
+    if kind != "number":
+        raise NotExactError(f"a root of degree {degree} is not written for {kind}")
+    if isinstance(x, float):
+        return x ** (1 / degree)
+    parts = [_whole_root(part, degree) for part in Fraction(x).as_integer_ratio()]
+    if None in parts:
+        raise NotExactError(f"the root of degree {degree} of {x} is not rational")
+    return Fraction(*parts)  # type: ignore[arg-type]
+
+
+def _whole_root(x: int, degree: int) -> int | None:
+    """The whole number whose power of this degree is x, if there is one."""
+    low, high = 0, 1 << (x.bit_length() // degree + 1)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if middle**degree < x else (low, middle)
+    return low if low**degree == x else None
+
+
+def PowerOfTwo(x: Term, degree: int, choices: Choices) -> Term:
+    """The power of two nearest, in log2, to the root of this degree of a number > 0; midpoints to the larger one.
+
+    Decided by comparing powers of x, so that numbers give an exact result where the root is not rational.
+    NotExactError for z3 and sympy terms.
+    """
+    kind = reading(x)
+    if kind == "batch":
+        return Batch(np.exp2(np.floor(np.log2(_plain(x)) / degree + 0.5)))
+    if kind != "number":
+        raise NotExactError(f"a power of two near a root is not written for {kind}")
+    square = Fraction(x) ** 2  # 2^k is nearest where 2^((2 k - 1) degree) <= square < 2^((2 k + 1) degree)
+    top, bottom = square.as_integer_ratio()
+    k = (top.bit_length() - bottom.bit_length()) // (2 * degree)
+    while square < Fraction(2) ** ((2 * k - 1) * degree):
+        k -= 1
+    while square >= Fraction(2) ** ((2 * k + 1) * degree):
+        k += 1
+    for midpoint in (Fraction(2) ** ((2 * k - 1) * degree), Fraction(2) ** ((2 * k + 1) * degree)):
+        choices.near(abs(float((square - midpoint) / midpoint)))
+    return Fraction(2) ** k
+
+
+def Repeated(x: Term, times: int) -> Term:
+    """``x`` multiplied with itself: its power of this whole exponent."""
+    result: Term = Fraction(1)
+    for _ in range(times):
+        result = x * result
+    return result
+
+
+# ---------------------------------------------------------------------------------------------- codebooks
+
+
+def nearest_code(x: Term, step: Term, codes: Sequence[Fraction], rounding: str, choices: Choices) -> Term:
+    """The value ``step * c`` nearest to ``x``, c out of ``codes`` (ascending); 0 when ``step`` is 0.
+
+    ``step`` is never negative. A midpoint between two neighbouring codes goes to the one at an even number of places
+    from 0 ("half_even"; from the least code where 0 is none), to the larger, away from zero, or either way. Counted
+    from 0, the places of a floating-point format are its bit patterns, so "half_even" is its ties to even mantissa.
+    """
+    kind = reading(x, step)
+    if kind == "number":
+        return step * _nearest_code(x, step, codes, rounding, choices) if step else step * 0
+    if kind == "batch":
+        return Batch(_nearest_code_batch(_plain(x), _plain(step), codes, rounding, choices))
+    tie = choices.flip() if rounding == "any" else None
+    if kind == "z3":
+        import z3
+
+        values = [z3.RealVal(c) for c in codes]
+        middles = [z3.RealVal(a + b) for a, b in pairwise(codes)]
+    else:
+        values, middles = list(codes), [a + b for a, b in pairwise(codes)]
+
+    def tree(low: int, high: int) -> Term:
+        if low == high:
+            return step * values[low]
+        k = (low + high) // 2  # everything up to the midpoint between codes k and k + 1 belongs to the left
+        left, middle = 2 * x, step * middles[k]
+        if rounding == "any":
+            goes_left = Or(left < middle, And(Equal(left, middle), tie))
+        else:
+            goes_left = left <= middle if code_midpoint_goes_down(codes, k, rounding) else left < middle
+        return If(goes_left, tree(low, k), tree(k + 1, high))
+
+    return tree(0, len(codes) - 1)
+
+
+def code_midpoint_goes_down(codes: Sequence[Fraction], k: int, rounding: str) -> bool:
+    """Whether the midpoint between codes k and k + 1 goes to code k, for any rounding but "any"."""
+    if rounding == "half_even":
+        zero = bisect_left(codes, 0)
+        origin = zero if zero < len(codes) and codes[zero] == 0 else 0
+        return (k - origin) % 2 == 0
+    return rounding == "half_away" and codes[k] + codes[k + 1] < 0
+
+
+def _nearest_code(x: Term, step: Term, codes: Sequence[Fraction], rounding: str, choices: Choices) -> Fraction:
+    ratio = Fraction(x) / Fraction(step)
+    k = bisect_right(codes, ratio) - 1
+    if not 0 <= k < len(codes) - 1:
+        return codes[max(k, 0)]
+    share = (ratio - codes[k]) / (codes[k + 1] - codes[k])
+    choices.near(abs(float(share - Fraction(1, 2))))
+    if share == Fraction(1, 2):
+        down = choices.flip() if rounding == "any" else code_midpoint_goes_down(codes, k, rounding)
+    else:
+        down = share < Fraction(1, 2)
+    return codes[k] if down else codes[k + 1]
+
+
+def _nearest_code_batch(x: Any, step: Any, codes: Sequence[Fraction], rounding: str, choices: Choices) -> Any:
+    values, sums = (np.array([float(c) for c in row]) for row in (codes, [a + b for a, b in pairwise(codes)]))
+    if not len(sums):
+        return values[0] * step + 0 * x
+    x, step = np.broadcast_arrays(x, step)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(step == 0, 0.0, x / step)
+    index = np.searchsorted(sums / 2, ratio)
+    # The quotient is rounded; 2 x against the sum of two neighbours is exact where floats are dyadic and short.
+    low, high = sums[np.maximum(index - 1, 0)] * step, sums[np.minimum(index, len(sums) - 1)] * step
+    index = index - ((index > 0) & (2 * x < low)) + ((index < len(sums)) & (2 * x > high))
+    for middle in (index - 1, index):  # on the midpoint below, or above
+        at = np.clip(middle, 0, len(sums) - 1)
+        tied = (middle == at) & (2 * x == sums[at] * step) & (step != 0)
+        if rounding == "any":
+            down = choices.flip().values
+        else:
+            down = np.array([code_midpoint_goes_down(codes, k, rounding) for k in range(len(sums))])[at]
+        index = np.where(tied, np.where(down, at, at + 1), index)
+    return values[index] * step
+
+
+def power_of_two(x: Term, choices: Choices) -> Term:
+    """The largest power of two that is no more than ``x`` > 0, exactly; 0 when ``x`` is 0. ``x`` is never negative.
+
+    For z3 a real p of which only p <= x < 2 p is known (and p = 0 where x = 0), one for each argument as it is
+    written: a formula admits more values than the power, so what it proves of all of them holds of the power.
+    """
+    kind = reading(x)
+    if kind == "number":
+        if not x:
+            return x * 0
+        if isinstance(x, float):
+            return ldexp(1.0, frexp(x)[1] - 1)
+        above, below = Fraction(x).as_integer_ratio()
+        exponent = above.bit_length() - below.bit_length()  # 2^(exponent - 1) < x < 2^(exponent + 1)
+        power = Fraction(2) ** exponent
+        return power if power <= x else power / 2
+    if kind == "batch":
+        return Batch(np.where(x.values == 0, 0.0, np.ldexp(1.0, np.frexp(x.values)[1] - 1)))
+    if kind == "sympy":
+        import sympy
+
+        return sympy.Piecewise((0, sympy.Eq(x, 0)), (2 ** sympy.floor(sympy.log(x, 2)), True))
+    import z3
+
+    plain = z3.simplify(x)
+    if z3.is_rational_value(plain):
+        return z3.RealVal(power_of_two(plain.as_fraction(), choices))
+    if not isinstance(choices, SymbolicChoices):
+        raise TypeError("a power of two is symbolic only with the premises that a prover collects")
+    name = blake2b(plain.sexpr().encode(), digest_size=16).hexdigest()
+    power = z3.Real(f"power_of_two_{name}")
+    known = z3.If(x == 0, power == 0, z3.And(power <= x, x < 2 * power))
+    if not any(known.eq(premise) for premise in choices.premises):
+        choices.assume(known)
+    return power

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compcomp.language.parameters import ANY, Unknown, bit_width, one_of, whole
-from compcomp.language.partition import Partition
+from compcomp.language.parameters import ANY, Unknown, bit_width, grid_partition, one_of
 from compcomp.language.steps import GridMap
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import ROUNDINGS, Abs
@@ -17,21 +16,22 @@ class AbsMax(Technique):
     """Round every weight to the nearest of ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = max|w| / L.
 
     bits: 2 to 16, or Any in claims.
-    group: how many consecutive weights of a row share a scale; None for one scale for the tensor.
+    group: how many consecutive weights of a row share a scale; None for a scale as ``per`` says.
     rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
+    per: "tensor" or "channel" (an output row), what shares a scale where there is no group.
     An all-zero group stays zero. Source: [dettmers2022].
     """
 
     bits: int | Unknown
     group: int | None = None
     rounding: str = "half_even"
+    per: str = "tensor"
 
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", bit_width(self.bits, "AbsMax.bits"))
-        if self.group is not None:
-            whole(self.group, 1, 2**20, "AbsMax.group")
+        grid_partition(self.group, self.per, "AbsMax")
         one_of(self.rounding, ROUNDINGS, "AbsMax.rounding")
 
     @property
@@ -47,5 +47,5 @@ class AbsMax(Technique):
         )
 
     def steps(self) -> tuple[GridMap]:
-        partition = Partition.tensor() if self.group is None else Partition.blocks(self.group)
+        partition = grid_partition(self.group, self.per, "AbsMax")
         return (GridMap(Abs, self.levels, self.rounding, partition),)

@@ -27,7 +27,7 @@ class LeastSquaresDistill(Technique):
     """
 
     declared: ClassVar[Declared] = Declared(
-        keeps=frozenset({"mask", "n:m", "shape", "grid", "factors"}),
+        keeps=frozenset({"mask", "shape", "grid", "factors"}),
         never_increases=frozenset({"output_l2"}),
         any_inputs=True,
         rests=True,

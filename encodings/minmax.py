@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compcomp.language.parameters import ANY, Unknown, is_unknown, one_of, whole
-from compcomp.language.partition import Partition
+from compcomp.language.parameters import ANY, Unknown, grid_partition, is_unknown, one_of, whole
 from compcomp.language.steps import RangeMap
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import ROUNDINGS
@@ -19,12 +18,13 @@ class MinMax(Technique):
     """Round every weight to the nearest of 2^bits values, evenly spaced over the range of its group.
 
     bits: 2 to 16, or Any in claims.
-    group: how many consecutive weights of a row share range and scale; None for the whole tensor.
+    group: how many consecutive weights of a row share range and scale; None for what ``per`` says.
     zero: "exact", the range is [min(w, 0), max(w, 0)], s = (high - low) / (2^bits - 1), the zero point is
         z = -round(low / s), and the values are (k - z) s, k = 0 ... 2^bits - 1: 0 is one of them. "none", the range is
         [min(w), max(w)] and the values are low + k s: 0 is in general none of them.
     rounding: where midpoints go, "half_even", "half_up", "half_away" or "any": of w / s and low / s (zero="exact") or
         of (w - low) / s (zero="none").
+    per: "tensor" or "channel" (an output row), what shares range and scale where there is no group.
     A weight beyond the last value goes to it. Where the range is a point (all weights 0; with zero="none", all equal)
     the weights stay as they are. Source: [jacob2018].
     """
@@ -33,6 +33,7 @@ class MinMax(Technique):
     group: int | None = None
     zero: str = "exact"
     rounding: str = "half_even"
+    per: str = "tensor"
 
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
 
@@ -41,8 +42,7 @@ class MinMax(Technique):
             object.__setattr__(self, "bits", ANY)
         else:
             whole(self.bits, 2, 16, "MinMax.bits")
-        if self.group is not None:
-            whole(self.group, 1, 2**20, "MinMax.group")
+        grid_partition(self.group, self.per, "MinMax")
         one_of(self.zero, ZEROS, "MinMax.zero")
         one_of(self.rounding, ROUNDINGS, "MinMax.rounding")
 
@@ -59,5 +59,5 @@ class MinMax(Technique):
         )
 
     def steps(self) -> tuple[RangeMap]:
-        partition = Partition.tensor() if self.group is None else Partition.blocks(self.group)
+        partition = grid_partition(self.group, self.per, "MinMax")
         return (RangeMap(self.levels, self.rounding, partition, self.zero == "exact"),)

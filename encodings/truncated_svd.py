@@ -1,16 +1,20 @@
-"""Truncated SVD: the closest matrix of a given rank, or a low-rank correction [eckart1936, yao2023]."""
+"""Truncated SVD: the closest matrix of a given rank, or a low-rank correction [eckart1936, yao2023, wang2025]."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.language.algebra import best_rank
+from compcomp.language.algebra import best_rank, output_target
 from compcomp.language.layer import Factors, Format, LayerState
-from compcomp.language.parameters import shown, whole
+from compcomp.language.parameters import one_of, shown, whole
 from compcomp.language.technique import Declared, Technique
+
+METRICS = ("weight", "output")
 
 
 @dataclass(frozen=True)
@@ -21,39 +25,64 @@ class TruncatedSVD(Technique):
     residual: True factors what is lost so far, reference minus effective weight, and keeps the factors
     (out x rank, rank x in) beside the weight, next to any that are there. False replaces the weight, and
     with it any mask, grid and factors, by its closest matrix of that rank.
+    metric: what is closest, "weight" (least |M - M'|_F) or "output" (least |(M - M') X'|_F for the current inputs
+    X'). The second is the data-aware truncation SVD_r(M S) S^-1 with S S^T = X' X'^T, written as U U^T M with U the
+    leading eigenvectors of M X' X'^T M^T, which needs no inverse. Eigenvectors of eigenvalue 0 are left out: where
+    the inputs see less than ``rank`` directions of M, the rest of M goes to zero. Needs calibration inputs. Once a
+    technique has changed the inputs, its residual form corrects towards W X, as distillation does.
     The residual form leaves (I - U U^T) E of an error E, U its leading left singular vectors: a projection
-    from the left, so |E X|_F does not grow for any inputs X, as long as no technique changes them.
-    Source: [eckart1936]; the residual form is LoRC [yao2023].
+    from the left, so |E X|_F does not grow for any inputs X, as long as no technique changes them; by
+    metric="output" not even then.
+    Source: [eckart1936]; metric="output" [wang2025]; the residual form is LoRC [yao2023].
     """
 
     rank: int
     residual: bool = False
+    metric: str = "weight"
+
+    tried: ClassVar[dict[str, Sequence[object]]] = {"metric": METRICS}
 
     def __post_init__(self) -> None:
         whole(self.rank, 1, 2**16, "TruncatedSVD.rank")
         if not isinstance(self.residual, bool):
             raise InputError(shown(self.residual), "True or False", "TruncatedSVD.residual")
+        one_of(self.metric, METRICS, "TruncatedSVD.metric")
+
+    @property
+    def needs_inputs(self) -> bool:
+        return self.metric == "output"
 
     def promises(self) -> Declared:
-        if self.residual:
-            return Declared(
-                keeps=frozenset({"mask", "grid", "rank"}),
-                never_increases=frozenset({"weight_l2", "output_l2"}),
-                rests=True,
-                holds_reference=True,
-                leaves_weight=True,
-                trivial_side=self.rank,
-            )
-        return Declared(keeps=frozenset({"rank"}), trivial_side=self.rank)
+        if not self.residual:
+            return Declared(keeps=frozenset({"rank"}), zeros=frozenset({"rows"}), trivial_side=self.rank)
+        # Towards W X on changed inputs, the weight may move away from the dense one.
+        lessens = {"output_l2"} if self.needs_inputs else {"weight_l2", "output_l2"}
+        return Declared(
+            keeps=frozenset({"mask", "grid", "rank", "n:m"}),
+            never_increases=frozenset(lessens),
+            any_inputs=self.needs_inputs,
+            rests=True,
+            holds_reference=True,
+            leaves_weight=True,
+            trivial_side=self.rank,
+        )
 
     def encode(self, layer: LayerState) -> LayerState:
+        gram = None
+        if self.needs_inputs:
+            gram = layer.gram
+            if gram is None:
+                raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", str(self))
         if not self.residual:
-            closest = best_rank(layer.effective(), self.rank, layer.choices)
+            closest = best_rank(layer.effective(), self.rank, layer.choices, gram)
             return replace(layer, weight=closest.left @ closest.right, format=Format(rank=self.rank))
-        factors = best_rank(layer.reference - layer.effective(), self.rank, layer.choices)
-        if (beside := layer.format.factors) is not None:
-            factors = Factors(
-                np.concatenate([beside.left, factors.left], axis=1),
-                np.concatenate([beside.right, factors.right], axis=0),
-            )
-        return replace(layer, format=replace(layer.format, factors=factors))
+        target = layer.reference if gram is None else output_target(layer)
+        factors = best_rank(target - layer.effective(), self.rank, layer.choices, gram)
+        return replace(layer, format=replace(layer.format, factors=beside(layer.format.factors, factors)))
+
+
+def beside(first: Factors | None, more: Factors) -> Factors:
+    """The factors of both low-rank terms together."""
+    if first is None:
+        return more
+    return Factors(np.concatenate([first.left, more.left], axis=1), np.concatenate([first.right, more.right], axis=0))

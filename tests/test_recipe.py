@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from compcomp.errors import InputError
+from compcomp.language.technique import Technique
 from compcomp.optimize import optimize_order
 from compcomp.ordering.space import one_of, optional
 from compcomp.recipe import load_recipe, recipe_of
 from compcomp.techniques import AbsMax, Magnitude
+from compcomp.testing import conventions
 
 P, Q4, Q8 = Magnitude("1/2"), AbsMax(bits=4), AbsMax(bits=8)  # type: ignore[arg-type]
 RECIPE = """
@@ -77,3 +80,22 @@ def test_malformed_recipes(more: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as raised:
         recipe_of({"techniques": ["AbsMax(bits=4)"], **more})
     assert "\n" not in str(raised.value)
+
+
+RECIPES = Path(__file__).parent.parent / "docs" / "recipes.md"
+
+
+@pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", RECIPES.read_text(encoding="utf-8"), re.DOTALL))
+def test_the_recipes_of_the_docs_are_read(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    recipe = load_recipe(path)
+    assert len(recipe.techniques) >= 3
+
+
+def test_every_technique_for_whole_models_has_a_text() -> None:
+    whole = [kind for kind in Technique.kernels if kind.whole_model]
+    assert len(whole) >= 5
+    for kind in whole:
+        for technique in conventions(kind):
+            assert recipe_of({"techniques": [str(technique)], "model": "embedded"}).techniques == (technique,)

@@ -34,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["optimize"] = set(MAY_IMPORT)
 MAY_IMPORT["recipe"] = {"language", "ordering", "models"}
 MAY_IMPORT["systems"] = {"techniques", "language"}
+MAY_IMPORT["catalogue"] = {"language", "models"}
 MAY_IMPORT["reporting"] = {"language", "ordering"}
 MAY_IMPORT["testing"] = {"terms", "language", "kernels"}
 

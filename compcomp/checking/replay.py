@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from compcomp.checking.farkas import Invalid, number
 from compcomp.language.algebra import off_grid, rank_exceeds
+from compcomp.language.basis import unlike
 from compcomp.language.claim import Claim
 from compcomp.language.layer import LayerState
 from compcomp.language.scheme import Scheme
@@ -84,12 +86,14 @@ def _differ(left: LayerState, right: LayerState) -> bool:
     if (one is None) != (other is None):
         return True
     if one is not None and other is not None:
-        alike = (one.levels, one.zero, one.offset is None) == (other.levels, other.zero, other.offset is None)
-        if not alike or not _same(one.step, other.step):
+        kinds = [replace(grid, step=0, offset=grid.offset is None, scales=0) for grid in (one, other)]
+        if kinds[0] != kinds[1] or not _same(one.step, other.step):
             return True
         if one.offset is not None and other.offset is not None and not _same(one.offset, other.offset):
             return True
     if left.format.pattern != right.format.pattern:
+        return True
+    if any(a != b for a, b in unlike(left.format.transform, right.format.transform, left.weight.shape[1])):
         return True
     cuts = left.format.cut, right.format.cut
     if (cuts[0] is None) != (cuts[1] is None):
@@ -147,7 +151,8 @@ def _fits(scheme: Scheme, end: LayerState) -> bool:
     if scheme.rank is not None and rank_exceeds(end.weight, scheme.rank):
         return False
     if scheme.inputs < DENSE:
-        return end.inputs is not None and not any(off_grid(token, scheme.inputs) for token in end.inputs.T)
+        inputs = end.working().inputs
+        return inputs is not None and not any(off_grid(token, scheme.inputs) for token in inputs.T)
     return True
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from compcomp.errors import InputError
-from compcomp.language.layer import LayerState
+from compcomp.language.layer import NEEDS_INPUTS, LayerState, Magnitudes
 from compcomp.language.steps import Selection
 from compcomp.language.technique import Technique
 
@@ -31,7 +31,7 @@ def check(technique: Technique, layer: LayerState) -> None:
             given = "no inputs" if layer.inputs is None else f"inputs of {layer.inputs.shape[0]} features"
             raise InputError(given, "inputs (in x tokens), with the weight's in", str(technique))
         tensors["inputs"] = layer.inputs
-    elif technique.needs_inputs:
+    elif technique.needs_inputs and not technique.needs_magnitudes:
         if layer.gram is None:
             raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", str(technique))
         if tuple(layer.gram.shape) != (layer.weight.shape[1],) * 2:
@@ -55,6 +55,24 @@ def effective(layer: LayerState, dtype: torch.dtype) -> Tensor:
     weight: Tensor = layer.weight.to(dtype)
     factors = layer.format.factors
     return weight if factors is None else weight + factors.left.to(dtype) @ factors.right.to(dtype)
+
+
+def magnitudes(layer: LayerState, where: str) -> Magnitudes:
+    """The largest and the mean magnitude of each input feature (in each); InputError where they are not known."""
+    inputs: Tensor | None = layer.inputs
+    known = layer.magnitudes
+    if inputs is not None:
+        if inputs.shape[0] != layer.weight.shape[1]:
+            raise InputError(
+                f"inputs of {inputs.shape[0]} features", "inputs (in x tokens), with the weight's in", where
+            )
+        sizes = inputs.abs()
+        known = Magnitudes(sizes.amax(dim=1), sizes.mean(dim=1, dtype=torch.float64))
+    if known is None:
+        raise InputError("no inputs", NEEDS_INPUTS, where)
+    if not bool(torch.isfinite(known.largest).all()):
+        raise InputError("inputs with nan or infinite entries", "finite entries", where)
+    return known
 
 
 def chunks(count: int, bytes_each: int, device: torch.device) -> Iterator[slice]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from compcomp.encodings.least_squares_distill import SWEEPS, LeastSquaresDistill
+from compcomp.kernels._codebook import coded, nearest_places
 from compcomp.kernels._shared import Tensor, check, chunks, effective
 from compcomp.language.layer import Grid, LayerState
 
@@ -182,6 +183,7 @@ def _descend_rows(weight: Tensor, error: Tensor, gram: Tensor, grid: Grid, mask:
     some_zero = bool(zero.any())
     offsets = None if grid.offset is None else grid.offset.T.contiguous()
     lowest = -grid.levels if offsets is None else 0
+    codes = None if grid.codes is None else coded(grid.codes, steps)
     curvatures = gram.diagonal().tolist()
     columns = len(curvatures)
     changes = torch.empty_like(gradient[:BLOCK])
@@ -196,7 +198,10 @@ def _descend_rows(weight: Tensor, error: Tensor, gram: Tensor, grid: Grid, mask:
             level = value - slope / curvatures[j]
             if offsets is not None:
                 level -= offsets[j]
-            level = level.div_(wide_width).round_().clamp_(lowest, grid.levels)
+            if codes is not None and grid.codes is not None:
+                level = codes[nearest_places(level.mul_(2), wide_width, grid.codes, "half_even")]
+            else:
+                level = level.div_(wide_width).round_().clamp_(lowest, grid.levels)
             if some_zero:
                 level.masked_fill_(zero[j], 0)
             target = level.to(width.dtype).mul_(width)

@@ -1,4 +1,4 @@
-"""Truncated SVD on tensors [eckart1936, yao2023]."""
+"""Truncated SVD on tensors [eckart1936, yao2023, wang2025]."""
 
 from __future__ import annotations
 
@@ -8,39 +8,63 @@ import torch
 
 from compcomp.encodings.truncated_svd import TruncatedSVD
 from compcomp.kernels._shared import Tensor, check, effective, wide
+from compcomp.kernels.least_squares_distill import output_target
 from compcomp.language.layer import Factors, Format, LayerState
+
+SEEN = 1e-10
+"""The least share of |M| |S|, S S^T the Gram matrix, that counts as more than zero among singular values of M S."""
 
 
 def kernel(technique: TruncatedSVD, layer: LayerState) -> LayerState:
     """Keep the leading singular triples of the effective weight, or of what is lost so far.
 
-    ``layer.weight``, ``layer.reference``: out x in. Computed in float64 on the CPU, elsewhere in the weight's
+    ``layer.weight``, ``layer.reference``: out x in. ``layer.gram``: in x in, of the current inputs, where
+    ``metric="output"``. Computed in float64 on the CPU or by outputs, elsewhere in the weight's
     dtype but at least float32. New factors (out x rank, rank x in) and weight have the weight's dtype; a rank
-    above min(out, in) pads the factors with zeros. Raises InputError when an entry is not finite.
-    Source: [eckart1936]; the residual form is LoRC [yao2023].
+    above min(out, in) pads the factors with zeros. Raises InputError when an entry is not finite, or without inputs.
+    Source: [eckart1936]; metric="output" [wang2025]; the residual form is LoRC [yao2023].
     """
     check(technique, layer)
-    dtype = torch.float64 if layer.weight.device.type == "cpu" else wide(layer.weight)
-    start = effective(layer, dtype)
+    exact = layer.weight.device.type == "cpu" or technique.needs_inputs
+    dtype = torch.float64 if exact else wide(layer.weight)
+    start, gram = effective(layer, dtype), None
+    tolerance = 0.0
+    if technique.needs_inputs:
+        assert layer.gram is not None
+        tolerance = max(1e-12, 4 * torch.finfo(layer.gram.dtype).eps)
+        gram = layer.gram.to(dtype)
     if not technique.residual:
-        left, right = closest(start, technique.rank)
+        left, right = closest(start, technique.rank, gram, tolerance)
         weight = (left @ right).to(layer.weight.dtype)
         return replace(layer, weight=weight, format=Format(rank=technique.rank))
-    left, right = (
-        factor.to(layer.weight.dtype) for factor in closest(layer.reference.to(dtype) - start, technique.rank)
-    )
-    if (beside := layer.format.factors) is not None:
-        left, right = torch.cat([beside.left, left], dim=1), torch.cat([beside.right, right], dim=0)
-    return replace(layer, format=replace(layer.format, factors=Factors(left, right)))
+    target = layer.reference.to(dtype) if gram is None else output_target(layer, gram, tolerance)
+    left, right = (factor.to(layer.weight.dtype) for factor in closest(target - start, technique.rank, gram, tolerance))
+    return replace(layer, format=replace(layer.format, factors=beside(layer.format.factors, Factors(left, right))))
 
 
-def closest(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors (out x rank, rank x in) of the closest matrix of that rank, in Frobenius norm."""
+def beside(first: Factors | None, more: Factors) -> Factors:
+    """The factors of both low-rank terms together."""
+    if first is None:
+        return more
+    return Factors(torch.cat([first.left, more.left], dim=1), torch.cat([first.right, more.right], dim=0))
+
+
+def closest(matrix: Tensor, rank: int, gram: Tensor | None = None, tolerance: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Factors (out x rank, rank x in) of the closest matrix of that rank, in Frobenius norm.
+
+    ``gram``: in x in; then that of closest outputs, see :func:`compcomp.language.algebra.best_rank`. ``tolerance``:
+    its eigenvalues below this share of the largest count as zero.
+    """
     rows, columns = matrix.shape
     if rank >= columns <= rows:
         left, right = matrix, torch.eye(columns, dtype=matrix.dtype, device=matrix.device)
     elif rank >= rows:
         left, right = torch.eye(rows, dtype=matrix.dtype, device=matrix.device), matrix
+    elif gram is not None:
+        scale = root(gram, tolerance)
+        u, s, _ = torch.linalg.svd(matrix @ scale, full_matrices=False)
+        left = u[:, :rank] * (s > SEEN * matrix.norm() * scale.norm())[:rank]
+        return left, left.T @ matrix
     else:
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         return u[:, :rank] * s[:rank], vh[:rank].clone()
@@ -49,3 +73,10 @@ def closest(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         torch.nn.functional.pad(left, (0, missing)),
         torch.nn.functional.pad(right, (0, 0, 0, missing)),
     )
+
+
+def root(gram: Tensor, tolerance: float) -> Tensor:
+    """S (in x in) with S S^T equal to a Gram matrix; its eigenvalues below this share of the largest count as zero."""
+    values, vectors = torch.linalg.eigh(gram)
+    scaled: Tensor = vectors * torch.where(values > tolerance * values[-1:].abs(), values, 0).sqrt()
+    return scaled

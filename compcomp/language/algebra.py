@@ -14,6 +14,7 @@ from math import gcd, lcm
 
 import numpy as np
 
+from compcomp.errors import NotExactError as NotExactError
 from compcomp.language.layer import Factors, Grid, LayerState
 from compcomp.terms import (
     And,
@@ -30,10 +31,6 @@ from compcomp.terms import (
     each,
     reading,
 )
-
-
-class NotExactError(ArithmeticError):
-    """The optimum leaves the rational numbers or is not unique, so it cannot be replayed exactly."""
 
 
 def squared_error(error: Array, gram: Array | None) -> Term:
@@ -203,6 +200,33 @@ def _change_contract(error: Array, gram: Array, free: Array, choices: Choices) -
     return change
 
 
+def least_solution(right: Array, gram: Array, choices: Choices) -> Array:
+    """Y of least norm with ``Y @ gram`` equal to ``right``, for a positive semidefinite gram for which there is one."""
+    kind, free = reading(*right.ravel(), *gram.ravel()), each(lambda _: True, right)
+    if kind == "number":
+        return _change_exact(right, gram, free)
+    if kind == "batch":
+        return _change_batch(stack(right, batch_size(right, gram)), gram, free)
+    return _target_contract(right, gram, choices)
+
+
+def right_factor(left: Array, target: Array, choices: Choices) -> Array:
+    """R (rank x in) that minimises |T - L R|_F for L (out x rank) and T (out x in): pinv(L) T, least in norm.
+
+    It minimises |(T - L R) X|_F for every X as well.
+    """
+    kind = reading(*left.ravel(), *target.ravel())
+    if kind == "batch":
+        size = batch_size(left, target)
+        return unstack(np.linalg.pinv(stack(left, size), rcond=1e-10) @ stack(target, size))
+    square, outputs = left.T @ left, target.T @ left  # in x rank
+    if kind == "number":
+        fitted: Array = _change_exact(outputs, square, each(lambda _: True, outputs)).T
+    else:
+        fitted = _target_contract(outputs, square, choices).T
+    return fitted
+
+
 # -------------------------------------------------------------------------------- coordinate descent
 
 
@@ -246,7 +270,11 @@ def _descent_contract(weight: Array, error: Array, gram: Array, grid: Grid, free
     import z3
 
     def move(w: Term, keep: Term, step: Term, offset: Term | None) -> Term:
-        value, level = choices.real(), choices.integer()
+        value = choices.real()
+        if grid.codes is not None:
+            choices.assume(Or(*(value == z3.RealVal(code) * step for code in grid.codes)))
+            return If(keep, value, w)
+        level = choices.integer()
         lowest, above = (-grid.levels, value) if offset is None else (0, value - offset)
         choices.assume(And(level >= lowest, level <= grid.levels, above == z3.ToReal(level) * step))
         return If(keep, value, w)
@@ -292,33 +320,62 @@ def _off_grid_floats(terms: list[Term], bits: int, tolerance: float) -> Term:
 # ------------------------------------------------------------------------------------------ low rank
 
 
-def best_rank(matrix: Array, rank: int, choices: Choices) -> Factors:
+def best_rank(matrix: Array, rank: int, choices: Choices, gram: Array | None = None) -> Factors:
     """Factors (out x rank, rank x in) whose product is the closest matrix of that rank, in Frobenius norm.
 
-    Raises NotExactError on exact numbers when the singular subspace is not rational or not unique.
+    With a Gram matrix G = X X^T (in x in), the one of closest outputs: it minimises |(M - M') X|_F. M' = U U^T M for
+    the leading eigenvectors U (out x rank) of M G M^T. Eigenvectors of eigenvalue 0 are left out: what no input sees
+    goes to zero, unless the rank is no constraint (rank >= min(out, in)). Raises NotExactError on exact numbers when
+    the subspace is not rational or not unique.
     """
-    kind = reading(*matrix.ravel())
+    kind = reading(*matrix.ravel(), *([] if gram is None else gram.ravel()))
     if kind == "batch":
-        size = batch_size(matrix)
-        u, s, vt = np.linalg.svd(stack(matrix, size), full_matrices=False)
-        keep = min(rank, s.shape[1])
-        left, right = np.zeros((size, matrix.shape[0], rank)), np.zeros((size, rank, matrix.shape[1]))
-        left[..., :keep], right[:, :keep] = u[..., :keep] * s[:, None, :keep], vt[:, :keep]
-        return Factors(unstack(left), unstack(right))
+        return _best_rank_batch(matrix, rank, gram)
     if kind == "number":
-        return _factorise(_project(matrix, rank), rank)
-    return _rank_contract(matrix, rank, choices)
+        return _factorise(_project(matrix, rank) if gram is None else _project_outputs(matrix, rank, gram), rank)
+    return _rank_contract(matrix, rank, choices, gram)
 
 
-def _rank_contract(matrix: Array, rank: int, choices: Choices) -> Factors:
+def _best_rank_batch(matrix: Array, rank: int, gram: Array | None) -> Factors:
+    size = batch_size(matrix) if gram is None else batch_size(matrix, gram)
+    values = stack(matrix, size)
+    if gram is None or rank >= min(matrix.shape):
+        u, s, _ = np.linalg.svd(values, full_matrices=False)
+    else:
+        root = _root_batch(gram, size)
+        u, s, _ = np.linalg.svd(values @ root, full_matrices=False)
+        largest = np.linalg.norm(values, axis=(1, 2)) * np.linalg.norm(root, axis=(1, 2))
+        u = u * (s > SEEN * largest[:, None])[:, None, :]
+    keep = min(rank, s.shape[1])
+    left, right = np.zeros((size, matrix.shape[0], rank)), np.zeros((size, rank, matrix.shape[1]))
+    left[..., :keep] = u[..., :keep]
+    right[:, :keep] = u[..., :keep].transpose(0, 2, 1) @ values
+    return Factors(unstack(left), unstack(right))
+
+
+SEEN = 1e-10
+"""The least share of |M| |S|, S S^T = G, that counts as more than zero among singular values of M S in floats."""
+
+
+def _root_batch(gram: Array, size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """S (in x in) with S S^T = G for each candidate."""
+    values, vectors = np.linalg.eigh(stack(gram, size))
+    values = np.where(values > 1e-12 * np.abs(values[:, -1:]), values, 0)
+    root: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = vectors * np.sqrt(values)[:, None, :]
+    return root
+
+
+def _rank_contract(matrix: Array, rank: int, choices: Choices, gram: Array | None) -> Factors:
     identity = np.array([[int(i == j) for j in range(matrix.shape[1])] for i in range(matrix.shape[1])], dtype=object)
     if rank >= min(matrix.shape):
         return Factors(matrix, identity)
     if not isinstance(choices, SymbolicChoices):
         raise NotExactError("a truncated SVD is symbolic only as a contract for the prover")
     closest = each(lambda _: choices.real(), matrix)
-    choices.assume(Equal(Sum(((matrix - closest) * closest).ravel()), 0))  # a projection of the matrix
-    choices.assume(squared_error(matrix - closest, None) <= squared_error(matrix, None))
+    for metric in (None,) if gram is None else (None, gram):  # a projection of the matrix, from the left
+        rest = matrix - closest
+        choices.assume(Equal(Sum(((rest if metric is None else rest @ metric) * closest).ravel()), 0))
+        choices.assume(squared_error(rest, metric) <= squared_error(matrix, metric))
     return Factors(closest, identity)
 
 
@@ -330,9 +387,35 @@ def _project(matrix: Array, rank: int) -> Array:
     exact = each(Fraction, matrix)
     if len(_reduce(exact.tolist())[1]) <= rank:
         return exact
-    unit = lcm(*(x.denominator for x in exact.ravel()))
-    whole = each(lambda x: x * unit, exact)
-    square = whole @ whole.T  # of integers, so its rational eigenvalues are integers
+    whole = _whole(exact)
+    return _leading_part(exact, whole @ whole.T, rank)
+
+
+def _project_outputs(matrix: Array, rank: int, gram: Array) -> Array:
+    """U U^T M for the leading eigenvectors U of M G M^T of eigenvalues above 0, exactly."""
+    exact = each(Fraction, matrix)
+    if rank >= min(matrix.shape):
+        return exact
+    whole = _whole(exact)
+    square = whole @ _whole(each(Fraction, gram)) @ whole.T
+    pivots = _reduce(square.tolist())[1]
+    if len(pivots) <= rank:
+        closest: Array = _span_projector(square[:, pivots].T.tolist()) @ exact if pivots else exact * 0
+        return closest
+    return _leading_part(exact, square, rank)
+
+
+def _whole(matrix: Array) -> Array:
+    """The matrix times the least common multiple of its denominators."""
+    unit = lcm(*(x.denominator for x in matrix.ravel()))
+    return each(lambda x: x * unit, matrix)
+
+
+def _leading_part(exact: Array, square: Array, rank: int) -> Array:
+    """The matrix projected on the ``rank`` leading eigenvectors of ``square``, integers of higher rank (out x out).
+
+    Rational eigenvalues of integers are integers.
+    """
     values = np.linalg.eigvalsh(square.astype(float))[::-1]
     if values[rank - 1] - values[rank] > 1e-9 * values[0]:  # far above the error of eigvalsh
         leading = _eigenspace(square, values[:rank])

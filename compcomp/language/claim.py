@@ -96,6 +96,11 @@ class Claim:
         """Whether a technique of the claim changes the layer's inputs."""
         return any(sequence.changes_inputs for sequence in self.sequences)
 
+    @property
+    def changes_basis(self) -> bool:
+        """Whether a technique of the claim changes the basis of the layer's inputs."""
+        return any(sequence.changes_basis for sequence in self.sequences)
+
     def assumes(self, fact: str) -> bool:
         """Whether a condition of the claim lets a rule take this fact (:data:`compcomp.language.conditions.FACTS`).
 

@@ -16,7 +16,7 @@ import numpy as np
 from compcomp.errors import InputError
 from compcomp.language.layer import LayerState
 from compcomp.language.parameters import number
-from compcomp.language.steps import GridMap, RangeMap, Selection, Step
+from compcomp.language.steps import RangeMap, ScaledMap, Selection, Step
 from compcomp.terms import Abs, And, Array, Batch, Equal, If, Or, Sum, Term, reading
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ LARGEST_BOX = 4096
 
 @dataclass(frozen=True)
 class Moment:
-    """One step in a run: the states around it, and the steps of its sequence that come later."""
+    """One step in a run: the states around it as it sees them, and the steps of its sequence that come later."""
 
     step: Step
     before: LayerState
@@ -52,7 +52,7 @@ def moments(claim: Claim, run: Run, number: int) -> list[Moment]:
     for k, own in enumerate(steps):
         if own:
             later = tuple(step for following in steps[k + 1 :] for step in following)
-            found.append(Moment(own[0], run[k], run[k + 1], later))
+            found.append(Moment(own[0], run[k].working(), run[k + 1].working(), later))
     return found
 
 
@@ -125,7 +125,7 @@ class NoTies(Condition):
 @dataclass(frozen=True)
 class LargestKept(Condition):
     """``largest_kept``: for every selection and every later map of the same sequence that is scaled by a largest
-    measure (a GridMap), in each group of the map, the largest measure is the same before and after the selection, or
+    measure (a ScaledMap), in each group of the map, the largest measure is the same before and after the selection, or
     is 0 after it (the group is emptied).
 
     So the map's scale is the one that the selection found, or all values of the group are 0 for any scale.
@@ -137,7 +137,7 @@ class LargestKept(Condition):
 
     def concerns(self, claim: Claim) -> bool:
         return any(
-            isinstance(step, Selection) and any(isinstance(s, GridMap) for s in steps[k + 1 :])
+            isinstance(step, Selection) and any(isinstance(s, ScaledMap) for s in steps[k + 1 :])
             for steps in _sequences(claim)
             for k, step in enumerate(steps)
         )
@@ -147,8 +147,8 @@ class LargestKept(Condition):
         for moment in _all_moments(claim, runs):
             if not isinstance(moment.step, Selection):
                 continue
-            for later in dict.fromkeys((s.partition, s.measure) for s in moment.later if isinstance(s, GridMap)):
-                step = next(s for s in moment.later if isinstance(s, GridMap) and (s.partition, s.measure) == later)
+            for later in dict.fromkeys((s.partition, s.measure) for s in moment.later if isinstance(s, ScaledMap)):
+                step = next(s for s in moment.later if isinstance(s, ScaledMap) and (s.partition, s.measure) == later)
                 for group in step.partition.groups(moment.before.weight.shape):
                     before, after = (_context(step, s.weight, group) for s in (moment.before, moment.after))
                     found.append(Or(_same(after, before, tolerance), _same(after, 0, 0)))
@@ -165,13 +165,13 @@ class ScaleUnchanged(Condition):
     says: ClassVar[str] = "every map finds the scale of the dense group"
 
     def concerns(self, claim: Claim) -> bool:
-        return any(isinstance(step, GridMap | RangeMap) for steps in _sequences(claim) for step in steps[1:])
+        return any(isinstance(step, ScaledMap | RangeMap) for steps in _sequences(claim) for step in steps[1:])
 
     def holds(self, claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
         found = []
         for moment in _all_moments(claim, runs):
             step, layer = moment.step, moment.before
-            if isinstance(step, GridMap | RangeMap):
+            if isinstance(step, ScaledMap | RangeMap):
                 for group in step.partition.groups(layer.weight.shape):
                     now, dense = (_shared(step, weight, group) for weight in (layer.weight, layer.reference))
                     found += [_same(one, other, tolerance) for one, other in zip(now, dense, strict=True)]
@@ -408,12 +408,12 @@ def _all_moments(claim: Claim, runs: Sequence[Run]) -> list[Moment]:
     return [moment for k, run in enumerate(runs) for moment in moments(claim, run, k)]
 
 
-def _context(step: GridMap, weight: Array, group: list[tuple[int, int]]) -> Term:
+def _context(step: ScaledMap, weight: Array, group: list[tuple[int, int]]) -> Term:
     return step.context([weight[index] for index in group])
 
 
-def _shared(step: GridMap | RangeMap, weight: Array, group: list[tuple[int, int]]) -> tuple[Term, ...]:
-    if isinstance(step, GridMap):
+def _shared(step: ScaledMap | RangeMap, weight: Array, group: list[tuple[int, int]]) -> tuple[Term, ...]:
+    if isinstance(step, ScaledMap):
         return (_context(step, weight, group),)
     return step.bounds([weight[index] for index in group])
 

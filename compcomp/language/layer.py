@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
+
 from compcomp.errors import InputError
-from compcomp.terms import Choices, Max, Sum, Term, nearest
+from compcomp.language.basis import Part, Rotation, Transform, composed
+from compcomp.terms import Abs, Choices, Div, Max, Sum, Term, each, nearest, nearest_code
 
 Array = Any
 """A numpy object array of terms for encodings, a torch tensor for kernels."""
@@ -19,6 +23,8 @@ class Grid:
     With an offset, the least of them: ``offset + k * step``, ``0 <= k <= levels``. ``step``, ``offset``: shape of the
     weight (those of each weight's group). ``scales``: how many different groups, that is scales to store. ``zero``:
     whether 0 is a value in every group, whatever the weights were; if so ``-offset`` is one of ``k * step``.
+    ``codes``: the values are instead ``step * c`` for c in these numbers (ascending, no offset), of which ``levels`` is
+    the last place. ``scale_bits``: of one scale where it is stored; ``shared_bits``: of all that scales share.
     """
 
     step: Array
@@ -26,9 +32,14 @@ class Grid:
     scales: int
     offset: Array | None = None
     zero: bool = True
+    codes: tuple[Fraction, ...] | None = None
+    scale_bits: int = 16
+    shared_bits: int = 0
 
     def nearest(self, x: Term, index: tuple[int, int], choices: Choices) -> Term:
-        """The value nearest to a number, for the weight at this index; midpoints to the even k."""
+        """The value nearest to a number, for the weight at this index; midpoints to the even k, or as codes have it."""
+        if self.codes is not None:
+            return nearest_code(x, self.step[index], self.codes, "half_even", choices)
         if self.offset is None:
             return nearest(x, self.step[index], self.levels, "half_even", choices)
         offset = self.offset[index]
@@ -37,10 +48,16 @@ class Grid:
 
 @dataclass(frozen=True)
 class Factors:
-    """A low-rank term kept beside the weight: ``left`` (out x rank) times ``right`` (rank x in)."""
+    """A low-rank term kept beside the weight: ``left`` (out x rank) times ``right`` (rank x in).
+
+    ``left_grid``, ``right_grid``: the grids that their entries lie on, of the shape of each; None where unquantized.
+    They say how the factors are stored; techniques see the product alone.
+    """
 
     left: Array
     right: Array
+    left_grid: Grid | None = None
+    right_grid: Grid | None = None
 
     @property
     def rank(self) -> int:
@@ -61,9 +78,11 @@ class Format:
 
     ``mask``: shape of the weight, true where a weight is kept, None when dense. ``grid``: the quantizer's
     grid, None when unquantized. ``factors``: a low-rank term beside the weight. ``rank``: the rank the
-    weight itself is known to have at most, None when it has none to keep. ``pattern``: N:M patterns that pruning
-    gave the mask, as (n, m), one for each m: at most n of every m consecutive weights of a row are kept. ``cut``: rows
-    and columns that were removed whole; the mask drops their weights too.
+    weight itself is known to have at most, None when it has none to keep; 0 where all is in the factors. ``pattern``:
+    N:M patterns that pruning gave the mask, as (n, m), one for each m: at most n of every m consecutive weights of a
+    row are kept. ``cut``: rows and columns that were removed whole; the mask drops their weights too. ``transform``:
+    the change of basis T of the inputs, None where there is none: all else in a format, as the weight itself, is about
+    the inputs T x.
     """
 
     mask: Array | None = None
@@ -72,6 +91,7 @@ class Format:
     rank: int | None = None
     pattern: tuple[tuple[int, int], ...] | None = None
     cut: Cut | None = None
+    transform: Transform | None = None
 
     def get(self, invariant: str) -> Any:
         """What an invariant of :data:`INVARIANTS` speaks of; None where nothing set it up."""
@@ -82,6 +102,16 @@ class Format:
         known = {m: n for n, m in self.pattern or ()}
         known[size] = min(kept, known.get(size, kept))
         return tuple((known[m], m) for m in sorted(known))
+
+
+def beside_mask(form: Format) -> list[Any]:
+    """All that a format holds but mask, pattern and rank: what a technique leaves alone that only drops weights."""
+    grid, factors, cut = form.grid, form.factors, form.cut
+    return [
+        *((None, None, None, None) if grid is None else (grid.step, grid.offset, grid.levels, grid.zero)),
+        *((None, None) if factors is None else (factors.left, factors.right)),
+        *((None, None) if cut is None else (cut.rows, cut.columns)),
+    ]
 
 
 INVARIANTS = {"mask": "mask", "n:m": "pattern", "grid": "grid", "rank": "rank", "shape": "cut"}
@@ -95,6 +125,14 @@ weight and in the low-rank term.
 
 
 @dataclass(frozen=True)
+class Magnitudes:
+    """Of each input feature over the calibration tokens, the largest and the mean magnitude: ``in`` each."""
+
+    largest: Array
+    mean: Array
+
+
+@dataclass(frozen=True)
 class LayerState:
     """One linear layer: numpy object arrays of terms for encodings, torch tensors for kernels.
 
@@ -102,6 +140,10 @@ class LayerState:
     transpose, None where a claim speaks of weights alone. ``inputs``: in x tokens, or None when only the
     Gram matrix is known. The layer computes ``effective() @ inputs``. Where a technique has changed the inputs,
     ``inputs`` and ``gram`` are the changed ones and ``reference_inputs`` the dense ones (in x tokens), else None.
+    ``magnitudes``: of the inputs, where only they and the Gram matrix are known.
+
+    Where the format holds a transform T, ``weight`` and format speak of the inputs T x, so that the layer computes
+    ``weight @ (T @ inputs)``. Reference, inputs and what is known of them stay in the dense layer's coordinates.
     """
 
     weight: Array
@@ -111,6 +153,7 @@ class LayerState:
     format: Format = field(default_factory=Format)
     choices: Choices = field(default_factory=Choices, compare=False)
     reference_inputs: Array | None = None
+    magnitudes: Magnitudes | None = None
 
     @classmethod
     def dense(cls, weight: Any, inputs: Any = None, gram: Any = None, choices: Choices | None = None) -> LayerState:
@@ -120,9 +163,79 @@ class LayerState:
         return cls(weight, weight, gram, inputs, Format(), choices or Choices())
 
     def effective(self) -> Array:
-        """The weight the layer computes with: ``weight`` plus the low-rank term, out x in."""
-        factors = self.format.factors
-        return self.weight if factors is None else self.weight + factors.left @ factors.right
+        """The weight the layer computes with: ``weight`` plus the low-rank term, times any transform, out x in."""
+        factors, transform = self.format.factors, self.format.transform
+        weight = self.weight if factors is None else self.weight + factors.left @ factors.right
+        return weight if transform is None else transform.weights_back(weight)
+
+    def working(self) -> LayerState:
+        """The layer in the coordinates of its weight, without its transform: what techniques see."""
+        transform = self.format.transform
+        if transform is None:
+            return self
+        known = self.magnitudes
+        if known is not None:
+            rotated = any(isinstance(part, Rotation) for part in transform.parts)
+            of = (known.largest, known.mean)
+            known = None if rotated else Magnitudes(*(transform.inputs(x[:, None])[:, 0] for x in of))
+        return replace(
+            self,
+            reference=transform.weights(self.reference),
+            gram=None if self.gram is None else transform.gram(self.gram),
+            inputs=None if self.inputs is None else transform.inputs(self.inputs),
+            reference_inputs=None if self.reference_inputs is None else transform.inputs(self.reference_inputs),
+            magnitudes=known,
+            format=replace(self.format, transform=None),
+        )
+
+    def taken_back(self, view: LayerState, result: LayerState) -> LayerState:
+        """What a technique made of ``view``, this state's :meth:`working` one, with this state's transform in it.
+
+        What it left alone is as it was here; inputs that it changed come back to these coordinates.
+        """
+        transform = self.format.transform
+        if transform is None:
+            return result
+        names = ("reference", "gram", "inputs", "reference_inputs", "magnitudes")
+        known = {id(getattr(view, name)): getattr(self, name) for name in names}
+        back: dict[str, Any] = {
+            "reference": transform.weights_back,
+            "gram": transform.gram_back,
+            "inputs": transform.inputs_back,
+            "reference_inputs": transform.inputs_back,
+        }
+
+        def original(name: str) -> Any:
+            now = getattr(result, name)
+            if now is None or id(now) in known:
+                return None if now is None else known[id(now)]
+            return back[name](now) if name in back else None
+
+        form = replace(result.format, transform=composed(transform, result.format.transform))
+        return replace(result, format=form, **{name: original(name) for name in names})
+
+    def rebased(self, part: Part) -> LayerState:
+        """The same layer for inputs that this part of a transform has changed: it computes what it did.
+
+        A scaling scales factors and grid as well, which then has one scale more for each input feature; mask, rank and
+        what was removed stay. A rotation mixes columns: mask, pattern, grid and removed columns are gone.
+        """
+        form = self.format
+        grid, mask, pattern, cut = form.grid, form.mask, form.pattern, form.cut
+        if isinstance(part, Rotation):
+            grid = mask = pattern = None
+            if cut is not None:
+                terms, rows, columns = isinstance(cut.rows, np.ndarray), cut.rows[:, None], cut.columns
+                mask = np.repeat(rows, len(columns), axis=1) if terms else rows.expand(-1, len(columns)).clone()
+                cut = Cut(cut.rows, each(lambda _: True, columns) if terms else columns.new_ones(len(columns)))
+        elif grid is not None:
+            offset = None if grid.offset is None else part.weights(grid.offset)
+            count = grid.scales + int(self.weight.shape[1])
+            grid = replace(grid, step=part.weights(grid.step), offset=offset, scales=count)
+        factors = form.factors and Factors(form.factors.left, part.weights(form.factors.right))
+        transform = composed(form.transform, Transform((part,)))
+        form = replace(form, mask=mask, grid=grid, factors=factors, pattern=pattern, cut=cut, transform=transform)
+        return replace(self, weight=part.weights(self.weight), format=form)
 
     def with_inputs(self, inputs: Array, gram: Array | None = None) -> LayerState:
         """The state with other inputs (in x tokens) in place of those it has, and their Gram matrix if it has one."""
@@ -138,3 +251,19 @@ class LayerState:
         if self.inputs is not None:
             return [Sum(x * x for x in row) for row in self.inputs]
         raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", "layer")
+
+    def input_magnitudes(self) -> Magnitudes:
+        """The magnitudes of the current inputs, on terms; InputError where they are not known."""
+        if self.inputs is not None:
+            tokens = int(self.inputs.shape[1])
+            largest, mean = (np.empty(len(self.inputs), dtype=object) for _ in range(2))
+            for j, row in enumerate(self.inputs):
+                sizes = [Abs(x) for x in row]
+                largest[j], mean[j] = Max(sizes), Div(Sum(sizes), tokens)
+            return Magnitudes(largest, mean)
+        if self.magnitudes is None:
+            raise InputError("no inputs", NEEDS_INPUTS, "layer")
+        return self.magnitudes
+
+
+NEEDS_INPUTS = "a layer with calibration inputs or their magnitudes, which a rotation takes from a model's layer"

@@ -20,7 +20,8 @@ class Loss:
     weights interact. ``needs_inputs``: it depends on the calibration inputs. ``weighted``: the part of one
     weight where weights interact only through a Gram matrix, that is diagonal, and no technique changes the
     inputs: from the weight's reference, its value and the squared norm of its input feature. ``distance``: each part
-    grows with |reference - value|, and is 0 where they are equal.
+    grows with |reference - value|, and is 0 where they are equal. ``any_basis``: it is the same in every basis of the
+    inputs: of the layer as a technique sees it, and of the layer as it is.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Loss:
     needs_inputs: bool = False
     weighted: Callable[[Term, Term, Term], Term] | None = None
     distance: bool = False
+    any_basis: bool = False
 
     def part(self, *, diagonal: bool) -> Callable[[Term, Term, Term], Term] | None:
         """The loss of one weight from reference, value and squared norm of its input feature; None when there is none.
@@ -80,7 +82,7 @@ LOSSES = {
         Loss("weight_l2", "sum (w - w')^2", 2, _power(2), distance=True),
         Loss("weight_l3", "sum |w - w'|^3", 3, _power(3), distance=True),
         Loss("weight_l4", "sum (w - w')^4", 4, _power(4), distance=True),
-        Loss("output_l2", "|W X - W' X'|_F^2", 2, None, needs_inputs=True, weighted=_weighted),
+        Loss("output_l2", "|W X - W' X'|_F^2", 2, None, needs_inputs=True, weighted=_weighted, any_basis=True),
     )
 }
 

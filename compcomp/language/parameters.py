@@ -65,6 +65,14 @@ def sparsity(given: Any, where: str) -> Fraction | Unknown:
     return value
 
 
+def share(given: Any, where: str) -> Fraction:
+    """A share of weights, rows or columns to drop: a number 0 <= s < 1, not Any."""
+    value = sparsity(given, where)
+    if isinstance(value, Unknown):
+        raise InputError("Any", "a number in [0, 1) such as 1/2 or 0.5", where)
+    return value
+
+
 def whole(given: Any, low: int, high: int, where: str) -> int:
     """A whole number in a range."""
     if type(given) is not int or not low <= given <= high:
@@ -84,6 +92,20 @@ def one_of(given: Any, allowed: Sequence[str], where: str) -> str:
     return str(given)
 
 
+SCALES_PER = ("tensor", "channel")
+
+
+def grid_partition(group: Any, per: Any, where: str) -> Partition:
+    """The weights that share a scale: ``group`` consecutive ones of a row or, without a group, tensor or output row."""
+    one_of(per, SCALES_PER, f"{where}.per")
+    if group is None:
+        return Partition.tensor() if per == "tensor" else Partition.rows()
+    whole(group, 1, 2**20, f"{where}.group")
+    if per != "tensor":
+        raise InputError(f"group={group} with per={shown(per)}", "one of the two", where)
+    return Partition.blocks(group)
+
+
 def selection_partition(pattern: Any, per: str, share: Fraction | Unknown, where: str) -> Partition:
     """The groups of an unstructured or N:M selection; N:M keeps N of every M consecutive weights of a row."""
     allowed = "'unstructured' or 'n:m' with 0 < n <= m <= 256, such as '2:4'"
@@ -96,3 +118,19 @@ def selection_partition(pattern: Any, per: str, share: Fraction | Unknown, where
     if share != 1 - Fraction(kept, size):
         raise InputError(f"sparsity={share} with pattern={pattern!r}", f"sparsity={1 - Fraction(kept, size)}", where)
     return Partition.blocks(size)
+
+
+def damping(given: Any, where: str) -> Fraction:
+    """What is added to the diagonal of a Gram matrix, as a share of the diagonal's mean: more than 0."""
+    allowed = "a number above 0 such as 1/100 or 0.01"
+    value = number(given, where, allowed)
+    if value <= 0:
+        raise InputError(shown(given), allowed, where)
+    return value
+
+
+def known(given: Any, where: str) -> Any:
+    """The value of a parameter that a layer needs known; InputError where it is Any."""
+    if isinstance(given, Unknown):
+        raise InputError(f"{where}=Any", "a number where a layer is compressed", where)
+    return given

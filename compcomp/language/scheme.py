@@ -20,11 +20,12 @@ LONGEST = 200
 class Scheme:
     """What a compressed layer has to be. Every word of its text asks for one thing.
 
-    ``W4``: the layer ends with a grid of at most 2^4 values a group, and every weight is one of its group. ``A8``: the
-    inputs of every token are k s for whole numbers k among 2^8 neighbours, 0 one of them, and a step s of the token's
-    own. ``W16`` and ``A16`` ask for nothing. ``2:4``: of every 4 consecutive weights of a row at most 2 are not zero.
-    ``50%``: at least int(n / 2) of the layer's n weights are zero; ``50%/row``: of every row's n. ``r8``: the weight
-    has at most rank 8. ``+r8``: beside the weight is a low-rank term of at most rank 8; without this word, none.
+    ``W4``: the layer ends with a grid of at most 2^4 values a group, and every weight is one of its group. ``A8``:
+    the inputs of every token, in the basis of the weight, are k s for whole numbers k among 2^8 neighbours, 0 one
+    of them, and a step s of the token's own. ``W16`` and ``A16`` ask for nothing. ``2:4``: of every 4 consecutive
+    weights of a row at most 2 are not zero. ``50%``: at least int(n / 2) of the layer's n weights are zero;
+    ``50%/row``: of every row's n. ``r8``: the weight has at most rank 8. ``+r8``: beside the weight is a low-rank
+    term of at most rank 8; without this word, none.
     """
 
     weights: int = DENSE
@@ -69,13 +70,15 @@ class Scheme:
     def partitions(self) -> tuple[Partition, ...]:
         """The groups of weights that it speaks of together."""
         found = [] if self.pattern is None else [Partition.blocks(self.pattern[1])]
-        return (*found, *([self.share_of] if self.sparsity else []))
+        whole = [] if self.rank is None else [Partition.tensor()]
+        return (*found, *([self.share_of] if self.sparsity else []), *whole)
 
-    def bits(self, shape: tuple[int, int], scales: int = 0, positions: str = "index") -> int:
+    def bits(self, shape: tuple[int, int], scales: int = 0, positions: str = "index", scalings: int = 0) -> int:
         """Bits in which every layer of this shape (out, in) that fits can be stored, at the most.
 
         scales: how many groups its grid has, with at most two numbers of 16 bits each. Of the ways to say which weights
-        are not zero (none, one bit a weight, by N:M groups) the shortest. The inputs are not part of a layer.
+        are not zero (none, one bit a weight, by N:M groups) the shortest. The inputs are not part of a layer; scalings:
+        how many scalings of them are, with a number of 16 bits for each feature.
         """
         rows, columns = shape
         count = rows * columns
@@ -89,7 +92,8 @@ class Scheme:
         if self.rank is not None:
             ways.append(DENSE * self.rank * (rows + columns))
         shared = 2 * DENSE * scales if self.weights < DENSE else 0
-        return min(min(ways) + shared, DENSE * count) + DENSE * self.beside * (rows + columns)
+        beside = DENSE * (self.beside * (rows + columns) + scalings * columns)
+        return min(min(ways) + shared, DENSE * count) + beside
 
     def __str__(self) -> str:
         words = []

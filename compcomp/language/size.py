@@ -1,7 +1,8 @@
 """What a format costs in bits, against 16 bits a weight: for one layer, or as a function of its shape.
 
-Conventions. A dense weight, a scale, an offset without a zero point and an entry of a factor take :data:`DENSE` bits.
-A value of a grid takes the bits that tell its values apart. Which weights are left is stored as one bit a weight (a
+Conventions. A dense weight, an offset without a zero point, an entry of a factor without a grid and the scaling of an
+input feature take :data:`DENSE` bits, a scale as many as its grid says. A value of a grid takes the bits that tell its
+values apart. Which weights are left is stored as one bit a weight (a
 bitmap) or, where an N:M pattern is known, by groups (:data:`POSITIONS`). Removed rows and columns take nothing. Of
 several ways to store a layer the smallest counts. Kernels that must align, pad or index more take more.
 """
@@ -24,7 +25,7 @@ from compcomp.language.technique import Sequence, Technique, as_sequence, unknow
 from compcomp.terms import Array, Batch, BatchChoices, each
 
 DENSE = 16
-"""Bits of a dense weight, of a scale, and of an entry of a factor."""
+"""Bits of a dense weight, of an offset, of most scales, and of an entry of a factor."""
 
 POSITIONS = ("index", "combination")
 """How an N:M pattern is stored: for each of the N kept values its place among the M, ceil(log2 M) bits, as the 2:4
@@ -41,8 +42,8 @@ def dense_bits(shape: tuple[Bits, Bits]) -> Bits:
 
 
 def values_of(grid: Grid) -> int:
-    """How many values a group of the grid has: 2L + 1, or L + 1 with an offset."""
-    return grid.levels + 1 if grid.offset is not None else 2 * grid.levels + 1
+    """How many values a group of the grid has: 2L + 1, or L + 1 with an offset or codes."""
+    return grid.levels + 1 if grid.offset is not None or grid.codes is not None else 2 * grid.levels + 1
 
 
 def value_bits(grid: Grid | None) -> int:
@@ -57,7 +58,7 @@ def group_bits(grid: Grid | None) -> int:
     """
     if grid is None:
         return 0
-    return DENSE + (0 if grid.offset is None else value_bits(grid) if grid.zero else DENSE)
+    return grid.scale_bits + (0 if grid.offset is None else value_bits(grid) if grid.zero else DENSE)
 
 
 def position_bits(kept: int, size: int, positions: str = "index") -> int:
@@ -69,21 +70,28 @@ def position_bits(kept: int, size: int, positions: str = "index") -> int:
 
 @dataclass(frozen=True)
 class Entries:
-    """Numbers to store: how many, the bits of each, and of what groups of them share."""
+    """Numbers to store: how many, the bits of each, of what each group of them shares, and of what all groups do."""
 
     count: Bits
     bits: int
     shared: int = 0
     groups: Bits = 0
+    once: int = 0
+
+    @property
+    def scales(self) -> Bits:
+        return self.shared * self.groups + self.once
 
     @property
     def total(self) -> Bits:
-        return self.count * self.bits + self.shared * self.groups
+        return self.count * self.bits + self.scales
 
     @classmethod
     def on(cls, grid: Grid | None, count: Bits, groups: Bits) -> Entries:
         """So many numbers of a grid in so many groups; dense ones without a grid."""
-        return cls(count, value_bits(grid), group_bits(grid), 0 if grid is None else groups)
+        if grid is None:
+            return cls(count, DENSE)
+        return cls(count, value_bits(grid), group_bits(grid), groups, grid.shared_bits)
 
 
 @dataclass(frozen=True)
@@ -91,8 +99,8 @@ class Size:
     """The bits of one layer by what they are for, as numbers or as sympy expressions in m and n (out, in).
 
     ``values``: those of the weight. ``positions``: which of them are stored. ``scales``: scales and offsets.
-    ``factors``: the low-rank term beside the weight. ``shape``: of the dense weight. ``left``: weights that pruning has
-    left. ``width``: bits of each.
+    ``factors``: the low-rank term beside the weight, with its scales. ``basis``: scalings of input features.
+    ``shape``: of the dense weight. ``left``: weights that pruning has left. ``width``: bits of each.
     """
 
     shape: tuple[Bits, Bits]
@@ -100,13 +108,14 @@ class Size:
     positions: Bits
     scales: Bits
     factors: Bits
+    basis: Bits
     left: Bits
     width: int
 
     @property
     def bits(self) -> Bits:
         """All of them."""
-        return self.values + self.positions + self.scales + self.factors
+        return self.values + self.positions + self.scales + self.factors + self.basis
 
     @property
     def rate(self) -> Bits:
@@ -143,7 +152,10 @@ def theoretical_rate(bits: int, sparsity: Fraction | float) -> float:
 
 @dataclass(frozen=True)
 class _Counts:
-    """What of a format its size depends on, as numbers. ``kept``: weights that the mask keeps, None without one."""
+    """What of a format its size depends on, as numbers. ``kept``: weights that the mask keeps, None without one.
+
+    ``left``, ``right``: entries of factors. ``scalings``: numbers that scale an input feature.
+    """
 
     rows: Bits
     columns: Bits
@@ -151,6 +163,9 @@ class _Counts:
     groups: Bits
     left: Bits
     right: Bits
+    left_groups: Bits
+    right_groups: Bits
+    scalings: Bits
 
 
 def layer_size(form: Format, shape: tuple[int, int], positions: str = "index") -> Size:
@@ -167,13 +182,19 @@ def layer_size(form: Format, shape: tuple[int, int], positions: str = "index") -
 
 def _counted(form: Format, shape: tuple[int, int]) -> _Counts:
     rows, columns = _sides(form.cut, shape)
+    scalings = 0 if form.transform is None else form.transform.scalings
+    grids = (None, None) if form.factors is None else (form.factors.left_grid, form.factors.right_grid)
+    left_groups, right_groups = (0 if grid is None else grid.scales for grid in grids)
     return _Counts(
         rows=rows,
         columns=columns,
         kept=None if form.mask is None else _kept(form.mask, form.cut),
-        groups=0 if form.grid is None else _groups(form.grid, form.cut, shape),
+        groups=0 if form.grid is None else _groups(form.grid, form.cut if not scalings else None, shape),
         left=0 if form.factors is None else rows * form.factors.rank,
         right=0 if form.factors is None else columns * form.factors.rank,
+        left_groups=left_groups,
+        right_groups=right_groups,
+        scalings=scalings * shape[1],
     )
 
 
@@ -191,7 +212,8 @@ def _kept(mask: Any, cut: Cut | None) -> int:
 def _groups(grid: Grid, cut: Cut | None, shape: tuple[int, int]) -> int:
     """How many scales are stored: of groups that lie in rows, those of the rows that are left.
 
-    The scale of a group of which columns were removed is stored, even where these were all of it.
+    The scale of a group of which columns were removed is stored, even where these were all of it. Where input features
+    are scaled some scales may be those of columns, and all are counted.
     """
     rows = shape[0] if cut is None else int(cut.rows.sum())
     inside = grid.scales > 1 and grid.scales % shape[0] == 0
@@ -202,7 +224,10 @@ def _factor_entries(factors: Factors | None, counts: _Counts) -> list[Entries]:
     """Both factors: one place for the grid of each."""
     if factors is None:
         return []
-    return [Entries.on(None, counts.left, 0), Entries.on(None, counts.right, 0)]
+    return [
+        Entries.on(factors.left_grid, counts.left, counts.left_groups),
+        Entries.on(factors.right_grid, counts.right, counts.right_groups),
+    ]
 
 
 def _size(form: Format, counts: _Counts, shape: tuple[Bits, Bits], positions: str) -> Size:
@@ -224,7 +249,7 @@ def _size(form: Format, counts: _Counts, shape: tuple[Bits, Bits], positions: st
         ways.append(((counts.rows + counts.columns) * form.rank, 0))
     stored, where = _least(ways, width, shape)
     left = count if counts.kept is None else counts.kept
-    return Size(shape, stored * width, where, weight.shared * weight.groups, factors, left, width)
+    return Size(shape, stored * width, where, weight.scales, factors, DENSE * counts.scalings, left, width)
 
 
 def _least(ways: list[tuple[Bits, Bits]], width: int, shape: tuple[Bits, Bits]) -> tuple[Bits, Bits]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,24 @@ import numpy as np
 from compcomp.errors import InputError
 from compcomp.language.parameters import Unknown
 from compcomp.language.partition import Partition
-from compcomp.terms import And, Choices, Div, If, Max, Min, Not, Term, each, nearest, smallest
+from compcomp.terms import (
+    And,
+    Choices,
+    Div,
+    If,
+    Max,
+    Min,
+    Not,
+    Term,
+    each,
+    nearest,
+    nearest_code,
+    power_of_two,
+    smallest,
+)
 
 if TYPE_CHECKING:
-    from compcomp.language.layer import Format, LayerState
+    from compcomp.language.layer import Format, Grid, LayerState
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,8 @@ class Selection:
     """Set to zero the ``int(n * share)`` weights of least score in every group of n.
 
     ``score`` maps an :class:`Element` to a number. ``share`` is in [0, 1). ``ties`` is one of
-    :data:`compcomp.terms.TIES`.
+    :data:`compcomp.terms.TIES`. ``of_layer``: the scores (out x in) of a layer state, where they are not numbers of
+    single weights, see :meth:`by_layer`.
     """
 
     score: Callable[[Element], Term]
@@ -44,6 +59,24 @@ class Selection:
     share: Fraction | Unknown
     ties: str
     needs_inputs: bool = False
+    of_layer: Callable[[LayerState], Any] | None = None
+
+    @classmethod
+    def by_layer(
+        cls,
+        of_layer: Callable[[LayerState], Any],
+        partition: Partition,
+        share: Fraction | Unknown,
+        ties: str,
+        needs_inputs: bool = False,
+    ) -> Selection:
+        """A selection whose scores may depend on all of the layer: rules take them for any numbers."""
+        return cls(_no_score, partition, share, ties, needs_inputs, of_layer)
+
+    @property
+    def sees(self) -> Partition:
+        """The groups of which each is selected from without a look at the others."""
+        return self.partition if self.of_layer is None else Partition.tensor()
 
     def count(self, size: int) -> int:
         """How many weights of a group of this size go."""
@@ -53,6 +86,9 @@ class Selection:
 
     def scores(self, layer: LayerState) -> list[list[Term]]:
         """The scores of each group, in the order of ``partition.groups``."""
+        if self.of_layer is not None:
+            scores = self.of_layer(layer)
+            return [[scores[index] for index in group] for group in self.partition.groups(layer.weight.shape)]
         norms = layer.input_norms2() if self.needs_inputs else [None] * layer.weight.shape[1]
         return [
             [self.score(Element(layer.weight[i, j], norms[j], layer.reference[i, j])) for i, j in group]
@@ -80,6 +116,10 @@ class Selection:
         return replace(before, mask=mask, rank=None, pattern=pattern)
 
 
+def _no_score(element: Element) -> Term:
+    raise TypeError("a score of the whole layer is no score of one weight")
+
+
 def at_most(share: Fraction | Unknown, other: Fraction | Unknown) -> bool:
     """Whether a share is known to be no larger than another: all that are Any in a claim are the same."""
     if isinstance(share, Unknown) or isinstance(other, Unknown):
@@ -87,12 +127,71 @@ def at_most(share: Fraction | Unknown, other: Fraction | Unknown) -> bool:
     return share <= other
 
 
+class ScaledMap:
+    """Round every weight to a value of a grid that scales with the largest ``measure(weight)`` in its group.
+
+    That largest measure is the group's *context*, a number >= 0. The grid is ``step`` times fixed numbers, and the step
+    follows from the context alone. A group whose context is 0 becomes zero. ``homogeneous``: the step scales along with
+    the context, for every factor > 0.
+    """
+
+    measure: Callable[[Term], Term]
+    rounding: str
+    partition: Partition
+
+    @property
+    def sees(self) -> Partition:
+        """The groups of which each is rounded without a look at the others."""
+        return self.partition
+
+    @property
+    def homogeneous(self) -> bool:
+        raise NotImplementedError
+
+    @property
+    def numbers(self) -> Hashable:
+        """What tells the grids of two maps of one measure and partition apart, where both find the same context."""
+        raise NotImplementedError
+
+    def step(self, context: Term, choices: Choices) -> Term:
+        """The unit of the grid."""
+        raise NotImplementedError
+
+    def rounded(self, weight: Term, step: Term, choices: Choices) -> Term:
+        """The value of the grid of this step that is nearest to a weight."""
+        raise NotImplementedError
+
+    def grid(self, step: Any, scales: int) -> Grid:
+        """The grid, from the step at each weight and the number of groups."""
+        raise NotImplementedError
+
+    def value(self, weight: Term, context: Term, choices: Choices) -> Term:
+        """The value nearest to a weight of a group of this context."""
+        return self.rounded(weight, self.step(context, choices), choices)
+
+    def context(self, weights: Iterable[Term]) -> Term:
+        """What the weights of a group share."""
+        return Max(map(self.measure, weights))
+
+    def apply(self, layer: LayerState) -> LayerState:
+        weight = np.empty(layer.weight.shape, dtype=object)
+        step = np.empty(layer.weight.shape, dtype=object)
+        groups = self.partition.groups(layer.weight.shape)
+        for group in groups:
+            context = layer.choices.context(self.context([layer.weight[index] for index in group]))
+            unit = self.step(context, layer.choices)
+            for index in group:
+                weight[index] = self.rounded(layer.weight[index], unit, layer.choices)
+                step[index] = unit
+        form = replace(layer.format, grid=self.grid(step, len(groups)), rank=None)
+        return replace(layer, weight=weight, format=form)
+
+
 @dataclass(frozen=True)
-class GridMap:
+class GridMap(ScaledMap):
     """Round every weight to the nearest of ``k * step``, ``|k| <= levels``, where its group shares the step.
 
-    The group's context is the largest ``measure(weight)`` in it; the step is context / levels. ``rounding`` is
-    one of :data:`compcomp.terms.ROUNDINGS`. A group whose context is 0 becomes zero.
+    The step is context / levels. ``rounding`` is one of :data:`compcomp.terms.ROUNDINGS`.
     """
 
     measure: Callable[[Term], Term]
@@ -100,13 +199,13 @@ class GridMap:
     rounding: str
     partition: Partition
 
-    def step(self, context: Term) -> Term:
-        """The distance of neighbouring grid values."""
-        return Div(context, self.known_levels)
+    @property
+    def homogeneous(self) -> bool:
+        return True
 
-    def value(self, weight: Term, context: Term, choices: Choices) -> Term:
-        """The grid value nearest to a weight."""
-        return nearest(weight, self.step(context), self.known_levels, self.rounding, choices)
+    @property
+    def numbers(self) -> Hashable:
+        return ("levels", self.levels)
 
     @property
     def known_levels(self) -> int:
@@ -115,23 +214,69 @@ class GridMap:
             raise InputError("bits=Any", "a number where a layer is quantized", "GridMap.levels")
         return self.levels
 
-    def context(self, weights: Iterable[Term]) -> Term:
-        """What the weights of a group share."""
-        return Max(map(self.measure, weights))
+    def step(self, context: Term, choices: Choices) -> Term:
+        return Div(context, self.known_levels)
 
-    def apply(self, layer: LayerState) -> LayerState:
+    def rounded(self, weight: Term, step: Term, choices: Choices) -> Term:
+        return nearest(weight, step, self.known_levels, self.rounding, choices)
+
+    def grid(self, step: Any, scales: int) -> Grid:
         from compcomp.language.layer import Grid
 
-        weight = np.empty(layer.weight.shape, dtype=object)
-        step = np.empty(layer.weight.shape, dtype=object)
-        groups = self.partition.groups(layer.weight.shape)
-        for group in groups:
-            context = layer.choices.context(self.context([layer.weight[index] for index in group]))
-            for index in group:
-                weight[index] = self.value(layer.weight[index], context, layer.choices)
-                step[index] = self.step(context)
-        grid = Grid(step=step, levels=self.known_levels, scales=len(groups))
-        return replace(layer, weight=weight, format=replace(layer.format, grid=grid, rank=None))
+        return Grid(step=step, levels=self.known_levels, scales=scales)
+
+
+SCALES = ("absmax", "power_of_two")
+"""How a codebook's step follows from the largest magnitude of a group."""
+
+
+@dataclass(frozen=True)
+class CodebookMap(ScaledMap):
+    """Round every weight to the nearest of ``step * c``, c out of ``codes`` (ascending), in the step of its group.
+
+    ``scale``: "absmax", the step is context / max|c|; or "power_of_two", it is p / e, where p and e are the largest
+    powers of two up to the context and up to max|c| [rouhani2023]: a weight beyond the last value goes to it.
+    ``rounding``: one of :data:`compcomp.terms.ROUNDINGS`, for midpoints as in :func:`compcomp.terms.nearest_code`.
+    """
+
+    measure: Callable[[Term], Term]
+    codes: tuple[Fraction, ...]
+    rounding: str
+    partition: Partition
+    scale: str = "absmax"
+
+    @property
+    def homogeneous(self) -> bool:
+        return self.scale == "absmax"
+
+    @property
+    def numbers(self) -> Hashable:
+        return ("codes", self.codes, self.scale)
+
+    @property
+    def largest(self) -> Fraction:
+        """The largest magnitude of a code."""
+        return max(-self.codes[0], self.codes[-1])
+
+    @property
+    def largest_power(self) -> Fraction:
+        """The largest power of two that is no more than :attr:`largest`."""
+        return Fraction(power_of_two(self.largest, Choices()))
+
+    def step(self, context: Term, choices: Choices) -> Term:
+        if self.scale == "absmax":
+            return Div(context, self.largest)
+        return Div(power_of_two(context, choices), self.largest_power)
+
+    def rounded(self, weight: Term, step: Term, choices: Choices) -> Term:
+        return nearest_code(weight, step, self.codes, self.rounding, choices)
+
+    def grid(self, step: Any, scales: int) -> Grid:
+        from compcomp.language.layer import Grid
+
+        bits = 16 if self.scale == "absmax" else 8  # an exponent, E8M0
+        last, zero = len(self.codes) - 1, Fraction(0) in self.codes
+        return Grid(step, last, scales, zero=zero, codes=self.codes, scale_bits=bits)
 
 
 @dataclass(frozen=True)
@@ -148,6 +293,11 @@ class RangeMap:
     rounding: str
     partition: Partition
     zero: bool
+
+    @property
+    def sees(self) -> Partition:
+        """The groups of which each is rounded without a look at the others."""
+        return self.partition
 
     @property
     def known_levels(self) -> int:
@@ -190,4 +340,21 @@ class RangeMap:
         return replace(layer, weight=weight, format=replace(layer.format, grid=grid, rank=None))
 
 
-Step = Selection | GridMap | RangeMap
+@dataclass(frozen=True)
+class Optimum:
+    """What a joint step chooses the best of: weights with zeros in every group, and a grid.
+
+    From weights w (out x in) it may leave every v such that (i) in each group of n weights of ``partition`` at least
+    ``int(n * share)`` weights of v are 0, and (ii) for each group of ``grid.partition`` there is a ratio r out of
+    ``ratios``, so that every weight of v in the group is one of ``k * r * c / L``, ``|k| <= L``, c the context of w
+    in the group and L the levels of ``grid``. The optimum is a v of least ``loss`` with w as the reference.
+    """
+
+    loss: str
+    partition: Partition
+    share: Fraction | Unknown
+    grid: GridMap
+    ratios: tuple[Fraction, ...]
+
+
+Step = Selection | GridMap | CodebookMap | RangeMap

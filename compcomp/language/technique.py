@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 from compcomp.errors import InputError
 from compcomp.language.layer import LayerState
 from compcomp.language.parameters import ANY
-from compcomp.language.steps import Step
+from compcomp.language.steps import Optimum, Step
+from compcomp.terms import Term
 
 Kernel = Callable[[Any, LayerState], LayerState]
 
@@ -22,29 +23,43 @@ Kernel = Callable[[Any, LayerState], LayerState]
 class Declared:
     """What a technique promises, for every layer and every choice. Each promise is tested.
 
+    Every technique promises that what it sets up holds after it ("fits"): weights that it drops are zero, a pattern is
+    one of its mask, its mask drops what it removes, and in removed rows and columns the low-rank term is zero too; the
+    weights have the rank, and lie on the grid (of one of which zero is no value: those that the mask keeps). And that
+    its steps, where it has any, are all that it does.
+
     keeps: invariants that survive it where they hold, out of :data:`compcomp.language.layer.INVARIANTS` and
         "factors". For the mask also, for
         any weights: the mask after it drops all that the mask before it drops. For a grid of which zero is no value:
         of the weights that the mask keeps. "factors": the low-rank term is what it was, none where there was none.
     restores: invariants that hold after it whatever the weights were: "mask", every weight is zero that the mask before
         it drops, and the mask after it drops these as well.
-    never_increases: losses that are no larger after it than before it, while the inputs are the dense ones.
+    never_increases: losses that are no larger after it than before it, while the inputs are the dense ones and in the
+        basis that is there: of the layer as it sees it.
     any_inputs: what never_increases promises holds where the inputs have been changed as well.
     rests: where the effective weight equals the reference and the inputs are the dense ones, it returns an equal
         state: the same weight, mask, grid and inputs, and a low-rank term of the same product.
     holds_reference: then it leaves the effective weight and the inputs alone.
     leaves_weight: weight, mask, grid, rank and inputs are after it what they were before; all it may do is add a
         low-rank term beside the weight.
+    changes_basis: all it does is change the basis of the inputs: the effective weight, the reference and the inputs
+        are what they were, and so is every loss; weight and format change with the transform. A technique that does
+        not say so leaves the transform alone, and never sees one: it is shown the layer in the basis that is there.
     changes_inputs: it acts on the inputs instead of the weight. What it makes of them depends on them alone, and
         weight, reference and format stay as they are. A technique that does not say so leaves the inputs alone.
-    input_bits: after it the inputs of every token are among 2^input_bits neighbouring multiples of a step of the
-        token's own, 0 one of them. None: not known.
-    format_varies: numbers in the format it leaves (levels, pattern, ranks) depend on the weights, not on the
-        technique and the format before alone.
+    zeros: which zeros stay, whatever the format says of them. "weights": a weight that is zero is zero after it.
+        "rows": where a row of the weight and that of the low-rank term are zero, both are after it.
+    removes_rows: what it removes is rows, as the cut says, and of weights it drops these alone.
+    input_bits: after it the inputs of every token, in the basis that is there, are among 2^input_bits neighbouring
+        multiples of a step of the token's own, 0 one of them. None: not known.
+    format_varies: numbers in the format it leaves (levels, pattern, ranks) depend on weights, inputs or shape, not on
+        the technique and the numbers in the format before alone.
     homogeneous: scaling weight and reference by t > 0 scales its result by t.
     deterministic: its conventions leave nothing free ("any"): equal inputs give equal results.
     landmarks: largest magnitudes for which its rounding midpoints fall on integers (a hint for the search).
     trivial_side: layers with no more rows or columns than this lose nothing (a hint for the search).
+    optimum: the weight it leaves is one of those that this admits for the weight that it finds, and none of them loses
+        less against that, whatever is left free.
     """
 
     keeps: frozenset[str] = frozenset()
@@ -55,12 +70,16 @@ class Declared:
     holds_reference: bool = False
     leaves_weight: bool = False
     changes_inputs: bool = False
-    input_bits: int | None = None
-    format_varies: bool = False
     homogeneous: bool = True
     deterministic: bool = True
     landmarks: tuple[int, ...] = ()
     trivial_side: int = 0
+    changes_basis: bool = False
+    optimum: Optimum | None = None
+    zeros: frozenset[str] = frozenset()
+    removes_rows: bool = False
+    input_bits: int | None = None
+    format_varies: bool = False
 
 
 class Technique:
@@ -74,8 +93,18 @@ class Technique:
     examples: ClassVar[dict[str, tuple[object, ...]]] = {}
     """Values to try for parameters that a claim leaves open (Any)."""
     tried: ClassVar[dict[str, Items[object]]] = {}
-    """Values of parameters worth testing, beside those that :data:`compcomp.testing.strategies.VALUES` has by name."""
+    """Values of parameters worth testing, beside those that :data:`compcomp.language.samples.VALUES` has by name."""
+    samples: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    """Parameters of its representatives in tables; see :func:`compcomp.language.samples.representatives`."""
     declared: ClassVar[Declared] = Declared()
+    kernel_module: ClassVar[str | None] = None
+    """The module with its ``kernel`` function, where it is registered without one; None is the module of the class."""
+    tried_shapes: ClassVar[Items[tuple[int, int]]] = ()
+    """Shapes (out, in) worth testing, beside those that are tested anyway."""
+    whole_model: ClassVar[bool] = False
+    """Whether it acts on all layers of a model together. Its kernel's module then has ``kernel_model`` as well, from a
+    :class:`compcomp.language.whole.WholeModel` to the states of its layers, and what the encoding says of one layer
+    is said of each of them, or of a matrix that stands for several (its docstring says which)."""
 
     def steps(self) -> tuple[Step, ...]:
         """The technique as selections and shared-context maps; empty when it is neither."""
@@ -89,6 +118,15 @@ class Technique:
     def needs_inputs(self) -> bool:
         """Whether it looks at the calibration inputs."""
         return any(getattr(step, "needs_inputs", False) for step in self.steps())
+
+    @property
+    def needs_magnitudes(self) -> bool:
+        """Whether it looks at the magnitudes of single inputs, which their Gram matrix does not tell."""
+        return False
+
+    def rational(self, layer: LayerState, numbers: Items[int]) -> LayerState:
+        """An exact layer like this one for which roots it takes are rational, for tests. ``numbers``: in, all > 0."""
+        return layer
 
     @property
     def unit(self) -> int:
@@ -115,37 +153,93 @@ class Technique:
             return False
         return True
 
+    def feasible(self, before: LayerState, after: LayerState) -> Term | None:
+        """Whether ``after`` is among the states that the encoding allows from ``before``, of all that it leaves free.
+
+        None where the kernel gives what the encoding gives with the first of every free choice. A technique whose
+        kernel chooses otherwise, by training for example, answers for every field of the state that it may set; the
+        conformance test asks it of the kernel's result, as floats.
+        """
+        return None
+
     def kernel(self) -> Kernel:
         """The torch kernel: ``kernel(technique, layer)`` with tensors in the layer's fields."""
         if type(self) not in self.kernels:
             raise InputError(type(self).__name__, "a technique registered with a kernel", "Technique.kernel")
-        module = importlib.import_module(self.kernels[type(self)])
-        kernel: Kernel = module.kernel
+        name = self.kernels[type(self)]
+        kernel: Kernel | None = getattr(importlib.import_module(name), "kernel", None)
+        if kernel is None:
+            raise InputError(f"{name} without one", "a module with a function kernel(technique, layer)", f"{self}")
         return kernel
+
+    @classmethod
+    def sample(cls) -> Technique:
+        """A representative of the class, the first of :func:`compcomp.language.samples.representatives`."""
+        from compcomp.language.samples import representatives
+
+        return representatives(cls)[0]
+
+    def kernel_model(self) -> Callable[[Any, Any], Mapping[str, LayerState]]:
+        """The torch kernel of a technique that acts on a whole model."""
+        if not self.whole_model or type(self) not in self.kernels:
+            raise InputError(type(self).__name__, "a registered technique for whole models", "Technique.kernel_model")
+        found: Callable[[Any, Any], Mapping[str, LayerState]]
+        found = importlib.import_module(self.kernels[type(self)]).kernel_model
+        return found
 
     def __str__(self) -> str:
         shown = []
         for f in fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
             if f.init and value != f.default:
-                shown.append(f"{f.name}={value if isinstance(value, Fraction) else repr(value)}")
+                shown.append(f"{f.name}={_shown(value)}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __rshift__(self, other: Technique | Sequence) -> Sequence:
         return Sequence((self,)) >> other
 
     @staticmethod
-    def register(technique: type[Technique], kernel: str) -> None:
-        """Make a technique known: usable in text, and run by the ``kernel`` function of that module."""
-        Technique.kernels[technique] = kernel
+    def register(technique: type[Technique], kernel: str | None = None) -> None:
+        """Make a technique known: usable in text, and run by the ``kernel`` function of that module.
+
+        Without one, that of its ``kernel_module``, or of the module that defines the class.
+        """
+        Technique.kernels[technique] = kernel or technique.kernel_module or technique.__module__
 
     @staticmethod
     def named(name: str) -> type[Technique]:
-        """The registered technique class of this name; InputError when there is none."""
+        """The technique class of this name, registered or installed beside us; InputError when there is none."""
         known = {t.__name__: t for t in Technique.kernels}
-        if name not in known:
-            raise InputError(f"technique {name!r}", ", ".join(sorted(known)), "sequence")
-        return known[name]
+        if name in known:
+            return known[name]
+        from compcomp.language.installed import find_installed, installed_names
+
+        found = find_installed(name)
+        if found is None:
+            raise InputError(f"technique {name!r}", ", ".join(sorted({*known, *installed_names()})), "sequence")
+        return found
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(_shown, value)) + ("," if len(value) == 1 else "") + ")"
+    return str(value) if isinstance(value, Fraction) else repr(value)
+
+
+def run(technique: Technique, layer: LayerState) -> LayerState:
+    """The layer after the technique, on terms. Every use of an encoding on a state goes through here.
+
+    The technique is shown the layer in the coordinates of its weight (:meth:`LayerState.working`); what it makes of
+    that is put back behind the transform that was there.
+    """
+    view = layer.working()
+    return layer.taken_back(view, technique.encode(view))
+
+
+def run_kernel(technique: Technique, layer: LayerState, kernel: Kernel | None = None) -> LayerState:
+    """The same with the torch kernel, or another in its place."""
+    view = layer.working()
+    return layer.taken_back(view, (kernel or technique.kernel())(technique, view))
 
 
 def registrations(techniques: Iterable[Technique]) -> list[list[str]] | None:
@@ -178,20 +272,20 @@ class Sequence:
     def encode(self, layer: LayerState) -> LayerState:
         """The layer after every technique in turn, on terms."""
         for technique in self.techniques:
-            layer = technique.encode(layer)
+            layer = run(technique, layer)
         return layer
 
     def trace(self, layer: LayerState) -> list[LayerState]:
         """The states from the given layer on, one more than there are techniques."""
         states = [layer]
         for technique in self.techniques:
-            states.append(technique.encode(states[-1]))
+            states.append(run(technique, states[-1]))
         return states
 
     def kernel(self, layer: LayerState) -> LayerState:
         """The layer after every technique's torch kernel in turn."""
         for technique in self.techniques:
-            layer = technique.kernel()(technique, layer)
+            layer = run_kernel(technique, layer)
         return layer
 
     def fits(self, shape: tuple[int, ...]) -> bool:
@@ -216,6 +310,11 @@ class Sequence:
     def changes_inputs(self) -> bool:
         """Whether some technique changes the layer's inputs."""
         return any(t.promises().changes_inputs for t in self.techniques)
+
+    @property
+    def changes_basis(self) -> bool:
+        """Whether some technique changes the basis of the layer's inputs."""
+        return any(t.promises().changes_basis for t in self.techniques)
 
     def __str__(self) -> str:
         return " >> ".join(map(str, self.techniques)) or "identity"

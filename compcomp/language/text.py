@@ -64,13 +64,15 @@ def _technique(node: ast.expr) -> Technique:
 
 
 def _constant(node: ast.expr, where: str) -> Any:
-    """A string, True, False, None, Any, a number, minus a number, or a quotient of two whole numbers."""
+    """A string, True, False, None, Any, a number, minus a number, a quotient of two whole numbers; tuples of such."""
     if isinstance(node, ast.Name) and node.id == "Any":
         return ANY
     if isinstance(node, ast.Constant) and isinstance(node.value, str | bool | int | float | None):
         if isinstance(node.value, int | float) and not abs(node.value) <= LARGEST:
             raise InputError("a number too large to be meant", f"numbers up to {LARGEST}", where)
         return node.value
+    if isinstance(node, ast.Tuple):
+        return tuple(_constant(item, where) for item in node.elts)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         value = _constant(node.operand, where)
         if isinstance(value, int | float | Fraction) and not isinstance(value, bool):

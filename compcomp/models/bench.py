@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim
-from compcomp.language.layer import LayerState
+from compcomp.language.layer import LayerState, Magnitudes
 from compcomp.language.loss import LOSSES, loss_named
 from compcomp.language.size import dense_bits, layer_bits
 from compcomp.language.technique import Sequence, Technique, as_sequence, registrations
@@ -28,7 +28,8 @@ from compcomp.models.layers import IGNORE, Layer, check_sequence, evaluating, fi
 from compcomp.models.measure import MEASURED, effective_weight, layer_losses, total
 from compcomp.models.metrics import is_log, metric_direction, parts_of, read_metrics, read_parts
 from compcomp.models.size import compression_rate
-from compcomp.models.states import applied, digest, digest_of
+from compcomp.models.states import applied, checked, digest, digest_of, tensors_in, versions_of
+from compcomp.models.whole import Whole
 
 ModelState = dict[str, LayerState]
 """The state of each compressed layer by qualified name, with torch tensors. Never changed in place."""
@@ -43,7 +44,8 @@ class ModelBench:
     ``device``: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1". ``targets``, ``ignore``: see
     :func:`compcomp.models.layers.find_layers`. ``loss_names``: what ``losses`` measures, all that can be by
     default. ``offload``: keep states in main memory and bring one layer at a time to the device, for models
-    whose states do not fit there.
+    whose states do not fit there. ``keep_batches``: keep the calibration batches, which techniques need that act on
+    the whole model.
 
     Weights are worked on in float32 (float64 for a float64 model), Gram matrices are float64. The model is
     as it was after every call but ``write``; ``start`` moves it to the device and ``close``, or leaving a
@@ -61,10 +63,11 @@ class ModelBench:
         ignore: str | Iterable[str] = IGNORE,
         loss_names: Iterable[str] | None = None,
         offload: bool = False,
+        keep_batches: bool = False,
     ) -> None:
         self.layers: dict[str, Layer] = {layer.name: layer for layer in find_layers(model, targets, ignore)}
         if calibration is not None:
-            calibration = iterate(calibration)
+            calibration = list(iterate(calibration)) if keep_batches else iterate(calibration)
         if evaluate is not None and not callable(evaluate):
             raise InputError(f"a {type(evaluate).__name__}", "a function of the model", "evaluate")
         self.model, self.user_evaluate, self.notes = model, evaluate, list[str]()
@@ -73,6 +76,7 @@ class ModelBench:
         self._home = next(model.parameters()).device
         self._offload, self._batches = offload, calibration
         self._calibrated = calibration is not None
+        self._kept: list[Any] | None = calibration if isinstance(calibration, list) and keep_batches else None
         self._dense: ModelState | None = None
         self._present: ModelState = {}
 
@@ -96,20 +100,26 @@ class ModelBench:
             raise InputError("a technique that changes a layer's inputs", allowed, str(changing[0]))
         if not self._calibrated and (needing := [t for t in as_sequence(sequence) if t.needs_inputs]):
             raise InputError("no calibration", "calibration data", str(needing[0]))
-        check_sequence(self.layers.values(), sequence)
+        alone = Sequence(tuple(t for t in as_sequence(sequence) if not t.whole_model))
+        check_sequence(self.layers.values(), alone)
 
     def start(self) -> ModelState:
         """The dense state. The first call moves the model to the device and calibrates."""
         self._place()
         if self._dense is None:
             grams: Mapping[str, Tensor] = {}
+            magnitudes: dict[str, Magnitudes] = {}
             if self._batches is not None:
-                grams = calibrate(self.model, self.layers.values(), self._batches)
+                grams = calibrate(self.model, self.layers.values(), self._batches, magnitudes)
                 self._batches = None
                 if self._offload:  # layers that share a Gram matrix go on sharing it
                     moved = {id(gram): gram.cpu() for gram in grams.values()}
                     grams = {name: moved[id(gram)] for name, gram in grams.items()}
-            self._dense = {name: self._dense_layer(layer, grams.get(name)) for name, layer in self.layers.items()}
+                    magnitudes = move(magnitudes, torch.device("cpu"))
+            self._dense = {
+                name: replace(self._dense_layer(layer, grams.get(name)), magnitudes=magnitudes.get(name))
+                for name, layer in self.layers.items()
+            }
             self._present = self._dense
         return dict(self._dense)
 
@@ -122,6 +132,9 @@ class ModelBench:
         result = dict(state)
         with torch.no_grad():
             for step in as_sequence(technique):
+                if step.whole_model:
+                    result = self._apply_whole(step, result)
+                    continue
                 for name in result:
                     result[name] = self._apply(step, name, result[name])
         return result
@@ -131,6 +144,8 @@ class ModelBench:
         if set(orders) != set(self.layers):
             other = sorted(set(orders) ^ set(self.layers))
             raise InputError(f"orders for other layers ({other[0]})", f"the {len(self.layers)} layers", "apply_each")
+        for order in orders.values():
+            self._check_apart(order)
         result, layers = self.start(), self.layers
         for name in result:
             self.layers = {name: layers[name]}
@@ -245,9 +260,10 @@ class ModelBench:
         key = getattr(self.user_evaluate, "key", None) if self.user_evaluate is not None else ""
         if not isinstance(key, str):
             return None
-        layers = [(name, layer.weight, layer.gram) for name, layer in self.start().items()]
+        layers = [(name, layer.weight, layer.gram, layer.magnitudes) for name, layer in self.start().items()]
         devices = sorted({str(layer.parameter.device) for layer in self.layers.values()})
-        return digest_of([key, sorted(self.loss_names), devices, layers])
+        batches = [] if self._kept is None else [[list(tensors_in(batch))] for batch in self._kept]
+        return digest_of([key, sorted(self.loss_names), devices, layers, *batches])
 
     explore = staticmethod(explore)
 
@@ -272,10 +288,13 @@ class ModelBench:
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """For each of these layers its name and a job for :func:`compcomp.models.explore.explore`, made when needed."""
         self.check(Sequence(tuple(techniques)))
+        self._check_apart(techniques)
         register, dense = registrations(techniques), self.start()
         for name in layers:
             layer = dense[name]
             tensors = {"weight": layer.weight, **({} if layer.gram is None else {"gram": layer.gram})}
+            if layer.magnitudes is not None and any(t.needs_magnitudes for t in techniques):
+                tensors |= {"largest": layer.magnitudes.largest, "mean": layer.magnitudes.mean}
             yield (
                 name,
                 {
@@ -332,7 +351,34 @@ class ModelBench:
         after = applied(technique, name, self._bring(name, layer))
         if self._offload:
             after = move(after, torch.device("cpu"))
-        return replace(after, reference=layer.reference, gram=layer.gram, inputs=layer.inputs, reference_inputs=None)
+        known = {name: getattr(layer, name) for name in ("reference", "gram", "inputs", "magnitudes")}
+        return replace(after, **known, reference_inputs=None)
+
+    def _apply_whole(self, technique: Technique, state: ModelState) -> ModelState:
+        """The state after a technique that acts on all layers together."""
+        if technique.needs_inputs and self._kept is None:
+            raise InputError("calibration batches that were not kept", "keep_batches=True", str(technique))
+        given = {name: self._bring(name, layer) for name, layer in state.items()}
+        versions = {name: versions_of(layer) for name, layer in given.items()}
+        with self._holding(self.start()) as model:
+            whole = Whole(model, self.layers, given, self._kept or [])
+            found = technique.kernel_model()(technique, whole)
+        if set(found) != set(given):
+            raise InputError("states of other layers", f"those of the {len(given)} layers", str(technique))
+        result = dict(state)
+        for name, after in found.items():
+            if after is not given[name]:
+                after = checked(technique, name, given[name], after, versions[name])
+                after = move(after, torch.device("cpu")) if self._offload else after
+                layer = state[name]
+                result[name] = replace(after, reference=layer.reference, gram=layer.gram, inputs=layer.inputs)
+        return result
+
+    def _check_apart(self, techniques: Iterable[Technique]) -> None:
+        """Raise InputError for a technique that cannot act on one layer apart from the others."""
+        if found := [technique for technique in techniques if technique.whole_model]:
+            allowed = "techniques that act on one layer at a time"
+            raise InputError("a technique that acts on the whole model", allowed, str(found[0]))
 
 
 def check_range(name: str, weight: Tensor, dtype: torch.dtype) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from compcomp.kernels._codebook import coded, nearest_places
 from compcomp.kernels.least_squares_distill import least_change, row_errors
 from compcomp.language.layer import Grid, LayerState
 from compcomp.language.loss import loss_named
@@ -18,7 +19,8 @@ TOLERANCE = 1e-9
 # Statement. Let every technique to come keep the low-rank term F beside the weight ("factors"), and let R be the
 # reference. In the end the layer computes with V + F for some weight V, and
 #   mask   if all is 0 now that the mask drops, and they keep it so, V is 0 there;
-#   grid   if the weight lies on a symmetric grid now, and they keep it there, every entry of V is one of its values.
+#   grid   if the weight lies on a grid without offsets now, and they keep it there, every entry of V is one of its
+#          values.
 # So the loss in the end is at least the least loss of such a V:
 #   a loss that grows with each |R_ij - (V + F)_ij|: entry by entry, where V_ij = 0 if dropped, else the grid value
 #     nearest to (R - F)_ij, else (R - F)_ij itself, which loses nothing;
@@ -29,9 +31,11 @@ TOLERANCE = 1e-9
 def least_loss(layer: LayerState, loss: str, kept: Collection[str]) -> float:
     """A lower bound of the loss of this name after any techniques that keep these invariants; 0 where none is known.
 
+    None is known of a layer whose inputs have changed basis: mask and grid speak of other weights than its losses.
+
     ``kept``: out of "mask", "grid", "factors". In float64, and lowered by what rounding may have added.
     """
-    if "factors" not in kept:
+    if "factors" not in kept or layer.format.transform is not None:
         return 0.0
     form, target = layer.format, _reference(layer) - _beside(layer)
     mask = form.mask if "mask" in kept and _fits(layer) else None
@@ -55,13 +59,16 @@ def _fits(layer: LayerState) -> bool:
 
 
 def _lies_on(layer: LayerState, grid: Grid) -> bool:
-    """Whether the grid is symmetric and every weight one of its values, up to rounding."""
+    """Whether the grid has no offsets and every weight one of its values, up to rounding."""
     weight, step = _tensor(layer.weight).to(torch.float64), _tensor(grid.step).to(torch.float64)
     return grid.offset is None and bool(((weight - _nearest(weight, grid)).abs() <= 1e-5 * step).all())
 
 
 def _nearest(target: Tensor, grid: Grid) -> Tensor:
     step = _tensor(grid.step).to(torch.float64)
+    if grid.codes is not None:
+        value = coded(grid.codes, step)[nearest_places(2 * target, step, grid.codes, "half_even")] * step
+        return value
     level = torch.where(step == 0, 0.0, torch.round(target / step)).clamp(-grid.levels, grid.levels)
     return torch.where(step == 0, 0.0, level) * step
 

@@ -8,20 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compcomp.errors import InputError
+from compcomp.kernels._codebook import coded, nearest_places
+from compcomp.language.basis import Rotation, Scaling, Transform
 from compcomp.language.layer import Grid, LayerState
 from compcomp.language.size import stored_as_factors
+from compcomp.models.measure import effective_weight
 
 
 def pack(layer: LayerState, dtype: torch.dtype) -> dict[str, Tensor]:
     """The parts of one layer (out x in), on the CPU.
 
     ``levels``: whole numbers (out x in; int8, or int16 above 127 levels a side; uint8 or int32 with offsets) with
-    ``scales``, one a group in row-major order, and ``offsets``, one a scale, where the grid has them. Without a
+    ``scales``, one a group in row-major order, and ``offsets``, one a scale, where the grid has them. Of a grid with
+    ``codes`` (ascending, float64) the levels are their places (uint8 up to 256 codes). Without a
     grid, ``values`` in the model's ``dtype``: out x in, or only the kept ones, in row-major order, under a mask.
-    ``mask``: bool, out x in. ``left`` (out x r), ``right`` (r x in): factors beside the weight. ``weight_left``,
+    ``mask``: bool, out x in. ``left`` (out x r), ``right`` (r x in): factors beside the weight; of one on a grid
+    ``left_levels`` and ``left_scales``, or ``right_levels`` and ``right_scales``. ``weight_left``,
     ``weight_right``: the weight itself, when its rank makes these smaller.
+
+    With a transform all these are about the transformed inputs, and values keep the dtype of the state. ``basis_K``:
+    its K-th part in the order in which they act on the inputs, the scales (in) that features are divided by or the side
+    of a Hadamard matrix as one whole number. InputError where the parts do not add up to the layer's weight again.
     """
     form = layer.format
+    dtype = dtype if form.transform is None else torch.promote_types(layer.weight.dtype, torch.float32)
     weight, mask, parts = _tensor(layer.weight), None, dict[str, Tensor]()
     if form.mask is not None:
         mask = parts["mask"] = _tensor(form.mask).bool()
@@ -38,20 +49,28 @@ def pack(layer: LayerState, dtype: torch.dtype) -> dict[str, Tensor]:
     else:
         parts["values"] = weight.to(dtype)
     if form.factors is not None:
-        parts["left"], parts["right"] = _tensor(form.factors.left), _tensor(form.factors.right)
+        parts |= _factor("left", form.factors.left, form.factors.left_grid)
+        parts |= _factor("right", form.factors.right, form.factors.right_grid)
+    for number, part in enumerate(form.transform.parts if form.transform is not None else ()):
+        parts[f"basis_{number}"] = _tensor(part.scales) if isinstance(part, Scaling) else torch.tensor([part.block])
+    if form.transform is not None:
+        _check(layer, parts)
     return {name: part.clone(memory_format=torch.contiguous_format) for name, part in parts.items()}
+
+
+def _check(layer: LayerState, parts: Mapping[str, Tensor]) -> None:
+    """Raise InputError unless the parts give the layer's weight again, up to rounding in its dtype."""
+    weight = effective_weight(layer).double().cpu()
+    apart = float((unpack(parts) - weight).abs().max()) if weight.numel() else 0.0
+    if not apart <= 64 * torch.finfo(layer.weight.dtype).eps * float(weight.abs().max()):
+        raise InputError("parts in another basis that do not add up to the weight", "parts that do", "pack")
 
 
 def unpack(parts: Mapping[str, Tensor]) -> Tensor:
     """The weight (out x in, float64) that the layer computes with, from what :func:`pack` gave."""
     if "levels" in parts:
-        levels, scales = parts["levels"], parts["scales"].reshape(-1, 1)
-        if "offsets" in parts:  # in the dtype of the scales, in which zero is exact
-            groups = levels.to(scales.dtype).reshape(len(scales), -1) * scales + parts["offsets"].reshape(-1, 1)
-        else:
-            groups = levels.double().reshape(len(scales), -1) * scales.double()
-        weight = groups.reshape(levels.shape).double()
-        if "offsets" in parts and "mask" in parts:
+        weight = _from_levels(parts)
+        if ("offsets" in parts or "codes" in parts) and "mask" in parts:
             weight = weight.masked_fill(~parts["mask"], 0)
     elif "weight_left" in parts:
         weight = parts["weight_left"].double() @ parts["weight_right"].double()
@@ -61,7 +80,36 @@ def unpack(parts: Mapping[str, Tensor]) -> Tensor:
             kept = weight
             weight = torch.zeros(parts["mask"].shape, dtype=torch.float64)
             weight[parts["mask"]] = kept
-    return weight + parts["left"].double() @ parts["right"].double() if "left" in parts else weight
+    if any(name.startswith("left") for name in parts):
+        weight = weight + _unpacked("left", parts) @ _unpacked("right", parts)
+    basis = [parts[f"basis_{number}"] for number in range(sum(name.startswith("basis_") for name in parts))]
+    kinds = (Scaling(part.double()) if part.is_floating_point() else Rotation(int(part)) for part in basis)
+    restored: Tensor = Transform(tuple(kinds)).weights_back(weight)
+    return restored
+
+
+def _factor(name: str, factor: Any, grid: Grid | None) -> dict[str, Tensor]:
+    """A factor as it is, or its levels and scales where it lies on a grid."""
+    on_grid = {} if grid is None else _levels(_tensor(factor), grid, None)
+    return {f"{name}_{part}": tensor for part, tensor in on_grid.items()} or {name: _tensor(factor)}
+
+
+def _unpacked(name: str, parts: Mapping[str, Tensor]) -> Tensor:
+    """The factor of this name, in float64."""
+    if name in parts:
+        return parts[name].double()
+    of_factor = {part.removeprefix(f"{name}_"): tensor for part, tensor in parts.items()}
+    return _from_levels(of_factor)
+
+
+def _from_levels(parts: Mapping[str, Tensor]) -> Tensor:
+    levels, scales = parts["levels"], parts["scales"].reshape(-1, 1)
+    if "offsets" in parts:  # in the dtype of the scales, in which zero is exact
+        groups = levels.to(scales.dtype).reshape(len(scales), -1) * scales + parts["offsets"].reshape(-1, 1)
+    else:
+        values = parts["codes"][levels.long()] if "codes" in parts else levels.double()
+        groups = values.reshape(len(scales), -1) * scales.double()
+    return groups.reshape(levels.shape).double()
 
 
 def _levels(weight: Tensor, grid: Grid, mask: Tensor | None) -> dict[str, Tensor]:
@@ -77,6 +125,8 @@ def _levels(weight: Tensor, grid: Grid, mask: Tensor | None) -> dict[str, Tensor
     if not all(torch.equal(part, part[:, :1].expand_as(part)) for part in groups.values()):
         groups = {name: part.reshape(-1, 1) for name, part in shared.items()}
     exact, step = weight.double(), shared["scales"].double()
+    if grid.codes is not None:
+        return _places(exact, step, grid, mask, weight.dtype, {name: part[:, 0] for name, part in groups.items()})
     least, lowest = (shared["offsets"].double(), 0) if grid.offset is not None else (step * 0, -grid.levels)
     levels = torch.where(step == 0, 0.0, torch.round((exact - least) / step))
     size = torch.maximum(exact.abs(), least.abs())
@@ -90,6 +140,21 @@ def _levels(weight: Tensor, grid: Grid, mask: Tensor | None) -> dict[str, Tensor
     if grid.offset is not None:
         kind = torch.uint8 if grid.levels <= 255 else torch.int32
     return {"levels": levels.to(kind), **{name: part[:, 0] for name, part in groups.items()}}
+
+
+def _places(
+    exact: Tensor, step: Tensor, grid: Grid, mask: Tensor | None, dtype: torch.dtype, shared: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The places of weights (float64, from this dtype) among the codes, with what groups share; none when off them."""
+    assert grid.codes is not None
+    codes = coded(grid.codes, step)
+    levels = nearest_places(2 * exact, step, grid.codes, "half_even")
+    off = (codes[levels] * step - exact).abs() > 4 * torch.finfo(dtype).eps * exact.abs()
+    if mask is not None and not grid.zero:
+        levels, off = levels.masked_fill(~mask, 0), off & mask
+    if bool(off.any()):
+        return {}
+    return {"levels": levels.to(torch.uint8 if grid.levels <= 255 else torch.int32), "codes": codes, **shared}
 
 
 def _factorise(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ from compcomp.language.conditions import (
 from compcomp.language.layer import LayerState
 from compcomp.language.loss import Loss
 from compcomp.language.partition import Partition
-from compcomp.language.steps import GridMap, RangeMap, Selection
+from compcomp.language.steps import RangeMap, ScaledMap, Selection
 from compcomp.models.follow import FLOOR, UNIT, FollowedRun, Groups, bounds, follow, measured, slices
 
 Check = Callable[[Condition, Claim, Sequence[FollowedRun], int], list[Groups]]
@@ -77,7 +77,7 @@ def coverage(claims: Sequence[Claim], name: str, layer: LayerState) -> list[Cove
     """Of each claim, its coverage on the dense layer of this name; sequences that claims share are run once."""
     runs: dict[str, FollowedRun] = {}
     for claim in claims:
-        if claim.changes_inputs:
+        if claim.changes_inputs or claim.changes_basis:
             raise InputError(str(claim), "a claim about techniques that act on weights", "coverage")
         for sequence in claim.sequences:
             if str(sequence) not in runs:
@@ -92,7 +92,7 @@ def units(claim: Claim) -> Partition:
     a technique that is not a single selection or map, has the whole layer as its unit.
     """
     steps = [technique.steps() for sequence in claim.sequences for technique in sequence]
-    partitions = [step.partition for own in steps for step in own]
+    partitions = [step.sees for own in steps for step in own]
     local = all(condition.local for condition in claim.given) and all(len(own) == 1 for own in steps)
     if not local or any(partition.kind == "tensor" for partition in partitions):
         return Partition.tensor()
@@ -243,7 +243,7 @@ def largest_kept(condition: Condition, claim: Claim, runs: Sequence[FollowedRun]
         for k, followed in enumerate(run.steps):
             if not isinstance(followed.step, Selection):
                 continue
-            later = (f.step for f in run.steps[k + 1 :] if isinstance(f.step, GridMap))
+            later = (f.step for f in run.steps[k + 1 :] if isinstance(f.step, ScaledMap))
             steps = {(step.partition, step.measure): step for step in later}
             known = run.known(count, k + 1)  # what goes has to be what goes in exact arithmetic
             found += [
@@ -253,7 +253,7 @@ def largest_kept(condition: Condition, claim: Claim, runs: Sequence[FollowedRun]
     return found
 
 
-def _largest_stays(step: GridMap, before: LayerState, after: LayerState, error: float) -> Groups:
+def _largest_stays(step: ScaledMap, before: LayerState, after: LayerState, error: float) -> Groups:
     weight: Tensor = before.weight
     stays, goes = (
         measured(step.measure, part, step.partition, error)
@@ -281,14 +281,14 @@ def scale_unchanged(condition: Condition, claim: Claim, runs: Sequence[FollowedR
     for run in runs:
         for k, followed in enumerate(run.steps):
             step, layer = followed.step, followed.before
-            if not isinstance(step, GridMap | RangeMap):
+            if not isinstance(step, ScaledMap | RangeMap):
                 continue
             same = _nowhere(step.partition, layer.weight)
             if isinstance(step, RangeMap) and followed.error == 0:
                 pairs = zip(bounds(step, layer.weight), bounds(step, layer.reference), strict=True)
                 (low, dense_low), (high, dense_high) = pairs
                 same = Groups(step.partition, (low == dense_low) & (high == dense_high))
-            elif isinstance(step, GridMap):
+            elif isinstance(step, ScaledMap):
                 now = measured(step.measure, layer.weight, step.partition, followed.error)
                 dense = measured(step.measure, layer.reference, step.partition, 0.0)
                 if now is not None and dense is not None and now[1] == dense[1] == 0:

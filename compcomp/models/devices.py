@@ -38,11 +38,13 @@ def choose(model: nn.Module, given: str | torch.device) -> torch.device | None:
 
 
 def move(value: Any, device: torch.device) -> Any:
-    """The value with every tensor on the device: also those in dicts, lists and dataclasses."""
+    """The value with every tensor on the device: also those in dicts, lists, tuples and dataclasses."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, Mapping):
         return {key: move(item, device) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(move(item, device) for item in value)
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [move(item, device) for item in value]
     if is_dataclass(value) and not isinstance(value, type):

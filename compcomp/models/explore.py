@@ -6,12 +6,13 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from safetensors.torch import load
 
-from compcomp.language.layer import LayerState
+from compcomp.language.layer import LayerState, Magnitudes
 from compcomp.language.size import layer_bits
 from compcomp.language.technique import Technique, find_registered
 from compcomp.language.text import parse_sequence
@@ -27,8 +28,8 @@ def explore(job: dict[str, Any]) -> dict[str, Any]:
     """Losses of one layer after every word of a tree.
 
     job: ``layer`` (its name), ``techniques`` (texts; the objects themselves where other processes could not find them)
-    and ``register`` (where they do), ``tensors``
-    (safetensors: weight, out x in, and gram, in x in, if any), ``device``, ``parents`` and ``steps`` (node k > 0 is
+    and ``register`` (where they do), ``tensors`` (safetensors: weight, out x in, gram, in x in, and magnitudes, largest
+    and mean, if any), ``device``, ``parents`` and ``steps`` (node k > 0 is
     technique ``steps[k]`` applied to node ``parents[k]`` < k; node 0 is the dense layer), ``ends`` (nodes), ``losses``
     (names), ``memory`` (bytes that states may take). May have ``caps`` (for each end the largest loss named ``loss``
     that is still of interest) with ``keeps`` (for "mask", "grid" and "factors", the techniques that keep it): then
@@ -44,7 +45,10 @@ def explore(job: dict[str, Any]) -> dict[str, Any]:
     find_registered(job["register"])
     techniques = [t if isinstance(t, Technique) else parse_sequence(t).techniques[0] for t in job["techniques"]]
     given = {name: tensor.to(job["device"]) for name, tensor in load(job["tensors"]).items()}
-    states = _States(LayerState.dense(given["weight"], gram=given.get("gram")), techniques, job)
+    dense = LayerState.dense(given["weight"], gram=given.get("gram"))
+    if "largest" in given:
+        dense = replace(dense, magnitudes=Magnitudes(given["largest"], given["mean"]))
+    states = _States(dense, techniques, job)
     with torch.no_grad():
         states.run(job)
         ends = [states.digests[end] or None for end in job["ends"]]

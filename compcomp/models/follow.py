@@ -132,7 +132,9 @@ def follow(sequence: Sequence, name: str, layer: LayerState) -> FollowedRun:
     for technique in sequence:
         after = applied(technique, name, layer)
         steps = technique.steps()
-        step = steps[0] if len(steps) == 1 and not technique.promises().changes_inputs else None
+        plain = not (technique.promises().changes_inputs or technique.promises().changes_basis)
+        plain = plain and layer.format.transform is None  # in another basis steps see other weights than these
+        step = steps[0] if len(steps) == 1 and plain else None
         if isinstance(step, Selection):
             sure, parted = _select(step, layer, after, error)
             found.append(Followed(step, layer, after, error, sure, parted))

@@ -14,13 +14,15 @@ RELATIVE = "relative_output_l2"
 
 
 def effective_weight(layer: LayerState) -> Tensor:
-    """The weight the layer computes with, out x in: in float64 with factors, else the weight itself."""
-    weight: Any = layer.weight
-    if layer.format.factors is None:
-        return weight  # type: ignore[no-any-return]
-    left: Any = layer.format.factors.left
-    right: Any = layer.format.factors.right
-    return weight.double() + left.double() @ right.double()  # type: ignore[no-any-return]
+    """The weight the layer computes with, out x in: in float64 with factors or a transform, else the weight itself."""
+    weight, transform = layer.weight, layer.format.transform
+    if layer.format.factors is not None:
+        left: Any = layer.format.factors.left
+        right: Any = layer.format.factors.right
+        weight = weight.double() + left.double() @ right.double()
+    if transform is not None:
+        weight = transform.map(lambda scales: scales.double()).weights_back(weight.double())
+    return weight  # type: ignore[no-any-return]
 
 
 MEASURED = ("weight_l1", "weight_l2", "output_l2")

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from compcomp.errors import InputError
+from compcomp.language.basis import Part, Scaling
 from compcomp.language.layer import LayerState
 from compcomp.language.size import dense_bits, layer_bits
 from compcomp.models.bench import check_range
@@ -148,11 +149,15 @@ def _about(layers: Mapping[str, Layer], state: Mapping[str, LayerState], extra: 
             "dense_bits": dense_bits(shape),
             "kept": shape[0] * shape[1] if form.mask is None else int(form.mask.sum()),
             "levels": form.grid and form.grid.levels,
+            "codes": form.grid and form.grid.codes and [str(code) for code in form.grid.codes],
             "scales": form.grid and form.grid.scales,
             "offsets": form.grid and (0 if form.grid.offset is None else form.grid.scales),
             "factor_rank": form.factors and form.factors.rank,
+            "factor_levels": form.factors
+            and [grid and grid.levels for grid in (form.factors.left_grid, form.factors.right_grid)],
             "rank": form.rank,
             "pattern": [f"{n}:{m}" for n, m in form.pattern or ()],
+            "basis": [] if form.transform is None else [_part(part) for part in form.transform.parts],
         }
     own: dict[str, Any] = {"layers": described}
     if state:
@@ -163,6 +168,10 @@ def _about(layers: Mapping[str, Layer], state: Mapping[str, LayerState], extra: 
         return json.dumps({**_finite(extra), **own}, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"extra data ({str(error)[:100]})", "what JSON can hold", "save") from None
+
+
+def _part(part: Part) -> str:
+    return "scales" if isinstance(part, Scaling) else f"Hadamard {part.block}"
 
 
 def _finite(value: Any) -> Any:

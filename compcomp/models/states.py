@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from compcomp.errors import InputError
 from compcomp.language.layer import LayerState
-from compcomp.language.technique import Technique
+from compcomp.language.technique import Technique, run_kernel
 from compcomp.models.measure import effective_weight
 
 
@@ -25,16 +25,29 @@ def applied(technique: Technique, name: str, layer: LayerState) -> LayerState:
     Raises InputError, naming the layer, where the technique does not fit, its result is not finite or of another
     shape, or its kernel wrote to what it was given; any other error of the kernel gets a note that says where.
     """
-    versions = [tensor._version for tensor in tensors(layer)]
+    versions = versions_of(layer)
     try:
-        after = technique.kernel()(technique, layer)
+        after = run_kernel(technique, layer)
     except InputError as error:
         raise InputError(error.given, error.allowed, f"layer {name}: {error.where}") from error
     except Exception as error:
         error.add_note(f"while {technique} ran on layer {name}")
         raise
+    return checked(technique, name, layer, after, versions)
+
+
+def versions_of(layer: LayerState) -> list[int]:
+    """A number for each tensor of a state that grows when it is written to."""
+    return [tensor._version for tensor in tensors(layer)]
+
+
+def checked(technique: Technique, name: str, layer: LayerState, after: LayerState, versions: list[int]) -> LayerState:
+    """What a kernel made of a layer, in plain tensors; InputError for what no kernel may do, as for :func:`applied`.
+
+    ``versions``: those of the layer before the kernel ran.
+    """
     where = f"layer {name}: after {technique}"
-    if [tensor._version for tensor in tensors(layer)] != versions:
+    if versions_of(layer) != versions:
         raise InputError("a kernel that wrote to what it was given", "kernels that return new tensors", where)
     weight = effective_weight(after)
     if weight.shape != layer.weight.shape:
@@ -61,6 +74,19 @@ def tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, tuple | list):
         for item in value:
             yield from tensors(item)
+
+
+def tensors_in(batch: Any) -> Iterator[Any]:
+    """What a calibration batch holds, as texts, numbers and tensors."""
+    if isinstance(batch, Mapping):
+        for key, item in batch.items():
+            yield str(key)
+            yield from tensors_in(item)
+    elif isinstance(batch, tuple | list):
+        for item in batch:
+            yield from tensors_in(item)
+    else:
+        yield batch if isinstance(batch, Tensor | int | float) else str(batch)
 
 
 def digest(layer: LayerState) -> str:

@@ -58,7 +58,7 @@ def conditional(
     ``contradicted``: layers whose floats contradict the proof, a float gap or a defect of this library. Also the
     proofs that the entries rest on.
     """
-    wanted = [pair for pair in pairs if all(len(technique.steps()) == 1 for technique in pair)]
+    wanted = [pair for pair in pairs if all(len(t.steps()) == 1 and not t.promises().changes_basis for t in pair)]
     if not wanted or next(iter(bench.coverage([])), None) is None:
         return [], []
     until, found, used = time.monotonic() + SECONDS, list[dict[str, Any]](), list[Verdict]()

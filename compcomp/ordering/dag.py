@@ -34,7 +34,7 @@ from compcomp.language.claim import Claim
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Verdict
 from compcomp.ordering.space import Prefix, Slot, Space, Used
-from compcomp.proving.proof import DENSE_INPUTS, EXACT
+from compcomp.proving.proof import DENSE_INPUTS, EXACT, SAME_BASIS
 
 Shape = tuple[int, int]
 
@@ -101,8 +101,8 @@ def _acts_in_blocks(claim: Claim, size: int) -> bool:
     if claim.scheme is not None and any(p.size is None or size % p.size for p in claim.scheme.partitions):
         return False
     for technique in (t for sequence in claim.sequences for t in sequence):
-        sizes = [step.partition.size for step in technique.steps()]
-        if not sizes or any(s is None or size % s for s in sizes):
+        sizes = [step.sees.size for step in technique.steps()]
+        if technique.promises().changes_basis or not sizes or any(s is None or size % s for s in sizes):
             return False
     return True
 
@@ -146,8 +146,10 @@ class Orderings(Space):
         super().__init__(given, before)
         self.loss = loss
         self.shapes = None if shapes is None else frozenset(shapes)
-        changed = any(technique.promises().changes_inputs for technique in self.techniques)
-        self.held = frozenset(held) | (frozenset() if changed else {DENSE_INPUTS})
+        promised = [technique.promises() for technique in self.techniques]
+        self.held = frozenset(held)
+        self.held |= frozenset() if any(p.changes_inputs for p in promised) else {DENSE_INPUTS}
+        self.held |= frozenset() if any(p.changes_basis for p in promised) else {SAME_BASIS}
         self._inside: dict[Prefix, tuple[Prefix, Verdict]] = {}
         self._whole: dict[Prefix, tuple[Prefix, Verdict]] = {}
         self._last: dict[tuple[int, int], Verdict] = {}  # (X, T): X >> T never loses more than X

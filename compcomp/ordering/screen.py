@@ -17,7 +17,7 @@ import numpy.typing as npt
 from compcomp.language.algebra import stack, unstack
 from compcomp.language.layer import LayerState
 from compcomp.language.loss import Loss
-from compcomp.language.technique import Technique
+from compcomp.language.technique import Technique, run
 from compcomp.ordering.dag import Orderings, Shape
 from compcomp.ordering.space import Prefix
 from compcomp.terms import Array, Batch, BatchChoices
@@ -57,10 +57,10 @@ def small_shape(techniques: Iterable[Technique], entries: int = ENTRIES) -> Shap
 def _does_something(technique: Technique, shape: Shape) -> bool:
     """Whether it changes a dense layer, or is not expected to, as it only mends what others do."""
     promises = technique.promises()
-    if promises.rests or promises.holds_reference or promises.restores:
+    if promises.rests or promises.holds_reference or promises.restores or promises.changes_basis:
         return True
     layer = generated(shape, [technique], np.random.default_rng(0), layers=1, kinds=("gaussian",))
-    after = technique.encode(layer)
+    after = run(technique, layer)
     if promises.changes_inputs:
         assert layer.inputs is not None and after.inputs is not None
         return bool(np.any(stack(after.inputs - layer.inputs, 1)))
@@ -79,7 +79,7 @@ def generated(
 ) -> LayerState:
     """Dense layers of every kind with Gram matrices of inputs, as one layer of batches.
 
-    The inputs themselves are there only if some technique changes them.
+    The inputs themselves are there only if some technique changes them or looks at their magnitudes.
     """
     techniques = list(techniques)
     marks = sorted({mark for t in techniques for mark in t.promises().landmarks if 0 < mark < 10**6}) or [6]
@@ -91,7 +91,8 @@ def generated(
         weights[k] = _weight(kind, shape, block, mark, random)
         inputs[k] = _inputs(kind, inputs.shape[1:], random)
     gram = inputs @ inputs.transpose(0, 2, 1)
-    whole = unstack(inputs) if any(t.promises().changes_inputs for t in techniques) else None
+    needed = any(t.promises().changes_inputs or t.needs_magnitudes for t in techniques)
+    whole = unstack(inputs) if needed else None
     return LayerState.dense(unstack(weights), whole, unstack(gram), BatchChoices(layers, random))
 
 
@@ -155,7 +156,7 @@ class Screen:
         self.shape, self.layers, self.applications = shape, layers, 0
         self._techniques, self._loss = orderings.techniques, loss
         self._dense = generated(shape, self._techniques, random, layers)
-        entries = shape[1] * max(shape[0], self._dense.inputs.shape[1] if self._dense.inputs is not None else 0)
+        entries = shape[1] * max(*shape, self._dense.inputs.shape[1] if self._dense.inputs is not None else 0)
         self._directions = np.random.default_rng(seed + 1).uniform(0.5, 1.5, size=entries)
         weights = np.abs(stack(self._dense.weight, layers)).max(axis=(1, 2))
         self._size = np.where(weights == 0, 1.0, weights)
@@ -171,7 +172,7 @@ class Screen:
         """The state after one more technique."""
         self.applications += 1
         with np.errstate(all="ignore"):
-            return self._techniques[technique].encode(state)
+            return run(self._techniques[technique], state)
 
     def losses(self, state: LayerState) -> Values:
         """The loss on each layer, relative to that of a layer of zeros."""
@@ -190,14 +191,17 @@ class Screen:
             values.append(self._projected(np.concatenate([form.cut.rows, form.cut.columns])))
         if state.reference_inputs is not None and state.inputs is not None:
             values.append(self._projected(state.inputs))
+        if form.transform is not None:
+            values.append(self._projected(form.transform.matrix(self.shape[1])))
         known = (
             state.reference_inputs is None,
             form.mask is None,
-            None if grid is None else (grid.levels, grid.scales, grid.offset is None, grid.zero),
+            None if grid is None else (grid.levels, grid.scales, grid.offset is None, grid.zero, grid.codes),
             None if factors is None else factors.rank,
             form.rank,
             form.pattern,
             form.cut is None,
+            form.transform is None,
         )
         return Sketch(known, np.stack(values, axis=1))
 

@@ -25,7 +25,7 @@ from compcomp.ordering.measure import Bench, Measured, Measurement, Tree, fronts
 from compcomp.ordering.parts import CONFIDENCE, SAME_SIZE, Kept, Parts, Race
 from compcomp.ordering.plan import Plan
 from compcomp.ordering.screen import COLUMNS, ENTRIES, Screen, Sketch, Values, alike, no_worse, small_shape
-from compcomp.ordering.space import GRANULARITIES, Prefix, Slot
+from compcomp.ordering.space import GRANULARITIES, Prefix, Slot, Space
 from compcomp.ordering.store import Store
 
 LARGEST = 8
@@ -79,6 +79,12 @@ def search(
     by_layer = granularity == "layer"
     if by_layer and bench is None:
         raise InputError("granularity='layer' without a model", "a model", "granularity")
+    if whole := [technique for technique in Space(techniques).techniques if technique.whole_model]:
+        where, given = str(whole[0]), "a technique that acts on the whole model"
+        if bench is None:
+            raise InputError(f"{given}, without a model", "a model to measure on", where)
+        if by_layer:
+            raise InputError(f"{given} with granularity='layer'", "granularity='model'", where)
     asker = Asker(prover, executor=executor, store=store)
     return _Search(techniques, loss, bench, asker, notify, seed, before, evaluations, by_layer, size, confidence).run()
 
@@ -128,16 +134,27 @@ class _Search:
         slow = shape is None or shape[1] > COLUMNS // 4
         self.screen = None if slow or shape is None else Screen(self.orderings, self.loss, shape, seed)
         self.seed = seed
+        self.whole = any(technique.whole_model for technique in self.orderings.techniques)
 
     def run(self) -> Plan:
         start = time.monotonic()
-        self.ask_pairs()
-        self.ask_resting()
-        self.ask_words()
-        self.screen_orders()
-        self.ask_dominance()
+        if not self.whole:
+            self.ask_pairs()
+            self.ask_resting()
+            self.ask_words()
+            self.screen_orders()
+            self.ask_dominance()
         self.left = sum(1 for _ in self.orderings.staying())
-        self.ask_conditional()
+        if not self.whole:
+            self.ask_conditional()
+        elif self.left > self.evaluations:
+            raise InputError(
+                f"{self.left} orders with a technique that acts on the whole model",
+                f"at most {self.evaluations} (evaluations), as each is measured; or compcomp.apply of one order",
+                "techniques",
+            )
+        else:
+            self.notes.append("a technique acts on the whole model: no claim was asked, every order was measured")
         measurements, dense = self.measure()
         self.seconds["total"] = time.monotonic() - start
         return self.plan(measurements, dense)
@@ -447,7 +464,7 @@ class _Search:
         dense = self.dense(bench, kept, parts)
         self.drop_conditional(bool(dense))
         chosen = staying = list(self.orderings.staying())
-        if not dense or len(staying) > self.evaluations or self.by_layer:  # layers can be looked at apart
+        if not self.whole and (not dense or len(staying) > self.evaluations or self.by_layer):  # layers apart
             explorer = Explorer(self.orderings, bench, self.asker.executor, self.asker.store, self.told, self.kept())
             found = explorer.explore(self.evaluations if dense else RANKED, every=self.by_layer)
             if self.by_layer:
@@ -482,12 +499,14 @@ class _Search:
         """The techniques that are proved to keep the mask, or the grid, and those that keep the low-rank term.
 
         What a layer loses in the end is bounded by what they keep of it: law 4. A map that sets up a grid of its own
-        keeps that one, so the grid counts only where it is promised to stay.
+        keeps that one, so the grid counts only where it is promised to stay. What changes the basis of the inputs keeps
+        nothing here: bounds speak of weights in the basis of the dense layer.
         """
         known = self.orderings.techniques
-        found = {"factors": [i for i, t in enumerate(known) if t.steps() or "factors" in t.promises().keeps]}
+        plain = [(i, t) for i, t in enumerate(known) if not t.promises().changes_basis]
+        found = {"factors": [i for i, t in plain if t.steps() or "factors" in t.promises().keeps]}
         for invariant in ("mask", "grid"):
-            able = [i for i, technique in enumerate(known) if invariant in technique.promises().keeps]
+            able = [i for i, technique in plain if invariant in technique.promises().keeps]
             pairs = [(first, i) for first in known for i in able if first != known[i]]
             claims = [keeps(first >> known[i], invariant) for first, i in pairs]
             verdicts = self.ask(claims, ANY, f"what keeps a {invariant}", stages=RULES)

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import z3
 
+from compcomp.errors import NotExactError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.layer import LayerState
 from compcomp.language.partition import Partition
-from compcomp.language.steps import Element, GridMap, Selection, Step
+from compcomp.language.steps import Element, ScaledMap, Selection, Step
 from compcomp.language.technique import Sequence
 from compcomp.language.verdict import Query
 from compcomp.proving.meaning import establishes, fails
 from compcomp.proving.proof import EXACT, Proof
+from compcomp.proving.rules.basis import simplified
 from compcomp.proving.rules.facts import unit_norms
-from compcomp.proving.rules.inputs import weights_alone
 from compcomp.proving.session import Session
 from compcomp.proving.solver import Answer, Solver
 from compcomp.terms import Array, Choices, SymbolicChoices, Term, each
@@ -45,9 +46,11 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
     """Try to prove the claim at the scope's shape. Anything but a clear proof comes back with its cause."""
     if scope.shape is None:
         return Outcome(None, "no rule decides this claim for any shape")
-    (claim, contracts), needs_inputs = weights_alone(claim), claim.needs_inputs
+    (claim, contracts), needs_inputs = simplified(claim), claim.needs_inputs
     if claim.changes_inputs:  # a formula has so many tokens, and they stand for any number only through a Gram matrix
         return Outcome(None, "a technique changes the inputs, and a formula would speak of one number of tokens only")
+    if _looks_at_tokens(claim):  # what they see of the inputs is not in a Gram matrix either
+        return Outcome(None, "a technique looks at single inputs, and a formula would have one number of tokens only")
     if claim.scheme is not None and claim.scheme.needs_inputs:
         return Outcome(None, "a formula would speak of one number of tokens only")
     session = Session(solver, time.monotonic() + seconds)
@@ -57,7 +60,10 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
     if scope.kind == "block" and claim.loss is not None and claim.part is None:
         return Outcome(None, f"{claim.loss.name} does not add over blocks of columns, and no rule decides the claim")
     for plan in _plans(claim, shape, session):
-        outcome = _attempt(claim, shape, plan, session)
+        try:
+            outcome = _attempt(claim, shape, plan, session)
+        except NotExactError as error:
+            return Outcome(None, f"there is no formula of this claim: {error}", tuple(session.queries))
         if outcome.proof is not None:
             notes = (*assumptions, *outcome.proof.assumptions, *contracts)
             return replace(outcome, proof=replace(outcome.proof, reach=reach, assumptions=notes))
@@ -71,7 +77,7 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
 def satisfiable(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> str:
     """Whether some layer of the scope's shape meets the claim's conditions: "sat", "unsat" or "unknown"."""
     assert scope.shape is not None
-    if scope.shape[0] * scope.shape[1] > LARGEST_LAYER:
+    if scope.shape[0] * scope.shape[1] > LARGEST_LAYER or _looks_at_tokens(claim):
         return "unknown"
     session = Session(solver, time.monotonic() + seconds)
     weight = each(lambda index: z3.Real(f"w_{index[0]}_{index[1]}"), _indices(scope.shape))
@@ -79,7 +85,10 @@ def satisfiable(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> s
     runs = []
     for name, sequence in zip("abc", claim.sequences, strict=False):
         choices = SymbolicChoices(name)
-        runs.append(sequence.trace(LayerState.dense(weight, inputs, gram, choices)))
+        try:
+            runs.append(sequence.trace(LayerState.dense(weight, inputs, gram, choices)))
+        except NotExactError:
+            return "unknown"
         known += choices.premises
     known += [_as_z3(condition.holds(claim, runs)) for condition in claim.given]
     return session.ask("conditions", known, "sat").answer
@@ -111,11 +120,15 @@ def satisfiable(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> s
 # f(w, t h) <= f(w', t h') iff f(w, h) <= f(w', h'), and l(r, v, t h) is t l(r, v, h) or l(r, v, h), then scaling
 # the inputs changes no selection, and no sign of a difference of losses: it suffices to look at h = 1.
 #
+# A map whose step does not scale with every t > 0 (one that is a power of two) leaves (scale) out.
+# A step of another kind than these (a RangeMap is neither even nor odd, a score of the whole layer may be anything)
+# leaves all but blocks out; a selection by such a score leaves blocks out too, as it acts inside no group. Of
+# sequences with a technique that is no step, as those that change the basis of the inputs, nothing is reduced.
+#
 # A claim that a scheme is fitted is about single weights (its grid) and about groups of weights (how many are zero):
 # J and the cells have to respect these groups too, and zeros and grids do not change with sign and scale. A rank is
 # about all weights: then only Reduction (inputs) is left.
 #
-# A step of another kind than these (a RangeMap is neither even nor odd) leaves all but blocks out.
 # Each "if" is asked as a query of its own, at the group sizes that occur; one that is not answered "unsat"
 # leaves its reduction out. Conditions of the claim that are local carry over by the same "if"s: they speak of
 # the order of scores, of equality of contexts and of inputs; with others (a box) nothing is reduced.
@@ -143,8 +156,17 @@ def _steps(claim: Claim) -> list[Step]:
     return [step for sequence in claim.sequences for t in sequence for step in t.steps()]
 
 
+def _by_layer(claim: Claim) -> bool:
+    """Whether some selection scores weights by the whole layer."""
+    return any(isinstance(step, Selection) and step.of_layer is not None for step in _steps(claim))
+
+
 def _only_steps(claim: Claim) -> bool:
-    return all(t.steps() for sequence in claim.sequences for t in sequence)
+    return not claim.changes_basis and all(t.steps() for sequence in claim.sequences for t in sequence)
+
+
+def _looks_at_tokens(claim: Claim) -> bool:
+    return any(t.needs_magnitudes for sequence in claim.sequences for t in sequence)
 
 
 def _additive(claim: Claim) -> bool:
@@ -186,7 +208,7 @@ def _local(claim: Claim) -> bool:
 
 def _partitions(claim: Claim) -> list[Partition]:
     """The groups in which the claim's steps act, and those of which its scheme speaks."""
-    return [*(step.partition for step in _steps(claim)), *(() if claim.scheme is None else claim.scheme.partitions)]
+    return [*(step.sees for step in _steps(claim)), *(() if claim.scheme is None else claim.scheme.partitions)]
 
 
 def _common_block(partitions: list[Partition]) -> Partition | None:
@@ -199,7 +221,7 @@ def _common_block(partitions: list[Partition]) -> Partition | None:
 
 def _plans(claim: Claim, shape: tuple[int, int], session: Session) -> list[Plan]:
     """Sets of reductions to try, the strongest first, each justified by its own queries."""
-    reducible = all(isinstance(step, Selection | GridMap) for step in _steps(claim))
+    reducible = all(isinstance(step, Selection | ScaledMap) for step in _steps(claim)) and not _by_layer(claim)
     if not reducible or not _only_steps(claim) or not _additive(claim) or not _local(claim):
         return [Plan()]
     signs, scale, order = (check(claim, shape, session) for check in (_signs_hold, _scale_holds, _order_holds))
@@ -213,8 +235,8 @@ def _variables(count: int) -> list[Term]:
     return [z3.Real(f"w{i}") for i in range(count)]
 
 
-def _contexts(claim: Claim, shape: tuple[int, int]) -> list[tuple[GridMap, list[Term]]]:
-    maps = dict.fromkeys(step for step in _steps(claim) if isinstance(step, GridMap))
+def _contexts(claim: Claim, shape: tuple[int, int]) -> list[tuple[ScaledMap, list[Term]]]:
+    maps = dict.fromkeys(step for step in _steps(claim) if isinstance(step, ScaledMap))
     return [(step, _variables(step.partition.group_size(shape))) for step in maps]
 
 
@@ -223,11 +245,11 @@ def _selections(claim: Claim) -> list[Selection]:
 
 
 def _signs_hold(claim: Claim, shape: tuple[int, int], session: Session) -> bool:
-    w, h, c, r, v = z3.Reals("w h c r v")
+    w, h, c, r, v = z3.Reals("w h c r v")  # c: the step, as that follows from the context alone
     goals = [s.score(Element(-w, h, -r)) == s.score(Element(w, h, r)) for s in _selections(claim)]
     for step, group in _contexts(claim, shape):
         goals += [step.context(group) >= 0, step.context([-group[0], *group[1:]]) == step.context(group)]
-        goals.append(step.value(-w, c, Choices()) == -step.value(w, c, Choices()))
+        goals.append(step.rounded(-w, c, Choices()) == -step.rounded(w, c, Choices()))
     if claim.part is not None:
         goals.append(claim.part(-r, -v, h) == claim.part(r, v, h))
     premises = [h >= 0, c >= 0]
@@ -239,12 +261,14 @@ def _deterministic_maps(claim: Claim) -> list[bool]:
 
 
 def _has_map(steps: tuple[Step, ...]) -> bool:
-    return any(isinstance(step, GridMap) for step in steps)
+    return any(isinstance(step, ScaledMap) for step in steps)
 
 
 def _scale_holds(claim: Claim, shape: tuple[int, int], session: Session) -> bool:
     w, w2, h, h2, c, t, r, r2, v = z3.Reals("w w2 h h2 c t r r2 v")
     goals = []
+    if not all(step.homogeneous for step, _ in _contexts(claim, shape)):
+        return False
     for s in _selections(claim):
         before = s.score(Element(w, h, r)) <= s.score(Element(w2, h2, r2))
         after = s.score(Element(t * w, h, t * r)) <= s.score(Element(t * w2, h2, t * r2))
@@ -252,7 +276,7 @@ def _scale_holds(claim: Claim, shape: tuple[int, int], session: Session) -> bool
     for step, group in _contexts(claim, shape):
         goals.append(step.context(group) >= 0)
         goals.append(step.context([t * g for g in group]) == t * step.context(group))
-        goals.append(step.step(t * c) == t * step.step(c))
+        goals.append(step.step(t * c, Choices()) == t * step.step(c, Choices()))
         goals.append(step.value(t * w, t * c, Choices()) == t * step.value(w, c, Choices()))
     if claim.loss is not None and claim.part is not None:
         scaled = claim.part(r, v, h)
@@ -344,11 +368,12 @@ def _inputs(claim: Claim, shape: tuple[int, int], session: Session) -> tuple[Arr
     if not claim.needs_inputs:
         return None, None, []
     columns = shape[1]
-    if (_only_steps(claim) and _additive(claim)) or claim.assumes("diagonal Gram"):
+    norms_alone = _only_steps(claim) and _additive(claim) and not _by_layer(claim)
+    if norms_alone or claim.assumes("diagonal Gram"):
         gram = np.array([[z3.RealVal(0)] * columns for _ in range(columns)], dtype=object)
         norms = [z3.Real(f"h_{j}") for j in range(columns)]
         if claim.assumes("equal norms"):
-            simple = _only_steps(claim) and _additive(claim) and unit_norms(_selections(claim), claim.part, session)
+            simple = norms_alone and unit_norms(_selections(claim), claim.part, session)
             norms = [z3.RealVal(1) if simple else norms[0]] * columns
         for j in range(columns):
             gram[j, j] = norms[j]

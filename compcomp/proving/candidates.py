@@ -37,7 +37,12 @@ class Candidates:
 def looks_at_gram(claim: Claim) -> bool:
     """Whether a technique or condition of the claim needs more of the inputs than the norms of the features."""
     techniques = (t for s in claim.sequences for t in s)
-    looking = (t.needs_inputs and not t.steps() and not t.promises().changes_inputs for t in techniques)
+    looking = (
+        t.needs_inputs
+        and not t.promises().changes_inputs
+        and (not t.steps() or any(getattr(step, "of_layer", None) for step in t.steps()))
+        for t in techniques
+    )
     return any(c.needs_inputs for c in claim.given) or any(looking)
 
 
@@ -54,6 +59,9 @@ def shapes_to_try(claim: Claim, scope: Scope) -> list[tuple[int, int]]:
     if not columns:
         columns = [unit * -(-side // unit)]
     shapes = [(rows, c) for rows in (1, 2, side) for c in columns if rows >= min(side, 2) or side == 1]
+    if not any(all(t.fits(shape) for t in techniques) for shape in shapes):  # such as rows in proportion to columns
+        more = ((rows, unit * k) for k in range(1, 5) for rows in range(1, 4 * unit * k + 1) if unit * k <= 16)
+        shapes = [shape for shape in more if all(t.fits(shape) for t in techniques)][:3]
     return sorted(set(shapes), key=lambda s: s[0] * s[1])
 
 
@@ -65,7 +73,9 @@ def rounds(
     size: int,
 ) -> Iterator[Candidates]:
     """Ever larger integers: single digits first, then the techniques' landmarks and their multiples."""
+    techniques = list(techniques)
     landmarks = sorted({mark for t in techniques for mark in t.promises().landmarks if mark < 10**6})
+    rank = max((t.promises().trivial_side for t in techniques), default=0)
     largest = [3, 9, *landmarks, 2, 5, *(2 * mark for mark in landmarks), 20, *(3 * mark for mark in landmarks), 99]
     for turn in range(10**6):
         top = largest[turn % len(largest)]
@@ -76,6 +86,10 @@ def rounds(
         flat[: size // 4] = np.abs(flat[: size // 4])
         sparse = random.random(flat[: size // 3].shape) < 0.4
         flat[-len(sparse) :][sparse] = 0
+        if rank:  # of a rank that a truncation leaves alone, so that what comes after it finds rationals
+            low = size // 4
+            factors = (random.integers(-2, 3, size=(low, *side)) for side in ((shape[0], rank), (rank, shape[1])))
+            weights[low : 2 * low] = np.matmul(*factors)
         active = _few_columns(random, size, shape[1])
         weights *= active[:, None, :]
         inputs = None

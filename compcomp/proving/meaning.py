@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from compcomp.language.algebra import off_grid, rank_exceeds
+from compcomp.language.basis import unlike
 from compcomp.language.claim import Claim
 from compcomp.language.layer import Cut, Grid, LayerState
 from compcomp.language.partition import Partition
@@ -77,7 +79,8 @@ def differences(left: LayerState, right: LayerState, tolerance: float = 0) -> li
     grids = [s.format.grid for s in (left, right)]
     if grids[0] is not None and grids[1] is not None:
         found += _entries(grids[0].step, grids[1].step, tolerance)
-        found.append((grids[0].levels, grids[0].zero) != (grids[1].levels, grids[1].zero))
+        kinds = [replace(grid, step=0, offset=None, scales=0) for grid in grids if grid is not None]
+        found.append(kinds[0] != kinds[1])
         offsets = grids[0].offset, grids[1].offset
         if offsets[0] is not None and offsets[1] is not None:
             found += _entries(offsets[0], offsets[1], tolerance)
@@ -86,6 +89,8 @@ def differences(left: LayerState, right: LayerState, tolerance: float = 0) -> li
     elif grids[0] is not grids[1]:
         found.append(True)
     found.append(left.format.pattern != right.format.pattern)
+    pairs = unlike(left.format.transform, right.format.transform, left.weight.shape[1])
+    found += [_apart(a, b, tolerance) for a, b in pairs]
     found += _cuts_differ(left.format.cut, right.format.cut)
     if left.reference_inputs is not None or right.reference_inputs is not None:
         assert left.inputs is not None and right.inputs is not None
@@ -173,7 +178,8 @@ def misfits(scheme: Scheme, end: LayerState, tolerance: float = 0) -> dict[str, 
     found["low-rank term"] = [form.factors is not None and form.factors.rank > scheme.beside]
     if scheme.inputs < DENSE:
         assert end.inputs is not None
-        found["inputs"] = [off_grid(token, scheme.inputs, tolerance) for token in end.inputs.T]
+        inputs = end.inputs if form.transform is None else form.transform.inputs(end.inputs)
+        found["inputs"] = [off_grid(token, scheme.inputs, tolerance) for token in inputs.T]
     return found
 
 

@@ -23,3 +23,4 @@ class Proof:
 
 EXACT = "exact arithmetic (reals, not floats)"
 DENSE_INPUTS = "where this is used inside a longer sequence, nothing in that changes the inputs"
+SAME_BASIS = "where this is used inside a longer sequence, nothing in that changes the basis of the inputs"

@@ -15,8 +15,8 @@ from compcomp.proving.crosscheck import SECONDS, cross_check
 from compcomp.proving.premises import needed, unmet, within
 from compcomp.proving.proof import Proof
 from compcomp.proving.replay import Suspect, confirmed, deterministic, minimised, torch_agrees, witness_of
-from compcomp.proving.rules import RULES
-from compcomp.proving.rules.inputs import weights_alone
+from compcomp.proving.rules import ANY_BASIS, RULES
+from compcomp.proving.rules.basis import simplified
 from compcomp.proving.sample import formats_along
 from compcomp.proving.search import Found, search
 from compcomp.proving.solver import Solver, default_solver, second_solver
@@ -70,6 +70,14 @@ def prove(
         return verdict
 
 
+def _of_whole_models(claim: Claim) -> tuple[str, ...]:
+    """What has to be said where a technique acts on all layers of a model together."""
+    whole = dict.fromkeys(str(t) for sequence in claim.sequences for t in sequence if t.whole_model)
+    return tuple(
+        f"{text} acts on the whole model: the layer is what its encoding says that it stands for" for text in whole
+    )
+
+
 class _Attempt:
     """One claim on its way through the stages."""
 
@@ -106,8 +114,10 @@ class _Attempt:
         return formats is None or any(f.get(self.claim.invariant or "") is not None for f in formats)
 
     def _rule(self, claim: Claim) -> Proof | None:
-        claim, contracts = weights_alone(claim)
+        claim, contracts = simplified(claim)
         for rule in RULES:
+            if claim.changes_basis and rule not in ANY_BASIS:
+                continue
             proof = rule(claim, self.solver, self.until - time.monotonic())
             if proof is not None:
                 return replace(proof, assumptions=(*proof.assumptions, *contracts))
@@ -139,7 +149,11 @@ class _Attempt:
         return self.verdict(
             Status.PROVED,
             reach=proof.reach,
-            assumptions=(*proof.assumptions, *(condition.describe() for condition in self.claim.given)),
+            assumptions=(
+                *proof.assumptions,
+                *(condition.describe() for condition in self.claim.given),
+                *_of_whole_models(self.claim),
+            ),
             congruent=proof.congruent,
             needed=self._needed(stage),
             grade=check.grade,

@@ -13,8 +13,8 @@ import numpy as np
 
 from compcomp.language.algebra import NotExactError
 from compcomp.language.claim import Claim
-from compcomp.language.layer import Cut, Factors, Format, LayerState
-from compcomp.language.technique import Sequence
+from compcomp.language.layer import Cut, Factors, Format, Grid, LayerState
+from compcomp.language.technique import Sequence, run_kernel
 from compcomp.language.verdict import Matrix, Trace, Witness
 from compcomp.proving.meaning import Run, fails, misfits
 from compcomp.terms import Array, Choices, RandomChoices, each
@@ -63,7 +63,7 @@ def torch_runs(claim: Claim, suspect: Suspect) -> list[Run]:
         state = LayerState.dense(tensor(suspect.weight), inputs)
         states = [state]
         for technique in sequence:
-            state = technique.kernel()(technique, state)
+            state = run_kernel(technique, state)
             states.append(state)
         runs.append([_as_floats(s) for s in states])
     return runs
@@ -72,6 +72,9 @@ def torch_runs(claim: Claim, suspect: Suspect) -> list[Run]:
 def _as_floats(state: LayerState) -> LayerState:
     def array(tensor: Any) -> Array | None:
         return None if tensor is None else np.array(tensor.tolist(), dtype=object)
+
+    def grid(given: Grid | None) -> Grid | None:
+        return given and replace(given, step=array(given.step), offset=array(given.offset))
 
     form = state.format
     return replace(
@@ -83,11 +86,18 @@ def _as_floats(state: LayerState) -> LayerState:
         reference_inputs=array(state.reference_inputs),
         format=Format(
             mask=array(form.mask),
-            grid=form.grid and replace(form.grid, step=array(form.grid.step), offset=array(form.grid.offset)),
-            factors=form.factors and Factors(array(form.factors.left), array(form.factors.right)),
+            grid=grid(form.grid),
+            factors=form.factors
+            and Factors(
+                array(form.factors.left),
+                array(form.factors.right),
+                grid(form.factors.left_grid),
+                grid(form.factors.right_grid),
+            ),
             rank=form.rank,
             pattern=form.pattern,
             cut=form.cut and Cut(array(form.cut.rows), array(form.cut.columns)),
+            transform=form.transform and form.transform.map(array),
         ),
     )
 

@@ -5,4 +5,5 @@ from compcomp.testing.conformance import check_encoding as check_encoding
 from compcomp.testing.strategies import conventions as conventions
 from compcomp.testing.strategies import layers as layers
 from compcomp.testing.strategies import matrices as matrices
+from compcomp.testing.strategies import sequences as sequences
 from compcomp.testing.strategies import techniques as techniques

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass, replace
 from fractions import Fraction
+from itertools import combinations, product
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,13 @@ from hypothesis import strategies as st
 
 from compcomp.errors import InputError
 from compcomp.language.algebra import NotExactError, batch_size, off_grid, rank_exceeds, stack
+from compcomp.language.basis import unlike
 from compcomp.language.layer import INVARIANTS, Cut, Factors, Format, Grid, LayerState
 from compcomp.language.loss import LOSSES
+from compcomp.language.steps import Optimum, Selection, Step
 from compcomp.language.technique import Kernel, Technique
 from compcomp.terms import Array, Batch, BatchChoices, Choices, RandomChoices, Term, each
-from compcomp.testing.strategies import Shape, integers, layers, scaled
+from compcomp.testing.strategies import Shape, conventions, integers, layers, scaled
 
 SHAPES: tuple[Shape, ...] = ((1, 4), (2, 4), (3, 4), (4, 2), (2, 3), (1, 8), (3, 6))
 """Shapes (out x in) to try: those that the technique fits."""
@@ -43,9 +47,12 @@ class Coverage:
     promises: int = 0
     skipped: int = 0
 
+    def __add__(self, other: Coverage) -> Coverage:
+        return Coverage(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
 
 def check_encoding(
-    technique: Technique,
+    technique: Technique | type[Technique],
     shapes: Sequence[Shape] = SHAPES,
     max_examples: int = 40,
     device: str = "cpu",
@@ -57,14 +64,19 @@ def check_encoding(
     On exact layers drawn by Hypothesis, the encoding on Fractions is compared with the torch kernel in
     float64 on ``device`` and with the encoding on batches: weight, mask, grid, low-rank product, rank, inputs and
     every loss. Away from ties and midpoints they must agree. At a tie they must agree too where the
-    technique is a single step, or acts on inputs, and floats meet the tie exactly. Every declared promise must
-    hold on the Fractions, for every choice tried.
+    technique is a single step, selects only, or acts on inputs, and floats meet the tie exactly (scores of the whole
+    layer are sums and quotients that floats round). Of a technique that says what is ``feasible``, that is asked of
+    what its kernel gives instead. Every declared promise must hold on the Fractions, for every choice tried.
 
-    shapes: (out, in) pairs; those that the technique does not fit are left out. max_examples: layers to
-    draw, always the same ones. kernel: in place of the registered one. minimise: look for a simpler layer
-    before failing, which takes a while. Raises InputError when no shape fits.
+    technique: one, or a class, of which every technique that :func:`conventions` gives is checked, registered or not.
+    shapes: (out, in) pairs, by default also those that the technique brings; those that it does not fit are left out.
+    max_examples: layers to draw, always the same ones. kernel: in place of the registered one. minimise: look for a
+    simpler layer before failing, which takes a while. Raises InputError when no shape fits.
     """
+    if isinstance(technique, type):
+        return _check_class(technique, shapes, max_examples, device, kernel, minimise)
     run = kernel or technique.kernel()
+    shapes = (*shapes, *technique.tried_shapes) if shapes is SHAPES else shapes
     fitting = [shape for shape in shapes if technique.fits(shape)]
     if not fitting:
         raise InputError(", ".join(f"{m}x{n}" for m, n in shapes), "a shape that fits", f"{technique}")
@@ -83,9 +95,16 @@ def check_encoding(
     def examine(data: st.DataObject) -> None:
         shape = data.draw(st.sampled_from(fitting))
         inputs = technique.needs_inputs or data.draw(st.booleans())
-        layer = data.draw(layers(shape, inputs, gram_only=not technique.promises().changes_inputs))
+        whole = technique.promises().changes_inputs or technique.needs_magnitudes
+        layer = data.draw(layers(shape, inputs, gram_only=not whole))
         if layer.format.mask is not None and data.draw(st.booleans()):
             layer = _unmasked(layer, data.draw(integers(shape, 3)))
+        if layer.format.pattern and data.draw(st.booleans()):
+            layer = _other_mask(layer, layer.format.pattern[0][1])
+        if type(technique).rational is not Technique.rational:
+            layer = technique.rational(
+                layer, data.draw(st.lists(st.integers(1, 3), min_size=shape[1], max_size=shape[1]))
+            )
         seed = data.draw(st.integers(0, 2**16))
         factor = data.draw(st.sampled_from((Fraction(3), Fraction(1, 2), Fraction(2, 7))))
         try:
@@ -101,10 +120,27 @@ def check_encoding(
     return coverage
 
 
+def _check_class(kind: type[Technique], shapes: Sequence[Shape], *rest: Any) -> Coverage:
+    """Every convention of the class that fits some shape."""
+    found = [technique for technique in conventions(kind) if any(map(technique.fits, (*shapes, *kind.tried_shapes)))]
+    if not found:
+        raise InputError(
+            f"{kind.__name__}.tried", "parameters that the class allows and some shape fits", "check_encoding"
+        )
+    return sum((check_encoding(technique, shapes, *rest) for technique in found), Coverage())
+
+
 def _unmasked(layer: LayerState, change: Array) -> LayerState:
     """The layer with weights that its mask drops changed: an earlier step has broken the mask."""
     mask = np.full(layer.weight.shape, True) if layer.format.mask is None else layer.format.mask
     weight = each(lambda w, keep, x: w if keep else w + x, layer.weight, mask, change)
+    return replace(layer, weight=weight, format=replace(layer.format, grid=None, rank=None))
+
+
+def _other_mask(layer: LayerState, size: int) -> LayerState:
+    """The layer with the weights of every ``size`` reversed: its N:M patterns hold, its mask may be broken."""
+    rows, columns = layer.weight.shape
+    weight = layer.weight.reshape(rows, columns // size, size)[:, :, ::-1].reshape(rows, columns)
     return replace(layer, weight=weight, format=replace(layer.format, grid=None, rank=None))
 
 
@@ -116,8 +152,11 @@ def _fail(technique: Technique, what: str, layer: LayerState, *results: tuple[st
     if layer.format.grid is not None:
         shown += [("grid step", layer.format.grid.step), ("levels", layer.format.grid.levels)]
         shown += [("grid offset", layer.format.grid.offset)]
+        shown += [("grid codes", layer.format.grid.codes and [str(code) for code in layer.format.grid.codes])]
     if layer.format.factors is not None:
         shown += [("left", layer.format.factors.left), ("right", layer.format.factors.right)]
+    if layer.format.transform is not None:
+        shown += [("transform", layer.format.transform.matrix(layer.weight.shape[1]))]
     if layer.format.cut is not None:
         shown += [("kept rows", layer.format.cut.rows[None]), ("kept columns", layer.format.cut.columns[None])]
     lines += [f"  {name} = {_text(value)}" for name, value in shown if value is not None]
@@ -139,11 +178,18 @@ def _compare(
     device: str,
     coverage: Coverage,
 ) -> None:
+    if technique.feasible(layer, result) is not None:
+        _check_feasible(technique, kernel, layer, result, device)
+        coverage.clear += 1
+        return
     opposite = scaled(layer, Fraction(-1))
     other = technique.encode(opposite)
     clear = result.choices.margin > MARGIN
-    one_step = len(technique.steps()) == 1
-    meets_ties = result.choices.margin == 0 and (one_step or technique.promises().changes_inputs)
+    exact_ties = _meets_ties(technique.steps())
+    at_once = exact_ties or technique.promises().changes_inputs
+    if technique.promises().optimum is not None:  # what it compares is made of the weights and the values of its grids
+        at_once = _float_exact(result)
+    meets_ties = result.choices.margin == 0 and at_once
     if clear or meets_ties:
         before = _tensors(layer, device)
         after = kernel(technique, before)
@@ -153,10 +199,41 @@ def _compare(
         coverage.at_ties += not clear
     else:
         coverage.skipped += 1
-    if (clear and other.choices.margin > MARGIN) or (meets_ties and one_step and _float_exact(result, other)):
-        both = technique.encode(_batches([layer, opposite]))
-        for index, (start, single) in enumerate([(layer, result), (opposite, other)]):
+    if (clear and other.choices.margin > MARGIN) or (meets_ties and exact_ties and _float_exact(result, other)):
+        pairs = [(layer, result), (opposite, other)]
+        if _codes(layer) != _codes(opposite):  # codes that are not symmetric: a batch has one grid
+            del pairs[1]
+        both = technique.encode(_batches([start for start, _ in pairs]))
+        for index, (start, single) in enumerate(pairs):
             _check_same(technique, "encoding on batches", start, single, _unbatched(both, index))
+
+
+def _codes(layer: LayerState) -> tuple[Fraction, ...] | None:
+    return None if layer.format.grid is None else layer.format.grid.codes
+
+
+def _check_feasible(technique: Technique, kernel: Kernel, layer: LayerState, result: LayerState, device: str) -> None:
+    """Kernel and encoding give states that are feasible; the kernel always the same one, of its inputs as they were."""
+    before = _tensors(layer, device)
+    start, found = _floats(before), [_floats(kernel(technique, before)) for _ in range(2)]
+    _check_untouched(technique, layer, before)
+    batch = _unbatched(technique.encode(_batches([layer, layer])), 0)
+    named = (("torch kernel", start, found[0]), ("encoding", layer, result), ("encoding on batches", start, batch))
+    for name, one, other in named:
+        if not technique.feasible(one, other):
+            raise _fail(technique, f"what the {name} gives is not feasible", layer, (name, _text(other.weight)))
+        if not _same_inputs(one, other) or not np.array_equal(one.reference, other.reference):
+            raise _fail(technique, f"the {name} changes the inputs or the reference", layer)
+    if not _equal(*found):
+        shown = [(f"run {k}", _text(state.weight)) for k, state in enumerate(found)]
+        raise _fail(technique, "two runs of the torch kernel differ", layer, *shown)
+
+
+def _meets_ties(steps: Sequence[Step]) -> bool:
+    """Whether floats meet the ties and midpoints of these steps exactly: no step comes after rounded values."""
+    selections = [step for step in steps if isinstance(step, Selection)]
+    exact = all(step.of_layer is None for step in selections)
+    return exact and (len(steps) == 1 or (bool(steps) and len(steps) == len(selections)))
 
 
 def _float_exact(*states: LayerState) -> bool:
@@ -186,6 +263,17 @@ def _check_same(technique: Technique, what: str, layer: LayerState, expected: La
         if one != other:
             raise _fail(technique, f"the {name} of the {what} differs", layer, ("encoding", one), (what, other))
 
+    def same_grid(name: str, one: Grid, other: Grid) -> None:
+        reach = size + _largest(one.step)  # that of a factor need not be of the weight's size
+        same(f"{name} step", one.step, other.step, reach)
+        same(f"{name} offset", one.offset, other.offset, reach)
+        alike(f"zero on the {name}", one.zero, other.zero)
+        alike(f"{name} levels", one.levels, other.levels)
+        alike(f"{name} codes", one.codes, other.codes)
+        alike(f"number of {name} scales", one.scales, other.scales)
+        alike(f"bits of a {name} scale", one.scale_bits, other.scale_bits)
+        alike(f"bits that {name} scales share", one.shared_bits, other.shared_bits)
+
     same("weight", expected.weight, found.weight)
     same("effective weight", expected.effective(), found.effective())
     same("inputs", expected.inputs, found.inputs, reach)
@@ -197,18 +285,25 @@ def _check_same(technique: Technique, what: str, layer: LayerState, expected: La
     if left.mask is not None and right.mask is not None:
         alike("mask", left.mask.astype(bool).tolist(), right.mask.astype(bool).tolist())
     alike("pattern", left.pattern, right.pattern)
+    alike("presence of a transform", left.transform is None, right.transform is None)
+    if left.transform is not None and right.transform is not None:
+        sides = [
+            form.transform.matrix(expected.weight.shape[1]) for form in (left, right) if form.transform is not None
+        ]
+        same("transform", sides[0], sides[1], _largest(sides[0]))
     alike("presence of a cut", left.cut is None, right.cut is None)
     if left.cut is not None and right.cut is not None:
         alike("rows of the cut", left.cut.rows.astype(bool).tolist(), right.cut.rows.astype(bool).tolist())
         alike("columns of the cut", left.cut.columns.astype(bool).tolist(), right.cut.columns.astype(bool).tolist())
     alike("presence of a grid", left.grid is None, right.grid is None)
     if left.grid is not None and right.grid is not None:
-        same("grid step", left.grid.step, right.grid.step)
-        same("grid offset", left.grid.offset, right.grid.offset)
-        alike("zero on the grid", left.grid.zero, right.grid.zero)
-        alike("grid levels", left.grid.levels, right.grid.levels)
-        alike("number of scales", left.grid.scales, right.grid.scales)
+        same_grid("grid", left.grid, right.grid)
     alike("rank of the factors", left.factors and left.factors.rank, right.factors and right.factors.rank)
+    for side in ("left_grid", "right_grid"):
+        one, other = (getattr(form.factors, side, None) for form in (left, right))
+        alike(f"presence of a {side.replace('_', ' ')}", one is None, other is None)
+        if one is not None and other is not None:
+            same_grid(side.replace("_", " "), one, other)
     for loss in LOSSES.values():
         if loss.needs_inputs and layer.gram is None:
             continue
@@ -265,10 +360,14 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
         for invariant in (*INVARIANTS, "factors"):
             if invariant in promised.keeps and not _kept(invariant, layer, result):
                 raise broken(f"keeps={{{invariant!r}}}", after)
-        if (_on_grid(layer) and not _on_grid(result)) or not _within_rank(result):
+        fits = _within_rank(result) and _set_up(layer, result) and _factors_fit(result)
+        if not fits or (_on_grid(layer) and not _on_grid(result)):
             raise _fail(technique, "the weight does not fit the format it sets", layer, after)
-        if not _fits_new_patterns(layer, result):
-            raise _fail(technique, "the weight does not fit the pattern it sets", layer, after)
+        for which in sorted(promised.zeros):
+            if not _zeros_stay(which, layer, result):
+                raise broken(f"zeros={{{which!r}}}", after)
+        if promised.removes_rows and not _rows_alone(layer, result):
+            raise broken("removes_rows=True", after)
         numbers = _numbers(result.format), _numbers_elsewhere(technique, layer, make())
         if not promised.format_varies and numbers[1] not in (None, numbers[0]):
             raise broken("format_varies=False", ("format after", numbers[0]), ("of a zero weight", numbers[1]))
@@ -284,6 +383,7 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
             if losses[1] > losses[0]:
                 raise broken(f"never_increases={{{name!r}}}", ("before and after", losses), after)
         _check_inputs(technique, layer, result, make)
+        _check_basis(technique, layer, result)
         at_reference = replace(layer, reference=layer.effective(), reference_inputs=None, choices=make())
         rested = technique.encode(at_reference)
         if promised.rests and not _equal(at_reference, rested):
@@ -291,11 +391,80 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
         held = np.array_equal(rested.effective(), at_reference.reference) and _same_inputs(rested, at_reference)
         if promised.holds_reference and not held:
             raise broken("holds_reference=True", ("effective weight after", _text(rested.effective())))
+        dense = layer.format.factors is None and all(layer.format.get(invariant) is None for invariant in INVARIANTS)
+        if dense and min(layer.weight.shape) <= promised.trivial_side and not held:
+            raise broken(f"trivial_side={promised.trivial_side}", ("effective weight after", _text(rested.effective())))
+        if promised.optimum is not None and (better := _better(promised.optimum, layer.weight, result.weight, seed)):
+            raise broken("optimum", ("what it leaves", better), after)
         if promised.leaves_weight and not _weight_left(layer, result):
             raise broken("leaves_weight=True", after)
+        if not promised.homogeneous:
+            continue
         larger = technique.encode(replace(scaled(layer, factor), choices=make()))
-        if promised.homogeneous and not _equal(scaled(result, factor), larger):
+        if not _equal(scaled(result, factor), larger):
             raise broken("homogeneous=True", (f"weight after, times {factor}", _text(larger.weight)), after)
+    _check_steps(technique, layer, results[0])
+
+
+def _check_steps(technique: Technique, layer: LayerState, result: LayerState) -> None:
+    """The steps of the technique, if it has any, are what its encoding does."""
+    if not technique.steps():
+        return
+    after = replace(layer, choices=Choices())
+    for step in technique.steps():
+        after = step.apply(after)
+    if not _equal(after, result) or after.format.rank != result.format.rank:
+        shown = (("steps", _text(after.weight)), ("encoding", _text(result.weight)))
+        raise _fail(technique, "its steps() are not what its encoding does", layer, *shown)
+
+
+MOST = 200
+"""Masks of one group that are tried one by one; of more, so many random ones. Of ratios a quarter of that."""
+
+
+def _better(optimum: Optimum, weight: Array, left: Array, seed: int) -> str:
+    """What is wrong with ``left`` as the optimum for ``weight``, both out x in; empty where nothing is."""
+    shape = (weight.shape[0], weight.shape[1])
+    part, levels = LOSSES[optimum.loss].element, optimum.grid.known_levels
+    assert part is not None
+    selected, scaled_alike = optimum.partition.groups(shape), optimum.grid.partition.groups(shape)
+    if any(sum(left[i] == 0 for i in group) < int(len(group) * optimum.share) for group in selected):  # type: ignore[operator]
+        return "has too few zeros"
+    contexts = [optimum.grid.context(weight[i] for i in group) for group in scaled_alike]
+    for group, context in zip(scaled_alike, contexts, strict=True):
+        steps = [ratio * context / levels for ratio in optimum.ratios]
+        if not any(all(left[i] in [k * step for k in range(-levels, levels + 1)] for i in group) for step in steps):
+            return f"is on no grid in {group}"
+    least = None
+    random = np.random.default_rng(seed)
+    choices: Iterable[Sequence[Fraction]] = product(optimum.ratios, repeat=len(contexts))
+    if len(optimum.ratios) ** len(contexts) > MOST // 4:
+        choices = [
+            [optimum.ratios[k] for k in row] for row in random.integers(len(optimum.ratios), size=(50, len(contexts)))
+        ]
+    for ratios in choices:
+        error = np.empty(shape, dtype=object)
+        for group, context, ratio in zip(scaled_alike, contexts, ratios, strict=True):
+            values = [k * ratio * context / levels for k in range(-levels, levels + 1)]
+            for i in group:
+                error[i] = min(part(weight[i], value) for value in values)
+        total = sum(_least_error(weight, error, group, optimum, seed) for group in selected)
+        least = total if least is None else min(least, total)
+    loss = sum(map(part, weight.ravel(), left.ravel()))
+    return f"loses {loss}, where {least} is possible" if least is not None and loss > least else ""
+
+
+def _least_error(weight: Array, error: Array, group: list[tuple[int, int]], optimum: Optimum, seed: int) -> Fraction:
+    """The least loss of a group over which weights go, or over some random choices of them."""
+    part = LOSSES[optimum.loss].element
+    assert part is not None
+    count = int(len(group) * optimum.share)  # type: ignore[operator]
+    random = np.random.default_rng(seed)
+    drops: Iterable[Sequence[int]] = combinations(range(len(group)), count)
+    if comb(len(group), count) > MOST:
+        drops = [random.choice(len(group), count, replace=False).tolist() for _ in range(MOST)]
+    kept, gone = [error[i] for i in group], [part(weight[i], 0) for i in group]
+    return min(sum((gone[k] if k in drop else kept[k] for k in range(len(group))), Fraction(0)) for drop in drops)
 
 
 def _check_inputs(technique: Technique, before: LayerState, after: LayerState, make: Callable[[], Choices]) -> None:
@@ -323,6 +492,18 @@ def _check_inputs(technique: Technique, before: LayerState, after: LayerState, m
             raise _fail(technique, "it looks at the inputs, and does not say that it needs them", before)
 
 
+def _check_basis(technique: Technique, before: LayerState, after: LayerState) -> None:
+    """The technique does nothing but change the basis of the inputs, or leaves it alone."""
+    promised, known = technique.promises().changes_basis, before.format.transform
+    if promised:
+        told = np.array_equal(after.effective(), before.effective())
+        told = told and np.array_equal(after.reference, before.reference)
+    else:
+        told = after.format.transform is known
+    if not told:
+        raise _fail(technique, f"its promise changes_basis={promised} is false", before, ("weight after", after.weight))
+
+
 def _same_inputs(one: LayerState, other: LayerState) -> bool:
     """The same inputs, Gram matrix and dense inputs, exactly."""
     pairs = [(getattr(one, name), getattr(other, name)) for name in ("inputs", "gram", "reference_inputs")]
@@ -340,6 +521,8 @@ def _equal(one: LayerState, other: LayerState) -> bool:
         return False
     if left.pattern != right.pattern:
         return False
+    if any(a != b for a, b in unlike(left.transform, right.transform, one.weight.shape[1])):
+        return False
     pairs = [(one.weight, other.weight), (one.effective(), other.effective()), (left.mask, right.mask)]
     pairs.append((one.inputs, other.inputs))
     if left.grid is not None and right.grid is not None and not _same_grid(left.grid, right.grid):
@@ -356,7 +539,8 @@ def _weight_left(before: LayerState, after: LayerState) -> bool:
 
 
 def _same_grid(one: Grid, other: Grid) -> bool:
-    if (one.levels, one.zero, one.offset is None) != (other.levels, other.zero, other.offset is None):
+    kinds = [replace(grid, step=0, offset=grid.offset is None, scales=0) for grid in (one, other)]
+    if kinds[0] != kinds[1]:
         return False
     pairs = [(one.step, other.step), *([] if one.offset is None else [(one.offset, other.offset)])]
     return all(np.array_equal(a, b) for a, b in pairs if b is not None)
@@ -378,6 +562,9 @@ def _kept(invariant: str, before: LayerState, after: LayerState) -> bool:
         return not _fits_mask(before.weight, old.mask) or _fits_mask(after.weight, old.mask)
     if invariant == "grid":
         assert old.grid is not None and new.grid is not None
+        if new.transform is not old.transform:  # the grid has changed along with the basis
+            kinds = ((g.levels, g.zero, g.offset is None) for g in (old.grid, new.grid))
+            return len(set(kinds)) == 1 and (_on_grid(after) or not _on_grid(before))
         return _same_grid(old.grid, new.grid) and _on_grid(after)
     if invariant == "n:m":
         known = {m: n for n, m in new.pattern or ()}
@@ -400,21 +587,13 @@ def _fits_pattern(weight: Array, kept: int, size: int) -> bool:
     return bool(np.all((weight != 0).reshape(len(weight), -1, size).sum(axis=2) <= kept))
 
 
-def _fits_new_patterns(before: LayerState, after: LayerState) -> bool:
-    """Each pattern that was set up since holds of the weight, and of the mask."""
-    mask = after.format.mask
-    return all(
-        mask is not None and _fits_pattern(mask.astype(int), n, m) and _fits_pattern(after.weight, n, m)
-        for n, m in set(after.format.pattern or ()) - set(before.format.pattern or ())
-    )
-
-
 def _numbers(form: Format) -> tuple[Any, ...]:
     """The numbers in a format, and which of its fields are set."""
-    grid, factors = form.grid, form.factors
+    factors = form.factors
+    grids = [form.grid, *((None, None) if factors is None else (factors.left_grid, factors.right_grid))]
     return (
         (form.mask is None, form.cut is None, form.rank, form.pattern, None if factors is None else factors.rank),
-        None if grid is None else (grid.levels, grid.scales, grid.zero, grid.offset is None),
+        *(None if grid is None else replace(grid, step=0, offset=grid.offset is None) for grid in grids),
     )
 
 
@@ -431,6 +610,47 @@ def _fits_cut(layer: LayerState, cut: Cut) -> bool:
     return not (np.any(left[~_bools(cut.rows)]) or np.any(left[:, ~_bools(cut.columns)]))
 
 
+def _set_up(before: LayerState, after: LayerState) -> bool:
+    """What the technique has set up of mask, patterns and removed rows and columns holds, in weight and mask."""
+    old, new = before.format, after.format
+    full = np.full(after.weight.shape, True)
+    mask = full if new.mask is None else _bools(new.mask)
+    was = full if old.mask is None else _bools(old.mask)
+    fits = _fits_mask(after.weight, mask | ~was)
+    for pattern in new.pattern or ():
+        fits = fits and _fits_pattern(mask, *pattern)
+        fits = fits and (pattern in (old.pattern or ()) or _fits_pattern(after.weight, *pattern))
+    if new.cut is not None:
+        rows, columns = _bools(new.cut.rows), _bools(new.cut.columns)
+        fits = fits and not np.any(mask & ~np.outer(rows, columns))
+        if old.cut is not None:
+            rows, columns = rows | ~_bools(old.cut.rows), columns | ~_bools(old.cut.columns)
+        fits = fits and _fits_cut(after, Cut(rows, columns))
+    return fits
+
+
+def _zeros_stay(which: str, before: LayerState, after: LayerState) -> bool:
+    """Single weights that were zero are, or rows that were zero in the weight and in the low-rank term."""
+    if which == "weights":
+        return not np.any((after.weight != 0) & (before.weight == 0))
+    empty = []
+    for state in (before, after):
+        factors = state.format.factors
+        parts = [state.weight, *([] if factors is None else [factors.left @ factors.right])]
+        empty.append(np.all([np.all(part == 0, axis=1) for part in parts], axis=0))
+    return not np.any(empty[0] & ~empty[1])
+
+
+def _rows_alone(before: LayerState, after: LayerState) -> bool:
+    """The cut has the columns that it had, and the mask drops the removed rows and what it dropped before."""
+    cut, mask = after.format.cut, after.format.mask
+    if cut is None or mask is None:
+        return False
+    columns = True if before.format.cut is None else _bools(before.format.cut.columns)
+    was = True if before.format.mask is None else _bools(before.format.mask)
+    return bool(np.all(_bools(cut.columns) == columns) and np.all(_bools(mask) == (was & _bools(cut.rows)[:, None])))
+
+
 def _fits_mask(weight: Array, mask: Array) -> bool:
     return not np.any(weight[~mask.astype(bool)] != 0)
 
@@ -444,19 +664,32 @@ def _restored(before: LayerState, after: LayerState) -> bool:
 
 def _on_grid(layer: LayerState) -> bool:
     """Every weight is a value of the grid; of one without zero, those that the mask keeps."""
-    grid, mask = layer.format.grid, layer.format.mask
+    return _fits_grid(layer.weight, layer.format.grid, layer.format.mask)
+
+
+def _factors_fit(layer: LayerState) -> bool:
+    """Every entry of a factor is a value of the factor's grid, if it has one."""
+    factors = layer.format.factors
+    if factors is None:
+        return True
+    return _fits_grid(factors.left, factors.left_grid, None) and _fits_grid(factors.right, factors.right_grid, None)
+
+
+def _fits_grid(weight: Array, grid: Grid | None, mask: Array | None) -> bool:
     if grid is None:
         return True
-    offset = layer.weight * 0 if grid.offset is None else grid.offset
+    offset = weight * 0 if grid.offset is None else grid.offset
     lowest = -grid.levels if grid.offset is None else 0
 
     def fits(weight: Term, step: Term, least: Term) -> bool:
+        if grid.codes is not None:
+            return Fraction(weight) / step in grid.codes if step else weight == 0
         level = Fraction(weight - least) / step if step else Fraction(weight - least)
         return level.denominator == 1 and (lowest <= level <= grid.levels if step else level == 0)
 
-    fitting = each(fits, layer.weight, grid.step, offset).astype(bool)
+    fitting = each(fits, weight, grid.step, offset).astype(bool)
     if mask is not None and not grid.zero:
-        fitting |= ~mask.astype(bool) & (layer.weight == 0)
+        fitting |= ~mask.astype(bool) & (weight == 0)
     return bool(fitting.all())
 
 
@@ -493,7 +726,12 @@ def _map(function: Callable[..., Any], *states: LayerState) -> LayerState:
         return None if arrays[0] is None else function(*arrays)
 
     form = first.format
-    grids, factors = [s.format.grid for s in states], [s.format.factors for s in states]
+
+    def mapped_grid(*grids: Grid | None) -> Grid | None:
+        steps, offsets = [g.step for g in grids if g], [g.offset for g in grids if g]
+        return grids[0] and replace(grids[0], step=mapped(*steps), offset=mapped(*offsets))
+
+    factors = [s.format.factors for s in states if s.format.factors]
     return replace(
         first,
         weight=mapped(*(s.weight for s in states)),
@@ -503,14 +741,14 @@ def _map(function: Callable[..., Any], *states: LayerState) -> LayerState:
         reference_inputs=mapped(*(s.reference_inputs for s in states)),
         format=Format(
             mask=mapped(*(s.format.mask for s in states)),
-            grid=form.grid
-            and replace(
-                form.grid,
-                step=mapped(*(g.step for g in grids if g)),
-                offset=mapped(*(g.offset for g in grids if g)),
-            ),
+            grid=mapped_grid(*(s.format.grid for s in states)),
             factors=form.factors
-            and Factors(mapped(*(f.left for f in factors if f)), mapped(*(f.right for f in factors if f))),
+            and Factors(
+                mapped(*(f.left for f in factors)),
+                mapped(*(f.right for f in factors)),
+                mapped_grid(*(f.left_grid for f in factors)),
+                mapped_grid(*(f.right_grid for f in factors)),
+            ),
             rank=form.rank,
             pattern=form.pattern,
             cut=form.cut
@@ -518,6 +756,8 @@ def _map(function: Callable[..., Any], *states: LayerState) -> LayerState:
                 mapped(*(s.format.cut.rows for s in states if s.format.cut)),
                 mapped(*(s.format.cut.columns for s in states if s.format.cut)),
             ),
+            transform=form.transform
+            and form.transform.map(function, *(s.format.transform for s in states[1:] if s.format.transform)),
         ),
     )
 
@@ -550,6 +790,9 @@ class _FirstChoices(BatchChoices):
 
     def flip(self) -> Term:
         return Batch(np.zeros(self.size, dtype=bool))
+
+    def number(self, usual: Term) -> Term:
+        return usual
 
 
 def _batches(states: Sequence[LayerState]) -> LayerState:

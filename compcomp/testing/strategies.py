@@ -7,67 +7,54 @@ never meet.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
-from itertools import product
 from math import gcd, lcm
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
-from compcomp.errors import InputError
+from compcomp.language.codebooks import E2M1
 from compcomp.language.layer import Cut, Factors, Format, Grid, LayerState
 from compcomp.language.partition import Partition
+from compcomp.language.samples import VALUES as VALUES
+from compcomp.language.samples import conventions as conventions
+from compcomp.language.technique import Sequence as Steps
 from compcomp.language.technique import Technique
-from compcomp.terms import ROUNDINGS, TIES, Array, Choices, each
+from compcomp.terms import Array, Choices, each
 
 Shape = tuple[int, int]
-
-VALUES: dict[str, Sequence[Any]] = {
-    "sparsity": (Fraction(0), Fraction(1, 4), Fraction(1, 2), Fraction(7, 10)),
-    "pattern": ("unstructured", "2:4", "1:2", "3:4"),
-    "per": ("tensor", "row", "token"),
-    "ties": TIES,
-    "of": ("current", "dense"),
-    "bits": (2, 3, 4, 8),
-    "group": (None, 2, 4),
-    "rounding": ROUNDINGS,
-    "zero": ("exact", "none"),
-    "rank": (1, 2, 3),
-    "residual": (False, True),
-}
-"""Values worth trying, by the name of the parameter."""
 
 LARGEST_GRIDS = (1, 3, 7)
 """Levels a side of 2, 3 and 4 bits: entries that are multiples of them keep absmax steps exact in floats."""
 
+CODEBOOKS: tuple[tuple[Fraction, ...], ...] = (
+    E2M1,
+    tuple(map(Fraction, (-4, -1, 0, 1, 2, 4))),
+    tuple(map(Fraction, (-3, -1, 1, 2))),
+)
+"""Codes of grids: symmetric, not symmetric, and without 0."""
+
 
 # --------------------------------------------------------------------------------------------- techniques
-
-
-def conventions(kind: type[Technique], **values: Sequence[Any]) -> list[Technique]:
-    """Every technique of this class with parameters from ``values``, its own ``tried``, or else :data:`VALUES`.
-
-    Parameters in neither stay at their defaults. Combinations that the class refuses with InputError are
-    left out, so the result is empty when no combination is allowed.
-    """
-    known: Mapping[str, Sequence[Any]] = VALUES | kind.tried | values
-    names = [f.name for f in fields(kind) if f.init and f.name in known]  # type: ignore[arg-type]
-    found = []
-    for chosen in product(*(known[name] for name in names)):
-        try:
-            found.append(kind(**dict(zip(names, chosen, strict=True))))
-        except InputError:
-            continue
-    return found
 
 
 def techniques(*kinds: type[Technique], **values: Sequence[Any]) -> st.SearchStrategy[Technique]:
     """Techniques of these classes, by default of every registered one, over their conventions."""
     chosen = kinds or tuple(Technique.kernels)
     return st.sampled_from([technique for kind in chosen for technique in conventions(kind, **values)])
+
+
+def sequences(
+    *kinds: type[Technique], shape: Shape | None = None, min_size: int = 1, max_size: int = 3, **values: Sequence[Any]
+) -> st.SearchStrategy[Steps]:
+    """Sequences of ``min_size`` to ``max_size`` such techniques; where ``shape`` is given, of those that fit it."""
+    one = techniques(*kinds, **values)
+    if shape is not None:
+        one = one.filter(lambda technique: technique.fits(shape))
+    return st.lists(one, min_size=min_size, max_size=max_size).map(lambda found: Steps(tuple(found)))
 
 
 # ----------------------------------------------------------------------------------------------- matrices
@@ -133,6 +120,12 @@ def _orthogonal(draw: st.DrawFn, side: int) -> Array:
         if square := (normal.T @ normal)[0, 0]:
             result = result @ (exact(np.eye(side, dtype=int).tolist()) - normal @ normal.T * (2 / square))
     return result
+
+
+def coded(shape: Shape, codes: Sequence[Fraction]) -> st.SearchStrategy[Array]:
+    """Matrices (out x in) of codes."""
+    row = st.lists(st.sampled_from(codes), min_size=shape[1], max_size=shape[1])
+    return st.lists(row, min_size=shape[0], max_size=shape[0]).map(exact)
 
 
 def matrices(shape: Shape) -> st.SearchStrategy[Array]:
@@ -202,16 +195,23 @@ def _weight_and_format(draw: st.DrawFn, shape: Shape) -> tuple[Array, Format]:
         weight = draw(low_rank(shape, rank))
     if "grid" in kind:
         grid = draw(_grid(shape))
-        level = draw(integers(shape, grid.levels))
-        weight = level * grid.step if grid.offset is None else abs(level) * grid.step + grid.offset
+        if grid.codes is not None:
+            weight = draw(coded(shape, grid.codes)) * grid.step
+        else:
+            level = draw(integers(shape, grid.levels))
+            weight = level * grid.step if grid.offset is None else abs(level) * grid.step + grid.offset
     if "mask" in kind:
-        row = st.lists(st.booleans(), min_size=shape[1], max_size=shape[1])
+        full = "cut" in kind and draw(st.booleans())
+        row = st.lists(st.just(True) if full else st.booleans(), min_size=shape[1], max_size=shape[1])
         mask = np.array(draw(st.lists(row, min_size=shape[0], max_size=shape[0])), dtype=object)
         if "cut" in kind:
-            cut = Cut(*(np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n)), dtype=object) for n in shape))
+            kept = st.sampled_from((True, True, False))
+            cut = Cut(*(np.array(draw(st.lists(kept, min_size=n, max_size=n)), dtype=object) for n in shape))
             for i, j in np.ndindex(*shape):
                 mask[i, j] = mask[i, j] and cut.rows[i] and cut.columns[j]
         elif draw(st.booleans()):
+            if shape[1] % 2 == 0 and draw(st.booleans()):  # one of each pair is dropped, by chance hardly a mask is so
+                mask[:, ::2] = np.logical_and(mask[:, ::2], ~mask[:, 1::2].astype(bool))
             pattern = _pattern_of(mask)
         weight = each(lambda keep, w: w if keep else Fraction(0), mask, weight)
     factors = None
@@ -238,12 +238,18 @@ def _grid(draw: st.DrawFn, shape: Shape) -> Grid:
         partition = Partition.rows()
     groups = partition.groups(shape)
     step, offset = np.empty(shape, dtype=object), np.empty(shape, dtype=object)
-    levels, kind = draw(st.sampled_from(LARGEST_GRIDS)), draw(st.sampled_from(("even", "even", "zero", "free")))
+    levels, kind = (
+        draw(st.sampled_from(LARGEST_GRIDS)),
+        draw(st.sampled_from(("even", "even", "zero", "free", "codes"))),
+    )
     for group in groups:
         width = draw(st.sampled_from((Fraction(1), Fraction(1, 2), Fraction(3), Fraction(0))))
         below = draw(st.integers(0, levels)) * (width if kind == "zero" or width else Fraction(1))
         for index in group:
             step[index], offset[index] = width, -below - (width / 2 if kind == "free" else 0)
+    if kind == "codes":
+        codes = draw(st.sampled_from(CODEBOOKS))
+        return Grid(step, len(codes) - 1, len(groups), zero=Fraction(0) in codes, codes=codes)
     return Grid(step, levels, len(groups), None if kind == "even" else offset, zero=kind != "free")
 
 
@@ -253,8 +259,16 @@ def _scaled(form: Format, factor: Fraction) -> Format:
         offset = grid.offset
         if offset is not None and factor < 0:  # the largest value becomes the least
             offset = offset + grid.levels * grid.step
-        grid = replace(grid, step=grid.step * abs(factor), offset=None if offset is None else offset * factor)
-    factors = form.factors and Factors(form.factors.left * factor, form.factors.right)
+        codes = grid.codes
+        if codes is not None and factor < 0:
+            codes = tuple(-code for code in reversed(codes))
+        grid = replace(
+            grid, step=grid.step * abs(factor), offset=None if offset is None else offset * factor, codes=codes
+        )
+    factors = form.factors
+    if factors is not None:
+        left = _scaled(Format(grid=factors.left_grid), factor).grid
+        factors = replace(factors, left=factors.left * factor, left_grid=left)
     return replace(form, grid=grid, factors=factors)
 
 

@@ -17,7 +17,19 @@ from hypothesis import HealthCheck, given, settings
 from compcomp.language.algebra import NotExactError
 from compcomp.language.layer import LayerState
 from compcomp.language.technique import Technique
-from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, MinMax, TruncatedSVD, Wanda
+from compcomp.techniques import (
+    FP4,
+    MX,
+    NF4,
+    AbsMax,
+    BlockFloatingPoint,
+    LeastSquaresDistill,
+    LoRA,
+    Magnitude,
+    MinMax,
+    TruncatedSVD,
+    Wanda,
+)
 from compcomp.terms import ROUNDINGS, Choices, RandomChoices, SymbolicChoices, each
 from compcomp.testing import conventions, layers
 from tests.helpers import layer
@@ -32,8 +44,15 @@ STEPPED = [
 ]
 ENDS = [t for t in STEPPED if isinstance(t, MinMax) and (t.zero, t.group) == ("none", 2)]
 """Both weights of a group are an end of the range: nothing is ever rounded."""
-FREE = [t for t in STEPPED if not t.promises().deterministic and t not in ENDS]
-SETTLED = [t for t in STEPPED if t.promises().deterministic]
+FREE = [
+    *(t for t in STEPPED if not t.promises().deterministic and t not in ENDS),
+    *(FP4(None, "any"), MX("mxfp4", 2, "any")),
+]
+SETTLED = [
+    *(t for t in STEPPED if t.promises().deterministic),
+    *(kind for r in ROUNDINGS if r != "any" for kind in (NF4(2, r), FP4(None, r), MX("mxfp4", 2, r))),
+    BlockFloatingPoint(3, None),
+]
 WIDE = [kind(bits=8, rounding=rounding) for kind in (AbsMax, MinMax) for rounding in ROUNDINGS]
 """Grids beyond the tree of comparisons: z3 rounds them through integers."""
 
@@ -130,6 +149,10 @@ def test_any_in_z3_is_every_exact_choice_and_nothing_else(technique: Technique) 
     if isinstance(technique, MinMax):
         largest = technique.levels
         state = layer([[largest, "1/2", *([0, "3/2"] if technique.group is None else [-largest, "-1/2"])]])
+    if isinstance(technique, FP4):
+        state = layer([[6, 5, "-5/2", "1/4"]])
+    if isinstance(technique, MX):
+        state = layer([[6, 5, 2, "3/4"]])
     exact = {tuple(technique.encode(replace(state, choices=RandomChoices(seed))).weight[0]) for seed in range(200)}
     assert len(exact) > 1
     assert solutions(technique, state) == exact
@@ -137,7 +160,12 @@ def test_any_in_z3_is_every_exact_choice_and_nothing_else(technique: Technique) 
 
 @pytest.mark.parametrize(
     "technique",
-    [LeastSquaresDistill(), TruncatedSVD(rank=1), TruncatedSVD(rank=1, residual=True), TruncatedSVD(rank=2)],
+    [
+        *(LeastSquaresDistill(), TruncatedSVD(rank=1), TruncatedSVD(rank=1, residual=True), TruncatedSVD(rank=2)),
+        TruncatedSVD(rank=1, metric="output"),
+        *(LoRA(1, 2), LoRA(1, 1, merged=True, masked=True)),
+        TruncatedSVD(rank=1, residual=True, metric="output"),
+    ],
     ids=str,
 )
 def test_the_exact_optimum_satisfies_its_contract(technique: Technique) -> None:

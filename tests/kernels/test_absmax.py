@@ -108,3 +108,12 @@ def test_what_it_cannot_use_is_refused() -> None:
     weight = tensors((4, 6)).weight
     refused(lambda: kernel(AbsMax(bits=4, group=4), LayerState.dense(weight)), "rows of 6")
     refused(lambda: kernel(AbsMax(bits=4), LayerState.dense(weight / 0)), "nan or infinite")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_scale_for_each_output_channel(device: str) -> None:
+    layer = tensors((6, 64), device, torch.float64)
+    after = kernel(AbsMax(bits=4, per="channel"), layer)
+    one_group = kernel(AbsMax(bits=4, group=64), layer)
+    torch.testing.assert_close(after.weight, one_group.weight, rtol=0, atol=0)
+    assert after.format.grid.scales == 6

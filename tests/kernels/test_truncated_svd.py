@@ -9,7 +9,7 @@ import torch
 from compcomp.kernels.truncated_svd import kernel
 from compcomp.language.layer import Factors, Format, LayerState
 from compcomp.techniques import AbsMax, Magnitude, TruncatedSVD
-from tests.helpers import DEVICES, HALVES, refused, tensors
+from tests.helpers import DEVICES, HALVES, loss, refused, tensors
 
 
 def leading(matrix: torch.Tensor, rank: int) -> torch.Tensor:
@@ -75,8 +75,37 @@ def test_half_precision(device: str, dtype: Any) -> None:
     assert kernel(TruncatedSVD(rank=3, residual=True), start).format.factors.left.dtype is dtype
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(12, 20), (20, 12), (1, 8)])
+@pytest.mark.parametrize("residual", [False, True])
+def test_outputs_against_the_inverse_of_a_cholesky_factor(device: str, shape: tuple[int, int], residual: bool) -> None:
+    """SVD_r(M S) S^-1 with S the Cholesky factor of the Gram matrix, as published."""
+    start = tensors(shape, device, torch.float64)
+    start = replace(start, gram=start.gram + torch.eye(shape[1], dtype=torch.float64, device=device) / 10)
+    if residual:
+        start = AbsMax(bits=3).kernel()(AbsMax(bits=3), start)
+    matrix = start.reference - start.weight if residual else start.weight
+    scale = torch.linalg.cholesky(start.gram)
+    expected = leading(matrix @ scale, min(3, *shape)) @ torch.linalg.inv(scale)
+    after = kernel(TruncatedSVD(rank=3, residual=residual, metric="output"), start)
+    found = after.effective() - after.weight if residual else after.weight
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
+    assert loss(after) <= loss(kernel(TruncatedSVD(rank=3, residual=residual), start)) * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_outputs_of_a_singular_gram_matrix(device: str) -> None:
+    start = tensors((12, 20), device, torch.float64)
+    few = torch.randn(20, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(device)
+    start = LayerState.dense(start.weight, few)
+    after = kernel(TruncatedSVD(rank=4, metric="output"), start)
+    torch.testing.assert_close(after.weight @ few, start.weight @ few, rtol=1e-9, atol=1e-9)
+    assert int(torch.linalg.matrix_rank(after.weight)) == 2
+
+
 def test_what_is_not_finite_is_refused() -> None:
     layer = tensors((4, 6))
     refused(lambda: kernel(TruncatedSVD(rank=1), replace(layer, weight=layer.weight / 0)), "weight with nan")
     broken = replace(layer, reference=layer.weight / 0)
     refused(lambda: kernel(TruncatedSVD(rank=1, residual=True), broken), "reference with nan")
+    refused(lambda: kernel(TruncatedSVD(rank=1, metric="output"), replace(layer, gram=None)), "no inputs")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ import compcomp.techniques
 from compcomp.errors import InputError
 from compcomp.language.claim import Scope
 from compcomp.language.scheme import Scheme
+from compcomp.language.technique import Technique
 from compcomp.language.text import parse_claim, parse_sequence
 
 TEXTS = [
@@ -161,14 +164,9 @@ def test_bad_claims(text: str) -> None:
         parse_claim(text)
 
 
-def test_the_registry_is_what_is_documented() -> None:
-    assert sorted(compcomp.techniques.__all__) == [
-        "AbsMax",
-        "AbsMaxInputs",
-        "ApplyMask",
-        "LeastSquaresDistill",
-        "Magnitude",
-        "MinMax",
-        "TruncatedSVD",
-        "Wanda",
-    ]
+def test_every_encoding_is_registered_with_the_kernel_of_its_name() -> None:
+    files = {path.stem for path in (Path(__file__).parents[2] / "encodings").glob("*.py")}
+    own = {kind: kernel for kind, kernel in Technique.kernels.items() if kind.__module__.startswith("compcomp.")}
+    assert {kind.__module__.rpartition(".")[2] for kind in own} == files
+    assert all(kernel.rpartition(".")[2] == kind.__module__.rpartition(".")[2] for kind, kernel in own.items())
+    assert sorted(kind.__name__ for kind in own) == sorted(compcomp.techniques.__all__)

@@ -17,7 +17,7 @@ from compcomp.models.bench import ModelBench
 from compcomp.models.bounds import least_loss
 from compcomp.models.explore import explore
 from compcomp.models.measure import layer_losses
-from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, MinMax, TruncatedSVD, Wanda
+from compcomp.techniques import MX, NF4, AbsMax, LeastSquaresDistill, Magnitude, MinMax, TruncatedSVD, Wanda
 from tests.models.fakes import Tiny, tokens
 from tests.models.test_explore import tree
 
@@ -29,6 +29,8 @@ STARTS: list[Sequence] = [
     Sequence((AbsMax(3, group=4),)),
     Magnitude("1/4") >> AbsMax(2),  # type: ignore[arg-type]
     Magnitude("1/4") >> MinMax(2),  # type: ignore[arg-type]
+    Magnitude("1/4") >> NF4(group=4),  # type: ignore[arg-type]
+    Sequence((MX(group=8),)),
 ]
 KEEP_MASK: list[Technique] = [D, Magnitude("3/4"), AbsMax(4), AbsMax(2, group=4), Wanda("1/2")]  # type: ignore[arg-type]
 KEEP_BOTH: list[Technique] = [D, Magnitude("3/4"), Wanda("1/2")]  # type: ignore[arg-type]

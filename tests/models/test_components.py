@@ -32,6 +32,13 @@ assert AbsMax  # importing the registry makes the techniques known to parse_sequ
             {"levels": (8, 16), "scales": (16,), "mask": (8, 16), "left": (8, 2), "right": (2, 16)},
         ),
         ("AbsMax(bits=4, group=4) >> Magnitude(sparsity=1/2)", {"levels": (8, 16), "scales": (32,), "mask": (8, 16)}),
+        ("NF4(group=4)", {"levels": (8, 16), "scales": (32,), "codes": (16,)}),
+        ("NF4(group=4, scales='double')", {"levels": (8, 16), "scales": (32,), "codes": (16,)}),
+        ("FP8()", {"levels": (8, 16), "scales": (1,), "codes": (253,)}),
+        (
+            "MX(group=8) >> Magnitude(sparsity=1/2)",
+            {"levels": (8, 16), "scales": (16,), "codes": (15,), "mask": (8, 16)},
+        ),
         ("MinMax(bits=4)", {"levels": (8, 16), "scales": (1,), "offsets": (1,)}),
         ("MinMax(bits=8, group=4)", {"levels": (8, 16), "scales": (32,), "offsets": (32,)}),
         ("MinMax(bits=16, group=8, zero='none')", {"levels": (8, 16), "scales": (16,), "offsets": (16,)}),
@@ -49,6 +56,13 @@ assert AbsMax  # importing the registry makes the techniques known to parse_sequ
         ),
         ("TruncatedSVD(rank=2)", {"weight_left": (8, 2), "weight_right": (2, 16)}),
         ("TruncatedSVD(rank=7)", {"values": (8, 16)}),
+        (
+            "LPLR(rank=2, bits=4)",
+            {
+                **{"weight_left": (8, 0), "weight_right": (0, 16), "left_levels": (8, 2), "left_scales": (1,)},
+                **{"right_levels": (2, 16), "right_scales": (1,)},
+            },
+        ),
     ],
 )
 def test_parts_add_up_to_the_effective_weight(sequence: str, parts: dict[str, Any]) -> None:

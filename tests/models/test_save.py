@@ -153,11 +153,13 @@ def test_what_is_said_about_the_layers(tmp_path: Path) -> None:
         "dense_bits": 64 * 16,
         "kept": 32,
         "levels": 7,
+        "codes": None,
         "scales": 16,
         "offsets": 0,
         "factor_rank": 1,
-            "rank": None,
-            "pattern": ["2:4"],
+        "factor_levels": [None, None],
+        "rank": None,
+        "pattern": ["2:4"],
     }
 
 

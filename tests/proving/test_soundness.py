@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -14,11 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compcomp.kernels._codebook import quantize
 from compcomp.language.claim import Claim, dominates, equal, fits, keeps, orthogonal
+from compcomp.language.conditions import conditions
 from compcomp.language.layer import LayerState
 from compcomp.language.partition import Partition
-from compcomp.language.steps import Element, Selection
-from compcomp.language.technique import Declared, Sequence, Technique
+from compcomp.language.steps import CodebookMap, Element, Selection
+from compcomp.language.technique import Declared, Kernel, Sequence, Technique
 from compcomp.proving.candidates import Candidates
 from compcomp.proving.meaning import fails
 from compcomp.proving.prove import prove
@@ -26,12 +28,20 @@ from compcomp.proving.rules.facts import keeps_largest
 from compcomp.proving.session import Session
 from compcomp.proving.solver import default_solver
 from compcomp.techniques import (
+    FP4,
+    MX,
+    NF4,
+    RIA,
     AbsMax,
     AbsMaxInputs,
     ApplyMask,
+    BlockFloatingPoint,
+    GradualMagnitude,
     LeastSquaresDistill,
     Magnitude,
     MinMax,
+    PruneColumns,
+    PruneRows,
     TruncatedSVD,
     Wanda,
 )
@@ -68,6 +78,7 @@ GROUPED: list[Technique] = [
     AbsMax(2, rounding="half_away"),
     Magnitude("1/2", pattern="1:2", of="dense"),  # type: ignore[arg-type]
     Magnitude("1/4", of="dense"),  # type: ignore[arg-type]
+    Magnitude("1/2", pattern="1:2", of="dense", ties="all"),  # type: ignore[arg-type]
     MinMax(2, group=2),
     MinMax(3, zero="none"),
     ApplyMask(),
@@ -123,6 +134,73 @@ FORMATS: list[Technique] = [
     ApplyMask(),
     TruncatedSVD(1),
     TruncatedSVD(1, residual=True),
+]
+
+
+@dataclass(frozen=True)
+class Coded(Technique):
+    """A codebook that no registered technique has."""
+
+    codes: tuple[int, ...]
+    scale: str = "absmax"
+    rounding: str = "half_even"
+    group: int | None = None
+
+    def steps(self) -> tuple[CodebookMap]:
+        partition = Partition.tensor() if self.group is None else Partition.blocks(self.group)
+        return (CodebookMap(Abs, tuple(map(Fraction, self.codes)), self.rounding, partition, self.scale),)
+
+    def promises(self) -> Declared:
+        return Declared(homogeneous=self.scale == "absmax", deterministic=self.rounding != "any")
+
+    def kernel(self) -> Kernel:
+        return quantize
+
+
+# Grids of any values, with steps that scale along and steps that are powers of two.
+CODED: list[Technique] = [
+    Magnitude("1/2", pattern="1:2"),  # type: ignore[arg-type]
+    Magnitude("1/2", pattern="1:2", ties="any"),  # type: ignore[arg-type]
+    Magnitude("1/4"),  # type: ignore[arg-type]
+    Magnitude("1/2", pattern="1:2", of="dense"),  # type: ignore[arg-type]
+    NF4(group=None),
+    FP4(group=None),
+    FP4(group=2, rounding="half_up"),
+    FP4(group=2, rounding="any"),
+    MX(group=4),
+    MX(group=2, rounding="half_away"),
+    BlockFloatingPoint(2, group=2),
+    BlockFloatingPoint(3, group=None, rounding="half_up"),
+    Coded((-4, -1, 0, 1, 2, 4)),
+    Coded((-3, -1, 1, 2), group=2),
+    Coded((-2, 0, 3)),
+    Coded((-5, -1, 0, 1, 5), "power_of_two"),
+    AbsMax(3, group=2),
+    MinMax(2, zero="none"),
+    ApplyMask(),
+]
+# Scores of the whole layer, of which rules know nothing, and several selections in one technique.
+BY_LAYER: list[Technique] = [
+    RIA("1/2", power=0),  # type: ignore[arg-type]
+    RIA("1/4", power=0, per="row"),  # type: ignore[arg-type]
+    RIA("1/2", power=0, pattern="1:2"),  # type: ignore[arg-type]
+    RIA("1/2", power=0, ties="any"),  # type: ignore[arg-type]
+    GradualMagnitude("1/2", 2),  # type: ignore[arg-type]
+    Magnitude("1/2"),  # type: ignore[arg-type]
+    Magnitude("1/4", per="row"),  # type: ignore[arg-type]
+    Magnitude("1/2", pattern="1:2"),  # type: ignore[arg-type]
+    AbsMax(2),
+    AbsMax(3, group=2),
+]
+CUTTING: list[Technique] = [
+    PruneRows("1/2"),  # type: ignore[arg-type]
+    PruneColumns("1/2", score="l2"),  # type: ignore[arg-type]
+    Magnitude("1/2", pattern="1:2"),  # type: ignore[arg-type]
+    AbsMax(2),
+    MinMax(2),
+    MinMax(2, zero="none"),
+    TruncatedSVD(rank=1, residual=True),
+    ApplyMask(),
 ]
 
 
@@ -268,6 +346,45 @@ def test_masks_restored_and_grids_after_every_pair(middle: tuple[Technique, ...]
 
 
 @pytest.mark.slow
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(claims(BY_LAYER), st.sampled_from([(2, 2), (1, 4)]))
+def test_nothing_false_is_proved_of_scores_of_the_whole_layer(claim: Claim, shape: tuple[int, int]) -> None:
+    """For any shape by rules, and at one shape."""
+    for scope, stage in (("any", "rule"), (shape, "bounded")):
+        verdict = prove(claim, scope, timeout=4, stages=(stage,), second=None)
+        assert not (verdict.proved and counterexample(claim, shape[1], shape[0])), verdict
+
+
+def test_a_score_of_the_whole_layer_splits_into_no_blocks() -> None:
+    """In a single row the column sums are the magnitudes, and both prune alike; in two rows they do not."""
+    claim = equal(RIA("1/2", pattern="1:2", power=0), Magnitude("1/2", pattern="1:2"))  # type: ignore[arg-type]
+    assert prove(claim, (1, 2), stages=("bounded",), second=None).proved
+    assert counterexample(claim, 2, rows=2)
+    for stage in ("rule", "bounded"):
+        assert not prove(claim, (2, 2), timeout=10, stages=(stage,), second=None).proved
+    block = prove(claim, ("block", 2), stages=("bounded",), second=None)
+    assert "every matrix" not in block.reach
+    assert any("acts inside the block" in line for line in block.assumptions)
+
+
+def test_what_is_left_is_scored_anew() -> None:
+    """Dropping some weights changes the sums of the others, and so their order: two selections do not come to one."""
+    claim = equal(RIA("1/4", power=0) >> RIA("1/2", power=0), RIA("1/2", power=0))  # type: ignore[arg-type]
+    assert counterexample(claim, 2, rows=2)
+    assert not prove(claim, "any", timeout=5, stages=("rule",), second=None).proved
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(CUTTING), min_size=2, max_size=4), st.sampled_from(["mask", "n:m", "shape"]))
+def test_no_broken_pattern_or_cut_is_proved(techniques: list[Technique], invariant: str) -> None:
+    claim = keeps(Sequence(tuple(techniques)), invariant)
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+    if verdict.proved:
+        assert not counterexample(claim, 2, rows=2), verdict
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", list(itertools.permutations(GROUPED, 2)), ids=str)
 def test_reversed_pairs_for_any_shape(pair: tuple[Technique, Technique]) -> None:
     first, second = pair
@@ -275,6 +392,36 @@ def test_reversed_pairs_for_any_shape(pair: tuple[Technique, Technique]) -> None
         claim = dominates(left, right, loss="weight_l2")
         verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
         assert not (verdict.proved and counterexample(claim, 4)), verdict
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(claims(CODED))
+def test_nothing_false_is_proved_of_codebooks(claim: Claim) -> None:
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+    if verdict.proved:
+        assert not counterexample(claim, 4), verdict
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", list(itertools.product(CODED[:4], CODED[4:17])))
+@pytest.mark.parametrize("loss", ["weight_l1", "weight_l2"])
+def test_codebooks_and_selections_in_both_orders(pair: tuple[Technique, Technique], loss: str) -> None:
+    first, second = pair
+    claims = [dominates(first >> second, second >> first, loss), dominates(second >> first, first >> second, loss)]
+    claims += [equal(second >> second, second), equal(first >> second, second >> first)]
+    for claim in claims:
+        verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+        assert not (verdict.proved and counterexample(claim, 4)), verdict
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(claims([t for t in CODED if t.fits((1, 3))]), st.sampled_from([2, 3]))
+def test_nothing_false_is_proved_of_codebooks_at_one_shape(claim: Claim, columns: int) -> None:
+    if all(t.fits((1, columns)) for sequence in claim.sequences for t in sequence):
+        verdict = prove(claim, (1, columns), timeout=2, stages=("rule", "bounded"), second=None)
+        assert not (verdict.proved and counterexample(claim, columns)), verdict
 
 
 PAIRS = list(itertools.product(TECHNIQUES[:4], TECHNIQUES[4:9]))
@@ -295,6 +442,24 @@ def test_a_dense_score_keeps_the_largest_of_the_dense_weights_only() -> None:
     session = Session(default_solver(), time.monotonic() + 30)
     assert keeps_largest(selection, Abs, session, dense=True)
     assert not keeps_largest(selection, Abs, session)
+
+
+GONE = Magnitude("1/2", of="dense", ties="all", pattern="1:2")  # type: ignore[arg-type]
+ALL = Magnitude("1/2", of="dense", ties="all")  # type: ignore[arg-type]
+FALSE_WHERE_A_GROUP_GOES = [
+    dominates(AbsMax(2) >> GONE, GONE >> AbsMax(2)),  # the largest weight goes with its equal
+    equal(GONE >> AbsMax(2, group=4), AbsMax(2, group=4) >> GONE),
+    equal(GONE >> AbsMax(2, group=2), AbsMax(2, group=2) >> GONE),  # nothing is left, and its scale is 0
+    equal(ALL >> AbsMax(2), AbsMax(2) >> ALL),
+]
+
+
+@pytest.mark.parametrize("claim", FALSE_WHERE_A_GROUP_GOES, ids=str)
+def test_what_ties_that_empty_a_group_make_false_is_not_proved(claim: Claim) -> None:
+    assert counterexample(claim, 4)
+    assert not prove(claim, "any", timeout=6, stages=("rule",), second=None).proved
+    settled = replace(claim, given=conditions(["no_ties"]))
+    assert claim.kind != "equal" or prove(settled, "any", timeout=20, stages=("rule",), second=None).proved
 
 
 def test_a_layer_of_the_brute_force_set_is_what_it_says() -> None:

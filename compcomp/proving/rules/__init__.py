@@ -14,6 +14,7 @@ from compcomp.proving.rules.exchange import exchange
 from compcomp.proving.rules.fits import fits_scheme
 from compcomp.proving.rules.improvement import from_every_state, last_step_improves, same_state
 from compcomp.proving.rules.kept import invariant_is_kept
+from compcomp.proving.rules.optimum import joint_optimum
 from compcomp.proving.rules.orthogonality import orthogonality
 from compcomp.proving.rules.same import same_states
 from compcomp.proving.solver import Solver
@@ -29,4 +30,10 @@ RULES: tuple[Rule, ...] = (
     exchange,
     same_states,
     orthogonality,
+    joint_optimum,
 )
+
+ANY_BASIS: frozenset[Rule] = frozenset(
+    {from_every_state, same_state, last_step_improves, invariant_is_kept, fits_scheme}
+)
+"""The rules that may be used where techniques change the basis of the inputs, as argued in :mod:`.basis`."""

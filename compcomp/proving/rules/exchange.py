@@ -11,7 +11,7 @@ import z3
 
 from compcomp.language.claim import Claim
 from compcomp.language.partition import Partition
-from compcomp.language.steps import Element, GridMap, Selection, Step, at_most
+from compcomp.language.steps import Element, ScaledMap, Selection, Step, at_most
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest, map_facts, settled, unit_norms
 from compcomp.proving.session import Session
@@ -35,14 +35,16 @@ from compcomp.terms import Abs, If, Term
 #
 # Each of the three is asked as a formula about one or two weights. A selection gives each a truth value
 # "dropped"; if x is dropped and y of the same group is not, then score(x) <= score(y), whatever the selection's
-# size, and score(x) < score(y) where conditions rule ties out. A map gives each a fresh value, constrained by the
+# size, and score(x) < score(y) where conditions rule ties out. Of a selection by a score of the whole layer nothing is
+# said but how many weights it drops of each group. A map gives each a fresh value, constrained by the
 # facts that are proved of it (facts.py).
 #
 # Contexts. The context of a map is the largest measure in its group, so no weight's measure exceeds it. Two
 # maps of one partition have the same context c0, that of the dense group, as long as every step before keeps
 # the largest measure: a map when that is proved of it; a selection when (keeps_largest) is proved of its score,
 # for the dense weights where it comes first, for any weights elsewhere, and it keeps a weight of the map's group.
-# It does keep one where R refines the map's partition, as its share is below 1; where the map's partition refines
+# It does keep one where R refines the map's partition, as its share is below 1, unless all that is tied goes (then a
+# group of equal scores goes as a whole, and with it perhaps the largest measure); where the map's partition refines
 # R, it may drop the whole group, but then all its values are 0 for every context. Where the claim's conditions say
 # so ("largest kept": of a selection; "scale unchanged": of every map), nothing has to be proved. If a step may
 # change the largest measure, later contexts are variables of their own.
@@ -64,7 +66,7 @@ from compcomp.terms import Abs, If, Term
 class Application:
     """One use of a map: ``result`` is its value at ``argument`` in ``context``."""
 
-    step: GridMap
+    step: ScaledMap
     context: str
     argument: Term
     result: Term
@@ -85,19 +87,19 @@ class _Lemmas:
 
     session: Session
     equal_norms: bool = False
-    maps: list[tuple[GridMap, MapFacts]] = field(default_factory=list)
-    selections: list[tuple[Selection, GridMap, bool, bool]] = field(default_factory=list)
+    maps: list[tuple[ScaledMap, MapFacts]] = field(default_factory=list)
+    selections: list[tuple[Selection, ScaledMap, bool, bool]] = field(default_factory=list)
     scores: list[tuple[Selection, bool]] = field(default_factory=list)
-    nested: list[tuple[GridMap, GridMap, bool]] = field(default_factory=list)
+    nested: list[tuple[ScaledMap, ScaledMap, bool]] = field(default_factory=list)
 
-    def of(self, step: GridMap) -> MapFacts:
+    def of(self, step: ScaledMap) -> MapFacts:
         for known, facts in self.maps:
             if known == step:
                 return facts
         self.maps.append((step, map_facts(step, self.session)))
         return self.maps[-1][1]
 
-    def kept_by(self, selection: Selection, step: GridMap, *, dense: bool) -> bool:
+    def kept_by(self, selection: Selection, step: ScaledMap, *, dense: bool) -> bool:
         for known, other, at, answer in self.selections:
             if (known, other, at) == (selection, step, dense):
                 return answer
@@ -112,7 +114,7 @@ class _Lemmas:
         self.scores.append((selection, settled(selection, self.session)))
         return self.scores[-1][1]
 
-    def inside(self, inner: GridMap, outer: GridMap) -> bool:
+    def inside(self, inner: ScaledMap, outer: ScaledMap) -> bool:
         for known, other, answer in self.nested:
             if (known, other) == (inner, outer):
                 return answer
@@ -148,7 +150,7 @@ def setting(claim: Claim, session: Session) -> Problem | None:
     every = [step for sequence in steps for step in sequence]
     if claim.changes_inputs or not all(t.steps() for sequence in claim.sequences for t in sequence):
         return None
-    if not all(isinstance(step, Selection | GridMap) for step in every):
+    if not all(isinstance(step, Selection | ScaledMap) for step in every):
         return None
     lemmas = _Lemmas(session, claim.assumes("equal norms"))
     selections = list(dict.fromkeys(step for step in every if isinstance(step, Selection)))
@@ -158,7 +160,7 @@ def setting(claim: Claim, session: Session) -> Problem | None:
     group = _common_group(every)
     if group is None:
         return None
-    if not all(lemmas.of(s).zero and lemmas.of(s).even for s in every if isinstance(s, GridMap)):
+    if not all(lemmas.of(s).zero and lemmas.of(s).even for s in every if isinstance(s, ScaledMap)):
         return None
     return Problem(claim, steps, group, lemmas)
 
@@ -168,7 +170,7 @@ def _common_group(steps: Items[Step]) -> Partition | None:
     selections = {step.partition for step in steps if isinstance(step, Selection)}
     if len(selections) > 1:
         return None
-    maps = [step.partition for step in steps if isinstance(step, GridMap)]
+    maps = [step.partition for step in steps if isinstance(step, ScaledMap)]
     group = next(iter(selections), Partition.blocks(1))
     return group if all(group.refines(m) or m.refines(group) for m in maps) else None
 
@@ -317,7 +319,7 @@ class Problem:
             if isinstance(step, Selection):
                 self._select(f"{side}{number}", step, run, weights, norms)
             else:
-                assert isinstance(step, GridMap)  # setting() admits no other kind
+                assert isinstance(step, ScaledMap)  # setting() admits no other kind
                 state = ("S" if number < len(sides) else side) + str(number)  # of which the context is taken
                 self._map(f"{side}{number}", state, step, before, run, applications)
         return run
@@ -327,11 +329,12 @@ class Problem:
         if self._used_again(step) and (strict or step.ties != "any") and self.lemmas.settled(step):
             label = f"settled{self._number(step)}"
         flags = {name: z3.Bool(f"dropped_{label}_{name}") for name in run.values}
-        scores = {name: step.score(Element(run.values[name], norms[name], weights[name])) for name in run.values}
-        for x in run.values:
-            for y in run.values:
+        known = run.values if step.of_layer is None else ()  # a score of the whole layer may be any number
+        score = {name: step.score(Element(run.values[name], norms[name], weights[name])) for name in known}
+        for x in score:
+            for y in score:
                 if x != y:
-                    order = scores[x] < scores[y] if strict else scores[x] <= scores[y]
+                    order = score[x] < score[y] if strict else score[x] <= score[y]
                     run.facts.append(z3.Implies(z3.And(flags[x], z3.Not(flags[y])), order))
         for name, flag in flags.items():
             run.values[name] = If(flag, z3.RealVal(0), run.values[name])
@@ -341,7 +344,7 @@ class Problem:
         self,
         label: str,
         state: str,
-        step: GridMap,
+        step: ScaledMap,
         before: Items[Step],
         run: _Run,
         applications: list[Application],
@@ -367,39 +370,49 @@ class Problem:
         every = dict.fromkeys(s for sequence in self.steps for s in sequence if isinstance(s, Selection))
         return list(every).index(selection)
 
-    def _measure(self, step: GridMap) -> str:
+    def _measure(self, step: ScaledMap) -> str:
         """A name for what a map measures, empty for the first: contexts of different measures differ."""
-        measures = dict.fromkeys(s.measure for sequence in self.steps for s in sequence if isinstance(s, GridMap))
+        measures = dict.fromkeys(s.measure for sequence in self.steps for s in sequence if isinstance(s, ScaledMap))
         place = list(measures).index(step.measure)
         return str(place) if place else ""
 
-    def _dense_context(self, before: Items[Step], step: GridMap) -> bool:
+    def _dense_context(self, before: Items[Step], step: ScaledMap) -> bool:
         """Whether the map finds the contexts of the dense layer, or zeros, after these steps."""
         if self.claim.assumes("scale unchanged"):
             return True
         return all(self._keeps_context(earlier, step, dense=not k) for k, earlier in enumerate(before))
 
+    def _may_empty(self, selection: Selection) -> bool:
+        """Whether it may drop a whole group: it goes on beyond its share where all that is tied goes."""
+        return selection.ties == "all" and not self.claim.assumes("strict selections")
+
     def same_grids(self) -> bool:
         """Whether both sequences end with the same grid, or both with none."""
-        ends = [[k for k, step in enumerate(steps) if isinstance(step, GridMap)] for steps in self.steps]
+        ends = [[k for k, step in enumerate(steps) if isinstance(step, ScaledMap)] for steps in self.steps]
         if not all(ends):
             return not any(ends)
         places = [(steps[: own[-1]], steps[own[-1]]) for steps, own in zip(self.steps, ends, strict=True)]
         one, other = (step for _, step in places)
-        assert isinstance(one, GridMap) and isinstance(other, GridMap)
-        alike = (one.measure, one.levels, one.partition) == (other.measure, other.levels, other.partition)
+        assert isinstance(one, ScaledMap) and isinstance(other, ScaledMap)
+        alike = (one.measure, one.numbers, one.partition) == (other.measure, other.numbers, other.partition)
         if not alike or self.claim.assumes("scale unchanged"):
             return alike
         # A group of which nothing is left has another scale than the dense one.
-        selected = any(isinstance(step, Selection) for before, _ in places for step in before)
+        selected = [step for before, _ in places for step in before if isinstance(step, Selection)]
         if selected and (self.claim.assumes("largest kept") or not self.group.refines(one.partition)):
+            return False
+        if any(map(self._may_empty, selected)):
             return False
         return all(self._dense_context(before, one) for before, _ in places)
 
-    def _keeps_context(self, earlier: Step, step: GridMap, *, dense: bool) -> bool:
+    def _keeps_context(self, earlier: Step, step: ScaledMap, *, dense: bool) -> bool:
         if isinstance(earlier, Selection):
-            return self.claim.assumes("largest kept") or self.lemmas.kept_by(earlier, step, dense=dense)
-        assert isinstance(earlier, GridMap)
+            if self.claim.assumes("largest kept"):
+                return True
+            if self._may_empty(earlier) and not step.partition.refines(self.group):
+                return False
+            return self.lemmas.kept_by(earlier, step, dense=dense)
+        assert isinstance(earlier, ScaledMap)
         if earlier.partition != step.partition or earlier.measure != step.measure:
             return False
         facts = self.lemmas.of(earlier)

@@ -8,25 +8,34 @@ from dataclasses import dataclass
 import z3
 
 from compcomp.language.parameters import Unknown
-from compcomp.language.steps import Element, GridMap, RangeMap, Selection
+from compcomp.language.steps import CodebookMap, Element, GridMap, RangeMap, ScaledMap, Selection
 from compcomp.proving.session import Session
 from compcomp.terms import Abs, Max, SymbolicChoices, Term, nearest
 
-# A map rounds to a grid of step s = c / L. Multiplying weights and context by t > 0 multiplies its values by t
-# (the nearest multiple of t s to t w is t times that of s to w; the query "homogeneous" asks that the measure
-# scales too). So it is enough to look at s = 1 and c = L, and there the formulas are linear even for an unknown
-# whole L >= 1: one answer holds for every number of levels.
+# A map rounds to a grid of step s that follows from the context c, the largest measure of its group.
+#
+# Normalisation (levels). s = c / L. Multiplying weights and context by t > 0 multiplies the map's values by t (the
+# nearest multiple of t s to t w is t times that of s to w; the query "homogeneous" asks that the measure scales too).
+# So it is enough to look at s = 1 and c = L, and there the formulas are linear even for an unknown whole L >= 1: one
+# answer holds for every number of levels.
+#
+# Normalisation (codes). The values are s * k for k in fixed codes, and every fact below is about weights and values
+# of one step, hence scales with t > 0 as above. "absmax": s = c / max|k|, so it is enough to look at s = 1 and
+# c = max|k|. "power_of_two": s = p(c) / e with p(c) the power of two with p(c) <= c < 2 p(c), and e that of max|k|.
+# Taking t = 1 / s, a power of two, gives a weight group of context t c with p(t c) = t p(c) = e and step 1: so it is
+# enough to look at s = 1 and every c with e <= c < 2 e. The map does not scale with other t, and no fact says so.
 
 
 @dataclass(frozen=True)
 class MapFacts:
-    """What is proved of a map q at a context c > 0 and weights of measure at most c, for every number of levels.
+    """What is proved of a map q at a context c > 0 and weights of measure at most c, for every c (and any levels).
 
     function: no choice is left free.  zero: q(0) = 0.  even: measure(-w) = measure(w) >= 0, 0 only at 0, and
     measure(t w) = t measure(w) for t > 0.  odd: q(-w) = -q(w).  monotone: v <= w implies q(v) <= q(w).
     inside: measure(q(w)) <= c.  keeps_largest: measure(w) = c implies measure(q(w)) = c.
     idempotent: q(q(w)) = q(w).  nearest: |w - q(w)| <= |w - q(v)| for every v.
     ordered: |v| < |w| implies |q(v)| <= |q(w)|.  half: |w - q(w)| is at most half a step.
+    same_step: after the map, a group that held a weight of measure c has the step that it had.
     """
 
     function: bool
@@ -40,34 +49,60 @@ class MapFacts:
     nearest: bool
     ordered: bool
     half: bool
+    same_step: bool
 
 
-def map_facts(step: GridMap, session: Session) -> MapFacts:
-    """Every fact about a map, asked once for a measure and a rounding, as nothing else of the map is in it.
+def map_facts(step: ScaledMap, session: Session) -> MapFacts:
+    """Every fact about a map, asked once for a measure, a rounding and codes, as nothing else of the map is in it.
 
     With free choices each use is a result of its own, and facts about two uses hold for any choices.
     """
-    return session.once(("map", step.measure, step.rounding), lambda: _map_facts(step, session))
+    grid = None if isinstance(step, GridMap) else step.numbers
+    return session.once(("map", step.measure, step.rounding, grid), lambda: _map_facts(step, session))
 
 
-def _map_facts(step: GridMap, session: Session) -> MapFacts:
+@dataclass(frozen=True)
+class _Unit:
+    """A map at step 1. ``context``: of the group, ``known``: what is known of it. ``rounded``: the map's values."""
+
+    context: Term
+    known: list[Term]
+    rounded: Callable[[Term, SymbolicChoices], Term]
+
+    @classmethod
+    def of(cls, step: ScaledMap) -> _Unit:
+        one = z3.RealVal(1)
+        if isinstance(step, GridMap):
+            levels = z3.Int("L")  # unknown, whatever the map's are
+            context = z3.ToReal(levels)
+            return cls(context, [levels >= 1], lambda x, choices: nearest(x, one, levels, step.rounding, choices))
+        assert isinstance(step, CodebookMap)
+        if step.scale == "absmax":
+            return cls(z3.RealVal(step.largest), [], lambda x, choices: step.rounded(x, one, choices))
+        context, power = z3.Real("c"), z3.RealVal(step.largest_power)
+        return cls(context, [power <= context, context < 2 * power], lambda x, choices: step.rounded(x, one, choices))
+
+
+def _map_facts(step: ScaledMap, session: Session) -> MapFacts:
     v, w, t = z3.Reals("v w t")
-    levels = z3.Int("L")
-    largest, measure = z3.ToReal(levels), step.measure
+    unit, measure = _Unit.of(step), step.measure
+    largest = unit.context
 
     def ask(name: str, conclusion: Callable[[Callable[[Term], Term]], Term], *extra: Term) -> bool:
         choices = SymbolicChoices()
 
         def q(x: Term) -> Term:
-            return nearest(x, z3.RealVal(1), levels, step.rounding, choices)
+            return unit.rounded(x, choices)
 
         goal = conclusion(q)
-        bound = [levels >= 1, measure(v) <= largest, measure(w) <= largest, *extra]
+        bound = [*unit.known, measure(v) <= largest, measure(w) <= largest, *extra]
         return session.holds(f"{name} (map)", [*bound, *choices.premises], goal)
 
     function = ask("function", lambda q: q(w) == q(w))
     odd = function and ask("odd", lambda q: q(-w) == -q(w))
     monotone = function and ask("monotone", lambda q: q(v) <= q(w), v <= w)
+    inside = ask("inside", lambda q: measure(q(w)) <= largest)
+    keeps = ask("keeps the largest", lambda q: measure(q(w)) == largest, measure(w) == largest)
     return MapFacts(
         function=function,
         zero=ask("zero", lambda q: q(z3.RealVal(0)) == 0),
@@ -83,12 +118,23 @@ def _map_facts(step: GridMap, session: Session) -> MapFacts:
         ),
         odd=odd,
         monotone=monotone,
-        inside=ask("inside", lambda q: measure(q(w)) <= largest),
-        keeps_largest=ask("keeps the largest", lambda q: measure(q(w)) == largest, measure(w) == largest),
+        inside=inside,
+        keeps_largest=keeps,
         idempotent=ask("idempotent", lambda q: _again(q, w)),
         nearest=ask("nearest", lambda q: Abs(w - q(w)) <= Abs(w - q(v))),
         ordered=(odd and monotone) or _ordered(ask, v, w),
         half=ask("half a step", lambda q: 2 * Abs(w - q(w)) <= 1),
+        same_step=(inside and keeps) or _same_step(ask, step, w, largest),
+    )
+
+
+def _same_step(ask: Callable[..., bool], step: ScaledMap, w: Term, largest: Term) -> bool:
+    """Of a step that is a power of two: whether the largest measure stays between the same two of them."""
+    if not isinstance(step, CodebookMap) or step.scale != "power_of_two":
+        return False
+    power, measure = z3.RealVal(step.largest_power), step.measure
+    return ask("stays below the next power", lambda q: measure(q(w)) < 2 * power) and ask(
+        "stays above the power", lambda q: measure(q(w)) >= power, measure(w) == largest
     )
 
 
@@ -157,11 +203,13 @@ def has_zero(step: RangeMap, session: Session) -> bool:
     return group.holds("zero on its grid", session, group.on_grid(z3.RealVal(0)))
 
 
-def fixes(outer: GridMap, inner: GridMap, session: Session) -> bool:
+def fixes(outer: ScaledMap, inner: ScaledMap, session: Session) -> bool:
     """Whether every value of the inner map is a value of the outer one: outer(inner(w)) = inner(w).
 
-    Looked at for the context L L' (outer and inner levels), where both steps are whole numbers.
+    Looked at for the context L L' (outer and inner levels), where both steps are whole numbers. Not asked of codes.
     """
+    if not isinstance(outer, GridMap) or not isinstance(inner, GridMap):
+        return False
     if outer == inner or outer.measure != inner.measure:
         return False
     if isinstance(outer.levels, Unknown) or isinstance(inner.levels, Unknown):
@@ -177,7 +225,10 @@ def settled(selection: Selection, session: Session) -> bool:
     """Whether its score does not depend on the current weight, only on the dense one and the norm of the input.
 
     Then every use of it in a claim finds the same scores, and drops the same weights unless ties are "any".
+    Nothing is known of scores of the whole layer, here and below.
     """
+    if selection.of_layer is not None:
+        return False
     v, w, h, r = z3.Reals("v w h r")
     goal = selection.score(Element(v, h, r)) == selection.score(Element(w, h, r))
     return session.holds("a score of the dense weight alone (selection)", [h >= 0], goal)
@@ -197,6 +248,8 @@ def keeps_largest(
     ``equal_norms``: the claim says that the norms of all inputs are equal and not 0. ``dense``: the selection finds
     the dense weights; otherwise those that it finds may be any, whatever the dense ones are.
     """
+    if selection.of_layer is not None:
+        return False
     key = ("keeps largest", selection.score, measure, equal_norms, dense)
     return session.once(key, lambda: _keeps_largest(selection, measure, session, equal_norms, dense))
 
@@ -223,6 +276,8 @@ def unit_norms(
     v, w, p, r, g, h, t = z3.Reals("v w p r g h t")
     premises = [t > 0, g >= 0, h >= 0]
     for selection in selections:
+        if selection.of_layer is not None:
+            return False
         before = selection.score(Element(w, h, p)) <= selection.score(Element(v, g, r))
         after = selection.score(Element(w, t * h, p)) <= selection.score(Element(v, t * g, r))
         if not session.holds("scores for scaled inputs", premises, before == after):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from collections.abc import Sequence as Items
-from dataclasses import dataclass
 from fractions import Fraction
 
 from compcomp.language.claim import Claim, Scope
@@ -14,10 +12,19 @@ from compcomp.language.parameters import Unknown
 from compcomp.language.partition import Partition
 from compcomp.language.scheme import Scheme
 from compcomp.language.size import DENSE, value_bits
-from compcomp.language.steps import GridMap, RangeMap, Selection
-from compcomp.language.technique import Technique, unknowns
+from compcomp.language.steps import CodebookMap, Selection
+from compcomp.language.technique import Technique
 from compcomp.proving.proof import EXACT, Proof
-from compcomp.proving.rules.kept import grid_kept, others_kept
+from compcomp.proving.rules.kept import (
+    Contracts,
+    Run,
+    by_contract,
+    dropped_stay,
+    grid_kept,
+    one_pattern,
+    rank_kept,
+    zeros_stay,
+)
 from compcomp.proving.sample import formats_along
 from compcomp.proving.session import Session
 from compcomp.proving.solver import Solver
@@ -29,25 +36,27 @@ from compcomp.proving.solver import Solver
 # declares `format_varies`. So one run on a small layer shows them; it shows nothing of a sequence with open parameters
 # but which fields are set, and nothing at all where a technique declares `format_varies`.
 #
-# W b      Let T be the last technique that sets up a grid, of at most 2^b values, and let that grid be kept to the end
-#          (rule kept): every weight is one of its values. Where T is no map, that its weights lie on the grid it sets
-#          up is part of its contract; a later technique of steps then keeps it if all are selections and 0 is a value
-#          in every group, any other one if it declares so (of a grid without 0 only where there is no mask).
+# W b      Let the grid at the end have at most 2^b values a group, and let it be kept (rule kept): every weight is one
+#          of its values. With open parameters: let the last technique that has put another grid in place of the one
+#          before be of steps, the last map among them of known levels or codes.
 # zeros    Let technique T of S hold a selection: in every group of its partition R at least int(|R| s) weights are
-#          zero after it, s its share. If every later step keeps zeros, and every later technique of no steps keeps the
-#          mask or is followed by one that restores it (rules kept and restored, with T for the first technique that
-#          sets up a mask, and of its mask only what it drops itself), they are zero at the end. A technique of no steps
-#          that sets up an n:m pattern of its own leaves in every group of m at least m - n zeros (its contract).
+#          zero after it, s its share. They are zero at the end if what T drops stays zero (rules kept, zeros and
+#          restored, with T in place of the first technique that sets up a mask, and of its mask only what it drops
+#          itself). A contract to keep the mask says something only where all that the mask drops is zero: where T
+#          finds no mask, or since a technique has restored the mask. So far for the zeros of masks; those that T's
+#          contract calls an optimum with (T of no steps), and any other zeros, stay zero if each later technique
+#          keeps zeros of weights.
 #   n:m    follows from zeros in blocks of k that leave at most c of k: if k divides m and c m / k <= n, as the
-#          blocks tile every group of m; or if m divides k and c <= n, as every group of m lies inside a block.
+#          blocks tile every group of m; or if m divides k and c <= n, as every group of m lies inside a block. Or a
+#          pattern n':m with n' <= n holds at the end (rule kept).
 #   s in P follows from zeros in R = P with a share of at least s, as int(|P| s) grows with s; or if R refines P, in
-#          blocks of k of which int(k s') >= k s are zero: |P| is a multiple of k, so at least |P| s are zero in P.
-# r k      Let the format at the end say that the rank is at most k, and let the rank be kept since the first technique
-#          of those after which it says some rank all along.
+#          blocks of k of which int(k s') >= k s are zero: |P| is a multiple of k, so at least |P| s are zero in P. The
+#          blocks may be those of a pattern that holds at the end.
+# r k      Let the format at the end say that the rank is at most k, and let the rank be kept (rule kept).
 # + r k    The low-rank term has as many factor columns as the format at the end says. Where the format has none there
 #          is none.
 # A b      Let the last technique that changes the inputs declare `input_bits` of at most b; all later ones leave the
-#          inputs alone.
+#          inputs alone, and no later one changes their basis.
 
 
 def fits_scheme(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
@@ -59,7 +68,7 @@ def fits_scheme(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
     if formats is None or any(t.promises().format_varies for t in techniques):
         return None
     session = Session(solver, time.monotonic() + deadline)
-    run = _Run(techniques, formats, any(unknowns(t) for t in techniques), session)
+    run = Run(techniques, formats, session)
     contracts: list[str] = []
     for word in (_grid, _pattern, _sparsity, _rank, _beside, _inputs):
         found = word(claim.scheme, run)
@@ -69,82 +78,74 @@ def fits_scheme(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
     return Proof("fits", "any shape", (EXACT, *dict.fromkeys(contracts)), tuple(session.queries))
 
 
-@dataclass
-class _Run:
-    """A sequence and the formats along it. ``open``: some parameter is Any, so numbers in them are examples."""
-
-    techniques: Items[Technique]
-    formats: Items[Format]
-    open: bool
-    session: Session
-
-    @property
-    def end(self) -> Format:
-        return self.formats[-1]
-
-    def numbers(self) -> list[str]:
-        """The contracts on which the numbers in the formats rest."""
-        others = (t for t in self.techniques if not t.steps())
-        return [f"the format that {t} leaves does not depend on the weights (its contract)" for t in others]
-
-    def zeros(self) -> Iterator[tuple[Partition, Fraction, list[str]]]:
-        """Groups, the share of each that is zero at the end at the least, and the contracts on which that rests."""
-        for k, technique in enumerate(self.techniques):
-            found = list(self._dropped(k, technique))
-            contracts = others_kept(self.techniques, k + 1, "mask", self.session) if found else None
-            if contracts is not None:
-                yield from ((partition, share, [*contracts, *more]) for partition, share, more in found)
-
-    def _dropped(self, k: int, technique: Technique) -> Iterator[tuple[Partition, Fraction, list[str]]]:
-        for step in technique.steps():
-            if isinstance(step, Selection) and isinstance(step.share, Fraction):
-                yield step.partition, step.share, []
-        if technique.steps() or self.open or self.formats[k + 1].mask is None:
-            return
-        for n, m in set(self.formats[k + 1].pattern or ()) - set(self.formats[k].pattern or ()):
-            contract = f"{technique} leaves at most {n} of every {m} consecutive weights of a row (its contract)"
-            yield Partition.blocks(m), Fraction(m - n, m), [contract, *self.numbers()]
+def _end(run: Run) -> Format:
+    return run.formats[-1]
 
 
-def _grid(scheme: Scheme, run: _Run) -> list[str] | None:
+def _numbers(run: Run) -> Contracts:
+    """The contracts on which the numbers in the formats rest."""
+    others = (t for t in run.techniques if not t.steps())
+    return [by_contract(t, "leaves a format that does not depend on the weights") for t in others]
+
+
+def _grid(scheme: Scheme, run: Run) -> Contracts | None:
     if scheme.weights == DENSE:
         return []
-    grids = [form.grid for form in run.formats]
-    sets = [k for k in range(len(run.techniques)) if grids[k + 1] is not None and grids[k + 1] is not grids[k]]
-    grid = grids[-1]
-    if grid is None or not sets or value_bits(grid) > scheme.weights:
+    grid = _end(run).grid
+    if grid is None or value_bits(grid) > scheme.weights:
         return None
-    source = run.techniques[sets[-1]]
-    if source.steps():
-        last = source.steps()[-1]
-        known = isinstance(last, GridMap | RangeMap) and not isinstance(last.levels, Unknown)
-        return grid_kept(run.techniques, run.formats, run.session) if known else None
-    if run.open:
+    source = [t for t, before, after in run.after(0) if after.grid is not before.grid][-1]
+    if run.undecided and not _known_values(source):
         return None
-    contracts = [f"{source} leaves every weight on the grid it sets up (its contract)", *run.numbers()]
-    for k in range(sets[-1], len(run.techniques)):
-        technique = run.techniques[k]
-        if not grid.zero and run.formats[k + 1].mask is not None:
-            return None
-        if k == sets[-1]:
-            continue
-        if technique.steps():
-            if not grid.zero or not all(isinstance(step, Selection) for step in technique.steps()):
-                return None
-        elif "grid" in technique.promises().keeps:
-            contracts.append(f"{technique} keeps the grid (its contract)")
-        else:
-            return None
-    return contracts
+    contracts = grid_kept(run)
+    return None if contracts is None else [*contracts, *([] if source.steps() else _numbers(run))]
 
 
-def _pattern(scheme: Scheme, run: _Run) -> list[str] | None:
+def _known_values(technique: Technique) -> bool:
+    """Whether it is of steps, and how many values its grid has does not depend on an open parameter."""
+    maps = [step for step in technique.steps() if not isinstance(step, Selection)]
+    return bool(maps) and (isinstance(maps[-1], CodebookMap) or not isinstance(maps[-1].levels, Unknown))
+
+
+Zeros = tuple[Partition, Fraction, Contracts]
+"""Groups, the share of each that is zero at the end at the least, and the contracts on which that rests."""
+
+
+def _zeros(run: Run) -> Iterator[Zeros]:
+    for k, technique in enumerate(run.techniques):
+        steps = [step for step in technique.steps() if isinstance(step, Selection)]
+        shares = [(step.partition, step.share) for step in steps if isinstance(step.share, Fraction)]
+        contracts = dropped_stay(run, k) if shares else None
+        if contracts is not None:
+            yield from ((partition, share, contracts) for partition, share in shares)
+        optimum = technique.promises().optimum
+        if optimum is not None and isinstance(optimum.share, Fraction):
+            contracts = zeros_stay(run, k + 1)
+            if contracts is not None:
+                contract = by_contract(technique, "leaves as many zeros as its optimum has")
+                yield optimum.partition, optimum.share, [contract, *contracts]
+    if run.undecided:
+        return
+    for n, m in dict.fromkeys(pattern for form in run.formats for pattern in form.pattern or ()):
+        contracts = one_pattern(run, n, m)
+        if contracts is not None:
+            yield Partition.blocks(m), Fraction(m - n, m), [*contracts, *_numbers(run)]
+    # Patterns in masks that are restored, or kept with them.
+    for k, (technique, before, after) in enumerate(run.after(0)):
+        for n, m in set(after.pattern or ()) - set(before.pattern or ()):
+            contracts = dropped_stay(run, k) if not technique.steps() and before.mask is None else None
+            if contracts is not None and after.mask is not None:
+                contract = by_contract(technique, "gives its mask the n:m pattern that it sets up")
+                yield Partition.blocks(m), Fraction(m - n, m), [contract, *contracts, *_numbers(run)]
+
+
+def _pattern(scheme: Scheme, run: Run) -> Contracts | None:
     if scheme.pattern is None:
         return []
     n, m = scheme.pattern
     if n == m:
         return []
-    for partition, share, contracts in run.zeros():
+    for partition, share, contracts in _zeros(run):
         if (size := partition.size) is None:
             continue
         left = size - int(size * share)
@@ -153,10 +154,10 @@ def _pattern(scheme: Scheme, run: _Run) -> list[str] | None:
     return None
 
 
-def _sparsity(scheme: Scheme, run: _Run) -> list[str] | None:
+def _sparsity(scheme: Scheme, run: Run) -> Contracts | None:
     if not scheme.sparsity:
         return []
-    for partition, share, contracts in run.zeros():
+    for partition, share, contracts in _zeros(run):
         if partition == scheme.share_of and share >= scheme.sparsity:
             return contracts
         size = partition.size
@@ -165,30 +166,31 @@ def _sparsity(scheme: Scheme, run: _Run) -> list[str] | None:
     return None
 
 
-def _rank(scheme: Scheme, run: _Run) -> list[str] | None:
+def _rank(scheme: Scheme, run: Run) -> Contracts | None:
     if scheme.rank is None:
         return []
-    if run.open or run.end.rank is None or run.end.rank > scheme.rank:
+    known = _end(run).rank
+    if run.undecided or known is None or known > scheme.rank:
         return None
-    since = len(run.techniques)
-    while run.formats[since - 1].rank is not None:
-        since -= 1
-    contracts = others_kept(run.techniques, since, "rank", run.session)
-    return None if contracts is None else [*contracts, *run.numbers()]
+    contracts = rank_kept(run)
+    return None if contracts is None else [*contracts, *_numbers(run)]
 
 
-def _beside(scheme: Scheme, run: _Run) -> list[str] | None:
-    factors = run.end.factors
+def _beside(scheme: Scheme, run: Run) -> Contracts | None:
+    factors = _end(run).factors
     if factors is None:
         return []
-    return None if run.open or factors.rank > scheme.beside else run.numbers()
+    return None if run.undecided or factors.rank > scheme.beside else _numbers(run)
 
 
-def _inputs(scheme: Scheme, run: _Run) -> list[str] | None:
+def _inputs(scheme: Scheme, run: Run) -> Contracts | None:
     if scheme.inputs == DENSE:
         return []
-    changing = [t for t in run.techniques if t.promises().changes_inputs]
-    bits = changing[-1].promises().input_bits if changing else None
+    changing = [k for k, t in enumerate(run.techniques) if t.promises().changes_inputs]
+    if not changing or any(t.promises().changes_basis for t in run.techniques[changing[-1] :]):
+        return None
+    source = run.techniques[changing[-1]]
+    bits = source.promises().input_bits
     if bits is None or bits > scheme.inputs:
         return None
-    return [f"{changing[-1]} leaves the inputs of every token on a grid of {bits} bits (its contract)"]
+    return [by_contract(source, f"leaves the inputs of every token on a grid of {bits} bits")]

@@ -6,7 +6,7 @@ import time
 
 from compcomp.language.claim import Claim
 from compcomp.language.technique import Technique
-from compcomp.proving.proof import DENSE_INPUTS, EXACT, Proof
+from compcomp.proving.proof import DENSE_INPUTS, EXACT, SAME_BASIS, Proof
 from compcomp.proving.rules.normal import normal_form
 from compcomp.proving.session import Session
 from compcomp.proving.solver import Solver
@@ -21,6 +21,9 @@ from compcomp.proving.solver import Solver
 # loses no more than B. (With free choices the two runs of B could differ.) This too holds from every state, as the
 # premise does, unless (rest) is used; without `any_inputs` only inside sequences in which nothing changes the inputs,
 # which is then an assumption of the proof.
+# The promise speaks of s as T sees it, in the basis that is there. Where a technique of A changes the basis, f has to
+# be the same in every basis (`any_basis`), or T do nothing but change it again. From every state the basis may be any:
+# for another f it is an assumption of the proof that nothing in a longer sequence changes it.
 
 
 def from_every_state(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
@@ -63,6 +66,10 @@ def _last_step(claim: Claim, session: Session, *, dense: bool) -> Proof | None:
             return None
         if claim.left.changes_inputs and not technique.promises().any_inputs:
             return None
+        if not (claim.loss.any_basis or technique.promises().changes_basis):
+            if claim.changes_basis:
+                return None
+            contracts += [] if dense else [SAME_BASIS]
         contracts.append(f"{technique} never increases {claim.loss.name} (its contract)")
         if not dense and not technique.promises().any_inputs:
             contracts.append(DENSE_INPUTS)

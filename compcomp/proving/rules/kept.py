@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from itertools import pairwise
 
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.layer import Format
-from compcomp.language.steps import GridMap, RangeMap, Selection, Step
-from compcomp.language.technique import Technique
+from compcomp.language.steps import CodebookMap, RangeMap, ScaledMap, Selection, Step
+from compcomp.language.technique import Technique, unknowns
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.facts import has_zero, keeps_zero, lies_on_grid, map_facts
 from compcomp.proving.sample import formats_along
@@ -17,15 +20,35 @@ from compcomp.proving.solver import Solver
 
 # Rule (kept). Let the run of S establish the invariant, for the last time after step k. If every step after
 # k keeps it, it holds at the end of S. (For the mask: every step after the first mask keeps all masks so
-# far, as each accumulates into the next.) A step keeps the
+# far, as each accumulates into the next. So it is for removed rows and columns.) A step keeps the
 #   mask   if it is a selection (a weight is left alone or set to zero), or a map with q(0) = 0 (of a range map: in
 #          every group that holds a 0, as the group of a dropped weight does);
-#   n:m    if it keeps zeros as above: no more weights are then not zero than before. A selection in groups of m that
-#          leaves n of them sets the pattern up anew: all that it drops is zero after it;
-#   grid   if it is a selection and zero is on the grid (always on k * step, asked of a range map); a map sets up a grid
-#          of its own, and its values lie on it (as a grid map maps each to itself; asked of a range map);
-#   any    if the technique declares that it does: then that contract is an assumption of the verdict. For a grid of
-#          which zero is no value that contract speaks of kept weights only, and counts where there is no mask.
+#   n:m    if it keeps zeros, under the same conditions: then no group gains a weight that is not zero. A selection that
+#          drops c of every s consecutive weights establishes that at most n of m are left, for s | m where
+#          (m / s) (s - c) <= n, and for m | s where s - c <= n;
+#   shape  if it keeps zeros: no step touches the low-rank term;
+#   grid   if it is a selection and zero is on the grid (always on k * step, on step * c where 0 is a code, asked of a
+#          range map); a map sets up a grid of its own, and its values lie on it (as a scaled map maps each to itself;
+#          asked of a range map);
+#   rank   never: dropping or rounding weights of a matrix may raise its rank.
+# A technique without steps keeps what it declares to keep: then that contract is an assumption of the verdict. For a
+# grid of which zero is no value that contract speaks of kept weights only, and counts where there is no mask. That what
+# such a technique sets up holds after it (Declared, "fits") is an assumption as well.
+#
+# Rule (patterns in masks). At most n of every m consecutive entries of a mask are true where a step sets up the pattern
+# n:m (or it is the contract of the technique that does). If all masks are kept, so is the pattern.
+#
+# Rule (cuts in masks). A mask drops the weights of all rows and columns removed so far (the contract of the technique
+# that removes them, and later masks drop no less). If all masks are kept, and no technique after the first removal
+# touches the low-rank term (as no step does, and a technique that keeps "factors"), the shape is kept.
+#
+# Rule (zeros). A technique without steps that declares to keep zeros of weights keeps what masks drop, whatever became
+# of the masks; from then on the mask may drop less than was dropped, and contracts about it say nothing.
+#
+# Rule (rows). Let the first mask and cut be those of a technique that declares to remove rows alone: what they drop and
+# remove is rows then, of zeros in the weight and in the low-rank term. If every later technique keeps such rows (steps
+# that keep zeros do, as they touch no low-rank term; others declare it), they are zero at the end. What the last of
+# them drops or removes itself is zero after it (its contract); before it no other may drop or remove anything.
 #
 # Rule (restored). Let T be a technique of S that declares to restore the mask: whatever the weights were, all that the
 # mask M it finds drops is zero after it, and the mask it leaves drops this as well. Let every technique between the
@@ -41,78 +64,133 @@ def invariant_is_kept(claim: Claim, solver: Solver, deadline: float) -> Proof | 
     if claim.kind != "keeps" or claim.invariant is None:
         return None
     formats = formats_along(claim, Scope("any"))
-    if formats is None:
-        return None
-    set_up = [k for k, form in enumerate(formats) if form.get(claim.invariant) is not None]
-    if not set_up:
+    if formats is None or all(form.get(claim.invariant) is None for form in formats):
         return None
     session = Session(solver, time.monotonic() + deadline)
-    techniques = claim.left.techniques
-    if claim.invariant == "grid":
-        contracts = grid_kept(techniques, formats, session)
-    else:
-        contracts = others_kept(techniques, set_up[0], claim.invariant, session)
+    run = Run(claim.left.techniques, formats, session)
+    contracts = _KEPT[claim.invariant](run)
     if contracts is None:
         return None
     return Proof("kept", "any shape", (EXACT, *dict.fromkeys(contracts)), tuple(session.queries))
 
 
-def grid_kept(techniques: Items[Technique], formats: Items[Format], session: Session) -> list[str] | None:
-    """The contracts on which it rests that the last grid is kept; None where that is not proved."""
-    maps = [k for k, t in enumerate(techniques) if any(isinstance(s, GridMap | RangeMap) for s in t.steps())]
-    if not maps:
+Contracts = list[str]
+"""The contracts on which it rests that something is kept; None in its place where that is not proved."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A sequence with the formats from before its first technique to after its last."""
+
+    techniques: Items[Technique]
+    formats: Items[Format]
+    session: Session
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it leaves parameters open, so that numbers in the formats are those of one value of them only."""
+        return any(unknowns(technique) for technique in self.techniques)
+
+    def after(self, first: int) -> Iterator[tuple[Technique, Format, Format]]:
+        """Each technique from the ``first`` on, with the formats before and after it."""
+        around = zip(self.techniques, pairwise(self.formats), strict=True)
+        yield from [(technique, before, after) for technique, (before, after) in around][first:]
+
+    def first(self, invariant: str) -> int:
+        """The technique that sets it up first."""
+        return next(k for k, form in enumerate(self.formats) if form.get(invariant) is not None) - 1
+
+    def zeros_stay(self, steps: Items[Step]) -> bool:
+        """Whether a weight that is zero stays zero through all of these steps."""
+        return all(_keeps_zeros(step, self.session) for step in steps)
+
+
+def _keeps_zeros(step: Step, session: Session) -> bool:
+    if isinstance(step, RangeMap):
+        return keeps_zero(step, session)
+    if isinstance(step, ScaledMap):
+        return map_facts(step, session).zero
+    return isinstance(step, Selection)
+
+
+def by_contract(technique: Technique, does: str) -> str:
+    return f"{technique} {does} (its contract)"
+
+
+# --------------------------------------------------------------------------------------------- masks
+
+
+def _mask_kept(run: Run) -> Contracts | None:
+    return dropped_stay(run, run.first("mask"))
+
+
+def dropped_stay(run: Run, first: int) -> Contracts | None:
+    """What the technique ``first`` drops itself, or what all masks from it on drop if it is the first to set up one."""
+    contracts: Contracts = []
+    source, later = run.techniques[first], run.techniques[first + 1 :]
+    restores = [k for k, t in enumerate(later) if "mask" in t.promises().restores]
+    if restores:
+        for technique in later[: restores[-1]]:
+            if not technique.steps():
+                promises = technique.promises()
+                if "mask" not in promises.keeps | promises.restores:
+                    return None
+                contracts.append(by_contract(technique, "never loosens the mask"))
+        contracts.append(by_contract(later[restores[-1]], "restores the mask"))
+        later = later[restores[-1] + 1 :]
+    elif not source.steps():
+        contracts.append(by_contract(source, "establishes the mask"))
+    elif not run.zeros_stay(_after_selecting(source.steps())):
         return None
-    last = techniques[maps[-1]].steps()[-1]
-    zero = _zero_on_its_grid(last, session)
-    if not _lies_on_its_grid(last, session):
-        return None
-    contracts = []
-    for k, technique in enumerate(techniques[maps[-1] + 1 :], start=maps[-1] + 1):
+    # Whether the mask that a technique finds drops all that was dropped, and all that it drops is zero.
+    whole = bool(restores) or run.formats[first].mask is None
+    for technique, before, after in run.after(len(run.techniques) - len(later)):
+        promised, adds = technique.promises(), after.mask is not before.mask
         if technique.steps():
-            if not zero or not all(isinstance(step, Selection) for step in technique.steps()):
+            if not run.zeros_stay(technique.steps()):
                 return None
-        elif "grid" in technique.promises().keeps and (zero or formats[k + 1].mask is None):
-            contracts.append(f"{technique} keeps the grid (its contract)")
+        elif whole and "mask" in promised.keeps:
+            contracts.append(by_contract(technique, "keeps the mask" + (", and what it adds" if adds else "")))
+        elif "weights" in promised.zeros:
+            whole = whole and not adds
+            contracts.append(by_contract(technique, "keeps zeros"))
         else:
             return None
     return contracts
 
 
-def _lies_on_its_grid(step: Step, session: Session) -> bool:
-    """Every value of the map is one of its grid: it leaves it alone, or that is asked."""
-    if isinstance(step, RangeMap):
-        return lies_on_grid(step, session)
-    return isinstance(step, GridMap) and map_facts(step, session).idempotent
-
-
-def _zero_on_its_grid(step: Step, session: Session) -> bool:
-    return isinstance(step, GridMap) or (isinstance(step, RangeMap) and has_zero(step, session))
-
-
-def others_kept(techniques: Items[Technique], first: int, invariant: str, session: Session) -> list[str] | None:
-    """The contracts on which it rests that what the ``first`` techniques establish is kept; None where unproved."""
-    contracts: list[str] = []
-    restores = [k for k, t in enumerate(techniques) if k >= first and invariant in t.promises().restores]
-    source = techniques[first - 1]
-    if restores:
-        for technique in techniques[first : restores[-1]]:
-            if not technique.steps():
-                promises = technique.promises()
-                if invariant not in promises.keeps | promises.restores:
-                    return None
-                contracts.append(f"{technique} never loosens the {invariant} (its contract)")
-        contracts.append(f"{techniques[restores[-1]]} restores the {invariant} (its contract)")
-        first = restores[-1] + 1
-    elif not source.steps():
-        contracts.append(f"{source} establishes the {invariant} (its contract)")
-    elif not _steps_keep(_after_selecting(source.steps()), invariant, session):
-        return None
-    for technique in techniques[first:]:
+def zeros_stay(run: Run, first: int) -> Contracts | None:
+    """Every weight that is zero before the technique ``first`` is zero at the end."""
+    contracts: Contracts = []
+    for technique in run.techniques[first:]:
         if technique.steps():
-            if not _steps_keep(technique.steps(), invariant, session):
+            if not run.zeros_stay(technique.steps()):
                 return None
-        elif invariant in technique.promises().keeps:
-            contracts.append(f"{technique} keeps the {invariant} (its contract)")
+        elif "weights" in technique.promises().zeros:
+            contracts.append(by_contract(technique, "keeps zeros"))
+        else:
+            return None
+    return contracts
+
+
+def _rows_kept(run: Run, invariant: str) -> Contracts | None:
+    """What was dropped or removed is rows, and rows of zeros stay; what the last technique drops is zero after it."""
+    first = run.first(invariant)
+    source, form = run.techniques[first], run.formats[first + 1]
+    if source.steps() or not source.promises().removes_rows or run.formats[first].mask is not None:
+        return None
+    contracts = [by_contract(source, "removes rows alone")]
+    for technique, before, _ in run.after(first + 1):
+        # Nothing but these rows has been dropped before this technique.
+        if (before.mask is not None and before.mask is not form.mask) or (
+            before.cut is not None and before.cut is not form.cut
+        ):
+            return None
+        if technique.steps():
+            if not run.zeros_stay(technique.steps()):
+                return None
+        elif "rows" in technique.promises().zeros:
+            contracts.append(by_contract(technique, "keeps rows of zeros"))
         else:
             return None
     return contracts
@@ -123,12 +201,168 @@ def _after_selecting(steps: Items[Step]) -> Items[Step]:
     return steps[next((k + 1 for k, step in enumerate(steps) if isinstance(step, Selection)), 0) :]
 
 
-def _steps_keep(steps: Items[Step], invariant: str, session: Session) -> bool:
-    return invariant in ("mask", "n:m") and all(_keeps_zeros(step, session) for step in steps)
+# ------------------------------------------------------------------------------------------ patterns
 
 
-def _keeps_zeros(step: Step, session: Session) -> bool:
-    """Whether a weight that is zero stays zero."""
+def _pattern_kept(run: Run) -> Contracts | None:
+    contracts = _patterns_in_masks(run)
+    if contracts is not None or run.undecided:
+        return contracts
+    tightest: dict[int, int] = {}
+    for form in run.formats:
+        for n, m in form.pattern or ():
+            tightest[m] = min(n, tightest.get(m, n))
+    found = [one_pattern(run, n, m) for m, n in tightest.items()]
+    return None if any(each is None for each in found) else [text for each in found for text in each or ()]
+
+
+def _patterns_in_masks(run: Run) -> Contracts | None:
+    """All masks are kept, and each pattern is one of a mask."""
+    if any(form.pattern is not None and form.mask is None for form in run.formats):
+        return None
+    contracts = _mask_kept(run)
+    if contracts is None:
+        return None
+    for technique, before, after in run.after(0):
+        if not technique.steps() and set(after.pattern or ()) - set(before.pattern or ()):
+            contracts.append(by_contract(technique, "gives its mask the n:m pattern that it sets up"))
+    return contracts
+
+
+def one_pattern(run: Run, n: int, m: int) -> Contracts | None:
+    """At most ``n`` of every ``m`` weights are left at the end, where the run leaves no parameter open."""
+    holds: Contracts | None = [] if n >= m else None
+    for technique, before, after in run.after(0):
+        known, new = ({size: kept for kept, size in form.pattern or ()} for form in (before, after))
+        if technique.steps():
+            for step in technique.steps():
+                if isinstance(step, Selection) and _establishes(step, n, m):
+                    holds = []
+                elif not _keeps_zeros(step, run.session):
+                    holds = None
+        elif holds is not None and "weights" in technique.promises().zeros:
+            holds = [*holds, by_contract(technique, "keeps zeros")]
+        elif holds is not None and known.get(m) == n and "n:m" in technique.promises().keeps:
+            holds = [*holds, by_contract(technique, "keeps the n:m pattern")]
+        elif new.get(m) == n and known.get(m, m) > n:
+            holds = [by_contract(technique, "establishes the n:m pattern")]
+        else:
+            holds = None
+    return holds
+
+
+def _establishes(selection: Selection, n: int, m: int) -> bool:
+    """Whether at most ``n`` of every ``m`` weights are left after it, whatever they were."""
+    size = selection.partition.size
+    if size is None:
+        return False
+    left = size - selection.count(size)
+    return (m % size == 0 and m // size * left <= n) or (size % m == 0 and left <= n)
+
+
+# ---------------------------------------------------------------------------- removed rows and columns
+
+
+def _shape_kept(run: Run) -> Contracts | None:
+    first = run.first("shape")
+    contracts = [by_contract(run.techniques[first], "establishes the shape")]
+    for technique, before, after in run.after(first + 1):
+        if technique.steps() and run.zeros_stay(technique.steps()):
+            continue
+        if technique.steps() or before.cut is None or "shape" not in technique.promises().keeps:
+            return _cuts_in_masks(run, first)
+        adds = after.cut is not before.cut
+        contracts.append(by_contract(technique, "keeps the shape" + (", and what it adds" if adds else "")))
+    return contracts
+
+
+def _cuts_in_masks(run: Run, first: int) -> Contracts | None:
+    """All masks are kept, they drop what is removed, and the low-rank term is left alone."""
+    if any(form.cut is not None and form.mask is None for form in run.formats):
+        return None
+    contracts = _mask_kept(run)
+    if contracts is None:
+        return None
+    for k, (technique, before, after) in enumerate(run.after(first), start=first):
+        cuts = k == first or (not technique.steps() and after.cut is not None and after.cut is not before.cut)
+        if cuts:
+            contracts.append(by_contract(technique, "establishes the shape"))
+            contracts.append(by_contract(technique, "gives its mask the shape that it sets up"))
+        if k > first and not technique.steps():
+            if "factors" not in technique.promises().keeps:
+                return None
+            contracts.append(by_contract(technique, "leaves the low-rank term alone"))
+    return contracts
+
+
+# --------------------------------------------------------------------------------------------- grids
+
+
+def grid_kept(run: Run) -> Contracts | None:
+    holds: Contracts | None = None
+    zero = False
+    for technique, before, after in run.after(0):
+        if technique.steps():
+            for step in technique.steps():
+                if isinstance(step, Selection):
+                    holds = holds if zero else None
+                else:
+                    zero = _zero_on_its_grid(step, run.session)
+                    holds = [] if _lies_on_its_grid(step, run.session) else None
+            continue
+        if before.grid is not None and "grid" in technique.promises().keeps:
+            everywhere = holds is not None and (zero or after.mask is None)
+            holds = [*(holds or []), by_contract(technique, "keeps the grid")] if everywhere else None
+        elif after.grid is not None and after.grid is not before.grid:
+            zero = after.grid.zero
+            holds = [by_contract(technique, "sets up a grid that its weights lie on")]
+            if zero:
+                holds.append(by_contract(technique, "has zero on its grid"))
+            elif after.mask is not None:
+                holds = None
+        else:
+            holds = None
+    return holds
+
+
+def _lies_on_its_grid(step: Step, session: Session) -> bool:
+    """Every value of the map is one of its grid: it leaves it alone, or that is asked."""
     if isinstance(step, RangeMap):
-        return keeps_zero(step, session)
-    return isinstance(step, Selection) or map_facts(step, session).zero
+        return lies_on_grid(step, session)
+    return isinstance(step, ScaledMap) and map_facts(step, session).idempotent
+
+
+def _zero_on_its_grid(step: Step, session: Session) -> bool:
+    if isinstance(step, CodebookMap):
+        return 0 in step.codes
+    return isinstance(step, ScaledMap) or (isinstance(step, RangeMap) and has_zero(step, session))
+
+
+# --------------------------------------------------------------------------------------------- ranks
+
+
+def rank_kept(run: Run) -> Contracts | None:
+    """The last stretch of formats that know a rank reaches to the end: each technique in it leaves it true."""
+    if run.formats[-1].rank is None:
+        return None
+    first = max(k for k, form in enumerate(run.formats) if form.rank is None)
+    if any(technique.steps() for technique in run.techniques[first:]):
+        return None
+    contracts = [by_contract(run.techniques[first], "establishes the rank")]
+    for technique in run.techniques[first + 1 :]:
+        does = "keeps the rank" if "rank" in technique.promises().keeps else "leaves a weight of the rank it says"
+        contracts.append(by_contract(technique, does))
+    return contracts
+
+
+def _first_of(found: Contracts | None, other: Callable[[], Contracts | None]) -> Contracts | None:
+    return other() if found is None else found
+
+
+_KEPT: dict[str, Callable[[Run], Contracts | None]] = {
+    "mask": lambda run: _first_of(_mask_kept(run), lambda: _rows_kept(run, "mask")),
+    "n:m": _pattern_kept,
+    "shape": lambda run: _first_of(_shape_kept(run), lambda: _rows_kept(run, "shape")),
+    "grid": grid_kept,
+    "rank": rank_kept,
+}

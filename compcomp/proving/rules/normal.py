@@ -6,15 +6,16 @@ from dataclasses import dataclass
 
 import z3
 
-from compcomp.language.steps import Element, GridMap, Selection, Step, at_most
+from compcomp.language.steps import Element, ScaledMap, Selection, Step, at_most
 from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.rules.facts import map_facts, settled
 from compcomp.proving.rules.inputs import acts_on_inputs
 from compcomp.proving.session import Session
 
-# Two states are equal when they agree in weight, reference, mask, grid, the product of their factors, and the inputs,
-# dense and current; techniques map equal states to equal states, as they see factors through that product alone. A
-# normal form maps every dense state to a state equal to what the sequence maps it to. Four rewritings lead to it.
+# Two states are equal when they agree in weight, reference, mask, grid, the product of their factors, the inputs,
+# dense and current, and the transform; techniques map equal states to equal states, as they see factors through that
+# product alone. A normal form maps every dense state to a state equal to what the sequence maps it to. Four rewritings
+# lead to it.
 #
 # (rest) Call a state s *at the reference* when its effective weight equals its reference and its inputs are the dense
 # ones. Let T declare `rests`:
@@ -24,7 +25,8 @@ from compcomp.proving.session import Session
 #
 # (inputs) Let T declare `changes_inputs`: what it makes of the inputs depends on them alone, and the rest of the state
 # stays as it is. Let S be a step or technique that does not look at inputs (`needs_inputs`) and, as it does not
-# declare `changes_inputs`, leaves them alone. Then S >> T equals T >> S: neither sees what the other changes.
+# declare `changes_inputs`, leaves them alone; nor does it change their basis. Then S >> T equals T >> S: neither sees
+# what the other changes.
 #
 # (selections) Let two selections by one score f in one partition follow each other directly, both with ties
 # "first" or both "all". Let either f not depend on the current weight (facts.settled), or a zero weight score f0, the
@@ -41,9 +43,10 @@ from compcomp.proving.session import Session
 #   outside D scores unless t1 = f0: then it is in D. Otherwise D comes first and the others follow as before: the
 #   threshold is that of k2 among the old scores, where it is not below t1. In both cases the larger set is dropped.
 #
-# (maps) Let one map follow itself directly, let it be a function, idempotent, and keep the largest measure of its
-# group inside the measure it had (facts.py). Then the context of the second use is that of the first, so is the
-# grid, and every value is a fixed point: the second use changes nothing.
+# (maps) Let one map follow itself directly, let it be a function, idempotent, and leave every group its step
+# (facts.py): the context is what it was, or the step follows from the power of two below the context, and the context
+# stays between the same two. Then the grid of the second use is that of the first, and every value is a fixed point:
+# the second use changes nothing. (In a group of zeros both uses have step 0.)
 #
 # (beside) Let T declare `leaves_weight`: weight, mask, grid and rank are after T what they were before. Selections
 # and maps see nothing else of a state but the reference and the inputs, and change nothing else. So if, by the last
@@ -116,9 +119,10 @@ def _passed(atoms: list[Step | Technique]) -> list[Technique]:
 
 
 def _meets_inputs(atom: Step | Technique) -> bool:
-    """Whether it looks at the inputs or changes them."""
+    """Whether it looks at the inputs, or changes them or their basis."""
     if isinstance(atom, Technique):
-        return atom.needs_inputs or atom.promises().changes_inputs
+        promises = atom.promises()
+        return atom.needs_inputs or promises.changes_inputs or promises.changes_basis
     return isinstance(atom, Selection) and atom.needs_inputs
 
 
@@ -135,14 +139,16 @@ def _absorbed(first: Step | Technique, second: Step | Technique, session: Sessio
             if at_most(second.share, first.share):
                 return first
             return second if at_most(first.share, second.share) else None
-    if isinstance(first, GridMap) and first == second:
+    if isinstance(first, ScaledMap) and first == second:
         facts = map_facts(first, session)
-        if facts.function and facts.idempotent and facts.inside and facts.keeps_largest:
+        if facts.function and facts.idempotent and facts.same_step:
             return first
     return None
 
 
 def _zero_scores_least(selection: Selection, session: Session) -> bool:
+    if selection.of_layer is not None:  # what is left is scored anew
+        return False
     w, g, h, p, r = z3.Reals("w g h p r")
     zero = selection.score(Element(z3.RealVal(0), g, p))
     goal = z3.And(

@@ -7,7 +7,7 @@ import time
 import z3
 
 from compcomp.language.claim import Claim
-from compcomp.language.steps import GridMap, Selection, Step
+from compcomp.language.steps import ScaledMap, Selection, Step
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.exchange import Problem, setting
 from compcomp.proving.session import Session
@@ -51,7 +51,7 @@ def orthogonality(claim: Claim, solver: Solver, deadline: float) -> Proof | None
 
 def _shared_groups(problem: Problem) -> bool:
     """Whether two weights of one group always share their grid step."""
-    maps = [step for sequence in problem.steps for step in sequence if isinstance(step, GridMap)]
+    maps = [step for sequence in problem.steps for step in sequence if isinstance(step, ScaledMap)]
     return all(problem.group.refines(step.partition) for step in maps)
 
 
@@ -82,7 +82,7 @@ def _pair(problem: Problem) -> bool:
         z3.Not(second.dropped["b"]),
     ]
     step, halves = z3.Real("s"), []
-    maps = [s for s in problem.steps[0] if isinstance(s, GridMap)]
+    maps = [s for s in problem.steps[0] if isinstance(s, ScaledMap)]
     if maps:  # s is the step of the last one; its uses in other runs share it where they share the context
         last = problem.uses[2 * len(maps) - 1]
         for use in problem.uses:

@@ -1,0 +1,97 @@
+"""Every registered technique with every convention: kernel against encoding on hundreds of exact layers each.
+
+    python benchmarks/conformance.py [--layers 200] [--only Magnitude,AbsMax] [--out benchmarks/results]
+
+The check that the tests run on a few layers a convention (tests/test_conformance.py), on many. Counted apart: layers
+away from ties and midpoints, layers at a tie or midpoint that floats meet exactly, and layers that were left out, as
+floats may choose otherwise there or the result is not rational. Writes conformance.json and conformance.md; exits with
+1 where a technique fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from loky import get_reusable_executor
+from rich.progress import Progress
+
+import compcomp.techniques
+from compcomp.language.technique import Technique
+from compcomp.language.text import parse_sequence
+from compcomp.testing import check_encoding, conventions
+
+Row = dict[str, Any]
+
+
+def checked(text: str, layers: int) -> Row:
+    """What checking one technique, given as text, covered; with the first line of what went wrong, if anything did."""
+    assert compcomp.techniques.__all__, "the registry is filled, in a worker too"
+    torch.set_num_threads(1)
+    (technique,) = parse_sequence(text)
+    start = time.perf_counter()
+    try:
+        found: Row = asdict(check_encoding(technique, max_examples=layers, minimise=False))
+    except AssertionError as error:
+        found = {"failure": str(error).splitlines()[0]}
+    return {"technique": type(technique).__name__, "text": text, "seconds": time.perf_counter() - start, **found}
+
+
+def table(rows: Iterable[Row], layers: int) -> str:
+    """One line for each technique: its conventions together."""
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        kinds.setdefault(row["technique"], []).append(row)
+    lines = [
+        f"{layers} layers drawn for each convention, torch {torch.__version__}, float64 on the CPU",
+        "",
+        "| technique | conventions | compared, clear of ties | compared, at ties and midpoints | left out | failures |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind in sorted(kinds):
+        total = Counter[str]()
+        for row in kinds[kind]:
+            total.update({k: row[k] for k in ("clear", "at_ties", "skipped") if k in row})
+            total["failures"] += "failure" in row
+        counts = (f"{total[k]:,}" for k in ("clear", "at_ties", "skipped", "failures"))
+        lines.append(f"| {kind} | {len(kinds[kind])} | {' | '.join(counts)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--layers", type=int, default=200)
+    parser.add_argument("--only", default="", help="names of techniques, with commas between")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    given = parser.parse_args()
+    kinds = [Technique.named(name) for name in given.only.split(",") if name] or list(Technique.kernels)
+    texts = [str(technique) for kind in kinds for technique in conventions(kind)]
+    rows: list[Row] = []
+    pool = get_reusable_executor(os.cpu_count(), env={"OMP_NUM_THREADS": "1"})
+    with Progress() as progress:
+        task = progress.add_task("conventions", total=len(texts))
+        for job in as_completed([pool.submit(checked, text, given.layers) for text in texts]):
+            rows.append(job.result())
+            if "failure" in rows[-1]:
+                progress.console.print(rows[-1]["failure"], style="red")
+            progress.advance(task)
+    rows.sort(key=lambda row: row["text"])
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "conformance.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (given.out / "conformance.md").write_text(table(rows, given.layers))
+    print(table(rows, given.layers))
+    return int(any("failure" in row for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

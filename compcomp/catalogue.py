@@ -1,0 +1,250 @@
+"""The catalogue of techniques: a page from their docstrings, parameters and promises."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, fields
+from fractions import Fraction
+from typing import Any
+
+from compcomp.language.layer import LayerState
+from compcomp.language.samples import VALUES, conventions, representatives, sets_up
+from compcomp.language.steps import Selection
+from compcomp.language.technique import Technique
+
+SHAPE = (128, 256)
+"""The layer (out, in) whose bits are counted."""
+KEY = re.compile(r"\[((?:[a-z]+\d{4}[a-z]?(?:, )?)+)\]")
+"""Citation keys, as in docs/references.md."""
+
+CONTRACTS = {
+    "rests": "changes nothing where the effective weight equals the reference",
+    "holds_reference": "leaves the effective weight alone where it equals the reference",
+    "leaves_weight": "adds a low-rank term beside the weight, and changes nothing else",
+    "changes_inputs": "acts on the inputs alone",
+    "homogeneous": "homogeneous: scaling the layer by t > 0 scales its result by t",
+    "deterministic": "deterministic: its conventions leave nothing free",
+}
+"""Promises that hold or do not, in words."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter. ``default``: as it is written, "" where one has to be given. ``tried``: values that are tested."""
+
+    name: str
+    meaning: str
+    default: str
+    tried: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """One representative, and what holds for it. ``bits``: of each weight of a layer of :data:`SHAPE`, all told."""
+
+    technique: str
+    sets_up: tuple[str, ...]
+    keeps: tuple[str, ...]
+    restores: tuple[str, ...]
+    never_increases: tuple[str, ...]
+    contracts: tuple[str, ...]
+    needs_inputs: bool
+    acts: str
+    unit: int
+    bits: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the catalogue says of a class."""
+
+    name: str
+    title: str
+    about: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    behaviours: tuple[Behaviour, ...]
+    sources: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            **{name: getattr(self, name) for name in ("name", "title", "about", "sources")},
+            "parameters": [vars(parameter) for parameter in self.parameters],
+            "representatives": [vars(behaviour) for behaviour in self.behaviours],
+        }
+
+
+def catalogue(kinds: Iterable[type[Technique]] | None = None) -> list[Entry]:
+    """An entry for each class, by default for every registered one."""
+    return [_entry(kind) for kind in (Technique.kernels if kinds is None else kinds)]
+
+
+def _entry(kind: type[Technique]) -> Entry:
+    title = _lines(sys.modules[kind.__module__].__doc__)[:1] or [kind.__name__]
+    about, meanings = _split(_lines(kind.__doc__), [f.name for f in fields(kind) if f.init])  # type: ignore[arg-type]
+    keys = [key for match in KEY.finditer("\n".join([*title, *about, *meanings.values()])) for key in _keys(match)]
+    return Entry(
+        name=kind.__name__,
+        title=title[0],
+        about=tuple(about),
+        parameters=tuple(_parameter(kind, f, meanings) for f in fields(kind) if f.init),  # type: ignore[arg-type]
+        behaviours=tuple(map(_behaviour, representatives(kind))),
+        sources=tuple(dict.fromkeys(keys)),
+    )
+
+
+def _lines(docstring: str | None) -> list[str]:
+    return inspect.cleandoc(docstring or "").splitlines()
+
+
+def _split(lines: list[str], names: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The paragraphs of a docstring, and what it says of each parameter: a line "name: ..." and those that go on."""
+    paragraphs, meanings, current = [""], dict[str, str](), ""
+    for line in lines:
+        name, colon, rest = line.partition(": ")
+        if colon and name in names:
+            current = name
+            meanings[name] = rest.strip()
+        elif current and line.startswith(" "):
+            meanings[current] += " " + line.strip()
+        elif line.strip():
+            begins = bool(current) and bool(paragraphs[-1])
+            paragraphs += [line.strip()] if begins else []
+            paragraphs[-1] = paragraphs[-1] if begins else f"{paragraphs[-1]} {line.strip()}".strip()
+            current = ""
+        else:
+            paragraphs += [""] if paragraphs[-1] else []
+    return [paragraph for paragraph in paragraphs if paragraph], meanings
+
+
+def _parameter(kind: type[Technique], field: Any, meanings: dict[str, str]) -> Parameter:
+    known = kind.tried.get(field.name) or VALUES.get(field.name, ())
+    given = field.default if field.default is not MISSING else MISSING
+    if field.default_factory is not MISSING:
+        given = field.default_factory()
+    allowed = {getattr(t, field.name) for t in conventions(kind) if known}
+    tried = tuple(_written(value) for value in known if value in allowed)
+    return Parameter(field.name, meanings.get(field.name, ""), "" if given is MISSING else _written(given), tried)
+
+
+def _written(value: Any) -> str:
+    return str(value) if isinstance(value, Fraction) else repr(value)
+
+
+def _behaviour(technique: Technique) -> Behaviour:
+    promised = technique.promises()
+    contracts = [words for name, words in CONTRACTS.items() if getattr(promised, name)]
+    if promised.any_inputs and promised.never_increases:
+        contracts.append("what it never increases it does not increase on changed inputs either")
+    return Behaviour(
+        technique=str(technique),
+        sets_up=tuple(sorted(sets_up(technique))),
+        keeps=tuple(sorted(promised.keeps)),
+        restores=tuple(sorted(promised.restores)),
+        never_increases=tuple(sorted(promised.never_increases)),
+        contracts=tuple(contracts),
+        needs_inputs=technique.needs_inputs,
+        acts="; then ".join(
+            f"{'selects' if isinstance(step, Selection) else 'rounds'} in {step.partition}"
+            for step in technique.steps()
+        ),
+        unit=technique.unit,
+        bits=round(bits_of(technique), 3),
+    )
+
+
+def bits_of(technique: Technique, shape: tuple[int, int] = SHAPE) -> float:
+    """Bits that a weight of a layer of this shape (out, in) of normal random weights takes after the technique.
+
+    With as many more columns as make it fit.
+    """
+    import torch
+
+    from compcomp.language.size import layer_bits
+
+    shape = shape[0], technique.unit * -(-shape[1] // technique.unit)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, generator=generator, dtype=torch.float64)
+    inputs = torch.randn((shape[1], 2 * shape[1]), generator=generator, dtype=torch.float64)
+    after = technique.kernel()(technique, LayerState.dense(weight, inputs))
+    return layer_bits(after.format, shape) / (shape[0] * shape[1])
+
+
+def _keys(match: re.Match[str]) -> list[str]:
+    return [key.strip() for key in match[1].split(",") if key.strip()]
+
+
+# ---------------------------------------------------------------------------------------- Markdown
+
+
+def markdown(entries: list[Entry]) -> str:
+    """The page."""
+    rows, columns = SHAPE
+    lines = [
+        "# Techniques",
+        "",
+        "Written by `compcomp catalogue` from the docstrings and promises in `encodings/`; do not edit. What a promise",
+        "means is said at `Declared` in `compcomp/language/technique.py`; every one of them is tested. Which technique",
+        "destroys what another set up is in [keeps.md](keeps.md). Invariants: a mask, an n:m pattern of it, a grid,",
+        'a rank, and the shape left when rows and columns are removed; "factors" is a low-rank term beside the weight.',
+        f"Bits: of each weight of a {rows} x {columns} layer of random weights after the technique, with all scales,",
+        "masks and factors that have to be stored; a dense weight takes 16.",
+        "",
+        "| technique | what it is | bits |",
+        "|---|---|---|",
+    ]
+    for entry in entries:
+        bits = " / ".join(_number(behaviour.bits) for behaviour in entry.behaviours)
+        lines.append(f"| [{entry.name}](#{entry.name.lower()}) | {_escaped(entry.title)} | {bits} |")
+    for entry in entries:
+        lines += ["", f"## {entry.name}", "", _linked(entry.title)]
+        for paragraph in entry.about:
+            lines += ["", _linked(paragraph)]
+        if entry.parameters:
+            lines += ["", "| parameter | default | meaning | values tested |", "|---|---|---|---|"]
+            lines += [
+                "| "
+                + " | ".join(
+                    (
+                        f"`{p.name}`",
+                        f"`{p.default}`" if p.default else "",
+                        _escaped(_linked(p.meaning)),
+                        ", ".join(f"`{value}`" for value in p.tried),
+                    )
+                )
+                + " |"
+                for p in entry.parameters
+            ]
+        for behaviour in entry.behaviours:
+            lines += ["", f"`{behaviour.technique}`:", "", *(f"- {text}" for text in _said(behaviour))]
+    return "\n".join(lines) + "\n"
+
+
+def _said(behaviour: Behaviour) -> list[str]:
+    found = [
+        ("sets up", behaviour.sets_up),
+        ("keeps", behaviour.keeps),
+        ("restores", behaviour.restores),
+        ("never increases", behaviour.never_increases),
+    ]
+    lines = [f"{does} {', '.join(what)}" for does, what in found if what]
+    lines += [behaviour.acts] if behaviour.acts else []
+    lines += ["needs calibration inputs"] if behaviour.needs_inputs else []
+    lines += [f"rows of a multiple of {behaviour.unit} weights"] if behaviour.unit > 1 else []
+    return [*lines, *behaviour.contracts, f"{_number(behaviour.bits)} bits a weight"]
+
+
+def _number(bits: float) -> str:
+    return f"{bits:.4g}"
+
+
+def _linked(text: str) -> str:
+    """Citation keys as links."""
+    return KEY.sub(lambda match: ", ".join(f"[{key}](references.md)" for key in _keys(match)), text)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", r"\|")

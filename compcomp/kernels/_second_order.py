@@ -1,0 +1,140 @@
+"""What the kernels of second-order techniques share: the damped Gram matrix and the updates, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+
+import torch
+
+from compcomp.errors import InputError
+from compcomp.kernels._shared import Tensor, rounded, wide
+from compcomp.language.layer import LayerState
+from compcomp.language.technique import Technique
+
+BLOCK = 128
+"""Columns whose errors reach the later columns together, as one matrix product."""
+
+
+def damped(technique: Technique, layer: LayerState, damping: Fraction) -> tuple[Tensor, Tensor]:
+    """The Gram matrix (in x in, float64) with its diagonal damped, and which inputs are always zero (in).
+
+    See :func:`compcomp.language.second_order.damped`.
+    """
+    assert layer.gram is not None
+    gram = layer.gram.to(torch.float64, copy=True)
+    diagonal = gram.diagonal()
+    dead = diagonal == 0
+    diagonal.masked_fill_(dead, 1)
+    diagonal += float(damping) * diagonal.mean()
+    return gram, dead
+
+
+def inverse_root(technique: Technique, gram: Tensor) -> Tensor:
+    """The upper triangular U with ``gram^-1 = U^T U``; InputError where the Gram matrix is not positive definite."""
+    root, info = torch.linalg.cholesky_ex(gram.flip(0, 1))
+    if bool(info != 0):
+        raise InputError("a Gram matrix that is not positive definite", "one that is, or more damping", str(technique))
+    upper = root.flip(0, 1)  # gram = upper @ upper.T
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    inverted: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
+    return inverted
+
+
+def spread(
+    work: Tensor,
+    root: Tensor,
+    size: int,
+    enter: Callable[[slice], None],
+    settle: Callable[[int, Tensor], Tensor],
+) -> None:
+    """Settle the columns left to right, later ones making up for the error of each; changes ``work``.
+
+    work: the weight transposed, in x out, float64. root: U of :func:`inverse_root`. ``enter`` is called with every
+    ``size`` consecutive columns (or those that are left) when all columns before them are settled and accounted for;
+    ``settle(j, values)`` then gives the final values (out) of column j.
+    """
+    columns = len(work)
+    ratio = root / root.diagonal()[:, None]
+    errors = torch.empty_like(work[:BLOCK])
+    for part in _parts(columns, size):
+        block, coupling = work[part], ratio[part, part]
+        for k in range(len(block)):
+            j = part.start + k
+            if j % size == 0:
+                enter(slice(j, min(j + size, columns)))
+            settled = settle(j, block[k])
+            torch.sub(block[k], settled, out=errors[k])
+            block[k] = settled
+            block[k + 1 :].addr_(coupling[k, k + 1 :], errors[k], alpha=-1)
+        work[part.stop :].addmm_(ratio[part, part.stop :].T, errors[: len(block)], alpha=-1)
+
+
+def _parts(columns: int, size: int) -> Iterator[slice]:
+    """At most :data:`BLOCK` columns at a time: whole groups of ``size``, or pieces of one."""
+    start = 0
+    while start < columns:
+        most = BLOCK // size * size if size <= BLOCK else min(BLOCK, size - start % size)
+        stop = min(start + most, columns)
+        yield slice(start, stop)
+        start = stop
+
+
+def on_grid(values: Tensor, largest: Tensor, step: Tensor, levels: int, rounding: str, dtype: torch.dtype) -> Tensor:
+    """The nearest values of absmax grids, as they are stored in a weight of this dtype; float64.
+
+    values: float64. largest: the largest magnitudes of the grids. step: largest / levels, as stored.
+    """
+    ratio = (values * levels).div_(largest).masked_fill_(largest == 0, 0)
+    level = rounded(ratio, rounding).clamp_(-levels, levels)
+    return (level.to(step.dtype) * step).to(dtype).to(torch.float64)
+
+
+def row_grid(weight: Tensor, kept: Tensor | None, levels: int) -> tuple[Tensor, Tensor]:
+    """The largest magnitude (out, float64) of each row's kept weights, and the step of its absmax grid."""
+    sizes = weight.abs() if kept is None else weight.abs().masked_fill(~kept, 0)
+    largest = sizes.amax(dim=1).to(torch.float64)
+    return largest, (largest / levels).to(wide(weight))
+
+
+class Greedy:
+    """Rows whose weights are fixed one at a time, the others making up for each.
+
+    H^-1 with the fixed weights of a row eliminated is ``inverse - V^T V``, with a row of V (n) for each of them: a
+    Cholesky factorisation of H^-1 whose pivots are chosen on the way, for each row by itself.
+    """
+
+    def __init__(self, weights: Tensor, inverse: Tensor, steps: int) -> None:
+        """weights: rows x n, float64; changed. inverse: n x n. steps: how many weights of a row will be fixed."""
+        self.weights, self._inverse = weights, inverse
+        count, columns = weights.shape
+        self.fixed = torch.zeros_like(weights, dtype=torch.bool)
+        self.diagonal = inverse.diagonal().expand(count, columns).clone()
+        self._factor = weights.new_empty(count, steps, columns)
+        self._rows = torch.arange(count, device=weights.device)
+        self._step = 0
+
+    @staticmethod
+    def memory(columns: int, steps: int) -> int:
+        """Bytes it takes for a row."""
+        return 8 * columns * (steps + 8)
+
+    def scores(self, errors: Tensor) -> Tensor:
+        """``error^2 / [H^-1]_kk`` (rows x n), infinite for fixed weights."""
+        return (errors * errors).div_(self.diagonal).masked_fill_(self.fixed, torch.inf)
+
+    def fix(self, chosen: Tensor, targets: Tensor) -> None:
+        """Set one weight in each row (its column, rows) to its target (rows), and update the others."""
+        step, rows = self._step, self._rows
+        before = self._factor[:, :step]
+        column = self._inverse[chosen] - torch.bmm(before[rows, :, chosen][:, None], before)[:, 0]
+        corner = self.diagonal[rows, chosen].sqrt()
+        column.div_(corner[:, None])
+        errors = (self.weights[rows, chosen] - targets).div_(corner)
+        self.fixed[rows, chosen] = True
+        column.masked_fill_(self.fixed, 0)
+        self.weights.addcmul_(column, errors[:, None], value=-1)
+        self.weights[rows, chosen] = targets
+        self.diagonal.addcmul_(column, column, value=-1)
+        self._factor[:, step] = column
+        self._step += 1

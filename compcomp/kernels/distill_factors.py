@@ -1,0 +1,45 @@
+"""Distillation of a low-rank term on tensors [hubara2021]."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from compcomp.encodings.distill_factors import DistillFactors
+from compcomp.kernels._shared import check
+from compcomp.kernels.least_squares_distill import output_target, row_errors
+from compcomp.language.layer import Factors, LayerState
+
+TOLERANCE = 1e-10
+"""Singular values of a factor, and eigenvalues, below this share of the largest count as zero."""
+
+
+def kernel(technique: DistillFactors, layer: LayerState) -> LayerState:
+    """Fit the factors beside the weight to the dense layer's outputs, in turn.
+
+    ``layer.weight``, ``layer.reference``: out x in. ``layer.gram``: in x in, of the current inputs. Computed in
+    float64; factors (out x rank, rank x in) keep their dtype. They stay as they were where in that dtype the output
+    error would not fall. Raises InputError without inputs or when an entry is not finite.
+    Source: [hubara2021] (the layer-wise objective).
+    """
+    check(technique, layer)
+    assert layer.gram is not None
+    factors, gram = layer.format.factors, layer.gram.to(torch.float64)
+    if factors is None:
+        return layer
+    tolerance = max(1e-12, 4 * torch.finfo(layer.gram.dtype).eps)
+    target = output_target(layer, gram, tolerance) - layer.weight.to(torch.float64)
+    left, right = factors.left.to(torch.float64), factors.right.to(torch.float64)
+    before = row_errors(target - left @ right, gram).sum()
+    for _ in range(technique.sweeps):
+        outputs = gram @ right.T
+        inverse = torch.linalg.pinv(right @ outputs, rtol=TOLERANCE, hermitian=True)
+        left = left + (target - left @ right) @ outputs @ inverse
+        right = right + torch.linalg.pinv(left, rtol=TOLERANCE) @ (target - left @ right)
+    stored = Factors(left.to(factors.left.dtype), right.to(factors.right.dtype))
+    product = stored.left.to(torch.float64) @ stored.right.to(torch.float64)
+    better = bool(row_errors(target - product, gram).sum() < before)
+    if not better:
+        stored = Factors(factors.left, factors.right)
+    return replace(layer, format=replace(layer.format, factors=stored))

@@ -1,0 +1,19 @@
+"""Gradual magnitude pruning on tensors [zhu2017]."""
+
+from __future__ import annotations
+
+from compcomp.encodings.gradual_magnitude import GradualMagnitude
+from compcomp.kernels._shared import check
+from compcomp.language.layer import LayerState
+
+
+def kernel(technique: GradualMagnitude, layer: LayerState) -> LayerState:
+    """Prune by magnitude once a round.
+
+    ``layer.weight``: out x in. The result has the weight's dtype and a bool mask, out x in. ``ties="any"`` drops the
+    lowest index first. Raises InputError when the pattern does not fit or a weight is not finite. Source: [zhu2017].
+    """
+    check(technique, layer)
+    for each in technique.each_round():
+        layer = each.kernel()(each, layer)
+    return layer

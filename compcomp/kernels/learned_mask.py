@@ -1,0 +1,126 @@
+"""Learned masks on tensors: hard-concrete gates [louizos2018]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log
+
+import torch
+
+from compcomp.encodings.learned_mask import LearnedMask
+from compcomp.kernels._shared import Tensor, check, chunks, drop, effective, wide
+from compcomp.language.layer import LayerState
+
+TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
+"""Of the hard-concrete distribution, as published: it is stretched to (LOW, HIGH) and cut off at 0 and 1."""
+
+SHIFT = TEMPERATURE * log(-LOW / HIGH)
+"""A gate of log odds a is open, that is not 0, with probability sigmoid(a - SHIFT)."""
+
+START = 2.0
+"""The gates' log odds start between -START and START, in the order of |w_ij| |x_j|."""
+
+PENALTY, ASCENT = 10.0, 0.1
+"""Of the augmented Lagrangian: the weight of the squared excess of open gates, and the multipliers' rate."""
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+"""Of Adam."""
+
+
+def kernel(technique: LearnedMask, layer: LayerState) -> LayerState:
+    """Set the weights of every group to zero whose trained gates are least.
+
+    ``layer.weight``, ``layer.reference``: out x in. ``layer.gram``: in x in. A gate z in [0, 1] for every weight is
+    drawn from a hard-concrete distribution; Adam moves its log odds down the gradient of |D X - (W z + L R) X|_F^2 (D
+    the reference, L R the low-rank term), relative to its value at z = 0, plus an augmented Lagrangian of the expected
+    share of kept weights. Of the mask it starts from and the one it ends with, that of the smaller loss is taken. In
+    float64 on the CPU, elsewhere at least float32; memory is a few times that of the weight. The result has the
+    weight's dtype and a bool mask, out x in.
+    Raises InputError without inputs, when the pattern does not fit, or when an entry is not finite.
+    Source: [louizos2018].
+    """
+    check(technique, layer)
+    (selection,) = technique.steps()
+    weight: Tensor = layer.weight
+    dtype = torch.float64 if weight.device.type == "cpu" else wide(weight)
+    training = _Training(technique, layer, dtype)
+    results = [drop(layer, selection, training.score)]
+    if technique.iterations and selection.count(selection.partition.group_size((weight.shape[0], weight.shape[1]))):
+        for _ in range(technique.iterations):
+            training.step()
+        results.append(drop(layer, selection, training.score))
+    return min(results, key=training.loss)
+
+
+@dataclass
+class _Moments:
+    """Adam's running means of the gradient and of its square."""
+
+    first: Tensor
+    second: Tensor
+
+
+class _Training:
+    """The gates of one layer."""
+
+    def __init__(self, technique: LearnedMask, layer: LayerState, dtype: torch.dtype) -> None:
+        assert layer.gram is not None
+        (selection,) = technique.steps()
+        self.rate, self.dtype, self.device = float(technique.rate), dtype, layer.weight.device
+        self.weight, self.gram = layer.weight.to(dtype), layer.gram.to(dtype)
+        self.missing = layer.reference.to(dtype) - effective(layer, dtype) + self.weight  # what W z should come to
+        self.size = sum(self._loss(part, self.missing[part]) for part in self._parts()) or 1.0
+        self.group = selection.partition.group_size((layer.weight.shape[0], layer.weight.shape[1]))
+        self.wanted = 1 - selection.count(self.group) / self.group
+        self.log_odds = self._start()
+        self.moments = _Moments(torch.zeros_like(self.log_odds), torch.zeros_like(self.log_odds))
+        self.multiplier = torch.zeros(self.weight.numel() // self.group, 1, dtype=dtype, device=self.device)
+        self.random, self.turn = torch.Generator(self.device).manual_seed(technique.seed), 0
+
+    def _parts(self) -> list[slice]:
+        rows, columns = self.weight.shape
+        return list(chunks(rows, 64 * columns, self.device))
+
+    def _loss(self, part: slice, error: Tensor) -> float:
+        return float(((error @ self.gram) * error).sum())
+
+    def _start(self) -> Tensor:
+        """Log odds in the order of |w_ij| |x_j| inside every group, evenly from -START to START."""
+        saliency = self.weight.abs().mul_(self.gram.diagonal().clamp(min=0).sqrt()).reshape(-1, self.group)
+        order = saliency.sort(dim=1, stable=True).indices
+        places = torch.linspace(-START, START, self.group, dtype=self.dtype, device=self.device)
+        return torch.empty_like(saliency).scatter_(1, order, places.expand_as(saliency)).reshape(self.weight.shape)
+
+    def score(self, part: slice) -> Tensor:
+        """The log odds of a slice of rows: the more, the likelier is the gate to stay open."""
+        return self.log_odds[part]
+
+    def step(self) -> None:
+        """One step of Adam, then one of the Lagrangian's multipliers, one for each group."""
+        self.turn += 1
+        open_ = torch.sigmoid(self.log_odds - SHIFT).reshape(-1, self.group)
+        excess = open_.mean(dim=1, keepdim=True).sub_(self.wanted)
+        pull = open_.mul_(1 - open_).mul_(self.multiplier + PENALTY * excess).div_(self.weight.numel())
+        self.multiplier.add_(excess, alpha=ASCENT)
+        for part in self._parts():
+            odds = self.log_odds[part]
+            gradient = self._gradient(part, odds).add_(pull.reshape(self.weight.shape)[part])
+            first = self.moments.first[part].mul_(BETA1).add_(gradient, alpha=1 - BETA1)
+            second = self.moments.second[part].mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+            spread = second.div(1 - BETA2**self.turn).sqrt_().add_(EPSILON)
+            odds.addcdiv_(first, spread, value=-self.rate / (1 - BETA1**self.turn))
+
+    def _gradient(self, part: slice, odds: Tensor) -> Tensor:
+        """Of the relative output loss by the log odds of a slice of rows, at gates drawn for it."""
+        noise = torch.rand(odds.shape, generator=self.random, dtype=self.dtype, device=self.device)
+        s = noise.clamp_(1e-6, 1 - 1e-6).logit_().add_(odds).div_(TEMPERATURE).sigmoid_()
+        stretched = s * (HIGH - LOW) + LOW
+        inside = (stretched > 0) & (stretched < 1)
+        error = self.weight[part] * stretched.clamp_(0, 1) - self.missing[part]
+        gradient: Tensor = (error @ self.gram).mul_(self.weight[part]).mul_(2 / self.size)
+        gradient.mul_(s.mul_(1 - s)).mul_((HIGH - LOW) / TEMPERATURE).mul_(inside)
+        return gradient
+
+    def loss(self, state: LayerState) -> float:
+        """|D X - W' X|_F^2 of a pruned state."""
+        return sum(self._loss(part, state.weight[part].to(self.dtype) - self.missing[part]) for part in self._parts())

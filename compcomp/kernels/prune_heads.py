@@ -1,0 +1,22 @@
+"""Structured pruning of heads on tensors."""
+
+from __future__ import annotations
+
+from compcomp.encodings.prune_heads import PruneHeads
+from compcomp.kernels._units import drop_rows, pruned
+from compcomp.language.layer import LayerState
+from compcomp.language.whole import WholeModel
+
+
+def kernel(technique: PruneHeads, layer: LayerState) -> LayerState:
+    """Drop the rows of least score of one stacked matrix (units x weights).
+
+    The result has a bool mask (out x in) and a cut of bool tensors. ``ties="any"`` drops the lowest index first. Raises
+    InputError when a weight is not finite.
+    """
+    return drop_rows(technique, layer, technique.sparsity, technique.score, technique.ties)
+
+
+def kernel_model(technique: PruneHeads, whole: WholeModel) -> dict[str, LayerState]:
+    """Drop the heads of least score from all layers that they have weights in. InputError where there are none."""
+    return pruned(technique, whole, whole.heads())

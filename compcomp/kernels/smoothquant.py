@@ -1,0 +1,34 @@
+"""SmoothQuant on tensors [xiao2023]."""
+
+from __future__ import annotations
+
+import torch
+
+from compcomp.encodings.smoothquant import SmoothQuant
+from compcomp.kernels._shared import Tensor, check, magnitudes, wide
+from compcomp.language.basis import Scaling
+from compcomp.language.layer import LayerState
+
+
+def kernel(technique: SmoothQuant, layer: LayerState) -> LayerState:
+    """Scale the weight's columns by s_j = max|X_j|^alpha / max|W_:j|^(1 - alpha).
+
+    ``layer.weight``: out x in; ``layer.inputs``: in x tokens, or ``layer.magnitudes``. Scales are computed in float64
+    and kept in the weight's dtype, but at least float32, in which they are kept above 0; the weight keeps its dtype.
+    Raises InputError without inputs or when an entry is not finite. Source: [xiao2023].
+    """
+    check(technique, layer)
+    weight: Tensor = layer.weight
+    inputs = magnitudes(layer, str(technique)).largest.to(torch.float64)
+    columns = weight.abs().amax(dim=0).to(torch.float64)
+    dead, alpha = (inputs == 0) | (columns == 0), float(technique.alpha)
+    exponent = (alpha * inputs.log2()).sub_((1 - alpha) * columns.log2()).masked_fill_(dead, 0)
+    return layer.rebased(Scaling(scales(exponent, technique.scales, wide(weight))))
+
+
+def scales(exponent: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
+    """2 to these exponents (in), or to the nearest whole ones, in this dtype and within its range."""
+    if kind == "power_of_two":
+        exponent = exponent.add_(0.5).floor_()
+    info = torch.finfo(dtype)
+    return exponent.exp2_().clamp_(info.tiny, info.max).to(dtype)

@@ -1,0 +1,62 @@
+"""SparseGPT on tensors [frantar2023a]."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from compcomp.encodings.sparse_gpt import SparseGPT
+from compcomp.kernels._second_order import damped, inverse_root, on_grid, row_grid, spread
+from compcomp.kernels._shared import Tensor, check, smallest
+from compcomp.language.layer import Grid, LayerState
+
+
+def kernel(technique: SparseGPT, layer: LayerState) -> LayerState:
+    """Choose weights block by block and set them to zero column by column, later columns making up for them.
+
+    ``layer.weight``: out x in. ``layer.gram``: in x in, of the current inputs. Computed in float64; the result has
+    the weight's dtype and a bool mask, out x in. ``ties="any"`` drops the lowest index first, ``rounding="any"`` is
+    "half_up". Raises InputError without inputs, when the pattern does not fit, an entry is not finite, or the damped
+    Gram matrix is not positive definite. Source: [frantar2023a].
+    """
+    check(technique, layer)
+    (rows, columns), levels = layer.weight.shape, technique.levels
+    gram, dead = damped(technique, layer, technique.damping)
+    root = inverse_root(technique, gram)
+    pivots = root.diagonal().square()
+    held = layer.format.mask if technique.mask == "kept" else None
+    largest, step = (None, None) if levels is None else row_grid(layer.weight, held, levels)
+    work = layer.weight.to(torch.float64).T.clone(memory_format=torch.contiguous_format)
+    work[dead] = 0
+    dropped = torch.empty_like(work, dtype=torch.bool)  # in x out
+    gone = None if held is None else (~held).T
+    size = technique.partition.size
+
+    def enter(part: slice) -> None:
+        scores = (work[part].square() / pivots[part, None]).T  # out x columns of the part
+        if gone is not None:
+            scores = scores.masked_fill(gone[part].T, -1)
+        groups = scores.reshape(1, -1) if size is None else scores
+        taken = smallest(groups, technique.count(groups.shape[1]), technique.ties).reshape(scores.shape).T
+        dropped[part] = taken if gone is None else taken | gone[part]
+
+    def settle(j: int, values: Tensor) -> Tensor:
+        if levels is not None and largest is not None and step is not None:
+            values = on_grid(values, largest, step, levels, technique.rounding, layer.weight.dtype)
+        return values.masked_fill(dropped[j], 0)
+
+    spread(work, root, size or technique.block, enter, settle)
+    weight = work.T.to(layer.weight.dtype, memory_format=torch.contiguous_format)
+    grid = None
+    if levels is not None and step is not None:
+        grid = Grid(step[:, None].expand(rows, columns), levels, rows)
+    form = replace(layer.format, grid=grid, rank=None)
+    if technique.mask == "ignored":
+        form = replace(form, mask=None, pattern=None, cut=None)
+    if size is not None:
+        form = replace(form, pattern=form.with_pattern(size - technique.count(size), size))
+    mask = ~dropped.T.contiguous()
+    if form.mask is not None:
+        mask &= form.mask
+    return replace(layer, weight=weight, format=replace(form, mask=mask))

@@ -1,0 +1,48 @@
+"""Outcomes that are left open: any weights where a layer's format leaves them free, as training may find them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from compcomp.language.layer import LayerState
+from compcomp.terms import And, Array, Equal, If, Term, each
+
+
+def any_weights(layer: LayerState) -> LayerState:
+    """Any weight (out x in) at all that is 0 where the mask drops; a layer on a grid stays as it is."""
+    form = layer.format
+    if form.grid is not None:
+        return layer
+    weight = each(layer.choices.number, layer.weight)
+    if form.mask is not None:
+        weight = each(lambda w, keep: If(keep, w, 0), weight, form.mask)
+    return replace(layer, weight=weight, format=replace(form, rank=None))
+
+
+def is_any_weights(before: LayerState, after: LayerState) -> Term:
+    """Whether :func:`any_weights` may have led from one state to the other."""
+    form = before.format
+    expected = form if form.grid is not None else replace(form, rank=None)
+    same: list[Term] = [alike(expected, after.format)]
+    if form.grid is not None:
+        same.append(alike(before.weight, after.weight))
+    elif form.mask is not None:
+        same += [If(keep, True, Equal(w, 0)) for keep, w in zip(form.mask.ravel(), after.weight.ravel(), strict=True)]
+    same += [alike(getattr(before, name), getattr(after, name)) for name in ("reference", "gram", "inputs")]
+    return And(*same)
+
+
+def alike(one: Any, other: Any) -> Term:
+    """Whether two parts of states are equal: arrays of terms entry by entry, all else as Python has it."""
+    if one is None or other is None:
+        return one is other
+    if hasattr(one, "shape"):
+        return one.shape == other.shape and _entries_equal(one, other)
+    if hasattr(one, "__dataclass_fields__"):
+        return And(True, *(alike(getattr(one, name), getattr(other, name)) for name in one.__dataclass_fields__))
+    return bool(one == other)
+
+
+def _entries_equal(one: Array, other: Array) -> Term:
+    return And(True, *map(Equal, one.ravel(), other.ravel()))

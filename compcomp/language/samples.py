@@ -1,0 +1,140 @@
+"""Representative parameters of techniques: for tests, tables and documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
+from fractions import Fraction
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compcomp.errors import InputError
+from compcomp.language.algebra import unstack
+from compcomp.language.layer import INVARIANTS, LayerState
+from compcomp.terms import ROUNDINGS, TIES, BatchChoices
+
+if TYPE_CHECKING:
+    from compcomp.language.technique import Technique
+
+VALUES: dict[str, Sequence[Any]] = {
+    "sparsity": (Fraction(0), Fraction(1, 4), Fraction(1, 2), Fraction(7, 10)),
+    "pattern": ("unstructured", "2:4", "1:2", "3:4"),
+    "per": ("tensor", "row", "channel", "token"),
+    "ties": TIES,
+    "of": ("current", "dense"),
+    "bits": (2, 3, 4, 8),
+    "group": (None, 2, 4),
+    "rounding": ROUNDINGS,
+    "zero": ("exact", "none"),
+    "rank": (1, 2, 3),
+    "residual": (False, True),
+}
+"""Values worth trying, by the name of the parameter."""
+
+USUAL: dict[str, Any] = {"sparsity": Fraction(1, 2), "bits": 4, "rank": 2}
+"""Values that a parameter without a default has in a representative, where the class gives no examples."""
+
+SHAPES = ((2, 4), (4, 8), (4, 6), (4, 5), (4, 7), (4, 3), (4, 2), (1, 1))
+"""Shapes (out, in) of which a representative fits one, if it can: proofs and searches are about small layers."""
+
+
+def conventions(kind: type[Technique], **values: Sequence[Any]) -> list[Technique]:
+    """Every technique of this class with parameters from ``values``, its own ``tried``, or else :data:`VALUES`.
+
+    Parameters in neither stay at their defaults. Combinations that the class refuses with InputError are
+    left out, so the result is empty when no combination is allowed.
+    """
+    known: Mapping[str, Sequence[Any]] = VALUES | kind.tried | values
+    names = [f.name for f in fields(kind) if f.init and f.name in known]  # type: ignore[arg-type]
+    return list(_allowed(kind, (dict(zip(names, c, strict=True)) for c in product(*(known[n] for n in names)))))
+
+
+def representatives(kind: type[Technique]) -> list[Technique]:
+    """One technique for each way in which those of this class behave: a sample, and what differs from it.
+
+    The class's own ``samples``, where it has any. Otherwise the first has its required parameters from ``examples``,
+    ``tried``, :data:`USUAL` or :data:`VALUES` and the others at their defaults (at the first value tried, where the
+    default is too large to be tried), and fits a layer of at most eight columns where some parameters do. Others differ
+    from it in one parameter, and in what they set up or promise.
+    """
+    if kind.samples:
+        return [kind(**parameters) for parameters in kind.samples]
+    first = _first(kind)
+    found = {_behaviour(first): first}
+    known: Mapping[str, Sequence[Any]] = VALUES | kind.tried
+    for name in _names(kind):
+        changed = (_parameters(first) | {name: value} for value in known.get(name, ()))
+        for technique in _allowed(kind, changed):
+            if _is_small(technique):
+                found.setdefault(_behaviour(technique), technique)
+    return list(found.values())
+
+
+def sets_up(technique: Technique) -> frozenset[str]:
+    """The invariants of :data:`compcomp.language.layer.INVARIANTS` that it sets up on a dense layer."""
+    random = np.random.default_rng(0)
+    shape = next((s for s in _shapes() if technique.fits(s)), None)
+    if shape is None:
+        raise InputError(str(technique), "a technique that fits some layer of up to 8 x 256", "sets_up")
+    weight, inputs = (unstack(random.integers(-9, 10, (1, *s)).astype(float)) for s in (shape, (shape[1], shape[1])))
+    after = technique.encode(LayerState.dense(weight, inputs, choices=BatchChoices(1, random)))
+    return frozenset(name for name in INVARIANTS if after.format.get(name) is not None)
+
+
+def _shapes() -> Iterator[tuple[int, int]]:
+    yield from SHAPES
+    yield from ((rows, columns) for columns in range(9, 257) for rows in (2, 4, 8))
+
+
+def _behaviour(technique: Technique) -> tuple[object, ...]:
+    promised = technique.promises()
+    return (
+        *(sets_up(technique), promised.keeps, promised.restores, promised.leaves_weight, promised.changes_inputs),
+        technique.needs_inputs,
+    )
+
+
+def _is_small(technique: Technique) -> bool:
+    return any(technique.fits(shape) for shape in SHAPES)
+
+
+def _first(kind: type[Technique]) -> Technique:
+    required = {}
+    for f in fields(kind):  # type: ignore[arg-type]
+        if f.init and f.default is MISSING and f.default_factory is MISSING:
+            known = kind.examples.get(f.name) or kind.tried.get(f.name)
+            required[f.name] = known[0] if known else USUAL.get(f.name, next(iter(VALUES.get(f.name, ())), None))
+        elif f.init and type(f.default) is int and f.default not in kind.tried.get(f.name, (f.default,)):
+            required[f.name] = kind.tried[f.name][0]
+    usual = next(_allowed(kind, [required]), None)
+    if usual is not None and _is_small(usual):
+        return usual
+    others = conventions(kind)
+    wanted = required if usual is None else _parameters(usual)
+
+    def changed(technique: Technique) -> tuple[bool, int]:
+        given = _parameters(technique)
+        return not _is_small(technique), sum(given[name] != value for name, value in wanted.items())
+
+    candidates = [*([] if usual is None else [usual]), *others]
+    if not candidates:
+        raise InputError(f"{kind.__name__}.samples", "a combination of parameters that it allows", "samples")
+    return min(candidates, key=changed)
+
+
+def _allowed(kind: type[Technique], combinations: Any) -> Iterator[Technique]:
+    for parameters in combinations:
+        try:
+            yield kind(**parameters)
+        except InputError:
+            continue
+
+
+def _names(kind: type[Technique]) -> list[str]:
+    return [f.name for f in fields(kind) if f.init]  # type: ignore[arg-type]
+
+
+def _parameters(technique: Technique) -> dict[str, Any]:
+    return {name: getattr(technique, name) for name in _names(type(technique))}

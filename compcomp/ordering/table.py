@@ -1,0 +1,187 @@
+"""What destroys what: for each ordered pair of techniques and each invariant, whether the second keeps the first's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any
+
+from compcomp.language.claim import Scope, keeps
+from compcomp.language.layer import INVARIANTS as INVARIANTS
+from compcomp.language.layer import Format
+from compcomp.language.samples import representatives, sets_up
+from compcomp.language.technique import Technique, find_registered, registrations
+from compcomp.language.text import parse_sequence
+from compcomp.language.verdict import Matrix, Verdict, Witness
+from compcomp.ordering.jobs import Job, pool, run
+from compcomp.proving.prove import prove
+from compcomp.proving.sample import formats_along
+
+NOTHING = "-"
+"""The state of a cell whose first technique sets up nothing of the kind."""
+TIMEOUT = 20.0
+"""Seconds that one cell may take."""
+SEARCH_SECONDS = 1.0
+"""Seconds that the search for a counterexample of one cell takes, where it finds none."""
+WIDE = 8
+"""Layers with more columns than this are shown by their weights that are not zero."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Whether ``second`` destroys what ``first`` did: the verdict on ``first >> second keeps invariant``, any shape.
+
+    ``status``: that of the verdict, or :data:`NOTHING`, and then there is no claim. ``new``: ``second`` sets up a grid
+    or rank of its own in place of the first's, and it is this that the claim speaks of. ``detail``: the assumptions of
+    a proof, one line that shows a counterexample, or why it is unknown.
+    """
+
+    first: str
+    second: str
+    invariant: str
+    status: str
+    new: bool = False
+    detail: tuple[str, ...] = ()
+    grade: str = ""
+    seconds: float = 0.0
+
+    @property
+    def claim(self) -> str:
+        return f"{self.first} >> {self.second} keeps {self.invariant}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Every ordered pair of ``techniques``, for every invariant. ``cells``: by first, second and invariant."""
+
+    techniques: tuple[str, ...]
+    cells: dict[tuple[str, str, str], Cell]
+
+    def of(self, first: str, second: str, invariant: str) -> Cell:
+        """One cell."""
+        return self.cells.get((first, second, invariant), Cell(first, second, invariant, NOTHING))
+
+    def firsts(self, invariant: str) -> list[str]:
+        """The techniques that set up the invariant."""
+        found = {first for first, _, name in self.cells if name == invariant}
+        return [technique for technique in self.techniques if technique in found]
+
+    def counts(self) -> dict[str, int]:
+        """How many cells have each status, those without a claim left out."""
+        counted: dict[str, int] = {}
+        for cell in self.cells.values():
+            counted[cell.status] = counted.get(cell.status, 0) + 1
+        return dict(sorted(counted.items()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: what ``--json`` prints. Pairs that are not listed have no claim."""
+        cells = [{"claim": cell.claim, **asdict(cell)} for cell in self.cells.values()]
+        return {"techniques": list(self.techniques), "counts": self.counts(), "cells": cells}
+
+
+def keeps_table(
+    techniques: Iterable[Technique] | None = None,
+    *,
+    invariants: Sequence[str] = tuple(INVARIANTS),
+    executor: Executor | None = None,
+    timeout: float = TIMEOUT,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Table:
+    """Prove or refute, for every ordered pair, that the second technique keeps what the first sets up.
+
+    techniques: by default the representatives of every registered class. executor: where cells are decided; None is a
+    process for every core. timeout: seconds a cell. progress: is told how many cells of how many are done.
+    """
+    chosen = list(techniques) if techniques is not None else registered()
+    names = {str(technique): technique for technique in chosen}
+    jobs = list(_jobs(names, invariants, timeout))
+    cells = {}
+    progress(0, len(jobs))
+    with pool(executor, wanted=len(jobs) > 16) as workers:
+        for done, (_, result) in enumerate(run(decide, jobs, workers), start=1):
+            cell = Cell(**{**result, "detail": tuple(result["detail"])})
+            cells[cell.first, cell.second, cell.invariant] = cell
+            progress(done, len(jobs))
+    return Table(tuple(names), cells)
+
+
+def registered() -> list[Technique]:
+    """The representatives of every registered class, in the order of the registry."""
+    return [technique for kind in Technique.kernels for technique in representatives(kind)]
+
+
+def _jobs(names: dict[str, Technique], invariants: Sequence[str], timeout: float) -> Iterator[tuple[str, Job]]:
+    for first, technique in names.items():
+        set_up = sets_up(technique)
+        for invariant in invariants:
+            for second in names if invariant in set_up else ():
+                pair = [technique, names[second]]
+                known = registrations(pair)
+                job: Job = {"first": first, "second": second, "invariant": invariant, "timeout": timeout}
+                if known is None:  # no other process would find these by name
+                    job |= {"portable": False, "pair": pair}
+                else:
+                    job |= {"known": known}
+                yield f"{first} >> {second} keeps {invariant}", job
+
+
+def decide(job: Job) -> Job:
+    """One cell, as plain data."""
+    if "pair" in job:
+        first, second = job["pair"]
+    else:
+        find_registered(job["known"])
+        first, second = (parse_sequence(job[name]).techniques[0] for name in ("first", "second"))
+    claim = keeps(first >> second, job["invariant"])
+    verdict = prove(claim, "any", timeout=job["timeout"], search_seconds=SEARCH_SECONDS)
+    cell = Cell(
+        **{name: job[name] for name in ("first", "second", "invariant")},
+        status=str(verdict.status),
+        new=_is_new(job["invariant"], formats_along(claim, Scope("any")), second),
+        detail=_detail(verdict),
+        grade=str(verdict.grade or ""),
+        seconds=float(verdict.work.get("seconds", 0)),
+    )
+    return asdict(cell)
+
+
+def _is_new(invariant: str, formats: Sequence[Format] | None, second: Technique) -> bool:
+    """Whether the claim is about the grid or rank that the second technique sets up, where the first's is gone."""
+    if formats is None or invariant in second.promises().keeps:
+        return False
+    before, after = formats[-2:]
+    if invariant == "rank":
+        return after.rank not in (None, before.rank)
+    return invariant == "grid" and after.grid is not None and after.grid is not before.grid
+
+
+def _detail(verdict: Verdict) -> tuple[str, ...]:
+    if verdict.proved:
+        return verdict.assumptions
+    if verdict.refuted and verdict.witness is not None:
+        return (witness_line(verdict.witness),)
+    return (" ".join(verdict.cause.split()),)
+
+
+def witness_line(witness: Witness) -> str:
+    """The dense weight, the inputs, and the weight after each step, on one line."""
+    steps = witness.traces[0].steps
+    parts = [f"W = {matrix_line(witness.weight)}"]
+    if witness.inputs is not None:
+        parts.append(f"X = {matrix_line(witness.inputs)}")
+    after = [f"{name}: {matrix_line(weight)}" for name, weight in steps[1:]]
+    return "; ".join([*parts, *after])
+
+
+def matrix_line(matrix: Matrix) -> str:
+    """A matrix on one line: ``(1, 2)`` of one row, ``(1, 2; 3, 4)`` of two; of a wide one its entries other than 0."""
+    if len(matrix) <= WIDE and all(len(row) <= WIDE for row in matrix):
+        return "(" + "; ".join(", ".join(map(_entry, row)) for row in matrix) + ")"
+    entries = [f"[{i}, {j}] {_entry(x)}" for i, row in enumerate(matrix) for j, x in enumerate(row) if x]
+    return f"{len(matrix)} x {len(matrix[0])} with " + (", ".join(entries) or "zeros alone")
+
+
+def _entry(x: Fraction) -> str:
+    return str(x) if len(str(x)) <= 13 else f"{float(x):.6g}..."

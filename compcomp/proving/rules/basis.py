@@ -1,0 +1,59 @@
+"""Techniques that change the basis of the inputs, in claims about losses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from compcomp.language.claim import Claim
+from compcomp.language.technique import Sequence, Technique
+from compcomp.proving.rules.inputs import weights_alone
+
+# Reduction (basis). Let T declare `changes_basis`: effective weight, reference and inputs are after it what they were.
+# Every loss is a function of these. So in a claim about losses T may be left out where it comes last: at the end of
+# either side of "A dominates B", and at the end of g in "f is orthogonal to g", whose three sequences are f >> g, f
+# and g. This holds from every state.
+#
+# Which rules hold in a changed basis. A state with a transform M holds weight and format in the basis of M x; a
+# technique is shown the *view*: the state of the layer W M^-1 on the inputs M x, without a transform. Its contracts and
+# encoding speak of the view. Of it and the state itself
+#   weight, mask, pattern, grid, rank, cut   are the same ones: what is kept in the view is kept in the state;
+#   at the reference                         holds of both or of neither, as M is invertible;
+#   equal                                    states with one M have equal views, and lead to equal states;
+#   the output loss                          is the same, |(W' - W) M^-1 M X| (`Loss.any_basis`); losses of weights
+#                                            are others, unless nothing changes.
+# A rule may be used of a claim with a technique that changes the basis only if its argument needs no more than this;
+# these rules are listed in ANY_BASIS (rules/__init__.py). Of the others none is asked, and at one shape a formula is
+# written without reductions.
+
+
+def simplified(claim: Claim) -> tuple[Claim, tuple[str, ...]]:
+    """The claim without techniques that change nothing it speaks of, and the contracts that this rests on."""
+    contracts: list[str] = []
+    while True:
+        shorter, more = weights_alone(claim)
+        shorter, others = _ends(shorter)
+        if not more and not others:
+            return claim, tuple(dict.fromkeys(contracts))
+        claim = shorter
+        contracts += (*more, *others)
+
+
+def _ends(claim: Claim) -> tuple[Claim, tuple[str, ...]]:
+    if claim.loss is None or claim.kind not in ("dominates", "orthogonal"):
+        return claim, ()
+    left, of_left = _shortened(claim.left) if claim.kind == "dominates" else (claim.left, ())
+    right, of_right = _shortened(claim.right)
+    return replace(claim, left=left, right=right), of_left + of_right
+
+
+def _shortened(sequence: Sequence) -> tuple[Sequence, tuple[str, ...]]:
+    """The sequence without what changes the basis at its end."""
+    techniques, contracts = list(sequence.techniques), tuple[str, ...]()
+    while techniques and techniques[-1].promises().changes_basis:
+        contracts += (changes_basis(techniques.pop()),)
+    return Sequence(tuple(techniques)), contracts
+
+
+def changes_basis(technique: Technique) -> str:
+    """The contract of a technique that changes the basis of the inputs."""
+    return f"{technique} changes nothing but the basis of the inputs (its contract)"

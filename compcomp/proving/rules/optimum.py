@@ -1,0 +1,143 @@
+"""A joint step against a sequence: the best of a set of weights against one that is proved to be in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Items
+from fractions import Fraction
+
+from compcomp.language.claim import Claim
+from compcomp.language.parameters import Unknown
+from compcomp.language.partition import Partition
+from compcomp.language.steps import GridMap, Optimum, Selection, Step, at_most
+from compcomp.language.technique import Technique
+from compcomp.proving.proof import EXACT, Proof
+from compcomp.proving.rules.facts import fixes, keeps_largest, map_facts
+from compcomp.proving.rules.normal import normal_form
+from compcomp.proving.session import Session
+from compcomp.proving.solver import Solver
+
+# Rule (optimum). Let J declare an optimum (language/steps.py): from weights w it leaves one of the set F(w) of all
+# weights that have enough zeros in every group of a partition R and lie, in every group of a partition P, on the grid
+# of some ratio; and none of F(w) has less loss f against w. f adds over weights. Let B be a sequence that is proved to
+# leave, on every dense layer W and for every choice, a weight of F(W) and no low-rank term. Let the normal form of A
+# be J followed by T1, ..., Tk that declare never to increase f, and let no technique change the inputs. Then A loses
+# no more than B: J finds the dense weight W, so f of what it leaves is at most that of any weight in F(W), and T1, ...,
+# Tk do not raise it. What either leaves free is of no account, as the contract holds for every choice.
+#
+# B leaves a weight of F(W) if it consists of selections and maps with q(0) = 0 (then a zero stays zero), or of one
+# technique with an optimum of its own and selections after it, and
+#   zeros  the share s of J is 0, or some selection of B has at least the share s, over R or over blocks of m inside
+#          the groups of R of which it drops a whole number m s': a group of R of n weights consists of such blocks, as
+#          both fit the layer, and loses at least n s' >= n s. A selection drops no fewer than int(n s') of n, and
+#          int(n s') >= int(n s).
+#   grid   ratio 1 is one of J's, and the last map q of B is over P with J's measure, and q has J's levels or each of
+#          its values is one of J's (facts.fixes); its values lie on its grid (idempotent: asked), and after it come
+#          only selections, which leave a value or make it 0, that is k = 0. Its context in a group is that of W, or
+#          the whole group is 0 before it, and then after it, as every step before it
+#            is a map over P of the same measure that is proved to keep the largest measure of its group, or
+#            is a selection of which it is proved (facts.keeps_largest; for the dense weights where it comes first) that
+#            dropping x of largest measure and keeping y of one group leaves y with the same measure. Let its partition
+#            be S. If P refines S: of a group of P either nothing is left, or some y is, and either x of largest measure
+#            is left or y measures the same. If S refines P: the group of S that holds x keeps some y, as the share is
+#            below 1 and ties are not "all".
+#   own    the technique with an optimum has J's measure, levels and P, its ratios are among J's, nothing but selections
+#          comes after it, and `zeros` holds of its own zeros or of a selection.
+# Techniques with an optimum declare to keep "factors": on the dense layer there are none after them either. For B its
+# normal form stands, whose results are those of B, choice by choice.
+
+
+def joint_optimum(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
+    """The left sequence takes the best of a set of weights in which the right one's result lies."""
+    if claim.kind != "dominates" or claim.loss is None or claim.loss.element is None or claim.changes_inputs:
+        return None
+    session = Session(solver, time.monotonic() + deadline)
+    left = normal_form(claim.left, session)
+    joint, rest = (left.atoms[0], left.atoms[1:]) if left.atoms else (None, ())
+    optimum = _optimum(joint)
+    if optimum is None or optimum.loss != claim.loss.name:
+        return None
+    contracts = [f"{joint} leaves the weight of least {optimum.loss} among those it may choose from (its contract)"]
+    for technique in rest:
+        if not isinstance(technique, Technique) or claim.loss.name not in technique.promises().never_increases:
+            return None
+        contracts.append(f"{technique} never increases {claim.loss.name} (its contract)")
+    right = normal_form(claim.right, session)
+    own = _feasible(right.atoms, optimum, session)
+    if own is None:
+        return None
+    assumptions = dict.fromkeys((EXACT, *contracts, *own, *left.assumptions, *right.assumptions))
+    return Proof("optimum", "any shape", tuple(assumptions), tuple(session.queries))
+
+
+def _feasible(atoms: Items[Step | Technique], optimum: Optimum, session: Session) -> list[str] | None:
+    """The contracts on which it rests that the right sequence ends in the set, from every dense layer."""
+    contracts, first = list[str](), atoms[0] if atoms else None
+    if (other := _optimum(first)) is not None:
+        atoms = atoms[1:]
+        contracts.append(f"{first} leaves a weight out of those it may choose from (its contract)")
+    steps = [step for step in atoms if isinstance(step, Selection | GridMap)]
+    if len(steps) < len(atoms) or not all(map_facts(s, session).zero for s in steps if isinstance(s, GridMap)):
+        return None
+    cuts = [(step.partition, step.share) for step in steps if isinstance(step, Selection)]
+    cuts += [] if other is None else [(other.partition, other.share)]
+    if optimum.share != 0 and not any(_zeros(*cut, optimum) for cut in cuts):
+        return None
+    if other is not None:
+        inside = _smaller(other, optimum) and len(cuts) == len(steps) + 1
+    else:
+        inside = _on_grid(steps, optimum, session)
+    return contracts if inside else None
+
+
+def _optimum(atom: Step | Technique | None) -> Optimum | None:
+    """What a technique chooses the best of, if it leaves the low-rank term alone."""
+    if not isinstance(atom, Technique) or "factors" not in atom.promises().keeps:
+        return None
+    return atom.promises().optimum
+
+
+def _zeros(partition: Partition, share: Fraction | Unknown, optimum: Optimum) -> bool:
+    """Whether a selection of this share over this partition drops as much as the optimum has to, in every group."""
+    if not at_most(optimum.share, share):
+        return False
+    if partition == optimum.partition:
+        return True
+    size = partition.size
+    whole = size is not None and isinstance(share, Fraction) and (size * share).denominator == 1
+    return whole and partition.refines(optimum.partition)
+
+
+def _smaller(inner: Optimum, outer: Optimum) -> bool:
+    """Whether every grid of the inner optimum is one of the outer."""
+    one, other = inner.grid, outer.grid
+    alike = (one.measure, one.levels, one.partition) == (other.measure, other.levels, other.partition)
+    return alike and set(inner.ratios) <= set(outer.ratios)
+
+
+def _on_grid(steps: Items[Step], optimum: Optimum, session: Session) -> bool:
+    """Whether the last map's values are those of the optimum's grid at the dense context, or all of a group are 0."""
+    places = [k for k, step in enumerate(steps) if isinstance(step, GridMap)]
+    if not places or 1 not in optimum.ratios:
+        return False
+    last, grid = steps[places[-1]], optimum.grid
+    assert isinstance(last, GridMap)
+    if (last.measure, last.partition) != (grid.measure, grid.partition):
+        return False
+    if last.levels != grid.levels and not fixes(grid, last, session):
+        return False
+    if not map_facts(last, session).idempotent or not map_facts(grid, session).even:
+        return False
+    return all(_keeps_context(step, last, session, dense=not k) for k, step in enumerate(steps[: places[-1]]))
+
+
+def _keeps_context(step: Step, grid: GridMap, session: Session, *, dense: bool) -> bool:
+    if isinstance(step, GridMap):
+        facts = map_facts(step, session)
+        alike = (step.measure, step.partition) == (grid.measure, grid.partition)
+        return alike and facts.inside and facts.keeps_largest
+    assert isinstance(step, Selection)
+    keeps_some = step.partition.refines(grid.partition) and step.ties != "all"
+    if not keeps_some and not grid.partition.refines(step.partition):
+        return False
+    return keeps_largest(step, grid.measure, session, dense=dense)

@@ -1,0 +1,148 @@
+"""AWQ scaling: weight columns scaled up where the inputs are large, as far as rounding to nearest gains [lin2024]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import lcm
+from typing import Any, ClassVar
+
+import numpy as np
+
+from compcomp.encodings.absmax import AbsMax
+from compcomp.encodings.smoothquant import SCALES, rooted, unless_dead
+from compcomp.errors import InputError
+from compcomp.language.algebra import gram_of, squared_error
+from compcomp.language.basis import Scaling
+from compcomp.language.layer import Format, LayerState
+from compcomp.language.loss import LOSSES
+from compcomp.language.parameters import number, one_of, shown
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import Array, Div, Equal, If, Repeated, Term, each, reading
+
+ALPHAS = (Fraction(0), Fraction(1, 4), Fraction(1, 2), Fraction(3, 4), Fraction(1))
+
+
+@dataclass(frozen=True)
+class AWQ(Technique):
+    """W' = W diag(s) on the inputs X' = diag(1/s) X, with s_j = mean|X_j|^alpha for the best alpha of a grid.
+
+    alphas: the grid, numbers in [0, 1] with 0 for no scaling at all, tried in this order.
+    bits, group: of the quantizer that alpha is chosen for: 2 to 16, and how many consecutive weights of a row share a
+        scale, None for the whole tensor.
+    scales: "exact", s itself; "power_of_two", the power of two nearest to s in log2 (midpoints to the larger).
+    Chosen is the alpha of least output error |(Q(W diag(s)) diag(1/s) - W) X|_F^2, the first of equal ones, Q rounding
+    to nearest as AbsMax(bits, group) does, midpoints to even levels. W (out x in) is the weight it finds, without a
+    low-rank term beside it; X (in x tokens) the current inputs. A feature whose inputs are all 0 has s_j = 1. Nothing
+    is quantized: the layer computes what it did, and what comes later acts on W' and X'. Weights are not clipped and
+    scales not brought to a common mean, which would change no rounding. Scales belong to this layer alone. Exact
+    arithmetic raises NotExactError where a scale of scales="exact" is not rational. Needs the inputs, or their
+    magnitudes and Gram matrix. Source: [lin2024].
+    """
+
+    alphas: tuple[Fraction, ...] = ALPHAS
+    bits: int = 4
+    group: int | None = 128
+    scales: str = "exact"
+
+    tried: ClassVar[dict[str, Items[object]]] = {
+        "alphas": (("1/2", 0, 1), ("3/4", "1/4")),
+        "bits": (3,),
+        "group": (None, 2),
+        "scales": SCALES,
+    }
+
+    def __post_init__(self) -> None:
+        allowed = "one or more numbers in [0, 1] such as (0, 1/2, 1), of at most 3 decimals"
+        given: Any = self.alphas
+        if not isinstance(given, tuple | list) or not 1 <= len(given) <= 100:
+            raise InputError(shown(given), allowed, "AWQ.alphas")
+        alphas = tuple(number(alpha, "AWQ.alphas", allowed) for alpha in given)
+        if wrong := [alpha for alpha in alphas if not 0 <= alpha <= 1 or alpha.denominator > 1000]:
+            raise InputError(shown(str(wrong[0])), allowed, "AWQ.alphas")
+        object.__setattr__(self, "alphas", alphas)
+        one_of(self.scales, SCALES, "AWQ.scales")
+        if isinstance(self.rounded.bits, int):
+            return
+        raise InputError(shown(self.bits), "a whole number from 2 to 16", "AWQ.bits")
+
+    @property
+    def rounded(self) -> AbsMax:
+        """The quantizer that alpha is chosen for."""
+        try:
+            return AbsMax(self.bits, self.group)
+        except InputError as error:
+            raise InputError(error.given, error.allowed, error.where.replace("AbsMax", "AWQ")) from None
+
+    def promises(self) -> Declared:
+        return Declared(
+            keeps=frozenset({"mask", "n:m", "grid", "rank", "shape"}),
+            never_increases=frozenset(LOSSES),
+            any_inputs=True,
+            holds_reference=True,
+            changes_basis=True,
+        )
+
+    @property
+    def needs_inputs(self) -> bool:
+        return True
+
+    @property
+    def needs_magnitudes(self) -> bool:
+        return True
+
+    @property
+    def unit(self) -> int:
+        return self.group or 1
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        if shape[1] % self.unit:
+            where = f"{self} on a layer of shape {shape[0]}x{shape[1]} (out x in)"
+            raise InputError(f"rows of {shape[1]} weights", f"rows that divide into groups of {self.unit}", where)
+
+    def encode(self, layer: LayerState) -> LayerState:
+        self.check(layer.weight.shape)
+        mean = layer.input_magnitudes().mean
+        gram: Any = gram_of(layer.inputs) if layer.gram is None and layer.inputs is not None else layer.gram
+        best, least = None, None
+        for alpha in self.alphas:
+            scaling = Scaling(each(lambda x, alpha=alpha: self._scale(x, alpha, layer), mean))
+            lost = self._lost(scaling, layer, gram)
+            if best is None or least is None:
+                best, least = scaling.scales, lost
+                continue
+            if reading(lost, least) == "number" and list(scaling.scales) != list(best):
+                layer.choices.near(float(Div(abs(lost - least), lost + least)))  # how nearly both are equally good
+            better = lost < least
+            best = each(lambda new, old, better=better: If(better, new, old), scaling.scales, best)
+            least = If(better, lost, least)
+        return layer.rebased(Scaling(best))
+
+    def _scale(self, x: Term, alpha: Fraction, layer: LayerState) -> Term:
+        above, degree = alpha.as_integer_ratio()
+        return rooted(Repeated(unless_dead(x, Equal(x, 0)), above), degree, self.scales, layer.choices)
+
+    def _lost(self, scaling: Scaling, layer: LayerState, gram: Array) -> Term:
+        scaled = LayerState.dense(scaling.weights(layer.weight), choices=layer.choices)
+        return squared_error(scaling.weights_back(self.rounded.encode(scaled).weight) - layer.weight, gram)
+
+    def rational(self, layer: LayerState, numbers: Items[int]) -> LayerState:
+        """Inputs scaled so that mean magnitudes are powers whose degree the denominators of alphas divide.
+
+        No two are alike, and unless the first number is 2 neither are weights, which then fit no format: of whole
+        numbers most alphas are equally good.
+        """
+        degree = lcm(*(alpha.denominator for alpha in self.alphas))
+        if layer.inputs is None:
+            return layer
+        inputs, weight, form = layer.inputs.copy(), layer.weight, layer.format
+        for j, t in enumerate(numbers):
+            if size := sum(map(abs, inputs[j]), start=Fraction(0)):
+                inputs[j] *= (1 + Fraction(t + 3 * j, 4)) ** degree * len(inputs[j]) / size
+        if numbers[0] != 2:
+            weight, form = weight.copy(), Format(factors=form.factors)
+            for place, (i, j) in enumerate(np.ndindex(*weight.shape)):
+                weight[i, j] += Fraction(numbers[j] * (place + 1) ** 2 % 89 + 1, 97)
+        gram = None if layer.gram is None else np.asarray(inputs @ inputs.T)
+        return replace(layer, weight=weight, inputs=inputs, gram=gram, format=form)

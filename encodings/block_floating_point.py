@@ -1,0 +1,51 @@
+"""Block floating point: whole mantissas in blocks that share an exponent [drumond2018]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from compcomp.language import codebooks
+from compcomp.language.parameters import one_of, whole
+from compcomp.language.partition import Partition
+from compcomp.language.steps import CodebookMap
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import ROUNDINGS, Abs
+
+
+@dataclass(frozen=True)
+class BlockFloatingPoint(Technique):
+    """Round every weight to the nearest of ``s * k``, ``|k| <= 2^(bits-1) - 1``, s = 2^(floor(log2 max|w|) - bits + 2).
+
+    So the largest magnitude of a block has all bits of its mantissa; where it rounds to 2^(bits-1), it goes to the last
+    value. bits: of a mantissa and its sign, 2 to 8.
+    group: how many consecutive weights of a row share an exponent; None for one for the tensor.
+    rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
+    The range of the exponent is not cut off. An all-zero group stays zero. Source: [drumond2018].
+    """
+
+    bits: int
+    group: int | None = 16
+    rounding: str = "half_even"
+
+    tried: ClassVar[dict[str, Sequence[object]]] = {"bits": (2, 3, 4, 8), "rounding": ("half_even", "half_up", "any")}
+
+    def __post_init__(self) -> None:
+        whole(self.bits, 2, 8, "BlockFloatingPoint.bits")
+        if self.group is not None:
+            whole(self.group, 1, 2**20, "BlockFloatingPoint.group")
+        one_of(self.rounding, ROUNDINGS, "BlockFloatingPoint.rounding")
+
+    def promises(self) -> Declared:
+        return Declared(
+            keeps=frozenset({"mask", "n:m", "shape", "factors"}),
+            homogeneous=False,
+            deterministic=self.rounding != "any",
+            landmarks=(2 ** (self.bits - 1) - 1, 2 ** (self.bits + 1) - 1),
+        )
+
+    def steps(self) -> tuple[CodebookMap]:
+        partition = Partition.tensor() if self.group is None else Partition.blocks(self.group)
+        codes = codebooks.whole_codes(2 ** (self.bits - 1) - 1)
+        return (CodebookMap(Abs, codes, self.rounding, partition, "power_of_two"),)

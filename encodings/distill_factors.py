@@ -1,0 +1,57 @@
+"""Distillation of a low-rank term: alternating least squares on the dense layer's outputs [hubara2021]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from compcomp.errors import InputError
+from compcomp.language.algebra import least_solution, output_target, right_factor
+from compcomp.language.layer import Factors, LayerState
+from compcomp.language.parameters import whole
+from compcomp.language.technique import Declared, Technique
+
+
+@dataclass(frozen=True)
+class DistillFactors(Technique):
+    """Fit the factors L (out x rank), R (rank x in) beside the weight to minimise |W X - (W' + L R) X'|_F^2 in turn.
+
+    X are the dense calibration inputs, X' the current ones. Each sweep fits L for R, the change of least norm among
+    the minimisers, and then R for L, by pinv(L) applied to what is left of every input feature. So no fit increases
+    the error. The weight stays; a layer without factors stays as it is; factors leave their grids.
+    sweeps: at least 1. Needs calibration inputs. Source: [hubara2021] (the layer-wise objective).
+    """
+
+    sweeps: int = 1
+
+    tried: ClassVar[dict[str, Sequence[object]]] = {"sweeps": (1, 2)}
+    declared: ClassVar[Declared] = Declared(
+        keeps=frozenset({"mask", "n:m", "grid", "rank"}),
+        never_increases=frozenset({"output_l2"}),
+        any_inputs=True,
+        rests=True,
+        holds_reference=True,
+        leaves_weight=True,
+    )
+
+    def __post_init__(self) -> None:
+        whole(self.sweeps, 1, 1000, "DistillFactors.sweeps")
+
+    @property
+    def needs_inputs(self) -> bool:
+        return True
+
+    def encode(self, layer: LayerState) -> LayerState:
+        gram, factors, choices = layer.gram, layer.format.factors, layer.choices
+        if gram is None:
+            raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", str(self))
+        if factors is None:
+            return layer
+        target = output_target(layer) - layer.weight
+        left, right = factors.left, factors.right
+        for _ in range(self.sweeps):
+            outputs = gram @ right.T  # in x rank
+            left = left + least_solution((target - left @ right) @ outputs, right @ outputs, choices)
+            right = right + right_factor(left, target - left @ right, choices)
+        return replace(layer, format=replace(layer.format, factors=Factors(left, right)))

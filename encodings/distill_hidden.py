@@ -1,0 +1,51 @@
+"""Distillation of the whole model on its hidden states [romero2015, sun2019]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+from compcomp.encodings.distill_logits import OPEN, check_training
+from compcomp.errors import InputError
+from compcomp.language.free import any_weights, is_any_weights
+from compcomp.language.layer import LayerState
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import Term
+
+
+@dataclass(frozen=True)
+class DistillHidden(Technique):
+    """Train the compressed model towards the dense one's hidden states: sum over blocks of |H - H'|_F^2 / |H|_F^2.
+
+    H and H' (tokens x width) are what comes out of a block of the dense and of the compressed model; where a model has
+    no blocks, out of a layer. Padding is left out. Parameters, what is trained, and what a claim may rest on: as for
+    DistillLogits, without a temperature.
+    Acts on the whole model.
+    Source: [romero2015]; a sum over layers with normalised states [sun2019]; own data [liu2024].
+    """
+
+    iterations: int
+    rate: Fraction = Fraction(1, 1000)
+    targets: str = "data"
+    seed: int = 0
+
+    whole_model: ClassVar[bool] = True
+    declared: ClassVar[Declared] = OPEN
+    tried: ClassVar[dict[str, Sequence[object]]] = {"iterations": (2,)}
+
+    def __post_init__(self) -> None:
+        check_training(self)
+
+    @property
+    def needs_inputs(self) -> bool:
+        return True
+
+    def encode(self, layer: LayerState) -> LayerState:
+        if layer.gram is None and layer.inputs is None:
+            raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", str(self))
+        return any_weights(layer)
+
+    def feasible(self, before: LayerState, after: LayerState) -> Term:
+        return is_any_weights(before, after)

@@ -1,0 +1,81 @@
+"""Distillation of the whole model on its logits [hinton2015]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+from compcomp.errors import InputError
+from compcomp.language.free import any_weights, is_any_weights
+from compcomp.language.layer import LayerState
+from compcomp.language.parameters import number, one_of, shown, whole
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import Term
+
+TARGETS = ("data", "self")
+
+OPEN = Declared(keeps=frozenset({"mask", "n:m", "shape", "grid", "factors"}), homogeneous=False, deterministic=False)
+"""What holds of any weights that training may lead to."""
+
+
+@dataclass(frozen=True)
+class DistillLogits(Technique):
+    """Train the compressed model towards the dense one's next tokens: T^2 KL(p || p'), a mean over tokens.
+
+    p and p' are the softmax of the dense and of the compressed model's logits over the temperature T. AdamW
+    [loshchilov2019] without weight decay, its rate falling linearly to zero, one batch of calibration a step, in turn.
+    iterations: steps, 1 to 10^6. rate: AdamW's, in (0, 1]. temperature: T > 0, up to 100. targets: "data" learns on
+    the calibration sequences; "self" on what the dense model itself continues the first quarter of each with, sampled
+    at temperature 1 [liu2024]. seed: of this sampling.
+    Trained are the weights that masks keep, of layers without a grid; dropped weights are zero at every step, factors
+    stay, and a layer on a grid stays as it is. Everything else in the model stays.
+    Acts on the whole model. What it makes of a layer is left open: any weights within the mask, so that a claim with
+    it holds only if it does for every outcome. On a layer alone, as counterexamples are run, it takes that many
+    gradient steps on the layer's output loss.
+    Source: [hinton2015]; within a mask [hubara2021]; own data [liu2024].
+    """
+
+    iterations: int
+    rate: Fraction = Fraction(1, 1000)
+    temperature: Fraction = Fraction(1)
+    targets: str = "data"
+    seed: int = 0
+
+    whole_model: ClassVar[bool] = True
+    declared: ClassVar[Declared] = OPEN
+    tried: ClassVar[dict[str, Sequence[object]]] = {"iterations": (2,), "temperature": (1, 2)}
+
+    def __post_init__(self) -> None:
+        check_training(self)
+        allowed = "a number above 0, up to 100"
+        temperature = number(self.temperature, "DistillLogits.temperature", allowed)
+        if not 0 < temperature <= 100:
+            raise InputError(shown(self.temperature), allowed, "DistillLogits.temperature")
+        object.__setattr__(self, "temperature", temperature)
+
+    @property
+    def needs_inputs(self) -> bool:
+        return True
+
+    def encode(self, layer: LayerState) -> LayerState:
+        if layer.gram is None and layer.inputs is None:
+            raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", str(self))
+        return any_weights(layer)
+
+    def feasible(self, before: LayerState, after: LayerState) -> Term:
+        return is_any_weights(before, after)
+
+
+def check_training(technique: Technique) -> None:
+    """Check the parameters that techniques share which train the whole model, and make its rate a Fraction."""
+    name, given = type(technique).__name__, vars(technique)
+    whole(given["iterations"], 1, 10**6, f"{name}.iterations")
+    whole(given["seed"], 0, 2**31 - 1, f"{name}.seed")
+    one_of(given["targets"], TARGETS, f"{name}.targets")
+    allowed = "a number above 0, up to 1, such as 1/1000"
+    rate = number(given["rate"], f"{name}.rate", allowed)
+    if not 0 < rate <= 1:
+        raise InputError(shown(given["rate"]), allowed, f"{name}.rate")
+    object.__setattr__(technique, "rate", rate)

@@ -1,0 +1,42 @@
+"""4-bit floating point (E2M1): round to nearest, scaled by the largest magnitude [rouhani2023]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compcomp.language import codebooks
+from compcomp.language.parameters import one_of, whole
+from compcomp.language.partition import Partition
+from compcomp.language.steps import CodebookMap
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import ROUNDINGS, Abs
+
+
+@dataclass(frozen=True)
+class FP4(Technique):
+    """Round every weight to the nearest of ``s * c``, s = max|w| / 6, c in 0, +-1/2, 1, 3/2, 2, 3, 4, 6 (E2M1).
+
+    group: how many consecutive weights of a row share a scale; None for one scale for the tensor.
+    rounding: where midpoints go, "half_even" (to the even mantissa), "half_up", "half_away" or "any".
+    The scale is not rounded; one that is a power of two: MX. An all-zero group stays zero.
+    Source: [rouhani2023] (the format).
+    """
+
+    group: int | None = 32
+    rounding: str = "half_even"
+
+    def __post_init__(self) -> None:
+        if self.group is not None:
+            whole(self.group, 1, 2**20, "FP4.group")
+        one_of(self.rounding, ROUNDINGS, "FP4.rounding")
+
+    def promises(self) -> Declared:
+        return Declared(
+            keeps=frozenset({"mask", "n:m", "shape", "factors"}),
+            deterministic=self.rounding != "any",
+            landmarks=(24,),
+        )
+
+    def steps(self) -> tuple[CodebookMap]:
+        partition = Partition.tensor() if self.group is None else Partition.blocks(self.group)
+        return (CodebookMap(Abs, codebooks.E2M1, self.rounding, partition),)

@@ -1,0 +1,65 @@
+"""Layer-wise distillation by gradient descent on the outputs of the dense layer [frantar2022, nesterov2018]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import ClassVar
+
+from compcomp.errors import InputError
+from compcomp.language.layer import LayerState
+from compcomp.language.parameters import number, shown, whole
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import Div, If, Sum, each
+
+
+@dataclass(frozen=True)
+class GradientDistill(Technique):
+    """Gradient steps W' <- W' - eta grad |W X - W' X'|_F^2 against the dense layer's outputs.
+
+    iterations: how many steps, 1 to 10000. rate: eta = rate / (2 trace(X' X'^T)), rate in (0, 2).
+    X are the dense calibration inputs, X' the current ones, which differ once a technique has changed them. The
+    gradient is 2 (W' G - W X X'^T), G = X' X'^T (in x in), so a step is W' <- W' - rate / trace(G) (W' G - W X X'^T),
+    for all weights at once that the mask keeps. The curvature of the loss is at most 2 trace(G), so no step increases
+    it. Without a mask, while the inputs are the dense ones, W'_K = W + (W'_0 - W) (I - rate / trace(G) G)^K.
+    Weights leave their grid, which is given up. Factors beside the weight stay and are accounted for. Where all
+    inputs are zero nothing moves. Needs calibration inputs.
+    Source: the layer-wise objective [frantar2022]; the step [nesterov2018].
+    """
+
+    iterations: int
+    rate: Fraction = Fraction(1)
+
+    # n:m is not among these: where the mask is broken, weights that it keeps may fill what was within the pattern.
+    declared: ClassVar[Declared] = Declared(
+        keeps=frozenset({"mask", "shape", "factors"}),
+        never_increases=frozenset({"output_l2"}),
+        any_inputs=True,
+        holds_reference=True,
+    )
+    tried: ClassVar[dict[str, Sequence[object]]] = {"iterations": (1, 3), "rate": ("1/2", 1, "3/2")}
+
+    def __post_init__(self) -> None:
+        whole(self.iterations, 1, 10_000, "GradientDistill.iterations")
+        allowed = "a number between 0 and 2 such as 1 or 1/2"
+        rate = number(self.rate, "GradientDistill.rate", allowed)
+        if not 0 < rate < 2:
+            raise InputError(shown(self.rate), allowed, "GradientDistill.rate")
+        object.__setattr__(self, "rate", rate)
+
+    @property
+    def needs_inputs(self) -> bool:
+        return True
+
+    def encode(self, layer: LayerState) -> LayerState:
+        if layer.gram is None:
+            raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", str(self))
+        weight, gram, form, target = layer.weight, layer.gram, layer.format, layer.reference @ layer.gram
+        if layer.reference_inputs is not None and layer.inputs is not None:
+            target = layer.reference @ (layer.reference_inputs @ layer.inputs.T)
+        beside, step = layer.effective() - weight, Div(self.rate, Sum(gram.diagonal()))
+        for _ in range(self.iterations):
+            moved = weight - ((weight + beside) @ gram - target) * step
+            weight = moved if form.mask is None else each(If, form.mask, moved, weight)
+        return replace(layer, weight=weight, format=replace(form, rank=None, grid=None))

@@ -1,0 +1,67 @@
+"""Hadamard rotation: the inputs mixed by an orthogonal matrix of signs, the layer left as it is [ashkboos2024]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from typing import ClassVar
+
+from compcomp.errors import InputError
+from compcomp.language.basis import Rotation
+from compcomp.language.layer import LayerState
+from compcomp.language.loss import LOSSES
+from compcomp.language.parameters import shown, whole
+from compcomp.language.technique import Declared, Technique
+
+
+@dataclass(frozen=True)
+class Hadamard(Technique):
+    """W' = W H^T / sqrt(n) on the inputs X' = H X / sqrt(n), H the Hadamard matrix of Sylvester of side n.
+
+    block: n, a power of two: every run of n consecutive input features is mixed; None for all features together, as
+        many as a power of two.
+    The layer computes what it did; what comes later acts on W' (out x in) and X' (in x tokens). No random signs. Masks,
+    N:M patterns, grids and removed columns do not survive; rank and removed rows do. Twice the same is nothing.
+    Exact arithmetic raises NotExactError unless n is a power of four. Source: QuaRot [ashkboos2024], QuIP# [tseng2024].
+    """
+
+    block: int | None = None
+
+    tried: ClassVar[dict[str, Items[object]]] = {"block": (None, 1, 4)}
+
+    def __post_init__(self) -> None:
+        if self.block is not None and not _power_of_two(whole(self.block, 1, 2**20, "Hadamard.block")):
+            raise InputError(shown(self.block), "a power of two, or None", "Hadamard.block")
+
+    def promises(self) -> Declared:
+        return Declared(
+            keeps=frozenset({"rank"}),
+            zeros=frozenset({"rows"}),
+            never_increases=frozenset(LOSSES),
+            any_inputs=True,
+            holds_reference=True,
+            changes_basis=True,
+        )
+
+    @property
+    def unit(self) -> int:
+        return self.block or 1
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        columns, where = shape[1], f"{self} on a layer of shape {shape[0]}x{shape[1]} (out x in)"
+        if columns % self.unit:
+            raise InputError(f"{columns} features", f"features that divide into blocks of {self.unit}", where)
+        if self.block is None and not _power_of_two(columns):
+            raise InputError(f"{columns} features", "a power of two, or a block", where)
+
+    def side(self, columns: int) -> int:
+        """n for a layer of so many input features."""
+        return self.block or columns
+
+    def encode(self, layer: LayerState) -> LayerState:
+        self.check(layer.weight.shape)
+        return layer.rebased(Rotation(self.side(layer.weight.shape[1])))
+
+
+def _power_of_two(n: int) -> bool:
+    return n & (n - 1) == 0

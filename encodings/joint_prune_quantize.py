@@ -1,0 +1,202 @@
+"""Pruning and quantization in one step: of all masks and clip ratios the least weight error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any, ClassVar
+
+import numpy as np
+
+from compcomp.errors import InputError
+from compcomp.language.layer import Grid, LayerState
+from compcomp.language.parameters import (
+    ANY,
+    Unknown,
+    bit_width,
+    number,
+    one_of,
+    selection_partition,
+    shown,
+    sparsity,
+    whole,
+)
+from compcomp.language.partition import Index, Partition
+from compcomp.language.steps import GridMap, Optimum, Selection
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import ROUNDINGS, Abs, And, Array, Choices, If, Not, Sum, Term, each, nearest, reading, smallest
+
+TIES = ("first", "any")
+
+
+@dataclass(frozen=True)
+class JointPruneQuantize(Technique):
+    """Drop ``int(n * sparsity)`` weights of every group of n and round the others, at the least sum of (w - w')^2.
+
+    Every other weight goes to the nearest of ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = r * max|w| / L of its scale
+    group and a clip ratio r of that group. To keep w instead of dropping it gains w^2 - (w - q(w))^2 = q(w)(2w - q(w));
+    for each ratio the weights of least gain go, and of the ratios that of least error stays, the first of equals. So
+    no other mask with as many zeros, ratio and levels is better, and no order of two steps that ends in such a weight.
+    The gain grows with |w| at one scale: so it differs from pruning by magnitude and then rounding where a selection
+    covers several scale groups, and by its clip ratios.
+    sparsity: share of weights to drop, in [0, 1), or Any in claims. bits: 2 to 16, or Any in claims.
+    pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row.
+    per: "tensor" or "row", the group of an unstructured selection.
+    group: how many consecutive weights of a row share a scale; None for one scale for the tensor.
+    ratios: clip ratios to choose from, each in (0, 1], as a text such as "1, 3/4" or a tuple. Several need selections
+    inside a scale group: then every scale group can choose on its own.
+    ties: which of equal gains at the threshold go, "first" (lowest index) or "any".
+    rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
+    Factors beside the weight stay, and are not looked at. Joint instead of sequential: [hu2026].
+    """
+
+    sparsity: Fraction | Unknown
+    bits: int | Unknown
+    pattern: str = "unstructured"
+    per: str = "tensor"
+    group: int | None = None
+    ratios: str = "1"
+    ties: str = "first"
+    rounding: str = "half_even"
+
+    examples: ClassVar[dict[str, tuple[object, ...]]] = {
+        "sparsity": ("1/2", "1/4", "3/4", "1/3"),
+        "bits": (4, 3, 2, 8),
+    }
+    tried: ClassVar[dict[str, Sequence[object]]] = {
+        "sparsity": (Fraction(1, 4), Fraction(1, 2)),
+        "bits": (3,),
+        "pattern": ("unstructured", "1:2"),
+        "per": ("tensor", "row"),
+        "group": (None, 2),
+        "ratios": ("1", "1, 1/2"),
+        "ties": ("first",),
+        "rounding": ("half_even",),
+    }
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sparsity", sparsity(self.sparsity, "JointPruneQuantize.sparsity"))
+        object.__setattr__(self, "bits", bit_width(self.bits, "JointPruneQuantize.bits"))
+        one_of(self.per, ("tensor", "row"), "JointPruneQuantize.per")
+        if self.group is not None:
+            whole(self.group, 1, 2**20, "JointPruneQuantize.group")
+        object.__setattr__(self, "ratios", ", ".join(map(str, _ratios(self.ratios))))
+        one_of(self.ties, TIES, "JointPruneQuantize.ties")
+        one_of(self.rounding, ROUNDINGS, "JointPruneQuantize.rounding")
+        selected = self.selection.partition
+        if len(self.clip_ratios) > 1 and not selected.refines(self.grid_map.partition):
+            raise InputError(
+                f"ratios={self.ratios!r} with a selection over {selected}",
+                f"one ratio, or a selection inside {self.grid_map.partition}",
+                "JointPruneQuantize",
+            )
+
+    @property
+    def clip_ratios(self) -> tuple[Fraction, ...]:
+        """The ratios to choose from, in their order."""
+        return tuple(Fraction(text) for text in self.ratios.split(", "))
+
+    @property
+    def selection(self) -> Selection:
+        """Where and how many weights go; its score is not used."""
+        partition = selection_partition(self.pattern, self.per, self.sparsity, "JointPruneQuantize")
+        return Selection(_magnitude, partition, self.sparsity, self.ties)
+
+    @property
+    def grid_map(self) -> GridMap:
+        """The quantizer at ratio 1."""
+        partition = Partition.tensor() if self.group is None else Partition.blocks(self.group)
+        levels = ANY if isinstance(self.bits, Unknown) else 2 ** (self.bits - 1) - 1
+        return GridMap(Abs, levels, self.rounding, partition)
+
+    @property
+    def unit(self) -> int:
+        return int(np.lcm(self.group or 1, self.selection.partition.size or 1))
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        for step in (self.selection, self.grid_map):
+            step.partition.check((shape[0], shape[1]), str(self))
+
+    def promises(self) -> Declared:
+        selection, grid = self.selection, self.grid_map
+        return Declared(
+            keeps=frozenset({"mask", "n:m", "shape", "factors"}),
+            deterministic="any" not in (self.ties, self.rounding),
+            landmarks=() if isinstance(grid.levels, Unknown) else (2 * grid.levels,),
+            optimum=Optimum("weight_l2", selection.partition, selection.share, grid, self.clip_ratios),
+        )
+
+    def encode(self, layer: LayerState) -> LayerState:
+        self.check(layer.weight.shape)
+        weight, levels, shape = layer.weight, self.grid_map.known_levels, layer.weight.shape
+        groups = self.grid_map.partition.groups(shape)
+        context = np.empty(shape, dtype=object)
+        for group in groups:
+            shared = layer.choices.context(self.grid_map.context([weight[index] for index in group]))
+            for index in group:
+                context[index] = shared
+        best: Outcome | None = None
+        for ratio in self.clip_ratios:
+            step = each(lambda c, r=ratio: c * r / levels, context)
+            dropped, value = self._at_step(layer, step)
+            best = (dropped, value, step) if best is None else _better(best, (dropped, value, step), layer, groups)
+        assert best is not None
+        dropped, value, step = best
+        mask = each(Not, dropped)
+        if layer.format.mask is not None:
+            mask = each(And, layer.format.mask, mask)
+        form = replace(self.selection.format_after(layer.format, mask), grid=Grid(step, levels, len(groups)))
+        return replace(layer, weight=value, format=form)
+
+    def _at_step(self, layer: LayerState, step: Array) -> tuple[Array, Array]:
+        """What is dropped and what is left, out x in, for given grids: the least gains go."""
+        levels, choices = self.grid_map.known_levels, layer.choices
+        value = each(lambda w, s: nearest(w, s, levels, self.rounding, choices), layer.weight, step)
+        gain = each(lambda w, q: q * (2 * w - q), layer.weight, value)
+        dropped = np.empty(value.shape, dtype=object)
+        for group in self.selection.partition.groups(value.shape):
+            taken = smallest([gain[index] for index in group], self.selection.count(len(group)), self.ties, choices)
+            for index, drop in zip(group, taken, strict=True):
+                dropped[index] = drop
+        return dropped, each(lambda q, drop: If(drop, 0, q), value, dropped)
+
+
+def _magnitude(element: Any) -> Term:
+    return Abs(element.weight)
+
+
+def _ratios(given: Any) -> tuple[Fraction, ...]:
+    where, allowed = "JointPruneQuantize.ratios", "numbers in (0, 1], each once, such as '1, 3/4'"
+    parts = given.split(",") if isinstance(given, str) else given
+    if not isinstance(parts, list | tuple) or not 0 < len(parts) <= 64:
+        raise InputError(shown(given), allowed, where)
+    values = tuple(number(part.strip() if isinstance(part, str) else part, where, allowed) for part in parts)
+    if not all(0 < value <= 1 for value in values) or len(set(values)) < len(values):
+        raise InputError(shown(given), allowed, where)
+    return values
+
+
+Outcome = tuple[Array, Array, Array]
+"""What is dropped, the weight that is left, and the grid's step: each out x in."""
+
+
+def _better(one: Outcome, other: Outcome, layer: LayerState, groups: list[list[Index]]) -> Outcome:
+    """In each group of weights the outcome of less error; the first where both have the same."""
+    dropped, value, step = (np.empty(layer.weight.shape, dtype=object) for _ in range(3))
+    for group in groups:
+        first, second = (_error(layer.weight, outcome[1], group) for outcome in (one, other))
+        _note(first, second, _error(layer.weight, layer.weight * 0, group), layer.choices)
+        for index in group:
+            for field, left, right in zip((dropped, value, step), one, other, strict=True):
+                field[index] = If(second < first, right[index], left[index])
+    return dropped, value, step
+
+
+def _error(weight: Array, value: Array, group: list[Index]) -> Term:
+    return Sum((weight[index] - value[index]) * (weight[index] - value[index]) for index in group)
+
+
+def _note(one: Term, other: Term, size: Term, choices: Choices) -> None:
+    if reading(one, other, size) == "number" and size:
+        choices.near(float(abs(one - other) / size))

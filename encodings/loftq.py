@@ -1,0 +1,82 @@
+"""LoftQ: quantized weights and a low-rank term that are fitted to each other in turn [li2023]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from compcomp.language.algebra import best_rank
+from compcomp.language.layer import Format, LayerState
+from compcomp.language.parameters import bit_width, one_of, whole
+from compcomp.language.partition import Partition
+from compcomp.language.steps import GridMap
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import ROUNDINGS, Abs
+
+
+@dataclass(frozen=True)
+class LoftQ(Technique):
+    """Repeat Q = quant(W - L), L = SVD_r(W - Q) from L = 0 on; Q becomes the weight, L a low-rank term beside it.
+
+    W (out x in) is the effective weight that it finds; mask, grid and factors of that are replaced, as L is dense.
+    quant rounds to the nearest of ``-K * s ... K * s``, K = 2^(bits-1) - 1, s = max|w| / K of its group.
+    bits: 2 to 16. rank: of L, at least 1.
+    rounds: at least 1; more need not be better, as the scale moves too (with 2 bits they often are worse).
+    group: how many consecutive weights of a row share a scale; None for one scale for the tensor.
+    rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
+    Differs from the published code in the grid: uniform, where that has NF4 as well. Source: [li2023].
+    """
+
+    bits: int
+    rank: int
+    rounds: int = 5
+    group: int | None = None
+    rounding: str = "half_even"
+
+    tried: ClassVar[dict[str, Sequence[object]]] = {
+        "bits": (2, 3),
+        "rank": (1, 2),
+        "rounds": (1, 3),
+        "group": (None, 2),
+        "rounding": ("half_even",),
+    }
+
+    def __post_init__(self) -> None:
+        whole(bit_width(self.bits, "LoftQ.bits"), 2, 16, "LoftQ.bits")
+        whole(self.rank, 1, 2**16, "LoftQ.rank")
+        whole(self.rounds, 1, 1000, "LoftQ.rounds")
+        if self.group is not None:
+            whole(self.group, 1, 2**20, "LoftQ.group")
+        one_of(self.rounding, ROUNDINGS, "LoftQ.rounding")
+
+    @property
+    def grid_map(self) -> GridMap:
+        """The quantizer."""
+        partition = Partition.tensor() if self.group is None else Partition.blocks(self.group)
+        return GridMap(Abs, 2 ** (self.bits - 1) - 1, self.rounding, partition)
+
+    @property
+    def unit(self) -> int:
+        return self.group or 1
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        self.grid_map.partition.check((shape[0], shape[1]), str(self))
+
+    def promises(self) -> Declared:
+        return Declared(
+            zeros=frozenset({"rows"}),
+            deterministic=self.rounding != "any",
+            landmarks=(2 * self.grid_map.known_levels,),
+            trivial_side=self.rank,
+        )
+
+    def encode(self, layer: LayerState) -> LayerState:
+        self.check(layer.weight.shape)
+        target = layer.effective()
+        low = target * 0
+        for _ in range(self.rounds):
+            quantized = self.grid_map.apply(replace(layer, weight=target - low, format=Format()))
+            factors = best_rank(target - quantized.weight, self.rank, layer.choices)
+            low = factors.left @ factors.right
+        return replace(quantized, format=replace(quantized.format, factors=factors))

@@ -1,0 +1,77 @@
+"""LoSparse: a low-rank term beside what it leaves, of which whole rows go [li2023b]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import ClassVar
+
+import numpy as np
+
+from compcomp.errors import InputError
+from compcomp.language.algebra import best_rank
+from compcomp.language.layer import Format, LayerState
+from compcomp.language.parameters import number, one_of, whole
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import TIES, If, Not, Sum, each, smallest
+
+
+@dataclass(frozen=True)
+class LoSparse(Technique):
+    """Split the effective weight W into L = SVD_r(W) and S = W - L, and set whole rows of S to zero.
+
+    L becomes the factors (out x rank, rank x in), S the weight under its mask; mask, grid and factors that were there
+    are replaced. Of the out / size runs of ``size`` consecutive rows the ``int(out / size * sparsity)`` of least
+    squared norm go. Their outputs are those of L, so that no row is cut from the layer.
+    rank: at least 1. sparsity: share of rows to drop, in [0, 1). size: rows that go together, such as those of a head.
+    ties: which of equal norms at the threshold go, "first" (lowest index), "all" or "any".
+    Differs from the published code in the score, sensitivities of a training loss there, and does no training.
+    Source: [li2023b].
+    """
+
+    rank: int
+    sparsity: Fraction
+    size: int = 1
+    ties: str = "first"
+
+    tried: ClassVar[dict[str, Sequence[object]]] = {
+        "rank": (1, 2),
+        "sparsity": (Fraction(1, 3), Fraction(1, 2)),
+        "size": (1, 2),
+        "ties": ("first",),
+    }
+
+    def __post_init__(self) -> None:
+        whole(self.rank, 1, 2**16, "LoSparse.rank")
+        share = number(self.sparsity, "LoSparse.sparsity", "a number in [0, 1) such as 1/2 or 0.5")
+        if not 0 <= share < 1:
+            raise InputError(str(share), "a number in [0, 1) such as 1/2 or 0.5", "LoSparse.sparsity")
+        object.__setattr__(self, "sparsity", share)
+        whole(self.size, 1, 2**20, "LoSparse.size")
+        one_of(self.ties, TIES, "LoSparse.ties")
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        if shape[0] % self.size:
+            raise InputError(f"{shape[0]} rows", f"rows that divide into runs of {self.size}", str(self))
+
+    def promises(self) -> Declared:
+        return Declared(deterministic=self.ties != "any", trivial_side=self.rank)
+
+    def count(self, rows: int) -> int:
+        """How many runs of a weight with this many rows go."""
+        return int(rows // self.size * self.sparsity)
+
+    def encode(self, layer: LayerState) -> LayerState:
+        self.check(layer.weight.shape)
+        weight = layer.effective()
+        factors = best_rank(weight, self.rank, layer.choices)
+        rest = weight - factors.left @ factors.right
+        runs = rest.reshape(len(rest) // self.size, -1)
+        norms = [Sum(x * x for x in run) for run in runs]
+        taken = smallest(norms, self.count(len(rest)), self.ties, layer.choices)
+        dropped = np.empty(rest.shape, dtype=object)
+        for index in np.ndindex(*rest.shape):
+            dropped[index] = taken[index[0] // self.size]
+        kept = each(lambda w, drop: If(drop, 0, w), rest, dropped)
+        return replace(layer, weight=kept, format=Format(mask=each(Not, dropped), factors=factors))

@@ -1,0 +1,105 @@
+"""4-bit NormalFloat: round to nearest among normal quantiles, scaled by the largest magnitude [dettmers2023]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import ClassVar
+
+from compcomp.language import codebooks
+from compcomp.language.layer import Grid, LayerState
+from compcomp.language.parameters import one_of, whole
+from compcomp.language.partition import Partition
+from compcomp.language.steps import CodebookMap
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import ROUNDINGS, Abs, Choices, Div, Max, Sum, Term, each, nearest_code
+
+SCALES = ("exact", "double")
+BLOCK = 256
+"""Scales that are rounded together."""
+
+
+@dataclass(frozen=True)
+class NF4(Technique):
+    """Round every weight to the nearest of ``s * c``, s = max|w|, c one of the 16 values of 4-bit NormalFloat.
+
+    The table (:data:`compcomp.language.codebooks.NF4`) holds -1, 0 and 1; its other negative values are not those of
+    its positive ones.
+    group: how many consecutive weights of a row share a scale; None for one scale for the tensor.
+    scales: "exact", or "double": codes are chosen with the exact scales, and scales are then rounded. Their mean is
+        subtracted, in each run of 256 scales (row-major) what is left is rounded to the nearest of d * c, d its largest
+        magnitude there and c an 8-bit dynamic value (midpoints half_even), and the mean is added; what is below 0
+        then becomes 0.
+    rounding: where midpoints go, "half_even" (an even number of values from 0), "half_up", "half_away" or "any".
+    An all-zero group stays zero. Source: [dettmers2023].
+    """
+
+    group: int | None = 64
+    rounding: str = "half_even"
+    scales: str = "exact"
+
+    tried: ClassVar[dict[str, Sequence[object]]] = {
+        "group": (None, 2),
+        "rounding": ("half_even", "half_away", "any"),
+        "scales": SCALES,
+    }
+
+    def __post_init__(self) -> None:
+        if self.group is not None:
+            whole(self.group, 1, 2**20, "NF4.group")
+        one_of(self.rounding, ROUNDINGS, "NF4.rounding")
+        one_of(self.scales, SCALES, "NF4.scales")
+
+    def promises(self) -> Declared:
+        return Declared(
+            keeps=frozenset({"mask", "n:m", "shape", "factors"}),
+            deterministic=self.rounding != "any",
+            landmarks=(1000,),
+        )
+
+    @property
+    def step_map(self) -> CodebookMap:
+        """How codes are chosen."""
+        partition = Partition.tensor() if self.group is None else Partition.blocks(self.group)
+        return CodebookMap(Abs, codebooks.NF4, self.rounding, partition)
+
+    def steps(self) -> tuple[CodebookMap, ...]:
+        return (self.step_map,) if self.scales == "exact" else ()
+
+    @property
+    def unit(self) -> int:
+        return self.group or 1
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        self.step_map.partition.check((shape[0], shape[1]), str(self))
+
+    def encode(self, layer: LayerState) -> LayerState:
+        self.check(layer.weight.shape)
+        layer = self.step_map.apply(layer)
+        if self.scales == "exact":
+            return layer
+        assert layer.format.grid is not None
+        exact, stored = layer.format.grid.step, layer.format.grid.step.copy()
+        groups = self.step_map.partition.groups(layer.weight.shape)
+        for group, scale in zip(groups, rounded_scales([exact[g[0]] for g in groups], layer.choices), strict=True):
+            for index in group:
+                stored[index] = scale
+        weight = each(lambda w, s, t: Div(w, s) * t, layer.weight, exact, stored)
+        grid = self.stored_grid(replace(layer.format.grid, step=stored))
+        return replace(layer, weight=weight, format=replace(layer.format, grid=grid))
+
+    def stored_grid(self, grid: Grid) -> Grid:
+        """The grid of rounded scales: 8 bits each, and 32 for each run of 256 of them and for their mean."""
+        return replace(grid, scale_bits=8, shared_bits=32 * (-(-grid.scales // BLOCK) + 1))
+
+
+def rounded_scales(scales: list[Term], choices: Choices) -> list[Term]:
+    """The scales of all groups as they are after their second quantization."""
+    mean = Sum(scales) * Fraction(1, len(scales))
+    found = []
+    for start in range(0, len(scales), BLOCK):
+        apart = [scale - mean for scale in scales[start : start + BLOCK]]
+        largest = Max(map(Abs, apart))
+        found += [Max([0, mean + nearest_code(x, largest, codebooks.DYNAMIC8, "half_even", choices)]) for x in apart]
+    return found

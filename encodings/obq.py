@@ -1,0 +1,103 @@
+"""Optimal brain quantization: round one weight after the other, the rest of its row making up for it [frantar2022]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import ClassVar
+
+import numpy as np
+
+from compcomp.language import second_order
+from compcomp.language.layer import Grid, LayerState
+from compcomp.language.parameters import ANY, Unknown, bit_width, damping, known, one_of
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import ROUNDINGS, If, Term, nearest
+
+TIES = ("first", "any")
+
+
+@dataclass(frozen=True)
+class OBQ(Technique):
+    """In every row, round the weight whose rounding error the others can best make up for, until all are rounded.
+
+    With H = X X^T + damping * mean(diag(X X^T)) * I over the columns that are left and q(w) the nearest value of the
+    grid, the weight w_p of least ``(q(w_p) - w_p)^2 / [H^-1]_pp`` becomes q(w_p), and the row changes by
+    ``-(w_p - q(w_p)) / [H^-1]_pp * [H^-1]_p,:``. What it starts from is the weight it finds, not the dense one;
+    factors beside the weight stay, and are not accounted for.
+
+    bits: 2 to 16, or Any in claims. The grid is that of absmax, ``-L * s ... L * s``, L = 2^(bits-1) - 1,
+        s = max|w| / L, one scale for each row, from the weights it starts with.
+    damping: share of the mean diagonal entry that is added to the diagonal, above 0.
+    rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
+    ties: which of equal scores goes, "first" (lowest column) or "any".
+
+    The weights of an input that is always zero go to 0, and its diagonal entry to 1, after the scales are taken.
+    Weights on the grid are rounded before any other changes: zeros stay zero. An update of w_k is at most
+    ``|e_p| sqrt([H^-1]_kk / [H^-1]_pp)`` for the error e_p of w_p, which was chosen because that is at most
+    |q(w_k) - w_k|: no weight moves past its neighbours on the grid, and none leaves the row's range. So there never
+    are outliers beyond the grid, which [frantar2022] would round first. Needs calibration inputs.
+    Source: [frantar2022].
+    """
+
+    bits: int | Unknown
+    damping: Fraction = Fraction(1, 100)
+    rounding: str = "half_even"
+    ties: str = "first"
+
+    examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
+    tried: ClassVar[dict[str, Sequence[object]]] = {
+        "bits": (3,),
+        "rounding": ("half_even", "any"),
+    }
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", bit_width(self.bits, "OBQ.bits"))
+        object.__setattr__(self, "damping", damping(self.damping, "OBQ.damping"))
+        one_of(self.rounding, ROUNDINGS, "OBQ.rounding")
+        one_of(self.ties, TIES, "OBQ.ties")
+
+    @property
+    def levels(self) -> int | Unknown:
+        """L: how many grid values lie on each side of zero."""
+        return ANY if isinstance(self.bits, Unknown) else int(2 ** (self.bits - 1) - 1)
+
+    @property
+    def needs_inputs(self) -> bool:
+        return True
+
+    def promises(self) -> Declared:
+        return Declared(
+            # Zeros score 0, as all that lies on the grid: they go first, and change nothing.
+            keeps=frozenset({"mask", "n:m", "shape", "factors"}),
+            zeros=frozenset({"weights", "rows"}),
+            deterministic=self.rounding != "any" and self.ties != "any",
+            landmarks=() if isinstance(self.levels, Unknown) else (2 * self.levels,),
+        )
+
+    def encode(self, layer: LayerState) -> LayerState:
+        levels, choices = known(self.levels, "OBQ.bits"), layer.choices
+        gram, dead = second_order.damped(layer, self.damping, str(self))
+        step = second_order.row_steps(layer.weight, second_order.kept_weights(layer, "ignored"), levels, choices)
+        inverse = second_order.inverse(gram, choices)
+        weight = second_order.without_dead(layer.weight, dead, choices)
+        for i, row in enumerate(weight):
+            greedy = second_order.Greedy(row, inverse, choices)
+            for _ in row:
+                self._round_one(greedy, step[i, 0], levels)
+            weight[i] = greedy.weights
+        grid = Grid(step, levels, len(weight))
+        return replace(layer, weight=np.asarray(weight), format=replace(layer.format, grid=grid, rank=None))
+
+    def _round_one(self, row: second_order.Greedy, step: Term, levels: int) -> None:
+        choices, targets, scores = row.choices, list[Term](), list[Term]()
+        for k, (w, fixed) in enumerate(zip(row.weights, row.fixed, strict=True)):
+            if fixed is True:
+                target = w
+            else:
+                target = second_order.named(If(fixed, w, nearest(w, step, levels, self.rounding, choices)), choices)
+            targets.append(target)
+            scores.append(row.score(k, w - target))
+        # Weights on the grid all go before others, and change none: in which order does not matter.
+        row.fix(targets, row.least(scores, row.fixed, self.ties, exact_zeros=True))

@@ -1,0 +1,110 @@
+"""Optimal brain surgeon: remove one weight after the other, the rest of its row making up for it [hassibi1993]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import ClassVar
+
+import numpy as np
+
+from compcomp.language import second_order
+from compcomp.language.layer import LayerState
+from compcomp.language.parameters import Unknown, damping, known, one_of, selection_partition, sparsity
+from compcomp.language.partition import Partition
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import If, Or, Sum, Term
+
+TIES = ("first", "any")
+
+
+@dataclass(frozen=True)
+class OBS(Technique):
+    """In every row, ``int(n * sparsity)`` times, remove the weight whose loss the others can best make up for.
+
+    With H = X X^T + damping * mean(diag(X X^T)) * I over the columns that are left, the weight w_p of least
+    ``w_p^2 / [H^-1]_pp`` goes, and the row changes by ``-w_p / [H^-1]_pp * [H^-1]_p,:``. What it starts from is the
+    weight it finds, not the dense one; factors beside the weight stay, and are not accounted for.
+
+    sparsity: share of weights to drop, in [0, 1), or Any in claims.
+    pattern: "unstructured", or "n:m" to stop in every m consecutive weights of a row once n are left.
+    damping: share of the mean diagonal entry that is added to the diagonal, above 0.
+    ties: which of equal scores goes, "first" (lowest column) or "any".
+
+    Zeros score 0: unstructured, they go first and stay zero. An update of w_k is at most
+    ``|w_p| sqrt([H^-1]_kk / [H^-1]_pp)``, and w_p was chosen because that is at most |w_k|: no weight changes its sign
+    then. The weights of an input that is always zero go to 0, and its diagonal entry to 1, before all else. Needs
+    calibration inputs.
+    Source: [hassibi1993]; row by row [frantar2022].
+    """
+
+    sparsity: Fraction | Unknown
+    pattern: str = "unstructured"
+    damping: Fraction = Fraction(1, 100)
+    ties: str = "first"
+
+    examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": ("1/2", "1/4", "3/4", "1/3")}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sparsity", sparsity(self.sparsity, "OBS.sparsity"))
+        selection_partition(self.pattern, "row", self.sparsity, "OBS")
+        object.__setattr__(self, "damping", damping(self.damping, "OBS.damping"))
+        one_of(self.ties, TIES, "OBS.ties")
+
+    @property
+    def partition(self) -> Partition:
+        """The groups of which each loses the same share: rows, or those of an N:M pattern."""
+        return selection_partition(self.pattern, "row", self.sparsity, "OBS")
+
+    @property
+    def needs_inputs(self) -> bool:
+        return True
+
+    @property
+    def unit(self) -> int:
+        return self.partition.size or 1
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        self.partition.check((shape[0], shape[1]), str(self))
+
+    def promises(self) -> Declared:
+        # As long as zeros are left one of them goes, which changes nothing. A pattern may forbid that.
+        zeros_stay = self.pattern == "unstructured"
+        return Declared(
+            keeps=frozenset({"mask", "n:m", "shape", "factors"} if zeros_stay else {"factors"}),
+            zeros=frozenset({"rows"}),
+            deterministic=self.ties != "any",
+        )
+
+    def count(self, size: int) -> int:
+        """How many weights of a group of this size go."""
+        return int(size * known(self.sparsity, "OBS.sparsity"))
+
+    def encode(self, layer: LayerState) -> LayerState:
+        self.check(layer.weight.shape)
+        gram, dead = second_order.damped(layer, self.damping, str(self))
+        inverse = second_order.inverse(gram, layer.choices)
+        weight = second_order.without_dead(layer.weight, dead, layer.choices)
+        dropped = np.empty(weight.shape, dtype=object)
+        for i, row in enumerate(weight):
+            greedy = second_order.Greedy(row, inverse, layer.choices)
+            self._prune(greedy)
+            weight[i], dropped[i] = greedy.weights, greedy.fixed
+        form = replace(layer.format, grid=None, rank=None)
+        if self.pattern != "unstructured":
+            size = self.partition.size or 1
+            form = replace(form, mask=None, pattern=((size - self.count(size), size),), cut=None)
+        return replace(layer, weight=weight, format=replace(form, mask=second_order.all_of(form.mask, dropped)))
+
+    def _prune(self, row: second_order.Greedy) -> None:
+        columns = len(row.weights)
+        size = self.partition.size or columns
+        zeros: list[Term] = [0] * columns
+        for _ in range(self.count(size) * (columns // size)):
+            barred = list(row.fixed)
+            for start in range(0, columns, size):
+                gone = Sum(If(fixed, 1, 0) for fixed in row.fixed[start : start + size])
+                for k in range(start, start + size):
+                    barred[k] = Or(barred[k], gone >= self.count(size))
+            scores = [row.score(k, w) for k, w in enumerate(row.weights)]
+            row.fix(zeros, row.least(scores, barred, self.ties, exact_zeros=not row.moved))

@@ -1,0 +1,70 @@
+"""Pruning of whole columns: input channels [he2017]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar
+
+from compcomp.language.cuts import SCORES, check_size, column_scores, least, remove, trivial_side
+from compcomp.language.layer import LayerState
+from compcomp.language.parameters import one_of, share, whole
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import TIES
+
+
+@dataclass(frozen=True)
+class PruneColumns(Technique):
+    """Set the ``int(n * sparsity)`` of n groups of consecutive columns that score least to zero.
+
+    sparsity: share of groups to drop, in [0, 1), a number.
+    size: columns in a group, which divides in; 1 for channels, the head dimension for the inputs of an output
+        projection.
+    score: of the effective weight's columns, "l1" (sum |w|) or "l2" (sum w^2, which orders as the norm); or
+        "activation" (sum |x_j|_2^2 over the group's input features, whatever the weights; needs calibration inputs).
+    ties: which of equal scores at the threshold go, "first" (lowest index), "all" or "any".
+    A column goes from the low-rank term as well. The layer keeps its shape; the cut says which columns may be left out.
+    Source: channel pruning [he2017]; norms as in [li2017]; by activations [muralidharan2024].
+    """
+
+    sparsity: Fraction
+    size: int = 1
+    score: str = "l1"
+    ties: str = "first"
+
+    tried: ClassVar[dict[str, Any]] = {
+        "sparsity": (Fraction(1, 2), Fraction(7, 10)),
+        "size": (1, 2),
+        "score": SCORES,
+        "ties": TIES,
+    }
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sparsity", share(self.sparsity, "PruneColumns.sparsity"))
+        whole(self.size, 1, 2**20, "PruneColumns.size")
+        one_of(self.score, SCORES, "PruneColumns.score")
+        one_of(self.ties, TIES, "PruneColumns.ties")
+
+    def promises(self) -> Declared:
+        return Declared(
+            keeps=frozenset({"mask", "n:m", "grid", "rank", "shape"}),
+            deterministic=self.ties != "any",
+            trivial_side=trivial_side(self.sparsity, self.size),
+        )
+
+    @property
+    def needs_inputs(self) -> bool:
+        return self.score == "activation"
+
+    @property
+    def unit(self) -> int:
+        return self.size
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        check_size(shape[1], self.size, "columns", str(self))
+
+    def encode(self, layer: LayerState) -> LayerState:
+        self.check(layer.weight.shape)
+        norms2 = layer.input_norms2() if self.needs_inputs else None
+        scores = column_scores(layer.effective(), self.size, self.score, norms2)
+        return remove(layer, least(scores, self.sparsity, self.size, self.ties, layer.choices), axis=1)

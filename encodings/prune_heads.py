@@ -1,0 +1,42 @@
+"""Structured pruning of attention heads: all weights of the heads of least score go [michel2019, ma2023]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+from compcomp.encodings.prune_neurons import SCORES, UNITS, check_units, drop_rows
+from compcomp.language.layer import LayerState
+from compcomp.language.technique import Declared, Technique
+
+
+@dataclass(frozen=True)
+class PruneHeads(Technique):
+    """Drop the ``int(n * sparsity)`` heads of least score of every attention, n heads, whole.
+
+    sparsity, score, ties: as for PruneNeurons, over all weights of a head.
+    The weights of a head are its rows of the queries, keys and values (q_proj, k_proj, v_proj) and its columns of the
+    layer that reads it (o_proj). Heads that share keys and values (grouped-query attention) are one unit: they stay
+    or go together, and n counts such units.
+    Acts on the whole model. In claims and encodings the layer is the *stacked* matrix, units x all their weights, of
+    one attention: a unit is a row of it, and goes as a neuron does in PruneNeurons.
+    Source: heads [michel2019]; groups of coupled weights [ma2023, fang2023].
+    """
+
+    sparsity: Fraction
+    score: str = "l2"
+    ties: str = "first"
+
+    whole_model: ClassVar[bool] = True
+    tried: ClassVar[dict[str, Sequence[object]]] = {"score": SCORES, "sparsity": ("1/2",)}
+
+    def __post_init__(self) -> None:
+        check_units(self)
+
+    def promises(self) -> Declared:
+        return Declared(keeps=UNITS, removes_rows=True, deterministic=self.ties != "any")
+
+    def encode(self, layer: LayerState) -> LayerState:
+        return drop_rows(layer, self.sparsity, self.score, self.ties)

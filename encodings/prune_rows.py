@@ -1,0 +1,65 @@
+"""Pruning of whole rows: output neurons, or heads as groups of rows [li2017, ma2023]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar
+
+from compcomp.language.cuts import SCORES, check_size, least, remove, row_scores, trivial_side
+from compcomp.language.layer import LayerState
+from compcomp.language.parameters import one_of, share, whole
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import TIES
+
+
+@dataclass(frozen=True)
+class PruneRows(Technique):
+    """Set the ``int(n * sparsity)`` of n groups of consecutive rows that score least to zero.
+
+    sparsity: share of groups to drop, in [0, 1), a number.
+    size: rows in a group, which divides out; 1 for neurons, the head dimension for heads.
+    score: of the effective weight's rows, "l1" (sum |w|), "l2" (sum w^2, which orders as the norm), or "activation"
+        (|W_group X|_F^2, what the group sends on; needs calibration inputs).
+    ties: which of equal scores at the threshold go, "first" (lowest index), "all" or "any".
+    A row goes from the low-rank term as well. The layer keeps its shape; the cut says which rows may be left out.
+    Source: filter norms [li2017]; groups of language models [ma2023].
+    """
+
+    sparsity: Fraction
+    size: int = 1
+    score: str = "l1"
+    ties: str = "first"
+
+    tried: ClassVar[dict[str, Any]] = {
+        "sparsity": (Fraction(1, 2), Fraction(7, 10)),
+        "size": (1, 2),
+        "score": SCORES,
+        "ties": TIES,
+    }
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sparsity", share(self.sparsity, "PruneRows.sparsity"))
+        whole(self.size, 1, 2**20, "PruneRows.size")
+        one_of(self.score, SCORES, "PruneRows.score")
+        one_of(self.ties, TIES, "PruneRows.ties")
+
+    def promises(self) -> Declared:
+        return Declared(
+            keeps=frozenset({"mask", "n:m", "grid", "rank", "shape"}),
+            deterministic=self.ties != "any",
+            removes_rows=True,
+            trivial_side=trivial_side(self.sparsity, self.size),
+        )
+
+    @property
+    def needs_inputs(self) -> bool:
+        return self.score == "activation"
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        check_size(shape[0], self.size, "rows", str(self))
+
+    def encode(self, layer: LayerState) -> LayerState:
+        self.check(layer.weight.shape)
+        scores = row_scores(layer.effective(), self.size, self.score, layer.gram)
+        return remove(layer, least(scores, self.sparsity, self.size, self.ties, layer.choices), axis=0)

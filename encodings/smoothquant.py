@@ -1,0 +1,105 @@
+"""SmoothQuant: input features and weight columns scaled against each other, the layer left as it is [xiao2023]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import gcd
+from typing import ClassVar
+
+import numpy as np
+
+from compcomp.errors import InputError
+from compcomp.language.basis import Scaling
+from compcomp.language.layer import LayerState
+from compcomp.language.loss import LOSSES
+from compcomp.language.parameters import number, one_of, shown
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import Abs, Choices, Div, Equal, If, Max, Or, PowerOfTwo, Repeated, Root, Term, each
+
+SCALES = ("exact", "power_of_two")
+
+
+def unless_dead(x: Term, dead: Term) -> Term:
+    """1 in place of what has no scale."""
+    return If(dead, Fraction(1), x)
+
+
+def rooted(ratio: Term, degree: int, scales: str, choices: Choices) -> Term:
+    """The root of a ratio > 0, or the power of two nearest to it in log2."""
+    return Root(ratio, degree) if scales == "exact" else PowerOfTwo(ratio, degree, choices)
+
+
+@dataclass(frozen=True)
+class SmoothQuant(Technique):
+    """W' = W diag(s) on the inputs X' = diag(1/s) X, with s_j = max|X_j|^alpha / max|W_:j|^(1 - alpha).
+
+    alpha: how much of the inputs' range goes to the weight, in [0, 1].
+    scales: "exact", s itself; "power_of_two", the power of two nearest to s in log2 (midpoints to the larger), which
+        floats multiply by without rounding.
+    W (out x in) is the weight it finds, without a low-rank term beside it; X (in x tokens) the current inputs. A
+    feature whose inputs or weights are all 0 has s_j = 1. The layer computes what it did; what comes later acts on W'
+    and X'. Scales belong to this layer alone: layers that read the same inputs do not share them. Exact arithmetic
+    raises NotExactError where a scale of scales="exact" is not rational. Needs the inputs or their magnitudes: the
+    Gram matrix does not tell them. Source: [xiao2023].
+    """
+
+    alpha: Fraction = Fraction(1, 2)
+    scales: str = "exact"
+
+    tried: ClassVar[dict[str, Items[object]]] = {"alpha": ("1/2", "3/4", 0, 1), "scales": SCALES}
+
+    def __post_init__(self) -> None:
+        allowed = "a number in [0, 1] such as 1/2 or 0.5, of at most 3 decimals"
+        alpha = number(self.alpha, "SmoothQuant.alpha", allowed)
+        one_of(self.scales, SCALES, "SmoothQuant.scales")
+        if not 0 <= alpha <= 1 or alpha.denominator > 1000:
+            raise InputError(shown(self.alpha), allowed, "SmoothQuant.alpha")
+        object.__setattr__(self, "alpha", alpha)
+
+    def promises(self) -> Declared:
+        return Declared(
+            keeps=frozenset({"mask", "n:m", "grid", "rank", "shape"}),
+            zeros=frozenset({"weights", "rows"}),
+            never_increases=frozenset(LOSSES),
+            any_inputs=True,
+            holds_reference=True,
+            homogeneous=False,
+            changes_basis=True,
+        )
+
+    @property
+    def needs_inputs(self) -> bool:
+        return True
+
+    @property
+    def needs_magnitudes(self) -> bool:
+        return True
+
+    def encode(self, layer: LayerState) -> LayerState:
+        inputs = layer.input_magnitudes().largest
+        columns = [Max(map(Abs, column)) for column in layer.weight.T]
+        above, degree = self.alpha.as_integer_ratio()
+
+        def scale(x: Term, w: Term) -> Term:
+            dead = Or(Equal(x, 0), Equal(w, 0))
+            ratio = Div(Repeated(unless_dead(x, dead), above), Repeated(unless_dead(w, dead), degree - above))
+            return rooted(ratio, degree, self.scales, layer.choices)
+
+        return layer.rebased(Scaling(each(scale, inputs, np.array(columns, dtype=object))))
+
+    def rational(self, layer: LayerState, numbers: Items[int]) -> LayerState:
+        """Inputs scaled so that max|X_j|^p = max|W_:j|^(q - p) t^q for some t: then s_j = t, alpha = p/q."""
+        p, q = self.alpha.as_integer_ratio()
+        if layer.inputs is None or self.scales != "exact" or p == 0:
+            return layer
+        assert gcd(p, q) == 1
+        times = next(k for k in range(p) if (q - p + k * q) % p == 0)
+        inputs = layer.inputs.copy()
+        for j, t in enumerate(numbers):
+            largest, column = max(map(abs, inputs[j])), max(map(abs, layer.weight[:, j]))
+            if largest and column:  # a power t^p of the number, so that t^q has a root of degree p
+                inputs[j] *= Fraction(column) ** ((q - p + times * q) // p) * t**q / largest
+        gram = None if layer.gram is None else inputs @ inputs.T
+        return replace(layer, inputs=inputs, gram=gram)

@@ -1,0 +1,165 @@
+"""SparseGPT: prune block by block, left to right, later columns making up for what went [frantar2023a]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import ClassVar
+
+import numpy as np
+
+from compcomp.language import second_order
+from compcomp.language.layer import Grid, LayerState
+from compcomp.language.parameters import (
+    Unknown,
+    bit_width,
+    damping,
+    known,
+    one_of,
+    selection_partition,
+    sparsity,
+    whole,
+)
+from compcomp.language.partition import Partition
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import ROUNDINGS, TIES, Array, If, Not, Or
+
+
+@dataclass(frozen=True)
+class SparseGPT(Technique):
+    """Set weights of the weight W to zero, column by column, and update those that follow.
+
+    With H = X X^T + damping * mean(diag(X X^T)) * I and U the upper Cholesky factor of H^-1, a weight w of column j
+    scores w^2 / U_jj^2. When a block of columns is reached, the ``int(n * sparsity)`` of its n weights (all rows) that
+    score least are chosen, from the weights as updated so far. Changing column j from w to q, 0 where it was chosen,
+    changes every later column k by ``-(w - q) / U_jj * U_jk``. What it starts from is the weight it finds, not the
+    dense one; factors beside the weight stay, and are not accounted for.
+
+    sparsity: share of weights to drop, in [0, 1), or Any in claims.
+    pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row, chosen when the first is
+        reached; then ``block`` means nothing.
+    block: how many columns a choice is made over; the last block may be narrower.
+    damping: share of the mean diagonal entry that is added to the diagonal, above 0.
+    bits: 2 to 16 also rounds what is left, in the same pass; None leaves it. The grid is that of absmax, one scale for
+        each row, from the weights it starts with.
+    rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
+    ties: which of equal scores at the threshold go, "first" (lowest row, then lowest column), "all" or "any".
+    mask: "ignored" as published: updates may fill weights that were dropped before, and mask, N:M pattern and cut are
+        those of this pass alone. "kept": weights dropped before go first, and all of them go.
+
+    The weights of an input that is always zero go to 0, and its diagonal entry to 1, before all else (but after the
+    scales are taken), as published. The released code drops one weight more of each block, and all that tie with it.
+    Needs calibration inputs. Source: [frantar2023a].
+    """
+
+    sparsity: Fraction | Unknown
+    pattern: str = "unstructured"
+    block: int = 128
+    damping: Fraction = Fraction(1, 100)
+    bits: int | Unknown | None = None
+    rounding: str = "half_even"
+    ties: str = "first"
+    mask: str = "ignored"
+
+    examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": ("1/2", "1/4", "3/4", "1/3"), "bits": (4, 3, 2, 8)}
+    tried: ClassVar[dict[str, Sequence[object]]] = {
+        "sparsity": (Fraction(1, 2),),
+        "pattern": ("unstructured", "2:4"),
+        "block": (2,),
+        "bits": (None, 3),
+        "rounding": ("half_even",),
+        "ties": ("first", "all"),
+        "mask": second_order.MASKS,
+    }
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sparsity", sparsity(self.sparsity, "SparseGPT.sparsity"))
+        selection_partition(self.pattern, "row", self.sparsity, "SparseGPT")
+        whole(self.block, 1, 2**20, "SparseGPT.block")
+        object.__setattr__(self, "damping", damping(self.damping, "SparseGPT.damping"))
+        if self.bits is not None:
+            object.__setattr__(self, "bits", bit_width(self.bits, "SparseGPT.bits"))
+        one_of(self.rounding, ROUNDINGS, "SparseGPT.rounding")
+        one_of(self.ties, TIES, "SparseGPT.ties")
+        one_of(self.mask, second_order.MASKS, "SparseGPT.mask")
+
+    @property
+    def levels(self) -> int | None:
+        """L: how many grid values lie on each side of zero; None without a grid."""
+        return None if self.bits is None else int(2 ** (known(self.bits, "SparseGPT.bits") - 1) - 1)
+
+    @property
+    def partition(self) -> Partition:
+        """The groups of an N:M pattern; rows for an unstructured one."""
+        return selection_partition(self.pattern, "row", self.sparsity, "SparseGPT")
+
+    @property
+    def needs_inputs(self) -> bool:
+        return True
+
+    @property
+    def unit(self) -> int:
+        return self.partition.size or 1
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        self.partition.check((shape[0], shape[1]), str(self))
+
+    def promises(self) -> Declared:
+        kept = self.mask == "kept"
+        return Declared(
+            keeps=frozenset({"mask", "n:m", "shape", "factors"} if kept else {"factors"}),
+            restores=frozenset({"mask"} if kept else ()),
+            zeros=frozenset({"rows"}),
+            deterministic=self.ties != "any" and (self.bits is None or self.rounding != "any"),
+            landmarks=() if isinstance(self.bits, Unknown) or self.levels is None else (2 * self.levels,),
+        )
+
+    def count(self, size: int) -> int:
+        """How many of so many weights go."""
+        return int(size * known(self.sparsity, "SparseGPT.sparsity"))
+
+    def encode(self, layer: LayerState) -> LayerState:
+        self.check(layer.weight.shape)
+        levels, choices, shape = self.levels, layer.choices, layer.weight.shape
+        gram, dead = second_order.damped(layer, self.damping, str(self))
+        kept = second_order.kept_weights(layer, self.mask)
+        step = None if levels is None else second_order.row_steps(layer.weight, kept, levels, choices)
+        lower, pivots = second_order.inverse_factor(gram, choices)
+        dropped = np.empty(shape, dtype=object)
+        group = self.partition.size
+
+        def choose(start: int, work: Array) -> None:
+            columns = range(start, min(start + (group or self.block), shape[1]))
+            rows = [[i] for i in range(shape[0])] if group else [list(range(shape[0]))]
+            for chosen in rows:
+                places = [(i, j) for i in chosen for j in columns]
+                scores = [
+                    If(kept[i, j], second_order.quotient(work[i, j] * work[i, j], pivots[j], choices), -1)
+                    for i, j in places
+                ]
+                taken = second_order.least(scores, self.count(len(places)), self.ties, choices, exact_zeros=start == 0)
+                for place, gone in zip(places, taken, strict=True):
+                    dropped[place] = Or(gone, Not(kept[place]))
+
+        def settle(j: int, work: Array) -> Array:
+            if j % (group or self.block) == 0:
+                choose(j, work)
+            column = list(work[:, j])
+            if step is not None:
+                assert levels is not None
+                column = [
+                    second_order.rounded(w, s, levels, self.rounding, choices)
+                    for w, s in zip(column, step[:, j], strict=True)
+                ]
+            return np.array([If(gone, 0, w) for w, gone in zip(column, dropped[:, j], strict=True)], dtype=object)
+
+        weight = second_order.spread(second_order.without_dead(layer.weight, dead, choices), lower, settle, choices)
+        grid = None if step is None or levels is None else Grid(step, levels, shape[0])
+        form = replace(layer.format, grid=grid, rank=None)
+        if self.mask == "ignored":
+            form = replace(form, mask=None, pattern=None, cut=None)
+        if group is not None:
+            form = replace(form, pattern=form.with_pattern(group - self.count(group), group))
+        mask = second_order.all_of(form.mask, dropped)
+        return replace(layer, weight=weight, format=replace(form, mask=mask))

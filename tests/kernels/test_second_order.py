@@ -1,0 +1,126 @@
+"""Kernels of second-order techniques: sizes, dtypes and devices that the exact encodings cannot reach."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from compcomp.kernels import _second_order, _shared
+from compcomp.language.layer import LayerState
+from compcomp.language.technique import Technique
+from compcomp.techniques import GPTQ, OBQ, OBS, AbsMax, Magnitude, SparseGPT
+from tests.helpers import DEVICES, HALVES, loss, refused, tensors
+
+LEFT_TO_RIGHT = [
+    *(GPTQ(bits=4), GPTQ(bits=3, group=16), GPTQ(bits=3, group=48), GPTQ(bits=4, group=8, static_groups=True)),
+    *(GPTQ(bits=4, group=16, order="activation"), GPTQ(bits=4, mask="kept"), GPTQ(bits=2, rounding="half_away")),
+    *(SparseGPT("1/2"), SparseGPT("1/2", block=16), SparseGPT("1/2", block=48, bits=4), SparseGPT("1/2", block=37)),
+    *(SparseGPT("1/2", pattern="2:4"), SparseGPT("1/4", pattern="3:4", bits=3, mask="kept")),
+]
+ALL = [*LEFT_TO_RIGHT, OBS("1/2"), OBS("1/2", pattern="2:4"), OBQ(bits=4), OBQ(bits=2)]
+
+
+def layer(shape: tuple[int, int] = (24, 96), device: str = "cpu", dtype: Any = torch.float64) -> LayerState:
+    """A random layer a few of whose weights were dropped before."""
+    return Magnitude("1/10").kernel()(Magnitude("1/10"), tensors(shape, device, dtype))
+
+
+def run(technique: Technique, state: LayerState) -> LayerState:
+    return technique.kernel()(technique, state)
+
+
+def same(one: LayerState, other: LayerState) -> None:
+    torch.testing.assert_close(one.weight, other.weight, rtol=1e-9, atol=1e-9)
+    for name in ("mask", "pattern"):
+        left, right = (getattr(state.format, name) for state in (one, other))
+        assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
+    if one.format.grid is not None:
+        assert other.format.grid is not None
+        torch.testing.assert_close(one.format.grid.step, other.format.grid.step, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("block", [1, 7, 64])
+@pytest.mark.parametrize("technique", LEFT_TO_RIGHT, ids=str)
+def test_how_many_columns_are_updated_together_does_not_show(
+    technique: Technique, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(technique, layer())
+    monkeypatch.setattr(_second_order, "BLOCK", block)
+    same(run(technique, layer()), whole)
+
+
+@pytest.mark.parametrize("technique", ALL[-4:], ids=str)
+def test_chunks_do_not_show(technique: Technique, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(technique, layer())
+    monkeypatch.setattr(_shared, "MEMORY", _second_order.Greedy.memory(96, 96) * 5)
+    same(run(technique, layer()), whole)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+@pytest.mark.parametrize("technique", ALL, ids=str)
+def test_dtypes(technique: Technique, dtype: Any, device: str) -> None:
+    start = layer((16, 48), device, dtype)
+    start = replace(start, gram=tensors((16, 48), device, torch.float32).gram)
+    after = run(technique, start)
+    assert after.weight.dtype == dtype
+    assert after.weight.device == start.weight.device
+    assert after.weight.is_contiguous()
+    if after.format.mask is not None:
+        assert not after.weight[~after.format.mask].any()
+    if (grid := after.format.grid) is not None:
+        assert grid.step.dtype == _shared.wide(start.weight)
+        levels = (after.weight.double() / grid.step.double()).nan_to_num()
+        assert levels.abs().max() <= grid.levels * (1 + 1e-2)
+        assert torch.equal((levels.round().to(grid.step.dtype) * grid.step).to(dtype), after.weight)
+
+
+@pytest.mark.parametrize("technique", ALL, ids=str)
+def test_a_transposed_weight(technique: Technique) -> None:
+    start = layer((16, 48))
+    turned = replace(start, weight=start.weight.T.contiguous().T)
+    same(run(technique, turned), run(technique, start))
+
+
+def test_quantizers_lose_less_than_rounding_and_pruners_less_than_no_update() -> None:
+    start = tensors((32, 96), dtype=torch.float64)
+    rounded = loss(run(AbsMax(bits=4, group=96), start))
+    assert loss(run(GPTQ(bits=4), start)) < 0.9 * rounded
+    assert loss(run(OBQ(bits=4), start)) < 0.9 * rounded
+    assert loss(run(GPTQ(bits=4, group=16), start)) < loss(run(GPTQ(bits=4), start))
+    for technique in (SparseGPT("1/2"), SparseGPT("1/2", pattern="2:4"), OBS("1/2"), OBS("1/2", pattern="2:4")):
+        after = run(technique, start)
+        alone = replace(start, weight=start.weight * after.format.mask)
+        assert loss(after) < 0.7 * loss(alone)
+    assert loss(run(OBS("1/2"), start)) < loss(run(SparseGPT("1/2"), start))
+
+
+@pytest.mark.parametrize("technique", [OBS("1/4"), OBS("3/4"), OBQ(bits=3)], ids=str)
+def test_zeros_stay_zero(technique: Technique) -> None:
+    start = Magnitude("1/2").kernel()(Magnitude("1/2"), tensors((24, 96), dtype=torch.float32))
+    after = run(technique, start)
+    assert not after.weight[~start.format.mask].any()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("technique", ALL, ids=str)
+def test_few_tokens_and_dead_inputs(technique: Technique) -> None:
+    """A Gram matrix of low rank with zero rows: the damping makes up for it."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(48, 5, generator=generator, dtype=torch.float64)
+    inputs[::7] = 0
+    start = LayerState.dense(torch.randn(16, 48, generator=generator, dtype=torch.float64), inputs)
+    after = run(technique, start)
+    assert torch.isfinite(after.weight).all()
+    assert not after.weight[:, ::7].any()
+
+
+@pytest.mark.parametrize("technique", ALL, ids=str)
+def test_what_it_cannot_use_is_refused(technique: Technique) -> None:
+    start = tensors((8, 48), dtype=torch.float64)
+    refused(lambda: run(technique, replace(start, gram=None)), "no inputs")
+    refused(lambda: run(technique, replace(start, weight=start.weight / 0)), "nan or infinite")
+    assert start.gram is not None
+    refused(lambda: run(technique, replace(start, gram=-start.gram)), "positive definite")

@@ -1,0 +1,118 @@
+"""Every fact that is proved of a map holds for the map itself, at any scale: brute force in exact numbers."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from fractions import Fraction
+from itertools import pairwise
+
+import pytest
+
+from compcomp.language import codebooks
+from compcomp.language.partition import Partition
+from compcomp.language.steps import CodebookMap, GridMap, ScaledMap
+from compcomp.proving.rules.facts import MapFacts, map_facts
+from compcomp.proving.session import Session
+from compcomp.proving.solver import default_solver
+from compcomp.terms import ROUNDINGS, Abs, Choices, RandomChoices
+
+CODES = {
+    "E2M1": codebooks.E2M1,
+    "NF4": codebooks.NF4,
+    "whole": codebooks.whole_codes(3),
+    "lopsided": tuple(map(Fraction, (-4, -1, 0, 1, 2, 4))),
+    "short": tuple(map(Fraction, (-2, 0, 3))),
+    "no zero": tuple(map(Fraction, (-3, -1, 1, 3))),
+    "wide": tuple(map(Fraction, (-5, -1, 0, 1, 5))),
+}
+CONTEXTS = [
+    Fraction(c) for c in ("1", "3/2", "7/4", "3", "4", "9/2", "5", "11/2", "6", "7", "63/8", "100", "1/3", "1/7")
+]
+
+MAPS: list[ScaledMap] = [
+    *(
+        CodebookMap(Abs, codes, rounding, Partition.tensor(), scale)
+        for codes in CODES.values()
+        for scale in ("absmax", "power_of_two")
+        for rounding in ROUNDINGS
+    ),
+    *(GridMap(Abs, levels, rounding, Partition.tensor()) for levels in (1, 3) for rounding in ROUNDINGS),
+]
+
+
+def facts_of(step: ScaledMap) -> MapFacts:
+    return map_facts(step, Session(default_solver(), time.monotonic() + 60))
+
+
+def weights(step: ScaledMap, context: Fraction) -> list[Fraction]:
+    """Weights of at most this magnitude: the values of the grid, the midpoints between them, and what lies beside."""
+    unit = Fraction(step.step(context, Choices()))
+    if isinstance(step, CodebookMap):
+        codes = step.codes
+    else:
+        assert isinstance(step, GridMap)
+        codes = codebooks.whole_codes(step.known_levels)
+    found = {Fraction(0), context, -context, *(unit * code for code in codes)}
+    for a, b in pairwise(codes):
+        middle = unit * (a + b) / 2
+        found |= {middle, -middle, middle + unit / 100, middle - unit / 100, unit * (3 * a + b) / 4}
+    return sorted(w for w in found if abs(w) <= context)
+
+
+def broken(step: ScaledMap, context: Fraction) -> set[str]:
+    """The facts that some weights of a group of this context contradict."""
+    known = weights(step, context)
+    unit = Fraction(step.step(context, Choices()))
+    draws: list[Choices] = [Choices(), *(RandomChoices(seed) for seed in range(2 if step.rounding == "any" else 0))]
+    uses = [{w: Fraction(step.value(w, context, choices)) for w in known} for choices in draws]
+    q, ends = uses[0], (context, -context)
+    single = [(w, use[w]) for use in uses for w in known]
+    pairs = [
+        (v, w, a[v], b[w]) for a, b in itertools.product(uses, repeat=2) for v, w in itertools.product(known, known)
+    ]
+    again = {x: {step.rounded(x, unit, choices) for choices in draws} for _, x in single}
+    top = {max(abs(x), abs(use[end])) for use in uses for x in use.values() for end in ends}
+    found = {
+        "function": any(use != q for use in uses),
+        "zero": any(x != 0 for w, x in single if w == 0),
+        "odd": any(q[w] != -q[-w] for w in known if -w in q),
+        "monotone": any(v <= w and x > y for v, w, x, y in pairs),
+        "inside": any(abs(x) > context for _, x in single),
+        "keeps_largest": any(abs(x) != context for w, x in single if abs(w) == context),
+        "idempotent": any(again[x] != {x} for _, x in single),
+        "nearest": any(abs(w - y) > abs(w - x) for _, w, x, y in pairs),
+        "ordered": any(abs(v) < abs(w) and abs(x) > abs(y) for v, w, x, y in pairs),
+        "half": any(2 * abs(w - x) > unit for w, x in single),
+        "same_step": any(step.step(largest, Choices()) != unit for largest in top),
+    }
+    return {name for name, is_broken in found.items() if is_broken}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", MAPS, ids=lambda step: f"{step.numbers}-{step.rounding}"[:60])
+def test_what_is_proved_of_a_map_holds(step: ScaledMap) -> None:
+    facts = vars(facts_of(step))
+    false = set().union(*(broken(step, context) for context in CONTEXTS))
+    assert facts["even"]
+    assert not {name for name, proved in facts.items() if proved} & false
+    # Nor is a fact left unproved that nothing contradicts, but where it is asked only beside another.
+    asked = {name for name, proved in facts.items() if not proved} - false
+    assert asked <= ({"monotone", "odd"} if not facts["function"] else set()) | (
+        set() if facts["zero"] else {"ordered"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("codes", "scale", "false"),
+    [
+        ("NF4", "absmax", {"odd", "ordered"}),
+        ("E2M1", "absmax", {"half"}),
+        ("E2M1", "power_of_two", {"half", "inside", "keeps_largest"}),
+        ("no zero", "absmax", {"zero", "half", "odd", "ordered"}),
+        ("short", "absmax", {"odd", "ordered", "keeps_largest", "half", "same_step"}),
+    ],
+)
+def test_facts_of_some_codebooks(codes: str, scale: str, false: set[str]) -> None:
+    facts = facts_of(CodebookMap(Abs, CODES[codes], "half_even", Partition.tensor(), scale))
+    assert {name for name, proved in vars(facts).items() if not proved} == false
