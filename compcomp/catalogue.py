@@ -159,13 +159,14 @@ def _behaviour(technique: Technique) -> Behaviour:
 def bits_of(technique: Technique, shape: tuple[int, int] = SHAPE) -> float:
     """Bits that a weight of a layer of this shape (out, in) of normal random weights takes after the technique.
 
-    With as many more columns as make it fit.
+    With as many more columns as make it fit, or of this shape on its side.
     """
     import torch
 
     from compcomp.language.size import layer_bits
 
     shape = shape[0], technique.unit * -(-shape[1] // technique.unit)
+    shape = next((s for s in (shape, shape[::-1], (shape[1], shape[1])) if technique.fits(s)), shape)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(shape, generator=generator, dtype=torch.float64)
     inputs = torch.randn((shape[1], 2 * shape[1]), generator=generator, dtype=torch.float64)

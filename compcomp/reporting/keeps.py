@@ -143,18 +143,32 @@ def _line(cell: Cell) -> str:
 
 
 def _assumptions(cells: list[Cell], short: dict[str, str]) -> list[str]:
-    """The pairs that rest on the same assumptions, together."""
-    groups: dict[tuple[tuple[str, ...], str], list[Cell]] = {}
-    for cell in cells:
-        if cell.status == "PROVED":
-            groups.setdefault((cell.detail, cell.second), []).append(cell)
-    alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
-    for (detail, second), members in groups.items():
-        alike.setdefault((detail, tuple(cell.first for cell in members)), []).append(second)
-    return [
-        f"{'; '.join(detail)}: {', '.join(short[b] for b in seconds)} after {', '.join(short[a] for a in firsts)}"
-        for (detail, firsts), seconds in alike.items()
-    ]
+    """Each assumption once, with the pairs whose proofs rest on it, but for those that all proofs rest on."""
+    proved = [cell for cell in cells if cell.status == "PROVED"]
+    used: dict[str, list[Cell]] = {}
+    for cell in proved:
+        for text in cell.detail:
+            used.setdefault(text, []).append(cell)
+    shared = [text for text, found in used.items() if len(found) == len(proved)]
+    alone = [cell for cell in proved if set(cell.detail) <= set(shared)]
+    lines = [f"all of them: {'; '.join(shared)}"] if shared else []
+    lines += [f"nothing else: {_pairs(alone, short)}"] if alone else []
+    return lines + [f"{text}: {_pairs(found, short)}" for text, found in used.items() if text not in shared]
+
+
+def _pairs(cells: list[Cell], short: dict[str, str]) -> str:
+    """Such as "B, C after A": seconds that follow the same firsts together, or firsts before the same seconds."""
+    ways = []
+    for one, other in (("first", "second"), ("second", "first")):
+        partners: dict[str, list[str]] = {}
+        for cell in cells:
+            partners.setdefault(getattr(cell, one), []).append(short[getattr(cell, other)])
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for name, others in partners.items():
+            alike.setdefault(tuple(others), []).append(short[name])
+        pairs = [(keys, others) if one == "second" else (others, keys) for others, keys in alike.items()]
+        ways.append("; ".join(f"{', '.join(seconds)} after {', '.join(firsts)}" for seconds, firsts in pairs))
+    return min(ways, key=len)
 
 
 def _code(text: str) -> str:

@@ -90,7 +90,11 @@ class InAnyBasis(Technique):
         return run(self.base, layer)
 
 
-@pytest.mark.parametrize("kind", list(Technique.kernels), ids=lambda kind: kind.__name__)
+FITTING = [kind for kind in Technique.kernels if any(t.fits((3, 4)) for t in conventions(kind))]
+"""All but those of a whole stack of blocks."""
+
+
+@pytest.mark.parametrize("kind", FITTING, ids=lambda kind: kind.__name__)
 @QUIET
 @given(data=st.data())
 def test_every_technique_acts_on_the_layer_as_it_sees_it(kind: type[Technique], data: st.DataObject) -> None:
@@ -125,7 +129,10 @@ def test_every_technique_acts_on_the_layer_as_it_sees_it(kind: type[Technique], 
     outputs = LOSSES["output_l2"]
     assert outputs.of(after) == outputs.of(seen)
     dead = technique.needs_magnitudes and not (start.weight.any(axis=0).all() and start.inputs.any(axis=1).all())
-    if seen.choices.margin > MARGIN and not dead:  # zeros do not survive a rotation there and back in floats
+    settled = kind.feasible is Technique.feasible  # else the kernel need not do what the first of every choice does
+    if (
+        settled and seen.choices.margin > MARGIN and not dead
+    ):  # zeros do not survive a rotation there and back in floats
 
         def kernel(_: Technique, layer: LayerState) -> LayerState:
             return run_kernel(technique, layer)

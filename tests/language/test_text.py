@@ -88,7 +88,7 @@ def test_bad_sequences_get_one_line(text: str) -> None:
     message = str(caught.value)
     assert "\n" not in message
     assert "allowed: " in message
-    assert len(message) < 400
+    assert len(message) < 1000  # the names of all techniques are among it where one is unknown
 
 
 @given(st.text(max_size=200))

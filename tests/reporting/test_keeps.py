@@ -45,7 +45,8 @@ def test_markdown() -> None:
     assert "| AbsMax | PROVED* |" in page
     assert f"- `{P} >> {O}`: W = (-1, 0, 1)" in page
     assert f"- UNKNOWN: `{Q} >> {O}`: no time" in page
-    assert "- exact: Magnitude, AbsMax after Magnitude" in page
+    assert "- all of them: exact" in page
+    assert "- nothing else: Magnitude, AbsMax after Magnitude" in page
     assert "![" in page and "](keeps.png)" in page
     assert "## rank" not in page
 
