@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from compcomp.language.claim import Scope as Scope
     from compcomp.language.claim import dominates as dominates
     from compcomp.language.claim import equal as equal
+    from compcomp.language.claim import fits as fits
     from compcomp.language.claim import keeps as keeps
     from compcomp.language.claim import orthogonal as orthogonal
     from compcomp.language.conditions import Condition as Condition
     from compcomp.language.parameters import ANY as ANY
+    from compcomp.language.size import size as size
     from compcomp.language.technique import Sequence as Sequence
     from compcomp.language.technique import Technique as Technique
     from compcomp.language.text import parse_claim as parse_claim
@@ -48,9 +50,11 @@ _HOMES = {
     "Scope": "language.claim",
     "dominates": "language.claim",
     "equal": "language.claim",
+    "fits": "language.claim",
     "keeps": "language.claim",
     "orthogonal": "language.claim",
     "Condition": "language.conditions",
+    "size": "language.size",
     "Sequence": "language.technique",
     "Technique": "language.technique",
     "parse_claim": "language.text",

@@ -163,7 +163,7 @@ def bits_of(technique: Technique, shape: tuple[int, int] = SHAPE) -> float:
     """
     import torch
 
-    from compcomp.models.size import layer_bits
+    from compcomp.language.size import layer_bits
 
     shape = shape[0], technique.unit * -(-shape[1] // technique.unit)
     shape = next((s for s in (shape, shape[::-1], (shape[1], shape[1])) if technique.fits(s)), shape)

@@ -46,6 +46,7 @@ class AbsMaxInputs(Technique):
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "grid", "rank", "factors"}),
             changes_inputs=True,
+            input_bits=None if isinstance(self.bits, Unknown) or self.group is not None else self.bits,
             deterministic=self.rounding != "any",
         )
 

@@ -59,7 +59,7 @@ from compcomp.techniques import (
     TruncatedSVD,
     Wanda,
 )
-from compcomp.terms import Or, each
+from compcomp.terms import Batch, Or, each
 from compcomp.testing import check_encoding, conformance, conventions
 from tests.helpers import DEVICES
 
@@ -111,6 +111,8 @@ class Lying(Magnitude):
 
     def promises(self) -> Declared:
         true = super().promises()
+        if self.lie == "input_bits":
+            return replace(true, input_bits=2)
         if self.lie in ("mask", "grid", "rank", "factors"):
             return replace(true, keeps=true.keeps | {self.lie})
         if self.lie == "restores":
@@ -131,7 +133,7 @@ def test_the_truth_passes() -> None:
     "lie",
     [
         *("rank", "weight_l1", "weight_l2", "output_l2", "rests", "holds_reference", "leaves_weight"),
-        *("deterministic", "restores"),
+        *("deterministic", "restores", "input_bits"),
     ],
 )
 def test_a_false_promise_is_caught(lie: str) -> None:
@@ -209,6 +211,29 @@ def shifted(layer: LayerState) -> LayerState:
 def test_what_an_encoding_breaks_is_caught(change: Callable[[LayerState], LayerState], promise: str) -> None:
     with pytest.raises(AssertionError, match=promise):
         check_encoding(Loosened(bits=3, change=change), shapes=[(1, 2), (2, 2)], max_examples=150, minimise=False)
+
+
+def of_varying_levels(layer: LayerState) -> LayerState:
+    """As many levels as the first weight asks for: all weights still lie on the grid."""
+    grid = layer.format.grid
+    assert grid is not None
+    first = layer.weight[0, 0]
+    wide = replace(grid, levels=grid.levels + (not isinstance(first, Batch) and first != 0))
+    return replace(layer, format=replace(layer.format, grid=wide))
+
+
+def with_a_pattern(layer: LayerState) -> LayerState:
+    return replace(layer, format=replace(layer.format, mask=layer.weight == layer.weight, pattern=((1, 2),)))
+
+
+@pytest.mark.parametrize(
+    ("change", "promise"), [(of_varying_levels, "format_varies=False"), (with_a_pattern, "the format it sets")]
+)
+def test_formats_that_say_something_false_are_caught(change: Callable[[LayerState], LayerState], promise: str) -> None:
+    with pytest.raises(AssertionError, match=promise):
+        check_encoding(
+            Loosened(bits=3, change=change, keeps=frozenset()), shapes=[(1, 2)], max_examples=150, minimise=False
+        )
 
 
 def test_a_grid_that_is_replaced_is_not_kept() -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from compcomp.checking.farkas import Invalid, number
-from compcomp.language.algebra import rank_exceeds
+from compcomp.language.algebra import off_grid, rank_exceeds
 from compcomp.language.basis import unlike
 from compcomp.language.claim import Claim
 from compcomp.language.layer import LayerState
+from compcomp.language.scheme import Scheme
+from compcomp.language.size import DENSE, values_of
 from compcomp.terms import Array, Choices, RandomChoices
 
 Run = list[LayerState]
@@ -55,6 +57,9 @@ def _fails(claim: Claim, runs: list[Run]) -> bool:
         return _differ(ends[0], ends[1])
     if claim.kind == "keeps":
         return _broken(claim.invariant or "", runs[0])
+    if claim.kind == "fits":
+        assert claim.scheme is not None
+        return not _fits(claim.scheme, ends[0])
     assert claim.loss is not None
     losses = [Fraction(claim.loss.of(end)) for end in ends]
     if claim.kind == "dominates":
@@ -123,6 +128,32 @@ def _broken(invariant: str, run: Run) -> bool:
     assert last.grid is not None
     grid = last.grid
     return any(w != grid.nearest(w, (index[0], index[1]), Choices()) for index, w in np.ndenumerate(end))
+
+
+def _fits(scheme: Scheme, end: LayerState) -> bool:
+    """Whether the layer at the end is what every word of the scheme says."""
+    grid, factors, zero = end.format.grid, end.format.factors, end.weight == 0
+    if (0 if factors is None else factors.rank) > scheme.beside:
+        return False
+    if scheme.weights < DENSE:
+        if grid is None or 2**scheme.weights < values_of(grid):
+            return False
+        if any(w != grid.nearest(w, (index[0], index[1]), Choices()) for index, w in np.ndenumerate(end.weight)):
+            return False
+    if scheme.pattern is not None:
+        n, m = scheme.pattern
+        if np.any((~zero).reshape(len(zero), -1, m).sum(axis=2) > n):
+            return False
+    counted = zero.sum(axis=1) if scheme.per == "row" else [zero.sum()]
+    of = zero.shape[1] if scheme.per == "row" else zero.size
+    if any(zeros < int(of * scheme.sparsity) for zeros in counted):
+        return False
+    if scheme.rank is not None and rank_exceeds(end.weight, scheme.rank):
+        return False
+    if scheme.inputs < DENSE:
+        inputs = end.working().inputs
+        return inputs is not None and not any(off_grid(token, scheme.inputs) for token in inputs.T)
+    return True
 
 
 def _mask(state: LayerState) -> Array:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import product
+from math import lcm
 from typing import Any
 
 from compcomp.errors import InputError
@@ -14,6 +15,7 @@ from compcomp.language.conditions import INPUT_FACTS, Condition, Given, check, c
 from compcomp.language.layer import INVARIANTS
 from compcomp.language.loss import Loss, loss_named
 from compcomp.language.parameters import number
+from compcomp.language.scheme import Scheme
 from compcomp.language.technique import Sequence, Technique, as_sequence, unknowns
 from compcomp.terms import Term
 
@@ -29,6 +31,7 @@ class Claim:
     mask, grid, low-rank product and inputs). kind "keeps": what ``invariant`` names survives to the end of ``left``.
     kind "orthogonal": ``left >> right`` loses no more, in the norm, than ``left`` and ``right`` alone together, plus
     ``slack`` grid steps for every weight that is dropped [harma2025].
+    kind "fits": ``left`` ends in the format that ``scheme`` asks for.
     ``given``: it speaks only of the layers on which all of these conditions hold.
     """
 
@@ -39,6 +42,7 @@ class Claim:
     invariant: str | None = None
     given: tuple[Condition, ...] = ()
     slack: Fraction = Fraction(0)
+    scheme: Scheme | None = None
 
     def __post_init__(self) -> None:
         if self.given:
@@ -48,7 +52,7 @@ class Claim:
     def sequences(self) -> tuple[Sequence, ...]:
         if self.kind == "orthogonal":
             return (self.left >> self.right, self.left, self.right)
-        return (self.left,) if self.kind == "keeps" else (self.left, self.right)
+        return (self.left,) if self.kind in ("keeps", "fits") else (self.left, self.right)
 
     def instances(self) -> list[Claim]:
         """The claim at values for each parameter that it leaves open (Any); itself where there is none."""
@@ -63,8 +67,29 @@ class Claim:
     @property
     def needs_inputs(self) -> bool:
         """Whether the claim speaks of layers together with their inputs."""
-        parts = [self.loss, *self.sequences, *self.given]
+        parts = [self.loss, self.scheme, *self.sequences, *self.given]
         return any(part.needs_inputs for part in parts if part is not None)
+
+    @property
+    def unit(self) -> int:
+        """It speaks of layers whose number of columns is a multiple of this."""
+        units = [t.unit for sequence in self.sequences for t in sequence]
+        return lcm(*units, *([] if self.scheme is None else [self.scheme.unit]))
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Raise InputError when it does not speak of layers of this shape (out, in)."""
+        for sequence in self.sequences:
+            sequence.check(shape)
+        for partition in () if self.scheme is None else self.scheme.partitions:
+            partition.check(shape, str(self.scheme))
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether it speaks of layers of this shape (out, in)."""
+        try:
+            self.check(shape)
+        except InputError:
+            return False
+        return True
 
     @property
     def changes_inputs(self) -> bool:
@@ -98,6 +123,8 @@ class Claim:
         given = f" given {', '.join(map(str, self.given))}" if self.given else ""
         if self.kind == "keeps":
             return f"{self.left} keeps {self.invariant}{given}"
+        if self.kind == "fits":
+            return f"{self.left} fits {self.scheme}{given}"
         if self.kind == "orthogonal":
             within = f" within {self.slack}" if self.slack else ""
             return f"{self.left} is orthogonal to {self.right}{within}{given}"
@@ -124,6 +151,14 @@ def keeps(sequence: Technique | Sequence, invariant: str, *, given: Given = ()) 
     if invariant not in INVARIANTS:
         raise InputError(f"invariant {invariant!r}", ", ".join(INVARIANTS), "claim")
     return Claim("keeps", as_sequence(sequence), invariant=invariant, given=conditions(given))
+
+
+def fits(sequence: Technique | Sequence, scheme: str | Scheme, *, given: Given = ()) -> Claim:
+    """The claim that a sequence always ends in the format it promises, where the conditions hold.
+
+    scheme: words such as "W4 2:4" (see :class:`compcomp.language.scheme.Scheme`).
+    """
+    return Claim("fits", as_sequence(sequence), scheme=Scheme.of(scheme), given=conditions(given))
 
 
 NORMS = ("weight_l1", "weight_l2", "output_l2")

@@ -50,6 +50,10 @@ class Declared:
     zeros: which zeros stay, whatever the format says of them. "weights": a weight that is zero is zero after it.
         "rows": where a row of the weight and that of the low-rank term are zero, both are after it.
     removes_rows: what it removes is rows, as the cut says, and of weights it drops these alone.
+    input_bits: after it the inputs of every token, in the basis that is there, are among 2^input_bits neighbouring
+        multiples of a step of the token's own, 0 one of them. None: not known.
+    format_varies: numbers in the format it leaves (levels, pattern, ranks) depend on weights, inputs or shape, not on
+        the technique and the numbers in the format before alone.
     homogeneous: scaling weight and reference by t > 0 scales its result by t.
     deterministic: its conventions leave nothing free ("any"): equal inputs give equal results.
     landmarks: largest magnitudes for which its rounding midpoints fall on integers (a hint for the search).
@@ -74,6 +78,8 @@ class Declared:
     optimum: Optimum | None = None
     zeros: frozenset[str] = frozenset()
     removes_rows: bool = False
+    input_bits: int | None = None
+    format_varies: bool = False
 
 
 class Technique:

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from compcomp.errors import InputError
-from compcomp.language.claim import Claim, dominates, equal, keeps, orthogonal
+from compcomp.language.claim import Claim, dominates, equal, fits, keeps, orthogonal
 from compcomp.language.conditions import conditions
 from compcomp.language.parameters import ANY
 from compcomp.language.technique import Sequence, Technique
@@ -85,20 +85,22 @@ def _constant(node: ast.expr, where: str) -> Any:
 
 
 def parse_claim(text: str, loss: str = "weight_l2") -> Claim:
-    """``A dominates B``, ``A equals B`` or ``A keeps mask|grid|rank`` as a Claim, each also ``given no_ties, ...``."""
+    """``A dominates B``, ``A equals B``, ``A keeps mask`` or ``A fits W4 2:4`` as a Claim, each also ``given x``."""
     text, *after = re.split(r"\s+given\s+", text.strip(), maxsplit=1)
     if after and len(after[0]) > LONGEST_GIVEN:
         raise InputError(f"{len(after[0])} characters", f"at most {LONGEST_GIVEN}", "given")
-    parts = re.split(r"\s+(dominates|equals|keeps|is\s+orthogonal\s+to)\s+", text.strip())
+    parts = re.split(r"\s+(dominates|equals|keeps|fits|is\s+orthogonal\s+to)\s+", text.strip())
     if len(text) > 2 * LONGEST or len(parts) != 3:
         raise InputError(
             _shorten(text),
-            "'A dominates B', 'A equals B', 'A keeps mask' or 'A is orthogonal to B' with sequences",
+            "'A dominates B', 'A equals B', 'A keeps mask', 'A fits W4 2:4' or 'A is orthogonal to B' with sequences",
             "claim",
         )
     left, given = parse_sequence(parts[0]), conditions(after[0]) if after else ()
     if parts[1] == "keeps":
         return keeps(left, parts[2].strip(), given=given)
+    if parts[1] == "fits":
+        return fits(left, parts[2], given=given)
     if parts[1].startswith("is"):
         second, *slack = re.split(r"\s+within\s+", parts[2], maxsplit=1)
         return orthogonal(left, parse_sequence(second), loss, slack=slack[0] if slack else 0, given=given)

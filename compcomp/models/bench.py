@@ -18,6 +18,7 @@ from compcomp.errors import InputError
 from compcomp.language.claim import Claim
 from compcomp.language.layer import LayerState, Magnitudes
 from compcomp.language.loss import LOSSES, loss_named
+from compcomp.language.size import dense_bits, layer_bits
 from compcomp.language.technique import Sequence, Technique, as_sequence, registrations
 from compcomp.models.calibrate import calibrate, iterate
 from compcomp.models.coverage import coverage
@@ -26,7 +27,7 @@ from compcomp.models.explore import explore
 from compcomp.models.layers import IGNORE, Layer, check_sequence, evaluating, find_layers
 from compcomp.models.measure import MEASURED, effective_weight, layer_losses, total
 from compcomp.models.metrics import is_log, metric_direction, parts_of, read_metrics, read_parts
-from compcomp.models.size import compression_rate, dense_bits, layer_bits
+from compcomp.models.size import compression_rate
 from compcomp.models.states import applied, checked, digest, digest_of, tensors_in, versions_of
 from compcomp.models.whole import Whole
 
@@ -232,7 +233,7 @@ class ModelBench:
         return self.model
 
     def bits(self, state: ModelState) -> int:
-        """Bits of the compressed layers (see :func:`compcomp.models.size.layer_bits`)."""
+        """Bits of the compressed layers (see :func:`compcomp.language.size.layer_bits`)."""
         return sum(layer_bits(layer.format, self.layers[name].shape) for name, layer in state.items())
 
     def compression_rate(self, state: ModelState) -> float:
@@ -326,7 +327,7 @@ class ModelBench:
 
     def rate(self, bits: int) -> float:
         """The compression rate of layers that take so many bits in all, against 16 bits a weight."""
-        return 1 - bits / sum(dense_bits(layer.shape) for layer in self.layers.values())
+        return float(1 - bits / sum(dense_bits(layer.shape) for layer in self.layers.values()))
 
     def _dense_layer(self, layer: Layer, gram: Tensor | None) -> LayerState:
         weight = layer.weight.to(_working(layer.weight.dtype), copy=True).contiguous()

@@ -12,8 +12,8 @@ from compcomp.errors import InputError
 from compcomp.kernels._codebook import coded, nearest_places
 from compcomp.language.basis import Rotation, Scaling, Transform
 from compcomp.language.layer import Grid, LayerState
+from compcomp.language.size import stored_as_factors
 from compcomp.models.measure import effective_weight
-from compcomp.models.size import stored_as_factors
 
 
 def pack(layer: LayerState, dtype: torch.dtype) -> dict[str, Tensor]:

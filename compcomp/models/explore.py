@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load
 
 from compcomp.language.layer import LayerState, Magnitudes
+from compcomp.language.size import layer_bits
 from compcomp.language.technique import Technique, find_registered
 from compcomp.language.text import parse_sequence
 from compcomp.models.bounds import least_loss
 from compcomp.models.measure import layer_losses
-from compcomp.models.size import layer_bits
 from compcomp.models.states import applied, digest, tensors
 
 BOUND_FROM = 4

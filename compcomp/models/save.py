@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from compcomp.errors import InputError
 from compcomp.language.basis import Part, Scaling
 from compcomp.language.layer import LayerState
+from compcomp.language.size import dense_bits, layer_bits
 from compcomp.models.bench import check_range
 from compcomp.models.components import pack
 from compcomp.models.layers import Layer, is_from_transformers, layers_by_name, unwrap
 from compcomp.models.measure import effective_weight
-from compcomp.models.size import compression_rate, dense_bits, layer_bits
+from compcomp.models.size import compression_rate
 
 WEIGHTS, COMPONENTS, ABOUT = "model.safetensors", "components.safetensors", "compcomp.json"
 

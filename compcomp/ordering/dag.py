@@ -98,6 +98,8 @@ def covers(verdict: Verdict, shapes: Collection[Shape] | None, held: Collection[
 def _acts_in_blocks(claim: Claim, size: int) -> bool:
     if claim.loss is not None and claim.loss.element is None:
         return False
+    if claim.scheme is not None and any(p.size is None or size % p.size for p in claim.scheme.partitions):
+        return False
     for technique in (t for sequence in claim.sequences for t in sequence):
         sizes = [step.sees.size for step in technique.steps()]
         if technique.promises().changes_basis or not sizes or any(s is None or size % s for s in sizes):

@@ -61,7 +61,7 @@ def follows(source: Verdict, claim: Claim, scope: Scope) -> Verdict | None:
         scope = narrowed(claim, scope)
     except InputError:
         return None
-    if scope.shape is not None and not all(sequence.fits(scope.shape) for sequence in claim.sequences):
+    if scope.shape is not None and not claim.fits(scope.shape):
         return None
     if source.proved:
         return _proof(source, claim, scope)
@@ -115,7 +115,7 @@ def family(claim: Claim) -> str:
     sides = [_outline(claim.left), _outline(claim.right)]
     if claim.kind in ("equal", "dominates"):
         return " and ".join(sorted(sides))
-    return f"{claim.kind} {claim.invariant} {claim.slack} {' and '.join(sides)}"
+    return f"{claim.kind} {claim.invariant} {claim.scheme} {claim.slack} {' and '.join(sides)}"
 
 
 def _outline(sequence: Sequence) -> str:
@@ -188,7 +188,7 @@ def _swapped(claim: Claim) -> Claim:
 
 def _values(general: Claim, special: Claim) -> dict[str, Any] | None:
     """A value for each parameter that is open in the general claim, with which it says what the special one does."""
-    same = ("kind", "loss", "invariant", "slack")
+    same = ("kind", "loss", "invariant", "slack", "scheme")
     if any(getattr(general, name) != getattr(special, name) for name in same):
         return None
     values: dict[str, Any] = {}

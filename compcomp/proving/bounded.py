@@ -51,6 +51,8 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
         return Outcome(None, "a technique changes the inputs, and a formula would speak of one number of tokens only")
     if _looks_at_tokens(claim):  # what they see of the inputs is not in a Gram matrix either
         return Outcome(None, "a technique looks at single inputs, and a formula would have one number of tokens only")
+    if claim.scheme is not None and claim.scheme.needs_inputs:
+        return Outcome(None, "a formula would speak of one number of tokens only")
     session = Session(solver, time.monotonic() + seconds)
     shape, reach, assumptions = _one_block(claim, scope)
     if shape[0] * shape[1] > LARGEST_LAYER:
@@ -122,6 +124,11 @@ def satisfiable(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> s
 # A step of another kind than these (a RangeMap is neither even nor odd, a score of the whole layer may be anything)
 # leaves all but blocks out; a selection by such a score leaves blocks out too, as it acts inside no group. Of
 # sequences with a technique that is no step, as those that change the basis of the inputs, nothing is reduced.
+#
+# A claim that a scheme is fitted is about single weights (its grid) and about groups of weights (how many are zero):
+# J and the cells have to respect these groups too, and zeros and grids do not change with sign and scale. A rank is
+# about all weights: then only Reduction (inputs) is left.
+#
 # Each "if" is asked as a query of its own, at the group sizes that occur; one that is not answered "unsat"
 # leaves its reduction out. Conditions of the claim that are local carry over by the same "if"s: they speak of
 # the order of scores, of equality of contexts and of inputs; with others (a box) nothing is reduced.
@@ -163,29 +170,29 @@ def _looks_at_tokens(claim: Claim) -> bool:
 
 
 def _additive(claim: Claim) -> bool:
-    return claim.invariant != "rank" and (claim.loss is None or claim.part is not None)
+    of_rank = claim.invariant == "rank" or (claim.scheme is not None and claim.scheme.rank is not None)
+    return not of_rank and (claim.loss is None or claim.part is not None)
 
 
 def _one_block(claim: Claim, scope: Scope) -> tuple[tuple[int, int], str, tuple[str, ...]]:
     """The shape to look at, what a proof there covers, and what has to be said about it."""
     assert scope.shape is not None
     shape = scope.shape
-    for sequence in claim.sequences:
-        sequence.check(shape)
-    steps = _steps(claim)
+    claim.check(shape)
+    steps, partitions = _steps(claim), _partitions(claim)
     if not _local(claim):
         return shape, f"{scope.describe()}, inside the box", ()
     reach, notes = scope.describe(), tuple[str, ...]()
     if scope.kind == "block":
         block = Partition.blocks(scope.columns)
-        inside = _only_steps(claim) and all(step.sees.refines(block) for step in steps)
+        inside = _only_steps(claim) and all(partition.refines(block) for partition in partitions)
         if inside:
             reach = f"block of {scope.columns}: every matrix made of such blocks"
         else:
             notes = ("every technique acts inside the block: a selection or scale over the tensor means the block",)
     if _only_steps(claim) and _additive(claim) and steps:
-        for whole in (Partition.rows(), _common_block(steps)):
-            if whole is not None and all(step.sees.refines(whole) for step in steps):
+        for whole in (Partition.rows(), _common_block(partitions)):
+            if whole is not None and all(partition.refines(whole) for partition in partitions):
                 shape = (1, whole.group_size(shape))
     if shape != scope.shape:
         notes = (
@@ -199,8 +206,13 @@ def _local(claim: Claim) -> bool:
     return all(condition.local for condition in claim.given)
 
 
-def _common_block(steps: list[Step]) -> Partition | None:
-    sizes = [step.sees.size for step in steps]
+def _partitions(claim: Claim) -> list[Partition]:
+    """The groups in which the claim's steps act, and those of which its scheme speaks."""
+    return [*(step.sees for step in _steps(claim)), *(() if claim.scheme is None else claim.scheme.partitions)]
+
+
+def _common_block(partitions: list[Partition]) -> Partition | None:
+    sizes = [partition.size for partition in partitions]
     if any(size is None for size in sizes):
         return None
     largest = max(size for size in sizes if size is not None)
@@ -385,10 +397,10 @@ def _reduced(claim: Claim, shape: tuple[int, int], weight: Array, plan: Plan) ->
 
 
 def _cells(claim: Claim, shape: tuple[int, int]) -> list[list[tuple[int, int]]]:
-    """Positions that may be permuted: same group in every step, and same column where inputs matter."""
+    """Positions that may be permuted: same group in every step and scheme, same column where inputs matter."""
     key: dict[tuple[int, int], list[int]] = {index: [] for index in np.ndindex(*shape)}
-    for step in _steps(claim):
-        for number, group in enumerate(step.partition.groups(shape)):
+    for partition in _partitions(claim):
+        for number, group in enumerate(partition.groups(shape)):
             for index in group:
                 key[index].append(number)
     if claim.needs_inputs:

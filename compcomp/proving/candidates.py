@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from math import lcm
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +51,7 @@ def shapes_to_try(claim: Claim, scope: Scope) -> list[tuple[int, int]]:
     if scope.shape is not None:
         return [scope.shape]
     techniques = [t for sequence in claim.sequences for t in sequence]
-    unit = lcm(*(t.unit for t in techniques))
+    unit = claim.unit
     if unit > 256:
         return []
     side = max([t.promises().trivial_side for t in techniques], default=0) + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from fractions import Fraction
-from math import ceil, lcm
+from math import ceil
 
 import numpy as np
 
@@ -33,6 +33,8 @@ def fitted(claim: Claim, candidates: Candidates, random: np.random.Generator) ->
             steps = random.integers(-STEPS, STEPS + 1, size=weights.shape)
             steps[: len(steps) // 4] = np.sign(steps[: len(steps) // 4]) * STEPS  # its corners
             weights = centre + steps * (float(condition.radius) / STEPS)
+    if claim.scheme is not None and claim.scheme.needs_inputs and inputs is not None:  # integers of too many bits
+        inputs = inputs * 2**claim.scheme.inputs + random.integers(0, 2, size=inputs.shape)
     facts = frozenset[str]().union(*(condition.assumes for condition in claim.given))  # of the dense inputs
     if inputs is not None and "diagonal Gram" in facts:
         size, columns, _ = inputs.shape
@@ -98,12 +100,12 @@ def _shapes(claim: Claim, scope: Scope) -> list[tuple[int, int]]:
     selections = [s for q in claim.sequences for t in q for s in t.steps() if isinstance(s, Selection)]
     shapes = shapes_to_try(claim, scope)
     if scope.kind == "any":
-        unit = lcm(*(t.unit for q in claim.sequences for t in q))
+        unit = claim.unit
         least = max([2, *(ceil(1 / s.share) for s in selections if isinstance(s.share, Fraction) and s.share)])
         shapes = [*(s for s in shapes if s[0] * s[1] > 1), (1, unit * ceil(least / unit))]
     found = []
     for shape in dict.fromkeys(shapes):
-        if not all(sequence.fits(shape) for sequence in claim.sequences):
+        if not claim.fits(shape):
             continue
         drops = all(s.share == 0 or s.count(s.partition.group_size(shape)) > 0 for s in selections)
         if (drops or scope.kind != "any") and shape[0] * shape[1] <= WIDEST:

@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from compcomp.language.algebra import rank_exceeds
+from compcomp.language.algebra import off_grid, rank_exceeds
 from compcomp.language.basis import unlike
 from compcomp.language.claim import Claim
-from compcomp.language.layer import Cut, LayerState
+from compcomp.language.layer import Cut, Grid, LayerState
 from compcomp.language.partition import Partition
+from compcomp.language.scheme import Scheme
+from compcomp.language.size import DENSE, value_bits
 from compcomp.terms import Abs, And, Array, Choices, If, Not, Or, Sum, Term
 
 Run = Sequence[LayerState]
@@ -50,6 +52,9 @@ def _contradicts(claim: Claim, runs: Sequence[Run], tolerance: float) -> Term:
         return And(excess > slack, excess * excess > 4 * first * second + slack * slack)
     if claim.kind == "equal":
         return _any(differences(last[0], last[1], tolerance))
+    if claim.kind == "fits":
+        assert claim.scheme is not None
+        return _any([term for terms in misfits(claim.scheme, last[0], tolerance).values() for term in terms])
     return _any(_broken(claim.invariant or "", runs[0], tolerance))
 
 
@@ -145,10 +150,37 @@ def _broken(invariant: str, run: Run, tolerance: float) -> list[Term]:
         return [rank_exceeds(end.weight, formats[-1].rank)]
     grid = formats[-1].grid
     assert grid is not None
+    return _off(grid, end.weight, tolerance)
+
+
+def _off(grid: Grid, weight: Array, tolerance: float) -> list[Term]:
+    """For every weight: whether it is no value of the grid."""
     return [
-        _apart(w, grid.nearest(w, (index[0], index[1]), Choices()), tolerance)
-        for index, w in np.ndenumerate(end.weight)
+        _apart(w, grid.nearest(w, (index[0], index[1]), Choices()), tolerance) for index, w in np.ndenumerate(weight)
     ]
+
+
+def misfits(scheme: Scheme, end: LayerState, tolerance: float = 0) -> dict[str, list[Term]]:
+    """By what it asks for: truth-valued terms, one of which holds when a layer at the end does not fit the scheme."""
+    found: dict[str, list[Term]] = {}
+    form, shape = end.format, (end.weight.shape[0], end.weight.shape[1])
+    if scheme.weights < DENSE:
+        wide = form.grid is None or value_bits(form.grid) > scheme.weights
+        found["grid"] = [True] if wide or form.grid is None else _off(form.grid, end.weight, tolerance)
+    if scheme.pattern is not None:
+        found["pattern"] = _more_than(*scheme.pattern, end.weight, tolerance)
+    if scheme.sparsity:
+        for group in scheme.share_of.groups(shape):
+            left = Sum(If(_apart(end.weight[index], 0, tolerance), 1, 0) for index in group)
+            found.setdefault("sparsity", []).append(left > len(group) - int(len(group) * scheme.sparsity))
+    if scheme.rank is not None:
+        found["rank"] = [rank_exceeds(end.weight, scheme.rank)]
+    found["low-rank term"] = [form.factors is not None and form.factors.rank > scheme.beside]
+    if scheme.inputs < DENSE:
+        assert end.inputs is not None
+        inputs = end.inputs if form.transform is None else form.transform.inputs(end.inputs)
+        found["inputs"] = [off_grid(token, scheme.inputs, tolerance) for token in inputs.T]
+    return found
 
 
 def _more_than(kept: int, size: int, weight: Array, tolerance: float) -> list[Term]:

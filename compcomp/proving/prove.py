@@ -93,8 +93,7 @@ class _Attempt:
         gap = None
         instances = self.claim.instances()
         if self.scope.shape is not None:
-            for sequence in instances[0].sequences:
-                sequence.check(self.scope.shape)
+            instances[0].check(self.scope.shape)
         if self.claim.kind == "keeps" and not self._establishes():
             return self.verdict(Status.VACUOUS, cause=f"no step establishes a {self.claim.invariant}", stage="rule")
         if "rule" in stages and (proof := self._rule(self.claim)) is not None:

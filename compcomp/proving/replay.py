@@ -16,7 +16,7 @@ from compcomp.language.claim import Claim
 from compcomp.language.layer import Cut, Factors, Format, Grid, LayerState
 from compcomp.language.technique import Sequence, run_kernel
 from compcomp.language.verdict import Matrix, Trace, Witness
-from compcomp.proving.meaning import Run, fails
+from compcomp.proving.meaning import Run, fails, misfits
 from compcomp.terms import Array, Choices, RandomChoices, each
 
 FLOAT_TOLERANCE = 1e-9
@@ -140,7 +140,7 @@ def witness_of(claim: Claim, suspect: Suspect) -> Witness:
             )
         )
     inputs = None if suspect.inputs is None else _matrix(suspect.inputs)
-    return Witness(_matrix(suspect.weight), inputs, suspect.seed, tuple(traces), _reason(claim, traces))
+    return Witness(_matrix(suspect.weight), inputs, suspect.seed, tuple(traces), _reason(claim, traces, runs))
 
 
 def _changed_inputs(run: Run) -> tuple[Matrix | None, ...]:
@@ -157,7 +157,7 @@ def _names(sequence: Sequence) -> list[str]:
     return ["dense", *map(str, sequence)]
 
 
-def _reason(claim: Claim, traces: list[Trace]) -> str:
+def _reason(claim: Claim, traces: list[Trace], runs: list[Run]) -> str:
     if claim.kind == "dominates":
         return f"{traces[0].sequence} loses {traces[0].loss}, {traces[1].sequence} only {traces[1].loss}"
     if claim.kind == "orthogonal":
@@ -167,6 +167,10 @@ def _reason(claim: Claim, traces: list[Trace]) -> str:
         )
     if claim.kind == "equal":
         return "the two sequences give different states"
+    if claim.kind == "fits":
+        assert claim.scheme is not None
+        wrong = [part for part, terms in misfits(claim.scheme, runs[0][-1]).items() if any(map(bool, terms))]
+        return f"what does not fit {claim.scheme} at the end: {', '.join(wrong)}"
     return f"the {claim.invariant} is broken at the end"
 
 

@@ -17,7 +17,7 @@ def formats_along(claim: Claim, scope: Scope) -> list[Format] | None:
     claim = claim.instances()[0]
     random = np.random.default_rng(0)
     for rows, columns in shapes_to_try(claim, scope):
-        if not claim.left.fits((rows, columns)):
+        if not claim.fits((rows, columns)):
             continue
         weights = random.integers(-9, 10, (1, rows, columns)).astype(float)
         inputs = random.integers(-9, 10, (1, columns, 1)).astype(float)

@@ -56,8 +56,7 @@ def search(claim: Claim, scope: Scope, seconds: float, seed: int = 0) -> Found |
     shapes = []
     for shape in shapes_to_try(claim, scope):
         try:
-            for sequence in claim.sequences:
-                sequence.check(shape)
+            claim.check(shape)
         except InputError:
             if scope.kind != "any":
                 raise
@@ -68,7 +67,7 @@ def search(claim: Claim, scope: Scope, seconds: float, seed: int = 0) -> Found |
     clock, gap, turn = Clock(seconds), None, 0
     while sources and clock.runs(turn < ROUNDS * len(sources)):
         candidates = next(sources[turn % len(sources)])
-        if claim.given:
+        if claim.given or claim.scheme is not None:
             candidates = fitted(claim, candidates, random)
         found = _round(claim, candidates, random, clock)
         if found is not None and found.agrees:

@@ -81,8 +81,9 @@ def _claim(verdict: Verdict) -> str:
     claim = verdict.claim
     given = ", ".join(map(str, claim.given))
     after = f'<br><span class="verb">given</span> {escape(given)}' if given else ""
-    if claim.kind == "keeps":
-        return f'{code(str(claim.left))} <span class="verb">keeps</span> {escape(str(claim.invariant))}{after}'
+    if claim.kind in ("keeps", "fits"):
+        what = escape(str(claim.invariant or claim.scheme))
+        return f'{code(str(claim.left))} <span class="verb">{claim.kind}</span> {what}{after}'
     verb = escape(summary.verb(claim))
     return f'{code(str(claim.left))}<br><span class="verb">{verb}</span> {code(str(claim.right))}{after}'
 

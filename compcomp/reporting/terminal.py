@@ -117,8 +117,8 @@ def _claim(verdict: Verdict, bold: bool = True) -> Text:
     claim = verdict.claim
     style = "bold" if bold else ""
     text = Text(str(claim.left), style=style)
-    if claim.kind == "keeps":
-        text.append("\nkeeps ", "not bold cyan").append(f"{claim.invariant}", "not bold")
+    if claim.kind in ("keeps", "fits"):
+        text.append(f"\n{claim.kind} ", "not bold cyan").append(f"{claim.invariant or claim.scheme}", "not bold")
     else:
         text.append(f"\n{summary.verb(claim)} ", "not bold cyan").append(str(claim.right), style)
     if claim.given:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
 
 from compcomp.errors import InputError
-from compcomp.language.algebra import NotExactError, batch_size, rank_exceeds, stack
+from compcomp.language.algebra import NotExactError, batch_size, off_grid, rank_exceeds, stack
 from compcomp.language.basis import unlike
 from compcomp.language.layer import INVARIANTS, Cut, Factors, Format, Grid, LayerState
 from compcomp.language.loss import LOSSES
@@ -368,6 +368,12 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
                 raise broken(f"zeros={{{which!r}}}", after)
         if promised.removes_rows and not _rows_alone(layer, result):
             raise broken("removes_rows=True", after)
+        numbers = _numbers(result.format), _numbers_elsewhere(technique, layer, make())
+        if not promised.format_varies and numbers[1] not in (None, numbers[0]):
+            raise broken("format_varies=False", ("format after", numbers[0]), ("of a zero weight", numbers[1]))
+        bits = promised.input_bits
+        if bits is not None and result.inputs is not None and any(off_grid(token, bits) for token in result.inputs.T):
+            raise broken(f"input_bits={bits}", ("inputs after", _text(result.inputs)))
         for name in promised.never_increases:
             if LOSSES[name].needs_inputs and layer.gram is None:
                 continue
@@ -579,6 +585,24 @@ def _bools(array: Array) -> Array:
 
 def _fits_pattern(weight: Array, kept: int, size: int) -> bool:
     return bool(np.all((weight != 0).reshape(len(weight), -1, size).sum(axis=2) <= kept))
+
+
+def _numbers(form: Format) -> tuple[Any, ...]:
+    """The numbers in a format, and which of its fields are set."""
+    factors = form.factors
+    grids = [form.grid, *((None, None) if factors is None else (factors.left_grid, factors.right_grid))]
+    return (
+        (form.mask is None, form.cut is None, form.rank, form.pattern, None if factors is None else factors.rank),
+        *(None if grid is None else replace(grid, step=0, offset=grid.offset is None) for grid in grids),
+    )
+
+
+def _numbers_elsewhere(technique: Technique, layer: LayerState, choices: Choices) -> tuple[Any, ...] | None:
+    """The numbers in the format after it where the weight is zero; None where its optimum is not rational there."""
+    try:
+        return _numbers(technique.encode(replace(layer, weight=layer.weight * 0, choices=choices)).format)
+    except NotExactError:
+        return None
 
 
 def _fits_cut(layer: LayerState, cut: Cut) -> bool:

@@ -75,6 +75,12 @@ def test_a_refutation_is_replayed(refuted: Path) -> None:
         (f"{P} >> TruncatedSVD(rank=1) keeps mask", "weight_l2", "any"),
         (f"{Q} >> TruncatedSVD(rank=1) keeps grid", "weight_l2", "any"),
         (f"TruncatedSVD(rank=1) >> {Q} keeps rank", "weight_l2", "any"),
+        (f"{N} >> {Q} fits W3", "weight_l2", "any"),
+        (f"{P} >> {Q} fits W4 2:4", "weight_l2", "any"),
+        (f"{P} fits 50%/row", "weight_l2", "any"),
+        (f"{P} >> {Q} fits W4 r1", "weight_l2", "any"),
+        (f"{Q} >> TruncatedSVD(rank=2, residual=True) fits W4 +r1", "weight_l2", "any"),
+        (f"{Q} >> AbsMaxInputs(bits=9) fits W4A8", "weight_l2", "any"),
         (PQ, "output_l2", "2x2"),
         (f"AbsMax(bits=2) is orthogonal to {P} within 2/5", "weight_l1", "any"),
         (f"{P} is orthogonal to {Q}", "output_l2", "any"),
@@ -83,7 +89,7 @@ def test_a_refutation_is_replayed(refuted: Path) -> None:
 def test_every_kind_of_refutation(claim: str, loss: str, scope: str, tmp_path: Path) -> None:
     folder = saved(tmp_path, claim, loss, scope)
     assert check_directory(folder).outcome == "valid"
-    change(folder, "witness.json", lambda w: [row.__setitem__(0, "1" if row[0] == "0" else "0") for row in w["weight"]])
+    change(folder, "witness.json", lambda w: [row.__setitem__(0, "17") for row in w["weight"]])
     assert check_directory(folder).outcome == "invalid"
 
 

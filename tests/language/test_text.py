@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import compcomp.techniques
 from compcomp.errors import InputError
 from compcomp.language.claim import Scope
+from compcomp.language.scheme import Scheme
 from compcomp.language.technique import Technique
 from compcomp.language.text import parse_claim, parse_sequence
 
@@ -97,6 +98,36 @@ def test_no_text_does_anything_but_parse_or_be_refused(text: str) -> None:
             parse(text)
         except InputError as error:
             assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "text", ["W4", "W4A8", "W16A8", "W4 2:4", "W4 2:4 50%", "33.5%/row", "1/3", "2/7/row", "r8", "W4 +r16", "r3 +r2"]
+)
+def test_schemes(text: str) -> None:
+    claim = parse_claim(f"AbsMax(bits=4) fits {text}")
+    assert str(claim) == f"AbsMax(bits=4) fits {text}"
+    assert parse_claim(str(claim)) == claim
+
+
+@pytest.mark.parametrize(("text", "same"), [("A8", "W16A8"), ("W4 A8", "W4A8"), ("W4A16", "W4"), ("1/2", "50%")])
+def test_schemes_in_other_words(text: str, same: str) -> None:
+    assert str(Scheme.of(text)) == same
+    assert Scheme.of(text) == Scheme.of(same)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "W", "W0", "W17", "W4 W4", "W4A16 A8", "A0", "4:2", "0:4", "2:999", "2:4 1:4", "0%", "100%", "150%"),
+        *("50% 1/3", "50%/column", "1/0", "0/3", "4/3", "r0", "+r0", "r", "r8 r8", "w4", "INT4", "W4,2:4", "W4" * 200),
+    ],
+)
+def test_bad_schemes(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Scheme.of(text)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError):
+        parse_claim(f"AbsMax(bits=4) fits {text}")
 
 
 @pytest.mark.parametrize("text", ["any", "1x4", "2x2", "block:32"])

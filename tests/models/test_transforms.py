@@ -14,6 +14,7 @@ from compcomp.errors import InputError
 from compcomp.language.basis import Scaling, Transform
 from compcomp.language.claim import dominates
 from compcomp.language.layer import Format, Grid, LayerState
+from compcomp.language.size import layer_bits
 from compcomp.language.technique import Sequence
 from compcomp.models import embedded
 from compcomp.models.bench import ModelBench
@@ -25,7 +26,6 @@ from compcomp.models.follow import follow
 from compcomp.models.layers import find_layers
 from compcomp.models.measure import effective_weight, layer_losses
 from compcomp.models.save import load_components, load_weights, save
-from compcomp.models.size import layer_bits
 from compcomp.optimize import optimize_order
 from compcomp.techniques import (
     AWQ,

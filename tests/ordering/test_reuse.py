@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from compcomp.language.claim import Claim, Scope, dominates, equal, keeps, orthogonal
+from compcomp.language.claim import Claim, Scope, dominates, equal, fits, keeps, orthogonal
 from compcomp.language.conditions import conditions
 from compcomp.language.parameters import ANY
 from compcomp.language.technique import Declared, Sequence, Technique
@@ -19,6 +19,7 @@ from compcomp.ordering import reuse
 from compcomp.ordering.reuse import canonical, family, follows
 from compcomp.ordering.store import key_of
 from compcomp.proving.premises import within
+from compcomp.proving.proof import EXACT
 from compcomp.proving.prove import prove
 from compcomp.proving.replay import Suspect, confirmed
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, Wanda
@@ -230,6 +231,24 @@ def test_a_witness_that_meets_all_conditions_refutes_with_fewer() -> None:
     assert not covered(source, replace(claim, given=conditions("no_ties, scale_unchanged")))
     bare = prove(equal(P >> Q, Q >> P), "1x2", stages=("search",), search_seconds=2)
     assert bare.refuted and not covered(bare, equal(P >> Q, Q >> P, given="no_ties"))
+
+
+# ------------------------------------------------------------------------------------------------- schemes
+
+
+def test_a_scheme_is_fitted_where_it_was_proved_and_for_no_other() -> None:
+    N, G = Magnitude("1/2", pattern="2:4"), AbsMax(bits=4, group=4)
+    source = proof(fits(N >> G, "W4 2:4"))
+    assert covered(source, fits(N >> G, "W4 2:4"), "3x8") and covered(source, fits(N >> G, "2:4 W4"))
+    assert not covered(source, fits(N >> G, "W4 2:4"), "1x6")
+    for scheme in ("W3 2:4", "W4", "W4 1:4", "W4 2:4 +r1", "W4 2:4 1%"):
+        assert not covered(source, fits(N >> G, scheme)), "no law says so yet"
+    assert not covered(source, keeps(N >> G, "mask")) and not covered(source, fits(N >> Q, "W4 2:4"))
+    assert covered(proof(fits(ANYP >> Q, "W4")), fits(P >> Q, "W4"), "2x2")
+    exact = {"assumptions": (EXACT,)}
+    assert covered(proof(fits(N >> G, "W4 2:4"), "block:8", **exact), fits(N >> G, "W4 2:4"), "3x16")
+    # A third of 5 weights is 1, of 10 it is 3: what blocks have does not add up.
+    assert not covered(proof(fits(N >> G, "1/3"), "block:8", **exact), fits(N >> G, "1/3"), "3x16")
 
 
 # ---------------------------------------------------------------------------------------------- equalities

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compcomp.kernels._codebook import quantize
-from compcomp.language.claim import Claim, dominates, equal, keeps, orthogonal
+from compcomp.language.claim import Claim, dominates, equal, fits, keeps, orthogonal
 from compcomp.language.conditions import conditions
 from compcomp.language.layer import LayerState
 from compcomp.language.partition import Partition
@@ -116,6 +116,24 @@ MASKED: list[Technique] = [
     MinMax(3, zero="none", rounding="any"),
     ApplyMask(),
     TruncatedSVD(rank=1),
+]
+
+
+SCHEMES = ["W2", "W3", "1:2", "W3 1:2", "50%", "25%/row", "W2 50%/row", "r1", "W3 +r1", "1:2 +r2", "75%"]
+# What sets up formats and breaks them, in rows of two and four.
+FORMATS: list[Technique] = [
+    Magnitude("1/2", pattern="1:2"),  # type: ignore[arg-type]
+    Magnitude("1/2", pattern="2:4"),  # type: ignore[arg-type]
+    Magnitude("3/4", pattern="1:4", ties="all"),  # type: ignore[arg-type]
+    Magnitude("1/2", per="row"),  # type: ignore[arg-type]
+    Magnitude("1/3"),  # type: ignore[arg-type]
+    AbsMax(2),
+    AbsMax(3, group=2),
+    MinMax(2),
+    MinMax(3, zero="none"),
+    ApplyMask(),
+    TruncatedSVD(1),
+    TruncatedSVD(1, residual=True),
 ]
 
 
@@ -258,6 +276,60 @@ def test_no_broken_invariant_is_proved(techniques: list[Technique], invariant: s
     verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
     if verdict.proved:
         assert not counterexample(claim, 2, rows=2), verdict
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(FORMATS), min_size=1, max_size=4), st.sampled_from(SCHEMES))
+def test_no_format_that_is_missed_is_proved(techniques: list[Technique], scheme: str) -> None:
+    """By rules alone, against every layer of three shapes that the claim speaks of."""
+    claim = fits(Sequence(tuple(techniques)), scheme)
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+    for rows, columns in ((1, 4), (2, 2), (1, 3)):
+        if claim.fits((rows, columns)):
+            assert not (verdict.proved and counterexample(claim, columns, rows)), verdict
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(FORMATS[:10]), min_size=1, max_size=2), st.sampled_from(SCHEMES), st.booleans())
+def test_no_format_that_is_missed_is_proved_at_one_shape(techniques: list[Technique], scheme: str, wide: bool) -> None:
+    claim, shape = fits(Sequence(tuple(techniques)), scheme), (1, 4) if wide else (2, 2)
+    if claim.fits(shape):
+        verdict = prove(claim, shape, timeout=4, stages=("bounded",), second=None)
+        assert not (verdict.proved and counterexample(claim, shape[1], shape[0])), verdict
+
+
+def test_what_reductions_may_not_do_to_schemes() -> None:
+    """Sorted weights put two large ones into one pair and two small ones into another: no pattern survives that."""
+    half = Magnitude("1/2")  # type: ignore[arg-type]
+    for claim, shape in ((fits(half, "1:2"), (1, 4)), (fits(half, "50%/row"), (2, 2)), (fits(half, "2:4"), (2, 4))):
+        verdict = prove(claim, shape, timeout=20, stages=("bounded",), second=None)
+        assert verdict.refuted, verdict
+    assert prove(fits(half, "50%"), (2, 3), timeout=20, stages=("bounded",), second=None).proved
+    assert prove(fits(half, "2:4"), (1, 4), timeout=20, stages=("bounded",), second=None).proved
+
+
+@dataclass(frozen=True)
+class Promising(TruncatedSVD):
+    """Leaves nothing of a layer but what a test says, and declares more."""
+
+    promised: Declared = field(default_factory=Declared)
+
+    def promises(self) -> Declared:
+        return self.promised
+
+
+def test_a_format_rests_on_contracts() -> None:
+    """Each is named, and a technique whose format may vary proves nothing."""
+    keeps_all = frozenset({"mask", "n:m", "grid", "rank"})
+    trusted = Promising(1, residual=True, promised=Declared(keeps=keeps_all))
+    verdict = prove(fits(AbsMax(2) >> trusted, "W2 +r1"), "any", stages=("rule",), second=None)
+    assert verdict.proved and sum("its contract" in text for text in verdict.assumptions) == 2
+    varying = Promising(1, residual=True, promised=Declared(keeps=keeps_all, format_varies=True))
+    assert not prove(fits(AbsMax(2) >> varying, "W2 +r1"), "any", stages=("rule",), second=None).proved
+    silent = Promising(1, residual=True)
+    assert not prove(fits(AbsMax(2) >> silent, "W2 +r1"), "any", stages=("rule",), second=None).proved
 
 
 @pytest.mark.slow
@@ -434,8 +506,10 @@ def claims_on_inputs(draw: st.DrawFn) -> Claim:
     right = Sequence(tuple(draw(st.permutations(left.techniques))[draw(st.integers(0, 2)) :]))
     if draw(st.booleans()):
         right = Sequence(left.techniques[: draw(st.integers(0, len(left)))])
-    kind = draw(st.sampled_from(["dominates", "dominates", "equal", "keeps", "orthogonal"]))
+    kind = draw(st.sampled_from(["dominates", "dominates", "equal", "keeps", "orthogonal", "fits"]))
     facts = draw(st.sampled_from([(), ("orthogonal_inputs",), ("diagonal_gram",), ("no_ties",)]))
+    if kind == "fits":
+        return fits(left, draw(st.sampled_from(["W3", "A2", "W3A4", "50%/row", "A4 +r1"])), given=facts)
     if kind == "orthogonal":
         return orthogonal(left, right, draw(st.sampled_from(["weight_l1", "output_l2"])), given=facts)
     if kind == "dominates":

@@ -9,7 +9,7 @@ from fractions import Fraction as F
 from itertools import permutations
 from typing import Any
 
-from compcomp.language.claim import Claim, Scope, dominates, equal, keeps
+from compcomp.language.claim import Claim, Scope, dominates, equal, fits, keeps
 from compcomp.language.technique import Sequence, Technique
 from compcomp.language.verdict import Grade, Query, Status, Trace, Verdict, Witness
 from compcomp.ordering.dag import Orderings
@@ -110,6 +110,7 @@ def verdicts() -> list[Verdict]:
         ),
         verdict(keeps(P, "grid"), Status.VACUOUS, cause="no step establishes a grid", stage="rule"),
         proved(keeps(P >> Q, "mask"), rule="kept"),
+        proved(fits(P >> Q, "W4 50%"), rule="fits"),
         verdict(equal(Sequence(), D), Status.DISAGREE, "1x1", cause="z3 says unsat, cvc5 says sat"),
     ]
 

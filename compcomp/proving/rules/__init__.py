@@ -11,6 +11,7 @@ from collections.abc import Callable
 from compcomp.language.claim import Claim
 from compcomp.proving.proof import Proof
 from compcomp.proving.rules.exchange import exchange
+from compcomp.proving.rules.fits import fits_scheme
 from compcomp.proving.rules.improvement import from_every_state, last_step_improves, same_state
 from compcomp.proving.rules.kept import invariant_is_kept
 from compcomp.proving.rules.optimum import joint_optimum
@@ -25,11 +26,14 @@ RULES: tuple[Rule, ...] = (
     same_state,
     last_step_improves,
     invariant_is_kept,
+    fits_scheme,
     exchange,
     same_states,
     orthogonality,
     joint_optimum,
 )
 
-ANY_BASIS: frozenset[Rule] = frozenset({from_every_state, same_state, last_step_improves, invariant_is_kept})
+ANY_BASIS: frozenset[Rule] = frozenset(
+    {from_every_state, same_state, last_step_improves, invariant_is_kept, fits_scheme}
+)
 """The rules that may be used where techniques change the basis of the inputs, as argued in :mod:`.basis`."""

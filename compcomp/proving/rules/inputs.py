@@ -7,16 +7,18 @@ from dataclasses import replace
 from compcomp.language.claim import Claim
 from compcomp.language.technique import Sequence, Technique
 
-# Reduction (weights alone). Let a claim be about weights and formats alone: it says "keeps", or its loss does not
-# look at inputs. Let T declare `changes_inputs`: it leaves weight, reference and format as they are. If no technique
-# after T in its sequence looks at inputs (`needs_inputs`), then all of them do the same without T, and so T may be
-# left out. Conditions carry over: those on inputs speak of the dense ones, those on scores of the steps before T or
-# of steps that look at no inputs. In `f is orthogonal to g`, what comes after a technique of f includes g.
+# Reduction (weights alone). Let a claim be about weights and formats alone: it says "keeps", or "fits" with no word on
+# inputs, or its loss does not look at inputs. Let T declare `changes_inputs`: it leaves weight, reference and format as
+# they are. If no technique after T in its sequence looks at inputs (`needs_inputs`), then all of them do the same
+# without T, and so T may be left out. Conditions carry over: those on inputs speak of the dense ones, those on scores
+# of the steps before T or of steps that look at no inputs. In `f is orthogonal to g`, what comes after a technique of f
+# includes g.
 
 
 def weights_alone(claim: Claim) -> tuple[Claim, tuple[str, ...]]:
     """The claim without techniques that change inputs nobody looks at, and the contracts that this rests on."""
-    if not claim.changes_inputs or claim.kind == "equal" or (claim.loss is not None and claim.loss.needs_inputs):
+    looks = any(part is not None and part.needs_inputs for part in (claim.loss, claim.scheme))
+    if not claim.changes_inputs or claim.kind == "equal" or looks:
         return claim, ()
     follows = claim.right.needs_inputs if claim.kind == "orthogonal" else False
     left, right = _without(claim.left, follows), _without(claim.right, False)

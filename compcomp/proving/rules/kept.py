@@ -11,7 +11,7 @@ from itertools import pairwise
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.layer import Format
 from compcomp.language.steps import CodebookMap, RangeMap, ScaledMap, Selection, Step
-from compcomp.language.technique import Technique
+from compcomp.language.technique import Technique, unknowns
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.facts import has_zero, keeps_zero, lies_on_grid, map_facts
 from compcomp.proving.sample import formats_along
@@ -67,7 +67,7 @@ def invariant_is_kept(claim: Claim, solver: Solver, deadline: float) -> Proof | 
     if formats is None or all(form.get(claim.invariant) is None for form in formats):
         return None
     session = Session(solver, time.monotonic() + deadline)
-    run = _Run(claim.left.techniques, formats, session, undecided=len(claim.instances()) > 1)
+    run = Run(claim.left.techniques, formats, session)
     contracts = _KEPT[claim.invariant](run)
     if contracts is None:
         return None
@@ -79,16 +79,17 @@ Contracts = list[str]
 
 
 @dataclass(frozen=True)
-class _Run:
-    """A sequence with the formats from before its first technique to after its last.
-
-    ``undecided``: it leaves parameters open, so that numbers in the formats are those of one value of them only.
-    """
+class Run:
+    """A sequence with the formats from before its first technique to after its last."""
 
     techniques: Items[Technique]
     formats: Items[Format]
     session: Session
-    undecided: bool
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it leaves parameters open, so that numbers in the formats are those of one value of them only."""
+        return any(unknowns(technique) for technique in self.techniques)
 
     def after(self, first: int) -> Iterator[tuple[Technique, Format, Format]]:
         """Each technique from the ``first`` on, with the formats before and after it."""
@@ -112,16 +113,20 @@ def _keeps_zeros(step: Step, session: Session) -> bool:
     return isinstance(step, Selection)
 
 
-def _by_contract(technique: Technique, does: str) -> str:
+def by_contract(technique: Technique, does: str) -> str:
     return f"{technique} {does} (its contract)"
 
 
 # --------------------------------------------------------------------------------------------- masks
 
 
-def _mask_kept(run: _Run) -> Contracts | None:
+def _mask_kept(run: Run) -> Contracts | None:
+    return dropped_stay(run, run.first("mask"))
+
+
+def dropped_stay(run: Run, first: int) -> Contracts | None:
+    """What the technique ``first`` drops itself, or what all masks from it on drop if it is the first to set up one."""
     contracts: Contracts = []
-    first = run.first("mask")
     source, later = run.techniques[first], run.techniques[first + 1 :]
     restores = [k for k, t in enumerate(later) if "mask" in t.promises().restores]
     if restores:
@@ -130,36 +135,51 @@ def _mask_kept(run: _Run) -> Contracts | None:
                 promises = technique.promises()
                 if "mask" not in promises.keeps | promises.restores:
                     return None
-                contracts.append(_by_contract(technique, "never loosens the mask"))
-        contracts.append(_by_contract(later[restores[-1]], "restores the mask"))
+                contracts.append(by_contract(technique, "never loosens the mask"))
+        contracts.append(by_contract(later[restores[-1]], "restores the mask"))
         later = later[restores[-1] + 1 :]
     elif not source.steps():
-        contracts.append(_by_contract(source, "establishes the mask"))
+        contracts.append(by_contract(source, "establishes the mask"))
     elif not run.zeros_stay(_after_selecting(source.steps())):
         return None
-    whole = True  # whether the mask that a technique finds drops all that was dropped so far
+    # Whether the mask that a technique finds drops all that was dropped, and all that it drops is zero.
+    whole = bool(restores) or run.formats[first].mask is None
     for technique, before, after in run.after(len(run.techniques) - len(later)):
         promised, adds = technique.promises(), after.mask is not before.mask
         if technique.steps():
             if not run.zeros_stay(technique.steps()):
                 return None
         elif whole and "mask" in promised.keeps:
-            contracts.append(_by_contract(technique, "keeps the mask" + (", and what it adds" if adds else "")))
+            contracts.append(by_contract(technique, "keeps the mask" + (", and what it adds" if adds else "")))
         elif "weights" in promised.zeros:
             whole = whole and not adds
-            contracts.append(_by_contract(technique, "keeps zeros"))
+            contracts.append(by_contract(technique, "keeps zeros"))
         else:
             return None
     return contracts
 
 
-def _rows_kept(run: _Run, invariant: str) -> Contracts | None:
+def zeros_stay(run: Run, first: int) -> Contracts | None:
+    """Every weight that is zero before the technique ``first`` is zero at the end."""
+    contracts: Contracts = []
+    for technique in run.techniques[first:]:
+        if technique.steps():
+            if not run.zeros_stay(technique.steps()):
+                return None
+        elif "weights" in technique.promises().zeros:
+            contracts.append(by_contract(technique, "keeps zeros"))
+        else:
+            return None
+    return contracts
+
+
+def _rows_kept(run: Run, invariant: str) -> Contracts | None:
     """What was dropped or removed is rows, and rows of zeros stay; what the last technique drops is zero after it."""
     first = run.first(invariant)
     source, form = run.techniques[first], run.formats[first + 1]
     if source.steps() or not source.promises().removes_rows or run.formats[first].mask is not None:
         return None
-    contracts = [_by_contract(source, "removes rows alone")]
+    contracts = [by_contract(source, "removes rows alone")]
     for technique, before, _ in run.after(first + 1):
         # Nothing but these rows has been dropped before this technique.
         if (before.mask is not None and before.mask is not form.mask) or (
@@ -170,7 +190,7 @@ def _rows_kept(run: _Run, invariant: str) -> Contracts | None:
             if not run.zeros_stay(technique.steps()):
                 return None
         elif "rows" in technique.promises().zeros:
-            contracts.append(_by_contract(technique, "keeps rows of zeros"))
+            contracts.append(by_contract(technique, "keeps rows of zeros"))
         else:
             return None
     return contracts
@@ -184,7 +204,7 @@ def _after_selecting(steps: Items[Step]) -> Items[Step]:
 # ------------------------------------------------------------------------------------------ patterns
 
 
-def _pattern_kept(run: _Run) -> Contracts | None:
+def _pattern_kept(run: Run) -> Contracts | None:
     contracts = _patterns_in_masks(run)
     if contracts is not None or run.undecided:
         return contracts
@@ -192,11 +212,11 @@ def _pattern_kept(run: _Run) -> Contracts | None:
     for form in run.formats:
         for n, m in form.pattern or ():
             tightest[m] = min(n, tightest.get(m, n))
-    found = [_one_pattern(run, n, m) for m, n in tightest.items()]
+    found = [one_pattern(run, n, m) for m, n in tightest.items()]
     return None if any(each is None for each in found) else [text for each in found for text in each or ()]
 
 
-def _patterns_in_masks(run: _Run) -> Contracts | None:
+def _patterns_in_masks(run: Run) -> Contracts | None:
     """All masks are kept, and each pattern is one of a mask."""
     if any(form.pattern is not None and form.mask is None for form in run.formats):
         return None
@@ -205,12 +225,12 @@ def _patterns_in_masks(run: _Run) -> Contracts | None:
         return None
     for technique, before, after in run.after(0):
         if not technique.steps() and set(after.pattern or ()) - set(before.pattern or ()):
-            contracts.append(_by_contract(technique, "gives its mask the n:m pattern that it sets up"))
+            contracts.append(by_contract(technique, "gives its mask the n:m pattern that it sets up"))
     return contracts
 
 
-def _one_pattern(run: _Run, n: int, m: int) -> Contracts | None:
-    """At most ``n`` of every ``m`` weights are left at the end; no format of the run knows fewer."""
+def one_pattern(run: Run, n: int, m: int) -> Contracts | None:
+    """At most ``n`` of every ``m`` weights are left at the end, where the run leaves no parameter open."""
     holds: Contracts | None = [] if n >= m else None
     for technique, before, after in run.after(0):
         known, new = ({size: kept for kept, size in form.pattern or ()} for form in (before, after))
@@ -221,11 +241,11 @@ def _one_pattern(run: _Run, n: int, m: int) -> Contracts | None:
                 elif not _keeps_zeros(step, run.session):
                     holds = None
         elif holds is not None and "weights" in technique.promises().zeros:
-            holds = [*holds, _by_contract(technique, "keeps zeros")]
+            holds = [*holds, by_contract(technique, "keeps zeros")]
         elif holds is not None and known.get(m) == n and "n:m" in technique.promises().keeps:
-            holds = [*holds, _by_contract(technique, "keeps the n:m pattern")]
+            holds = [*holds, by_contract(technique, "keeps the n:m pattern")]
         elif new.get(m) == n and known.get(m, m) > n:
-            holds = [_by_contract(technique, "establishes the n:m pattern")]
+            holds = [by_contract(technique, "establishes the n:m pattern")]
         else:
             holds = None
     return holds
@@ -243,20 +263,20 @@ def _establishes(selection: Selection, n: int, m: int) -> bool:
 # ---------------------------------------------------------------------------- removed rows and columns
 
 
-def _shape_kept(run: _Run) -> Contracts | None:
+def _shape_kept(run: Run) -> Contracts | None:
     first = run.first("shape")
-    contracts = [_by_contract(run.techniques[first], "establishes the shape")]
+    contracts = [by_contract(run.techniques[first], "establishes the shape")]
     for technique, before, after in run.after(first + 1):
         if technique.steps() and run.zeros_stay(technique.steps()):
             continue
         if technique.steps() or before.cut is None or "shape" not in technique.promises().keeps:
             return _cuts_in_masks(run, first)
         adds = after.cut is not before.cut
-        contracts.append(_by_contract(technique, "keeps the shape" + (", and what it adds" if adds else "")))
+        contracts.append(by_contract(technique, "keeps the shape" + (", and what it adds" if adds else "")))
     return contracts
 
 
-def _cuts_in_masks(run: _Run, first: int) -> Contracts | None:
+def _cuts_in_masks(run: Run, first: int) -> Contracts | None:
     """All masks are kept, they drop what is removed, and the low-rank term is left alone."""
     if any(form.cut is not None and form.mask is None for form in run.formats):
         return None
@@ -266,19 +286,19 @@ def _cuts_in_masks(run: _Run, first: int) -> Contracts | None:
     for k, (technique, before, after) in enumerate(run.after(first), start=first):
         cuts = k == first or (not technique.steps() and after.cut is not None and after.cut is not before.cut)
         if cuts:
-            contracts.append(_by_contract(technique, "establishes the shape"))
-            contracts.append(_by_contract(technique, "gives its mask the shape that it sets up"))
+            contracts.append(by_contract(technique, "establishes the shape"))
+            contracts.append(by_contract(technique, "gives its mask the shape that it sets up"))
         if k > first and not technique.steps():
             if "factors" not in technique.promises().keeps:
                 return None
-            contracts.append(_by_contract(technique, "leaves the low-rank term alone"))
+            contracts.append(by_contract(technique, "leaves the low-rank term alone"))
     return contracts
 
 
 # --------------------------------------------------------------------------------------------- grids
 
 
-def _grid_kept(run: _Run) -> Contracts | None:
+def grid_kept(run: Run) -> Contracts | None:
     holds: Contracts | None = None
     zero = False
     for technique, before, after in run.after(0):
@@ -292,12 +312,12 @@ def _grid_kept(run: _Run) -> Contracts | None:
             continue
         if before.grid is not None and "grid" in technique.promises().keeps:
             everywhere = holds is not None and (zero or after.mask is None)
-            holds = [*(holds or []), _by_contract(technique, "keeps the grid")] if everywhere else None
+            holds = [*(holds or []), by_contract(technique, "keeps the grid")] if everywhere else None
         elif after.grid is not None and after.grid is not before.grid:
             zero = after.grid.zero
-            holds = [_by_contract(technique, "sets up a grid that its weights lie on")]
+            holds = [by_contract(technique, "sets up a grid that its weights lie on")]
             if zero:
-                holds.append(_by_contract(technique, "has zero on its grid"))
+                holds.append(by_contract(technique, "has zero on its grid"))
             elif after.mask is not None:
                 holds = None
         else:
@@ -315,25 +335,23 @@ def _lies_on_its_grid(step: Step, session: Session) -> bool:
 def _zero_on_its_grid(step: Step, session: Session) -> bool:
     if isinstance(step, CodebookMap):
         return 0 in step.codes
-    if isinstance(step, CodebookMap):
-        return 0 in step.codes
     return isinstance(step, ScaledMap) or (isinstance(step, RangeMap) and has_zero(step, session))
 
 
 # --------------------------------------------------------------------------------------------- ranks
 
 
-def _rank_kept(run: _Run) -> Contracts | None:
+def rank_kept(run: Run) -> Contracts | None:
     """The last stretch of formats that know a rank reaches to the end: each technique in it leaves it true."""
     if run.formats[-1].rank is None:
         return None
     first = max(k for k, form in enumerate(run.formats) if form.rank is None)
     if any(technique.steps() for technique in run.techniques[first:]):
         return None
-    contracts = [_by_contract(run.techniques[first], "establishes the rank")]
+    contracts = [by_contract(run.techniques[first], "establishes the rank")]
     for technique in run.techniques[first + 1 :]:
         does = "keeps the rank" if "rank" in technique.promises().keeps else "leaves a weight of the rank it says"
-        contracts.append(_by_contract(technique, does))
+        contracts.append(by_contract(technique, does))
     return contracts
 
 
@@ -341,10 +359,10 @@ def _first_of(found: Contracts | None, other: Callable[[], Contracts | None]) ->
     return other() if found is None else found
 
 
-_KEPT: dict[str, Callable[[_Run], Contracts | None]] = {
+_KEPT: dict[str, Callable[[Run], Contracts | None]] = {
     "mask": lambda run: _first_of(_mask_kept(run), lambda: _rows_kept(run, "mask")),
     "n:m": _pattern_kept,
     "shape": lambda run: _first_of(_shape_kept(run), lambda: _rows_kept(run, "shape")),
-    "grid": _grid_kept,
-    "rank": _rank_kept,
+    "grid": grid_kept,
+    "rank": rank_kept,
 }

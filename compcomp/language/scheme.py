@@ -1,0 +1,135 @@
+"""Schemes: the formats that the field names, such as ``W4A16`` and ``2:4``: what a sequence can be claimed to fit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from compcomp.errors import InputError
+from compcomp.language.parameters import number, shown
+from compcomp.language.partition import Partition
+from compcomp.language.size import DENSE, position_bits
+
+ALLOWED = "words such as W4, W4A8, 2:4, 50%, 50%/row, r8, +r8, each kind once"
+LONGEST = 200
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What a compressed layer has to be. Every word of its text asks for one thing.
+
+    ``W4``: the layer ends with a grid of at most 2^4 values a group, and every weight is one of its group. ``A8``:
+    the inputs of every token, in the basis of the weight, are k s for whole numbers k among 2^8 neighbours, 0 one
+    of them, and a step s of the token's own. ``W16`` and ``A16`` ask for nothing. ``2:4``: of every 4 consecutive
+    weights of a row at most 2 are not zero. ``50%``: at least int(n / 2) of the layer's n weights are zero;
+    ``50%/row``: of every row's n. ``r8``: the weight has at most rank 8. ``+r8``: beside the weight is a low-rank
+    term of at most rank 8; without this word, none.
+    """
+
+    weights: int = DENSE
+    inputs: int = DENSE
+    pattern: tuple[int, int] | None = None
+    sparsity: Fraction = Fraction(0)
+    per: str = "tensor"
+    rank: int | None = None
+    beside: int = 0
+
+    @classmethod
+    def of(cls, given: Any) -> Scheme:
+        """From its text; InputError for anything else."""
+        if isinstance(given, Scheme):
+            return given
+        words = given.split() if isinstance(given, str) and len(given) <= LONGEST else []
+        found: dict[str, object] = {}
+        for word in words:
+            read = _read(word)
+            if read is None or found.keys() & read.keys():
+                raise InputError(shown(word), ALLOWED, "scheme")
+            found |= read
+        if not found:
+            raise InputError(shown(given), ALLOWED, "scheme")
+        return cls(**found)  # type: ignore[arg-type]
+
+    @property
+    def unit(self) -> int:
+        """It speaks of layers whose number of columns is a multiple of this."""
+        return 1 if self.pattern is None else self.pattern[1]
+
+    @property
+    def needs_inputs(self) -> bool:
+        return self.inputs < DENSE
+
+    @property
+    def share_of(self) -> Partition:
+        """The groups in which the sparsity counts."""
+        return Partition.rows() if self.per == "row" else Partition.tensor()
+
+    @property
+    def partitions(self) -> tuple[Partition, ...]:
+        """The groups of weights that it speaks of together."""
+        found = [] if self.pattern is None else [Partition.blocks(self.pattern[1])]
+        whole = [] if self.rank is None else [Partition.tensor()]
+        return (*found, *([self.share_of] if self.sparsity else []), *whole)
+
+    def bits(self, shape: tuple[int, int], scales: int = 0, positions: str = "index", scalings: int = 0) -> int:
+        """Bits in which every layer of this shape (out, in) that fits can be stored, at the most.
+
+        scales: how many groups its grid has, with at most two numbers of 16 bits each. Of the ways to say which weights
+        are not zero (none, one bit a weight, by N:M groups) the shortest. The inputs are not part of a layer; scalings:
+        how many scalings of them are, with a number of 16 bits for each feature.
+        """
+        rows, columns = shape
+        count = rows * columns
+        size = self.share_of.group_size(shape)
+        ways = [count * self.weights]
+        if self.sparsity:
+            ways.append((size - int(size * self.sparsity)) * (count // size) * self.weights + count)
+        if self.pattern is not None:
+            n, m = self.pattern
+            ways.append(count // m * (n * self.weights + position_bits(n, m, positions)))
+        if self.rank is not None:
+            ways.append(DENSE * self.rank * (rows + columns))
+        shared = 2 * DENSE * scales if self.weights < DENSE else 0
+        beside = DENSE * (self.beside * (rows + columns) + scalings * columns)
+        return min(min(ways) + shared, DENSE * count) + beside
+
+    def __str__(self) -> str:
+        words = []
+        if self.weights < DENSE or self.inputs < DENSE:
+            words.append(f"W{self.weights}" + (f"A{self.inputs}" if self.inputs < DENSE else ""))
+        if self.pattern is not None:
+            words.append("{}:{}".format(*self.pattern))
+        if self.sparsity:
+            words.append(_percent(self.sparsity) + ("/row" if self.per == "row" else ""))
+        if self.rank is not None:
+            words.append(f"r{self.rank}")
+        if self.beside:
+            words.append(f"+r{self.beside}")
+        return " ".join(words) or f"W{DENSE}"
+
+
+def _read(word: str) -> dict[str, object] | None:
+    """The fields that one word sets; None where it is none."""
+    if match := re.fullmatch(r"W(\d{1,2})(?:A(\d{1,2}))?|A(\d{1,2})", word):
+        weights, with_inputs, alone = match.groups()
+        widths = {"weights": weights, "inputs": with_inputs or alone}
+        read: dict[str, object] = {name: int(width) for name, width in widths.items() if width}
+        return read if all(1 <= int(width) <= DENSE for width in widths.values() if width) else None
+    if match := re.fullmatch(r"(\d{1,3}):(\d{1,3})", word):
+        n, m = int(match[1]), int(match[2])
+        return {"pattern": (n, m)} if 0 < n <= m <= 256 else None
+    if match := re.fullmatch(r"(\d{1,3}(?:\.\d{1,12})?%|\d{1,9}/\d{1,9})(/row)?", word):
+        share = number(match[1][:-1], "scheme", ALLOWED) / 100 if "%" in word else number(match[1], "scheme", ALLOWED)
+        return {"sparsity": share, "per": "row" if match[2] else "tensor"} if 0 < share < 1 else None
+    if match := re.fullmatch(r"(\+?)r(\d{1,5})", word):
+        rank = int(match[2])
+        return {"beside" if match[1] else "rank": rank} if rank else None
+    return None
+
+
+def _percent(share: Fraction) -> str:
+    """50% where that is exact in few digits, else 1/3."""
+    text = f"{float(100 * share):.12f}".rstrip("0").rstrip(".")
+    return f"{text}%" if Fraction(text) == 100 * share else str(share)

@@ -1,0 +1,383 @@
+"""What a format costs in bits, against 16 bits a weight: for one layer, or as a function of its shape.
+
+Conventions. A dense weight, an offset without a zero point, an entry of a factor without a grid and the scaling of an
+input feature take :data:`DENSE` bits, a scale as many as its grid says. A value of a grid takes the bits that tell its
+values apart. Which weights are left is stored as one bit a weight (a
+bitmap) or, where an N:M pattern is known, by groups (:data:`POSITIONS`). Removed rows and columns take nothing. Of
+several ways to store a layer the smallest counts. Kernels that must align, pad or index more take more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
+from math import ceil, comb, lcm
+from typing import Any
+
+import numpy as np
+
+from compcomp.errors import InputError
+from compcomp.language.algebra import unstack
+from compcomp.language.layer import Cut, Factors, Format, Grid, LayerState
+from compcomp.language.parameters import one_of
+from compcomp.language.technique import Sequence, Technique, as_sequence, unknowns
+from compcomp.terms import Array, Batch, BatchChoices, each
+
+DENSE = 16
+"""Bits of a dense weight, of an offset, of most scales, and of an entry of a factor."""
+
+POSITIONS = ("index", "combination")
+"""How an N:M pattern is stored: for each of the N kept values its place among the M, ceil(log2 M) bits, as the 2:4
+hardware does with 2 bits [mishra2021]; or for each group which of the C(M, N) combinations it is, ceil(log2 C(M, N))
+bits, the least that whole bits a group allow (3 for 2:4)."""
+
+Bits = Any
+"""A whole number, or a sympy expression in m and n (out, in)."""
+
+
+def dense_bits(shape: tuple[Bits, Bits]) -> Bits:
+    """Bits of an uncompressed weight of this shape (out, in)."""
+    return DENSE * shape[0] * shape[1]
+
+
+def values_of(grid: Grid) -> int:
+    """How many values a group of the grid has: 2L + 1, or L + 1 with an offset or codes."""
+    return grid.levels + 1 if grid.offset is not None or grid.codes is not None else 2 * grid.levels + 1
+
+
+def value_bits(grid: Grid | None) -> int:
+    """Bits of one weight: enough for the values of its grid, 16 without one."""
+    return DENSE if grid is None else max(1, (values_of(grid) - 1).bit_length())
+
+
+def group_bits(grid: Grid | None) -> int:
+    """Bits that a group's weights share: its scale, and where its offset lies.
+
+    An offset takes 16 bits, or the bits of a weight where it is the whole number of steps below zero.
+    """
+    if grid is None:
+        return 0
+    return grid.scale_bits + (0 if grid.offset is None else value_bits(grid) if grid.zero else DENSE)
+
+
+def position_bits(kept: int, size: int, positions: str = "index") -> int:
+    """Bits that say which ``kept`` of a group of ``size`` weights are stored."""
+    if one_of(positions, POSITIONS, "position_bits.positions") == "index":
+        return kept * (size - 1).bit_length()
+    return (comb(size, kept) - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Numbers to store: how many, the bits of each, of what each group of them shares, and of what all groups do."""
+
+    count: Bits
+    bits: int
+    shared: int = 0
+    groups: Bits = 0
+    once: int = 0
+
+    @property
+    def scales(self) -> Bits:
+        return self.shared * self.groups + self.once
+
+    @property
+    def total(self) -> Bits:
+        return self.count * self.bits + self.scales
+
+    @classmethod
+    def on(cls, grid: Grid | None, count: Bits, groups: Bits) -> Entries:
+        """So many numbers of a grid in so many groups; dense ones without a grid."""
+        if grid is None:
+            return cls(count, DENSE)
+        return cls(count, value_bits(grid), group_bits(grid), groups, grid.shared_bits)
+
+
+@dataclass(frozen=True)
+class Size:
+    """The bits of one layer by what they are for, as numbers or as sympy expressions in m and n (out, in).
+
+    ``values``: those of the weight. ``positions``: which of them are stored. ``scales``: scales and offsets.
+    ``factors``: the low-rank term beside the weight, with its scales. ``basis``: scalings of input features.
+    ``shape``: of the dense weight. ``left``: weights that pruning has left. ``width``: bits of each.
+    """
+
+    shape: tuple[Bits, Bits]
+    values: Bits
+    positions: Bits
+    scales: Bits
+    factors: Bits
+    basis: Bits
+    left: Bits
+    width: int
+
+    @property
+    def bits(self) -> Bits:
+        """All of them."""
+        return self.values + self.positions + self.scales + self.factors + self.basis
+
+    @property
+    def rate(self) -> Bits:
+        """1 - bits / dense bits. Below 0: it grew."""
+        return 1 - _ratio(self.bits, dense_bits(self.shape))
+
+    @property
+    def per_weight(self) -> Bits:
+        """Bits a weight of the dense layer, of this shape."""
+        return _ratio(self.bits, self.shape[0] * self.shape[1])
+
+    @property
+    def limit(self) -> Bits:
+        """Bits a weight as both sides grow alike: what is left of :attr:`per_weight`."""
+        return _limit(self.bits, self.shape)
+
+    @property
+    def theoretical_rate(self) -> Bits:
+        """TCr of [laborde2025]: 1 - (bits / 16) (1 - sparsity), for the width and the sparsity of the weight."""
+        return 1 - Fraction(self.width, DENSE) * _limit(self.left, self.shape)
+
+
+def theoretical_rate(bits: int, sparsity: Fraction | float) -> float:
+    """TCr = 1 - (bits / 16) (1 - sparsity), which counts no masks, scales and factors [laborde2025].
+
+    Their SrCr combines a rate with a retention; its formula is not given exactly in what was found of it, and
+    is not implemented.
+    """
+    return float(1 - Fraction(bits, DENSE) * (1 - Fraction(sparsity)))
+
+
+# ------------------------------------------------------------------------------------------------ one layer
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What of a format its size depends on, as numbers. ``kept``: weights that the mask keeps, None without one.
+
+    ``left``, ``right``: entries of factors. ``scalings``: numbers that scale an input feature.
+    """
+
+    rows: Bits
+    columns: Bits
+    kept: Bits | None
+    groups: Bits
+    left: Bits
+    right: Bits
+    left_groups: Bits
+    right_groups: Bits
+    scalings: Bits
+
+
+def layer_size(form: Format, shape: tuple[int, int], positions: str = "index") -> Size:
+    """What a layer of this shape (out, in) takes in a format.
+
+    ``positions``: one of :data:`POSITIONS`. A mask that costs more than the zeros it saves is not stored, unless zero
+    is no value of the grid: then the mask is all that tells, and the values of all weights are counted. A format does
+    not say whether the weights still are zero under a mask, or of a pattern: :func:`compcomp.keeps` and
+    :func:`compcomp.fits` do. A weight that is only known to be of low rank is stored as two factors when these are
+    smaller. An N:M pattern counts where no column has been removed, as its groups are those of the dense layer.
+    """
+    return _size(form, _counted(form, shape), shape, positions)
+
+
+def _counted(form: Format, shape: tuple[int, int]) -> _Counts:
+    rows, columns = _sides(form.cut, shape)
+    scalings = 0 if form.transform is None else form.transform.scalings
+    grids = (None, None) if form.factors is None else (form.factors.left_grid, form.factors.right_grid)
+    left_groups, right_groups = (0 if grid is None else grid.scales for grid in grids)
+    return _Counts(
+        rows=rows,
+        columns=columns,
+        kept=None if form.mask is None else _kept(form.mask, form.cut),
+        groups=0 if form.grid is None else _groups(form.grid, form.cut if not scalings else None, shape),
+        left=0 if form.factors is None else rows * form.factors.rank,
+        right=0 if form.factors is None else columns * form.factors.rank,
+        left_groups=left_groups,
+        right_groups=right_groups,
+        scalings=scalings * shape[1],
+    )
+
+
+def _sides(cut: Cut | None, shape: tuple[int, int]) -> tuple[int, int]:
+    return shape if cut is None else (int(cut.rows.sum()), int(cut.columns.sum()))
+
+
+def _kept(mask: Any, cut: Cut | None) -> int:
+    """How many weights a mask keeps in the rows and columns that are left."""
+    if cut is None:
+        return int(mask.sum())
+    return int((mask * cut.rows.reshape(-1, 1) * cut.columns.reshape(1, -1)).sum())
+
+
+def _groups(grid: Grid, cut: Cut | None, shape: tuple[int, int]) -> int:
+    """How many scales are stored: of groups that lie in rows, those of the rows that are left.
+
+    The scale of a group of which columns were removed is stored, even where these were all of it. Where input features
+    are scaled some scales may be those of columns, and all are counted.
+    """
+    rows = shape[0] if cut is None else int(cut.rows.sum())
+    inside = grid.scales > 1 and grid.scales % shape[0] == 0
+    return grid.scales // shape[0] * rows if inside else grid.scales
+
+
+def _factor_entries(factors: Factors | None, counts: _Counts) -> list[Entries]:
+    """Both factors: one place for the grid of each."""
+    if factors is None:
+        return []
+    return [
+        Entries.on(factors.left_grid, counts.left, counts.left_groups),
+        Entries.on(factors.right_grid, counts.right, counts.right_groups),
+    ]
+
+
+def _size(form: Format, counts: _Counts, shape: tuple[Bits, Bits], positions: str) -> Size:
+    one_of(positions, POSITIONS, "layer_size.positions")
+    count, width = counts.rows * counts.columns, value_bits(form.grid)
+    weight = Entries.on(form.grid, count, counts.groups)
+    factors = sum((part.total for part in _factor_entries(form.factors, counts)), start=0)
+    ways = [(count, 0)]  # how many values are stored, and the bits of their positions
+    if form.mask is not None and form.grid is not None and not form.grid.zero:
+        ways = [(count, count)]
+    elif form.mask is not None:
+        ways.append((counts.kept, count))
+        if counts.columns == shape[1]:
+            ways += [
+                (count * Fraction(n, m), count * Fraction(position_bits(n, m, positions), m))
+                for n, m in form.pattern or ()
+            ]
+    elif form.rank is not None and form.grid is None:
+        ways.append(((counts.rows + counts.columns) * form.rank, 0))
+    stored, where = _least(ways, width, shape)
+    left = count if counts.kept is None else counts.kept
+    return Size(shape, stored * width, where, weight.scales, factors, DENSE * counts.scalings, left, width)
+
+
+def _least(ways: list[tuple[Bits, Bits]], width: int, shape: tuple[Bits, Bits]) -> tuple[Bits, Bits]:
+    """The way of fewest bits; in the limit where the shape is open."""
+    if all(isinstance(side, int) for side in shape):
+        kept, where = min(ways, key=lambda way: way[0] * width + way[1])
+        return ceil(kept), ceil(where)
+    return min(ways, key=lambda way: _limit(way[0] * width + way[1], shape))
+
+
+def _ratio(one: Bits, other: Bits) -> Any:
+    return Fraction(one, other) if isinstance(one, int) and isinstance(other, int) else one / other
+
+
+def _limit(count: Bits, shape: tuple[Bits, Bits]) -> Any:
+    """count / (out in) as both sides grow alike; the quotient itself for numbers."""
+    if all(isinstance(side, int) for side in shape):
+        return Fraction(count) / (shape[0] * shape[1])
+    import sympy
+
+    side = sympy.Symbol("s", positive=True)
+    at = sympy.sympify(count).subs(dict(zip(shape, (side, side), strict=True)), simultaneous=True)
+    found = sympy.limit(at / side**2, side, sympy.oo)
+    return Fraction(int(found.p), int(found.q)) if isinstance(found, sympy.Rational) else found
+
+
+def layer_bits(form: Format, shape: tuple[int, int], positions: str = "index") -> int:
+    """All bits of a layer of this shape (out, in): see :func:`layer_size`."""
+    return int(layer_size(form, shape, positions).bits)
+
+
+def stored_as_factors(form: Format, shape: tuple[int, int]) -> bool:
+    """Whether the weight itself is best stored as two factors of its known rank."""
+    plain = form.rank is not None and form.mask is None and form.grid is None
+    return plain and (form.rank or 0) * sum(shape) < shape[0] * shape[1]
+
+
+# --------------------------------------------------------------------------------------------- any shape
+
+WIDEST = 1024
+"""Columns of the largest layer on which the counts of a sequence are taken."""
+CANDIDATES = 3
+"""Layers of each shape on which they are: they must all count the same."""
+
+
+def size(sequence: Technique | Sequence, shape: tuple[int, int] | None = None, *, positions: str = "index") -> Size:
+    """What a layer takes in the format that a sequence ends in.
+
+    shape: (out, in); None for any, then every size is a sympy expression in the symbols m and n (out, in), for layers
+    whose groups divide as the shares ask, and so large that the way to store them that is best in the limit is best.
+    positions: one of :data:`POSITIONS`.
+
+    The counts (values kept, scales, factor entries) are taken on small random layers of five shapes. Each must be
+    a mn + b m + c n + d for some numbers a, b, c, d, the same for all layers of a shape, or InputError says which is
+    not; so this is a calculation, no proof. At a given shape a count that is no whole number is rounded up.
+    """
+    sequence = as_sequence(sequence)
+    if open_ := [name for t in sequence for name in unknowns(t)]:
+        raise InputError(f"{open_[0]}=Any", "a number", "size")
+    if shape is not None:
+        sequence.check(shape)
+    form, laws = _laws(sequence)
+    if shape is not None:
+        return _size(form, _Counts(**{name: _at_shape(law, shape) for name, law in laws.items()}), shape, positions)
+    import sympy
+
+    m, n = sympy.symbols("m n", integer=True, positive=True)
+    counts = {name: None if law is None else sympy.sympify(_value(law, m, n)) for name, law in laws.items()}
+    return _size(form, _Counts(**counts), (m, n), positions)
+
+
+_Law = tuple[Fraction, Fraction, Fraction, Fraction]
+"""a, b, c, d of a count a mn + b m + c n + d."""
+
+
+def _value(law: _Law, rows: Bits, columns: Bits) -> Bits:
+    a, b, c, d = law
+    return a * (rows * columns) + b * rows + c * columns + d
+
+
+def _at_shape(law: _Law | None, shape: tuple[int, int]) -> int | None:
+    return None if law is None else ceil(_value(law, *shape))
+
+
+def _laws(sequence: Sequence) -> tuple[Format, dict[str, _Law | None]]:
+    """The format a sequence ends in, and how each of its counts depends on the shape."""
+    shares = [getattr(t, f.name) for t in sequence for f in fields(t)]  # type: ignore[arg-type]
+    whole = lcm(*(x.denominator for x in shares if isinstance(x, Fraction)))
+    unit = lcm(whole, *(t.unit for t in sequence))
+    if 3 * unit > WIDEST:
+        raise InputError(f"{sequence}, whose groups need {unit} columns", f"at most {WIDEST // 3}", "size")
+    (r1, r2, r3), (c1, c2, c3) = ([k * side for k in (1, 2, 3)] for side in (whole, max(2, unit)))
+    form, first = _sampled(sequence, (r1, c1))
+    corners = [first, *(_sampled(sequence, shape)[1] for shape in ((r1, c2), (r2, c1), (r2, c2)))]
+    last = _sampled(sequence, (r3, c3))[1]
+    laws: dict[str, _Law | None] = {}
+    for f in fields(_Counts):
+        f11, f12, f21, f22 = (getattr(corner, f.name) for corner in corners)
+        if f11 is None:
+            laws[f.name] = None
+            continue
+        a = Fraction(f22 - f12 - f21 + f11, (r2 - r1) * (c2 - c1))
+        b, c = Fraction(f21 - f11, r2 - r1) - a * c1, Fraction(f12 - f11, c2 - c1) - a * r1
+        law = (a, b, c, f11 - a * r1 * c1 - b * r1 - c * c1)
+        if _value(law, r3, c3) != getattr(last, f.name):
+            raise InputError(f"{sequence}: {f.name} in no simple relation to the shape", "a shape of its own", "size")
+        laws[f.name] = law
+    return form, laws
+
+
+def _sampled(sequence: Sequence, shape: tuple[int, int]) -> tuple[Format, _Counts]:
+    """The format of random layers of a shape, and what is counted in it, the same for all of them."""
+    random = np.random.default_rng(0)
+    weight = unstack(random.standard_normal((CANDIDATES, *shape)))
+    inputs = unstack(random.standard_normal((CANDIDATES, shape[1], 2)))
+    form = sequence.encode(LayerState.dense(weight, inputs, choices=BatchChoices(CANDIDATES, random))).format
+    counts = [_counted(_one(form, k), shape) for k in range(CANDIDATES)]
+    if len(set(counts)) > 1:
+        raise InputError(f"{sequence}, of which what is stored depends on the weights", "a layer of its own", "size")
+    return form, counts[0]
+
+
+def _one(form: Format, k: int) -> Format:
+    """The k-th of the formats that one of batches stands for, as far as it is counted."""
+
+    def bools(array: Array) -> Array:
+        value: Callable[[Any], Any] = lambda x: bool(x.values[k]) if isinstance(x, Batch) else bool(x)  # noqa: E731
+        return each(value, array).astype(bool)
+
+    cut = form.cut and Cut(bools(form.cut.rows), bools(form.cut.columns))
+    return replace(form, mask=None if form.mask is None else bools(form.mask), cut=cut)

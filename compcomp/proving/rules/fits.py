@@ -1,0 +1,196 @@
+"""Formats that a sequence ends in on every layer: any shape, word by word of a scheme."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+
+from compcomp.language.claim import Claim, Scope
+from compcomp.language.layer import Format
+from compcomp.language.parameters import Unknown
+from compcomp.language.partition import Partition
+from compcomp.language.scheme import Scheme
+from compcomp.language.size import DENSE, value_bits
+from compcomp.language.steps import CodebookMap, Selection
+from compcomp.language.technique import Technique
+from compcomp.proving.proof import EXACT, Proof
+from compcomp.proving.rules.kept import (
+    Contracts,
+    Run,
+    by_contract,
+    dropped_stay,
+    grid_kept,
+    one_pattern,
+    rank_kept,
+    zeros_stay,
+)
+from compcomp.proving.sample import formats_along
+from compcomp.proving.session import Session
+from compcomp.proving.solver import Solver
+
+# Rule (fits). A sequence S fits a scheme if it does what each of its words asks for.
+#
+# Formats. Which fields of a format are set depends on the techniques alone, and so do the numbers in it (levels,
+# patterns, ranks): of a step they are parameters of it, of another technique it is part of its contract, unless it
+# declares `format_varies`. So one run on a small layer shows them; it shows nothing of a sequence with open parameters
+# but which fields are set, and nothing at all where a technique declares `format_varies`.
+#
+# W b      Let the grid at the end have at most 2^b values a group, and let it be kept (rule kept): every weight is one
+#          of its values. With open parameters: let the last technique that has put another grid in place of the one
+#          before be of steps, the last map among them of known levels or codes.
+# zeros    Let technique T of S hold a selection: in every group of its partition R at least int(|R| s) weights are
+#          zero after it, s its share. They are zero at the end if what T drops stays zero (rules kept, zeros and
+#          restored, with T in place of the first technique that sets up a mask, and of its mask only what it drops
+#          itself). A contract to keep the mask says something only where all that the mask drops is zero: where T
+#          finds no mask, or since a technique has restored the mask. So far for the zeros of masks; those that T's
+#          contract calls an optimum with (T of no steps), and any other zeros, stay zero if each later technique
+#          keeps zeros of weights.
+#   n:m    follows from zeros in blocks of k that leave at most c of k: if k divides m and c m / k <= n, as the
+#          blocks tile every group of m; or if m divides k and c <= n, as every group of m lies inside a block. Or a
+#          pattern n':m with n' <= n holds at the end (rule kept).
+#   s in P follows from zeros in R = P with a share of at least s, as int(|P| s) grows with s; or if R refines P, in
+#          blocks of k of which int(k s') >= k s are zero: |P| is a multiple of k, so at least |P| s are zero in P. The
+#          blocks may be those of a pattern that holds at the end.
+# r k      Let the format at the end say that the rank is at most k, and let the rank be kept (rule kept).
+# + r k    The low-rank term has as many factor columns as the format at the end says. Where the format has none there
+#          is none.
+# A b      Let the last technique that changes the inputs declare `input_bits` of at most b; all later ones leave the
+#          inputs alone, and no later one changes their basis.
+
+
+def fits_scheme(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
+    """Every word of the scheme is proved on its own."""
+    if claim.kind != "fits" or claim.scheme is None:
+        return None
+    techniques = claim.left.techniques
+    formats = formats_along(claim, Scope("any"))
+    if formats is None or any(t.promises().format_varies for t in techniques):
+        return None
+    session = Session(solver, time.monotonic() + deadline)
+    run = Run(techniques, formats, session)
+    contracts: list[str] = []
+    for word in (_grid, _pattern, _sparsity, _rank, _beside, _inputs):
+        found = word(claim.scheme, run)
+        if found is None:
+            return None
+        contracts += found
+    return Proof("fits", "any shape", (EXACT, *dict.fromkeys(contracts)), tuple(session.queries))
+
+
+def _end(run: Run) -> Format:
+    return run.formats[-1]
+
+
+def _numbers(run: Run) -> Contracts:
+    """The contracts on which the numbers in the formats rest."""
+    others = (t for t in run.techniques if not t.steps())
+    return [by_contract(t, "leaves a format that does not depend on the weights") for t in others]
+
+
+def _grid(scheme: Scheme, run: Run) -> Contracts | None:
+    if scheme.weights == DENSE:
+        return []
+    grid = _end(run).grid
+    if grid is None or value_bits(grid) > scheme.weights:
+        return None
+    source = [t for t, before, after in run.after(0) if after.grid is not before.grid][-1]
+    if run.undecided and not _known_values(source):
+        return None
+    contracts = grid_kept(run)
+    return None if contracts is None else [*contracts, *([] if source.steps() else _numbers(run))]
+
+
+def _known_values(technique: Technique) -> bool:
+    """Whether it is of steps, and how many values its grid has does not depend on an open parameter."""
+    maps = [step for step in technique.steps() if not isinstance(step, Selection)]
+    return bool(maps) and (isinstance(maps[-1], CodebookMap) or not isinstance(maps[-1].levels, Unknown))
+
+
+Zeros = tuple[Partition, Fraction, Contracts]
+"""Groups, the share of each that is zero at the end at the least, and the contracts on which that rests."""
+
+
+def _zeros(run: Run) -> Iterator[Zeros]:
+    for k, technique in enumerate(run.techniques):
+        steps = [step for step in technique.steps() if isinstance(step, Selection)]
+        shares = [(step.partition, step.share) for step in steps if isinstance(step.share, Fraction)]
+        contracts = dropped_stay(run, k) if shares else None
+        if contracts is not None:
+            yield from ((partition, share, contracts) for partition, share in shares)
+        optimum = technique.promises().optimum
+        if optimum is not None and isinstance(optimum.share, Fraction):
+            contracts = zeros_stay(run, k + 1)
+            if contracts is not None:
+                contract = by_contract(technique, "leaves as many zeros as its optimum has")
+                yield optimum.partition, optimum.share, [contract, *contracts]
+    if run.undecided:
+        return
+    for n, m in dict.fromkeys(pattern for form in run.formats for pattern in form.pattern or ()):
+        contracts = one_pattern(run, n, m)
+        if contracts is not None:
+            yield Partition.blocks(m), Fraction(m - n, m), [*contracts, *_numbers(run)]
+    # Patterns in masks that are restored, or kept with them.
+    for k, (technique, before, after) in enumerate(run.after(0)):
+        for n, m in set(after.pattern or ()) - set(before.pattern or ()):
+            contracts = dropped_stay(run, k) if not technique.steps() and before.mask is None else None
+            if contracts is not None and after.mask is not None:
+                contract = by_contract(technique, "gives its mask the n:m pattern that it sets up")
+                yield Partition.blocks(m), Fraction(m - n, m), [contract, *contracts, *_numbers(run)]
+
+
+def _pattern(scheme: Scheme, run: Run) -> Contracts | None:
+    if scheme.pattern is None:
+        return []
+    n, m = scheme.pattern
+    if n == m:
+        return []
+    for partition, share, contracts in _zeros(run):
+        if (size := partition.size) is None:
+            continue
+        left = size - int(size * share)
+        if (m % size == 0 and left * (m // size) <= n) or (size % m == 0 and left <= n):
+            return contracts
+    return None
+
+
+def _sparsity(scheme: Scheme, run: Run) -> Contracts | None:
+    if not scheme.sparsity:
+        return []
+    for partition, share, contracts in _zeros(run):
+        if partition == scheme.share_of and share >= scheme.sparsity:
+            return contracts
+        size = partition.size
+        if size is not None and partition.refines(scheme.share_of) and int(size * share) >= size * scheme.sparsity:
+            return contracts
+    return None
+
+
+def _rank(scheme: Scheme, run: Run) -> Contracts | None:
+    if scheme.rank is None:
+        return []
+    known = _end(run).rank
+    if run.undecided or known is None or known > scheme.rank:
+        return None
+    contracts = rank_kept(run)
+    return None if contracts is None else [*contracts, *_numbers(run)]
+
+
+def _beside(scheme: Scheme, run: Run) -> Contracts | None:
+    factors = _end(run).factors
+    if factors is None:
+        return []
+    return None if run.undecided or factors.rank > scheme.beside else _numbers(run)
+
+
+def _inputs(scheme: Scheme, run: Run) -> Contracts | None:
+    if scheme.inputs == DENSE:
+        return []
+    changing = [k for k, t in enumerate(run.techniques) if t.promises().changes_inputs]
+    if not changing or any(t.promises().changes_basis for t in run.techniques[changing[-1] :]):
+        return None
+    source = run.techniques[changing[-1]]
+    bits = source.promises().input_bits
+    if bits is None or bits > scheme.inputs:
+        return None
+    return [by_contract(source, f"leaves the inputs of every token on a grid of {bits} bits")]
