@@ -5,6 +5,7 @@ from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.encodings.apply_mask import ApplyMask
 from compcomp.encodings.awq import AWQ
 from compcomp.encodings.block_floating_point import BlockFloatingPoint
+from compcomp.encodings.block_means import BlockMeans
 from compcomp.encodings.clipped_absmax import ClippedAbsMax
 from compcomp.encodings.distill_factors import DistillFactors
 from compcomp.encodings.distill_hidden import DistillHidden
@@ -82,6 +83,7 @@ Technique.register(LoSparse, kernel="compcomp.kernels.losparse")
 Technique.register(LoRA, kernel="compcomp.kernels.lora")
 Technique.register(ClippedAbsMax, kernel="compcomp.kernels.clipped_absmax")
 Technique.register(FP8Inputs, kernel="compcomp.kernels.fp8_inputs")
+Technique.register(BlockMeans, kernel="compcomp.kernels.block_means")
 
 __all__ = [
     "AWQ",
@@ -98,6 +100,7 @@ __all__ = [
     "AbsMaxInputs",
     "ApplyMask",
     "BlockFloatingPoint",
+    "BlockMeans",
     "ClippedAbsMax",
     "DistillFactors",
     "DistillHidden",

@@ -17,9 +17,9 @@ from compcomp.language.technique import Declared, Technique
 class DistillFactors(Technique):
     """Fit the factors L (out x rank), R (rank x in) beside the weight to minimise |W X - (W' + L R) X'|_F^2 in turn.
 
-    X are the dense calibration inputs, X' the current ones. Each sweep fits L for R, the change of least norm among
-    the minimisers, and then R for L, by pinv(L) applied to what is left of every input feature. So no fit increases
-    the error. The weight stays; a layer without factors stays as it is; factors leave their grids.
+    X are the dense calibration inputs, X' the current ones. Each sweep fits L for R and then R for L, each time by the
+    change of least norm among the minimisers. So no fit increases the error. The weight stays; a layer without factors
+    stays as it is; factors leave their grids.
     sweeps: at least 1. Needs calibration inputs. Source: [hubara2021] (the layer-wise objective).
     """
 
@@ -53,5 +53,8 @@ class DistillFactors(Technique):
         for _ in range(self.sweeps):
             outputs = gram @ right.T  # in x rank
             left = left + least_solution((target - left @ right) @ outputs, right @ outputs, choices)
-            right = right + right_factor(left, target - left @ right, choices)
+            seen = least_solution(
+                (target - left @ right) @ gram, gram, choices
+            )  # what is left, as far as inputs see it
+            right = right + right_factor(left, seen, choices)
         return replace(layer, format=replace(layer.format, factors=Factors(left, right)))

@@ -31,6 +31,7 @@ from compcomp.techniques import (
     AbsMaxInputs,
     ApplyMask,
     BlockFloatingPoint,
+    BlockMeans,
     ClippedAbsMax,
     DistillFactors,
     DistillHidden,
@@ -73,6 +74,8 @@ EXAMPLES |= {NF4: 60}
 EXAMPLES |= {LoftQ: 60, LPLR: 60, JointPruneQuantize: 30}
 EXAMPLES |= {DistillFactors: 120, LoSparse: 100, LoRA: 40}
 EXAMPLES |= {NF4: 60, ClippedAbsMax: 60}
+EXAMPLES |= {LoftQ: 60, LPLR: 60, JointPruneQuantize: 30}
+EXAMPLES |= {DistillFactors: 120, LoSparse: 100, LoRA: 40, BlockMeans: 30}
 """Layers a convention; techniques with many conventions need fewer."""
 
 
@@ -558,6 +561,8 @@ J = JointPruneQuantize("1/2", 3, per="row")
         (J, other(JointPruneQuantize("1/2", 3, per="row", rounding="half_up"))),
         (J, without("mask", J)),
         (J, without("grid", J)),
+        (BlockMeans(2), other(BlockMeans(1))),
+        (BlockMeans(1), lambda _, layer: layer),
         (DistillFactors(2), other(DistillFactors(1))),
         (DistillFactors(), lambda _, layer: layer),
         (

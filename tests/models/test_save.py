@@ -160,6 +160,7 @@ def test_what_is_said_about_the_layers(tmp_path: Path) -> None:
         "factor_levels": [None, None],
         "rank": None,
         "pattern": ["2:4"],
+        "basis": [],
     }
 
 

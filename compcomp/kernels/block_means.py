@@ -1,0 +1,28 @@
+"""A low-rank term of block means on tensors [huang2024]."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from compcomp.encodings.block_means import BlockMeans
+from compcomp.kernels._shared import check, effective
+from compcomp.kernels.truncated_svd import beside
+from compcomp.language.layer import Factors, LayerState
+
+
+def kernel(technique: BlockMeans, layer: LayerState) -> LayerState:
+    """Add the means of what is lost so far over runs of columns, as factors (out x rank, rank x in).
+
+    ``layer.weight``, ``layer.reference``: out x in. Computed in float64; the factors have the weight's dtype. Raises
+    InputError when the rank does not divide the columns or an entry is not finite. Source: [huang2024].
+    """
+    check(technique, layer)
+    error = layer.reference.to(torch.float64) - effective(layer, torch.float64)
+    rows, columns = error.shape
+    means = error.reshape(rows, technique.rank, -1).mean(dim=2)
+    runs = torch.arange(columns, device=error.device) // (columns // technique.rank)
+    member = runs == torch.arange(technique.rank, device=error.device)[:, None]
+    factors = Factors(means.to(layer.weight.dtype), member.to(layer.weight.dtype))
+    return replace(layer, format=replace(layer.format, factors=beside(layer.format.factors, factors)))

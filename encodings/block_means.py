@@ -1,0 +1,64 @@
+"""A low-rank term of block means: what is lost so far, averaged over runs of columns [huang2024]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import ClassVar
+
+import numpy as np
+
+from compcomp.encodings.truncated_svd import beside
+from compcomp.errors import InputError
+from compcomp.language.layer import Factors, LayerState
+from compcomp.language.parameters import whole
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import Div, Sum
+
+
+@dataclass(frozen=True)
+class BlockMeans(Technique):
+    """Add M C beside the weight: M (out x rank) the means of the error over ``rank`` equal runs of columns of each row.
+
+    The error is reference minus effective weight: after pruning, the pruned weights. C (rank x in) is 1 where a column
+    belongs to a run. So what is left of each run of a row has mean 0: a projection, and |W - W'|_F does not grow.
+    rank: at least 1; it divides the number of columns.
+    Source: the low-rank branch of AST before it is trained [huang2024], as a step after pruning.
+    """
+
+    rank: int
+
+    tried: ClassVar[dict[str, Sequence[object]]] = {"rank": (1, 2, 4)}
+    declared: ClassVar[Declared] = Declared(
+        keeps=frozenset({"mask", "n:m", "grid", "rank"}),
+        never_increases=frozenset({"weight_l2"}),
+        any_inputs=True,
+        rests=True,
+        holds_reference=True,
+        leaves_weight=True,
+    )
+
+    def __post_init__(self) -> None:
+        whole(self.rank, 1, 2**16, "BlockMeans.rank")
+
+    @property
+    def unit(self) -> int:
+        return self.rank
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        if shape[1] % self.rank:
+            raise InputError(f"rows of {shape[1]} weights", f"rows that divide into {self.rank} runs", str(self))
+
+    def encode(self, layer: LayerState) -> LayerState:
+        self.check(layer.weight.shape)
+        error = layer.reference - layer.effective()
+        rows, columns = error.shape
+        size = columns // self.rank
+        means, member = np.empty((rows, self.rank), dtype=object), np.empty((self.rank, columns), dtype=object)
+        for row, run in np.ndindex(rows, self.rank):
+            means[row, run] = Div(Sum(error[row, run * size : (run + 1) * size]), size)
+        for run, column in np.ndindex(self.rank, columns):
+            member[run, column] = Fraction(int(column // size == run))
+        factors = beside(layer.format.factors, Factors(means, member))
+        return replace(layer, format=replace(layer.format, factors=factors))
