@@ -101,22 +101,32 @@ def _lines(docstring: str | None) -> list[str]:
 
 
 def _split(lines: list[str], names: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The paragraphs of a docstring, and what it says of each parameter: a line "name: ..." and those that go on."""
-    paragraphs, meanings, current = [""], dict[str, str](), ""
+    """The paragraphs of a docstring, and what it says of each parameter: "name: ..." where a line or sentence begins.
+
+    What is said of a parameter goes on with indented lines, and with others until a sentence ends.
+    """
+    listed = "|".join(map(re.escape, names)) or "$^"
+    begin = re.compile(rf"(?:^|(?<=[.)\]] ))((?:{listed})(?:, (?:{listed}))*): ")
+    paragraphs, meanings, current = [""], dict[str, str](), tuple[str, ...]()
     for line in lines:
-        name, colon, rest = line.partition(": ")
-        if colon and name in names:
-            current = name
-            meanings[name] = rest.strip()
-        elif current and line.startswith(" "):
-            meanings[current] += " " + line.strip()
-        elif line.strip():
-            begins = bool(current) and bool(paragraphs[-1])
-            paragraphs += [line.strip()] if begins else []
-            paragraphs[-1] = paragraphs[-1] if begins else f"{paragraphs[-1]} {line.strip()}".strip()
-            current = ""
-        else:
+        found = list(begin.finditer(line))
+        rest = line[: found[0].start()] if found else line
+        if not line.strip():
             paragraphs += [""] if paragraphs[-1] else []
+            current = ()
+        elif current and rest.strip() and (line.startswith(" ") or not meanings[current[0]].endswith(".")):
+            for name in current:
+                meanings[name] += f" {rest.strip()}"
+        elif rest.strip():
+            if current and paragraphs[-1]:
+                paragraphs.append("")
+            paragraphs[-1] = f"{paragraphs[-1]} {rest.strip()}".strip()
+            current = ()
+        ends = [match.start() for match in found[1:]] + [len(line)] * bool(found)
+        for match, end in zip(found, ends, strict=True):
+            current = tuple(match[1].split(", "))
+            for name in current:
+                meanings[name] = line[match.end() : end].strip()
     return [paragraph for paragraph in paragraphs if paragraph], meanings
 
 

@@ -20,8 +20,8 @@ class DistillHidden(Technique):
     """Train the compressed model towards the dense one's hidden states: sum over blocks of |H - H'|_F^2 / |H|_F^2.
 
     H and H' (tokens x width) are what comes out of a block of the dense and of the compressed model; where a model has
-    no blocks, out of a layer. Padding is left out. Parameters, what is trained, and what a claim may rest on: as for
-    DistillLogits, without a temperature.
+    no blocks, out of a layer. Padding is left out. What is trained, and what a claim may rest on: as for DistillLogits.
+    iterations, rate, targets, seed: as for DistillLogits, which has a temperature besides.
     Acts on the whole model.
     Source: [romero2015]; a sum over layers with normalised states [sun2019]; own data [liu2024].
     """

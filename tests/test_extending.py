@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,8 @@ def test_a_class_is_checked_in_all_its_conventions() -> None:
 
 def test_a_class_with_one_wrong_convention_is_caught() -> None:
     def wrong(technique: Any, layer: Any) -> Any:
-        return AbsMax(technique.bits, technique.group).kernel()(AbsMax(technique.bits, technique.group), layer)
+        rounded_to_even = replace(technique, rounding="half_even")
+        return rounded_to_even.kernel()(rounded_to_even, layer)
 
     with pytest.raises(AssertionError, match="rounding='half_"):
         check_encoding(AbsMax, max_examples=40, kernel=wrong, minimise=False)
