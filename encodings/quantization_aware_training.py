@@ -115,14 +115,19 @@ class QuantizationAwareTraining(Technique):
         return replace(layer.format, grid=Grid(step, self.levels, len(groups)), rank=None)
 
     def feasible(self, before: LayerState, after: LayerState) -> Term:
-        """Whether ``after`` is on the absmax grid of ``before`` and zero where the mask drops, and else the same."""
+        """Whether ``after`` is on the absmax grid of ``before`` and zero where the mask drops, and else the same.
+
+        Of states of floats, whether it is on the grid whose steps are rounded to floats.
+        """
         form = self._format_after(before)
         assert form.grid is not None
+        steps = each(lambda step, w: float(step) if isinstance(w, float) else step, form.grid.step, before.weight)
+        form = replace(form, grid=replace(form.grid, step=steps))
         names = ("reference", "gram", "inputs", "reference_inputs")
         same: list[Term] = [alike(form, after.format), before.weight.shape == after.weight.shape]
         same += [alike(getattr(before, name), getattr(after, name)) for name in names]
         for index in np.ndindex(*before.weight.shape):
-            value, step = after.weight[index], form.grid.step[index]
+            value, step = after.weight[index], steps[index]
             same.append(Equal(nearest(value, step, self.levels, "half_even", Choices()), value))
             if form.mask is not None:
                 same.append(If(form.mask[index], True, Equal(value, 0)))

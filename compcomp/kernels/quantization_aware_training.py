@@ -45,7 +45,8 @@ def _train(
     trace = gram.trace()
     rate = torch.where(trace > 0, float(technique.rate) / trace, 0.0)
     latent = start if dropped is None else start.masked_fill(dropped, 0)
-    best, least = layer.weight[part], torch.full_like(start[:, 0], torch.inf)
+    best: Tensor = layer.weight[part]
+    least = torch.full_like(start[:, 0], torch.inf)
     for turn in range(technique.iterations + 1):
         level = (latent * technique.levels).div_(largest).masked_fill_(largest == 0, 0).round_()
         level.clamp_(-technique.levels, technique.levels)
@@ -76,6 +77,8 @@ def _slope(layer: LayerState, gram: Tensor, part: slice) -> Tensor:
         torch.float64,
     )
     if layer.reference_inputs is None or layer.inputs is None:
-        return (weight - reference) @ gram
-    dense, current = layer.reference_inputs.to(torch.float64), layer.inputs.to(torch.float64)
-    return weight @ gram - (reference @ dense) @ current.T
+        target = reference @ gram
+    else:
+        target = (reference @ layer.reference_inputs.to(torch.float64)) @ layer.inputs.to(torch.float64).T
+    slope: Tensor = weight @ gram - target
+    return slope
