@@ -34,6 +34,7 @@ from compcomp.encodings.prune_columns import PruneColumns
 from compcomp.encodings.prune_heads import PruneHeads
 from compcomp.encodings.prune_neurons import PruneNeurons
 from compcomp.encodings.prune_rows import PruneRows
+from compcomp.encodings.quantization_aware_training import QuantizationAwareTraining
 from compcomp.encodings.remove_blocks import RemoveBlocks
 from compcomp.encodings.ria import RIA
 from compcomp.encodings.smoothquant import SmoothQuant
@@ -84,6 +85,7 @@ Technique.register(LoRA, kernel="compcomp.kernels.lora")
 Technique.register(ClippedAbsMax, kernel="compcomp.kernels.clipped_absmax")
 Technique.register(FP8Inputs, kernel="compcomp.kernels.fp8_inputs")
 Technique.register(BlockMeans, kernel="compcomp.kernels.block_means")
+Technique.register(QuantizationAwareTraining, kernel="compcomp.kernels.quantization_aware_training")
 
 __all__ = [
     "AWQ",
@@ -121,6 +123,7 @@ __all__ = [
     "PruneHeads",
     "PruneNeurons",
     "PruneRows",
+    "QuantizationAwareTraining",
     "RemoveBlocks",
     "SmoothQuant",
     "SparseGPT",

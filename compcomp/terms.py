@@ -276,6 +276,10 @@ class Choices:
         """Any number at all, where nothing is known of an outcome; ``usual`` is one that it may be."""
         return usual
 
+    def grid_value(self, x: Term, step: Term, levels: int) -> Term:
+        """Any of ``k * step``, ``|k| <= levels``, where nothing more is known; the nearest to ``x`` is usual."""
+        return nearest(x, step, levels, "half_even", self)
+
     def context(self, term: Term) -> Term:
         """A group's shared context (its scale), which the prover may replace by a term proved equal."""
         return term
@@ -300,6 +304,11 @@ class RandomChoices(Choices):
     def number(self, usual: Term) -> Term:
         return usual + Fraction(int(self._random.integers(-8, 9)), 4)
 
+    def grid_value(self, x: Term, step: Term, levels: int) -> Term:
+        """The nearest, a neighbour of it, or any."""
+        move, far, level = (int(self._random.integers(*ends)) for ends in ((-1, 2), (0, 2), (-levels, levels + 1)))
+        return step * level if far else super().grid_value(x + move * step, step, levels)
+
 
 class BatchChoices(Choices):
     """Independent random choices for each of ``size`` candidates."""
@@ -316,6 +325,13 @@ class BatchChoices(Choices):
 
     def number(self, usual: Term) -> Term:
         return usual + Batch(self._random.integers(-8, 9, size=self.size) / 4)
+
+    def grid_value(self, x: Term, step: Term, levels: int) -> Term:
+        move, far, level = (
+            self._random.integers(*ends, size=self.size) for ends in ((-1, 2), (0, 2), (-levels, levels + 1))
+        )
+        near = super().grid_value(x + Batch(move) * step, step, levels)
+        return If(Batch(far.astype(bool)), Batch(level) * step, near)
 
 
 class SymbolicChoices(Choices):
@@ -340,6 +356,24 @@ class SymbolicChoices(Choices):
 
     def number(self, usual: Term) -> Term:
         return self.real()
+
+    def grid_value(self, x: Term, step: Term, levels: int) -> Term:
+        """Up to :data:`LADDER_LEVELS` a tree over a fresh real, every leaf of which some real leads to: linear."""
+        import z3
+
+        if levels > LADDER_LEVELS:
+            level = self.integer()
+            self.assume(z3.And(level >= -levels, level <= levels))
+            return z3.ToReal(level) * step
+        chosen = self.real()
+
+        def tree(low: int, high: int) -> Term:
+            if low == high:
+                return step * low
+            k = (low + high) // 2
+            return If(chosen <= k, tree(low, k), tree(k + 1, high))
+
+        return tree(-levels, levels)
 
     def real(self) -> Term:
         import z3

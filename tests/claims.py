@@ -25,6 +25,7 @@ def _third(rounding: str, ties: str = "all") -> str:
 X = "AbsMaxInputs(bits=4)"
 G, OPEN = "GradientDistill(iterations=2)", "DistillLogits(iterations=2)"
 ANY_P, ANY_Q = "Magnitude(sparsity=Any)", "AbsMax(bits=Any)"
+T = "QuantizationAwareTraining(bits=4)"
 M, O, A = "MinMax(bits=4)", "MinMax(bits=4, zero='none')", "ApplyMask()"
 DENSE, HALF = "Magnitude(sparsity=Any, of='dense')", "Magnitude(sparsity=1/2, of='dense')"
 
@@ -293,4 +294,17 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     (f"{P} >> ClippedAbsMax(bits=4, ratios=2) keeps mask", "weight_l2", "any", "PROVED"),
     ("AbsMax(bits=2) dominates ClippedAbsMax(bits=2, ratios=2)", "weight_l2", "any", "REFUTED"),
     (f"{P} >> FP8Inputs() >> FP8() equals FP8Inputs() >> {P} >> FP8()", "weight_l2", "any", "PROVED"),
+    # Training on a grid may lead to any of its values.
+    (f"{P} >> {T} keeps mask", "weight_l2", "any", "PROVED"),
+    (f"{N} >> {T} keeps n:m", "weight_l2", "any", "PROVED"),
+    (f"{N} >> {O} >> {T} keeps mask", "weight_l2", "any", "PROVED"),
+    (f"{T} >> {P} keeps grid", "weight_l2", "any", "PROVED"),
+    (f"{T} >> {S} keeps grid", "weight_l2", "any", "REFUTED"),
+    (f"{S} >> {T} keeps rank", "weight_l2", "any", "REFUTED"),
+    (f"{T} equals {T}", "weight_l2", "any", "REFUTED"),
+    (f"{T} dominates {Q}", "weight_l2", "any", "REFUTED"),
+    (f"{T} dominates {Q}", "output_l2", "any", "REFUTED"),
+    (f"{Q} dominates {T}", "output_l2", "any", "REFUTED"),
+    ("AbsMax(bits=2) dominates QuantizationAwareTraining(bits=2)", "weight_l2", "1x3", "PROVED"),
+    ("AbsMax(bits=2) dominates QuantizationAwareTraining(bits=2, group=2)", "weight_l2", "1x2", "PROVED"),
 ]

@@ -52,6 +52,7 @@ from compcomp.techniques import (
     PruneHeads,
     PruneNeurons,
     PruneRows,
+    QuantizationAwareTraining,
     RemoveBlocks,
     SmoothQuant,
     SparseGPT,
@@ -76,6 +77,7 @@ EXAMPLES |= {DistillFactors: 120, LoSparse: 100, LoRA: 40}
 EXAMPLES |= {NF4: 60, ClippedAbsMax: 60}
 EXAMPLES |= {LoftQ: 60, LPLR: 60, JointPruneQuantize: 30}
 EXAMPLES |= {DistillFactors: 120, LoSparse: 100, LoRA: 40, BlockMeans: 30}
+EXAMPLES |= {QuantizationAwareTraining: 30}
 """Layers a convention; techniques with many conventions need fewer."""
 
 
@@ -450,6 +452,10 @@ def without_factors(layer: LayerState) -> LayerState:
     return replace(layer, format=replace(layer.format, factors=None))
 
 
+def without_mask(layer: LayerState) -> LayerState:
+    return replace(layer, format=replace(layer.format, mask=None, pattern=None))
+
+
 def factors_left(technique: Technique) -> Kernel:
     """The kernel with the low-rank term as it was."""
 
@@ -484,6 +490,7 @@ X = AbsMaxInputs(bits=3)
 R = TruncatedSVD(rank=1, residual=True)
 G, N = GradientDistill(iterations=2), PruneNeurons(Fraction(1, 2))
 J = JointPruneQuantize("1/2", 3, per="row")
+T = QuantizationAwareTraining(3, iterations=3)
 
 
 @pytest.mark.parametrize(
@@ -556,6 +563,16 @@ J = JointPruneQuantize("1/2", 3, per="row")
         (LearnedMask("1/2"), without("factors", Magnitude("1/2"))),
         (LearnedMask("1/2"), in_place(Magnitude("1/2"))),
         (LearnedMask("1/2"), unsettled(LearnedMask("1/2", iterations=5))),
+        (T, other(AbsMax(bits=4))),
+        (T, other(AbsMax(bits=2))),
+        (T, other(AbsMax(bits=3, group=2))),
+        (T, other(AbsMax(bits=3, per="channel"))),
+        (T, without("mask", T)),
+        (T, without("factors", T)),
+        (T, in_place(T)),
+        (T, lambda _, layer: layer),
+        (T, lambda technique, layer: technique.kernel()(technique, without_mask(layer))),
+        (T, lambda technique, layer: replace(technique.kernel()(technique, layer), reference_inputs=None)),
         (D, lambda _, layer: layer),
         (D, one_sweep),
         (D, without("factors", D)),

@@ -794,6 +794,9 @@ class _FirstChoices(BatchChoices):
     def number(self, usual: Term) -> Term:
         return usual
 
+    def grid_value(self, x: Term, step: Term, levels: int) -> Term:
+        return Choices.grid_value(self, x, step, levels)
+
 
 def _batches(states: Sequence[LayerState]) -> LayerState:
     """Exact layers of one format as one layer of batches."""

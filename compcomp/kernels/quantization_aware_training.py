@@ -1,0 +1,84 @@
+"""Quantization-aware training of one layer on tensors: straight-through gradients [bengio2013, jacob2018]."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from compcomp.encodings.quantization_aware_training import QuantizationAwareTraining
+from compcomp.kernels._shared import Tensor, check, chunks, effective, wide
+from compcomp.language.layer import Grid, LayerState
+
+
+def kernel(technique: QuantizationAwareTraining, layer: LayerState) -> LayerState:
+    """Train the weights on their absmax grid; each row keeps the iterate that loses least.
+
+    ``layer.weight``, ``layer.reference``: out x in. ``layer.gram``: in x in, of the current inputs. Computed in
+    float64, rows in parts that bound the memory; losses are those of the weights as their dtype holds them. While the
+    mask holds, no row loses more than under absmax rounding with midpoints to the even level. The step is kept in the
+    weight's dtype, but at least float32. Raises InputError without inputs, when the group does not divide a row, or
+    when an entry is not finite. Source: [bengio2013].
+    """
+    check(technique, layer)
+    assert layer.gram is not None
+    shape, dtype = tuple(layer.weight.shape), wide(layer.weight)
+    size = technique.partition.group_size((shape[0], shape[1]))
+    low, high = layer.weight.reshape(-1, size).aminmax(dim=-1, keepdim=True)
+    largest = torch.maximum(-low, high).to(torch.float64)  # groups x 1
+    step = (largest / technique.levels).to(dtype).expand(-1, size).reshape(shape)
+    largest = largest.expand(-1, size).reshape(shape)
+    gram = layer.gram.to(torch.float64)
+    weight = torch.empty_like(layer.weight)
+    for part in chunks(shape[0], 100 * shape[1], layer.weight.device):
+        weight[part] = _train(technique, layer, gram, part, largest[part], step[part])
+    grid = Grid(step, technique.levels, layer.weight.numel() // size)
+    return replace(layer, weight=weight, format=replace(layer.format, grid=grid, rank=None))
+
+
+def _train(
+    technique: QuantizationAwareTraining, layer: LayerState, gram: Tensor, part: slice, largest: Tensor, step: Tensor
+) -> Tensor:
+    """A slice of rows after training; ``largest``, ``step``: those of each weight's group, of its shape."""
+    start, slope = layer.weight[part].to(torch.float64), _slope(layer, gram, part)
+    dropped = None if layer.format.mask is None else ~layer.format.mask[part]
+    trace = gram.trace()
+    rate = torch.where(trace > 0, float(technique.rate) / trace, 0.0)
+    latent = start if dropped is None else start.masked_fill(dropped, 0)
+    best: Tensor = layer.weight[part]
+    least = torch.full_like(start[:, 0], torch.inf)
+    for turn in range(technique.iterations + 1):
+        level = (latent * technique.levels).div_(largest).masked_fill_(largest == 0, 0).round_()
+        level.clamp_(-technique.levels, technique.levels)
+        quantized = (level.to(step.dtype) * step).to(best.dtype)
+        change = quantized.to(torch.float64) - start
+        now = slope + change @ gram  # half the gradient at the quantized weight
+        loss = (change * (slope + now)).sum(dim=1)  # up to a number that is the row's alone
+        better = loss < least
+        best, least = torch.where(better[:, None], quantized, best), torch.where(better, loss, least)
+        if turn < technique.iterations:
+            move = now.mul_(rate)
+            if dropped is not None:
+                move.masked_fill_(dropped, 0)
+            latent = torch.minimum(torch.maximum(latent - move, -largest), largest)
+    return best
+
+
+def _slope(layer: LayerState, gram: Tensor, part: slice) -> Tensor:
+    """Half the gradient of the output loss of a slice of rows, at the weight that is there."""
+    reference: Tensor = layer.reference[part].to(torch.float64)
+    factors = layer.format.factors
+    weight = effective(
+        replace(
+            layer,
+            weight=layer.weight[part],
+            format=replace(layer.format, factors=factors and replace(factors, left=factors.left[part])),
+        ),
+        torch.float64,
+    )
+    if layer.reference_inputs is None or layer.inputs is None:
+        target = reference @ gram
+    else:
+        target = (reference @ layer.reference_inputs.to(torch.float64)) @ layer.inputs.to(torch.float64).T
+    slope: Tensor = weight @ gram - target
+    return slope

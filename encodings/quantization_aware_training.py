@@ -1,0 +1,134 @@
+"""Quantization-aware training of one layer: straight-through gradients on its output loss [bengio2013, jacob2018]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import ClassVar
+
+import numpy as np
+
+from compcomp.errors import InputError
+from compcomp.language.free import alike
+from compcomp.language.layer import Format, Grid, LayerState
+from compcomp.language.parameters import grid_partition, number, shown, whole
+from compcomp.language.partition import Partition
+from compcomp.language.technique import Declared, Technique
+from compcomp.terms import Abs, And, Choices, Div, Equal, If, Max, Term, each, nearest
+
+RATES = "a number above 0, up to 1000000"
+
+
+@dataclass(frozen=True)
+class QuantizationAwareTraining(Technique):
+    """Train the weights (out x in) on the grid ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = max|w| / L.
+
+    The grid is the absmax grid of the weights it finds, group by group, and stays as training goes on. What training
+    leads to depends on its course, so the encoding leaves it open: any values of the grid, 0 where the mask drops. A
+    claim about it holds for each of them.
+    The kernel keeps latent weights V, from the weights it finds, and rounds them to Q(V), midpoints to the even level.
+    A step moves those that the mask keeps as if rounding had slope 1: V <- V - rate / trace(G) (E(V) G - W X X'^T),
+    clipped to the range of the grid. W is the reference, X are the dense inputs, X' the current ones, G = X' X'^T, and
+    E(V) is Q(V) and the low-rank term beside it. Of all Q(V), the first of which is round to nearest, each row keeps
+    the one of least output loss. Nothing in it is random.
+    bits: 2 to 16. group: how many consecutive weights of a row share a scale; None for a scale as ``per`` says.
+    per: "tensor" or "channel" (an output row), what shares a scale where there is no group.
+    iterations: steps, 0 (round to nearest) to 100000. rate: a number above 0, up to 10^6.
+    An all-zero group stays zero. Needs calibration inputs.
+    Source: the estimator [bengio2013], for uniform grids of weights [jacob2018, esser2020]; clipping [courbariaux2015].
+    """
+
+    bits: int
+    group: int | None = None
+    per: str = "tensor"
+    iterations: int = 100
+    rate: Fraction = Fraction(1)
+
+    tried: ClassVar[dict[str, Sequence[object]]] = {
+        "bits": (2, 4),
+        "group": (None, 2),
+        "per": ("tensor", "channel"),
+        "iterations": (0, 5),
+    }
+
+    def __post_init__(self) -> None:
+        whole(self.bits, 2, 16, "QuantizationAwareTraining.bits")
+        grid_partition(self.group, self.per, "QuantizationAwareTraining")
+        whole(self.iterations, 0, 100_000, "QuantizationAwareTraining.iterations")
+        rate = number(self.rate, "QuantizationAwareTraining.rate", RATES)
+        if not 0 < rate <= 10**6:
+            raise InputError(shown(self.rate), RATES, "QuantizationAwareTraining.rate")
+        object.__setattr__(self, "rate", rate)
+
+    @property
+    def levels(self) -> int:
+        """L: how many grid values lie on each side of zero."""
+        return int(2 ** (self.bits - 1) - 1)
+
+    @property
+    def partition(self) -> Partition:
+        return grid_partition(self.group, self.per, "QuantizationAwareTraining")
+
+    @property
+    def needs_inputs(self) -> bool:
+        return True
+
+    @property
+    def unit(self) -> int:
+        return self.group or 1
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        self.partition.check((shape[0], shape[1]), str(self))
+
+    def promises(self) -> Declared:
+        return Declared(
+            keeps=frozenset({"mask", "n:m", "shape", "factors"}),
+            restores=frozenset({"mask"}),
+            zeros=frozenset() if self.partition.kind == "tensor" else frozenset({"rows"}),
+            deterministic=False,
+            landmarks=(2 * self.levels,),
+        )
+
+    def encode(self, layer: LayerState) -> LayerState:
+        self.check(layer.weight.shape)
+        if layer.gram is None and layer.inputs is None:
+            raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", str(self))
+        form = self._format_after(layer)
+        assert form.grid is not None
+
+        def trained(w: Term, step: Term) -> Term:
+            return layer.choices.grid_value(w, step, self.levels)
+
+        weight = each(trained, layer.weight, form.grid.step)
+        if form.mask is not None:
+            weight = each(lambda keep, w: If(keep, w, 0), form.mask, weight)
+        return replace(layer, weight=weight, format=form)
+
+    def _format_after(self, layer: LayerState) -> Format:
+        step = np.empty(layer.weight.shape, dtype=object)
+        groups = self.partition.groups(layer.weight.shape)
+        for group in groups:
+            unit = Div(layer.choices.context(Max(Abs(layer.weight[index]) for index in group)), self.levels)
+            for index in group:
+                step[index] = unit
+        return replace(layer.format, grid=Grid(step, self.levels, len(groups)), rank=None)
+
+    def feasible(self, before: LayerState, after: LayerState) -> Term:
+        """Whether ``after`` is on the absmax grid of ``before`` and zero where the mask drops, and else the same.
+
+        Of states of floats, whether it is on the grid whose steps are rounded to floats.
+        """
+        form = self._format_after(before)
+        assert form.grid is not None
+        steps = each(lambda step, w: float(step) if isinstance(w, float) else step, form.grid.step, before.weight)
+        form = replace(form, grid=replace(form.grid, step=steps))
+        names = ("reference", "gram", "inputs", "reference_inputs")
+        same: list[Term] = [alike(form, after.format), before.weight.shape == after.weight.shape]
+        same += [alike(getattr(before, name), getattr(after, name)) for name in names]
+        for index in np.ndindex(*before.weight.shape):
+            value, step = after.weight[index], steps[index]
+            same.append(Equal(nearest(value, step, self.levels, "half_even", Choices()), value))
+            if form.mask is not None:
+                same.append(If(form.mask[index], True, Equal(value, 0)))
+        return And(*same)
