@@ -267,4 +267,11 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     (f"{P} >> ClippedAbsMax(bits=4, ratios=2) keeps mask", "weight_l2", "any", "PROVED"),
     ("AbsMax(bits=2) dominates ClippedAbsMax(bits=2, ratios=2)", "weight_l2", "any", "REFUTED"),
     (f"{P} >> FP8Inputs() >> FP8() equals FP8Inputs() >> {P} >> FP8()", "weight_l2", "any", "PROVED"),
+    # Joint by its score: not better than one step after the other, and the mask holds as after two steps.
+    (f"{P} >> JSQ(sparsity=1/2, bits=4) keeps mask", "weight_l2", "any", "PROVED"),
+    ("JSQ(sparsity=Any, bits=Any) >> AbsMax(bits=Any) keeps mask", "weight_l2", "any", "PROVED"),
+    (f"JSQ(sparsity=1/2, bits=4) dominates {W} >> {Q}", "output_l2", "any", "REFUTED"),
+    (f"{W} >> {Q} dominates JSQ(sparsity=1/2, bits=4)", "output_l2", "any", "REFUTED"),
+    (f"JSQ(sparsity=1/2, bits=4, per='tensor') dominates {P} >> {Q}", "weight_l2", "any", "REFUTED"),
+    (f"{ANY_P} >> {ANY_Q} dominates JSQ(sparsity=Any, bits=Any, per='tensor')", "weight_l2", "any", "REFUTED"),
 ]
