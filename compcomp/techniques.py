@@ -18,6 +18,7 @@ from compcomp.encodings.gradient_distill import GradientDistill
 from compcomp.encodings.gradual_magnitude import GradualMagnitude
 from compcomp.encodings.hadamard import Hadamard
 from compcomp.encodings.joint_prune_quantize import JointPruneQuantize
+from compcomp.encodings.jsq import JSQ
 from compcomp.encodings.learned_mask import LearnedMask
 from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.loftq import LoftQ
@@ -86,12 +87,14 @@ Technique.register(ClippedAbsMax, kernel="compcomp.kernels.clipped_absmax")
 Technique.register(FP8Inputs, kernel="compcomp.kernels.fp8_inputs")
 Technique.register(BlockMeans, kernel="compcomp.kernels.block_means")
 Technique.register(QuantizationAwareTraining, kernel="compcomp.kernels.quantization_aware_training")
+Technique.register(JSQ, kernel="compcomp.kernels.jsq")
 
 __all__ = [
     "AWQ",
     "FP4",
     "FP8",
     "GPTQ",
+    "JSQ",
     "LPLR",
     "MX",
     "NF4",

@@ -307,4 +307,11 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     (f"{Q} dominates {T}", "output_l2", "any", "REFUTED"),
     ("AbsMax(bits=2) dominates QuantizationAwareTraining(bits=2)", "weight_l2", "1x3", "PROVED"),
     ("AbsMax(bits=2) dominates QuantizationAwareTraining(bits=2, group=2)", "weight_l2", "1x2", "PROVED"),
+    # Joint by its score: not better than one step after the other, and the mask holds as after two steps.
+    (f"{P} >> JSQ(sparsity=1/2, bits=4) keeps mask", "weight_l2", "any", "PROVED"),
+    ("JSQ(sparsity=Any, bits=Any) >> AbsMax(bits=Any) keeps mask", "weight_l2", "any", "PROVED"),
+    (f"JSQ(sparsity=1/2, bits=4) dominates {W} >> {Q}", "output_l2", "any", "REFUTED"),
+    (f"{W} >> {Q} dominates JSQ(sparsity=1/2, bits=4)", "output_l2", "any", "REFUTED"),
+    (f"JSQ(sparsity=1/2, bits=4, per='tensor') dominates {P} >> {Q}", "weight_l2", "any", "REFUTED"),
+    (f"{ANY_P} >> {ANY_Q} dominates JSQ(sparsity=Any, bits=Any, per='tensor')", "weight_l2", "any", "REFUTED"),
 ]

@@ -21,6 +21,7 @@ from compcomp.techniques import (
     FP4,
     FP8,
     GPTQ,
+    JSQ,
     LPLR,
     MX,
     NF4,
@@ -78,6 +79,7 @@ EXAMPLES |= {NF4: 60, ClippedAbsMax: 60}
 EXAMPLES |= {LoftQ: 60, LPLR: 60, JointPruneQuantize: 30}
 EXAMPLES |= {DistillFactors: 120, LoSparse: 100, LoRA: 40, BlockMeans: 30}
 EXAMPLES |= {QuantizationAwareTraining: 30}
+EXAMPLES |= {JSQ: 24}
 """Layers a convention; techniques with many conventions need fewer."""
 
 
@@ -651,6 +653,13 @@ T = QuantizationAwareTraining(3, iterations=3)
         (AWQ(("1/2", 0, 1), 3, 2), other(AWQ(("1/2", 0, 1), 2, 2))),
         (Hadamard(), other(Hadamard(2))),
         (Hadamard(), lambda _, layer: layer),
+        (JSQ("1/2", 3), other(JSQ("1/2", 3, lam=0))),
+        (JSQ("1/2", 3), other(JSQ("1/2", 3, lam="5/2"))),
+        (JSQ("1/2", 3), other(JSQ("1/2", 3, norm="max"))),
+        (JSQ("1/2", 3, norm="l2"), other(JSQ("1/2", 3))),
+        (JSQ("1/2", 3), other(JSQ("1/2", 3, per="tensor"))),
+        (JSQ("1/2", 3), other(JSQ("1/2", 3, group=2))),
+        (JSQ("1/2", 3), without("mask", JSQ("1/2", 3))),
     ],
 )
 def test_a_wrong_kernel_is_caught(technique: Technique, kernel: Kernel) -> None:

@@ -21,7 +21,7 @@ from compcomp.optimize import Bars, apply, optimize_order
 from compcomp.ordering import search as searching
 from compcomp.ordering.ask import Asker
 from compcomp.ordering.space import one_of, optional
-from compcomp.techniques import AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD
+from compcomp.techniques import JSQ, AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD
 from tests.models.fakes import Tiny, tokens
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -192,6 +192,7 @@ def test_bars_wait_and_leave_standard_output_alone(
         ({"techniques": [AbsMax(4, group=5)], "model": network(), "calibration": batches()}, "layer 0"),
         ({"techniques": [AbsMaxInputs(4)], "model": network(), "loss": "weight_l2"}, "Gram matrices only"),
         ({"techniques": [AbsMaxInputs(4)], "model": network(), "calibration": batches()}, "Gram matrices only"),
+        ({"techniques": [JSQ("1/2", 4)], "model": network(), "calibration": batches()}, "magnitudes only"),
         ({"executor": 4}, "Executor"),
         ({"progress": "yes"}, "progress"),
         ({"store": "/dev/null/plan.db"}, "store"),

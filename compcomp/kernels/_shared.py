@@ -26,7 +26,7 @@ def check(technique: Technique, layer: LayerState) -> None:
     tensors = {"weight": layer.weight, "reference": layer.reference}
     if layer.format.factors is not None:
         tensors |= {"left factor": layer.format.factors.left, "right factor": layer.format.factors.right}
-    if technique.promises().changes_inputs:
+    if technique.needs_tokens:
         if layer.inputs is None or layer.inputs.shape[0] != layer.weight.shape[1]:
             given = "no inputs" if layer.inputs is None else f"inputs of {layer.inputs.shape[0]} features"
             raise InputError(given, "inputs (in x tokens), with the weight's in", str(technique))

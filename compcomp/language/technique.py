@@ -124,6 +124,11 @@ class Technique:
         """Whether it looks at the magnitudes of single inputs, which their Gram matrix does not tell."""
         return False
 
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether it looks at the inputs themselves, which neither Gram matrix nor magnitudes tell."""
+        return self.promises().changes_inputs
+
     def rational(self, layer: LayerState, numbers: Items[int]) -> LayerState:
         """An exact layer like this one for which roots it takes are rational, for tests. ``numbers``: in, all > 0."""
         return layer

@@ -94,10 +94,13 @@ class ModelBench:
             self.model.to(self._home)
 
     def check(self, sequence: Technique | Sequence) -> None:
-        """Raise InputError where the sequence does not fit a layer, changes inputs, or needs missing calibration."""
+        """Raise InputError where the sequence does not fit a layer, looks at single tokens, or lacks calibration."""
         if changing := [t for t in as_sequence(sequence) if t.promises().changes_inputs]:
             allowed = "techniques that act on weights: of its inputs a model keeps Gram matrices only"
             raise InputError("a technique that changes a layer's inputs", allowed, str(changing[0]))
+        if looking := [t for t in as_sequence(sequence) if t.needs_tokens]:
+            allowed = "techniques for which Gram matrices do: of its inputs a model keeps these and magnitudes only"
+            raise InputError("a technique that looks at single tokens", allowed, str(looking[0]))
         if not self._calibrated and (needing := [t for t in as_sequence(sequence) if t.needs_inputs]):
             raise InputError("no calibration", "calibration data", str(needing[0]))
         alone = Sequence(tuple(t for t in as_sequence(sequence) if not t.whole_model))

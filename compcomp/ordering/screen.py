@@ -79,7 +79,7 @@ def generated(
 ) -> LayerState:
     """Dense layers of every kind with Gram matrices of inputs, as one layer of batches.
 
-    The inputs themselves are there only if some technique changes them or looks at their magnitudes.
+    The inputs themselves are there only if some technique looks at them or at their magnitudes.
     """
     techniques = list(techniques)
     marks = sorted({mark for t in techniques for mark in t.promises().landmarks if 0 < mark < 10**6}) or [6]
@@ -91,7 +91,7 @@ def generated(
         weights[k] = _weight(kind, shape, block, mark, random)
         inputs[k] = _inputs(kind, inputs.shape[1:], random)
     gram = inputs @ inputs.transpose(0, 2, 1)
-    needed = any(t.promises().changes_inputs or t.needs_magnitudes for t in techniques)
+    needed = any(t.needs_tokens or t.needs_magnitudes for t in techniques)
     whole = unstack(inputs) if needed else None
     return LayerState.dense(unstack(weights), whole, unstack(gram), BatchChoices(layers, random))
 

@@ -166,7 +166,7 @@ def _only_steps(claim: Claim) -> bool:
 
 
 def _looks_at_tokens(claim: Claim) -> bool:
-    return any(t.needs_magnitudes for sequence in claim.sequences for t in sequence)
+    return any(t.needs_tokens or t.needs_magnitudes for sequence in claim.sequences for t in sequence)
 
 
 def _additive(claim: Claim) -> bool:

@@ -95,7 +95,7 @@ def check_encoding(
     def examine(data: st.DataObject) -> None:
         shape = data.draw(st.sampled_from(fitting))
         inputs = technique.needs_inputs or data.draw(st.booleans())
-        whole = technique.promises().changes_inputs or technique.needs_magnitudes
+        whole = technique.needs_tokens or technique.needs_magnitudes
         layer = data.draw(layers(shape, inputs, gram_only=not whole))
         if layer.format.mask is not None and data.draw(st.booleans()):
             layer = _unmasked(layer, data.draw(integers(shape, 3)))

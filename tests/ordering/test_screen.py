@@ -12,7 +12,7 @@ from compcomp.language.loss import LOSSES
 from compcomp.language.technique import Technique
 from compcomp.ordering.dag import Orderings, Prefix
 from compcomp.ordering.screen import KINDS, Screen, Sketch, Values, alike, generated, in_common, no_worse, small_shape
-from compcomp.techniques import AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
+from compcomp.techniques import JSQ, AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
 
 P, Q, D = Magnitude("1/2", pattern="2:4"), AbsMax(bits=4, group=4), LeastSquaresDistill()
 L, W = TruncatedSVD(rank=2, residual=True), Wanda("1/2")
@@ -43,6 +43,7 @@ def test_techniques_on_inputs_get_inputs_and_a_shape_that_divides() -> None:
     assert shape is not None and shape[1] % 16 == 0
     layer = generated((2, 16), [P, AbsMaxInputs(4, group=16)], np.random.default_rng(0), layers=6)
     assert layer.inputs is not None and generated((2, 16), [P], np.random.default_rng(0), layers=6).inputs is None
+    assert generated((2, 16), [JSQ("1/2", 4)], np.random.default_rng(0), layers=6).inputs is not None
     after = AbsMaxInputs(4, group=16).encode(layer)
     assert np.allclose(stack(after.gram, 6), stack(gram_of(after.inputs), 6))  # type: ignore[arg-type]
 
