@@ -77,7 +77,8 @@ class JSQ(Technique):
     ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = max|w| / L of a scale group; an all-zero group stays zero. Between the
     two the published method smooths inputs and weights, and afterwards it rounds inputs as well: neither is part of
     this technique, which has both steps in one. SmoothQuant and AbsMaxInputs stand before or after it.
-    sparsity: share of weights to drop, in [0, 1), or Any in claims. bits: 2 to 16, or Any in claims.
+    sparsity: share of weights to drop, in [0, 1), or Any in claims.
+    bits: 2 to 16, or Any in claims.
     pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row.
     per: "row" or "tensor", the group of an unstructured selection.
     group: how many consecutive weights of a row share a scale; None for one scale for the tensor.
