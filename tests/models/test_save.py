@@ -156,8 +156,8 @@ def test_what_is_said_about_the_layers(tmp_path: Path) -> None:
         "scales": 16,
         "offsets": 0,
         "factor_rank": 1,
-            "rank": None,
-            "pattern": ["2:4"],
+        "rank": None,
+        "pattern": ["2:4"],
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from functools import cached_property
 
 import z3
 
@@ -18,7 +18,6 @@ from compcomp.terms import Abs, Max, SymbolicChoices, Term, nearest
 # whole L >= 1: one answer holds for every number of levels.
 
 
-@dataclass(frozen=True)
 class MapFacts:
     """What is proved of a map q at a context c > 0 and weights of measure at most c, for every number of levels.
 
@@ -27,69 +26,84 @@ class MapFacts:
     inside: measure(q(w)) <= c.  keeps_largest: measure(w) = c implies measure(q(w)) = c.
     idempotent: q(q(w)) = q(w).  nearest: |w - q(w)| <= |w - q(v)| for every v.
     ordered: |v| < |w| implies |q(v)| <= |q(w)|.  half: |w - q(w)| is at most half a step.
-    """
 
-    function: bool
-    zero: bool
-    even: bool
-    odd: bool
-    monotone: bool
-    inside: bool
-    keeps_largest: bool
-    idempotent: bool
-    nearest: bool
-    ordered: bool
-    half: bool
-
-
-def map_facts(step: GridMap, session: Session) -> MapFacts:
-    """Every fact about a map, asked once for a measure and a rounding, as nothing else of the map is in it.
-
+    Each is asked when it is first looked at, once for a measure and a rounding, as nothing else of the map is in it.
     With free choices each use is a result of its own, and facts about two uses hold for any choices.
     """
-    return session.once(("map", step.measure, step.rounding), lambda: _map_facts(step, session))
 
+    def __init__(self, step: GridMap, session: Session) -> None:
+        self._step, self._session = step, session
+        self._v, self._w, self._levels = z3.Real("v"), z3.Real("w"), z3.Int("L")
 
-def _map_facts(step: GridMap, session: Session) -> MapFacts:
-    v, w, t = z3.Reals("v w t")
-    levels = z3.Int("L")
-    largest, measure = z3.ToReal(levels), step.measure
+    def _once(self, name: str, lemma: Callable[[], bool]) -> bool:
+        return self._session.once(("map", name, self._step.measure, self._step.rounding), lemma)
 
-    def ask(name: str, conclusion: Callable[[Callable[[Term], Term]], Term], *extra: Term) -> bool:
-        choices = SymbolicChoices()
+    def _ask(self, name: str, conclusion: Callable[[Callable[[Term], Term]], Term], *extra: Term) -> bool:
+        choices, largest, measure = SymbolicChoices(), z3.ToReal(self._levels), self._step.measure
 
         def q(x: Term) -> Term:
-            return nearest(x, z3.RealVal(1), levels, step.rounding, choices)
+            return nearest(x, z3.RealVal(1), self._levels, self._step.rounding, choices)
 
         goal = conclusion(q)
-        bound = [levels >= 1, measure(v) <= largest, measure(w) <= largest, *extra]
-        return session.holds(f"{name} (map)", [*bound, *choices.premises], goal)
+        bound = [self._levels >= 1, measure(self._v) <= largest, measure(self._w) <= largest, *extra]
+        return self._session.holds(f"{name} (map)", [*bound, *choices.premises], goal)
 
-    function = ask("function", lambda q: q(w) == q(w))
-    odd = function and ask("odd", lambda q: q(-w) == -q(w))
-    monotone = function and ask("monotone", lambda q: q(v) <= q(w), v <= w)
-    return MapFacts(
-        function=function,
-        zero=ask("zero", lambda q: q(z3.RealVal(0)) == 0),
-        even=session.holds(
-            "even, homogeneous (measure)",
-            [t > 0],
-            z3.And(
-                measure(-w) == measure(w),
-                measure(w) >= 0,
-                (measure(w) == 0) == (w == 0),
-                measure(t * w) == t * measure(w),
-            ),
-        ),
-        odd=odd,
-        monotone=monotone,
-        inside=ask("inside", lambda q: measure(q(w)) <= largest),
-        keeps_largest=ask("keeps the largest", lambda q: measure(q(w)) == largest, measure(w) == largest),
-        idempotent=ask("idempotent", lambda q: _again(q, w)),
-        nearest=ask("nearest", lambda q: Abs(w - q(w)) <= Abs(w - q(v))),
-        ordered=(odd and monotone) or _ordered(ask, v, w),
-        half=ask("half a step", lambda q: 2 * Abs(w - q(w)) <= 1),
-    )
+    def _fact(self, name: str, conclusion: Callable[[Callable[[Term], Term]], Term], *extra: Term) -> bool:
+        return self._once(name, lambda: self._ask(name, conclusion, *extra))
+
+    @cached_property
+    def function(self) -> bool:
+        return self._fact("function", lambda q: q(self._w) == q(self._w))
+
+    @cached_property
+    def zero(self) -> bool:
+        return self._fact("zero", lambda q: q(z3.RealVal(0)) == 0)
+
+    @cached_property
+    def even(self) -> bool:
+        w, t, measure = self._w, z3.Real("t"), self._step.measure
+        goal = z3.And(
+            measure(-w) == measure(w),
+            measure(w) >= 0,
+            (measure(w) == 0) == (w == 0),
+            measure(t * w) == t * measure(w),
+        )
+        name = "even, homogeneous (measure)"
+        return self._once(name, lambda: self._session.holds(name, [t > 0], goal))
+
+    @cached_property
+    def odd(self) -> bool:
+        return self.function and self._fact("odd", lambda q: q(-self._w) == -q(self._w))
+
+    @cached_property
+    def monotone(self) -> bool:
+        return self.function and self._fact("monotone", lambda q: q(self._v) <= q(self._w), self._v <= self._w)
+
+    @cached_property
+    def inside(self) -> bool:
+        return self._fact("inside", lambda q: self._step.measure(q(self._w)) <= z3.ToReal(self._levels))
+
+    @cached_property
+    def keeps_largest(self) -> bool:
+        largest, measure = z3.ToReal(self._levels), self._step.measure
+        return self._fact("keeps the largest", lambda q: measure(q(self._w)) == largest, measure(self._w) == largest)
+
+    @cached_property
+    def idempotent(self) -> bool:
+        return self._fact("idempotent", lambda q: _again(q, self._w))
+
+    @cached_property
+    def nearest(self) -> bool:
+        v, w = self._v, self._w
+        return self._fact("nearest", lambda q: Abs(w - q(w)) <= Abs(w - q(v)))
+
+    @cached_property
+    def ordered(self) -> bool:
+        return (self.odd and self.monotone) or self._once("ordered", lambda: _ordered(self._ask, self._v, self._w))
+
+    @cached_property
+    def half(self) -> bool:
+        return self._fact("half a step", lambda q: 2 * Abs(self._w - q(self._w)) <= 1)
 
 
 def _ordered(ask: Callable[..., bool], v: Term, w: Term) -> bool:

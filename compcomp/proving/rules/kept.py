@@ -10,7 +10,7 @@ from compcomp.language.layer import Format
 from compcomp.language.steps import GridMap, RangeMap, Selection, Step
 from compcomp.language.technique import Technique
 from compcomp.proving.proof import EXACT, Proof
-from compcomp.proving.rules.facts import has_zero, keeps_zero, lies_on_grid, map_facts
+from compcomp.proving.rules.facts import MapFacts, has_zero, keeps_zero, lies_on_grid
 from compcomp.proving.sample import formats_along
 from compcomp.proving.session import Session
 from compcomp.proving.solver import Solver
@@ -82,7 +82,7 @@ def _lies_on_its_grid(step: Step, session: Session) -> bool:
     """Every value of the map is one of its grid: it leaves it alone, or that is asked."""
     if isinstance(step, RangeMap):
         return lies_on_grid(step, session)
-    return isinstance(step, GridMap) and map_facts(step, session).idempotent
+    return isinstance(step, GridMap) and MapFacts(step, session).idempotent
 
 
 def _zero_on_its_grid(step: Step, session: Session) -> bool:
@@ -131,4 +131,4 @@ def _keeps_zeros(step: Step, session: Session) -> bool:
     """Whether a weight that is zero stays zero."""
     if isinstance(step, RangeMap):
         return keeps_zero(step, session)
-    return isinstance(step, Selection) or map_facts(step, session).zero
+    return isinstance(step, Selection) or MapFacts(step, session).zero

@@ -8,7 +8,7 @@ import z3
 
 from compcomp.language.steps import Element, GridMap, Selection, Step, at_most
 from compcomp.language.technique import Sequence, Technique
-from compcomp.proving.rules.facts import map_facts, settled
+from compcomp.proving.rules.facts import MapFacts, settled
 from compcomp.proving.rules.inputs import acts_on_inputs
 from compcomp.proving.session import Session
 
@@ -136,7 +136,7 @@ def _absorbed(first: Step | Technique, second: Step | Technique, session: Sessio
                 return first
             return second if at_most(first.share, second.share) else None
     if isinstance(first, GridMap) and first == second:
-        facts = map_facts(first, session)
+        facts = MapFacts(first, session)
         if facts.function and facts.idempotent and facts.inside and facts.keeps_largest:
             return first
     return None
