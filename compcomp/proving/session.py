@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from weakref import WeakKeyDictionary
 import z3
 
 from compcomp.language.verdict import Query
+from compcomp.proving.script import script
 from compcomp.proving.solver import Answer, Solver
 from compcomp.terms import Term
 
@@ -27,17 +27,6 @@ _lemmas: WeakKeyDictionary[Solver, dict[Hashable, tuple[Any, tuple[Query, ...]]]
 """What was made of the answers of one solver, and the questions it was made of, by a key that decides both."""
 
 
-def _script(assertions: list[Term]) -> str:
-    """The assertions as SMT-LIB, the same text whatever was built before them: memories go by it.
-
-    z3's local names and the places it gives them depend on the numbers of terms, which a new context counts anew.
-    """
-    context, numbers = z3.Context(), dict[str, int]()
-    script = z3.SimpleSolver(ctx=context)
-    script.add(*(assertion.translate(context) for assertion in assertions))
-    return re.sub(r"(?<=[?$]x)\d+", lambda m: str(numbers.setdefault(m[0], len(numbers) + 1)), script.to_smt2())
-
-
 @dataclass
 class Session:
     """The questions of one proof: each is asked once, kept as text, and within one deadline (monotonic ``until``)."""
@@ -48,7 +37,7 @@ class Session:
 
     def ask(self, name: str, assertions: list[Term], expected: str, most: float = float("inf")) -> Answer:
         """Whether the assertions hold together. The caller decides what an unexpected answer means."""
-        text = _script(assertions)
+        text = script(assertions)
         left = min(most, self.until - time.monotonic())
         answer = self.solver.ask(text, left) if left > 0 else Answer("unknown", cause="deadline")
         self.queries.append(Query(name, text, expected, answer.answer, answer.solver, answer.rlimit))
@@ -71,6 +60,6 @@ class Session:
         found: T = known[key][0]
         return found
 
-    def holds(self, name: str, premises: list[Term], conclusion: Term) -> bool:
-        """Whether the premises are proved to entail the conclusion."""
-        return self.ask(name, [*premises, z3.Not(conclusion)], "unsat", LEMMA_SECONDS).answer == "unsat"
+    def holds(self, name: str, premises: list[Term], conclusion: Term, most: float = LEMMA_SECONDS) -> bool:
+        """Whether the premises are proved to entail the conclusion, in so many seconds at the most."""
+        return self.ask(name, [*premises, z3.Not(conclusion)], "unsat", most).answer == "unsat"

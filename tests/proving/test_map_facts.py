@@ -12,7 +12,7 @@ import pytest
 from compcomp.language import codebooks
 from compcomp.language.partition import Partition
 from compcomp.language.steps import CodebookMap, GridMap, ScaledMap
-from compcomp.proving.rules.facts import MapFacts, map_facts
+from compcomp.proving.rules.facts import MapFacts
 from compcomp.proving.session import Session
 from compcomp.proving.solver import default_solver
 from compcomp.terms import ROUNDINGS, Abs, Choices, RandomChoices
@@ -42,7 +42,7 @@ MAPS: list[ScaledMap] = [
 
 
 def facts_of(step: ScaledMap) -> MapFacts:
-    return map_facts(step, Session(default_solver(), time.monotonic() + 60))
+    return MapFacts(step, Session(default_solver(), time.monotonic() + 60))
 
 
 def weights(step: ScaledMap, context: Fraction) -> list[Fraction]:

@@ -13,8 +13,8 @@ from compcomp.language.claim import Claim
 from compcomp.language.partition import Partition
 from compcomp.language.steps import Element, ScaledMap, Selection, Step, at_most
 from compcomp.proving.proof import EXACT, Proof
-from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest, map_facts, settled, unit_norms
-from compcomp.proving.session import Session
+from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest, settled, unit_norms
+from compcomp.proving.session import LEMMA_SECONDS, Session
 from compcomp.proving.solver import Solver
 from compcomp.terms import Abs, If, Term
 
@@ -50,6 +50,10 @@ from compcomp.terms import Abs, If, Term
 # change the largest measure, later contexts are variables of their own.
 # A context 0 means a group of zeros (measure 0 only at 0), on which all values are 0: contexts are taken > 0.
 #
+# Fewer facts. A formula that is unsatisfiable with some of the facts about maps is so with all of them. Where there is
+# one map, and it is odd and monotone, it is asked with these facts first, which is quicker, and with all only where
+# that does not decide it.
+#
 # Start. Steps that both sequences start with, and that leave nothing free, do the same in both: their truth values
 # are shared, and so are contexts taken of a state that these steps lead to.
 #
@@ -60,6 +64,10 @@ from compcomp.terms import Abs, If, Term
 #
 # Inputs. No technique changes them. Norms h >= 0 are arbitrary, one for each weight; where conditions make them equal
 # and > 0 there is one, taken as 1 where that is proved to change no comparison (facts.unit_norms).
+
+
+FEW_SECONDS = 1.0
+"""For a formula with a few of the facts, before it is asked with all of them."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ class _Lemmas:
         for known, facts in self.maps:
             if known == step:
                 return facts
-        self.maps.append((step, map_facts(step, self.session)))
+        self.maps.append((step, MapFacts(step, self.session)))
         return self.maps[-1][1]
 
     def kept_by(self, selection: Selection, step: ScaledMap, *, dense: bool) -> bool:
@@ -216,8 +224,14 @@ class Problem:
     def holds(self, goal: str) -> bool:
         """Whether a premise of the rule is proved: "kept", "pair" or "alone", or of the rule `same`: "same value"
         or "no pair"."""
+        maps = {step for sequence in self.steps for step in sequence if isinstance(step, ScaledMap)}
+        alone = len(maps) == 1 and all(self.lemmas.of(step).odd and self.lemmas.of(step).monotone for step in maps)
+        return (alone and self._holds(goal, FEW_SECONDS, few=True)) or self._holds(goal, LEMMA_SECONDS, few=False)
+
+    def _holds(self, goal: str, most: float, *, few: bool) -> bool:
+        """The same from all facts about maps or a ``few`` of them, in so many seconds a question."""
         names = ["a", "b"] if goal in ("pair", "no pair") else ["b"]
-        weights, norms, (left, right), premises = self.runs(names, "AB", self._start())
+        weights, norms, (left, right), premises = self.runs(names, "AB", self._start(), few=few)
 
         def loss(name: str, value: Term) -> Term:
             assert self.claim.part is not None
@@ -246,9 +260,9 @@ class Problem:
                 gains = loss("a", zero) + loss("b", left.values["b"])
                 conclusion = gains <= loss("a", right.values["a"]) + loss("b", zero)
         session = self.lemmas.session
-        if len(names) == 1 and session.ask(f"{goal}: premises", [*premises, *case], "sat", 5.0).answer != "sat":
+        if len(names) == 1 and session.ask(f"{goal}: premises", [*premises, *case], "sat", most).answer != "sat":
             return False
-        return session.holds(goal, [*premises, *case], conclusion)
+        return session.holds(goal, [*premises, *case], conclusion, most)
 
     def once(self, rule: str, premises: Callable[[], bool]) -> bool:
         """Whether a rule's premises hold; asked once for all claims that are alike to the formulas.
@@ -286,12 +300,13 @@ class Problem:
         return count
 
     def runs(
-        self, names: Items[str], sides: str, start: int = 0
+        self, names: Items[str], sides: str, start: int = 0, *, few: bool = False
     ) -> tuple[dict[str, Term], dict[str, Term], list[_Run], list[Term]]:
         """The weights of these names, their norms, every sequence run on them, and all that is known.
 
         ``sides``: a letter for each sequence. Two with one letter drop the same weights in steps of the same number:
-        for sequences of which one continues the other. ``start``: so many first steps all of them share.
+        for sequences of which one continues the other. ``start``: so many first steps all of them share. ``few``: only
+        those facts about maps that most claims need.
         """
         weights = {name: z3.Real(f"w_{name}") for name in names}
         norms, known = self._norms(names)
@@ -299,7 +314,7 @@ class Problem:
         pairs = zip(sides, self.steps, strict=True)
         runs = [self._run("S" * start + side, sequence, weights, norms, self.uses) for side, sequence in pairs]
         facts = [fact for run in runs for fact in run.facts]
-        return weights, norms, runs, [*known, *facts, *self._map_facts(self.uses)]
+        return weights, norms, runs, [*known, *facts, *self._map_facts(self.uses, few)]
 
     def _fresh(self, name: str) -> Term:
         self._count += 1
@@ -418,24 +433,24 @@ class Problem:
         facts = self.lemmas.of(earlier)
         return facts.inside and facts.keeps_largest
 
-    def _map_facts(self, applications: list[Application]) -> list[Term]:
-        """What is proved of the maps, at the arguments that occur."""
+    def _map_facts(self, applications: list[Application], few: bool) -> list[Term]:
+        """What is proved of the maps, at the arguments that occur: all, or that they are odd and monotone."""
         found: list[Term] = []
         for number, one in enumerate(applications):
             facts, x, y, c = self.lemmas.of(one.step), one.argument, one.result, z3.Real(one.context)
             in_range = one.step.measure(x) <= c
             single = [z3.Implies(x == 0, y == 0)]
-            if facts.inside:
+            if not few and facts.inside:
                 single.append(one.step.measure(y) <= c)
             if facts.monotone:  # with q(0) = 0
                 single += [z3.Implies(x >= 0, y >= 0), z3.Implies(x <= 0, y <= 0)]
-            if facts.nearest:
+            if not few and facts.nearest:
                 single.append(self._abs(x - y) <= self._abs(x))
             found.append(z3.Implies(in_range, z3.And(*single)))
             for place, other in enumerate(applications):
                 if other is not one and other.context == one.context:
                     both = z3.And(in_range, other.step.measure(other.argument) <= c)
-                    if two := self._pair_facts(one, other, facts, first=number < place):
+                    if two := self._pair_facts(one, other, facts, number < place, few):
                         found.append(z3.Implies(both, z3.And(*two)))
         return found
 
@@ -446,20 +461,22 @@ class Problem:
             self._magnitudes[key] = x, Abs(x)
         return self._magnitudes[key][1]
 
-    def _pair_facts(self, one: Application, other: Application, facts: MapFacts, *, first: bool) -> list[Term]:
+    def _pair_facts(self, one: Application, other: Application, facts: MapFacts, first: bool, few: bool) -> list[Term]:
         """Facts about two uses; those that say the same of (one, other) as of (other, one) only where ``first``."""
         x, y, v, u = one.argument, one.result, other.argument, other.result
         magnitude = self._abs
         if other.step == one.step:
-            found = [z3.Implies(x == v, y == u)] if facts.function and first else []
+            found = [z3.Implies(x == v, y == u)] if first and not few and facts.function else []
             if facts.monotone:
                 found.append(z3.Implies(x <= v, y <= u))
             if facts.odd and first:
                 found.append(z3.Implies(x == -v, y == -u))
             if facts.odd and facts.monotone:
                 found.append(z3.Implies(magnitude(x) <= magnitude(v), magnitude(y) <= magnitude(u)))
-            elif facts.ordered:
+            elif not few and facts.ordered:
                 found.append(z3.Implies(magnitude(x) < magnitude(v), magnitude(y) <= magnitude(u)))
+            if few:
+                return found
             if facts.idempotent:
                 found.append(z3.Implies(x == u, y == u))
             if facts.nearest:
@@ -467,7 +484,7 @@ class Problem:
             if facts.nearest and facts.odd:  # -u is the map's value at -v
                 found.append(magnitude(x - y) <= magnitude(x + u))
             return found
-        if facts.nearest and self.lemmas.inside(other.step, one.step):  # u is a value of this map too
+        if not few and facts.nearest and self.lemmas.inside(other.step, one.step):  # u is a value of this map too
             found = [magnitude(x - y) <= magnitude(x - u), z3.Implies(x == u, y == u)]
             return [*found, magnitude(x - y) <= magnitude(x + u)] if self.lemmas.of(other.step).odd else found
         return []

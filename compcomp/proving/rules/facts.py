@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from functools import cached_property
 
 import z3
 
@@ -26,7 +26,6 @@ from compcomp.terms import Abs, Max, SymbolicChoices, Term, nearest
 # enough to look at s = 1 and every c with e <= c < 2 e. The map does not scale with other t, and no fact says so.
 
 
-@dataclass(frozen=True)
 class MapFacts:
     """What is proved of a map q at a context c > 0 and weights of measure at most c, for every c (and any levels).
 
@@ -36,29 +35,92 @@ class MapFacts:
     idempotent: q(q(w)) = q(w).  nearest: |w - q(w)| <= |w - q(v)| for every v.
     ordered: |v| < |w| implies |q(v)| <= |q(w)|.  half: |w - q(w)| is at most half a step.
     same_step: after the map, a group that held a weight of measure c has the step that it had.
+
+    Each is asked when it is first looked at, once for a measure, a rounding and codes, as nothing else of the map is in
+    it. With free choices each use is a result of its own, and facts about two uses hold for any choices.
     """
 
-    function: bool
-    zero: bool
-    even: bool
-    odd: bool
-    monotone: bool
-    inside: bool
-    keeps_largest: bool
-    idempotent: bool
-    nearest: bool
-    ordered: bool
-    half: bool
-    same_step: bool
+    def __init__(self, step: ScaledMap, session: Session) -> None:
+        self._step, self._session, self._unit = step, session, _Unit.of(step)
+        self._v, self._w = z3.Real("v"), z3.Real("w")
 
+    def _once(self, name: str, lemma: Callable[[], bool]) -> bool:
+        step = self._step
+        grid = None if isinstance(step, GridMap) else step.numbers
+        return self._session.once(("map", name, step.measure, step.rounding, grid), lemma)
 
-def map_facts(step: ScaledMap, session: Session) -> MapFacts:
-    """Every fact about a map, asked once for a measure, a rounding and codes, as nothing else of the map is in it.
+    def _ask(self, name: str, conclusion: Callable[[Callable[[Term], Term]], Term], *extra: Term) -> bool:
+        choices, unit, measure = SymbolicChoices(), self._unit, self._step.measure
 
-    With free choices each use is a result of its own, and facts about two uses hold for any choices.
-    """
-    grid = None if isinstance(step, GridMap) else step.numbers
-    return session.once(("map", step.measure, step.rounding, grid), lambda: _map_facts(step, session))
+        def q(x: Term) -> Term:
+            return unit.rounded(x, choices)
+
+        goal = conclusion(q)
+        bound = [*unit.known, measure(self._v) <= unit.context, measure(self._w) <= unit.context, *extra]
+        return self._session.holds(f"{name} (map)", [*bound, *choices.premises], goal)
+
+    def _fact(self, name: str, conclusion: Callable[[Callable[[Term], Term]], Term], *extra: Term) -> bool:
+        return self._once(name, lambda: self._ask(name, conclusion, *extra))
+
+    @cached_property
+    def function(self) -> bool:
+        return self._fact("function", lambda q: q(self._w) == q(self._w))
+
+    @cached_property
+    def zero(self) -> bool:
+        return self._fact("zero", lambda q: q(z3.RealVal(0)) == 0)
+
+    @cached_property
+    def even(self) -> bool:
+        w, t, measure = self._w, z3.Real("t"), self._step.measure
+        goal = z3.And(
+            measure(-w) == measure(w),
+            measure(w) >= 0,
+            (measure(w) == 0) == (w == 0),
+            measure(t * w) == t * measure(w),
+        )
+        name = "even, homogeneous (measure)"
+        return self._once(name, lambda: self._session.holds(name, [t > 0], goal))
+
+    @cached_property
+    def odd(self) -> bool:
+        return self.function and self._fact("odd", lambda q: q(-self._w) == -q(self._w))
+
+    @cached_property
+    def monotone(self) -> bool:
+        return self.function and self._fact("monotone", lambda q: q(self._v) <= q(self._w), self._v <= self._w)
+
+    @cached_property
+    def inside(self) -> bool:
+        return self._fact("inside", lambda q: self._step.measure(q(self._w)) <= self._unit.context)
+
+    @cached_property
+    def keeps_largest(self) -> bool:
+        largest, measure = self._unit.context, self._step.measure
+        return self._fact("keeps the largest", lambda q: measure(q(self._w)) == largest, measure(self._w) == largest)
+
+    @cached_property
+    def idempotent(self) -> bool:
+        return self._fact("idempotent", lambda q: _again(q, self._w))
+
+    @cached_property
+    def nearest(self) -> bool:
+        v, w = self._v, self._w
+        return self._fact("nearest", lambda q: Abs(w - q(w)) <= Abs(w - q(v)))
+
+    @cached_property
+    def ordered(self) -> bool:
+        return (self.odd and self.monotone) or self._once("ordered", lambda: _ordered(self._ask, self._v, self._w))
+
+    @cached_property
+    def half(self) -> bool:
+        return self._fact("half a step", lambda q: 2 * Abs(self._w - q(self._w)) <= 1)
+
+    @cached_property
+    def same_step(self) -> bool:
+        return (self.inside and self.keeps_largest) or self._once(
+            "same step", lambda: _same_step(self._ask, self._step, self._w, self._unit.context)
+        )
 
 
 @dataclass(frozen=True)
@@ -81,51 +143,6 @@ class _Unit:
             return cls(z3.RealVal(step.largest), [], lambda x, choices: step.rounded(x, one, choices))
         context, power = z3.Real("c"), z3.RealVal(step.largest_power)
         return cls(context, [power <= context, context < 2 * power], lambda x, choices: step.rounded(x, one, choices))
-
-
-def _map_facts(step: ScaledMap, session: Session) -> MapFacts:
-    v, w, t = z3.Reals("v w t")
-    unit, measure = _Unit.of(step), step.measure
-    largest = unit.context
-
-    def ask(name: str, conclusion: Callable[[Callable[[Term], Term]], Term], *extra: Term) -> bool:
-        choices = SymbolicChoices()
-
-        def q(x: Term) -> Term:
-            return unit.rounded(x, choices)
-
-        goal = conclusion(q)
-        bound = [*unit.known, measure(v) <= largest, measure(w) <= largest, *extra]
-        return session.holds(f"{name} (map)", [*bound, *choices.premises], goal)
-
-    function = ask("function", lambda q: q(w) == q(w))
-    odd = function and ask("odd", lambda q: q(-w) == -q(w))
-    monotone = function and ask("monotone", lambda q: q(v) <= q(w), v <= w)
-    inside = ask("inside", lambda q: measure(q(w)) <= largest)
-    keeps = ask("keeps the largest", lambda q: measure(q(w)) == largest, measure(w) == largest)
-    return MapFacts(
-        function=function,
-        zero=ask("zero", lambda q: q(z3.RealVal(0)) == 0),
-        even=session.holds(
-            "even, homogeneous (measure)",
-            [t > 0],
-            z3.And(
-                measure(-w) == measure(w),
-                measure(w) >= 0,
-                (measure(w) == 0) == (w == 0),
-                measure(t * w) == t * measure(w),
-            ),
-        ),
-        odd=odd,
-        monotone=monotone,
-        inside=inside,
-        keeps_largest=keeps,
-        idempotent=ask("idempotent", lambda q: _again(q, w)),
-        nearest=ask("nearest", lambda q: Abs(w - q(w)) <= Abs(w - q(v))),
-        ordered=(odd and monotone) or _ordered(ask, v, w),
-        half=ask("half a step", lambda q: 2 * Abs(w - q(w)) <= 1),
-        same_step=(inside and keeps) or _same_step(ask, step, w, largest),
-    )
 
 
 def _same_step(ask: Callable[..., bool], step: ScaledMap, w: Term, largest: Term) -> bool:

@@ -13,7 +13,7 @@ from compcomp.language.layer import Format
 from compcomp.language.steps import CodebookMap, RangeMap, ScaledMap, Selection, Step
 from compcomp.language.technique import Technique, unknowns
 from compcomp.proving.proof import EXACT, Proof
-from compcomp.proving.rules.facts import has_zero, keeps_zero, lies_on_grid, map_facts
+from compcomp.proving.rules.facts import MapFacts, has_zero, keeps_zero, lies_on_grid
 from compcomp.proving.sample import formats_along
 from compcomp.proving.session import Session
 from compcomp.proving.solver import Solver
@@ -109,7 +109,7 @@ def _keeps_zeros(step: Step, session: Session) -> bool:
     if isinstance(step, RangeMap):
         return keeps_zero(step, session)
     if isinstance(step, ScaledMap):
-        return map_facts(step, session).zero
+        return MapFacts(step, session).zero
     return isinstance(step, Selection)
 
 
@@ -329,7 +329,7 @@ def _lies_on_its_grid(step: Step, session: Session) -> bool:
     """Every value of the map is one of its grid: it leaves it alone, or that is asked."""
     if isinstance(step, RangeMap):
         return lies_on_grid(step, session)
-    return isinstance(step, ScaledMap) and map_facts(step, session).idempotent
+    return isinstance(step, ScaledMap) and MapFacts(step, session).idempotent
 
 
 def _zero_on_its_grid(step: Step, session: Session) -> bool:

@@ -8,7 +8,7 @@ import z3
 
 from compcomp.language.steps import Element, ScaledMap, Selection, Step, at_most
 from compcomp.language.technique import Sequence, Technique
-from compcomp.proving.rules.facts import map_facts, settled
+from compcomp.proving.rules.facts import MapFacts, settled
 from compcomp.proving.rules.inputs import acts_on_inputs
 from compcomp.proving.session import Session
 
@@ -140,7 +140,7 @@ def _absorbed(first: Step | Technique, second: Step | Technique, session: Sessio
                 return first
             return second if at_most(first.share, second.share) else None
     if isinstance(first, ScaledMap) and first == second:
-        facts = map_facts(first, session)
+        facts = MapFacts(first, session)
         if facts.function and facts.idempotent and facts.same_step:
             return first
     return None

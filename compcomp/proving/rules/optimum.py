@@ -12,7 +12,7 @@ from compcomp.language.partition import Partition
 from compcomp.language.steps import GridMap, Optimum, Selection, Step, at_most
 from compcomp.language.technique import Technique
 from compcomp.proving.proof import EXACT, Proof
-from compcomp.proving.rules.facts import fixes, keeps_largest, map_facts
+from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest
 from compcomp.proving.rules.normal import normal_form
 from compcomp.proving.session import Session
 from compcomp.proving.solver import Solver
@@ -77,7 +77,7 @@ def _feasible(atoms: Items[Step | Technique], optimum: Optimum, session: Session
         atoms = atoms[1:]
         contracts.append(f"{first} leaves a weight out of those it may choose from (its contract)")
     steps = [step for step in atoms if isinstance(step, Selection | GridMap)]
-    if len(steps) < len(atoms) or not all(map_facts(s, session).zero for s in steps if isinstance(s, GridMap)):
+    if len(steps) < len(atoms) or not all(MapFacts(s, session).zero for s in steps if isinstance(s, GridMap)):
         return None
     cuts = [(step.partition, step.share) for step in steps if isinstance(step, Selection)]
     cuts += [] if other is None else [(other.partition, other.share)]
@@ -126,14 +126,14 @@ def _on_grid(steps: Items[Step], optimum: Optimum, session: Session) -> bool:
         return False
     if last.levels != grid.levels and not fixes(grid, last, session):
         return False
-    if not map_facts(last, session).idempotent or not map_facts(grid, session).even:
+    if not MapFacts(last, session).idempotent or not MapFacts(grid, session).even:
         return False
     return all(_keeps_context(step, last, session, dense=not k) for k, step in enumerate(steps[: places[-1]]))
 
 
 def _keeps_context(step: Step, grid: GridMap, session: Session, *, dense: bool) -> bool:
     if isinstance(step, GridMap):
-        facts = map_facts(step, session)
+        facts = MapFacts(step, session)
         alike = (step.measure, step.partition) == (grid.measure, grid.partition)
         return alike and facts.inside and facts.keeps_largest
     assert isinstance(step, Selection)
