@@ -38,7 +38,7 @@ def cross_check(queries: Iterable[Query], second: Solver | None, seconds: float)
     asked = list(queries)
     relied = sorted((i for i, q in enumerate(asked) if q.answer == q.expected), key=lambda i: asked[i].rlimit)
     if not relied:
-        return CrossCheck(Grade.NO_SOLVER if not asked else Grade.ONE_SOLVER, tuple(asked))
+        return CrossCheck(Grade.NO_SOLVER, tuple(asked))
     if second is None:
         return CrossCheck(Grade.ONE_SOLVER, tuple(asked), note="no second solver was asked")
     until, conflict, open_, name = time.monotonic() + seconds, "", list[str](), ""
