@@ -92,7 +92,7 @@ def nearest_places(doubled: Tensor, unit: Tensor, codes: Sequence[Fraction], rou
     sums = coded([a + b for a, b in pairwise(codes)], doubled)
     goes_down = torch.tensor(midpoints_down(tuple(codes), rounding), device=doubled.device)
     last = len(sums)
-    place = torch.bucketize(doubled / torch.where(unit == 0, 1.0, unit), sums)
+    place = torch.bucketize((doubled / torch.where(unit == 0, 1.0, unit)).contiguous(), sums)
     low, high = sums[(place - 1).clamp_(min=0)] * unit, sums[place.clamp(max=last - 1)] * unit
     place = (
         place - ((place > 0) & (doubled < low)).to(place.dtype) + ((place < last) & (doubled > high)).to(place.dtype)
