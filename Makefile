@@ -1,5 +1,6 @@
 # make demo    the worked example, in an environment of its own, results in $(OUT)
 # make test    the tests;  PYTEST_ARGS="-m 'not slow and not cuda'" leaves the slow ones out
+# make exhaustive  the tests that take longer than a change should, such as every pair of techniques
 # make check   lint, types and tests: what a change must pass
 #
 # Variables: PYTHON (3.11 or newer), VENV, DEMO_VENV, OUT, WORKERS (test processes), PYTEST_ARGS.
@@ -18,7 +19,7 @@ DEV_EXTRAS := dev
 DEMO_EXTRAS := models,plot,cvc5
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format types check clean
+.PHONY: help env demo test exhaustive lint format types check clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -53,7 +54,10 @@ test: export OMP_NUM_THREADS ?= 1
 test: export HF_HUB_OFFLINE ?= 1
 test: export MPLBACKEND ?= Agg
 test: $(VENV)/.stamp
-	"$(VENV)/bin/python" -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	"$(VENV)/bin/python" -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+exhaustive: $(VENV)/.stamp
+	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -n $(WORKERS) -m exhaustive $(PYTEST_ARGS)
 
 lint: $(VENV)/.stamp
 	"$(VENV)/bin/ruff" check .

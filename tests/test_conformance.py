@@ -65,7 +65,18 @@ from compcomp.terms import Batch, Or, each
 from compcomp.testing import check_encoding, conformance, conventions
 from tests.helpers import DEVICES
 
-ALL = [technique for kind in Technique.kernels for technique in conventions(kind)]
+FEW = 12
+"""Conventions of a technique that are looked at by default, spread over all; the others are marked exhaustive."""
+
+
+def marked(kind: type[Technique]) -> list[Any]:
+    """Every convention of a technique."""
+    every = conventions(kind)
+    spread = {round(k * (len(every) - 1) / (FEW - 1)) for k in range(FEW)}
+    return [pytest.param(t, marks=() if k in spread else pytest.mark.exhaustive) for k, t in enumerate(every)]
+
+
+ALL = [param for kind in Technique.kernels for param in marked(kind)]
 EXAMPLES = {LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60, GradientDistill: 40}
 EXAMPLES |= {DistillHidden: 60, DistillLogits: 40, PruneNeurons: 60, PruneHeads: 60, RemoveBlocks: 60}
 EXAMPLES |= {RIA: 40, Taylor: 60, PruneRows: 50, PruneColumns: 60}

@@ -81,7 +81,7 @@ def test_progress_is_told() -> None:
     assert told == [(0, 2), (1, 2), (2, 2)]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_hardly_a_cell_of_the_whole_table_is_undecided() -> None:
     table = keeps_table()
     counts = table.counts()

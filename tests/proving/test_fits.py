@@ -73,7 +73,7 @@ KINDS = list(Technique.kernels)
 LATER = [k for k in KINDS if k.__name__ not in ("RemoveBlocks",)]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("first", KINDS, ids=lambda kind: kind.__name__)
 def test_no_pair_of_techniques_misses_what_is_proved(first: type[Technique]) -> None:
     for second in LATER:
@@ -90,7 +90,7 @@ BASES = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("first", range(len(BASES)))
 def test_no_three_techniques_miss_what_is_proved(first: int) -> None:
     for second, third in itertools.product(BASES, repeat=2):

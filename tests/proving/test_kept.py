@@ -80,7 +80,7 @@ def check(techniques: Items[Technique], shapes: int = 3) -> int:
     return len(found)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("first", ALL, ids=str)
 def test_no_proof_about_a_pair_is_contradicted(first: Technique) -> None:
     """Every ordered pair of representatives of the registry, every invariant."""
@@ -88,7 +88,7 @@ def test_no_proof_about_a_pair_is_contradicted(first: Technique) -> None:
     assert proofs >= len(sets_up(first))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", range(120))
 def test_no_proof_about_a_longer_sequence_is_contradicted(seed: int) -> None:
     """Sequences of three to five over all conventions of the registry, pruners and grids first."""

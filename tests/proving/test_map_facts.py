@@ -92,7 +92,7 @@ def broken(step: ScaledMap, context: Fraction) -> set[str]:
     return {name for name, is_broken in found.items() if is_broken}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("step", MAPS, ids=lambda step: f"{step.numbers}-{step.rounding}"[:60])
 def test_what_is_proved_of_a_map_holds(step: ScaledMap) -> None:
     facts = facts_of(step)

@@ -403,7 +403,7 @@ def test_nothing_false_is_proved_of_codebooks(claim: Claim) -> None:
         assert not counterexample(claim, 4), verdict
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("pair", list(itertools.product(CODED[:4], CODED[4:17])))
 @pytest.mark.parametrize("loss", ["weight_l1", "weight_l2"])
 def test_codebooks_and_selections_in_both_orders(pair: tuple[Technique, Technique], loss: str) -> None:
@@ -427,7 +427,7 @@ def test_nothing_false_is_proved_of_codebooks_at_one_shape(claim: Claim, columns
 PAIRS = list(itertools.product(TECHNIQUES[:4], TECHNIQUES[4:9]))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 def test_both_directions_of_every_pair(pair: tuple[Technique, Technique]) -> None:
     """Where brute force sees a counterexample z3 must not prove, and where it sees none z3 must not refute."""

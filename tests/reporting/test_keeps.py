@@ -140,7 +140,7 @@ def test_a_part_of_the_committed_page_is_current() -> None:
     assert says(keeps_table(chosen)).items() <= committed().items()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_committed_page_is_current() -> None:
     """But for cells that are undecided here or there, as that may depend on how fast the machine is."""
     here, there = says(keeps_table()), committed()
