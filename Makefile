@@ -1,5 +1,5 @@
 # make demo    the worked example, in an environment of its own, results in $(OUT)
-# make test    the tests;  PYTEST_ARGS="-m 'not slow and not cuda'" leaves the slow ones out
+# make test    the tests;  PYTEST_ARGS="-m 'not slow and not cuda and not exhaustive'" leaves the slow ones out
 # make exhaustive  the tests that take longer than a change should, such as every pair of techniques
 # make check   lint, types and tests: what a change must pass
 #
