@@ -398,7 +398,7 @@ def test_a_change_of_more_than_the_basis_is_caught(
     change: Callable[[LayerState, LayerState], LayerState], says: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(conformance, "_compare", lambda *_: None)  # by the promises, not by the kernel
-    with pytest.raises(AssertionError, match=r"changes_basis=(True|False) is false|never_increases|keeps|fit the form"):
+    with pytest.raises(AssertionError, match=r"changes_basis=(True|False) is false|never_increases|keeps|zeros|fit the form"):
         check_encoding(Bent(change=change, says=says), shapes=[(1, 2), (2, 2)], max_examples=200, minimise=False)
 
 
@@ -480,8 +480,8 @@ def factors_left(technique: Technique) -> Kernel:
 
 
 def unsettled(technique: LearnedMask) -> Kernel:
-    """The kernel with another seed at every call."""
-    seeds = itertools.count()
+    """The kernel with one seed at the first of two calls for a layer and another at the second."""
+    seeds = itertools.cycle((0, 1))
 
     def run(_: Technique, layer: LayerState) -> LayerState:
         return technique.kernel()(replace(technique, seed=next(seeds)), layer)
