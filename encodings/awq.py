@@ -18,6 +18,7 @@ from compcomp.language.basis import Scaling
 from compcomp.language.layer import Format, LayerState
 from compcomp.language.loss import LOSSES
 from compcomp.language.parameters import number, one_of, shown
+from compcomp.language.partition import Partition
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import Array, Div, Equal, If, Repeated, Term, each, reading
 
@@ -97,9 +98,7 @@ class AWQ(Technique):
         return self.group or 1
 
     def check(self, shape: tuple[int, ...]) -> None:
-        if shape[1] % self.unit:
-            where = f"{self} on a layer of shape {shape[0]}x{shape[1]} (out x in)"
-            raise InputError(f"rows of {shape[1]} weights", f"rows that divide into groups of {self.unit}", where)
+        Partition.blocks(self.unit).check((shape[0], shape[1]), str(self))
 
     def encode(self, layer: LayerState) -> LayerState:
         self.check(layer.weight.shape)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from compcomp.language import codebooks
-from compcomp.language.parameters import one_of, whole
-from compcomp.language.partition import Partition
+from compcomp.language.parameters import grid_partition, one_of, whole
 from compcomp.language.steps import CodebookMap
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import ROUNDINGS, Abs
@@ -33,8 +32,7 @@ class BlockFloatingPoint(Technique):
 
     def __post_init__(self) -> None:
         whole(self.bits, 2, 8, "BlockFloatingPoint.bits")
-        if self.group is not None:
-            whole(self.group, 1, 2**20, "BlockFloatingPoint.group")
+        grid_partition(self.group, "tensor", "BlockFloatingPoint")
         one_of(self.rounding, ROUNDINGS, "BlockFloatingPoint.rounding")
 
     def promises(self) -> Declared:
@@ -46,6 +44,6 @@ class BlockFloatingPoint(Technique):
         )
 
     def steps(self) -> tuple[CodebookMap]:
-        partition = Partition.tensor() if self.group is None else Partition.blocks(self.group)
+        partition = grid_partition(self.group, "tensor", "BlockFloatingPoint")
         codes = codebooks.whole_codes(2 ** (self.bits - 1) - 1)
         return (CodebookMap(Abs, codes, self.rounding, partition, "power_of_two"),)

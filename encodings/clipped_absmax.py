@@ -11,7 +11,7 @@ import numpy as np
 
 from compcomp.errors import InputError
 from compcomp.language.layer import Grid, LayerState
-from compcomp.language.parameters import number, one_of, shown, whole
+from compcomp.language.parameters import grid_partition, number, one_of, shown, whole
 from compcomp.language.partition import Partition
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import ROUNDINGS, Abs, Choices, Div, If, Max, Sum, Term, nearest, reading
@@ -45,8 +45,7 @@ class ClippedAbsMax(Technique):
 
     def __post_init__(self) -> None:
         whole(self.bits, 2, 16, "ClippedAbsMax.bits")
-        if self.group is not None:
-            whole(self.group, 1, 2**20, "ClippedAbsMax.group")
+        grid_partition(self.group, "tensor", "ClippedAbsMax")
         allowed = "a number in (0, 1] such as 1/2"
         smallest = number(self.smallest, "ClippedAbsMax.smallest", allowed)
         if not 0 < smallest <= 1:
@@ -68,7 +67,7 @@ class ClippedAbsMax(Technique):
 
     @property
     def partition(self) -> Partition:
-        return Partition.tensor() if self.group is None else Partition.blocks(self.group)
+        return grid_partition(self.group, "tensor", "ClippedAbsMax")
 
     @property
     def unit(self) -> int:

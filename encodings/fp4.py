@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compcomp.language import codebooks
-from compcomp.language.parameters import one_of, whole
-from compcomp.language.partition import Partition
+from compcomp.language.parameters import grid_partition, one_of
 from compcomp.language.steps import CodebookMap
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import ROUNDINGS, Abs
@@ -26,8 +25,7 @@ class FP4(Technique):
     rounding: str = "half_even"
 
     def __post_init__(self) -> None:
-        if self.group is not None:
-            whole(self.group, 1, 2**20, "FP4.group")
+        grid_partition(self.group, "tensor", "FP4")
         one_of(self.rounding, ROUNDINGS, "FP4.rounding")
 
     def promises(self) -> Declared:
@@ -38,5 +36,5 @@ class FP4(Technique):
         )
 
     def steps(self) -> tuple[CodebookMap]:
-        partition = Partition.tensor() if self.group is None else Partition.blocks(self.group)
+        partition = grid_partition(self.group, "tensor", "FP4")
         return (CodebookMap(Abs, codebooks.E2M1, self.rounding, partition),)

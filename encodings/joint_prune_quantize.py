@@ -15,14 +15,14 @@ from compcomp.language.parameters import (
     ANY,
     Unknown,
     bit_width,
+    grid_partition,
     number,
     one_of,
     selection_partition,
     shown,
     sparsity,
-    whole,
 )
-from compcomp.language.partition import Index, Partition
+from compcomp.language.partition import Index
 from compcomp.language.steps import GridMap, Optimum, Selection
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import ROUNDINGS, Abs, And, Array, Choices, If, Not, Sum, Term, each, nearest, reading, smallest
@@ -79,8 +79,7 @@ class JointPruneQuantize(Technique):
         object.__setattr__(self, "sparsity", sparsity(self.sparsity, "JointPruneQuantize.sparsity"))
         object.__setattr__(self, "bits", bit_width(self.bits, "JointPruneQuantize.bits"))
         one_of(self.per, ("tensor", "row"), "JointPruneQuantize.per")
-        if self.group is not None:
-            whole(self.group, 1, 2**20, "JointPruneQuantize.group")
+        grid_partition(self.group, "tensor", "JointPruneQuantize")
         object.__setattr__(self, "ratios", ", ".join(map(str, _ratios(self.ratios))))
         one_of(self.ties, TIES, "JointPruneQuantize.ties")
         one_of(self.rounding, ROUNDINGS, "JointPruneQuantize.rounding")
@@ -106,7 +105,7 @@ class JointPruneQuantize(Technique):
     @property
     def grid_map(self) -> GridMap:
         """The quantizer at ratio 1."""
-        partition = Partition.tensor() if self.group is None else Partition.blocks(self.group)
+        partition = grid_partition(self.group, "tensor", "JointPruneQuantize")
         levels = ANY if isinstance(self.bits, Unknown) else 2 ** (self.bits - 1) - 1
         return GridMap(Abs, levels, self.rounding, partition)
 

@@ -8,8 +8,7 @@ from typing import ClassVar
 
 from compcomp.language.algebra import best_rank
 from compcomp.language.layer import Format, LayerState
-from compcomp.language.parameters import bit_width, one_of, whole
-from compcomp.language.partition import Partition
+from compcomp.language.parameters import bit_width, grid_partition, one_of, whole
 from compcomp.language.steps import GridMap
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import ROUNDINGS, Abs
@@ -46,14 +45,13 @@ class LoftQ(Technique):
         whole(bit_width(self.bits, "LoftQ.bits"), 2, 16, "LoftQ.bits")
         whole(self.rank, 1, 2**16, "LoftQ.rank")
         whole(self.rounds, 1, 1000, "LoftQ.rounds")
-        if self.group is not None:
-            whole(self.group, 1, 2**20, "LoftQ.group")
+        grid_partition(self.group, "tensor", "LoftQ")
         one_of(self.rounding, ROUNDINGS, "LoftQ.rounding")
 
     @property
     def grid_map(self) -> GridMap:
         """The quantizer."""
-        partition = Partition.tensor() if self.group is None else Partition.blocks(self.group)
+        partition = grid_partition(self.group, "tensor", "LoftQ")
         return GridMap(Abs, 2 ** (self.bits - 1) - 1, self.rounding, partition)
 
     @property

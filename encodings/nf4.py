@@ -9,8 +9,7 @@ from typing import ClassVar
 
 from compcomp.language import codebooks
 from compcomp.language.layer import Grid, LayerState
-from compcomp.language.parameters import one_of, whole
-from compcomp.language.partition import Partition
+from compcomp.language.parameters import grid_partition, one_of
 from compcomp.language.steps import CodebookMap
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import ROUNDINGS, Abs, Choices, Div, Max, Sum, Term, each, nearest_code
@@ -46,8 +45,7 @@ class NF4(Technique):
     }
 
     def __post_init__(self) -> None:
-        if self.group is not None:
-            whole(self.group, 1, 2**20, "NF4.group")
+        grid_partition(self.group, "tensor", "NF4")
         one_of(self.rounding, ROUNDINGS, "NF4.rounding")
         one_of(self.scales, SCALES, "NF4.scales")
 
@@ -61,7 +59,7 @@ class NF4(Technique):
     @property
     def step_map(self) -> CodebookMap:
         """How codes are chosen."""
-        partition = Partition.tensor() if self.group is None else Partition.blocks(self.group)
+        partition = grid_partition(self.group, "tensor", "NF4")
         return CodebookMap(Abs, codebooks.NF4, self.rounding, partition)
 
     def steps(self) -> tuple[CodebookMap, ...]:

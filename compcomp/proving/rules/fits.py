@@ -21,6 +21,7 @@ from compcomp.proving.rules.kept import (
     by_contract,
     dropped_stay,
     grid_kept,
+    leaves_at_most,
     one_pattern,
     rank_kept,
     zeros_stay,
@@ -146,10 +147,8 @@ def _pattern(scheme: Scheme, run: Run) -> Contracts | None:
     if n == m:
         return []
     for partition, share, contracts in _zeros(run):
-        if (size := partition.size) is None:
-            continue
-        left = size - int(size * share)
-        if (m % size == 0 and left * (m // size) <= n) or (size % m == 0 and left <= n):
+        size = partition.size
+        if size is not None and leaves_at_most(size - int(size * share), size, n, m):
             return contracts
     return None
 

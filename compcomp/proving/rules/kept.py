@@ -256,7 +256,11 @@ def _establishes(selection: Selection, n: int, m: int) -> bool:
     size = selection.partition.size
     if size is None:
         return False
-    left = size - selection.count(size)
+    return leaves_at_most(size - selection.count(size), size, n, m)
+
+
+def leaves_at_most(left: int, size: int, n: int, m: int) -> bool:
+    """Whether at most ``n`` of every ``m`` weights of a row are left where ``left`` of every ``size`` are."""
     return (m % size == 0 and m // size * left <= n) or (size % m == 0 and left <= n)
 
 
