@@ -42,8 +42,12 @@ class MapFacts:
     """
 
     def __init__(self, step: ScaledMap, session: Session) -> None:
-        self._step, self._session, self._unit = step, session, _Unit.of(step)
+        self._step, self._session = step, session
         self._v, self._w = z3.Real("v"), z3.Real("w")
+
+    @cached_property
+    def _unit(self) -> _Unit:
+        return _Unit.of(self._step)
 
     def _once(self, name: str, lemma: Callable[[], bool]) -> bool:
         step = self._step
@@ -73,15 +77,7 @@ class MapFacts:
 
     @cached_property
     def even(self) -> bool:
-        w, t, measure = self._w, z3.Real("t"), self._step.measure
-        goal = z3.And(
-            measure(-w) == measure(w),
-            measure(w) >= 0,
-            (measure(w) == 0) == (w == 0),
-            measure(t * w) == t * measure(w),
-        )
-        name = "even, homogeneous (measure)"
-        return self._once(name, lambda: self._session.holds(name, [t > 0], goal))
+        return self._once("even, homogeneous (measure)", lambda: _even(self._session, self._step.measure, self._w))
 
     @cached_property
     def odd(self) -> bool:
@@ -144,6 +140,17 @@ class _Unit:
             return cls(z3.RealVal(step.largest), [], lambda x, choices: step.rounded(x, one, choices))
         context, power = z3.Real("c"), z3.RealVal(step.largest_power)
         return cls(context, [power <= context, context < 2 * power], lambda x, choices: step.rounded(x, one, choices))
+
+
+def _even(session: Session, measure: Callable[[Term], Term], w: Term) -> bool:
+    t = z3.Real("t")
+    goal = z3.And(
+        measure(-w) == measure(w),
+        measure(w) >= 0,
+        (measure(w) == 0) == (w == 0),
+        measure(t * w) == t * measure(w),
+    )
+    return session.holds("even, homogeneous (measure)", [t > 0], goal)
 
 
 def _same_step(ask: Callable[..., bool], step: ScaledMap, w: Term, largest: Term) -> bool:
