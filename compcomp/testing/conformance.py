@@ -274,7 +274,7 @@ def _check_same(technique: Technique, what: str, layer: LayerState, expected: La
         alike(f"bits of a {name} scale", one.scale_bits, other.scale_bits)
         alike(f"bits that {name} scales share", one.shared_bits, other.shared_bits)
 
-    same("weight", expected.weight, found.weight)
+    same("weight", expected.weight, found.weight, size + _largest(expected.weight))  # in its basis, of any scale
     same("effective weight", expected.effective(), found.effective())
     same("inputs", expected.inputs, found.inputs, reach)
     same("dense inputs", expected.reference_inputs, found.reference_inputs, reach)
