@@ -32,6 +32,7 @@ class PruneColumns(Technique):
     score: str = "l1"
     ties: str = "first"
 
+    exact_scores: ClassVar[bool] = True
     tried: ClassVar[dict[str, Any]] = {
         "sparsity": (Fraction(1, 2), Fraction(7, 10)),
         "size": (1, 2),

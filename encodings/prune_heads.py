@@ -30,6 +30,7 @@ class PruneHeads(Technique):
     ties: str = "first"
 
     whole_model: ClassVar[bool] = True
+    exact_scores: ClassVar[bool] = True
     tried: ClassVar[dict[str, Sequence[object]]] = {"score": SCORES, "sparsity": ("1/2",)}
 
     def __post_init__(self) -> None:

@@ -41,6 +41,7 @@ class PruneNeurons(Technique):
     ties: str = "first"
 
     whole_model: ClassVar[bool] = True
+    exact_scores: ClassVar[bool] = True
     tried: ClassVar[dict[str, Sequence[object]]] = {"score": SCORES, "sparsity": ("1/3", "1/2")}
 
     def __post_init__(self) -> None:

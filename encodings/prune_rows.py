@@ -31,6 +31,7 @@ class PruneRows(Technique):
     score: str = "l1"
     ties: str = "first"
 
+    exact_scores: ClassVar[bool] = True
     tried: ClassVar[dict[str, Any]] = {
         "sparsity": (Fraction(1, 2), Fraction(7, 10)),
         "size": (1, 2),

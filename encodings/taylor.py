@@ -48,6 +48,7 @@ class Taylor(Technique):
     per: str = "tensor"
     ties: str = "first"
 
+    exact_scores: ClassVar[bool] = True
     tried: ClassVar[dict[str, Any]] = {
         "sparsity": (Fraction(1, 2),),
         "group": GROUPS,

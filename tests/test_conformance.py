@@ -106,6 +106,7 @@ def test_kernel_encoding_and_promises_agree(technique: Technique, device: str) -
 
 def test_ties_and_midpoints_are_met() -> None:
     met = (Magnitude("1/2"), Wanda("1/2"), AbsMax(bits=4), AbsMax(bits=3, rounding="half_away"), MinMax(2), MinMax(3))
+    met = (*met, PruneRows("1/2"), PruneColumns("1/2"), PruneNeurons("1/2"), PruneHeads("1/2"), Taylor("1/2"))
     for technique in met:
         assert check_encoding(technique, max_examples=60).at_ties >= 3
 
@@ -561,6 +562,10 @@ T = QuantizationAwareTraining(3, iterations=3)
         (Taylor("1/2", group="column"), other(Taylor("1/2", group="row"))),
         (PruneRows("1/2"), other(PruneRows("1/2", score="l2"))),
         (PruneRows("1/2"), other(PruneColumns("1/2"))),
+        (PruneRows("1/2"), other(PruneRows("1/2", ties="all"))),
+        (PruneColumns("1/2", score="l2", ties="all"), other(PruneColumns("1/2", score="l2"))),
+        (Taylor("1/2"), other(Taylor("1/2", ties="all"))),
+        (PruneHeads("1/2"), other(PruneHeads("1/2", ties="all"))),
         (PruneRows("1/2"), without("cut", PruneRows("1/2"))),
         (PruneRows("1/2"), without("rank", PruneRows("1/2"))),
         (PruneColumns("1/2"), other(PruneColumns("1/2", size=2))),

@@ -101,6 +101,9 @@ class Technique:
     """The module with its ``kernel`` function, where it is registered without one; None is the module of the class."""
     tried_shapes: ClassVar[Items[tuple[int, int]]] = ()
     """Shapes (out, in) worth testing, beside those that are tested anyway."""
+    exact_scores: ClassVar[bool] = False
+    """Whether it compares sums and products of the layer's numbers alone, which floats hold where these are small
+    integers: the conformance test then looks at ties of such layers as well."""
     whole_model: ClassVar[bool] = False
     """Whether it acts on all layers of a model together. Its kernel's module then has ``kernel_model`` as well, from a
     :class:`compcomp.language.whole.WholeModel` to the states of its layers, and what the encoding says of one layer

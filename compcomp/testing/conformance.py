@@ -30,6 +30,9 @@ SHAPES: tuple[Shape, ...] = ((1, 4), (2, 4), (3, 4), (4, 2), (2, 3), (1, 8), (3,
 MARGIN = 1e-6
 """Relative distance from a tie or a rounding midpoint below which floats may choose otherwise."""
 
+SMALL = 2**12
+"""Sums of some hundred products of three integers below it are floats."""
+
 TOLERANCE = 1e-7
 """Relative to the largest magnitude of the layer."""
 
@@ -64,9 +67,10 @@ def check_encoding(
     On exact layers drawn by Hypothesis, the encoding on Fractions is compared with the torch kernel in
     float64 on ``device`` and with the encoding on batches: weight, mask, grid, low-rank product, rank, inputs and
     every loss. Away from ties and midpoints they must agree. At a tie they must agree too where the
-    technique is a single step, selects only, or acts on inputs, and floats meet the tie exactly (scores of the whole
-    layer are sums and quotients that floats round). Of a technique that says what is ``feasible``, that is asked of
-    what its kernel gives instead. Every declared promise must hold on the Fractions, for every choice tried.
+    technique is a single step, selects only, or acts on inputs, and floats meet the tie exactly: not where scores of
+    the whole layer are quotients that floats round, and, where the technique says ``exact_scores``, on small integers.
+    Of a technique that says what is ``feasible``, that is asked of what its kernel gives instead. Every declared
+    promise must hold on the Fractions, for every choice tried.
 
     technique: one, or a class, of which every technique that :func:`conventions` gives is checked, registered or not.
     shapes: (out, in) pairs, by default also those that the technique brings; those that it does not fit are left out.
@@ -189,6 +193,8 @@ def _compare(
     at_once = exact_ties or technique.promises().changes_inputs
     if technique.promises().optimum is not None:  # what it compares is made of the weights and the values of its grids
         at_once = _float_exact(result)
+    if technique.exact_scores and _small_integers(layer):
+        exact_ties = at_once = True
     meets_ties = result.choices.margin == 0 and at_once
     if clear or meets_ties:
         before = _tensors(layer, device)
@@ -234,6 +240,12 @@ def _meets_ties(steps: Sequence[Step]) -> bool:
     selections = [step for step in steps if isinstance(step, Selection)]
     exact = all(step.of_layer is None for step in selections)
     return exact and (len(steps) == 1 or (bool(steps) and len(steps) == len(selections)))
+
+
+def _small_integers(layer: LayerState) -> bool:
+    """The numbers of a layer are integers, and floats hold the sums of their products."""
+    entries = [Fraction(x) for array in _arrays(layer) if array is not None for x in array.ravel()]
+    return all(x.denominator == 1 and abs(x) < SMALL for x in entries)
 
 
 def _float_exact(*states: LayerState) -> bool:
