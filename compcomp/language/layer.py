@@ -10,7 +10,7 @@ import numpy as np
 
 from compcomp.errors import InputError
 from compcomp.language.basis import Part, Rotation, Transform, composed
-from compcomp.terms import Abs, Choices, Div, Max, Sum, Term, each, nearest, nearest_code
+from compcomp.terms import Abs, Choices, Div, Max, Sum, Term, each, nearest, nearest_code, reading
 
 Array = Any
 """A numpy object array of terms for encodings, a torch tensor for kernels."""
@@ -232,10 +232,16 @@ class LayerState:
             offset = None if grid.offset is None else part.weights(grid.offset)
             count = grid.scales + int(self.weight.shape[1])
             grid = replace(grid, step=part.weights(grid.step), offset=offset, scales=count)
-        factors = form.factors and Factors(form.factors.left, part.weights(form.factors.right))
+        factors = form.factors and Factors(form.factors.left, part.weights(self._as_here(form.factors.right)))
         transform = composed(form.transform, Transform((part,)))
         form = replace(form, mask=mask, grid=grid, factors=factors, pattern=pattern, cut=cut, transform=transform)
         return replace(self, weight=part.weights(self.weight), format=form)
+
+    def _as_here(self, array: Array) -> Array:
+        """Terms as this layer's are read: beside a weight of batches, numbers that are the same in all are floats."""
+        if not isinstance(array, np.ndarray) or reading(*self.weight.ravel()) != "batch":
+            return array
+        return each(lambda x: float(x) if reading(x) == "number" else x, array)
 
     def with_inputs(self, inputs: Array, gram: Array | None = None) -> LayerState:
         """The state with other inputs (in x tokens) in place of those it has, and their Gram matrix if it has one."""

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+import compcomp as cc
 from compcomp.errors import InputError
 from compcomp.language.algebra import NotExactError
 from compcomp.language.claim import Scope, fits
@@ -109,6 +110,13 @@ def test_what_is_proved_of_codes_and_bases() -> None:
     assert proved(AbsMaxInputs(bits=3) >> Hadamard(), ["A3"]) == []
     assert missed(AbsMaxInputs(bits=3) >> Hadamard(), ["A3"])
     assert not missed(Hadamard() >> AbsMaxInputs(bits=3), ["A3"])
+
+
+def test_a_root_that_is_not_rational_is_no_error() -> None:
+    for first in KINDS:
+        if first.__name__ in ("LoRA", "BlockMeans"):
+            verdict = cc.prove(fits(first.sample() >> Hadamard(), "1:2"))
+            assert not verdict.proved, str(verdict)
 
 
 def test_a_contract_about_a_broken_mask_says_nothing() -> None:
