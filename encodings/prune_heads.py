@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
-from compcomp.encodings.prune_neurons import SCORES, UNITS, check_units, drop_rows
+from compcomp.encodings.prune_neurons import UNITS, check_units, without_units
+from compcomp.language.cuts import SCORES
 from compcomp.language.layer import LayerState
 from compcomp.language.technique import Declared, Technique
 
@@ -16,7 +17,7 @@ from compcomp.language.technique import Declared, Technique
 class PruneHeads(Technique):
     """Drop the ``int(n * sparsity)`` heads of least score of every attention, n heads, whole.
 
-    sparsity, score, ties: as for PruneNeurons, over all weights of a head.
+    sparsity, score, ties: as for PruneNeurons, over all weights of a head, or all that it puts out.
     The weights of a head are its rows of the queries, keys and values (q_proj, k_proj, v_proj) and its columns of the
     layer that reads it (o_proj). Heads that share keys and values (grouped-query attention) are one unit: they stay
     or go together, and n counts such units.
@@ -39,5 +40,9 @@ class PruneHeads(Technique):
     def promises(self) -> Declared:
         return Declared(keeps=UNITS, removes_rows=True, deterministic=self.ties != "any")
 
+    @property
+    def needs_inputs(self) -> bool:
+        return self.score == "activation"
+
     def encode(self, layer: LayerState) -> LayerState:
-        return drop_rows(layer, self.sparsity, self.score, self.ties)
+        return without_units(layer, self.sparsity, self.score, self.ties)

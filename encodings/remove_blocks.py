@@ -9,12 +9,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from compcomp.encodings.prune_neurons import UNITS, without_rows
+from compcomp.encodings.prune_neurons import UNITS
 from compcomp.errors import InputError
+from compcomp.language.cuts import remove
 from compcomp.language.layer import LayerState
 from compcomp.language.parameters import number, one_of, shown, whole
 from compcomp.language.technique import Declared, Technique
-from compcomp.terms import Abs, Array, Div, Not, Or, Sum, Term, smallest
+from compcomp.terms import Abs, Array, Div, Or, Sum, Term, smallest
 
 SCORES = ("influence", "angular")
 
@@ -97,8 +98,8 @@ class RemoveBlocks(Technique):
         away = [-signed_square(states[b], states[b + span], layer.gram) for b in range(blocks - span + 1)]
         count = self.removed(blocks) // span
         taken = smallest(away, count, self.ties, layer.choices)
-        kept = [Not(Or(*taken[max(0, b - span + 1) : b + 1])) for b in range(blocks)]
-        return without_rows(layer, np.repeat(np.array(kept, dtype=object), width))
+        gone = [Or(*taken[max(0, b - span + 1) : b + 1]) for b in range(blocks)]
+        return remove(layer, np.repeat(np.array(gone, dtype=object), width), axis=0)
 
     def span(self, blocks: int) -> int:
         """How many consecutive blocks one score is of."""

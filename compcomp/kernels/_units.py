@@ -1,43 +1,25 @@
-"""Dropping whole rows and columns of tensors, and units that several layers share."""
+"""Units that several layers share, on tensors: their scores, and their removal from all of these."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 
-from compcomp.kernels._shared import Tensor, check, effective, smallest, wide
-from compcomp.language.layer import Cut, Factors, LayerState
-from compcomp.language.technique import Technique
+from compcomp.encodings.prune_heads import PruneHeads
+from compcomp.encodings.prune_neurons import PruneNeurons
+from compcomp.errors import InputError
+from compcomp.kernels._cuts import least, remove, row_scores
+from compcomp.kernels._shared import Tensor, check, effective, wide
+from compcomp.language.layer import NEEDS_INPUTS, LayerState
 from compcomp.language.whole import Group, Part, WholeModel
 
 
-def drop_rows(technique: Technique, layer: LayerState, share: object, score: str, ties: str) -> LayerState:
-    """The layer without the ``int(out * share)`` rows of least score, as the encoding has it."""
+def without_units(technique: PruneNeurons | PruneHeads, layer: LayerState) -> LayerState:
+    """One stacked matrix (units x weights) without the rows of least score, as the encoding has it."""
     check(technique, layer)
-    weight = effective(layer, wide(layer.weight))
-    size = weight.abs().sum(dim=1) if score == "l1" else weight.square().sum(dim=1)
-    taken = smallest(size[None], int(len(size) * share), ties)[0]  # type: ignore[operator]
-    return without(layer, rows=~taken)
-
-
-def without(layer: LayerState, rows: Tensor | None = None, columns: Tensor | None = None) -> LayerState:
-    """The layer with the rows (out) and columns (in) that are not kept zero in weight and low-rank term, and cut."""
-    out, width = layer.weight.shape
-    device, form = layer.weight.device, layer.format
-    rows = torch.ones(out, dtype=torch.bool, device=device) if rows is None else rows
-    columns = torch.ones(width, dtype=torch.bool, device=device) if columns is None else columns
-    mask, factors = rows[:, None] & columns, form.factors
-    weight = layer.weight.masked_fill(~mask, 0)
-    if factors is not None:
-        left, right = factors.left.masked_fill(~rows[:, None], 0), factors.right.masked_fill(~columns, 0)
-        factors = Factors(left, right)
-    if form.cut is not None:
-        rows, columns = rows & form.cut.rows, columns & form.cut.columns
-    if form.mask is not None:
-        mask = mask & form.mask
-    return replace(layer, weight=weight, format=replace(form, mask=mask, cut=Cut(rows, columns), factors=factors))
+    scores = row_scores(layer, 1, technique.score)
+    return remove(layer, least(scores, technique.sparsity, 1, technique.ties), axis=0)
 
 
 def stacked(whole: WholeModel, group: Group) -> LayerState:
@@ -58,17 +40,34 @@ def _rows(weight: Tensor, part: Part, units: int) -> Tensor:
     return chosen.reshape(units, -1)
 
 
-def pruned(technique: Technique, whole: WholeModel, groups: Sequence[Group]) -> dict[str, LayerState]:
-    """The states without the units that the technique's kernel drops from the stack of each group."""
-    states, run = dict(whole.states), technique.kernel()
+def pruned(technique: PruneNeurons | PruneHeads, whole: WholeModel, groups: Sequence[Group]) -> dict[str, LayerState]:
+    """The states without the units of least score of each group."""
+    states = dict(whole.states)
     for group in groups:
-        cut = run(technique, stacked(whole, group)).format.cut
-        assert cut is not None
+        gone = _least_units(technique, whole, group)
         for part in group.parts:
             state = states[part.layer]
             side = 0 if part.side == "out" else 1
-            kept = torch.ones(state.weight.shape[side], dtype=torch.bool, device=state.weight.device)
+            dropped = torch.zeros(state.weight.shape[side], dtype=torch.bool, device=state.weight.device)
             stop = part.start + group.units * part.size
-            kept[part.start : stop] = cut.rows.to(kept.device).repeat_interleave(part.size)
-            states[part.layer] = without(state, **{"rows" if side == 0 else "columns": kept})
+            dropped[part.start : stop] = gone.to(dropped.device).repeat_interleave(part.size)
+            states[part.layer] = remove(state, dropped, axis=side)
     return states
+
+
+def _least_units(technique: PruneNeurons | PruneHeads, whole: WholeModel, group: Group) -> Tensor:
+    if technique.score == "activation":
+        scores = _put_out(whole.states[group.reads.layer], group.reads, group.units, str(technique))
+        return least(scores, technique.sparsity, 1, technique.ties)
+    cut = without_units(technique, stacked(whole, group)).format.cut
+    assert cut is not None
+    found: Tensor = ~cut.rows
+    return found
+
+
+def _put_out(reader: LayerState, part: Part, units: int, where: str) -> Tensor:
+    """The squared norm of what each unit puts out on the calibration inputs: of the features that the reader reads."""
+    if reader.gram is None:
+        raise InputError("no inputs", NEEDS_INPUTS, where)
+    features: Tensor = reader.gram.diagonal().to(torch.float64)
+    return features[part.start : part.start + units * part.size].reshape(units, -1).sum(dim=1)

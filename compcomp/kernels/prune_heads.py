@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compcomp.encodings.prune_heads import PruneHeads
-from compcomp.kernels._units import drop_rows, pruned
+from compcomp.kernels._units import pruned, without_units
 from compcomp.language.layer import LayerState
 from compcomp.language.whole import WholeModel
 
@@ -11,12 +11,17 @@ from compcomp.language.whole import WholeModel
 def kernel(technique: PruneHeads, layer: LayerState) -> LayerState:
     """Drop the rows of least score of one stacked matrix (units x weights).
 
-    The result has a bool mask (out x in) and a cut of bool tensors. ``ties="any"`` drops the lowest index first. Raises
-    InputError when a weight is not finite.
+    ``layer.gram``: in x in, for score "activation". Scores are float64. The result has a bool mask (out x in) and a cut
+    of bool tensors. ``ties="any"`` drops the lowest index first. Raises InputError when inputs are missing or a weight
+    is not finite.
     """
-    return drop_rows(technique, layer, technique.sparsity, technique.score, technique.ties)
+    return without_units(technique, layer)
 
 
 def kernel_model(technique: PruneHeads, whole: WholeModel) -> dict[str, LayerState]:
-    """Drop the heads of least score from all layers that they have weights in. InputError where there are none."""
+    """Drop the heads of least score from all layers that they have weights in.
+
+    "activation" is measured on the calibration inputs of the layer that reads the heads. InputError where there are
+    none, or no such inputs.
+    """
     return pruned(technique, whole, whole.heads())

@@ -6,8 +6,8 @@ import torch
 
 from compcomp.encodings.remove_blocks import RemoveBlocks
 from compcomp.errors import InputError
+from compcomp.kernels._cuts import remove
 from compcomp.kernels._shared import Tensor, check, effective, smallest, wide
-from compcomp.kernels._units import without
 from compcomp.language.layer import LayerState
 from compcomp.language.whole import WholeModel
 
@@ -28,7 +28,7 @@ def kernel(technique: RemoveBlocks, layer: LayerState) -> LayerState:
     blocks = len(states) - 1
     span = technique.span(blocks)
     sums = torch.stack([_sums(a, b, a @ gram, b @ gram) for a, b in zip(states, states[span:], strict=False)])
-    return without(layer, rows=kept(technique, blocks, sums).repeat_interleave(width))
+    return remove(layer, ~kept(technique, blocks, sums).repeat_interleave(width), axis=0)
 
 
 def kernel_model(technique: RemoveBlocks, whole: WholeModel) -> dict[str, LayerState]:
@@ -50,8 +50,8 @@ def kernel_model(technique: RemoveBlocks, whole: WholeModel) -> dict[str, LayerS
     for place in removed:
         for name in blocks[place]:
             state = states[name]
-            none = torch.zeros(state.weight.shape[0], dtype=torch.bool, device=state.weight.device)
-            states[name] = without(state, rows=none)
+            every = torch.ones(state.weight.shape[0], dtype=torch.bool, device=state.weight.device)
+            states[name] = remove(state, every, axis=0)
     hidden = _hidden(whole, states, whole.batches[0])
     for place in removed:
         if not torch.equal(hidden[place], hidden[place + 1]):

@@ -39,6 +39,16 @@ def test_the_rows_of_least_score_go(kind: type[PruneNeurons]) -> None:
     assert rows(kind(Fraction(1, 2))) == [False, True, True]  # int(3 / 2) is 1
 
 
+@pytest.mark.parametrize("kind", [PruneNeurons, PruneHeads])
+def test_units_that_put_out_least_go(kind: type[PruneNeurons]) -> None:
+    """Rows that put out (0, 5), (0, 3) and (-6, 0)."""
+    technique = kind(Fraction(1, 3), score="activation")
+    after = technique.encode(layer(STACK, inputs=[[1, 0], [-1, 0], [0, 1]]))
+    assert technique.needs_inputs and not kind(Fraction(1, 3)).needs_inputs
+    assert after.format.cut is not None and list(after.format.cut.rows) == [True, False, True]
+    refused(lambda: technique.encode(layer(STACK)), "inputs")
+
+
 def test_the_low_rank_term_counts_and_goes_with_its_row() -> None:
     start = Magnitude("2/3", per="row").encode(layer(STACK))  # type: ignore[arg-type]
     corrected = TruncatedSVD(rank=3, residual=True).encode(start)  # what the layer computes with is dense again

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from compcomp.kernels._units import pruned, stacked, without
+from compcomp.kernels._cuts import remove
+from compcomp.kernels._units import pruned, stacked
 from compcomp.kernels.prune_neurons import kernel, kernel_model
 from compcomp.language.layer import Factors, LayerState
 from compcomp.language.whole import Group, Part
@@ -68,12 +69,29 @@ def test_parts_with_an_offset_and_several_rows_a_unit() -> None:
     assert after["out"].format.cut.columns.tolist() == [gone != 0, gone != 1]
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_units_that_put_out_least_go(device: str) -> None:
+    """Three units whose outputs are four features behind two others: energies 5, 4 and 9."""
+    energies = torch.tensor([7.0, 9, 4, 1, 2, 2, 5, 4], device=device)
+    reader = replace(tensors((3, 8), device, torch.float64), gram=torch.diag(energies).double())
+    feeds = tensors((8, 5), device, torch.float64)
+    group = Group("attention", 3, (Part("feeds", "out", 2, start=2), Part("reads", "in", 2, start=2)))
+    technique = PruneHeads(Fraction(1, 3), score="activation")
+    whole = Fake({"feeds": feeds, "reads": reader}, [group])
+    after = pruned(technique, whole, [group])  # type: ignore[arg-type]
+    kept = [True] * 4 + [False] * 2 + [True] * 2
+    assert after["feeds"].format.cut is not None and after["feeds"].format.cut.rows.tolist() == kept
+    assert after["reads"].format.cut is not None and after["reads"].format.cut.columns.tolist() == kept
+    whole.states["reads"] = replace(reader, gram=None)
+    refused(lambda: pruned(technique, whole, [group]), "inputs")  # type: ignore[arg-type]
+
+
 def test_low_rank_terms_and_earlier_cuts() -> None:
     layer = tensors((4, 3), dtype=torch.float64)
     factors = Factors(torch.ones(4, 1, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
     layer = replace(layer, format=replace(layer.format, factors=factors))
-    first = without(layer, rows=torch.tensor([True, False, True, True]))
-    both = without(first, columns=torch.tensor([True, True, False]))
+    first = remove(layer, torch.tensor([False, True, False, False]), axis=0)
+    both = remove(first, torch.tensor([False, False, True]), axis=1)
     assert both.format.cut is not None and both.format.factors is not None
     assert both.format.cut.rows.tolist() == [True, False, True, True]
     assert both.format.cut.columns.tolist() == [True, True, False]

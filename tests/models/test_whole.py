@@ -336,6 +336,23 @@ def test_structure_needs_no_calibration() -> None:
     assert int((down == 0).all(dim=0).sum()) == 12
 
 
+def test_neurons_that_put_out_least_on_the_calibration_texts_go() -> None:
+    model = qwen2()
+    texts, seen = batches(model), list[torch.Tensor]()
+    down = model.model.layers[0].mlp.down_proj  # type: ignore[union-attr, index]
+    handle = down.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().double().flatten(0, -2)))
+    with torch.no_grad():
+        for batch in texts:
+            model(**batch)
+    handle.remove()
+    energies = torch.cat(seen).square().sum(dim=0)
+    after = apply(PruneNeurons("1/2", score="activation"), model, texts, device="cpu")  # type: ignore[arg-type]
+    left = after.model.layers[0].mlp.down_proj.weight.any(dim=0)  # type: ignore[union-attr, index]
+    assert not bool(left[energies.argsort()[:12]].any()) and bool(left[energies.argsort()[12:]].all())
+    with pytest.raises(InputError, match="calibration"):
+        apply(PruneNeurons("1/2", score="activation"), model, device="cpu")  # type: ignore[arg-type]
+
+
 def test_everything_in_one_order() -> None:
     order = RemoveBlocks(count=1) >> PruneNeurons("1/2") >> DistillHidden(2) >> D >> L >> Q >> DistillLogits(2)  # type: ignore[arg-type]
     model = qwen2()
