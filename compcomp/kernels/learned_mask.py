@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import log
 
 import torch
@@ -22,9 +21,6 @@ START = 2.0
 
 PENALTY, ASCENT = 10.0, 0.1
 """Of the augmented Lagrangian: the weight of the squared excess of open gates, and the multipliers' rate."""
-
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-"""Of Adam."""
 
 
 def kernel(technique: LearnedMask, layer: LayerState) -> LayerState:
@@ -52,30 +48,23 @@ def kernel(technique: LearnedMask, layer: LayerState) -> LayerState:
     return min(results, key=training.loss)
 
 
-@dataclass
-class _Moments:
-    """Adam's running means of the gradient and of its square."""
-
-    first: Tensor
-    second: Tensor
-
-
 class _Training:
     """The gates of one layer."""
 
     def __init__(self, technique: LearnedMask, layer: LayerState, dtype: torch.dtype) -> None:
         assert layer.gram is not None
         (selection,) = technique.steps()
-        self.rate, self.dtype, self.device = float(technique.rate), dtype, layer.weight.device
+        self.dtype, self.device = dtype, layer.weight.device
         self.weight, self.gram = layer.weight.to(dtype), layer.gram.to(dtype)
         self.missing = layer.reference.to(dtype) - effective(layer, dtype) + self.weight  # what W z should come to
         self.size = sum(self._loss(part, self.missing[part]) for part in self._parts()) or 1.0
         self.group = selection.partition.group_size((layer.weight.shape[0], layer.weight.shape[1]))
         self.wanted = 1 - selection.count(self.group) / self.group
         self.log_odds = self._start()
-        self.moments = _Moments(torch.zeros_like(self.log_odds), torch.zeros_like(self.log_odds))
+        self.log_odds.grad = torch.zeros_like(self.log_odds)
+        self.optimizer = torch.optim.Adam([self.log_odds], lr=float(technique.rate))
         self.multiplier = torch.zeros(self.weight.numel() // self.group, 1, dtype=dtype, device=self.device)
-        self.random, self.turn = torch.Generator(self.device).manual_seed(technique.seed), 0
+        self.random = torch.Generator(self.device).manual_seed(technique.seed)
 
     def _parts(self) -> list[slice]:
         rows, columns = self.weight.shape
@@ -97,18 +86,15 @@ class _Training:
 
     def step(self) -> None:
         """One step of Adam, then one of the Lagrangian's multipliers, one for each group."""
-        self.turn += 1
+        assert self.log_odds.grad is not None
         open_ = torch.sigmoid(self.log_odds - SHIFT).reshape(-1, self.group)
         excess = open_.mean(dim=1, keepdim=True).sub_(self.wanted)
         pull = open_.mul_(1 - open_).mul_(self.multiplier + PENALTY * excess).div_(self.weight.numel())
         self.multiplier.add_(excess, alpha=ASCENT)
+        self.log_odds.grad.copy_(pull.reshape(self.weight.shape))
         for part in self._parts():
-            odds = self.log_odds[part]
-            gradient = self._gradient(part, odds).add_(pull.reshape(self.weight.shape)[part])
-            first = self.moments.first[part].mul_(BETA1).add_(gradient, alpha=1 - BETA1)
-            second = self.moments.second[part].mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-            spread = second.div(1 - BETA2**self.turn).sqrt_().add_(EPSILON)
-            odds.addcdiv_(first, spread, value=-self.rate / (1 - BETA1**self.turn))
+            self.log_odds.grad[part] += self._gradient(part, self.log_odds[part])
+        self.optimizer.step()
 
     def _gradient(self, part: slice, odds: Tensor) -> Tensor:
         """Of the relative output loss by the log odds of a slice of rows, at gates drawn for it."""

@@ -17,11 +17,11 @@ BLOCK = 128
 CACHE = 2**21
 """Bytes of systems that are factored together on a CPU, so that what one pass wrote is in its cache for the next."""
 
-INVERTIBLE = 1e-6
-"""The same for a Gram matrix that is inverted: far from singular, so that its inverse is good to ten digits."""
-
 SOUND = 1e-10
 """The least share of its diagonal entry that a Cholesky pivot may be, or the system is nearly singular."""
+
+INVERTIBLE = 1e-6
+"""The same for a Gram matrix that is inverted: far from singular, so that its inverse is good to ten digits."""
 
 
 def kernel(technique: LeastSquaresDistill, layer: LayerState) -> LayerState:
