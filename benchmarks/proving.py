@@ -131,9 +131,13 @@ def table(rows: list[dict[str, Any]]) -> str:
             shown = "not tried" if cell["seconds"] is None else f"{cell['seconds']:.3g} s"
             cells.append(shown if cell["decided"] or cell["seconds"] is None else f"no answer in {shown}")
         plain = row["plain, z3"]
-        cells += [f"{plain['seconds'] / row[name]['seconds']:,.0f}" if plain["decided"] else "" for name in OURS]
+        cells += [ratio(plain["seconds"] / row[name]["seconds"]) if plain["decided"] else "" for name in OURS]
         lines.append(f"| {row['loss']} | {row['weights']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def ratio(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.absmax_inputs import AbsMaxInputs
+from compcomp.encodings.adaptive_sparse_training import AdaptiveSparseTraining
 from compcomp.encodings.apply_mask import ApplyMask
 from compcomp.encodings.awq import AWQ
 from compcomp.encodings.block_floating_point import BlockFloatingPoint
@@ -88,6 +89,7 @@ Technique.register(FP8Inputs, kernel="compcomp.kernels.fp8_inputs")
 Technique.register(BlockMeans, kernel="compcomp.kernels.block_means")
 Technique.register(QuantizationAwareTraining, kernel="compcomp.kernels.quantization_aware_training")
 Technique.register(JSQ, kernel="compcomp.kernels.jsq")
+Technique.register(AdaptiveSparseTraining, kernel="compcomp.kernels.adaptive_sparse_training")
 
 __all__ = [
     "AWQ",
@@ -103,6 +105,7 @@ __all__ = [
     "RIA",
     "AbsMax",
     "AbsMaxInputs",
+    "AdaptiveSparseTraining",
     "ApplyMask",
     "BlockFloatingPoint",
     "BlockMeans",

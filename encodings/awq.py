@@ -19,6 +19,7 @@ from compcomp.language.layer import Format, LayerState
 from compcomp.language.loss import LOSSES
 from compcomp.language.parameters import number, one_of, shown
 from compcomp.language.partition import Partition
+from compcomp.language.samples import unlike
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import Array, Div, Equal, If, Repeated, Term, each, reading
 
@@ -140,8 +141,6 @@ class AWQ(Technique):
             if size := sum(map(abs, inputs[j]), start=Fraction(0)):
                 inputs[j] *= (1 + Fraction(t + 3 * j, 4)) ** degree * len(inputs[j]) / size
         if numbers[0] != 2:
-            weight, form = weight.copy(), Format(factors=form.factors)
-            for place, (i, j) in enumerate(np.ndindex(*weight.shape)):
-                weight[i, j] += Fraction(numbers[j] * (place + 1) ** 2 % 89 + 1, 97)
+            weight, form = unlike(weight, numbers), Format(factors=form.factors)
         gram = None if layer.gram is None else np.asarray(inputs @ inputs.T)
         return replace(layer, weight=weight, inputs=inputs, gram=gram, format=form)

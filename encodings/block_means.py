@@ -24,7 +24,8 @@ class BlockMeans(Technique):
     The error is reference minus effective weight: after pruning, the pruned weights. C (rank x in) is 1 where a column
     belongs to a run. So what is left of each run of a row has mean 0: a projection, and |W - W'|_F does not grow.
     rank: at least 1; it divides the number of columns.
-    Source: the low-rank branch of AST before it is trained [huang2024], as a step after pruning.
+    Source: the low-rank branch of AST before it is trained [huang2024], as a step after AdaptiveSparseTraining or any
+    other pruning.
     """
 
     rank: int

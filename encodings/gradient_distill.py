@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import ClassVar
 
 from compcomp.errors import InputError
+from compcomp.language.algebra import dense_products
 from compcomp.language.layer import LayerState
 from compcomp.language.parameters import number, shown, whole
 from compcomp.language.technique import Declared, Technique
@@ -38,7 +39,7 @@ class GradientDistill(Technique):
         any_inputs=True,
         holds_reference=True,
     )
-    tried: ClassVar[dict[str, Sequence[object]]] = {"iterations": (1, 3), "rate": ("1/2", 1, "3/2")}
+    tried: ClassVar[dict[str, Sequence[object]]] = {"iterations": (1, 3), "rate": (Fraction(1, 2), Fraction(1), Fraction(3, 2))}
 
     def __post_init__(self) -> None:
         whole(self.iterations, 1, 10_000, "GradientDistill.iterations")
@@ -55,9 +56,7 @@ class GradientDistill(Technique):
     def encode(self, layer: LayerState) -> LayerState:
         if layer.gram is None:
             raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", str(self))
-        weight, gram, form, target = layer.weight, layer.gram, layer.format, layer.reference @ layer.gram
-        if layer.reference_inputs is not None and layer.inputs is not None:
-            target = layer.reference @ (layer.reference_inputs @ layer.inputs.T)
+        weight, gram, form, target = layer.weight, layer.gram, layer.format, dense_products(layer)
         beside, step = layer.effective() - weight, Div(self.rate, Sum(gram.diagonal()))
         for _ in range(self.iterations):
             moved = weight - ((weight + beside) @ gram - target) * step

@@ -22,6 +22,7 @@ from compcomp.language.parameters import (
     sparsity,
     whole,
 )
+from compcomp.language.samples import unlike
 from compcomp.language.steps import GridMap, Selection
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import ROUNDINGS, TIES, Abs, Max, Min, Root, Sum, Term
@@ -161,10 +162,7 @@ class JSQ(Technique):
         Unless the first number is 2 no two weights are alike, which then fit no format: of whole numbers most tie.
         """
         if numbers[0] != 2:
-            weight = layer.weight.copy()
-            for place, (i, j) in enumerate(np.ndindex(*weight.shape)):
-                weight[i, j] += Fraction(numbers[j] * (place + 1) ** 2 % 89 + 1, 97)
-            layer = replace(layer, weight=weight, format=Format(factors=layer.format.factors))
+            layer = replace(layer, weight=unlike(layer.weight, numbers), format=Format(factors=layer.format.factors))
         if layer.inputs is None or self.norm != "l2":
             return layer
         squares: list[Any] = [sum(x * x for x in row) for row in layer.inputs]

@@ -30,6 +30,7 @@ from compcomp.techniques import (
     RIA,
     AbsMax,
     AbsMaxInputs,
+    AdaptiveSparseTraining,
     ApplyMask,
     BlockFloatingPoint,
     BlockMeans,
@@ -77,20 +78,12 @@ def marked(kind: type[Technique]) -> list[Any]:
 
 
 ALL = [param for kind in Technique.kernels for param in marked(kind)]
-EXAMPLES = {LeastSquaresDistill: 120, TruncatedSVD: 40, ApplyMask: 60, GradientDistill: 40}
-EXAMPLES |= {DistillHidden: 60, DistillLogits: 40, PruneNeurons: 60, PruneHeads: 60, RemoveBlocks: 60}
-EXAMPLES |= {RIA: 40, Taylor: 60, PruneRows: 50, PruneColumns: 60}
-EXAMPLES |= {LoftQ: 60, LPLR: 60}
-EXAMPLES |= {GPTQ: 50, SparseGPT: 120, OBS: 40, OBQ: 60}
-EXAMPLES |= {Hadamard: 40, SmoothQuant: 40, AWQ: 80}
-EXAMPLES |= {NF4: 60}
-EXAMPLES |= {LoftQ: 60, LPLR: 60, JointPruneQuantize: 30}
-EXAMPLES |= {DistillFactors: 120, LoSparse: 100, LoRA: 40}
-EXAMPLES |= {NF4: 60, ClippedAbsMax: 60}
-EXAMPLES |= {LoftQ: 60, LPLR: 60, JointPruneQuantize: 30}
-EXAMPLES |= {DistillFactors: 120, LoSparse: 100, LoRA: 40, BlockMeans: 30}
-EXAMPLES |= {QuantizationAwareTraining: 30}
-EXAMPLES |= {JSQ: 24}
+EXAMPLES = {Taylor: 60, RIA: 40, PruneRows: 50, PruneColumns: 60, PruneNeurons: 60, PruneHeads: 60, RemoveBlocks: 60}
+EXAMPLES |= {GPTQ: 50, SparseGPT: 120, OBS: 40, OBQ: 60, ApplyMask: 60, JSQ: 24, JointPruneQuantize: 30}
+EXAMPLES |= {NF4: 60, ClippedAbsMax: 60, QuantizationAwareTraining: 30, AdaptiveSparseTraining: 80}
+EXAMPLES |= {Hadamard: 40, SmoothQuant: 40, AWQ: 80, TruncatedSVD: 40, BlockMeans: 30, DistillFactors: 120}
+EXAMPLES |= {LoftQ: 60, LPLR: 60, LoSparse: 100, LoRA: 40}
+EXAMPLES |= {LeastSquaresDistill: 120, GradientDistill: 40, DistillHidden: 60, DistillLogits: 40}
 """Layers a convention; techniques with many conventions need fewer."""
 
 

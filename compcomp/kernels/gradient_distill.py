@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from compcomp.encodings.gradient_distill import GradientDistill
-from compcomp.kernels._shared import check, effective
+from compcomp.kernels._shared import Tensor, check, effective
 from compcomp.language.layer import LayerState
 
 
@@ -23,13 +23,8 @@ def kernel(technique: GradientDistill, layer: LayerState) -> LayerState:
     check(technique, layer)
     assert layer.gram is not None
     gram, form = layer.gram.to(torch.float64), layer.format
-    reference: torch.Tensor = layer.reference.to(torch.float64)
-    if layer.reference_inputs is None or layer.inputs is None:
-        target = reference @ gram
-    else:
-        target = reference @ (layer.reference_inputs.to(torch.float64) @ layer.inputs.to(torch.float64).T)
     start = layer.weight.to(torch.float64)
-    slope = effective(layer, torch.float64) @ gram - target  # half the gradient
+    slope = effective(layer, torch.float64) @ gram - dense_products(layer, gram)  # half the gradient
     trace, change = gram.trace(), torch.zeros_like(start)
     step = torch.where(trace > 0, float(technique.rate) / trace, 0.0)
     for _ in range(technique.iterations):
@@ -40,3 +35,12 @@ def kernel(technique: GradientDistill, layer: LayerState) -> LayerState:
     gain = (change * (2 * slope + change @ gram)).sum(dim=1)  # what each row's error grows by
     weight = torch.where((gain < 0)[:, None], weight, layer.weight)
     return replace(layer, weight=weight, format=replace(form, rank=None, grid=None))
+
+
+def dense_products(layer: LayerState, gram: Tensor) -> Tensor:
+    """The dense outputs times the current inputs, ``W X X'^T`` (out x in, float64). ``gram``: float64."""
+    reference: Tensor = layer.reference.to(torch.float64)
+    if layer.reference_inputs is None or layer.inputs is None:
+        return reference @ gram
+    moved: Tensor = layer.reference_inputs.to(torch.float64) @ layer.inputs.to(torch.float64).T
+    return reference @ moved

@@ -38,6 +38,14 @@ def squared_error(error: Array, gram: Array | None) -> Term:
     return Sum(((error if gram is None else error @ gram) * error).ravel())
 
 
+def dense_products(layer: LayerState) -> Array:
+    """``W X X'^T`` (out x in): the dense outputs times the current inputs X', of a layer with a Gram matrix."""
+    if layer.reference_inputs is None or layer.inputs is None:
+        found: Array = layer.reference @ layer.gram
+        return found
+    return np.asarray(layer.reference @ (layer.reference_inputs @ layer.inputs.T))
+
+
 # ---------------------------------------------------------------------------------------- least squares
 
 

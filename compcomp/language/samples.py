@@ -13,7 +13,7 @@ import numpy as np
 from compcomp.errors import InputError
 from compcomp.language.algebra import unstack
 from compcomp.language.layer import INVARIANTS, LayerState
-from compcomp.terms import ROUNDINGS, TIES, BatchChoices
+from compcomp.terms import ROUNDINGS, TIES, Array, BatchChoices
 
 if TYPE_CHECKING:
     from compcomp.language.technique import Technique
@@ -38,6 +38,17 @@ USUAL: dict[str, Any] = {"sparsity": Fraction(1, 2), "bits": 4, "rank": 2}
 
 SHAPES = ((2, 4), (4, 8), (4, 6), (4, 5), (4, 7), (4, 3), (4, 2), (1, 1))
 """Shapes (out, in) of which a representative fits one, if it can: proofs and searches are about small layers."""
+
+
+def unlike(weight: Array, numbers: Sequence[int]) -> Array:
+    """Exact weights (out x in) with something from 0 to 1 added to each, so that hardly two are alike.
+
+    ``numbers``: in, for what is added.
+    """
+    found = weight.copy()
+    for place, (i, j) in enumerate(np.ndindex(*weight.shape)):
+        found[i, j] += Fraction(numbers[j] * (place + 1) ** 2 % 89 + 1, 97)
+    return found
 
 
 def conventions(kind: type[Technique], **values: Sequence[Any]) -> list[Technique]:
