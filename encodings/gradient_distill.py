@@ -39,7 +39,10 @@ class GradientDistill(Technique):
         any_inputs=True,
         holds_reference=True,
     )
-    tried: ClassVar[dict[str, Sequence[object]]] = {"iterations": (1, 3), "rate": (Fraction(1, 2), Fraction(1), Fraction(3, 2))}
+    tried: ClassVar[dict[str, Sequence[object]]] = {
+        "iterations": (1, 3),
+        "rate": (Fraction(1, 2), Fraction(1), Fraction(3, 2)),
+    }
 
     def __post_init__(self) -> None:
         whole(self.iterations, 1, 10_000, "GradientDistill.iterations")
