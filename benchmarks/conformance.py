@@ -5,7 +5,8 @@
 The check that the tests run on a few layers a convention (tests/test_conformance.py), on many: layers are drawn until
 so many were compared. Counted apart: layers away from ties and midpoints, layers at a tie or midpoint that floats meet
 exactly, and layers that were left out, as floats may choose otherwise there or the result is not rational. Writes
-conformance.json and conformance.md; exits with 1 where a technique fails, or a convention has fewer layers compared.
+conformance.json and conformance.md, where --only leaves the rows of other techniques as they are; exits with 1 where a
+technique fails, or a convention has fewer layers compared.
 """
 
 from __future__ import annotations
@@ -97,9 +98,13 @@ def main() -> int:
             if "failure" in rows[-1]:
                 progress.console.print(rows[-1]["failure"], style="red")
             progress.advance(task)
+    path = given.out / "conformance.json"
+    if given.only and path.exists():
+        done = {kind.__name__ for kind in kinds}
+        rows += [row for row in json.loads(path.read_text()) if row["technique"] not in done]
     rows.sort(key=lambda row: row["text"])
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "conformance.json").write_text(json.dumps(rows, indent=1) + "\n")
+    path.write_text(json.dumps(rows, indent=1) + "\n")
     (given.out / "conformance.md").write_text(table(rows, given.layers))
     print(table(rows, given.layers))
     return int(any("failure" in row for row in rows))
