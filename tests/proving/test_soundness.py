@@ -346,7 +346,7 @@ def test_masks_restored_and_grids_after_every_pair(middle: tuple[Technique, ...]
 
 
 @pytest.mark.slow
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(claims(BY_LAYER), st.sampled_from([(2, 2), (1, 4)]))
 def test_nothing_false_is_proved_of_scores_of_the_whole_layer(claim: Claim, shape: tuple[int, int]) -> None:
     """For any shape by rules, and at one shape."""
