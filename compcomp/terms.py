@@ -18,6 +18,7 @@ import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
 from math import floor, frexp, ldexp
@@ -705,7 +706,7 @@ def _nearest_code(x: Term, step: Term, codes: Sequence[Fraction], rounding: str,
 
 
 def _nearest_code_batch(x: Any, step: Any, codes: Sequence[Fraction], rounding: str, choices: Choices) -> Any:
-    values, sums = (np.array([float(c) for c in row]) for row in (codes, [a + b for a, b in pairwise(codes)]))
+    values, sums, goes_down = _code_floats(tuple(codes), rounding)
     if not len(sums):
         return values[0] * step + 0 * x
     x, step = np.broadcast_arrays(x, step)
@@ -721,9 +722,17 @@ def _nearest_code_batch(x: Any, step: Any, codes: Sequence[Fraction], rounding: 
         if rounding == "any":
             down = choices.flip().values
         else:
-            down = np.array([code_midpoint_goes_down(codes, k, rounding) for k in range(len(sums))])[at]
+            down = goes_down[at]
         index = np.where(tied, np.where(down, at, at + 1), index)
     return values[index] * step
+
+
+@lru_cache(maxsize=64)
+def _code_floats(codes: tuple[Fraction, ...], rounding: str) -> tuple[Any, Any, Any]:
+    """The codes and the sums of neighbours as floats, and whether the midpoint of each two goes down."""
+    middles = range(len(codes) - 1)
+    values, sums = (np.array([float(c) for c in row]) for row in (codes, [codes[k] + codes[k + 1] for k in middles]))
+    return values, sums, np.array([code_midpoint_goes_down(codes, k, rounding) for k in middles], dtype=bool)
 
 
 def power_of_two(x: Term, choices: Choices) -> Term:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import log
 
 import torch
+from torch.optim.adam import adam
 
 from compcomp.encodings.learned_mask import LearnedMask
 from compcomp.kernels._shared import Tensor, check, chunks, drop, effective, wide
@@ -61,8 +62,8 @@ class _Training:
         self.group = selection.partition.group_size((layer.weight.shape[0], layer.weight.shape[1]))
         self.wanted = 1 - selection.count(self.group) / self.group
         self.log_odds = self._start()
-        self.log_odds.grad = torch.zeros_like(self.log_odds)
-        self.optimizer = torch.optim.Adam([self.log_odds], lr=float(technique.rate))
+        self.rate, self.turn = float(technique.rate), torch.zeros(())
+        self.moments = [torch.zeros_like(self.log_odds), torch.zeros_like(self.log_odds)]
         self.multiplier = torch.zeros(self.weight.numel() // self.group, 1, dtype=dtype, device=self.device)
         self.random = torch.Generator(self.device).manual_seed(technique.seed)
 
@@ -86,15 +87,30 @@ class _Training:
 
     def step(self) -> None:
         """One step of Adam, then one of the Lagrangian's multipliers, one for each group."""
-        assert self.log_odds.grad is not None
         open_ = torch.sigmoid(self.log_odds - SHIFT).reshape(-1, self.group)
         excess = open_.mean(dim=1, keepdim=True).sub_(self.wanted)
         pull = open_.mul_(1 - open_).mul_(self.multiplier + PENALTY * excess).div_(self.weight.numel())
         self.multiplier.add_(excess, alpha=ASCENT)
-        self.log_odds.grad.copy_(pull.reshape(self.weight.shape))
+        slope = pull.reshape(self.weight.shape)
         for part in self._parts():
-            self.log_odds.grad[part] += self._gradient(part, self.log_odds[part])
-        self.optimizer.step()
+            slope[part] += self._gradient(part, self.log_odds[part])
+        first, second = self.moments
+        # Not torch.optim.Adam, which loads a compiler: that takes a second.
+        adam(
+            [self.log_odds],
+            [slope],
+            [first],
+            [second],
+            [],
+            [self.turn],
+            lr=self.rate,
+            beta1=0.9,
+            beta2=0.999,
+            eps=1e-8,
+            weight_decay=0.0,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def _gradient(self, part: slice, odds: Tensor) -> Tensor:
         """Of the relative output loss by the log odds of a slice of rows, at gates drawn for it."""

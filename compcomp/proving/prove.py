@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -24,6 +25,9 @@ from compcomp.version import __version__
 
 STAGES = ("search", "rule", "bounded")
 """Refute by search, prove by a rule for any shape, reduce and solve at the scope's shape."""
+
+BRIEF = 0.025
+"""Seconds of a first search in each instance of a claim, before any is searched for long."""
 
 _one_at_a_time = threading.RLock()
 """All z3 terms live in one context, which no two threads may use at once. Solving happens in other processes, so a
@@ -98,8 +102,7 @@ class _Attempt:
             return self.verdict(Status.VACUOUS, cause=f"no step establishes a {self.claim.invariant}", stage="rule")
         if "rule" in stages and (proof := self._rule(self.claim)) is not None:
             return self._proved(proof, "rule")
-        for instance in instances if "search" in stages else []:
-            found = search(instance, self.scope, min(search_seconds, self.until - time.monotonic()))
+        for found in self._searched(instances, search_seconds) if "search" in stages else []:
             if found is not None and found.agrees:
                 return self._refuted(found, "search")
             gap = gap or found
@@ -107,6 +110,12 @@ class _Attempt:
             outcome = bounded(self.claim, self.scope, self.solver, self.until - time.monotonic())
             return self._after_bounded(outcome, gap)
         return self._unknown("no counterexample found and no rule applies", gap)
+
+    def _searched(self, instances: Sequence[Claim], seconds: float) -> Iterator[Found | None]:
+        """What the search finds for each instance: for a moment first, if they are many, as any of them may do."""
+        for most in (min(BRIEF, seconds), seconds) if len(instances) > 1 else (seconds,):
+            for instance in instances:
+                yield search(instance, self.scope, min(most, self.until - time.monotonic()))
 
     def _establishes(self) -> bool:
         """Whether the sequence sets up the invariant at all; True when that cannot be told."""
