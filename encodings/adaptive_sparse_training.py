@@ -13,14 +13,18 @@ from compcomp.errors import InputError
 from compcomp.language import second_order
 from compcomp.language.algebra import dense_products
 from compcomp.language.layer import LayerState
-from compcomp.language.parameters import Unknown, number, one_of, selection_partition, shown, sparsity, whole
+from compcomp.language.parameters import one_of, selection_partition, share, step_length, whole
 from compcomp.language.partition import Partition
 from compcomp.language.samples import unlike
+from compcomp.language.steps import Selection
 from compcomp.language.technique import Declared, Technique
-from compcomp.terms import TIES, Abs, Array, Div, If, Not, Or, Sum, each, smallest
+from compcomp.terms import TIES, Abs, Array, Div, If, Sum, each
 
-RATES = "a number between 0 and 2 such as 1 or 1/2"
-DECAYS = "a number in [0, 1) such as 1/10 or 0.1"
+
+def sizes(layer: LayerState) -> Array:
+    """The magnitudes of the weights, and less than any of them, -1, for those that the mask drops; out x in."""
+    free = second_order.kept_weights(layer, "kept")
+    return each(lambda keep, w: If(keep, Abs(w), -1), free, layer.weight)
 
 
 @dataclass(frozen=True)
@@ -65,45 +69,33 @@ class AdaptiveSparseTraining(Technique):
     }
 
     def __post_init__(self) -> None:
-        share = sparsity(self.sparsity, "AdaptiveSparseTraining.sparsity")
-        if isinstance(share, Unknown):
-            raise InputError("Any", "a number in [0, 1) such as 1/2 or 0.5", "AdaptiveSparseTraining.sparsity")
-        object.__setattr__(self, "sparsity", share)
+        object.__setattr__(self, "sparsity", share(self.sparsity, "AdaptiveSparseTraining.sparsity"))
         one_of(self.per, ("tensor", "row"), "AdaptiveSparseTraining.per")
-        selection_partition(self.pattern, self.per, share, "AdaptiveSparseTraining")
+        selection_partition(self.pattern, self.per, self.sparsity, "AdaptiveSparseTraining")
         whole(self.iterations, 1, 10_000, "AdaptiveSparseTraining.iterations")
         whole(self.every, 1, 10_000, "AdaptiveSparseTraining.every")
-        rate = number(self.rate, "AdaptiveSparseTraining.rate", RATES)
-        if not 0 < rate < 2:
-            raise InputError(shown(self.rate), RATES, "AdaptiveSparseTraining.rate")
-        object.__setattr__(self, "rate", rate)
-        decay = number(self.decay, "AdaptiveSparseTraining.decay", DECAYS)
-        if not 0 <= decay < 1:
-            raise InputError(shown(self.decay), DECAYS, "AdaptiveSparseTraining.decay")
-        object.__setattr__(self, "decay", decay)
+        object.__setattr__(self, "rate", step_length(self.rate, "AdaptiveSparseTraining.rate"))
+        object.__setattr__(self, "decay", share(self.decay, "AdaptiveSparseTraining.decay"))
         one_of(self.ties, TIES, "AdaptiveSparseTraining.ties")
 
     @property
-    def partition(self) -> Partition:
-        """The weights that are chosen among together."""
-        return selection_partition(self.pattern, self.per, self.sparsity, "AdaptiveSparseTraining")
+    def selection(self) -> Selection:
+        """What the latent weights lose where a mask is found: the least, first of all those that are dropped before."""
+        partition = selection_partition(self.pattern, self.per, self.sparsity, "AdaptiveSparseTraining")
+        return Selection.by_layer(sizes, partition, self.sparsity, self.ties)
 
     @property
     def needs_inputs(self) -> bool:
         return True
 
     @property
-    def unit(self) -> int:
-        return self.partition.size or 1
-
-    def check(self, shape: tuple[int, ...]) -> None:
-        self.partition.check((shape[0], shape[1]), str(self))
+    def partitions(self) -> tuple[Partition, ...]:
+        return (self.selection.partition,)
 
     def promises(self) -> Declared:
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"}),
             restores=frozenset({"mask"}),
-            any_inputs=True,
             deterministic=self.ties != "any",
         )
 
@@ -115,23 +107,21 @@ class AdaptiveSparseTraining(Technique):
         self.check(layer.weight.shape)
         if layer.gram is None:
             raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", str(self))
-        choices, gram, target = layer.choices, layer.gram, dense_products(layer)
+        gram, target, selection = layer.gram, dense_products(layer), self.selection
         beside, step = layer.effective() - layer.weight, Div(self.rate, Sum(gram.diagonal()))
-        free = second_order.kept_weights(layer, "kept")
+        free, start = second_order.kept_weights(layer, "kept"), replace(layer, format=replace(layer.format, grid=None))
         latent = each(lambda keep, w: If(keep, w, 0), free, layer.weight)
-        dropped = self._dropped(latent, free, layer)
+        pruned = selection.apply(replace(start, weight=latent))
         for turn in range(1, self.iterations + 1):
-            slope = (_kept(latent, dropped) + beside) @ gram - target
+            kept, slope = np.asarray(pruned.format.mask), (pruned.weight + beside) @ gram - target
             decay = self.decay * turn / self.iterations
-            latent = latent - slope * step - each(lambda gone, v, d=decay: If(gone, d * v, 0), dropped, latent)
-            latent = each(lambda keep, v: second_order.named(If(keep, v, 0), choices), free, latent)
+            latent = latent - slope * step - each(lambda keep, v, d=decay: If(keep, 0, d * v), kept, latent)
+            latent = each(lambda keep, v: second_order.named(If(keep, v, 0), layer.choices), free, latent)
             if self.new_mask(turn):
-                dropped = self._dropped(latent, free, layer)
-        form = replace(layer.format, grid=None, rank=None)
-        if (size := self.partition.size) is not None:
-            form = replace(form, pattern=form.with_pattern(size - int(size * self.sparsity), size))
-        mask = second_order.all_of(form.mask, dropped)
-        return replace(layer, weight=_kept(latent, dropped), format=replace(form, mask=mask))
+                pruned = selection.apply(replace(start, weight=latent))
+            else:
+                pruned = replace(pruned, weight=each(lambda keep, v: If(keep, v, 0), kept, latent))
+        return pruned
 
     def rational(self, layer: LayerState, numbers: Sequence[int]) -> LayerState:
         """Unless the first number is 2 hardly two weights other than zero are alike: of whole numbers most tie."""
@@ -139,17 +129,3 @@ class AdaptiveSparseTraining(Technique):
             return layer
         weight = each(lambda w, moved: moved if w else w, layer.weight, unlike(layer.weight, numbers))
         return replace(layer, weight=weight, format=replace(layer.format, grid=None, rank=None))
-
-    def _dropped(self, latent: Array, free: Array, layer: LayerState) -> Array:
-        """Out x in truth values: the weights of least magnitude of every group, and all that are not free."""
-        dropped = np.empty(latent.shape, dtype=object)
-        for group in self.partition.groups(latent.shape):
-            scores = [If(free[index], Abs(latent[index]), -1) for index in group]
-            taken = smallest(scores, int(len(group) * self.sparsity), self.ties, layer.choices)
-            for index, gone in zip(group, taken, strict=True):
-                dropped[index] = second_order.named(Or(gone, Not(free[index])), layer.choices)
-        return dropped
-
-
-def _kept(latent: Array, dropped: Array) -> Array:
-    return each(lambda gone, v: If(gone, 0, v), dropped, latent)

@@ -95,11 +95,8 @@ class AWQ(Technique):
         return True
 
     @property
-    def unit(self) -> int:
-        return self.group or 1
-
-    def check(self, shape: tuple[int, ...]) -> None:
-        Partition.blocks(self.unit).check((shape[0], shape[1]), str(self))
+    def partitions(self) -> tuple[Partition, ...]:
+        return (Partition.blocks(self.group or 1),)
 
     def encode(self, layer: LayerState) -> LayerState:
         self.check(layer.weight.shape)

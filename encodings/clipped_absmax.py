@@ -70,11 +70,8 @@ class ClippedAbsMax(Technique):
         return grid_partition(self.group, "tensor", "ClippedAbsMax")
 
     @property
-    def unit(self) -> int:
-        return self.group or 1
-
-    def check(self, shape: tuple[int, ...]) -> None:
-        self.partition.check((shape[0], shape[1]), str(self))
+    def partitions(self) -> tuple[Partition, ...]:
+        return (self.partition,)
 
     def promises(self) -> Declared:
         return Declared(

@@ -87,12 +87,8 @@ class GPTQ(Technique):
         return True
 
     @property
-    def unit(self) -> int:
-        return self.group or 1
-
-    def check(self, shape: tuple[int, ...]) -> None:
-        if self.group is not None:
-            Partition.blocks(self.group).check((shape[0], shape[1]), str(self))
+    def partitions(self) -> tuple[Partition, ...]:
+        return () if self.group is None else (Partition.blocks(self.group),)
 
     def promises(self) -> Declared:
         kept = self.mask == "kept"

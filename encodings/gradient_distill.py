@@ -10,7 +10,7 @@ from typing import ClassVar
 from compcomp.errors import InputError
 from compcomp.language.algebra import dense_products
 from compcomp.language.layer import LayerState
-from compcomp.language.parameters import number, shown, whole
+from compcomp.language.parameters import step_length, whole
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import Div, If, Sum, each
 
@@ -46,11 +46,7 @@ class GradientDistill(Technique):
 
     def __post_init__(self) -> None:
         whole(self.iterations, 1, 10_000, "GradientDistill.iterations")
-        allowed = "a number between 0 and 2 such as 1 or 1/2"
-        rate = number(self.rate, "GradientDistill.rate", allowed)
-        if not 0 < rate < 2:
-            raise InputError(shown(self.rate), allowed, "GradientDistill.rate")
-        object.__setattr__(self, "rate", rate)
+        object.__setattr__(self, "rate", step_length(self.rate, "GradientDistill.rate"))
 
     @property
     def needs_inputs(self) -> bool:

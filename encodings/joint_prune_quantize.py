@@ -22,7 +22,7 @@ from compcomp.language.parameters import (
     shown,
     sparsity,
 )
-from compcomp.language.partition import Index
+from compcomp.language.partition import Index, Partition
 from compcomp.language.steps import GridMap, Optimum, Selection
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import ROUNDINGS, Abs, And, Array, Choices, If, Not, Sum, Term, each, nearest, reading, smallest
@@ -110,12 +110,8 @@ class JointPruneQuantize(Technique):
         return GridMap(Abs, levels, self.rounding, partition)
 
     @property
-    def unit(self) -> int:
-        return int(np.lcm(self.group or 1, self.selection.partition.size or 1))
-
-    def check(self, shape: tuple[int, ...]) -> None:
-        for step in (self.selection, self.grid_map):
-            step.partition.check((shape[0], shape[1]), str(self))
+    def partitions(self) -> tuple[Partition, ...]:
+        return (self.selection.partition, self.grid_map.partition)
 
     def promises(self) -> Declared:
         selection, grid = self.selection, self.grid_map

@@ -9,6 +9,7 @@ from typing import ClassVar
 from compcomp.language.algebra import best_rank
 from compcomp.language.layer import Format, LayerState
 from compcomp.language.parameters import bit_width, grid_partition, one_of, whole
+from compcomp.language.partition import Partition
 from compcomp.language.steps import GridMap
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import ROUNDINGS, Abs
@@ -55,11 +56,8 @@ class LoftQ(Technique):
         return GridMap(Abs, 2 ** (self.bits - 1) - 1, self.rounding, partition)
 
     @property
-    def unit(self) -> int:
-        return self.group or 1
-
-    def check(self, shape: tuple[int, ...]) -> None:
-        self.grid_map.partition.check((shape[0], shape[1]), str(self))
+    def partitions(self) -> tuple[Partition, ...]:
+        return (self.grid_map.partition,)
 
     def promises(self) -> Declared:
         return Declared(

@@ -10,6 +10,7 @@ from typing import ClassVar
 from compcomp.language import codebooks
 from compcomp.language.layer import Grid, LayerState
 from compcomp.language.parameters import grid_partition, one_of
+from compcomp.language.partition import Partition
 from compcomp.language.steps import CodebookMap
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import ROUNDINGS, Abs, Choices, Div, Max, Sum, Term, each, nearest_code
@@ -66,11 +67,8 @@ class NF4(Technique):
         return (self.step_map,) if self.scales == "exact" else ()
 
     @property
-    def unit(self) -> int:
-        return self.group or 1
-
-    def check(self, shape: tuple[int, ...]) -> None:
-        self.step_map.partition.check((shape[0], shape[1]), str(self))
+    def partitions(self) -> tuple[Partition, ...]:
+        return (self.step_map.partition,)
 
     def encode(self, layer: LayerState) -> LayerState:
         self.check(layer.weight.shape)

@@ -61,11 +61,8 @@ class OBS(Technique):
         return True
 
     @property
-    def unit(self) -> int:
-        return self.partition.size or 1
-
-    def check(self, shape: tuple[int, ...]) -> None:
-        self.partition.check((shape[0], shape[1]), str(self))
+    def partitions(self) -> tuple[Partition, ...]:
+        return (self.partition,)
 
     def promises(self) -> Declared:
         # As long as zeros are left one of them goes, which changes nothing. A pattern may forbid that.

@@ -75,11 +75,8 @@ class QuantizationAwareTraining(Technique):
         return True
 
     @property
-    def unit(self) -> int:
-        return self.group or 1
-
-    def check(self, shape: tuple[int, ...]) -> None:
-        self.partition.check((shape[0], shape[1]), str(self))
+    def partitions(self) -> tuple[Partition, ...]:
+        return (self.partition,)
 
     def promises(self) -> Declared:
         return Declared(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -57,6 +58,14 @@ def tensors(shape: tuple[int, int], device: str = "cpu", dtype: Any = torch.floa
     mixing = torch.randn(shape[1], shape[1], generator=generator) / shape[1] ** 0.5
     inputs = (mixing @ torch.randn(shape[1], 3 * shape[1], generator=generator)).to(device, dtype)
     return LayerState.dense(weight, gram=(inputs.float() @ inputs.float().T).to(dtype))
+
+
+def correlated(device: str, seed: int) -> LayerState:
+    """Inputs with a large part in common, so that which weights go depends on which others stay."""
+    layer = tensors((16, 32), device, torch.float64, seed)
+    assert layer.gram is not None
+    shared = torch.randn(32, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
+    return replace(layer, gram=layer.gram + 30 * shared @ shared.T)
 
 
 def loss(state: LayerState) -> float:

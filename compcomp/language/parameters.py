@@ -73,6 +73,15 @@ def share(given: Any, where: str) -> Fraction:
     return value
 
 
+def step_length(given: Any, where: str) -> Fraction:
+    """A step of gradient descent as a multiple of one that is sure not to increase the loss: between 0 and 2."""
+    allowed = "a number between 0 and 2 such as 1 or 1/2"
+    value = number(given, where, allowed)
+    if not 0 < value < 2:
+        raise InputError(shown(given), allowed, where)
+    return value
+
+
 def whole(given: Any, low: int, high: int, where: str) -> int:
     """A whole number in a range."""
     if type(given) is not int or not low <= given <= high:

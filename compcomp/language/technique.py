@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from compcomp.errors import InputError
 from compcomp.language.layer import LayerState
 from compcomp.language.parameters import ANY
+from compcomp.language.partition import Partition
 from compcomp.language.steps import Optimum, Step
 from compcomp.terms import Term
 
@@ -137,9 +138,14 @@ class Technique:
         return layer
 
     @property
+    def partitions(self) -> Items[Partition]:
+        """The groups that its weights have to divide into."""
+        return [step.partition for step in self.steps()]
+
+    @property
     def unit(self) -> int:
         """It fits layers whose number of columns is a multiple of this."""
-        return lcm(*(step.partition.size or 1 for step in self.steps()))
+        return lcm(*(partition.size or 1 for partition in self.partitions))
 
     def encode(self, layer: LayerState) -> LayerState:
         """The layer after this technique, on terms. ``weight``: out x in, as are mask and grid."""
@@ -150,8 +156,8 @@ class Technique:
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise InputError when the technique does not fit a weight of this shape (out, in)."""
-        for step in self.steps():
-            step.partition.check((shape[0], shape[1]), str(self))
+        for partition in self.partitions:
+            partition.check((shape[0], shape[1]), str(self))
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether the technique fits a weight of this shape (out, in)."""

@@ -9,8 +9,7 @@ import torch
 from compcomp.kernels.adaptive_sparse_training import kernel
 from compcomp.language.layer import LayerState
 from compcomp.techniques import AbsMax, AdaptiveSparseTraining, BlockMeans, GradientDistill, Magnitude, TruncatedSVD
-from tests.helpers import DEVICES, loss, refused, tensors
-from tests.kernels.test_learned_mask import correlated
+from tests.helpers import DEVICES, correlated, loss, refused, tensors
 
 
 def technique(sparsity: Any = "1/2", **options: Any) -> AdaptiveSparseTraining:
@@ -57,9 +56,7 @@ def test_what_an_earlier_mask_drops_stays_out_and_a_grid_is_given_up() -> None:
 
 def test_it_makes_up_for_what_was_lost_before() -> None:
     """Its target is the dense layer, with what stands beside the weight taken into account."""
-    start = TruncatedSVD(2, residual=True).kernel()(
-        TruncatedSVD(2, residual=True), AbsMax(3).kernel()(AbsMax(3), correlated("cpu", 3))
-    )
+    start = (AbsMax(3) >> TruncatedSVD(2, residual=True)).kernel(correlated("cpu", 3))
     after = kernel(technique("1/4"), start)
     assert after.format.factors is start.format.factors
     assert loss(after) < loss((Magnitude("1/4") >> GradientDistill(100)).kernel(start))  # type: ignore[arg-type]

@@ -10,15 +10,7 @@ from compcomp.kernels.learned_mask import kernel
 from compcomp.language.layer import LayerState
 from compcomp.language.technique import Technique
 from compcomp.techniques import AbsMax, LearnedMask, Magnitude, TruncatedSVD, Wanda
-from tests.helpers import DEVICES, loss, refused, tensors
-
-
-def correlated(device: str, seed: int) -> LayerState:
-    """Inputs with a large part in common, so that which weights go depends on which others stay."""
-    layer = tensors((16, 32), device, torch.float64, seed)
-    assert layer.gram is not None
-    shared = torch.randn(32, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device)
-    return replace(layer, gram=layer.gram + 30 * shared @ shared.T)
+from tests.helpers import DEVICES, correlated, loss, refused, tensors
 
 
 def lost(technique: Technique, layer: LayerState) -> float:
