@@ -58,6 +58,8 @@ class Claim:
         """The claim at values for each parameter that it leaves open (Any); itself where there is none."""
         techniques = [t for sequence in self.sequences for t in sequence]
         tried = {name: type(t).examples[name] for t in techniques for name in unknowns(t)}
+        if not tried:
+            return [self]
         combinations = product(*tried.values())
         return [
             replace(self, left=self.left.at(values), right=self.right.at(values))

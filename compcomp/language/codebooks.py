@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fractions import Fraction
 from itertools import pairwise
 
+from compcomp.errors import InputError
 from compcomp.terms import code_midpoint_goes_down
 
-Codes = tuple[Fraction, ...]
+
+class Codes(tuple[Fraction, ...]):
+    """A table: Fractions in ascending order, not 0 alone. Looked through when it is made, as it may be long."""
+
+    __slots__ = ()
+
+    def __new__(cls, numbers: Iterable[Fraction]) -> Codes:
+        if isinstance(numbers, Codes):
+            return numbers
+        codes = super().__new__(cls, numbers)
+        exact = any(codes) and all(isinstance(code, Fraction) for code in codes)
+        if not exact or not all(low < high for low, high in pairwise(codes)):
+            raise InputError(f"codes {str(tuple(codes))[:60]}", "Fractions in ascending order, not 0 alone", "codebook")
+        return codes
 
 
 def float_codes(exponent_bits: int, mantissa_bits: int, bias: int, largest: Fraction | int) -> Codes:
@@ -21,12 +36,12 @@ def float_codes(exponent_bits: int, mantissa_bits: int, bias: int, largest: Frac
     for e in range(1, 2**exponent_bits):
         found |= {Fraction(2) ** (e - bias) * (1 + Fraction(m, steps)) for m in range(steps)}
     kept = [x for x in found if x <= largest]
-    return tuple(sorted({*kept, *(-x for x in kept)}))
+    return Codes(sorted({*kept, *(-x for x in kept)}))
 
 
 def whole_codes(levels: int, unit: Fraction | int = 1) -> Codes:
     """``k * unit`` for whole k, ``|k| <= levels``."""
-    return tuple(Fraction(k) * unit for k in range(-levels, levels + 1))
+    return Codes(Fraction(k) * unit for k in range(-levels, levels + 1))
 
 
 def dynamic_codes(bits: int) -> Codes:
@@ -39,10 +54,10 @@ def dynamic_codes(bits: int) -> Codes:
         unit, part = Fraction(10) ** (i - bits + 2), Fraction(9, 10) / 2**i
         middles = {unit * (Fraction(1, 10) + part * (k + Fraction(1, 2))) for k in range(2**i)}
         found |= middles | {-x for x in middles}
-    return tuple(sorted(found))
+    return Codes(sorted(found))
 
 
-def midpoints_down(codes: Codes, rounding: str) -> list[bool]:
+def midpoints_down(codes: tuple[Fraction, ...], rounding: str) -> list[bool]:
     """Which midpoints between neighbouring codes go to the lesser one; "any" is "half_up"."""
     rounding = "half_up" if rounding == "any" else rounding
     return [code_midpoint_goes_down(codes, k, rounding) for k, _ in enumerate(pairwise(codes))]
@@ -60,7 +75,7 @@ _NF4 = (
     *("0.24611230194568634", "0.33791524171829224", "0.44070982933044434", "0.5626170039176941"),
     *("0.7229568362236023", "1.0"),
 )
-NF4: Codes = tuple(Fraction(float(code)) for code in _NF4)
+NF4 = Codes(Fraction(float(code)) for code in _NF4)
 """The table of 4-bit NormalFloat, the very float32 numbers that are in use [dettmers2023]."""
 
 DYNAMIC8 = dynamic_codes(8)

@@ -35,8 +35,8 @@ class Partition:
     def __str__(self) -> str:
         return {"tensor": "the whole tensor", "row": "each row"}.get(self.kind, f"blocks of {self.size}")
 
-    def check(self, shape: tuple[int, int], where: str) -> None:
-        """Raise InputError when a row of this shape does not divide into the groups."""
+    def check(self, shape: tuple[int, int], where: object) -> None:
+        """Raise InputError when a row of this shape does not divide into the groups. ``where``: what cuts it."""
         if self.size is not None and shape[1] % self.size:
             raise InputError(
                 f"rows of {shape[1]} weights",

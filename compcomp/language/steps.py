@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compcomp.errors import InputError
+from compcomp.language.codebooks import Codes
 from compcomp.language.parameters import Unknown
 from compcomp.language.partition import Partition
 from compcomp.terms import (
+    ROUNDINGS,
+    TIES,
     And,
     Choices,
     Div,
@@ -45,8 +48,32 @@ class Element:
     reference: Term
 
 
+class _Closed:
+    """A kind of step that the rules know, as it stands here: what they prove of it need not hold of a subclass."""
+
+    def __init_subclass__(cls) -> None:
+        if cls.__module__ != __name__:
+            allowed = "its instances; what they cannot say goes into a technique's encode"
+            raise InputError(f"a subclass {cls.__name__} of {cls.__mro__[1].__name__}", allowed, "steps")
+
+
+def _check_choice(name: str, given: object, allowed: tuple[str, ...], where: str) -> None:
+    if given not in allowed:
+        raise InputError(f"{name}={given!r}", ", ".join(allowed), where)
+
+
+def _check_share(share: object, where: str) -> None:
+    if not isinstance(share, Unknown) and not (isinstance(share, Fraction) and 0 <= share < 1):
+        raise InputError(f"share={share!r}", "a Fraction in [0, 1), or Any", where)
+
+
+def _check_levels(levels: object, where: str) -> None:
+    if not isinstance(levels, Unknown) and (type(levels) is not int or levels < 1):
+        raise InputError(f"levels={levels!r}", "a whole number from 1 on, or Any", where)
+
+
 @dataclass(frozen=True)
-class Selection:
+class Selection(_Closed):
     """Set to zero the ``int(n * share)`` weights of least score in every group of n.
 
     ``score`` maps an :class:`Element` to a number. ``share`` is in [0, 1). ``ties`` is one of
@@ -60,6 +87,10 @@ class Selection:
     ties: str
     needs_inputs: bool = False
     of_layer: Callable[[LayerState], Any] | None = None
+
+    def __post_init__(self) -> None:
+        _check_share(self.share, "Selection")
+        _check_choice("ties", self.ties, TIES, "Selection")
 
     @classmethod
     def by_layer(
@@ -127,7 +158,7 @@ def at_most(share: Fraction | Unknown, other: Fraction | Unknown) -> bool:
     return share <= other
 
 
-class ScaledMap:
+class ScaledMap(_Closed):
     """Round every weight to a value of a grid that scales with the largest ``measure(weight)`` in its group.
 
     That largest measure is the group's *context*, a number >= 0. The grid is ``step`` times fixed numbers, and the step
@@ -199,6 +230,10 @@ class GridMap(ScaledMap):
     rounding: str
     partition: Partition
 
+    def __post_init__(self) -> None:
+        _check_levels(self.levels, "GridMap")
+        _check_choice("rounding", self.rounding, ROUNDINGS, "GridMap")
+
     @property
     def homogeneous(self) -> bool:
         return True
@@ -245,6 +280,11 @@ class CodebookMap(ScaledMap):
     partition: Partition
     scale: str = "absmax"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "codes", Codes(self.codes))
+        _check_choice("rounding", self.rounding, ROUNDINGS, "CodebookMap")
+        _check_choice("scale", self.scale, SCALES, "CodebookMap")
+
     @property
     def homogeneous(self) -> bool:
         return self.scale == "absmax"
@@ -280,7 +320,7 @@ class CodebookMap(ScaledMap):
 
 
 @dataclass(frozen=True)
-class RangeMap:
+class RangeMap(_Closed):
     """Round every weight to the nearest of ``levels + 1`` values from the least to the largest weight of its group.
 
     The step is (high - low) / levels for the group's ``bounds`` low and high. ``zero``: the bounds are widened to
@@ -293,6 +333,10 @@ class RangeMap:
     rounding: str
     partition: Partition
     zero: bool
+
+    def __post_init__(self) -> None:
+        _check_levels(self.levels, "RangeMap")
+        _check_choice("rounding", self.rounding, ROUNDINGS, "RangeMap")
 
     @property
     def sees(self) -> Partition:

@@ -157,7 +157,7 @@ class Technique:
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise InputError when the technique does not fit a weight of this shape (out, in)."""
         for partition in self.partitions:
-            partition.check((shape[0], shape[1]), str(self))
+            partition.check((shape[0], shape[1]), self)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether the technique fits a weight of this shape (out, in)."""
@@ -185,6 +185,11 @@ class Technique:
         if kernel is None:
             raise InputError(f"{name} without one", "a module with a function kernel(technique, layer)", f"{self}")
         return kernel
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether there is a torch kernel for it."""
+        return type(self) in self.kernels or type(self).kernel is not Technique.kernel
 
     @classmethod
     def sample(cls) -> Technique:

@@ -10,17 +10,28 @@ from typing import Any, Literal
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
+from compcomp.language.technique import Technique
 from compcomp.language.verdict import Grade, Query, Status, Verdict
 from compcomp.proving.bounded import Outcome, bounded
 from compcomp.proving.crosscheck import SECONDS, cross_check
 from compcomp.proving.premises import needed, unmet, within
 from compcomp.proving.proof import Proof
-from compcomp.proving.replay import Suspect, confirmed, deterministic, minimised, torch_agrees, witness_of
+from compcomp.proving.replay import (
+    Suspect,
+    confirmed,
+    deterministic,
+    minimised,
+    torch_agrees,
+    without_kernel,
+    witness_of,
+)
 from compcomp.proving.rules import ANY_BASIS, RULES
 from compcomp.proving.rules.basis import simplified
 from compcomp.proving.sample import formats_along
 from compcomp.proving.search import Found, search
 from compcomp.proving.solver import Solver, default_solver, second_solver
+from compcomp.proving.theorems import keep_theorem, known_theorem
+from compcomp.proving.truth import strict
 from compcomp.version import __version__
 
 STAGES = ("search", "rule", "bounded")
@@ -63,7 +74,7 @@ def prove(
         raise InputError(f"timeout={timeout!r}"[:80], "seconds, more than 0", "prove")
     if unknown := [s for s in stages if s not in STAGES]:
         raise InputError(f"stages {unknown}", ", ".join(STAGES), "prove")
-    with _one_at_a_time:
+    with _one_at_a_time, strict():
         attempt = _Attempt(claim, within(claim, Scope.of(scope)), timeout, solver or default_solver())
         attempt.second, attempt.second_seconds = second_solver() if second == "auto" else second, second_seconds
         verdict = attempt.run(stages, search_seconds)
@@ -74,12 +85,15 @@ def prove(
         return verdict
 
 
-def _of_whole_models(claim: Claim) -> tuple[str, ...]:
-    """What has to be said where a technique acts on all layers of a model together."""
-    whole = dict.fromkeys(str(t) for sequence in claim.sequences for t in sequence if t.whole_model)
-    return tuple(
-        f"{text} acts on the whole model: the layer is what its encoding says that it stands for" for text in whole
-    )
+def _of_techniques(claim: Claim) -> tuple[str, ...]:
+    """What has to be said of techniques that act on all layers of a model together, and of steps beside an encoding."""
+    found: dict[str, None] = {}
+    for technique in (t for sequence in claim.sequences for t in sequence):
+        if technique.whole_model:
+            found[f"{technique} acts on the whole model: the layer is what its encoding says that it stands for"] = None
+        if type(technique).encode is not Technique.encode and technique.steps():
+            found[f"{technique} does what its steps say and no more (its contract)"] = None
+    return tuple(found)
 
 
 class _Attempt:
@@ -100,8 +114,12 @@ class _Attempt:
             instances[0].check(self.scope.shape)
         if self.claim.kind == "keeps" and not self._establishes():
             return self.verdict(Status.VACUOUS, cause=f"no step establishes a {self.claim.invariant}", stage="rule")
+        if "rule" in stages and (known := known_theorem(self.claim, self.solver, self.second)) is not None:
+            return replace(known, claim=self.claim, scope=self.scope, work={**known.work, "seconds": self._seconds()})
         if "rule" in stages and (proof := self._rule(self.claim)) is not None:
-            return self._proved(proof, "rule")
+            verdict = self._proved(proof, "rule")
+            keep_theorem(verdict, self.solver, self.second)
+            return verdict
         for found in self._searched(instances, search_seconds) if "search" in stages else []:
             if found is not None and found.agrees:
                 return self._refuted(found, "search")
@@ -161,7 +179,7 @@ class _Attempt:
             assumptions=(
                 *proof.assumptions,
                 *(condition.describe() for condition in self.claim.given),
-                *_of_whole_models(self.claim),
+                *_of_techniques(self.claim),
             ),
             congruent=proof.congruent,
             needed=self._needed(stage),
@@ -192,12 +210,16 @@ class _Attempt:
             stage=stage,
             reason=found.witness.reason,
             grade=Grade.NO_SOLVER,
+            notes=tuple(f"{t} has no torch kernel: exact replay alone refutes" for t in without_kernel(self.claim)),
         )
 
     def _unknown(self, cause: str, gap: Found | None) -> Verdict:
         if gap is not None:
             cause = f"float gap: fails in exact arithmetic but not in torch float64 ({gap.witness.reason}); {cause}"
         return self.verdict(Status.UNKNOWN, cause=cause, witness=gap.witness if gap else None)
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self.start, 3)
 
     def verdict(self, status: Status, **fields: Any) -> Verdict:
         return Verdict(
@@ -207,7 +229,7 @@ class _Attempt:
             queries=tuple(self.queries),
             work={
                 "rlimit": float(sum(q.rlimit for q in self.queries)),
-                "seconds": round(time.monotonic() - self.start, 3),
+                "seconds": self._seconds(),
             },
             versions={
                 "compcomp": __version__,

@@ -14,7 +14,7 @@ import numpy as np
 from compcomp.language.algebra import NotExactError
 from compcomp.language.claim import Claim
 from compcomp.language.layer import Cut, Factors, Format, Grid, LayerState
-from compcomp.language.technique import Sequence, run_kernel
+from compcomp.language.technique import Sequence, Technique, run_kernel
 from compcomp.language.verdict import Matrix, Trace, Witness
 from compcomp.proving.meaning import Run, fails, misfits
 from compcomp.terms import Array, Choices, RandomChoices, each
@@ -107,12 +107,18 @@ def deterministic(claim: Claim) -> bool:
     return all(t.promises().deterministic for s in claim.sequences for t in s)
 
 
+def without_kernel(claim: Claim) -> list[Technique]:
+    """The techniques that have no torch kernel."""
+    return [t for t in dict.fromkeys(t for s in claim.sequences for t in s) if not t.has_kernel]
+
+
 def torch_agrees(claim: Claim, suspect: Suspect) -> bool:
     """Whether the claim fails in torch float64 too, with the same losses as in exact arithmetic.
 
-    Where techniques leave a choice free the kernels may choose otherwise; then exact replay alone counts.
+    Where techniques leave a choice free the kernels may choose otherwise, and a technique may have none; then exact
+    replay alone counts.
     """
-    if not deterministic(claim):
+    if not deterministic(claim) or without_kernel(claim):
         return True
     floats = torch_runs(claim, suspect)
     if not fails(claim, floats, FLOAT_TOLERANCE):
@@ -126,16 +132,19 @@ def torch_agrees(claim: Claim, suspect: Suspect) -> bool:
 
 def witness_of(claim: Claim, suspect: Suspect) -> Witness:
     """The full witness: every step in exact numbers, the losses also from the torch kernels."""
-    runs, floats = exact_runs(claim, suspect), torch_runs(claim, suspect)
+    runs = exact_runs(claim, suspect)
+    losses: list[float | None] = [None] * len(runs)
+    if claim.loss is not None and not without_kernel(claim):
+        losses = [float(claim.loss.of(run[-1])) for run in torch_runs(claim, suspect)]
     traces = []
-    for sequence, run, float_run in zip(claim.sequences, runs, floats, strict=True):
+    for sequence, run, torch_loss in zip(claim.sequences, runs, losses, strict=True):
         loss = claim.loss
         traces.append(
             Trace(
                 sequence=str(sequence),
                 steps=tuple(zip(_names(sequence), (_matrix(s.weight) for s in run), strict=True)),
                 loss=None if loss is None else Fraction(loss.of(run[-1])),
-                torch_loss=None if loss is None else float(loss.of(float_run[-1])),
+                torch_loss=torch_loss,
                 inputs=_changed_inputs(run),
             )
         )

@@ -439,9 +439,10 @@ def test_both_directions_of_every_pair(pair: tuple[Technique, Technique]) -> Non
 
 def test_a_dense_score_keeps_the_largest_of_the_dense_weights_only() -> None:
     (selection,) = Magnitude("1/2", of="dense").steps()  # type: ignore[arg-type]
+    (quantize,) = AbsMax(4).steps()
     session = Session(default_solver(), time.monotonic() + 30)
-    assert keeps_largest(selection, Abs, session, dense=True)
-    assert not keeps_largest(selection, Abs, session)
+    assert keeps_largest(selection, quantize, session, dense=True)
+    assert not keeps_largest(selection, quantize, session)
 
 
 GONE = Magnitude("1/2", of="dense", ties="all", pattern="1:2")  # type: ignore[arg-type]

@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import z3
 
 from compcomp.language.claim import Claim
 from compcomp.language.partition import Partition
 from compcomp.language.steps import Element, ScaledMap, Selection, Step, at_most
+from compcomp.proving.keys import of_measure, of_score
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest, settled, unit_norms
 from compcomp.proving.session import LEMMA_SECONDS, Session
@@ -111,7 +113,7 @@ class _Lemmas:
         for known, other, at, answer in self.selections:
             if (known, other, at) == (selection, step, dense):
                 return answer
-        answer = keeps_largest(selection, step.measure, self.session, equal_norms=self.equal_norms, dense=dense)
+        answer = keeps_largest(selection, step, self.session, equal_norms=self.equal_norms, dense=dense)
         self.selections.append((selection, step, dense, answer))
         return answer
 
@@ -268,19 +270,22 @@ class Problem:
         """Whether a rule's premises hold; asked once for all claims that are alike to the formulas.
 
         These see of shares and levels only which are the same (of unlike levels also which grids are nested), so one
-        answer serves every sparsity and bit width.
+        answer serves every sparsity and bit width. Of scores and measures they see which are the same function, and
+        what it says.
         """
         claim = self.claim
         every = [step for sequence in self.steps for step in sequence]
         names: dict[str, list[object]] = {
             name: list(dict.fromkeys(getattr(step, name) for step in every if hasattr(step, name)))
-            for name in ("share", "levels")
+            for name in ("share", "levels", "score", "measure")
         }
         names["levels"] = names["levels"] if len(names["levels"]) == 1 else []
+        says: dict[str, Callable[[Any], Hashable]] = {"score": of_score, "measure": of_measure}
 
-        def seen(step: Step, name: str) -> Hashable:
+        def seen(step: Any, name: str) -> Hashable:
             value: Hashable = getattr(step, name)
-            return ("alike", names[name].index(value)) if value in names.get(name, ()) else value
+            alike = ("alike", names[name].index(value)) if value in names.get(name, ()) else value
+            return (alike, says[name](step)) if name in says else alike
 
         steps = tuple(
             tuple((type(step), *(seen(step, f.name) for f in fields(step))) for step in sequence)

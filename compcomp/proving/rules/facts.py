@@ -10,6 +10,7 @@ import z3
 
 from compcomp.language.parameters import Unknown
 from compcomp.language.steps import CodebookMap, Element, GridMap, RangeMap, ScaledMap, Selection
+from compcomp.proving.keys import of_measure, of_score
 from compcomp.proving.session import Session
 from compcomp.terms import Abs, Max, SymbolicChoices, Term, nearest
 
@@ -44,6 +45,7 @@ class MapFacts:
     def __init__(self, step: ScaledMap, session: Session) -> None:
         self._step, self._session = step, session
         self._v, self._w = z3.Real("v"), z3.Real("w")
+        self._measure = of_measure(step)
 
     @cached_property
     def _unit(self) -> _Unit:
@@ -52,7 +54,7 @@ class MapFacts:
     def _once(self, name: str, lemma: Callable[[], bool]) -> bool:
         step = self._step
         grid = None if isinstance(step, GridMap) else step.numbers
-        return self._session.once(("map", name, step.measure, step.rounding, grid), lemma)
+        return self._session.once(("map", name, self._measure, step.rounding, grid), lemma)
 
     def _ask(self, name: str, conclusion: Callable[[Callable[[Term], Term]], Term], *extra: Term) -> bool:
         choices, unit, measure = SymbolicChoices(), self._unit, self._step.measure
@@ -261,13 +263,13 @@ def settled(selection: Selection, session: Session) -> bool:
 
 def keeps_largest(
     selection: Selection,
-    measure: Callable[[Term], Term],
+    step: ScaledMap,
     session: Session,
     *,
     equal_norms: bool = False,
     dense: bool = False,
 ) -> bool:
-    """Whether dropping x of largest measure and keeping y leaves y with the same measure, and 0 measures least.
+    """Whether dropping x of a map's largest measure and keeping y leaves y with the same measure, and 0 measures least.
 
     Then a selection that keeps some weight of a group keeps one of the group's largest measure.
     ``equal_norms``: the claim says that the norms of all inputs are equal and not 0. ``dense``: the selection finds
@@ -275,8 +277,8 @@ def keeps_largest(
     """
     if selection.of_layer is not None:
         return False
-    key = ("keeps largest", selection.score, measure, equal_norms, dense)
-    return session.once(key, lambda: _keeps_largest(selection, measure, session, equal_norms, dense))
+    key = ("keeps largest", of_score(selection), of_measure(step), equal_norms, dense)
+    return session.once(key, lambda: _keeps_largest(selection, step.measure, session, equal_norms, dense))
 
 
 def _keeps_largest(

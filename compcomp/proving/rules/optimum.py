@@ -140,4 +140,4 @@ def _keeps_context(step: Step, grid: GridMap, session: Session, *, dense: bool) 
     keeps_some = step.partition.refines(grid.partition) and step.ties != "all"
     if not keeps_some and not grid.partition.refines(step.partition):
         return False
-    return keeps_largest(step, grid.measure, session, dense=dense)
+    return keeps_largest(step, grid, session, dense=dense)

@@ -1,0 +1,66 @@
+"""What rules have proved for every shape: a claim at one shape is an instance, if its techniques fit that."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from weakref import WeakKeyDictionary, ref
+
+from compcomp.language.claim import Claim
+from compcomp.language.steps import ScaledMap, Selection, Step
+from compcomp.language.technique import Technique
+from compcomp.language.verdict import Grade, Verdict
+from compcomp.proving.keys import of_measure, of_score
+from compcomp.proving.solver import Solver
+
+# The claim's text would not do as a key: what a technique does may change while its text stays. The key holds all that
+# rules read of a claim without conditions that dominates, equals or is orthogonal: the sequences, and of each technique
+# its steps and promises as they are now. Claims that something is kept or fits are left out, as their rules look at a
+# layer of the scope, and so are those with conditions, which have to be shown to be satisfiable at every shape.
+
+MOST = 4000
+"""Theorems that are kept for one solver."""
+
+_theorems: WeakKeyDictionary[Solver, dict[Hashable, Verdict]] = WeakKeyDictionary()
+
+
+def known_theorem(claim: Claim, solver: Solver, second: Solver | None) -> Verdict | None:
+    """The proof for any shape of this very claim, if the same two solvers have answered for it."""
+    known = _theorems.get(solver)
+    key = _key(claim, second) if known else None
+    return None if key is None or known is None else known.get(key)
+
+
+def keep_theorem(verdict: Verdict, solver: Solver, second: Solver | None) -> None:
+    """Keep a proof, if another try would make nothing better of it."""
+    checked = verdict.grade in (Grade.TWO_SOLVERS, Grade.NO_SOLVER) or second is None
+    if verdict.proved and verdict.stage == "rule" and checked and (key := _key(verdict.claim, second)) is not None:
+        known = _theorems.setdefault(solver, {})
+        if len(known) >= MOST:
+            known.clear()
+        known[key] = verdict
+
+
+def _key(claim: Claim, second: Solver | None) -> Hashable:
+    """None where there is none: a proof is then made anew."""
+    if claim.given or claim.kind not in ("dominates", "equal", "orthogonal"):
+        return None
+    try:
+        techniques = {id(t): t for sequence in claim.sequences for t in sequence}.values()  # as some say they are equal
+        now = tuple((_promises(t), t.needs_inputs, *map(_step, t.steps())) for t in techniques)
+        key = (claim, now, None if second is None else ref(second))
+        hash(key)
+    except TypeError:  # something in it has no hash, or no weak reference
+        return None
+    return key
+
+
+def _promises(technique: Technique) -> Hashable:
+    promises = technique.promises()
+    return promises if promises.optimum is None else (promises, _step(promises.optimum.grid))
+
+
+def _step(step: Step) -> Hashable:
+    """A step as it is, and what its functions say."""
+    if isinstance(step, Selection):
+        return step, of_score(step)
+    return (step, of_measure(step)) if isinstance(step, ScaledMap) else step

@@ -1,0 +1,317 @@
+"""What people write themselves, and change while they work, never leads to a proof of something else."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import z3
+
+from compcomp.language.claim import Claim, dominates, equal
+from compcomp.language.layer import LayerState
+from compcomp.language.partition import Partition
+from compcomp.language.steps import CodebookMap, Element, GridMap, RangeMap, Selection, Step
+from compcomp.language.technique import Technique
+from compcomp.language.text import parse_claim
+from compcomp.language.verdict import Grade, Status, Verdict
+from compcomp.proving.prove import prove
+from compcomp.proving.solver import Answer, Remembering, default_solver
+from compcomp.proving.truth import strict
+from compcomp.techniques import AbsMax, Magnitude
+from compcomp.terms import Abs, each
+from tests.claims import CLAIMS
+from tests.helpers import refused
+
+HALF, ALL, QUANTIZE = Fraction(1, 2), Partition.tensor(), AbsMax(4)
+RULES = ("rule",)
+
+
+def magnitude(element: Element) -> Any:
+    return Abs(element.weight)
+
+
+def helped(element: Element) -> Any:
+    """A score that calls a helper: it stays the same object when the helper is another."""
+    return helper(element.weight)
+
+
+def helper(weight: Any) -> Any:
+    return Abs(weight)
+
+
+@dataclass(frozen=True)
+class Scored(Technique):
+    """Drops half of the weights, by a score of its own."""
+
+    score: Callable[[Element], Any] = magnitude
+
+    def steps(self) -> tuple[Step, ...]:
+        return (Selection(self.score, ALL, HALF, "first"),)
+
+
+def first_better(technique: Technique, quantize: Technique = QUANTIZE) -> Claim:
+    return dominates(technique >> quantize, quantize >> technique, loss="weight_l2")
+
+
+def asked() -> Any:
+    """A solver that knows nothing yet."""
+    return Remembering(default_solver())
+
+
+# ------------------------------------------------------------------------------------------ changed code
+
+
+def test_a_helper_that_is_defined_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = first_better(Scored(helped))
+    assert prove(claim).proved
+    monkeypatch.setitem(globals(), "helper", lambda weight: -Abs(weight))
+    assert not prove(claim, stages=RULES).proved
+    assert prove(claim).refuted
+
+
+def test_a_function_that_is_changed_in_place() -> None:
+    def score(element: Element) -> Any:
+        return Abs(element.weight)
+
+    def other(element: Element) -> Any:
+        return -Abs(element.weight)
+
+    claim = first_better(Scored(score))
+    assert prove(claim).proved
+    score.__code__ = other.__code__
+    assert not prove(claim, stages=RULES).proved
+
+
+def test_a_measure_that_is_defined_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(weight: Any) -> Any:
+        return helper(weight)
+
+    @dataclass(frozen=True)
+    class Rounded(Technique):
+        def steps(self) -> tuple[Step, ...]:
+            return (GridMap(measure, 7, "half_even", ALL),)
+
+    claim = first_better(Scored(), Rounded())
+    assert prove(claim).proved
+    monkeypatch.setitem(globals(), "helper", lambda weight: weight * weight)
+    assert not prove(claim, stages=RULES).proved
+
+
+def test_steps_that_are_changed_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = first_better(Scored())
+    assert prove(claim).proved
+    worst = Selection(lambda element: -Abs(element.weight), ALL, HALF, "first")
+    monkeypatch.setattr(Scored, "steps", lambda self: (worst,))
+    assert not prove(claim, stages=RULES).proved
+
+
+def test_techniques_that_only_say_that_they_are_equal() -> None:
+    @dataclass(frozen=True)
+    class Hiding(Technique):
+        score: Callable[[Element], Any] = field(compare=False)
+
+        def steps(self) -> tuple[Step, ...]:
+            return (Selection(self.score, ALL, HALF, "first"),)
+
+    good, bad = Hiding(magnitude), Hiding(lambda element: -Abs(element.weight))
+    assert good == bad
+    assert prove(first_better(good)).proved
+    assert not prove(first_better(bad), stages=RULES).proved
+    mixed = dominates(bad >> QUANTIZE, QUANTIZE >> good, loss="weight_l2")
+    assert not prove(mixed, stages=RULES).proved
+
+
+def test_functions_that_say_the_same_are_told_apart_from_one_used_twice() -> None:
+    """Rules share what one selection drops, not what two of the same score do: nor do they share the answer."""
+
+    def another(element: Element) -> Any:
+        return Abs(element.reference)
+
+    def dense(element: Element) -> Any:
+        return Abs(element.reference)
+
+    solver = asked()
+    for scores in ((dense, dense), (dense, another), (dense, dense)):
+        one, two = map(Scored, scores)
+        claim = equal(one >> QUANTIZE, QUANTIZE >> two)
+        told = prove(claim, stages=RULES, solver=solver, second=None)
+        alone = prove(claim, stages=RULES, solver=asked(), second=None)
+        assert told.status is alone.status
+        assert told.queries == alone.queries
+
+
+# --------------------------------------------------------------------------------------- Python's own truth
+
+
+def if_equal(element: Element) -> Any:
+    return 0 * element.weight if element.weight == 3 else Abs(element.weight)
+
+
+def if_in(element: Element) -> Any:
+    return 0 * element.weight if element.weight in (3, 4) else Abs(element.weight)
+
+
+def if_where(element: Element) -> Any:
+    return np.where(np.array([element.weight == 3], dtype=object), 0 * element.weight, Abs(element.weight))[0]
+
+
+@pytest.mark.parametrize("score", [if_equal, if_in, if_where])
+@pytest.mark.parametrize("stages", [("rule",), ("bounded",), ("rule", "search", "bounded"), ("search",)])
+def test_a_score_with_a_truth_value(score: Callable[[Element], Any], stages: tuple[str, ...]) -> None:
+    """z3 says of an equation whether both sides look alike: read so, the score would be the magnitude."""
+    with pytest.raises(TypeError, match="If, And, Or, Not"):
+        prove(first_better(Scored(score)), (1, 3), stages=stages)
+
+
+def test_an_encoding_with_a_truth_value() -> None:
+    class Encoded(Technique):
+        def encode(self, layer: LayerState) -> LayerState:
+            weight = each(lambda w: 0 if w == 3 else w, layer.weight)
+            return LayerState.dense(weight, choices=layer.choices)
+
+    for stages in (("bounded",), ("search",)):
+        with pytest.raises(TypeError, match="truth value"):
+            prove(equal(Encoded(), Magnitude(0)), (1, 2), stages=stages)  # type: ignore[arg-type]
+
+
+def test_elsewhere_z3_keeps_its_ways() -> None:
+    x, y = z3.Reals("x y")
+    seen: list[bool] = []
+    with strict():
+        with pytest.raises(TypeError):
+            bool(x == y)
+        with strict():
+            pass
+        with pytest.raises(TypeError):
+            bool(x == x)
+        with pytest.raises(z3.Z3Exception):
+            bool(x < y)
+        assert bool(z3.BoolVal(True)) and not z3.BoolVal(False)
+        thread = threading.Thread(target=lambda: seen.append(bool(z3.Int("i", z3.Context()) == 1)))
+        thread.start()
+        thread.join()
+    assert seen == [False]
+    assert bool(x == x) and not bool(x == y)
+
+
+# ------------------------------------------------------------------------------------------ steps and encodings
+
+
+def test_a_subclass_of_a_step_is_refused() -> None:
+    """What is proved of the nearest value need not hold of what a subclass does."""
+    for kind in (Selection, GridMap, CodebookMap, RangeMap):
+        refused(lambda kind=kind: type("Mine", (kind,), {}), kind.__name__, "Mine", "encode")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("share", [Fraction(1), Fraction(-1, 2), Fraction(3, 2), 0.5, 0, "1/2", None])
+def test_a_share_that_is_none(share: Any) -> None:
+    refused(lambda: Selection(magnitude, ALL, share, "first"), "share", "[0, 1)")
+
+
+def test_conventions_and_levels_that_are_none() -> None:
+    refused(lambda: Selection(magnitude, ALL, HALF, "last"), "last", "first, all, any")
+    for levels in (0, -3, 7.0, True, "7"):
+        refused(lambda levels=levels: GridMap(Abs, levels, "half_even", ALL), "levels")  # type: ignore[misc]
+        refused(lambda levels=levels: RangeMap(levels, "half_even", ALL, True), "levels")  # type: ignore[misc]
+    refused(lambda: GridMap(Abs, 7, "nearest", ALL), "nearest", "half_even")
+    refused(lambda: RangeMap(7, "nearest", ALL, True), "nearest", "half_even")
+
+
+@pytest.mark.parametrize("codes", [(), (0,), (1, 0), (0, 1, 1), (-1.0, 0.0, 1.0)])
+def test_codes_that_are_no_table(codes: tuple[Any, ...]) -> None:
+    exact = tuple(code if isinstance(code, float) else Fraction(code) for code in codes)
+    refused(lambda: CodebookMap(Abs, exact, "half_even", ALL), "codes", "ascending")
+
+
+def test_an_encoding_beside_steps_is_an_assumption() -> None:
+    class Both(Scored):
+        def encode(self, layer: LayerState) -> LayerState:
+            return super().encode(layer)
+
+    said = "Both() does what its steps say and no more (its contract)"
+    assert said in prove(first_better(Both())).assumptions
+    assert said in prove(first_better(Both()), (1, 3), stages=("bounded",)).assumptions
+    assert not [text for text in prove(first_better(Scored())).assumptions if "its steps" in text]
+
+
+def test_without_a_kernel_exact_replay_alone_refutes() -> None:
+    claim = dominates(QUANTIZE >> Scored(), Scored() >> QUANTIZE, loss="weight_l2")
+    verdict = prove(claim)
+    assert verdict.refuted and verdict.witness is not None
+    assert "no torch kernel" in verdict.notes[0] and "Scored" in verdict.notes[0]
+    left, right = verdict.witness.traces
+    assert left.loss is not None and right.loss is not None and left.loss > right.loss
+    assert left.torch_loss is None and right.torch_loss is None
+
+
+# ------------------------------------------------------------------------------------------ theorems
+
+
+def without_time(verdict: Verdict) -> dict[str, Any]:
+    found = verdict.to_json()
+    found["work"].pop("seconds")
+    return found
+
+
+@pytest.mark.parametrize(("text", "loss", "scope"), [row[:3] for row in CLAIMS if row[3] == "PROVED"][::3])
+def test_an_instance_of_a_theorem_has_the_verdict_of_a_proof(text: str, loss: str, scope: str) -> None:
+    claim = parse_claim(text, loss)
+    fresh = prove(claim, scope, stages=RULES)
+    again = prove(parse_claim(text, loss), scope, stages=RULES)
+    assert without_time(again) == without_time(fresh)
+
+
+def test_a_theorem_serves_every_shape_that_its_techniques_fit() -> None:
+    solver, second = asked(), asked()
+    claim = first_better(Magnitude("1/2", pattern="2:4"), AbsMax(4, group=4))  # type: ignore[arg-type]
+    theorem = prove(claim, "any", solver=solver, second=second)
+    assert theorem.proved
+
+    class Never:
+        def ask(self, smtlib: str, deadline: float) -> Answer:
+            raise AssertionError("asked")
+
+    solver.solver = second.solver = Never()
+    for scope in ((1, 4), (3, 8), ("block", 128)):
+        verdict = prove(claim, scope, solver=solver, second=second)
+        assert (verdict.status, verdict.grade) == (Status.PROVED, Grade.TWO_SOLVERS)
+        assert (str(verdict.scope), verdict.reach) == (str(scope_text(scope)), "any shape")
+        assert verdict.queries == theorem.queries
+    refused(lambda: prove(claim, (1, 6), solver=solver, second=second), "groups of 4", "1x6")
+
+
+def scope_text(scope: Any) -> str:
+    return f"block:{scope[1]}" if scope[0] == "block" else f"{scope[0]}x{scope[1]}"
+
+
+def test_a_theorem_is_known_to_the_solvers_that_answered_alone() -> None:
+    class Says:
+        def ask(self, smtlib: str, deadline: float) -> Answer:
+            return Answer("sat", solver="liar")
+
+    claim, solver = first_better(Magnitude("1/2")), asked()  # type: ignore[arg-type]
+    assert prove(claim, solver=solver).grade is Grade.TWO_SOLVERS
+    assert prove(claim, solver=solver, second=None).grade is Grade.ONE_SOLVER
+    assert prove(claim, solver=solver, second=Says()).status is Status.DISAGREE
+    assert prove(claim, solver=solver).grade is Grade.TWO_SOLVERS
+    assert not prove(claim, solver=Says(), second=None, stages=RULES).proved
+
+
+def test_a_proof_that_might_be_better_checked_is_not_kept() -> None:
+    class Busy:
+        answer = "unknown"
+
+        def ask(self, smtlib: str, deadline: float) -> Answer:
+            if self.answer == "unknown":
+                return Answer("unknown", cause="busy")
+            return default_solver().ask(smtlib, deadline)
+
+    claim, solver, second = first_better(Magnitude("1/4")), asked(), Busy()  # type: ignore[arg-type]
+    assert prove(claim, solver=solver, second=second).grade is Grade.ONE_SOLVER
+    second.answer = "as it is"
+    assert prove(claim, solver=solver, second=second).grade is Grade.TWO_SOLVERS
