@@ -63,7 +63,9 @@ def _check_choice(name: str, given: object, allowed: tuple[str, ...], where: str
 
 
 def _check_share(share: object, where: str) -> None:
-    if not isinstance(share, Unknown) and not (isinstance(share, Fraction) and 0 <= share < 1):
+    if not isinstance(share, Unknown) and not (
+        isinstance(share, Fraction) and 0 <= share.numerator < share.denominator
+    ):
         raise InputError(f"share={share!r}", "a Fraction in [0, 1), or Any", where)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Items
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from math import lcm
@@ -18,6 +21,14 @@ from compcomp.language.steps import Optimum, Step
 from compcomp.terms import Term
 
 Kernel = Callable[[Any, LayerState], LayerState]
+Source = tuple[str, int, int]
+"""A file, the time of its last change (nanoseconds) and its size (bytes)."""
+
+
+def source_now(file: str) -> Source:
+    """The file as it is now; OSError where it cannot be read."""
+    found = os.stat(file)
+    return file, found.st_mtime_ns, found.st_size
 
 
 @dataclass(frozen=True)
@@ -105,10 +116,20 @@ class Technique:
     exact_scores: ClassVar[bool] = False
     """Whether it compares sums and products of the layer's numbers alone, which floats hold where these are small
     integers: the conformance test then looks at ties of such layers as well."""
+    read_from: ClassVar[Source | None] = None
+    """The file of this class as it was when the class was made; None where there is none."""
     whole_model: ClassVar[bool] = False
     """Whether it acts on all layers of a model together. Its kernel's module then has ``kernel_model`` as well, from a
     :class:`compcomp.language.whole.WholeModel` to the states of its layers, and what the encoding says of one layer
     is said of each of them, or of a matrix that stands for several (its docstring says which)."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        cls.read_from = None
+        file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+        if file is not None:
+            with suppress(OSError):
+                cls.read_from = source_now(file)
 
     def steps(self) -> tuple[Step, ...]:
         """The technique as selections and shared-context maps; empty when it is neither."""

@@ -16,6 +16,7 @@ from typing import Any
 from compcomp.ordering.dag import Orderings
 from compcomp.ordering.jobs import pool, run
 from compcomp.ordering.measure import Bench, Tree
+from compcomp.ordering.sources import sources_of
 from compcomp.ordering.space import Prefix
 from compcomp.ordering.store import Store
 
@@ -192,10 +193,11 @@ class Explorer:
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """The result for each layer: from the store, or from its job."""
         keys, found = dict[str, str](), dict[str, dict[str, Any]]()
-        for name, job in self._jobs(names, tree, more) if self.store is not None else ():
+        sources = sources_of(self.orderings.techniques)
+        for name, job in self._jobs(names, tree, more) if self.store is not None and sources is not None else ():
             if not job.get("portable", True):
                 break
-            keys[name] = key_of(job)
+            keys[name] = f"{key_of(job)} {sources}"
             if (known := self.store.get_result(keys[name]) if self.store is not None else None) is not None:
                 found[name] = {**known, "applications": 0, "repeated": 0}
         open_ = [name for name in names if name not in found]
@@ -204,7 +206,7 @@ class Explorer:
             if name not in found:
                 arrived, result = next(fresh)
                 assert arrived == name
-                if self.store is not None and name in keys:
+                if self.store is not None and name in keys and sources == sources_of(self.orderings.techniques):
                     self.store.put_result(keys[name], result)
                 found[name] = result
             yield name, found.pop(name)

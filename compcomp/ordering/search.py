@@ -25,6 +25,7 @@ from compcomp.ordering.measure import Bench, Measured, Measurement, Tree, fronts
 from compcomp.ordering.parts import CONFIDENCE, SAME_SIZE, Kept, Parts, Race
 from compcomp.ordering.plan import Plan
 from compcomp.ordering.screen import COLUMNS, ENTRIES, Screen, Sketch, Values, alike, no_worse, small_shape
+from compcomp.ordering.sources import sources_of
 from compcomp.ordering.space import GRANULARITIES, Prefix, Slot, Space
 from compcomp.ordering.store import Store
 
@@ -459,7 +460,8 @@ class _Search:
         staying, rows, layers = list(self.orderings.staying()), dict[Prefix, Measurement](), len(bench.layer_names())
         self.told(0, len(Tree.of(self.orderings, staying).parents) - 1, "dense")
         key = None if self.asker.store is None else bench.fingerprint()
-        kept = Kept() if key is None else Kept(self.asker.store, f"{key} {self.loss.name}")
+        sources = None if key is None else sources_of(self.orderings.techniques)
+        kept = Kept() if sources is None else Kept(self.asker.store, f"{key} {sources} {self.loss.name}")
         parts = Parts(bench, kept) if bench.parts else None
         dense = self.dense(bench, kept, parts)
         self.drop_conditional(bool(dense))

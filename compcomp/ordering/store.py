@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import sqlite3
 import time
@@ -19,6 +18,7 @@ from compcomp.language.claim import Claim, Scope
 from compcomp.language.text import parse_claim
 from compcomp.language.verdict import Grade, Matrix, Query, Status, Trace, Verdict, Witness
 from compcomp.ordering.reuse import canonical, family, narrowed, restated
+from compcomp.ordering.sources import sources_of
 from compcomp.version import __version__
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -56,8 +56,9 @@ class Store:
     """A file of verdicts, and of measurements for runs that go on where they were stopped.
 
     Each is written in a transaction of its own, so that a killed run loses none. Several processes may use one
-    file at a time. A verdict is found again only with the same versions of the library and the solvers, and the
-    same sources of the encodings. A file that is no store, or a damaged one, raises InputError.
+    file at a time. A verdict is found again only with the same versions of the library and the solvers, and the same
+    sources of encodings and kernels (:mod:`compcomp.ordering.sources`). A file that is no store, or a damaged one,
+    raises InputError.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -191,7 +192,7 @@ class Store:
 def key_of(claim: Claim, scope: Scope) -> str | None:
     """What a verdict is found by, the same for all claims that say the same in other words.
 
-    None where the source of a technique cannot be read, or claim and scope do not fit each other.
+    None where the source of a technique cannot be read or has changed, or claim and scope do not fit each other.
     """
     try:
         scope = narrowed(claim, scope)
@@ -207,14 +208,8 @@ def _group(claim: Claim) -> str | None:
 
 
 def _digest(claim: Claim, parts: list[str | None]) -> str | None:
-    sources = []
-    kinds: set[type] = {type(t) for sequence in claim.sequences for t in sequence}
-    for technique in sorted(kinds, key=lambda kind: (kind.__module__, kind.__qualname__)):
-        source = _source_of(technique)
-        if source is None:
-            return None
-        sources.append(f"{technique.__module__}.{technique.__qualname__} {source}")
-    return hashlib.sha256(json.dumps([*parts, _library(), *sources]).encode()).hexdigest()
+    sources = sources_of(t for sequence in claim.sequences for t in sequence)
+    return None if sources is None else hashlib.sha256(json.dumps([*parts, _library(), sources]).encode()).hexdigest()
 
 
 def _tried(key: str, options: Options) -> str:
@@ -230,21 +225,6 @@ def _seconds(options: Options) -> float:
 
 def _result_key(key: str) -> str:
     return hashlib.sha256(json.dumps([key, _measuring()]).encode()).hexdigest()
-
-
-@cache
-def _source_of(technique: type) -> str | None:
-    """Hash of the files that define a technique and what it inherits from, which need not be ours."""
-    digest = hashlib.sha256()
-    try:
-        for kind in technique.__mro__[:-1]:
-            file = inspect.getsourcefile(kind)
-            if file is None:
-                return None
-            digest.update(Path(file).read_bytes())
-    except (OSError, TypeError):
-        return None
-    return digest.hexdigest()
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextlib import suppress
 from weakref import WeakKeyDictionary, ref
 
 from compcomp.language.claim import Claim
@@ -17,6 +18,7 @@ from compcomp.proving.solver import Solver
 # its steps and promises as they are now. Claims that something is kept or fits are left out, as their rules look at a
 # layer of the scope, and so are those with conditions, which have to be shown to be satisfiable at every shape.
 
+KINDS = ("dominates", "equal", "orthogonal")
 MOST = 4000
 """Theorems that are kept for one solver."""
 
@@ -26,32 +28,31 @@ _theorems: WeakKeyDictionary[Solver, dict[Hashable, Verdict]] = WeakKeyDictionar
 def known_theorem(claim: Claim, solver: Solver, second: Solver | None) -> Verdict | None:
     """The proof for any shape of this very claim, if the same two solvers have answered for it."""
     known = _theorems.get(solver)
-    key = _key(claim, second) if known else None
-    return None if key is None or known is None else known.get(key)
+    try:
+        return None if known is None else known.get(_key(claim, second))
+    except TypeError:  # something in the key has no hash, or no weak reference: nothing was kept
+        return None
 
 
 def keep_theorem(verdict: Verdict, solver: Solver, second: Solver | None) -> None:
     """Keep a proof, if another try would make nothing better of it."""
     checked = verdict.grade in (Grade.TWO_SOLVERS, Grade.NO_SOLVER) or second is None
-    if verdict.proved and verdict.stage == "rule" and checked and (key := _key(verdict.claim, second)) is not None:
-        known = _theorems.setdefault(solver, {})
-        if len(known) >= MOST:
-            known.clear()
-        known[key] = verdict
+    claim = verdict.claim
+    if not (verdict.proved and verdict.stage == "rule" and checked) or claim.given or claim.kind not in KINDS:
+        return
+    known = _theorems.setdefault(solver, {})
+    if len(known) >= MOST:
+        known.clear()
+    with suppress(TypeError):
+        known[_key(claim, second)] = verdict
 
 
 def _key(claim: Claim, second: Solver | None) -> Hashable:
-    """None where there is none: a proof is then made anew."""
-    if claim.given or claim.kind not in ("dominates", "equal", "orthogonal"):
-        return None
-    try:
-        techniques = {id(t): t for sequence in claim.sequences for t in sequence}.values()  # as some say they are equal
-        now = tuple((_promises(t), t.needs_inputs, *map(_step, t.steps())) for t in techniques)
-        key = (claim, now, None if second is None else ref(second))
-        hash(key)
-    except TypeError:  # something in it has no hash, or no weak reference
-        return None
-    return key
+    every = [t for sequence in claim.sequences for t in sequence]
+    techniques = {id(t): t for t in every}  # not by their equality, which a class may define as it likes
+    places = tuple(map(list(techniques).index, map(id, every)))
+    now = tuple((_promises(t), t.needs_inputs, *map(_step, t.steps())) for t in techniques.values())
+    return claim, places, now, None if second is None else ref(second)
 
 
 def _promises(technique: Technique) -> Hashable:

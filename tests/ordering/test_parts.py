@@ -250,6 +250,21 @@ def test_a_second_run_evaluates_nothing_and_a_killed_one_goes_on(tmp_path: Path)
         assert resumed.evaluations + dies.evaluations == fresh.evaluations
 
 
+@pytest.mark.parametrize("sources", ["others", None])
+def test_what_other_sources_measured_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sources: str | None
+) -> None:
+    """Neither whole models nor layers; without a digest of the sources nothing is kept either."""
+    first, again, last = (InParts(TECHNIQUES) for _ in range(3))
+    search(TECHNIQUES, bench=first, prover=unknown(), store=Store(tmp_path / "s.db"))
+    for module in ("search", "explore"):
+        monkeypatch.setattr(f"compcomp.ordering.{module}.sources_of", lambda _: sources)
+    for bench in (again, last):
+        search(TECHNIQUES, bench=bench, prover=unknown(), store=Store(tmp_path / "s.db"))
+    assert (again.evaluations, again.applications) == (first.evaluations, first.applications)
+    assert (last.evaluations == 0) is (sources is not None)
+
+
 def test_other_settings_use_what_is_stored_and_measure_the_rest(tmp_path: Path) -> None:
     """Stored parts may not reach as far as another race needs them: the state is made again."""
     four = [*TECHNIQUES, LOW_RANK]
