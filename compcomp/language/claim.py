@@ -80,8 +80,8 @@ class Claim:
 
     def check(self, shape: tuple[int, int]) -> None:
         """Raise InputError when it does not speak of layers of this shape (out, in)."""
-        for sequence in self.sequences:
-            sequence.check(shape)
+        for technique in {id(t): t for sequence in self.sequences for t in sequence}.values():
+            technique.check(shape)
         for partition in () if self.scheme is None else self.scheme.partitions:
             partition.check(shape, str(self.scheme))
 

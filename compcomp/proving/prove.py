@@ -30,8 +30,8 @@ from compcomp.proving.rules.basis import simplified
 from compcomp.proving.sample import formats_along
 from compcomp.proving.search import Found, search
 from compcomp.proving.solver import Solver, default_solver, second_solver
+from compcomp.proving.strict import strict
 from compcomp.proving.theorems import keep_theorem, known_theorem
-from compcomp.proving.truth import strict
 from compcomp.version import __version__
 
 STAGES = ("search", "rule", "bounded")

@@ -21,7 +21,7 @@ from compcomp.language.text import parse_claim
 from compcomp.language.verdict import Grade, Status, Verdict
 from compcomp.proving.prove import prove
 from compcomp.proving.solver import Answer, Remembering, default_solver
-from compcomp.proving.truth import strict
+from compcomp.proving.strict import strict
 from compcomp.techniques import AbsMax, Magnitude
 from compcomp.terms import Abs, each
 from tests.claims import CLAIMS
@@ -179,6 +179,35 @@ def test_an_encoding_with_a_truth_value() -> None:
             prove(equal(Encoded(), Magnitude(0)), (1, 2), stages=stages)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("factor", [0.1, 0.5, np.float32(0.1)])
+def test_an_encoding_with_a_float(factor: float) -> None:
+    """For z3 0.1 times 3 is 0.3, and exact numbers times 0.1 are floats, of which nothing is exact."""
+
+    @dataclass(frozen=True)
+    class Scaled(Technique):
+        factors: tuple[Any, ...]
+
+        def encode(self, layer: LayerState) -> LayerState:
+            weight = layer.weight
+            for factor in self.factors:
+                weight = each(lambda w, factor=factor: w * factor, weight)
+            return LayerState.dense(weight, choices=layer.choices)
+
+    claim = equal(Scaled((factor, 3)), Scaled((3 * factor,)))
+    for stages in (("bounded",), ("search", "rule", "bounded")):
+        with pytest.raises(TypeError, match="Fraction"):
+            prove(claim, (1, 2), stages=stages)
+    with pytest.raises(TypeError, match="Fraction"):
+        prove(equal(Scaled((factor,)), Scaled((3,))), (1, 2), stages=("search",))
+    exact = equal(Scaled((Fraction(1, 10), 3)), Scaled((Fraction(3, 10),)))
+    assert prove(exact, (1, 2), stages=("bounded",)).proved
+
+
+def test_a_score_with_a_float() -> None:
+    with pytest.raises(TypeError, match="Fraction"):
+        prove(first_better(Scored(lambda element: 0.1 * Abs(element.weight))), stages=RULES)
+
+
 def test_elsewhere_z3_keeps_its_ways() -> None:
     x, y = z3.Reals("x y")
     seen: list[bool] = []
@@ -191,12 +220,16 @@ def test_elsewhere_z3_keeps_its_ways() -> None:
             bool(x == x)
         with pytest.raises(z3.Z3Exception):
             bool(x < y)
+        for floats in (lambda: x + 0.5, lambda: y > 0.5, lambda: z3.RealVal(0.5), lambda: z3.If(x < y, 0.5, x)):
+            with pytest.raises(TypeError):
+                floats()
         assert bool(z3.BoolVal(True)) and not z3.BoolVal(False)
         thread = threading.Thread(target=lambda: seen.append(bool(z3.Int("i", z3.Context()) == 1)))
         thread.start()
         thread.join()
     assert seen == [False]
     assert bool(x == x) and not bool(x == y)
+    assert z3.simplify(x + 0.5 - x).eq(z3.RealVal("1/2"))
 
 
 # ------------------------------------------------------------------------------------------ steps and encodings
