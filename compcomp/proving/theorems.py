@@ -51,13 +51,16 @@ def _key(claim: Claim, second: Solver | None) -> Hashable:
     every = [t for sequence in claim.sequences for t in sequence]
     techniques = {id(t): t for t in every}  # not by their equality, which a class may define as it likes
     places = tuple(map(list(techniques).index, map(id, every)))
-    now = tuple((_promises(t), t.needs_inputs, *map(_step, t.steps())) for t in techniques.values())
-    return claim, places, now, None if second is None else ref(second)
+    return claim, places, tuple(map(_technique, techniques.values())), None if second is None else ref(second)
 
 
-def _promises(technique: Technique) -> Hashable:
-    promises = technique.promises()
-    return promises if promises.optimum is None else (promises, _step(promises.optimum.grid))
+def _technique(technique: Technique) -> Hashable:
+    """What rules read of it."""
+    promises, steps = technique.promises(), technique.steps()
+    told = steps and type(technique).needs_inputs is Technique.needs_inputs  # by the steps themselves
+    sees = None if told else technique.needs_inputs
+    joint = () if promises.optimum is None else _step(promises.optimum.grid)
+    return promises, sees, joint, *map(_step, steps)
 
 
 def _step(step: Step) -> Hashable:
