@@ -32,6 +32,7 @@ from compcomp.errors import NotExactError
 Term = Any
 Array = npt.NDArray[Any]
 
+NO_FLOATS = "a float in an encoding, which is exact: write Fraction(1, 10), or Fraction(0.1) if that float is meant"
 LADDER_LEVELS = 32
 """Grids up to this many levels a side are written for z3 as a tree of comparisons (faster up to 5 bits)."""
 

@@ -222,6 +222,21 @@ def test_what_an_encoding_breaks_is_caught(change: Callable[[LayerState], LayerS
         check_encoding(Loosened(bits=3, change=change), shapes=[(1, 2), (2, 2)], max_examples=150, minimise=False)
 
 
+def with_a_float(layer: LayerState) -> LayerState:
+    return replace(layer, weight=layer.weight * 0.5)
+
+
+def with_a_truth_value(layer: LayerState) -> LayerState:
+    return replace(layer, weight=each(lambda w: 0 if w == 3 else w, layer.weight))
+
+
+@pytest.mark.parametrize(("change", "says"), [(with_a_float, "Fraction"), (with_a_truth_value, "truth value")])
+def test_encodings_that_are_not_on_terms_are_caught(change: Callable[[LayerState], LayerState], says: str) -> None:
+    loose = Loosened(bits=3, change=change, keeps=frozenset())
+    with pytest.raises((TypeError, AssertionError), match=says):
+        check_encoding(loose, shapes=[(1, 2)], max_examples=60, minimise=False)
+
+
 def of_varying_levels(layer: LayerState) -> LayerState:
     """As many levels as the first weight asks for: all weights still lie on the grid."""
     grid = layer.format.grid

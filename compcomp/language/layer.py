@@ -10,7 +10,7 @@ import numpy as np
 
 from compcomp.errors import InputError
 from compcomp.language.basis import Part, Rotation, Transform, composed
-from compcomp.terms import Abs, Choices, Div, Max, Sum, Term, each, nearest, nearest_code, reading
+from compcomp.terms import NO_FLOATS, Abs, Choices, Div, Max, Sum, Term, each, nearest, nearest_code, reading
 
 Array = Any
 """A numpy object array of terms for encodings, a torch tensor for kernels."""
@@ -167,6 +167,15 @@ class LayerState:
         factors, transform = self.format.factors, self.format.transform
         weight = self.weight if factors is None else self.weight + factors.left @ factors.right
         return weight if transform is None else transform.weights_back(weight)
+
+    def require_exact(self) -> None:
+        """Raise TypeError where one of its numbers is a float, as it is after an encoding that holds one."""
+        form = self.format
+        factors = () if form.factors is None else (form.factors.left, form.factors.right)
+        grid = () if form.grid is None else (form.grid.step, form.grid.offset)
+        for array in (self.weight, self.inputs, *factors, *grid):
+            if array is not None and any(isinstance(x, float) for x in np.ravel(array)):
+                raise TypeError(NO_FLOATS)
 
     def working(self) -> LayerState:
         """The layer in the coordinates of its weight, without its transform: what techniques see."""

@@ -17,7 +17,6 @@ from compcomp.language.layer import Cut, Factors, Format, Grid, LayerState
 from compcomp.language.technique import Sequence, Technique, run_kernel
 from compcomp.language.verdict import Matrix, Trace, Witness
 from compcomp.proving.meaning import Run, fails, misfits
-from compcomp.proving.strict import FLOAT
 from compcomp.terms import Array, Choices, RandomChoices, each
 
 FLOAT_TOLERANCE = 1e-9
@@ -41,17 +40,9 @@ def exact_runs(claim: Claim, suspect: Suspect) -> list[Run]:
         return LayerState.dense(suspect.weight, suspect.inputs, choices=choices)
 
     runs: list[Run] = [sequence.trace(start(k)) for k, sequence in enumerate(claim.sequences)]
-    if any(isinstance(x, float) for run in runs for x in _numbers(run[-1])):
-        raise TypeError(FLOAT)
+    for run in runs:
+        run[-1].require_exact()
     return runs
-
-
-def _numbers(state: LayerState) -> Iterator[Any]:
-    form = state.format
-    factors = () if form.factors is None else (form.factors.left, form.factors.right)
-    grid = () if form.grid is None else (form.grid.step, form.grid.offset)
-    for array in (state.weight, state.inputs, *factors, *grid):
-        yield from () if array is None else np.ravel(array)
 
 
 def confirmed(claim: Claim, suspect: Suspect) -> bool:

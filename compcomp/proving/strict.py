@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import z3
 
+from compcomp.terms import NO_FLOATS
+
 # z3 answers bool(x == y) by whether both sides look alike. An encoding with `if w == 0`, `in` or numpy.where would then
 # be read as if no weight were 0, and claims be proved of something else. And it reads the float 0.1 as 1/10, which it
 # is not. Elsewhere, and in other threads, z3 keeps its ways.
-
-FLOAT = "a float in an encoding, which is about exact numbers: write Fraction(1, 10), or Fraction(0.1) if that is meant"
 
 _here = threading.local()
 _bool_of_z3, _real_of_z3 = z3.AstRef.__bool__, z3.RealVal
@@ -28,7 +28,7 @@ def _truth(term: Any) -> bool:
 
 def _real(value: Any, ctx: Any = None) -> Any:
     if getattr(_here, "strict", False) and isinstance(value, float | np.floating):
-        raise TypeError(FLOAT)
+        raise TypeError(NO_FLOATS)
     return _real_of_z3(value, ctx)
 
 
