@@ -33,6 +33,7 @@ class DistillFactors(Technique):
         rests=True,
         holds_reference=True,
         leaves_weight=True,
+        sees_factors=True,
     )
 
     def __post_init__(self) -> None:

@@ -25,11 +25,19 @@ def _third(rounding: str, ties: str = "all") -> str:
 X = "AbsMaxInputs(bits=4)"
 G, OPEN = "GradientDistill(iterations=2)", "DistillLogits(iterations=2)"
 ANY_P, ANY_Q = "Magnitude(sparsity=Any)", "AbsMax(bits=Any)"
+A1, Q2, F = "LoRA(rank=1, iterations=1)", "AbsMax(bits=2)", "DistillFactors()"
 T = "QuantizationAwareTraining(bits=4)"
 M, O, A = "MinMax(bits=4)", "MinMax(bits=4, zero='none')", "ApplyMask()"
 DENSE, HALF = "Magnitude(sparsity=Any, of='dense')", "Magnitude(sparsity=1/2, of='dense')"
 
 CLAIMS: list[tuple[str, str, str, str]] = [
+    # Equal states agree in the product of their factors, and DistillFactors sees more: nothing rests before it.
+    (f"{A1} >> {Q2} equals {Q2}", "weight_l2", "any", "PROVED"),
+    (f"{A1} >> {Q2} >> {F} equals {Q2} >> {F}", "weight_l2", "any", "REFUTED"),
+    (f"BlockMeans(rank=1) >> {Q2} >> {F} equals {Q2} >> {F}", "weight_l2", "any", "REFUTED"),
+    (f"{Q2} >> {F} dominates {A1} >> {Q2} >> {F}", "output_l2", "any", "REFUTED"),
+    (f"{Q2} >> {F} >> {A1} dominates {A1} >> {Q2} >> {F}", "output_l2", "any", "REFUTED"),
+    (f"{D} >> {Q2} >> {F} equals {Q2} >> {F}", "weight_l2", "any", "PROVED"),
     # Every bit width and every sparsity at once.
     (_reversed(ANY_P, ANY_Q), "weight_l1", "any", "PROVED"),
     (_reversed(ANY_P, ANY_Q), "weight_l2", "any", "PROVED"),

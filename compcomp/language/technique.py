@@ -38,7 +38,8 @@ class Declared:
     Every technique promises that what it sets up holds after it ("fits"): weights that it drops are zero, a pattern is
     one of its mask, its mask drops what it removes, and in removed rows and columns the low-rank term is zero too; the
     weights have the rank, and lie on the grid (of one of which zero is no value: those that the mask keeps). And that
-    its steps, where it has any, are all that it does.
+    its steps, where it has any, are all that it does. And that it maps equal states to equal states: of a low-rank term
+    beside the weight it sees the product alone, unless it says `sees_factors`.
 
     keeps: invariants that survive it where they hold, out of :data:`compcomp.language.layer.INVARIANTS` and
         "factors". For the mask also, for
@@ -59,6 +60,7 @@ class Declared:
         not say so leaves the transform alone, and never sees one: it is shown the layer in the basis that is there.
     changes_inputs: it acts on the inputs instead of the weight. What it makes of them depends on them alone, and
         weight, reference and format stay as they are. A technique that does not say so leaves the inputs alone.
+    sees_factors: what it makes of a layer depends on more of the low-rank term than its product, such as on its rank.
     zeros: which zeros stay, whatever the format says of them. "weights": a weight that is zero is zero after it.
         "rows": where a row of the weight and that of the low-rank term are zero, both are after it.
     removes_rows: what it removes is rows, as the cut says, and of weights it drops these alone.
@@ -92,6 +94,7 @@ class Declared:
     removes_rows: bool = False
     input_bits: int | None = None
     format_varies: bool = False
+    sees_factors: bool = False
 
 
 class Technique:

@@ -4,7 +4,8 @@ Laws (each is checked here, so that no search can break it):
 
 1. *Words.* Every prefix has a word: techniques that lead to a state equal to its own. A PROVED ``equal`` that covers
    the layers at hand shortens words, or brings them into the order in which techniques were given: anywhere inside a
-   word where the proof holds from every state, else only where the word is one of its sides. Prefixes of one word that
+   word where the proof holds from every state, else only where the word is one of its sides, and no technique of the
+   search sees factors that these may leave unlike: equal states agree in their product alone. Prefixes of one word that
    have used the same become one node: every continuation of one is one of the other, with the same result.
 2. *Dominance.* A complete order is dropped by a PROVED ``dominates`` under the loss of the search that covers the
    layers at hand, for another complete order of the same techniques.
@@ -289,6 +290,8 @@ class Orderings(Space):
         if verdict.congruent:
             smaller, larger = sorted((side for side in sides if side is not None), key=lambda w: (len(w), w))
             self._inside.setdefault(larger, (smaller, verdict))
+        elif self._may_see_factors(verdict.claim):
+            return False
         else:
             words = sorted((self.word(side)[0] for side in sides if side is not None), key=lambda w: (len(w), w))
             if words[0] == words[1]:
@@ -296,6 +299,11 @@ class Orderings(Space):
             self._whole.setdefault(words[1], (words[0], verdict))
         self._changed()
         return True
+
+    def _may_see_factors(self, claim: Claim) -> bool:
+        """Whether a technique that may follow tells states apart that the claim calls equal."""
+        keep = all("factors" in technique.promises().keeps for sequence in claim.sequences for technique in sequence)
+        return not keep and any(technique.promises().sees_factors for technique in self.techniques)
 
     def improves_last(self, verdict: Verdict) -> bool:
         """Law 3: note that ``X >> T`` never loses more than ``X``; False when the law forbids to use it."""

@@ -115,7 +115,6 @@ def check_encoding(
         factor = data.draw(st.sampled_from((Fraction(3), Fraction(1, 2), Fraction(2, 7))))
         try:
             result = technique.encode(replace(layer, choices=Choices()))
-            result.require_exact()
             _check_promises(technique, layer, result, seed, factor)
             coverage.promises += 1
             _compare(technique, run, layer, result, device, coverage)
@@ -356,6 +355,7 @@ def _check_untouched(technique: Technique, layer: LayerState, tensors: LayerStat
 
 
 def _check_promises(technique: Technique, layer: LayerState, result: LayerState, seed: int, factor: Fraction) -> None:
+    result.require_exact()
     promised = technique.promises()
     makers: list[Callable[[], Choices]] = [Choices, lambda: RandomChoices(seed)]
     results = [result, technique.encode(replace(layer, choices=makers[1]()))]
@@ -397,6 +397,10 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
             losses = [LOSSES[name].of(state) for state in (layer, result)]
             if losses[1] > losses[0]:
                 raise broken(f"never_increases={{{name!r}}}", ("before and after", losses), after)
+        otherwise = technique.encode(replace(_with_other_factors(layer, seed), choices=make()))
+        if not promised.sees_factors and not _equal(result, otherwise):
+            seen = ("effective weight after", _text(result.effective()))
+            raise broken("sees_factors=False", seen, ("with other factors", _text(otherwise.effective())))
         _check_inputs(technique, layer, result, make)
         _check_basis(technique, layer, result)
         at_reference = replace(layer, reference=layer.effective(), reference_inputs=None, choices=make())
@@ -428,6 +432,17 @@ def _check_steps(technique: Technique, layer: LayerState, result: LayerState) ->
     if not _equal(after, result) or after.format.rank != result.format.rank:
         shown = (("steps", _text(after.weight)), ("encoding", _text(result.weight)))
         raise _fail(technique, "its steps() are not what its encoding does", layer, *shown)
+
+
+def _with_other_factors(layer: LayerState, seed: int) -> LayerState:
+    """An equal layer with other factors, of a larger rank."""
+    rows, columns = layer.weight.shape
+    known = layer.format.factors
+    more = np.array([[Fraction(int(x)) for x in np.random.default_rng(seed).integers(-3, 4, columns)]], dtype=object)
+    left, right = np.full((rows, 1), Fraction(0), dtype=object), more
+    if known is not None:
+        left, right = np.hstack([2 * known.left, left]), np.vstack([known.right / 2, right])
+    return replace(layer, format=replace(layer.format, factors=Factors(left, right)))
 
 
 MOST = 200

@@ -166,7 +166,8 @@ def run(order: Iterable[Technique], state: LayerState) -> LayerState:
 def digest(state: LayerState, layers: int) -> str:
     """The same for states of the same numbers: 0 is -0."""
     form = state.format
-    fields = [state.weight, state.effective(), form.mask, None if form.grid is None else form.grid.step]
+    fields = [state.weight, form.mask, None if form.grid is None else form.grid.step]
+    fields += [] if form.factors is None else [form.factors.left, form.factors.right]
     known = [None if field is None else (stack(field, layers) + 0.0).tobytes() for field in fields]
     grid = None if form.grid is None else form.grid.levels
     return hashlib.sha256(repr((known, grid, form.rank)).encode()).hexdigest()

@@ -15,7 +15,7 @@ from compcomp.language.verdict import Status
 from compcomp.ordering.dag import Orderings, covers
 from compcomp.ordering.space import Prefix, optional
 from compcomp.proving.proof import EXACT
-from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude
+from compcomp.techniques import AbsMax, DistillFactors, LeastSquaresDistill, LoRA, Magnitude
 from tests.ordering.fakes import verdict
 
 A, B, C, D = (AbsMax(bits=bits) for bits in (2, 3, 4, 5))
@@ -121,6 +121,17 @@ def test_what_changes_nothing_at_first_comes_last() -> None:
 def test_a_proof_from_the_dense_layer_alone_defers_nothing() -> None:
     orderings = resting([A, B, C], 2, congruent=False)
     assert orderings.counted()["dropped"] == 0 and orderings.representative((2, 1, 0)) == (2, 1, 0)
+
+
+@pytest.mark.parametrize("seer", [None, DistillFactors()])
+def test_what_leaves_factors_is_not_left_out_before_what_sees_them(seer: Technique | None) -> None:
+    """Equal states agree in the product of their factors; that DistillFactors makes of them the same, nobody says."""
+    for resting in (LoRA(rank=1, iterations=1), LeastSquaresDistill()):
+        orderings = Orderings([A, resting, seer or B], "output_l2")
+        left_out = orderings.merge(verdict(equal(resting, Sequence()), Status.PROVED))
+        assert left_out is (seer is None or resting == LeastSquaresDistill())
+        anywhere = verdict(equal(A >> resting, resting >> A), Status.PROVED, congruent=True)
+        assert orderings.merge(anywhere), "a proof from every state leaves the very same factors"
 
 
 def test_nothing_is_deferred_to_a_place_it_may_not_take() -> None:

@@ -11,7 +11,18 @@ import pytest
 from compcomp.language.technique import Technique
 from compcomp.ordering.search import search
 from compcomp.ordering.store import Store
-from compcomp.techniques import AbsMax, ApplyMask, LeastSquaresDistill, Magnitude, MinMax, TruncatedSVD, Wanda
+from compcomp.techniques import (
+    AbsMax,
+    ApplyMask,
+    BlockMeans,
+    DistillFactors,
+    LeastSquaresDistill,
+    LoRA,
+    Magnitude,
+    MinMax,
+    TruncatedSVD,
+    Wanda,
+)
 from tests.ordering.fakes import LayerBench, by_rules, exhaustive
 
 FAMILY: list[Technique] = [
@@ -34,6 +45,9 @@ FAMILY: list[Technique] = [
     TruncatedSVD(rank=2, residual=True),
     TruncatedSVD(rank=2),
     LeastSquaresDistill(),
+    LoRA(rank=1, iterations=1),
+    BlockMeans(rank=1),
+    DistillFactors(),
 ]
 LOSSES = ("output_l2", "weight_l2", "weight_l1")
 BATCHES, EACH = 30, 11

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import z3
@@ -14,14 +15,16 @@ from compcomp.proving.session import Session
 
 # Two states are equal when they agree in weight, reference, mask, grid, the product of their factors, the inputs,
 # dense and current, and the transform; techniques map equal states to equal states, as they see factors through that
-# product alone. A normal form maps every dense state to a state equal to what the sequence maps it to. Four rewritings
-# lead to it.
+# product alone, unless they declare `sees_factors`. A normal form maps every dense state to a state equal to what the
+# sequence maps it to. Four rewritings lead to it. All but (rest) leave the very factors that the sequence leaves.
 #
 # (rest) Call a state s *at the reference* when its effective weight equals its reference and its inputs are the dense
 # ones. Let T declare `rests`:
 # for every s at the reference, T(s) equals s. Let H declare `holds_reference`: for every s at the reference, H(s)
-# is at the reference. The dense state is at the reference. So T may be left out of H1 >> ... >> Hk >> T >> R. A
-# technique that declares `changes_inputs` counts neither as T nor as an H.
+# is at the reference. The dense state is at the reference. So T may be left out of H1 >> ... >> Hk >> T >> R, unless
+# T may leave other factors than it finds (it does not keep "factors") and a technique of R declares `sees_factors`: to
+# that the states that T finds and leaves need not be alike. A technique that declares `changes_inputs` counts neither
+# as T nor as an H.
 #
 # (inputs) Let T declare `changes_inputs`: what it makes of the inputs depends on them alone, and the rest of the state
 # stays as it is. Let S be a step or technique that does not look at inputs (`needs_inputs`) and, as it does not
@@ -83,7 +86,7 @@ def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> 
     """Rewrite a sequence until nothing is left to leave out. ``dense``: it starts from the dense state, so (rest)."""
     atoms, resting, beside, moved = list[Step | Technique](), list[Technique](), list[Technique](), list[Technique]()
     absorbed, at_reference = False, dense
-    for technique in sequence:
+    for number, technique in enumerate(sequence):
         promises = technique.promises()
         if promises.changes_inputs:
             at_reference, place = False, len(atoms)
@@ -92,7 +95,8 @@ def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> 
             moved += [technique] if place < len(atoms) else []
             atoms.insert(place, technique)
             continue
-        if at_reference and promises.rests:
+        unseen = "factors" in promises.keeps or not _sees_factors(sequence.techniques[number + 1 :])
+        if at_reference and promises.rests and unseen:
             resting.append(technique)
             continue
         at_reference = at_reference and promises.holds_reference
@@ -106,6 +110,10 @@ def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> 
                 atoms[-1 - len(passed)], absorbed = merged, True
                 beside += passed
     return Normal(tuple(atoms), tuple(resting), tuple(beside), tuple(moved), absorbed, deterministic(sequence))
+
+
+def _sees_factors(techniques: Iterable[Technique]) -> bool:
+    return any(technique.promises().sees_factors for technique in techniques)
 
 
 def _passed(atoms: list[Step | Technique]) -> list[Technique]:
