@@ -14,6 +14,7 @@ from compcomp.language.codebooks import Codes
 from compcomp.language.parameters import Unknown
 from compcomp.language.partition import Partition
 from compcomp.terms import (
+    NO_FLOATS,
     ROUNDINGS,
     TIES,
     And,
@@ -28,6 +29,7 @@ from compcomp.terms import (
     nearest,
     nearest_code,
     power_of_two,
+    reading,
     smallest,
 )
 
@@ -55,6 +57,12 @@ class _Closed:
         if cls.__module__ != __name__:
             allowed = "its instances; what they cannot say goes into a technique's encode"
             raise InputError(f"a subclass {cls.__name__} of {cls.__mro__[1].__name__}", allowed, "steps")
+
+
+def _require_exact(numbers: Iterable[Any], layer: LayerState) -> None:
+    """Raise TypeError at a float that is made of exact weights."""
+    if any(isinstance(x, float) for x in numbers) and not any(isinstance(w, float) for w in layer.weight.ravel()):
+        raise TypeError(NO_FLOATS)
 
 
 def _check_choice(name: str, given: object, allowed: tuple[str, ...], where: str) -> None:
@@ -111,6 +119,10 @@ class Selection(_Closed):
         """The groups of which each is selected from without a look at the others."""
         return self.partition if self.of_layer is None else Partition.tensor()
 
+    def rate(self, weight: Term, norm2: Term, reference: Term) -> Term:
+        """The score of a weight, whose input has that squared norm: not seen where the selection needs no inputs."""
+        return self.score(Element(weight, norm2 if self.needs_inputs else None, reference))
+
     def count(self, size: int) -> int:
         """How many weights of a group of this size go."""
         if isinstance(self.share, Unknown):
@@ -124,7 +136,7 @@ class Selection(_Closed):
             return [[scores[index] for index in group] for group in self.partition.groups(layer.weight.shape)]
         norms = layer.input_norms2() if self.needs_inputs else [None] * layer.weight.shape[1]
         return [
-            [self.score(Element(layer.weight[i, j], norms[j], layer.reference[i, j])) for i, j in group]
+            [self.rate(layer.weight[i, j], norms[j], layer.reference[i, j]) for i, j in group]
             for group in self.partition.groups(layer.weight.shape)
         ]
 
@@ -132,6 +144,7 @@ class Selection(_Closed):
         dropped = np.empty(layer.weight.shape, dtype=object)
         groups = self.partition.groups(layer.weight.shape)
         for group, scores in zip(groups, self.scores(layer), strict=True):
+            _require_exact(scores, layer)
             taken = smallest(scores, self.count(len(group)), self.ties, layer.choices)
             for index, drop in zip(group, taken, strict=True):
                 dropped[index] = drop
@@ -211,7 +224,11 @@ class ScaledMap(_Closed):
         step = np.empty(layer.weight.shape, dtype=object)
         groups = self.partition.groups(layer.weight.shape)
         for group in groups:
-            context = layer.choices.context(self.context([layer.weight[index] for index in group]))
+            context = self.context([layer.weight[index] for index in group])
+            _require_exact([context], layer)
+            if reading(context) == "number" and context < 0:
+                raise InputError(f"a measure of {context}", "numbers from 0 on", type(self).__name__)
+            context = layer.choices.context(context)
             unit = self.step(context, layer.choices)
             for index in group:
                 weight[index] = self.rounded(layer.weight[index], unit, layer.choices)

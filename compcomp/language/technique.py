@@ -143,6 +143,17 @@ class Technique:
         return self.declared
 
     @property
+    def is_deterministic(self) -> bool:
+        """Whether nothing is left free, by its promises and by the conventions of its steps."""
+        free = any("any" in (getattr(step, "ties", ""), getattr(step, "rounding", "")) for step in self.steps())
+        return not free and self.promises().deterministic
+
+    @property
+    def is_homogeneous(self) -> bool:
+        """Whether its result scales along with the layer, by its promises and as its steps scale."""
+        return all(getattr(step, "homogeneous", True) for step in self.steps()) and self.promises().homogeneous
+
+    @property
     def needs_inputs(self) -> bool:
         """Whether it looks at the calibration inputs."""
         return any(getattr(step, "needs_inputs", False) for step in self.steps())

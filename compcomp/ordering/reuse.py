@@ -92,7 +92,7 @@ def canonical(claim: Claim) -> Claim:
     if size and _scales(claim):
         given = sorted(_scaled(given, 1 / size), key=str)
     claim = replace(claim, given=tuple(given))
-    deterministic = all(t.promises().deterministic for s in claim.sequences for t in s)
+    deterministic = all(t.is_deterministic for s in claim.sequences for t in s)
     if claim.kind == "equal" and deterministic and str(claim.right) < str(claim.left):
         return _swapped(claim)
     return claim
@@ -221,7 +221,7 @@ def _scale(one: Claim, other: Claim) -> Fraction | None:
 
 def _scales(claim: Claim) -> bool:
     """Whether law (scale) speaks of this claim."""
-    homogeneous = all(t.promises().homogeneous for s in claim.sequences for t in s)
+    homogeneous = all(t.is_homogeneous for s in claim.sequences for t in s)
     return homogeneous and all(isinstance(c, Box) for c in claim.given)
 
 

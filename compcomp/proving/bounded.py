@@ -16,9 +16,10 @@ from compcomp.errors import NotExactError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.layer import LayerState
 from compcomp.language.partition import Partition
-from compcomp.language.steps import Element, ScaledMap, Selection, Step
+from compcomp.language.steps import ScaledMap, Selection, Step
 from compcomp.language.technique import Sequence
 from compcomp.language.verdict import Query
+from compcomp.proving.functions import of_measure, scored
 from compcomp.proving.meaning import establishes, fails
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.basis import simplified
@@ -54,6 +55,8 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
     if claim.scheme is not None and claim.scheme.needs_inputs:
         return Outcome(None, "a formula would speak of one number of tokens only")
     session = Session(solver, time.monotonic() + seconds)
+    if not all(_not_negative(step, session) for step, _ in _contexts(claim, (1, claim.unit))):
+        return Outcome(None, "a measure may be negative", tuple(session.queries))
     shape, reach, assumptions = _one_block(claim, scope)
     if shape[0] * shape[1] > LARGEST_LAYER:
         return Outcome(None, f"a formula for {shape[0]} x {shape[1]} weights would be too large")
@@ -246,7 +249,7 @@ def _selections(claim: Claim) -> list[Selection]:
 
 def _signs_hold(claim: Claim, shape: tuple[int, int], session: Session) -> bool:
     w, h, c, r, v = z3.Reals("w h c r v")  # c: the step, as that follows from the context alone
-    goals = [s.score(Element(-w, h, -r)) == s.score(Element(w, h, r)) for s in _selections(claim)]
+    goals = [scored(s, -w, h, -r) == scored(s, w, h, r) for s in _selections(claim)]
     for step, group in _contexts(claim, shape):
         goals += [step.context(group) >= 0, step.context([-group[0], *group[1:]]) == step.context(group)]
         goals.append(step.rounded(-w, c, Choices()) == -step.rounded(w, c, Choices()))
@@ -256,8 +259,14 @@ def _signs_hold(claim: Claim, shape: tuple[int, int], session: Session) -> bool:
     return all(_deterministic_maps(claim)) and session.holds("signs", premises, z3.And(*goals))
 
 
+def _not_negative(step: ScaledMap, session: Session) -> bool:
+    """Whether the measure is >= 0 of every weight, and with it every step: a negative one rounds otherwise."""
+    goal = step.measure(z3.Real("w")) >= 0
+    return session.once(("not negative", of_measure(step)), lambda: session.holds("measure is not negative", [], goal))
+
+
 def _deterministic_maps(claim: Claim) -> list[bool]:
-    return [t.promises().deterministic or not _has_map(t.steps()) for s in claim.sequences for t in s]
+    return [t.is_deterministic or not _has_map(t.steps()) for s in claim.sequences for t in s]
 
 
 def _has_map(steps: tuple[Step, ...]) -> bool:
@@ -270,8 +279,8 @@ def _scale_holds(claim: Claim, shape: tuple[int, int], session: Session) -> bool
     if not all(step.homogeneous for step, _ in _contexts(claim, shape)):
         return False
     for s in _selections(claim):
-        before = s.score(Element(w, h, r)) <= s.score(Element(w2, h2, r2))
-        after = s.score(Element(t * w, h, t * r)) <= s.score(Element(t * w2, h2, t * r2))
+        before = scored(s, w, h, r) <= scored(s, w2, h2, r2)
+        after = scored(s, t * w, h, t * r) <= scored(s, t * w2, h2, t * r2)
         goals.append(before == after)
     for step, group in _contexts(claim, shape):
         goals.append(step.context(group) >= 0)

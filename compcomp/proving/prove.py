@@ -27,6 +27,7 @@ from compcomp.proving.replay import (
 )
 from compcomp.proving.rules import ANY_BASIS, RULES
 from compcomp.proving.rules.basis import simplified
+from compcomp.proving.rules.likeness import dependable
 from compcomp.proving.sample import formats_along
 from compcomp.proving.search import Found, search
 from compcomp.proving.solver import Solver, default_solver, second_solver
@@ -141,6 +142,8 @@ class _Attempt:
         return formats is None or any(f.get(self.claim.invariant or "") is not None for f in formats)
 
     def _rule(self, claim: Claim) -> Proof | None:
+        if not dependable(claim):
+            return None
         claim, contracts = simplified(claim)
         for rule in RULES:
             if claim.changes_basis and rule not in ANY_BASIS:

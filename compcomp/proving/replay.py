@@ -107,7 +107,7 @@ def _as_floats(state: LayerState) -> LayerState:
 
 def deterministic(claim: Claim) -> bool:
     """Whether its techniques leave no free choice."""
-    return all(t.promises().deterministic for s in claim.sequences for t in s)
+    return all(t.is_deterministic for s in claim.sequences for t in s)
 
 
 def without_kernel(claim: Claim) -> list[Technique]:

@@ -21,8 +21,8 @@ _bool_of_z3, _real_of_z3 = z3.AstRef.__bool__, z3.RealVal
 
 
 def _truth(term: Any) -> bool:
-    if getattr(_here, "strict", False) and z3.is_eq(term):
-        raise TypeError("a symbolic equation has no truth value: write If, And, Or, Not of compcomp.terms")
+    if getattr(_here, "strict", False) and not z3.is_true(term) and not z3.is_false(term):
+        raise TypeError("a symbolic comparison has no truth value: write If, And, Or, Not, Max, Min of compcomp.terms")
     return bool(_bool_of_z3(term))
 
 

@@ -7,10 +7,9 @@ from contextlib import suppress
 from weakref import WeakKeyDictionary, ref
 
 from compcomp.language.claim import Claim
-from compcomp.language.steps import ScaledMap, Selection, Step
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Grade, Verdict
-from compcomp.proving.keys import of_measure, of_score
+from compcomp.proving.functions import of_step
 from compcomp.proving.solver import Solver
 
 # The claim's text would not do as a key: what a technique does may change while its text stays. The key holds all that
@@ -59,12 +58,5 @@ def _technique(technique: Technique) -> Hashable:
     promises, steps = technique.promises(), technique.steps()
     told = steps and type(technique).needs_inputs is Technique.needs_inputs  # by the steps themselves
     sees = None if told else technique.needs_inputs
-    joint = () if promises.optimum is None else _step(promises.optimum.grid)
-    return promises, sees, joint, *map(_step, steps)
-
-
-def _step(step: Step) -> Hashable:
-    """A step as it is, and what its functions say."""
-    if isinstance(step, Selection):
-        return step, of_score(step)
-    return (step, of_measure(step)) if isinstance(step, ScaledMap) else step
+    joint = () if promises.optimum is None else of_step(promises.optimum.grid)
+    return promises, sees, joint, *map(of_step, steps)

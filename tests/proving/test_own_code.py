@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import z3
 
-from compcomp.language.claim import Claim, dominates, equal
+from compcomp.language.claim import Claim, dominates, equal, fits, keeps
 from compcomp.language.layer import LayerState
+from compcomp.language.parameters import ANY
 from compcomp.language.partition import Partition
 from compcomp.language.steps import CodebookMap, Element, GridMap, RangeMap, Selection, Step
-from compcomp.language.technique import Technique
+from compcomp.language.technique import Declared, Technique
 from compcomp.language.text import parse_claim
 from compcomp.language.verdict import Grade, Status, Verdict
 from compcomp.proving.prove import prove
+from compcomp.proving.replay import Suspect, confirmed
 from compcomp.proving.solver import Answer, Remembering, default_solver
 from compcomp.proving.strict import strict
 from compcomp.techniques import AbsMax, Magnitude
-from compcomp.terms import Abs, each
+from compcomp.terms import Abs, If, Max, each
 from tests.claims import CLAIMS
-from tests.helpers import refused
+from tests.helpers import matrix, refused
 
 HALF, ALL, QUANTIZE = Fraction(1, 2), Partition.tensor(), AbsMax(4)
 RULES = ("rule",)
@@ -145,6 +147,189 @@ def test_functions_that_say_the_same_are_told_apart_from_one_used_twice() -> Non
         assert told.queries == alone.queries
 
 
+# ------------------------------------------------------------------------------------------ what rules rely on
+
+
+@dataclass(frozen=True)
+class Of(Technique):
+    """Some steps, of which it is said whether they leave a choice free."""
+
+    what: tuple[Step, ...]
+    free: bool = False
+
+    def steps(self) -> tuple[Step, ...]:
+        return self.what
+
+    def promises(self) -> Declared:
+        return Declared(deterministic=not self.free)
+
+
+def of(*steps: Step) -> Of:
+    return Of(steps)
+
+
+def falls(claim: Claim, weight: Any, inputs: Any = None, seeds: tuple[int | None, ...] = (None,)) -> bool:
+    """Whether the layer breaks the claim, in exact numbers."""
+    arrays = matrix(weight), None if inputs is None else matrix(inputs)
+    return any(confirmed(claim, Suspect(*arrays, seed)) for seed in seeds)
+
+
+PRUNE = of(Selection(magnitude, ALL, HALF, "first"))
+
+
+def floored(weight: Any) -> Any:
+    """A measure with a floor: it does not scale along, and is never as small as 1/2."""
+    return Max([Abs(weight), Fraction(1)])
+
+
+def bent(weight: Any) -> Any:
+    """A measure that is linear on two pieces: what holds at one scale need not hold at another."""
+    return If(Abs(weight) >= Fraction(1, 4), Abs(weight), 3 * Abs(weight))
+
+
+def fractions(*numbers: str) -> tuple[Fraction, ...]:
+    return tuple(map(Fraction, numbers))
+
+
+OF_MEASURES = [
+    (keeps(PRUNE >> of(CodebookMap(floored, fractions("-1/2", "1/4"), "half_even", ALL)), "mask"), [[1, 2]]),
+    (fits(PRUNE >> of(CodebookMap(floored, fractions("-1/2", "1/4"), "half_even", ALL)), "50%"), [[1, 2]]),
+    (equal(of(*[GridMap(bent, 7, "half_even", ALL)] * 2), of(GridMap(bent, 7, "half_even", ALL))), [["13/50", "1/5"]]),
+    (
+        equal(
+            of(*[CodebookMap(lambda w: Abs(w) + 1, fractions("-1/2", "0", "1/2"), "half_even", ALL)] * 2),
+            of(CodebookMap(lambda w: Abs(w) + 1, fractions("-1/2", "0", "1/2"), "half_even", ALL)),
+        ),
+        [[4, 4]],
+    ),
+]
+
+
+@pytest.mark.parametrize(("claim", "weight"), OF_MEASURES, ids=lambda value: "")
+def test_a_measure_that_does_not_scale_along(claim: Claim, weight: Any) -> None:
+    """Facts are asked at one scale: of such a measure none may be taken, least of all where the scale never occurs."""
+    assert falls(claim, weight)
+    assert not prove(claim, stages=RULES).proved
+    assert not prove(claim).proved
+
+
+def test_a_measure_below_zero() -> None:
+    above, below = (
+        of(step) for step in (CodebookMap(Abs, fractions("1"), "half_even", ALL), GridMap(own, 1, "half_even", ALL))
+    )
+    verdict = prove(dominates(above, below, loss="weight_l1"), (1, 1), stages=("bounded",))
+    assert verdict.status is Status.UNKNOWN and "negative" in verdict.cause
+    refused(lambda: below.encode(LayerState.dense(matrix([[-3]]))), "-3", "from 0 on")
+
+
+def own(weight: Any) -> Any:
+    return weight
+
+
+@dataclass(frozen=True)
+class Share(Technique):
+    """Drops a share that follows from a parameter which a claim may leave open."""
+
+    density: Any
+    examples: ClassVar[dict[str, tuple[object, ...]]] = {"density": (HALF, Fraction(3, 4))}
+
+    def steps(self) -> tuple[Step, ...]:
+        return (Selection(magnitude, ALL, ANY if self.density is ANY else 1 - self.density, "first"),)
+
+
+@dataclass(frozen=True)
+class HalfAsMuch(Technique):
+    sparsity: Any
+    examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": (HALF, Fraction(3, 4))}
+
+    def steps(self) -> tuple[Step, ...]:
+        return (Selection(magnitude, ALL, ANY if self.sparsity is ANY else self.sparsity / 2, "first"),)
+
+
+@dataclass(frozen=True)
+class Levels(Technique):
+    bits: Any
+    more: int = 0
+    examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (2, 3)}
+
+    def steps(self) -> tuple[Step, ...]:
+        return (GridMap(Abs, ANY if self.bits is ANY else 2 ** (self.bits - 1) - 1 + self.more, "half_even", ALL),)
+
+
+OPEN = [
+    (dominates(Magnitude(sparsity=ANY), HalfAsMuch(ANY), "weight_l2"), [[1, 2, 3, 4]]),
+    (dominates(Magnitude(sparsity=ANY), Share(ANY), "weight_l2"), [[1, 2, 3, 4]]),
+    (equal(Levels(ANY), Levels(ANY, 1)), [[1, 3]]),
+]
+
+
+@pytest.mark.parametrize(("claim", "weight"), OPEN, ids=lambda value: "")
+def test_open_parameters_that_stand_for_other_numbers(claim: Claim, weight: Any) -> None:
+    assert any(falls(instance, weight) for instance in claim.instances())
+    assert not prove(claim, stages=RULES).proved
+    same = dominates(Share(ANY) >> QUANTIZE, QUANTIZE >> Share(ANY), "weight_l2")
+    assert prove(same, stages=RULES).proved
+
+
+def test_a_score_sees_no_norm_that_it_does_not_ask_for() -> None:
+    def fallback(element: Element) -> Any:
+        square = element.weight * element.weight
+        return square if element.norm2 is None else element.norm2 * square
+
+    alone, wanda = (of(Selection(fallback, ALL, HALF, "first", needs_inputs=needs)) for needs in (False, True))
+    claim = dominates(alone, wanda, "output_l2", given=["diagonal_gram"])
+    assert falls(claim, [[1, 2]], [[3, 0], [0, 1]])
+    assert not prove(claim, stages=RULES).proved
+    assert not prove(equal(alone, wanda, given=["no_ties"]), stages=RULES).proved
+
+
+@pytest.mark.parametrize(
+    ("step", "weight"), [(GridMap(Abs, 1, "any", ALL), [[1, 2]]), (Selection(magnitude, ALL, HALF, "any"), [[1, 1]])]
+)
+def test_choices_that_are_left_free_without_a_word(step: Step, weight: Any) -> None:
+    claim = equal(of(step), of(step))
+    assert falls(claim, weight, seeds=tuple(range(6)))
+    assert not prove(claim, stages=RULES).proved
+
+
+def test_encodings_and_scores_that_only_say_that_they_are_equal() -> None:
+    @dataclass(frozen=True)
+    class Encoded(Technique):
+        function: Any = field(compare=False)
+
+        def encode(self, layer: LayerState) -> LayerState:
+            return replace(layer, weight=each(self.function, layer.weight))
+
+    @dataclass(frozen=True)
+    class Score:
+        function: Any = field(compare=False)
+
+        def __call__(self, element: Element) -> Any:
+            return self.function(element)
+
+    encodings = equal(Encoded(lambda w: w), Encoded(lambda w: 2 * w))
+    scores = (of(Selection(Score(f), ALL, HALF, "first")) for f in (magnitude, lambda e: -Abs(e.weight)))
+    for claim in (encodings, equal(*scores)):
+        assert falls(claim, [[1, 2]])
+        assert not prove(claim, stages=RULES).proved
+
+
+def test_a_score_that_is_a_number() -> None:
+    assert prove(first_better(Scored(lambda element: 1)), stages=RULES).status is Status.UNKNOWN
+    assert prove(first_better(Scored(lambda element: Fraction(1, 3)))).refuted
+
+
+def test_floats_that_leave_no_trace_in_the_weights() -> None:
+    rounded = Selection.by_layer(
+        lambda layer: each(lambda w: (2.0**60 + Abs(w)) - 2.0**60, layer.weight), ALL, HALF, "first"
+    )
+    exact = Selection.by_layer(lambda layer: each(Abs, layer.weight), ALL, HALF, "first")
+    measured = GridMap(lambda w: 0.5 * Abs(w), 7, "half_even", ALL)
+    for one, other in ((rounded, exact), (measured, GridMap(Abs, 7, "half_even", ALL))):
+        with pytest.raises(TypeError, match="Fraction"):
+            prove(equal(of(one), of(other)), (1, 2), stages=("search",))
+
+
 # --------------------------------------------------------------------------------------- Python's own truth
 
 
@@ -218,7 +403,7 @@ def test_elsewhere_z3_keeps_its_ways() -> None:
             pass
         with pytest.raises(TypeError):
             bool(x == x)
-        with pytest.raises(z3.Z3Exception):
+        with pytest.raises(TypeError):
             bool(x < y)
         for floats in (lambda: x + 0.5, lambda: y > 0.5, lambda: z3.RealVal(0.5), lambda: z3.If(x < y, 0.5, x)):
             with pytest.raises(TypeError):
@@ -228,6 +413,8 @@ def test_elsewhere_z3_keeps_its_ways() -> None:
         thread.start()
         thread.join()
     assert seen == [False]
+    with pytest.raises(z3.Z3Exception):
+        bool(x < y)
     assert bool(x == x) and not bool(x == y)
     assert z3.simplify(x + 0.5 - x).eq(z3.RealVal("1/2"))
 

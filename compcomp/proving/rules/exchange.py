@@ -12,8 +12,8 @@ import z3
 
 from compcomp.language.claim import Claim
 from compcomp.language.partition import Partition
-from compcomp.language.steps import Element, ScaledMap, Selection, Step, at_most
-from compcomp.proving.keys import of_measure, of_score
+from compcomp.language.steps import ScaledMap, Selection, Step, at_most
+from compcomp.proving.functions import of_measure, of_score, scored
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest, settled, unit_norms
 from compcomp.proving.session import LEMMA_SECONDS, Session
@@ -350,7 +350,7 @@ class Problem:
             label = f"settled{self._number(step)}"
         flags = {name: z3.Bool(f"dropped_{label}_{name}") for name in run.values}
         known = run.values if step.of_layer is None else ()  # a score of the whole layer may be any number
-        score = {name: step.score(Element(run.values[name], norms[name], weights[name])) for name in known}
+        score = {name: scored(step, run.values[name], norms[name], weights[name]) for name in known}
         for x in score:
             for y in score:
                 if x != y:

@@ -9,12 +9,15 @@ from functools import cached_property
 import z3
 
 from compcomp.language.parameters import Unknown
-from compcomp.language.steps import CodebookMap, Element, GridMap, RangeMap, ScaledMap, Selection
-from compcomp.proving.keys import of_measure, of_score
+from compcomp.language.steps import CodebookMap, GridMap, RangeMap, ScaledMap, Selection
+from compcomp.proving.functions import of_measure, of_score, scored
 from compcomp.proving.session import Session
 from compcomp.terms import Abs, Max, SymbolicChoices, Term, nearest
 
 # A map rounds to a grid of step s that follows from the context c, the largest measure of its group.
+#
+# Both normalisations below rest on the fact "even": the measure is >= 0, 0 only at 0, and scales along. Where that is
+# not proved, nothing else is asked: a measure that is never as small as the context looked at makes all facts true.
 #
 # Normalisation (levels). s = c / L. Multiplying weights and context by t > 0 multiplies the map's values by t (the
 # nearest multiple of t s to t w is t times that of s to w; the query "homogeneous" asks that the measure scales too).
@@ -67,7 +70,7 @@ class MapFacts:
         return self._session.holds(f"{name} (map)", [*bound, *choices.premises], goal)
 
     def _fact(self, name: str, conclusion: Callable[[Callable[[Term], Term]], Term], *extra: Term) -> bool:
-        return self._once(name, lambda: self._ask(name, conclusion, *extra))
+        return self.even and self._once(name, lambda: self._ask(name, conclusion, *extra))
 
     @cached_property
     def function(self) -> bool:
@@ -109,6 +112,8 @@ class MapFacts:
 
     @cached_property
     def ordered(self) -> bool:
+        if not self.even:
+            return False
         return (self.odd and self.monotone) or self._once("ordered", lambda: _ordered(self._ask, self._v, self._w))
 
     @cached_property
@@ -117,6 +122,8 @@ class MapFacts:
 
     @cached_property
     def same_step(self) -> bool:
+        if not self.even:
+            return False
         return (self.inside and self.keeps_largest) or self._once(
             "same step", lambda: _same_step(self._ask, self._step, self._w, self._unit.context)
         )
@@ -257,7 +264,7 @@ def settled(selection: Selection, session: Session) -> bool:
     if selection.of_layer is not None:
         return False
     v, w, h, r = z3.Reals("v w h r")
-    goal = selection.score(Element(v, h, r)) == selection.score(Element(w, h, r))
+    goal = scored(selection, v, h, r) == scored(selection, w, h, r)
     return session.holds("a score of the dense weight alone (selection)", [h >= 0], goal)
 
 
@@ -286,7 +293,7 @@ def _keeps_largest(
 ) -> bool:
     x, y, g, h = z3.Reals("x y g h")
     p, r = (x, y) if dense else z3.Reals("p r")
-    drops = selection.score(Element(x, g, p)) <= selection.score(Element(y, h, r))
+    drops = scored(selection, x, g, p) <= scored(selection, y, h, r)
     premises = [g >= 0, h >= 0, drops, measure(y) <= measure(x), *([g == h, g > 0] if equal_norms else [])]
     goal = z3.And(measure(y) == measure(x), measure(z3.RealVal(0)) <= measure(x))
     return session.holds("a selection keeps the largest", premises, goal)
@@ -305,8 +312,8 @@ def unit_norms(
     for selection in selections:
         if selection.of_layer is not None:
             return False
-        before = selection.score(Element(w, h, p)) <= selection.score(Element(v, g, r))
-        after = selection.score(Element(w, t * h, p)) <= selection.score(Element(v, t * g, r))
+        before = scored(selection, w, h, p) <= scored(selection, v, g, r)
+        after = scored(selection, w, t * h, p) <= scored(selection, v, t * g, r)
         if not session.holds("scores for scaled inputs", premises, before == after):
             return False
     if part is None:

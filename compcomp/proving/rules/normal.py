@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import z3
 
-from compcomp.language.steps import Element, ScaledMap, Selection, Step, at_most
+from compcomp.language.steps import ScaledMap, Selection, Step, at_most
 from compcomp.language.technique import Sequence, Technique
+from compcomp.proving.functions import scored
 from compcomp.proving.rules.facts import MapFacts, settled
 from compcomp.proving.rules.inputs import acts_on_inputs
 from compcomp.proving.session import Session
@@ -136,7 +137,7 @@ def _meets_inputs(atom: Step | Technique) -> bool:
 
 def deterministic(sequence: Sequence) -> bool:
     """Equal inputs give equal results: no convention is left free."""
-    return all(t.promises().deterministic for t in sequence)
+    return all(t.is_deterministic for t in sequence)
 
 
 def _absorbed(first: Step | Technique, second: Step | Technique, session: Session) -> Step | None:
@@ -158,9 +159,9 @@ def _zero_scores_least(selection: Selection, session: Session) -> bool:
     if selection.of_layer is not None:  # what is left is scored anew
         return False
     w, g, h, p, r = z3.Reals("w g h p r")
-    zero = selection.score(Element(z3.RealVal(0), g, p))
+    zero = scored(selection, z3.RealVal(0), g, p)
     goal = z3.And(
-        zero == selection.score(Element(z3.RealVal(0), h, r)),
-        zero <= selection.score(Element(w, h, r)),
+        zero == scored(selection, z3.RealVal(0), h, r),
+        zero <= scored(selection, w, h, r),
     )
     return session.holds("zero scores least (selection)", [g >= 0, h >= 0], goal)

@@ -1,18 +1,19 @@
-"""What answers are kept by: of a function not the object, which may come to do something else, but what it says."""
+"""The functions of steps as terms: scores, measures, and what answers about them are kept by."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from fractions import Fraction
 from typing import Any
 
 import z3
 
-from compcomp.language.steps import Element, ScaledMap, Selection
+from compcomp.language.steps import ScaledMap, Selection, Step
 from compcomp.terms import Term
 
-# A function stays the same object when a helper that it calls is defined anew (a notebook's cell run again) and when
-# its module is reloaded in place. So a lemma about it is kept by the term that it makes of symbols now. Functions of
-# this library stand for themselves: they do not change while it runs.
+# No function is a key: it stays the same object when a helper that it calls is defined anew (a notebook's cell run
+# again) and when its module is reloaded in place. So a lemma about it is kept by the term that it makes of symbols
+# now. Functions of this library stand for themselves: they do not change while it runs.
 
 
 class _Said:
@@ -41,10 +42,24 @@ def of_score(selection: Selection) -> Hashable:
     """What a selection scores by. Of a score of the whole layer rules know nothing: that stands for itself."""
     if selection.of_layer is not None:
         return selection.of_layer
-    score = selection.score
-    return score if _ours(score) else _Said(score(Element(*z3.Reals("weight norm2 reference"))))
+    ours = _ours(selection.score)
+    symbols = z3.Reals("weight norm2 reference") if not ours else ()
+    return selection.needs_inputs, selection.score if ours else _Said(scored(selection, *symbols))
+
+
+def scored(selection: Selection, weight: Term, norm2: Term, reference: Term) -> Term:
+    """A weight's score as a z3 term, also where it is a number."""
+    score = selection.rate(weight, norm2, reference)
+    return z3.RealVal(score) if isinstance(score, int | float | Fraction) else score
 
 
 def of_measure(step: ScaledMap) -> Hashable:
     """What a map measures."""
     return step.measure if _ours(step.measure) else _Said(step.measure(z3.Real("weight")))
+
+
+def of_step(step: Step) -> Hashable:
+    """A step as it is, and what its functions say."""
+    if isinstance(step, Selection):
+        return step, of_score(step)
+    return (step, of_measure(step)) if isinstance(step, ScaledMap) else step
