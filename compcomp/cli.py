@@ -200,14 +200,17 @@ def check(
     With --regenerate the prover is used after all, with the saved answers in place of a solver: is it these queries
     that the claim needs? Exit status: 0 valid, 1 invalid, 2 wrong use, 3 holey (something rests on solvers alone).
     """
-    from compcomp.checking.directory import check_directory
+    from compcomp.checking.directory import MALFORMED, check_directory
 
     with _waiting(f"checking {directory}"):
         report = check_directory(directory, solvers=solvers)
         if regenerate and not report.problems:
             from compcomp.proving.certificate.regenerate import regenerated
 
-            report.problems += filter(None, [regenerated(directory)])
+            try:
+                report.problems += filter(None, [regenerated(directory)])
+            except MALFORMED as error:  # InputError among them
+                report.problems.append(f"the prover cannot be asked again: {error}"[:300])
     if as_json:
         _print_json(report.to_json())
     else:

@@ -18,12 +18,17 @@ from compcomp.checking.replay import replay
 from compcomp.checking.solvers import ask, installed
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
-from compcomp.language.saved import binding
+from compcomp.language.saved import FORMAT, binding
 from compcomp.language.text import parse_claim
 
 SOLVER_SECONDS = 5.0
 """For one script and one solver."""
 LARGEST_FILE = 50_000_000
+MALFORMED = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RecursionError),
+    *(TypeError, ValueError),
+)
+"""What reading files that are not as they should be may raise."""
 
 
 @dataclass
@@ -32,6 +37,8 @@ class Report:
 
     claim: str = ""
     status: str = ""
+    loss: str | None = None
+    scope: str = ""
     problems: list[str] = field(default_factory=list)
     holes: list[str] = field(default_factory=list)
     queries: list[dict[str, Any]] = field(default_factory=list)
@@ -45,12 +52,13 @@ class Report:
         """A few lines for a terminal."""
         certified = sum(row["checked"] == "certificate" for row in self.queries)
         relied = sum(row["checked"] != "not relied on" for row in self.queries)
-        lines = [f"{self.outcome}: {self.status} {self.claim}"]
+        where = f" (scope {self.scope}{f', {self.loss}' if self.loss else ''})" if self.scope else ""
+        lines = [f"{self.outcome}: {self.status} {self.claim}{where}"]
         if self.queries:
             lines.append(f"  {certified} of the {relied} queries the proof relies on have a certificate that checks")
         lines += [f"  wrong: {text}" for text in self.problems] + [f"  hole: {text}" for text in self.holes]
         lines += [f"  assumes: {text}" for text in self.assumptions]
-        return "\n".join(lines)
+        return "\n".join(map(_printable, lines))
 
     def to_json(self) -> dict[str, Any]:
         """What ``--json`` prints."""
@@ -58,11 +66,18 @@ class Report:
             "outcome": self.outcome,
             "claim": self.claim,
             "status": self.status,
+            "loss": self.loss,
+            "scope": self.scope,
             "assumptions": self.assumptions,
             "problems": self.problems,
             "holes": self.holes,
             "queries": self.queries,
         }
+
+
+def _printable(text: str) -> str:
+    """In one line, whatever the files hold."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def check_directory(directory: Path | str, *, solvers: bool = True) -> Report:
@@ -84,13 +99,13 @@ def check_directory(directory: Path | str, *, solvers: bool = True) -> Report:
         elif stated["status"] == "REFUTED":
             if "witness.json" not in files:
                 raise Invalid("a refutation needs a witness")
-            if problem := replay(claim, _json(files, "witness.json")):
+            if problem := replay(claim, Scope.of(stated["scope"]), _json(files, "witness.json")):
                 raise Invalid(f"witness: {problem}")
         else:
             report.holes.append(f"{stated['status']} is not re-checked")
     except (Invalid, InputError) as error:
         report.problems.append(str(error))
-    except (AssertionError, ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         report.problems.append(f"not as Verdict.save writes it ({type(error).__name__}: {error})"[:300])
     return report
 
@@ -100,8 +115,10 @@ def _files(folder: Path) -> dict[str, str]:
     there = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if not p.is_dir()}
     if "manifest.json" not in there:
         raise Invalid("manifest.json is missing")
+    if odd := [name for name, path in there.items() if path.is_symlink() or not path.is_file()]:
+        raise Invalid(f"no plain file, or a link: {', '.join(odd)}")
     manifest = json.loads(there.pop("manifest.json").read_text(encoding="utf-8"))
-    if manifest["format"] != 1:
+    if manifest["format"] != FORMAT:
         raise Invalid(f"format {manifest['format']} is not known")
     if missing := sorted(set(manifest["files"]) - set(there)):
         raise Invalid(f"missing: {', '.join(missing)}")
@@ -109,8 +126,8 @@ def _files(folder: Path) -> dict[str, str]:
         raise Invalid(f"not in the manifest: {', '.join(extra)}")
     files = {}
     for name, path in there.items():
-        if ".." in PurePosixPath(name).parts or path.is_symlink() or path.stat().st_size > LARGEST_FILE:
-            raise Invalid(f"{name} is a link, or too large")
+        if ".." in PurePosixPath(name).parts or path.stat().st_size > LARGEST_FILE:
+            raise Invalid(f"{name} is too large")
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != manifest["files"][name]:
             raise Invalid(f"{name} was changed: it does not have the hash of the manifest")
@@ -127,10 +144,11 @@ def _json(files: dict[str, str], name: str) -> Any:
 def _check_stated(stated: dict[str, Any], answers: list[Any], files: dict[str, str], report: Report) -> None:
     """The claim reads as its own text says, and the binding holds claim, assumptions and queries together."""
     report.claim, report.status = str(stated["claim"]), str(stated["status"])
+    report.loss, report.scope = stated["loss"] and str(stated["loss"]), str(stated["scope"])
     report.assumptions = [str(a) for a in stated["assumptions"]]
     scripts = [files[answer["script"]] for answer in answers]
-    if binding(stated, scripts) != files[""]:
-        raise Invalid("the queries, their order, or what is claimed are not those that were bound together")
+    if binding(stated, answers, scripts) != files[""]:
+        raise Invalid("the queries, their order or answers, or what is claimed are not what was bound together")
     used = {"claim.json", "answers.json", ""} | {a[key] for a in answers for key in ("script", "certificate") if a[key]}
     if stated["status"] == "REFUTED":
         used.add("witness.json")
@@ -165,12 +183,19 @@ def _check_queries(
         row["checked"] = _checked(answer, scripts[k], files, report) if relied else "not relied on"
         report.queries.append(row)
         for name, word in said.items():
-            if word != answer["answer"] and "unknown" not in (word, answer["answer"]):
+            if word == "error":
+                report.problems.append(f"{answer['name']}: {name} does not read the script")
+            elif word != answer["answer"] and "unknown" not in (word, answer["answer"]):
                 report.problems.append(f"{answer['name']}: {name} now answers {word}, recorded is {answer['answer']}")
         if relied and row["checked"] == "solvers":
             agreeing = [name for name, word in said.items() if word == answer["answer"]]
             by = f"{' and '.join(agreeing)} alone, asked again" if agreeing else "the recorded answer alone"
             report.holes.append(f"{answer['name']} rests on {by}")
+    relied_on = [answer for answer in answers if answer["answer"] == answer["expected"]]
+    if answers and not relied_on:
+        report.holes.append("none of the recorded answers is one that the proof needs")
+    if stated["grade"] == "two solvers" and any(a["second_answer"] != a["answer"] for a in relied_on):
+        report.problems.append("the grade is two solvers, and not every answer has a second one")
     if stated["grade"] == "certified" and report.holes:
         report.problems.append("the grade is certified, and not every query has a certificate")
 

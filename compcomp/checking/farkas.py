@@ -55,7 +55,7 @@ def is_constant(p: Poly) -> bool:
 
 
 def number(text: Any) -> Fraction:
-    if not isinstance(text, str) or not re.fullmatch(r"-?\d{1,400}(/[1-9]\d{0,400})?", text):
+    if not isinstance(text, str) or not re.fullmatch(r"-?[0-9]{1,400}(/[1-9][0-9]{0,400})?", text):
         raise Invalid(f"{str(text)[:40]} is no rational number")
     return Fraction(text)
 
@@ -63,7 +63,7 @@ def number(text: Any) -> Fraction:
 def read(text: str) -> list[Any]:
     """The commands of a script as nested lists of symbols."""
     stack, at = [list[Any]()], 0
-    pattern = re.compile(r'\s+|;[^\n]*|([()])|\|([^|\\]*)\||("[^"]*"|[^\s()|";]+)')
+    pattern = re.compile(r'[ \t\r\n]+|;[^\n]*|([()])|\|([^|\\]*)\||("[^"]*"|[A-Za-z0-9~!@$%^&*_+=<>.?/:-]+)')
     while at < len(text):
         token = pattern.match(text, at)
         if token is None or (token[1] == ")" and len(stack) < 2):
@@ -121,6 +121,8 @@ class Script:
 
     def _term(self, form: Any, bound: dict[str, int]) -> int:
         while isinstance(form, list) and len(form) == 3 and form[0] == "let":
+            if len({*(names := [name for name, _ in form[1]]), "true", "false"}) < len(names) + 2 or min(names) < ":":
+                raise Invalid(f"a let of names that are no symbols, or not its own: {str(names)[:60]}")
             bound, form = {**bound, **{name: self._term(value, bound) for name, value in form[1]}}, form[2]
         if isinstance(form, list) and len(form) > 1:
             return self._apply(form[0], [self._term(argument, bound) for argument in form[1:]])
@@ -131,7 +133,7 @@ class Script:
             return self._constant(number(value)) if self.sorts[form] != "Bool" else (self.false, self.true)[value]
         if form in self.sorts:
             return self._node(*("flag", form) if self.sorts[form] == "Bool" else ("poly", (((form,), Fraction(1)),)))
-        if not isinstance(form, str) or not re.fullmatch(r"\d+(\.\d+)?", form):
+        if not isinstance(form, str) or not re.fullmatch(r"[0-9]+(\.[0-9]+)?", form):
             raise Invalid(f"a term that is not understood: {str(form)[:60]}")
         return self._constant(Fraction(form))
 
@@ -139,7 +141,6 @@ class Script:
         on_flags = op in ("not", "and", "or", "=>") or isinstance(op, list)
         on_flags = on_flags or (op in ("=", "distinct", "ite") and self.is_boolean(kids[-1]))
         self._all(kids[1:] if op == "ite" else kids, on_flags)
-        minus = self._constant(-1)
         match op, kids:
             case (("and" | "or" | "+" | "*"), _):
                 return self.make(op, *kids)
@@ -152,15 +153,15 @@ class Script:
             case (("=" | "distinct"), [a, b]):
                 same = self.make("=", a, b) if not on_flags else self._choice(a, b, self._not(b))
                 return same if op == "=" else self._not(same)
-            case "=>", [*premises, x]:
+            case "=>", [*premises, x] if premises:
                 return self.make("or", *map(self._not, premises), x)
             case "ite", [c, a, b]:
                 self._all([c], boolean=True)
                 return self._choice(c, a, b) if on_flags else self.make("ite", c, a, b)
             case "-", [x]:
-                return self.make("*", minus, x)
+                return self.make("*", self._constant(-1), x)
             case "-", [x, *rest]:
-                return self.make("+", x, *(self.make("*", minus, y) for y in rest))
+                return self.make("+", x, *(self.make("*", self._constant(-1), y) for y in rest))
             case "/", [x, y] if self.nodes[y][0] == "poly" and is_constant(self.nodes[y][1]) and y != self.zero:
                 return self.make("*", x, self._constant(1 / self.nodes[y][1][0][1]))
             case ["_", "at-most" | "pble" | "pbeq" as kind, k, *weights], _:  # z3's counts of true flags
@@ -274,8 +275,7 @@ class Known:
         minus = add(ZERO, p, -1)
         if self.implies(minus, op == "< 0") and (op != "= 0" or self.implies(p, False)):
             return self.script.true
-        refuted = self.implies(p, op != "< 0") or (op == "= 0" and self.implies(minus, True))
-        return self.script.false if refuted else x
+        return self.script.false if self.implies(p, op != "< 0") or (op == "= 0" and self.implies(minus, True)) else x
 
     def saturate(self, assertions: list[int]) -> list[int]:
         """Simplify, and take comparisons and flags that are asserted for known, until nothing changes."""

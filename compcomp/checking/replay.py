@@ -11,7 +11,7 @@ import numpy as np
 from compcomp.checking.farkas import Invalid, number
 from compcomp.language.algebra import off_grid, rank_exceeds
 from compcomp.language.basis import unlike
-from compcomp.language.claim import Claim
+from compcomp.language.claim import Claim, Scope
 from compcomp.language.layer import LayerState
 from compcomp.language.scheme import Scheme
 from compcomp.language.size import DENSE, values_of
@@ -20,14 +20,22 @@ from compcomp.terms import Array, Choices, RandomChoices
 Run = list[LayerState]
 
 
-def replay(claim: Claim, witness: dict[str, Any]) -> str:
-    """ "" where the layer refutes the claim, step by step as recorded; else why it does not. May raise Invalid."""
+def replay(claim: Claim, scope: Scope, witness: dict[str, Any]) -> str:
+    """ "" where the layer is in the scope and refutes the claim, step by step as recorded; else why it does not.
+
+    May raise Invalid, and InputError where the claim does not speak of layers of its shape.
+    """
     texts = [trace["sequence"] for trace in witness["traces"]]
     instance = next((c for c in claim.instances() if [str(s) for s in c.sequences] == texts), None)
     if instance is None:
         return "the sequences that were run are not those of the claim"
     weight, inputs = _matrix(witness["weight"]), witness["inputs"]
     seed = witness["seed"]
+    if 0 in weight.shape or scope.shape not in (None, weight.shape):
+        return f"a layer of shape {weight.shape[0]} x {weight.shape[1]} is not in the scope {scope}"
+    if inputs is not None and (_matrix(inputs).shape[0] != weight.shape[1] or not _matrix(inputs).shape[1]):
+        return "the inputs do not fit the weight"
+    instance.check((weight.shape[0], weight.shape[1]))
     runs: list[Run] = []
     for k, sequence in enumerate(instance.sequences):
         choices = Choices() if seed is None else RandomChoices(seed + k)

@@ -21,7 +21,7 @@ for text in json.load(sys.stdin):
                 said = str(solver.check())
         print(said, flush=True)
     except Exception:
-        print("unknown", flush=True)
+        print("error", flush=True)
 """,
     "cvc5": """
 import json, sys, cvc5
@@ -39,7 +39,7 @@ for text in json.load(sys.stdin):
             said = (command.invoke(solver, parser.getSymbolManager()).strip() or said)
         print(said if said in ("sat", "unsat") else "unknown", flush=True)
     except Exception:
-        print("unknown", flush=True)
+        print("error", flush=True)
 """,
 }
 
@@ -50,7 +50,10 @@ def installed() -> list[str]:
 
 
 def ask(name: str, scripts: list[str], seconds: float) -> list[str]:
-    """ "sat", "unsat" or "unknown" for each script. ``seconds``: for one script; whatever goes wrong is unknown."""
+    """ "sat", "unsat", "unknown" or "error" for each script. ``seconds``: for one script.
+
+    "error": the solver does not read the script, or stops at it. Whatever else goes wrong is unknown.
+    """
     said: list[str] = []
     try:
         done = subprocess.run(
@@ -66,5 +69,5 @@ def ask(name: str, scripts: list[str], seconds: float) -> list[str]:
         said = late.stdout.decode().split() if isinstance(late.stdout, bytes) else []
     except OSError:
         pass
-    known = [word if word in ("sat", "unsat") else "unknown" for word in said[: len(scripts)]]
+    known = [word if word in ("sat", "unsat", "error") else "unknown" for word in said[: len(scripts)]]
     return known + ["unknown"] * (len(scripts) - len(known))

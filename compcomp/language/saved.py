@@ -13,7 +13,7 @@ from compcomp.errors import InputError
 if TYPE_CHECKING:
     from compcomp.language.verdict import Verdict
 
-FORMAT = 1
+FORMAT = 2
 STATED = (
     "claim",
     "loss",
@@ -39,7 +39,9 @@ def save(verdict: Verdict, directory: Path | str) -> Path:
     files = {path: text.encode() for path, text in _files(verdict).items()}
     manifest = {
         "format": FORMAT,
-        "binding": binding(json.loads(files["claim.json"]), [q.smtlib for q in verdict.queries]),
+        "binding": binding(
+            json.loads(files["claim.json"]), json.loads(files["answers.json"]), [q.smtlib for q in verdict.queries]
+        ),
         "files": {path: hashlib.sha256(content).hexdigest() for path, content in files.items()},
     }
     files["manifest.json"] = _json(manifest).encode()
@@ -49,9 +51,10 @@ def save(verdict: Verdict, directory: Path | str) -> Path:
     return folder
 
 
-def binding(stated: dict[str, Any], scripts: list[str]) -> str:
-    """One digest of what is claimed, of what it rests on, and of the questions asked for it, in their order."""
-    text = json.dumps([[stated.get(key) for key in STATED], scripts], ensure_ascii=True, separators=(",", ":"))
+def binding(stated: dict[str, Any], answers: list[dict[str, Any]], scripts: list[str]) -> str:
+    """One digest of what is claimed, of what it rests on, and of the questions asked for it and their answers."""
+    asked = [[answer[key] for key in ("name", "expected", "answer")] for answer in answers]
+    text = json.dumps([[stated.get(key) for key in STATED], asked, scripts], ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -86,6 +86,8 @@ def _constant(node: ast.expr, where: str) -> Any:
 
 def parse_claim(text: str, loss: str = "weight_l2") -> Claim:
     """``A dominates B``, ``A equals B``, ``A keeps mask`` or ``A fits W4 2:4`` as a Claim, each also ``given x``."""
+    if len(text) > 2 * LONGEST + LONGEST_GIVEN:  # before an expression that takes long on blanks
+        raise InputError(f"{len(text)} characters", f"at most {2 * LONGEST + LONGEST_GIVEN}", "claim")
     text, *after = re.split(r"\s+given\s+", text.strip(), maxsplit=1)
     if after and len(after[0]) > LONGEST_GIVEN:
         raise InputError(f"{len(after[0])} characters", f"at most {LONGEST_GIVEN}", "given")

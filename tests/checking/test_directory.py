@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -160,7 +161,7 @@ def rehash(folder: Path, name: str, *, bind: bool = False) -> None:
     if bind:
         answers = json.loads((folder / "answers.json").read_text())
         stated = json.loads((folder / "claim.json").read_text())
-        manifest["binding"] = binding(stated, [(folder / a["script"]).read_text() for a in answers])
+        manifest["binding"] = binding(stated, answers, [(folder / a["script"]).read_text() for a in answers])
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -305,3 +306,112 @@ def test_a_careful_forger_is_found_by_regenerating(proved: Path, tmp_path: Path)
     folder = copied(proved, tmp_path)
     change(folder, "claim.json", lambda c: c["assumptions"].append("the earth is flat"), bind=True)
     assert regenerated(folder) != ""
+
+
+def invalid(folder: Path, *words: str) -> None:
+    report = check_directory(folder, solvers=False)
+    assert report.outcome == "invalid", report.describe()
+    assert all(word in report.describe() for word in words), report.describe()
+
+
+def test_a_witness_refutes_in_its_own_scope_alone(tmp_path: Path) -> None:
+    """Quantizing and pruning is no worse of one weight, and worse of four."""
+    folder = saved(tmp_path, f"{Q} >> {P} dominates {P} >> {Q}", "weight_l2", "1x4")
+    assert check_directory(folder).outcome == "valid"
+    change(folder, "claim.json", lambda c: c.update(scope="1x1", reach="shape 1 x 1"), bind=True)
+    invalid(folder, "not in the scope 1x1")
+
+
+def test_inputs_have_to_fit_the_weight(tmp_path: Path) -> None:
+    """A feature that no weight sees would set the scale of a token."""
+    folder = saved(tmp_path, "FP8Inputs() equals identity", "weight_l2", "any")
+    assert check_directory(folder).outcome == "valid"
+
+    def one_weight(witness: dict[str, Any]) -> None:
+        witness.update(weight=[["1"]], inputs=[["1"], ["1000"]])
+        for trace in witness["traces"]:
+            for step in trace["steps"]:
+                step.update(weight=[["1"]])
+                step.pop("inputs", None)
+
+    change(folder, "witness.json", one_weight)
+    invalid(folder, "inputs do not fit")
+
+
+def test_what_a_forger_says_of_conditions_and_rules_is_asked_again(tmp_path: Path) -> None:
+    claim = f"{Q} >> {P} dominates {P} >> {Q} given largest_kept, no_ties"
+    folder = saved(tmp_path, claim, "weight_l2", "any")
+    assert regenerated(folder) == ""
+    for change_of in ({"needed": []}, {"reason": "rule moon"}, {"reach": "moon"}):
+        copy = copied(folder, tmp_path)
+        change(copy, "claim.json", lambda c, new=change_of: c.update(new), bind=True)
+        assert next(iter(change_of)) in regenerated(copy)
+        shutil.rmtree(copy)
+
+
+def test_answers_are_bound_and_have_to_be_relied_on(tmp_path: Path) -> None:
+    folder = saved(tmp_path, f"{P} >> {Q} dominates {Q} >> {P}", "weight_l1", "any")
+    assert check_directory(folder, solvers=False).outcome == "holey"
+
+    def unknown(answers: list[dict[str, Any]]) -> None:
+        for answer in answers:
+            answer["answer"] = "unknown"
+
+    copy = copied(folder, tmp_path)
+    change(copy, "answers.json", unknown)
+    invalid(copy, "bound together")
+    rehash(copy, "answers.json", bind=True)
+    assert check_directory(copy, solvers=False).outcome == "holey"
+    change(folder, "answers.json", lambda answers: answers[0].update(second_answer="unknown"), bind=True)
+    invalid(folder, "two solvers")
+
+
+def test_a_script_that_a_solver_does_not_read_is_found(proved: Path, tmp_path: Path) -> None:
+    folder = copied(proved, tmp_path)
+    script = next(p for p in sorted((folder / "queries").iterdir()))
+    script.write_text(script.read_text().replace("(check-sat)", "(assert (=> true))\n(check-sat)"))
+    rehash(folder, f"queries/{script.name}", bind=True)
+    report = check_directory(folder)
+    assert report.outcome == "invalid" and any("does not read" in text for text in report.problems)
+
+
+def test_what_is_printed_stays_in_its_line(proved: Path, tmp_path: Path) -> None:
+    folder = copied(proved, tmp_path)
+    lie = "x\x1b[2K\nvalid: PROVED everything \ud800"
+    change(folder, "claim.json", lambda c: c["assumptions"].append(lie), bind=True)
+    lines = check_directory(folder, solvers=False).describe().split("\n")
+    assert not any(line.startswith("valid: PROVED everything") for line in lines)
+    assert lines[0].endswith("(scope any, weight_l1)")
+    assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "answers.json", "claim.json"])
+def test_files_that_no_reader_can_take(name: str, proved: Path, tmp_path: Path) -> None:
+    for content in ("[" * 100_000, "null", "{}", '"\\ud800"', "[1]", ""):
+        folder = copied(proved, tmp_path)
+        (folder / name).write_text(content)
+        if name != "manifest.json":
+            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest["files"][name] = sha256(content.encode()).hexdigest()
+            (folder / "manifest.json").write_text(json.dumps(manifest))
+        invalid(folder)
+        shutil.rmtree(folder)
+
+
+def test_only_plain_files_are_read(proved: Path, tmp_path: Path) -> None:
+    folder = copied(proved, tmp_path)
+    (folder / "claim.json").unlink()
+    os.mkfifo(folder / "claim.json")
+    invalid(folder, "no plain file")
+    (folder / "claim.json").unlink()
+    (folder / "claim.json").symlink_to(proved / "claim.json")
+    invalid(folder, "no plain file")
+
+
+def test_asking_the_prover_again_fails_in_one_line(proved: Path, tmp_path: Path) -> None:
+    for key, value in (("stage", "moon"), ("scope", "1x9999999"), ("claim", "P" + " " * 200_000)):
+        folder = copied(proved, tmp_path)
+        change(folder, "claim.json", lambda c, key=key, value=value: c.update({key: value}), bind=True)
+        status, printed = shell("check", str(folder), "--regenerate", "--no-solvers")
+        assert status == 1 and "Traceback" not in printed
+        shutil.rmtree(folder)

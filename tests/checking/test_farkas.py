@@ -275,3 +275,22 @@ def test_it_runs_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-I", farkas.__file__, str(tmp_path / "q.smt2"), str(tmp_path / "q.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "unsat")
+
+
+SATISFIABLE_IN_TRUTH = [
+    "(declare-fun x () Real)\n(assert (let ((|1| 0)) (= x 1)))\n(assert (= x 1))\n(check-sat)\n",
+    "(declare-fun x () Real)\n(assert (let ((1 0)) (= x 1)))\n(assert (= x 1))\n(check-sat)\n",
+    "(declare-fun x () Real)\n(assert (let ((true false)) true))\n(assert true)\n(check-sat)\n",
+    "(declare-fun x () Real)\n(assert (let ((a (= x 0)) (a (= x 1))) a))\n(assert (= x 0))\n(check-sat)\n",
+    "(set-info :a #| x |)\n(assert false)\n(set-info :b | b |# 1)\n(check-sat)\n",
+    "(declare-fun x () Real)\n(assert (= x \u0661))\n(assert (= x 2))\n(check-sat)\n",
+    "(declare-fun\u00a0x () Real)\n(assert (= x 1))\n(assert (= x 2))\n(check-sat)\n",
+    "(declare-fun b () Bool)\n(assert (=> b))\n(assert (not b))\n(check-sat)\n",
+]
+
+
+@pytest.mark.parametrize("script", SATISFIABLE_IN_TRUTH)
+def test_names_and_marks_that_solvers_read_otherwise_are_not_read(script: str) -> None:
+    digest = hashlib.sha256(script.encode()).hexdigest()
+    with pytest.raises(Invalid):
+        check_certificate(script, {"format": 1, "script_sha256": digest, "refutation": "contradiction"})

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from compcomp.language.claim import Claim
 from compcomp.language.text import parse_claim
 from compcomp.proving.prove import prove
 from compcomp.proving.solver import Answer
@@ -39,8 +42,19 @@ def regenerated(directory: Path | str) -> str:
         return "from the saved answers the prover does not prove the claim"
     if [(q.name, q.smtlib, q.expected) for q in verdict.queries] != saved:
         return "the prover asks other queries for this claim"
-    if (list(verdict.assumptions), verdict.reach, verdict.congruent) != tuple(
-        stated[key] for key in ("assumptions", "reach", "congruent")
-    ):
-        return "the prover states other assumptions, or another reach, for this claim"
+    again = verdict.to_json()
+    compared = ("scope", "reach", "assumptions", "congruent", "reason")
+    if other := [key for key in compared if again[key] != stated[key]]:
+        return f"the prover states another {', '.join(other)} for this claim"
+    return _needs_less(claim, stated)
+
+
+def _needs_less(claim: Claim, stated: dict[str, Any]) -> str:
+    """ "" where the conditions said to be needed are enough: their queries are not saved, so solvers are asked."""
+    needed, given = stated["needed"], list(map(str, claim.given))
+    if needed in (None, given):
+        return "" if needed is not None or not given else "it is not said which conditions are needed"
+    fewer = replace(claim, given=tuple(condition for condition in claim.given if str(condition) in needed))
+    if list(map(str, fewer.given)) != needed or not prove(fewer, stated["scope"], stages=(stated["stage"],)).proved:
+        return "the prover does not prove the claim under the conditions that are said to be needed"
     return ""
