@@ -39,9 +39,9 @@ def _ours(function: Callable[..., Any]) -> bool:
 
 
 def of_score(selection: Selection) -> Hashable:
-    """What a selection scores by. Of a score of the whole layer rules know nothing: that stands for itself."""
+    """What a selection scores by. Of a score of the whole layer rules know nothing but that it is this very one."""
     if selection.of_layer is not None:
-        return selection.of_layer
+        return selection.of_layer if _ours(selection.of_layer) else (id(selection.of_layer), selection.of_layer)
     ours = _ours(selection.score)
     symbols = z3.Reals("weight norm2 reference") if not ours else ()
     return selection.needs_inputs, selection.score if ours else _Said(scored(selection, *symbols))

@@ -309,7 +309,11 @@ def test_encodings_and_scores_that_only_say_that_they_are_equal() -> None:
 
     encodings = equal(Encoded(lambda w: w), Encoded(lambda w: 2 * w))
     scores = (of(Selection(Score(f), ALL, HALF, "first")) for f in (magnitude, lambda e: -Abs(e.weight)))
-    for claim in (encodings, equal(*scores)):
+    of_layers = (
+        of(Selection.by_layer(Score(lambda layer, sign=sign: sign * layer.weight), ALL, HALF, "first"))
+        for sign in (1, -1)
+    )
+    for claim in (encodings, equal(*scores), equal(*of_layers)):
         assert falls(claim, [[1, 2]])
         assert not prove(claim, stages=RULES).proved
 
