@@ -397,10 +397,10 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
             losses = [LOSSES[name].of(state) for state in (layer, result)]
             if losses[1] > losses[0]:
                 raise broken(f"never_increases={{{name!r}}}", ("before and after", losses), after)
-        otherwise = technique.encode(replace(_with_other_factors(layer, seed), choices=make()))
-        if not promised.sees_factors and not _equal(result, otherwise):
+        other = None if seed % 3 else technique.encode(replace(_with_other_factors(layer, seed), choices=make()))
+        if other is not None and not promised.sees_factors and not _equal(result, other):
             seen = ("effective weight after", _text(result.effective()))
-            raise broken("sees_factors=False", seen, ("with other factors", _text(otherwise.effective())))
+            raise broken("sees_factors=False", seen, ("with other factors", _text(other.effective())))
         _check_inputs(technique, layer, result, make)
         _check_basis(technique, layer, result)
         at_reference = replace(layer, reference=layer.effective(), reference_inputs=None, choices=make())
