@@ -366,6 +366,15 @@ def test_answers_are_bound_and_have_to_be_relied_on(tmp_path: Path) -> None:
     invalid(folder, "two solvers")
 
 
+def test_a_proof_that_needs_no_answer_is_valid(tmp_path: Path) -> None:
+    """Something was asked on the way, and what came back was of no use."""
+    claim = f"{N} >> MinMax(bits=4, zero='none') >> {N} keeps n:m"
+    for certify in (False, True):
+        folder = saved(tmp_path / str(certify), claim, "weight_l2", certify=certify)
+        report = check_directory(folder, solvers=False)
+        assert report.outcome == "valid" and report.queries, report.describe()
+
+
 def test_a_script_that_a_solver_does_not_read_is_found(proved: Path, tmp_path: Path) -> None:
     folder = copied(proved, tmp_path)
     script = next(p for p in sorted((folder / "queries").iterdir()))
