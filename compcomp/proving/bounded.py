@@ -19,7 +19,7 @@ from compcomp.language.partition import Partition
 from compcomp.language.steps import ScaledMap, Selection, Step
 from compcomp.language.technique import Sequence
 from compcomp.language.verdict import Query
-from compcomp.proving.functions import of_measure, scored
+from compcomp.proving.functions import of_measure, on_leaves, scored
 from compcomp.proving.meaning import establishes, fails
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.basis import simplified
@@ -455,20 +455,7 @@ def _negated(claim: Claim, runs: list[list[LayerState]]) -> Term:
 def _centred(reference: Term, value: Term, norm: Term, part: Callable[[Term, Term, Term], Term]) -> Term:
     """part(r, v) - part(r, 0), decided per cell of v: squares of r cancel, so grid values leave it linear."""
     zero = part(reference, z3.RealVal(0), norm)
-    return _on_leaves(value, lambda leaf: z3.simplify(part(reference, leaf, norm) - zero, som=True), {})
-
-
-def _on_leaves(term: Term, function: Callable[[Term], Term], done: dict[int, Term]) -> Term:
-    if not isinstance(term, z3.ExprRef):
-        return function(z3.RealVal(term))
-    key = term.get_id()
-    if key not in done:
-        if z3.is_app_of(term, z3.Z3_OP_ITE):
-            condition, then, otherwise = term.children()
-            done[key] = z3.If(condition, _on_leaves(then, function, done), _on_leaves(otherwise, function, done))
-        else:
-            done[key] = function(term)
-    return done[key]
+    return on_leaves(value, lambda leaf: z3.simplify(part(reference, leaf, norm) - zero, som=True), {})
 
 
 def _identity(side: int) -> Array:

@@ -63,3 +63,17 @@ def of_step(step: Step) -> Hashable:
     if isinstance(step, Selection):
         return step, of_score(step)
     return (step, of_measure(step)) if isinstance(step, ScaledMap) else step
+
+
+def on_leaves(term: Term, function: Callable[[Term], Term], done: dict[int, Term]) -> Term:
+    """The term with each value that its ites choose from replaced by what ``function`` makes of it."""
+    if not isinstance(term, z3.ExprRef):
+        return function(z3.RealVal(term))
+    key = term.get_id()
+    if key not in done:
+        if z3.is_app_of(term, z3.Z3_OP_ITE):
+            condition, then, otherwise = term.children()
+            done[key] = z3.If(condition, on_leaves(then, function, done), on_leaves(otherwise, function, done))
+        else:
+            done[key] = function(term)
+    return done[key]

@@ -52,6 +52,14 @@ def test_prune_then_quantize_is_certified_for_any_shape(loss: str, tmp_path: Pat
     assert {row["checked"] for row in report.queries} <= {"certificate", "not relied on"}
 
 
+@pytest.mark.slow
+def test_a_table_of_many_codes_is_certified(tmp_path: Path) -> None:
+    claim = "Magnitude(sparsity=Any) >> FP8() dominates FP8() >> Magnitude(sparsity=Any)"
+    folder = saved(tmp_path, claim, "weight_l2", certify=True)
+    report = check_directory(folder, solvers=False)
+    assert (report.outcome, json.loads((folder / "claim.json").read_text())["grade"]) == ("valid", "certified")
+
+
 def test_both_solvers_are_asked_again(proved: Path) -> None:
     report = check_directory(proved)
     assert report.outcome == "valid", report.describe()

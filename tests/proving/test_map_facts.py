@@ -7,12 +7,16 @@ import time
 from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import pytest
+import z3
 
 from compcomp.language import codebooks
 from compcomp.language.partition import Partition
 from compcomp.language.steps import CodebookMap, GridMap, ScaledMap
+from compcomp.proving.functions import on_leaves
+from compcomp.proving.rules import facts as rule
 from compcomp.proving.rules.facts import MapFacts
 from compcomp.proving.session import Session
 from compcomp.proving.solver import default_solver
@@ -119,3 +123,41 @@ def test_what_is_proved_of_a_map_holds(step: ScaledMap) -> None:
 def test_facts_of_some_codebooks(codes: str, scale: str, false: set[str]) -> None:
     facts = facts_of(CodebookMap(Abs, CODES[codes], "half_even", Partition.tensor(), scale))
     assert {name for name, proved in facts.items() if not proved} == false
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("scale", ["absmax", "power_of_two"])
+@pytest.mark.parametrize("codes", CODES)
+def test_long_tables_are_monotone_where_short_ones_are(
+    codes: str, scale: str, rounding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one weight between midpoints it follows what is asked of two of a short table."""
+    step = CodebookMap(Abs, CODES[codes], rounding, Partition.tensor(), scale)
+    usual = MapFacts(step, Session(default_solver(), time.monotonic() + 60)).monotone
+    monkeypatch.setattr(rule, "LONG_TABLE", 0)
+    session = Session(default_solver(), time.monotonic() + 60)
+    assert MapFacts(step, session).monotone is usual is (rounding != "any")
+    assert usual is any(query.name.startswith("between") for query in session.queries)
+
+
+def test_a_weight_outside_its_midpoints_is_found() -> None:
+    """The question can fail: of another table's values it does."""
+    step = CodebookMap(Abs, CODES["short"], "half_even", Partition.tensor())
+    known = MapFacts(step, Session(default_solver(), time.monotonic() + 60))
+    moved = CodebookMap(Abs, tuple(map(Fraction, (-2, 2, 3))), "half_even", Partition.tensor())
+    low, middle, high = step.codes
+
+    def other(w: Any) -> Any:  # the nearest of -2, 2 and 3, named by the codes -2, 0 and 3
+        return on_leaves(
+            moved.rounded(w, z3.RealVal(1), Choices()),
+            lambda leaf: z3.RealVal({-2: low, 2: middle, 3: high}[int(z3.simplify(leaf).as_fraction())]),
+            {},
+        )
+
+    w = z3.Real("w")
+    solver = z3.Solver()
+    solver.add(Abs(w) <= 3, z3.Not(known._between(other)))
+    assert solver.check() == z3.sat
+    solver = z3.Solver()
+    solver.add(Abs(w) <= 3, z3.Not(known._between(lambda w: step.rounded(w, z3.RealVal(1), Choices()))))
+    assert solver.check() == z3.unsat

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
+from itertools import pairwise
 
 import z3
 
 from compcomp.language.parameters import Unknown
 from compcomp.language.steps import CodebookMap, GridMap, RangeMap, ScaledMap, Selection
-from compcomp.proving.functions import of_measure, of_score, scored
+from compcomp.proving.functions import of_measure, of_score, on_leaves, scored
 from compcomp.proving.session import Session
 from compcomp.terms import Abs, Max, SymbolicChoices, Term, nearest
 
@@ -29,6 +31,17 @@ from compcomp.terms import Abs, Max, SymbolicChoices, Term, nearest
 # c = max|k|. "power_of_two": s = p(c) / e with p(c) the power of two with p(c) <= c < 2 p(c), and e that of max|k|.
 # Taking t = 1 / s, a power of two, gives a weight group of context t c with p(t c) = t p(c) = e and step 1: so it is
 # enough to look at s = 1 and every c with e <= c < 2 e. The map does not scale with other t, and no fact says so.
+
+
+#
+# Long tables. That q is monotone is asked of two weights, v <= w, in cells of their own: of tables with many codes
+# these are too many for a certificate. There it is asked that w lies between the midpoints m(k - 1) and m(k) around the
+# code c(k) = q(w) (nothing is said where there is none), and that q is a function. Let v <= w, and let c(i) = q(v) be
+# more than c(j) = q(w). Codes and midpoints ascend, so j <= i - 1 and w <= m(j) <= m(i - 1) <= v. So v = w, and then
+# q(v) = q(w), as q is a function.
+
+LONG_TABLE = 64
+"""Codes of the longest table of which the cells of two weights are looked at."""
 
 
 class MapFacts:
@@ -90,7 +103,22 @@ class MapFacts:
 
     @cached_property
     def monotone(self) -> bool:
+        if isinstance(self._step, CodebookMap) and len(self._step.codes) > LONG_TABLE:
+            return self.function and self._fact("between its midpoints", self._between)
         return self.function and self._fact("monotone", lambda q: q(self._v) <= q(self._w), self._v <= self._w)
+
+    def _between(self, q: Callable[[Term], Term]) -> Term:
+        """That w lies between the midpoints around q(w), as far as there are any."""
+        assert isinstance(self._step, CodebookMap)
+        codes, w = self._step.codes, self._w
+        middles = [(low + high) / 2 for low, high in pairwise(codes)]
+        below = dict(zip(codes, [w, *map(z3.RealVal, middles)], strict=True))
+        above = dict(zip(codes, [*map(z3.RealVal, middles), w], strict=True))
+
+        def at(ends: dict[Fraction, Term]) -> Term:
+            return on_leaves(q(w), lambda leaf: ends[z3.simplify(leaf).as_fraction()], {})
+
+        return z3.And(at(below) <= w, w <= at(above))
 
     @cached_property
     def inside(self) -> bool:
