@@ -30,16 +30,17 @@ def replay(claim: Claim, scope: Scope, witness: dict[str, Any]) -> str:
     if instance is None:
         return "the sequences that were run are not those of the claim"
     weight, inputs = _matrix(witness["weight"]), witness["inputs"]
+    tokens = None if inputs is None else _matrix(inputs)
     seed = witness["seed"]
     if 0 in weight.shape or scope.shape not in (None, weight.shape):
         return f"a layer of shape {weight.shape[0]} x {weight.shape[1]} is not in the scope {scope}"
-    if inputs is not None and (_matrix(inputs).shape[0] != weight.shape[1] or not _matrix(inputs).shape[1]):
+    if tokens is not None and (tokens.shape[0] != weight.shape[1] or not tokens.shape[1]):
         return "the inputs do not fit the weight"
     instance.check((weight.shape[0], weight.shape[1]))
     runs: list[Run] = []
     for k, sequence in enumerate(instance.sequences):
         choices = Choices() if seed is None else RandomChoices(seed + k)
-        start = LayerState.dense(weight, None if inputs is None else _matrix(inputs), choices=choices)
+        start = LayerState.dense(weight, tokens, choices=choices)
         runs.append(sequence.trace(start))
     for run, trace in zip(runs, witness["traces"], strict=True):
         if len(run) != len(trace["steps"]):

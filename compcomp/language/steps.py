@@ -166,6 +166,11 @@ def _no_score(element: Element) -> Term:
     raise TypeError("a score of the whole layer is no score of one weight")
 
 
+def leaves_free(step: Step) -> bool:
+    """Whether one of its conventions is "any"."""
+    return "any" in (getattr(step, "ties", ""), getattr(step, "rounding", ""))
+
+
 def at_most(share: Fraction | Unknown, other: Fraction | Unknown) -> bool:
     """Whether a share is known to be no larger than another: all that are Any in a claim are the same."""
     if isinstance(share, Unknown) or isinstance(other, Unknown):

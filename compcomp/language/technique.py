@@ -17,7 +17,7 @@ from compcomp.errors import InputError
 from compcomp.language.layer import LayerState
 from compcomp.language.parameters import ANY
 from compcomp.language.partition import Partition
-from compcomp.language.steps import Optimum, Step
+from compcomp.language.steps import Optimum, Step, leaves_free
 from compcomp.terms import Term
 
 Kernel = Callable[[Any, LayerState], LayerState]
@@ -145,8 +145,7 @@ class Technique:
     @property
     def is_deterministic(self) -> bool:
         """Whether nothing is left free, by its promises and by the conventions of its steps."""
-        free = any("any" in (getattr(step, "ties", ""), getattr(step, "rounding", "")) for step in self.steps())
-        return not free and self.promises().deterministic
+        return not any(map(leaves_free, self.steps())) and self.promises().deterministic
 
     @property
     def is_homogeneous(self) -> bool:

@@ -12,7 +12,7 @@ import z3
 
 from compcomp.language.claim import Claim
 from compcomp.language.partition import Partition
-from compcomp.language.steps import ScaledMap, Selection, Step, at_most
+from compcomp.language.steps import ScaledMap, Selection, Step, at_most, leaves_free
 from compcomp.proving.functions import of_measure, of_score, scored
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest, settled, unit_norms
@@ -299,7 +299,7 @@ class Problem:
         """How many steps both sequences start with that leave no choice free."""
         count = 0
         for one, other in zip(*self.steps, strict=False):
-            if one != other or "any" in (getattr(one, "ties", ""), getattr(one, "rounding", "")):
+            if one != other or leaves_free(one):
                 break
             count += 1
         return count
