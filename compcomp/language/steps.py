@@ -50,6 +50,9 @@ class Element:
     reference: Term
 
 
+_A_NUMBER = "a number for every weight: write Div of compcomp.terms, which is 0 there"
+
+
 class _Closed:
     """A kind of step that the rules know, as it stands here: what they prove of it need not hold of a subclass."""
 
@@ -121,7 +124,10 @@ class Selection(_Closed):
 
     def rate(self, weight: Term, norm2: Term, reference: Term) -> Term:
         """The score of a weight, whose input has that squared norm: not seen where the selection needs no inputs."""
-        return self.score(Element(weight, norm2 if self.needs_inputs else None, reference))
+        try:
+            return self.score(Element(weight, norm2 if self.needs_inputs else None, reference))
+        except ZeroDivisionError:
+            raise InputError(f"a score that divides by zero at {weight}", _A_NUMBER, "Selection") from None
 
     def count(self, size: int) -> int:
         """How many weights of a group of this size go."""
@@ -222,7 +228,10 @@ class ScaledMap(_Closed):
 
     def context(self, weights: Iterable[Term]) -> Term:
         """What the weights of a group share."""
-        return Max(map(self.measure, weights))
+        try:
+            return Max(map(self.measure, weights))
+        except ZeroDivisionError:
+            raise InputError("a measure that divides by zero", _A_NUMBER, type(self).__name__) from None
 
     def apply(self, layer: LayerState) -> LayerState:
         weight = np.empty(layer.weight.shape, dtype=object)

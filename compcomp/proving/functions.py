@@ -8,7 +8,9 @@ from typing import Any
 
 import z3
 
+from compcomp.errors import InputError
 from compcomp.language.steps import ScaledMap, Selection, Step
+from compcomp.proving.script import has_text
 from compcomp.terms import Term
 
 # No function is a key: it stays the same object when a helper that it calls is defined anew (a notebook's cell run
@@ -42,9 +44,10 @@ def of_score(selection: Selection) -> Hashable:
     """What a selection scores by. Of a score of the whole layer rules know nothing but that it is this very one."""
     if selection.of_layer is not None:
         return selection.of_layer if _ours(selection.of_layer) else (id(selection.of_layer), selection.of_layer)
-    ours = _ours(selection.score)
-    symbols = z3.Reals("weight norm2 reference") if not ours else ()
-    return selection.needs_inputs, selection.score if ours else _Said(scored(selection, *symbols))
+    if _ours(selection.score):
+        return selection.needs_inputs, selection.score
+    symbols = z3.Reals("weight norm2 reference")
+    return selection.needs_inputs, _said(selection.rate, *symbols, what="score", where="Selection")
 
 
 def scored(selection: Selection, weight: Term, norm2: Term, reference: Term) -> Term:
@@ -53,9 +56,25 @@ def scored(selection: Selection, weight: Term, norm2: Term, reference: Term) -> 
     return z3.RealVal(score) if isinstance(score, int | float | Fraction) else score
 
 
+def _said(function: Callable[..., Term], *symbols: Term, what: str, where: str) -> _Said:
+    """What a function of somebody's own makes of symbols; InputError where that is no number that solvers read."""
+    try:
+        term = function(*symbols)
+        if isinstance(term, int | float | Fraction):
+            term = z3.RealVal(term)
+        if isinstance(term, z3.ArithRef) and has_text(term):
+            return _Said(term)
+        given = repr(term)
+    except z3.Z3Exception as error:
+        given = f"terms that z3 refuses ({error})"
+    raise InputError(f"a {what} of {given}", "a number made by +, -, * and the words of compcomp.terms", where)
+
+
 def of_measure(step: ScaledMap) -> Hashable:
     """What a map measures."""
-    return step.measure if _ours(step.measure) else _Said(step.measure(z3.Real("weight")))
+    if _ours(step.measure):
+        return step.measure
+    return _said(step.measure, z3.Real("weight"), what="measure", where=type(step).__name__)
 
 
 def of_step(step: Step) -> Hashable:

@@ -50,6 +50,15 @@ def script(assertions: list[Term]) -> str:
     return _Writer().text(assertions)
 
 
+def has_text(term: Term) -> bool:
+    """Whether SMT-LIB, as it is written here, has words for a number."""
+    try:
+        script([term == 0])
+    except TypeError:
+        return False
+    return True
+
+
 class _Writer:
     def __init__(self) -> None:
         self._context = z3.main_ctx().ref()

@@ -397,6 +397,31 @@ def test_a_score_with_a_float() -> None:
         prove(first_better(Scored(lambda element: 0.1 * Abs(element.weight))), stages=RULES)
 
 
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        (lambda element: element.weight**2, "weight**2"),
+        (lambda element: element.weight % 2, "integer expression expected"),
+        (lambda element: element.weight > 0, "weight > 0"),
+        (lambda element: None, "None"),
+        (lambda element: "large", "'large'"),
+        (lambda element: 1 / Abs(element.weight), "divides by zero at 0"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize("scope", ["any", (1, 2)])
+def test_a_score_that_is_no_number(score: Callable[[Element], Any], said: str, scope: Any) -> None:
+    refused(lambda: prove(first_better(Scored(score)), scope), "Selection: a score", said, "compcomp.terms")
+    if "zero" not in said:
+        grid = of(GridMap(lambda weight: score(Element(weight, None, None)), 7, "half_even", ALL))
+        refused(lambda: prove(first_better(Scored(), grid), scope), "GridMap: a measure", said, "compcomp.terms")
+
+
+def test_a_measure_that_divides_by_zero() -> None:
+    grid = of(GridMap(lambda weight: 1 / Abs(weight), 7, "half_even", ALL))
+    refused(lambda: grid.encode(LayerState.dense(matrix([[0, 1]]))), "GridMap: a measure that divides by zero", "Div")
+
+
 def test_elsewhere_z3_keeps_its_ways() -> None:
     x, y = z3.Reals("x y")
     seen: list[bool] = []
