@@ -20,8 +20,8 @@ class Loss:
     weights interact. ``needs_inputs``: it depends on the calibration inputs. ``weighted``: the part of one
     weight where weights interact only through a Gram matrix, that is diagonal, and no technique changes the
     inputs: from the weight's reference, its value and the squared norm of its input feature. ``distance``: each part
-    grows with |reference - value|, and is 0 where they are equal. ``any_basis``: it is the same in every basis of the
-    inputs: of the layer as a technique sees it, and of the layer as it is.
+    is one convex function of |reference - value|, which grows from 0. ``any_basis``: it is the same in every basis of
+    the inputs: of the layer as a technique sees it, and of the layer as it is.
     """
 
     name: str

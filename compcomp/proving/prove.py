@@ -29,7 +29,7 @@ from compcomp.proving.rules import ANY_BASIS, RULES
 from compcomp.proving.rules.basis import simplified
 from compcomp.proving.rules.likeness import dependable
 from compcomp.proving.sample import formats_along
-from compcomp.proving.search import Found, search
+from compcomp.proving.search import ROUNDS, Found, search
 from compcomp.proving.solver import Solver, default_solver, second_solver
 from compcomp.proving.strict import strict
 from compcomp.proving.theorems import keep_theorem, known_theorem
@@ -38,8 +38,8 @@ from compcomp.version import __version__
 STAGES = ("search", "rule", "bounded")
 """Refute by search, prove by a rule for any shape, reduce and solve at the scope's shape."""
 
-BRIEF = 0.025
-"""Seconds of a first search in each instance of a claim, before any is searched for long."""
+LOOKS = ((0.01, 2), (0.025, ROUNDS))
+"""Seconds and rounds of first searches in each instance of a claim, before any is searched for long."""
 
 _one_at_a_time = threading.RLock()
 """All z3 terms live in one context, which no two threads may use at once. Solving happens in other processes, so a
@@ -131,10 +131,15 @@ class _Attempt:
         return self._unknown("no counterexample found and no rule applies", gap)
 
     def _searched(self, instances: Sequence[Claim], seconds: float) -> Iterator[Found | None]:
-        """What the search finds for each instance: for a moment first, if they are many, as any of them may do."""
-        for most in (min(BRIEF, seconds), seconds) if len(instances) > 1 else (seconds,):
+        """What the search finds for each instance: for moments first, if they are many, as any of them may do.
+
+        Every pass draws other layers.
+        """
+        passes = [*(LOOKS if len(instances) > 1 else ()), (seconds, ROUNDS)]
+        for seed, (most, rounds_each) in zip(reversed(range(len(passes))), passes, strict=True):
             for instance in instances:
-                yield search(instance, self.scope, min(most, self.until - time.monotonic()))
+                left = min(most, seconds, self.until - time.monotonic())
+                yield search(instance, self.scope, left, seed, rounds_each)
 
     def _establishes(self) -> bool:
         """Whether the sequence sets up the invariant at all; True when that cannot be told."""

@@ -50,7 +50,7 @@ class Clock:
         self._start += time.monotonic() - start
 
 
-def search(claim: Claim, scope: Scope, seconds: float, seed: int = 0) -> Found | None:
+def search(claim: Claim, scope: Scope, seconds: float, seed: int = 0, rounds_each: int = ROUNDS) -> Found | None:
     """Look for a layer in the scope on which the claim fails. None means nothing was found, never a proof."""
     random = np.random.default_rng(seed)
     shapes = []
@@ -64,12 +64,12 @@ def search(claim: Claim, scope: Scope, seconds: float, seed: int = 0) -> Found |
         shapes.append(shape)
     techniques = [t for s in claim.sequences for t in s]
     sources = [rounds(techniques, shape, claim.needs_inputs, random, _size(claim, shape)) for shape in shapes]
-    clock, gap, turn = Clock(seconds), None, 0
-    while sources and clock.runs(turn < ROUNDS * len(sources)):
+    clock, gap, turn, gram = Clock(seconds), None, 0, looks_at_gram(claim)
+    while sources and clock.runs(turn < rounds_each * len(sources)):
         candidates = next(sources[turn % len(sources)])
         if claim.given or claim.scheme is not None:
             candidates = fitted(claim, candidates, random)
-        found = _round(claim, candidates, random, clock)
+        found = _round(claim, candidates, random, clock, gram)
         if found is not None and found.agrees:
             return found
         gap, turn = gap or found, turn + 1
@@ -83,9 +83,9 @@ def _size(claim: Claim, shape: tuple[int, int]) -> int:
     return max(50, min(SIZE, WORK // work))
 
 
-def _round(claim: Claim, candidates: Candidates, random: np.random.Generator, clock: Clock) -> Found | None:
+def _round(claim: Claim, candidates: Candidates, random: np.random.Generator, clock: Clock, gram: bool) -> Found | None:
     gap = None
-    for suspect in _suspects(claim, candidates, random):
+    for suspect in _suspects(claim, candidates, random, gram):
         if not confirmed(claim, suspect):
             continue
         clock.load_torch()
@@ -96,12 +96,14 @@ def _round(claim: Claim, candidates: Candidates, random: np.random.Generator, cl
     return gap
 
 
-def _suspects(claim: Claim, candidates: Candidates, random: np.random.Generator) -> list[Suspect]:
+def _suspects(claim: Claim, candidates: Candidates, random: np.random.Generator, gram: bool) -> list[Suspect]:
     """The candidates that fail in floats, those of few and small entries first, as exact layers."""
-    layer = candidates.layer(random, gram=looks_at_gram(claim))
+    layer = candidates.layer(random, gram=gram)
     failing = fails(claim, [s.trace(layer) for s in claim.sequences], tolerance=1e-9)
     values = failing.values if isinstance(failing, Batch) else np.full(len(candidates.weights), bool(failing))
     hits = np.flatnonzero(np.broadcast_to(values, (len(candidates.weights),)))
+    if not len(hits):
+        return []
     cost = np.abs(candidates.weights[hits]).sum(axis=(1, 2))
     if candidates.inputs is not None:
         cost = cost + np.abs(candidates.inputs[hits]).sum(axis=(1, 2))

@@ -43,7 +43,7 @@ def refuted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("refuted"), f"{Q} >> {P} dominates {P} >> {Q}", "weight_l2", "1x4")
 
 
-@pytest.mark.parametrize("loss", ["weight_l1", "weight_l2"])
+@pytest.mark.parametrize("loss", ["weight_l1", "weight_l2", "weight_l3", "weight_l4"])
 def test_prune_then_quantize_is_certified_for_any_shape(loss: str, tmp_path: Path) -> None:
     verdict = prove(parse_claim(PQ, loss), "any", timeout=60, certify=True)
     assert verdict.grade is Grade.CERTIFIED, verdict.notes

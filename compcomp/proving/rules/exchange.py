@@ -35,6 +35,15 @@ from compcomp.terms import Abs, If, Term
 # Then A loses no more than B on every layer: inside each group |D_A \ D_B| <= |D_B \ D_A|, so some injection
 # pairs every a with a b of its own; sum `kept`, `pair` and `alone`, and note that both drop the rest.
 #
+# Distances. Let l(r, v) = f(|r - v|) for a growing convex f (Loss.distance: every weight loss). Then no formula asks
+# about f: kept and alone are asked of the distances, and so is pair, where x1, x2 are those on its left and y1, y2 on
+# its right, as
+#   majorized   x1 + x2 <= y1 + y2, and the larger of x1, x2 is at most the larger of y1, y2.
+# Let x1 >= x2 and y1 >= y2. If x2 <= y2, f(x1) + f(x2) <= f(y1) + f(y2) as f grows. Otherwise y2 < x2 <= x1 <= y1. Let
+# s be the slope of f from y2 to x2; f is convex, so its slope from x1 to y1 is at least s >= 0, and by the sums
+# f(y1) - f(x1) >= s (y1 - x1) >= s (x2 - y2) = f(x2) - f(y2). Of f(x) = x the sums alone are asked. So the formulas are
+# linear, and the same for every other p.
+#
 # Each of the three is asked as a formula about one or two weights. A selection gives each a truth value
 # "dropped"; if x is dropped and y of the same group is not, then score(x) <= score(y), whatever the selection's
 # size, and score(x) < score(y) where conditions rule ties out. Of a selection by a score of the whole layer nothing is
@@ -194,6 +203,11 @@ def _counts(left: Items[Step], right: Items[Step]) -> str | None:
     return "equal" if a == b else "fewer"
 
 
+def majorized(one: Items[Term], other: Items[Term]) -> Term:
+    """Of two distances each: no growing convex function has a larger sum over ``one`` [marshall2011]."""
+    return z3.And(*(z3.Or(*(x <= y for y in other)) for x in one), sum(one) <= sum(other))
+
+
 class Problem:
     """The formulas of the rule for one claim.
 
@@ -227,15 +241,19 @@ class Problem:
         """Whether a premise of the rule is proved: "kept", "pair" or "alone", or of the rule `same`: "same value"
         or "no pair"."""
         maps = {step for sequence in self.steps for step in sequence if isinstance(step, ScaledMap)}
-        alone = len(maps) == 1 and all(self.lemmas.of(step).odd and self.lemmas.of(step).monotone for step in maps)
-        return (alone and self._holds(goal, FEW_SECONDS, few=True)) or self._holds(goal, LEMMA_SECONDS, few=False)
+        few = len(maps) == 1 and all(self.lemmas.of(step).odd and self.lemmas.of(step).monotone for step in maps)
+        first = few and self._holds(goal, FEW_SECONDS, few=True)
+        return first or self._holds(goal, LEMMA_SECONDS, few=False)
 
     def _holds(self, goal: str, most: float, *, few: bool) -> bool:
         """The same from all facts about maps or a ``few`` of them, in so many seconds a question."""
         names = ["a", "b"] if goal in ("pair", "no pair") else ["b"]
         weights, norms, (left, right), premises = self.runs(names, "AB", self._start(), few=few)
+        metric = self.claim.loss if self.claim.loss is not None and self.claim.loss.distance else None
 
         def loss(name: str, value: Term) -> Term:
+            if metric is not None:
+                return self._abs(weights[name] - value)
             assert self.claim.part is not None
             return self.claim.part(weights[name], value, norms[name])
 
@@ -259,8 +277,10 @@ class Problem:
             if goal == "no pair":
                 conclusion = z3.BoolVal(False)
             else:
-                gains = loss("a", zero) + loss("b", left.values["b"])
-                conclusion = gains <= loss("a", right.values["a"]) + loss("b", zero)
+                one = loss("a", zero), loss("b", left.values["b"])
+                other = loss("a", right.values["a"]), loss("b", zero)
+                convex = metric is not None and metric.degree > 1
+                conclusion = majorized(one, other) if convex else one[0] + one[1] <= other[0] + other[1]
         session = self.lemmas.session
         if len(names) == 1 and session.ask(f"{goal}: premises", [*premises, *case], "sat", most).answer != "sat":
             return False
