@@ -79,17 +79,17 @@ class Ours:
         self._processes = Portfolio(Z3Process(rlimit=FIRST_RLIMIT), Z3Process(simple=False)), Cvc5Process()
         for process in (*self._processes[0].solvers, self._processes[1]):
             process.ask("(declare-const x Real)(assert (> x 0))(check-sat)", 20)
-        self._known = self._memory()
+        self._known = self.from_nothing()
 
-    def _memory(self) -> dict[str, Remembering]:
-        """Solvers that remember their answers, and with them lemmas, from now on."""
+    def from_nothing(self) -> dict[str, Remembering]:
+        """The solvers, to remember their answers and lemmas from now on: none is known."""
         first, second = self._processes
         return {"solver": Remembering(first), "second": Remembering(second)}
 
     def decide(self, claim: cc.Claim, scope: Any, limit: float, *, known: bool) -> dict[str, Any]:
         if known:
             return timed_proof(claim, scope, limit, self._known, REPEATS)
-        return timed_proof(claim, scope, limit, self._memory(), 1)
+        return timed_proof(claim, scope, limit, self.from_nothing(), 1)
 
 
 def timed_proof(claim: cc.Claim, scope: Any, limit: float, solvers: dict[str, Any], times: int) -> dict[str, Any]:
