@@ -22,7 +22,9 @@ SIZE, WORK = 2000, 100_000
 TRIES = 24
 """Suspects of one round that are replayed exactly."""
 ROUNDS = 6
-"""Rounds a shape gets in any case, so that every size of integers has its turn."""
+"""Rounds in any case, for each shape, so that every size of integers has its turn."""
+ALIKE = 16
+"""Shapes of up to so many weights get as many rounds as each other. Larger ones cost more, and get fewer."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,13 @@ def search(claim: Claim, scope: Scope, seconds: float, seed: int = 0, rounds_eac
         shapes.append(shape)
     techniques = [t for s in claim.sequences for t in s]
     sources = [rounds(techniques, shape, claim.needs_inputs, random, _size(claim, shape)) for shape in shapes]
+    costs = [max(rows * columns, ALIKE) for rows, columns in shapes]
+    spent = list(costs)
     clock, gap, turn, gram = Clock(seconds), None, 0, looks_at_gram(claim)
     while sources and clock.runs(turn < rounds_each * len(sources)):
-        candidates = next(sources[turn % len(sources)])
+        place = spent.index(min(spent))
+        spent[place] += costs[place]
+        candidates = next(sources[place])
         if claim.given or claim.scheme is not None:
             candidates = fitted(claim, candidates, random)
         found = _round(claim, candidates, random, clock, gram)
