@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +22,7 @@ from typing import Any
 from rich.progress import track
 
 import compcomp as cc
-from benchmarks.proving import Ours
+from benchmarks.proving import Ours, machine
 from compcomp.checking.directory import check_directory
 from compcomp.language.text import parse_claim
 from tests.claims import CLAIMS
@@ -108,15 +106,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     given = parser.parse_args()
     ours = Ours()
-    for text, loss, scope, expected in (next(c for c in CLAIMS if c[3] == status) for status in ("PROVED", "REFUTED")):
-        decide(ours, text, loss, scope, expected)
+    for status in ("PROVED", "REFUTED"):  # loads torch and the kernels
+        decide(ours, *next(row for row in CLAIMS if row[3] == status))
     rows = [decide(ours, *row) for row in track(CLAIMS, description="deciding")]
     given.out.mkdir(parents=True, exist_ok=True)
-    about = {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "versions": {name: metadata.version(name) for name in ("z3-solver", "cvc5", "torch")},
-    }
+    about = machine("z3-solver", "cvc5", "torch")
     (given.out / "claims.json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     (given.out / "claims.md").write_text(summary(rows))
     draw(rows, given.out / "claims.png")

@@ -177,6 +177,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def machine(*packages: str) -> dict[str, Any]:
+    """What a result was measured with."""
+    versions = {name: metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), "machine": platform.machine(), "versions": versions}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=float, default=60.0, help="seconds for one question")
@@ -185,15 +191,9 @@ def main() -> None:
     given = parser.parse_args()
     rows = measure(given.bits, given.limit)
     given.out.mkdir(parents=True, exist_ok=True)
-    about = {
-        "bits": given.bits,
-        "limit": given.limit,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "versions": {name: metadata.version(name) for name in ("z3-solver", "cvc5")},
-    }
+    about = {"bits": given.bits, "limit": given.limit, **machine("z3-solver", "cvc5")}
     (given.out / "proving.json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
-    solvers = ", ".join(f"{name} {metadata.version(name)}" for name in ("z3-solver", "cvc5"))
+    solvers = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     heading = f"{given.bits} bits, {given.limit:g} s for one question, {solvers}"
     (given.out / "proving.md").write_text(f"{heading}\n\n{table(rows)}\n")
     draw(rows, given.out / "proving.png")

@@ -25,8 +25,15 @@ SOLVER_SECONDS = 5.0
 """For one script and one solver."""
 LARGEST_FILE = 50_000_000
 MALFORMED = (
-    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RecursionError),
-    *(TypeError, ValueError),
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
 )
 """What reading files that are not as they should be may raise."""
 

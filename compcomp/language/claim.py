@@ -94,6 +94,11 @@ class Claim:
         return True
 
     @property
+    def is_deterministic(self) -> bool:
+        """Whether its techniques leave no free choice."""
+        return all(sequence.is_deterministic for sequence in self.sequences)
+
+    @property
     def changes_inputs(self) -> bool:
         """Whether a technique of the claim changes the layer's inputs."""
         return any(sequence.changes_inputs for sequence in self.sequences)

@@ -360,6 +360,11 @@ class Sequence:
         return any(t.needs_inputs for t in self.techniques)
 
     @property
+    def is_deterministic(self) -> bool:
+        """Whether its techniques leave no free choice: equal inputs give equal results."""
+        return all(t.is_deterministic for t in self.techniques)
+
+    @property
     def changes_inputs(self) -> bool:
         """Whether some technique changes the layer's inputs."""
         return any(t.promises().changes_inputs for t in self.techniques)

@@ -92,8 +92,7 @@ def canonical(claim: Claim) -> Claim:
     if size and _scales(claim):
         given = sorted(_scaled(given, 1 / size), key=str)
     claim = replace(claim, given=tuple(given))
-    deterministic = all(t.is_deterministic for s in claim.sequences for t in s)
-    if claim.kind == "equal" and deterministic and str(claim.right) < str(claim.left):
+    if claim.kind == "equal" and claim.is_deterministic and str(claim.right) < str(claim.left):
         return _swapped(claim)
     return claim
 

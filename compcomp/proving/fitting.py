@@ -14,7 +14,7 @@ from compcomp.language.conditions import Box
 from compcomp.language.steps import Selection
 from compcomp.proving.candidates import Candidates, Values, looks_at_gram, rounds, shapes_to_try
 from compcomp.proving.meaning import conditions_hold
-from compcomp.proving.replay import Suspect, deterministic, exact_runs
+from compcomp.proving.replay import Suspect, exact_runs
 from compcomp.terms import Array, Batch
 
 SIZE = 500
@@ -85,7 +85,7 @@ def example(claim: Claim, scope: Scope, seconds: float) -> Suspect | None:
         hits = np.flatnonzero(np.broadcast_to(values, (SIZE,)) & candidates.weights.any(axis=(1, 2)))
         for k in hits[:8]:
             inputs = None if candidates.inputs is None else exact_values(claim, candidates.inputs[k])
-            seed = None if deterministic(claim) else 0
+            seed = None if claim.is_deterministic else 0
             suspect = Suspect(exact_values(claim, candidates.weights[k]), inputs, seed)
             try:
                 if conditions_hold(claim, exact_runs(claim, suspect)):

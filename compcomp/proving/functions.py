@@ -19,21 +19,16 @@ from compcomp.terms import Term
 
 
 class _Said:
-    """A term that a function made; equal to one that is built alike."""
+    """A z3 term that a function made; equal to one that is built alike."""
 
-    def __init__(self, term: Term) -> None:
+    def __init__(self, term: z3.ArithRef) -> None:
         self._term = term
 
     def __hash__(self) -> int:
         return hash(self._term)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Said):
-            return NotImplemented
-        one, two = self._term, other._term
-        if isinstance(one, z3.AstRef) or isinstance(two, z3.AstRef):
-            return isinstance(one, z3.AstRef) and isinstance(two, z3.AstRef) and one.eq(two)
-        return type(one) is type(two) and bool(one == two)
+        return self._term.eq(other._term) if isinstance(other, _Said) else NotImplemented
 
 
 def _ours(function: Callable[..., Any]) -> bool:
@@ -52,16 +47,17 @@ def of_score(selection: Selection) -> Hashable:
 
 def scored(selection: Selection, weight: Term, norm2: Term, reference: Term) -> Term:
     """A weight's score as a z3 term, also where it is a number."""
-    score = selection.rate(weight, norm2, reference)
-    return z3.RealVal(score) if isinstance(score, int | float | Fraction) else score
+    return _symbolic(selection.rate(weight, norm2, reference))
+
+
+def _symbolic(term: Term) -> Term:
+    return z3.RealVal(term) if isinstance(term, int | float | Fraction) else term
 
 
 def _said(function: Callable[..., Term], *symbols: Term, what: str, where: str) -> _Said:
     """What a function of somebody's own makes of symbols; InputError where that is no number that solvers read."""
     try:
-        term = function(*symbols)
-        if isinstance(term, int | float | Fraction):
-            term = z3.RealVal(term)
+        term = _symbolic(function(*symbols))
         if isinstance(term, z3.ArithRef) and has_text(term):
             return _Said(term)
         given = repr(term)

@@ -19,7 +19,6 @@ from compcomp.proving.proof import Proof
 from compcomp.proving.replay import (
     Suspect,
     confirmed,
-    deterministic,
     minimised,
     torch_agrees,
     without_kernel,
@@ -165,7 +164,7 @@ class _Attempt:
         if outcome.vacuous:
             return self.verdict(Status.VACUOUS, cause=outcome.cause, stage="bounded")
         if outcome.suspect is not None:
-            suspect = Suspect(*outcome.suspect, seed=None if deterministic(self.claim) else 0)
+            suspect = Suspect(*outcome.suspect, seed=None if self.claim.is_deterministic else 0)
             if suspect.weight.shape == self.scope.shape and confirmed(self.claim, suspect):
                 if torch_agrees(self.claim, suspect):
                     witness = witness_of(self.claim, minimised(self.claim, suspect, 0.5))

@@ -105,11 +105,6 @@ def _as_floats(state: LayerState) -> LayerState:
     )
 
 
-def deterministic(claim: Claim) -> bool:
-    """Whether its techniques leave no free choice."""
-    return all(t.is_deterministic for s in claim.sequences for t in s)
-
-
 def without_kernel(claim: Claim) -> list[Technique]:
     """The techniques that have no torch kernel."""
     return [t for t in dict.fromkeys(t for s in claim.sequences for t in s) if not t.has_kernel]
@@ -121,7 +116,7 @@ def torch_agrees(claim: Claim, suspect: Suspect) -> bool:
     Where techniques leave a choice free the kernels may choose otherwise, and a technique may have none; then exact
     replay alone counts.
     """
-    if not deterministic(claim) or without_kernel(claim):
+    if not claim.is_deterministic or without_kernel(claim):
         return True
     floats = torch_runs(claim, suspect)
     if not fails(claim, floats, FLOAT_TOLERANCE):

@@ -14,7 +14,7 @@ from compcomp.language.verdict import Witness
 from compcomp.proving.candidates import Candidates, looks_at_gram, rounds, shapes_to_try
 from compcomp.proving.fitting import exact_values, fitted
 from compcomp.proving.meaning import fails
-from compcomp.proving.replay import Suspect, confirmed, deterministic, minimised, torch_agrees, witness_of
+from compcomp.proving.replay import Suspect, confirmed, minimised, torch_agrees, witness_of
 from compcomp.terms import Batch
 
 SIZE, WORK = 2000, 100_000
@@ -64,11 +64,11 @@ def search(claim: Claim, scope: Scope, seconds: float, seed: int = 0, rounds_eac
                 raise
             continue
         shapes.append(shape)
-    techniques = [t for s in claim.sequences for t in s]
-    sources = [rounds(techniques, shape, claim.needs_inputs, random, _size(claim, shape)) for shape in shapes]
+    techniques, gram = [t for s in claim.sequences for t in s], looks_at_gram(claim)
+    sources = [rounds(techniques, shape, claim.needs_inputs, random, _size(shape, gram)) for shape in shapes]
     costs = [max(rows * columns, ALIKE) for rows, columns in shapes]
     spent = list(costs)
-    clock, gap, turn, gram = Clock(seconds), None, 0, looks_at_gram(claim)
+    clock, gap, turn = Clock(seconds), None, 0
     while sources and clock.runs(turn < rounds_each * len(sources)):
         place = spent.index(min(spent))
         spent[place] += costs[place]
@@ -82,10 +82,10 @@ def search(claim: Claim, scope: Scope, seconds: float, seed: int = 0, rounds_eac
     return gap
 
 
-def _size(claim: Claim, shape: tuple[int, int]) -> int:
+def _size(shape: tuple[int, int], gram: bool) -> int:
     """How many candidates of this shape to try at once."""
     rows, columns = shape
-    work = rows * columns**3 if looks_at_gram(claim) else rows * columns  # least squares costs more
+    work = rows * columns**3 if gram else rows * columns  # least squares costs more
     return max(50, min(SIZE, WORK // work))
 
 
@@ -117,7 +117,7 @@ def _suspects(claim: Claim, candidates: Candidates, random: np.random.Generator,
     if len(order) < len(hits):  # small ones, and some by chance: those at ties and midpoints may be float gaps
         order = np.concatenate([order[: TRIES // 2], random.permutation(len(hits))[: TRIES // 2]])
     hits = hits[order]
-    seeds: list[int | None] = [None] if deterministic(claim) else [2 * k for k in range(12)]
+    seeds: list[int | None] = [None] if claim.is_deterministic else [2 * k for k in range(12)]
     return [
         Suspect(
             exact_values(claim, candidates.weights[k]),

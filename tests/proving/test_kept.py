@@ -21,7 +21,7 @@ from compcomp.ordering.table import registered
 from compcomp.proving.candidates import Candidates
 from compcomp.proving.meaning import fails
 from compcomp.proving.prove import prove
-from compcomp.proving.replay import Suspect, confirmed, deterministic
+from compcomp.proving.replay import Suspect, confirmed
 from compcomp.proving.rules import kept
 from compcomp.techniques import AbsMax, ApplyMask, Magnitude, MinMax, TruncatedSVD
 from compcomp.terms import And, Batch, each
@@ -60,7 +60,7 @@ def violation(claim: Claim, shapes: int = 3) -> Suspect | None:
             weight, inputs = (
                 None if v is None else each(Fraction, v[k]) for v in (candidates.weights, candidates.inputs)
             )
-            for seed in [None] if deterministic(claim) else range(6):
+            for seed in [None] if claim.is_deterministic else range(6):
                 suspect = Suspect(weight, inputs, seed)
                 if confirmed(claim, suspect):
                     return suspect

@@ -31,8 +31,6 @@ from compcomp.terms import Abs, Max, SymbolicChoices, Term, nearest
 # c = max|k|. "power_of_two": s = p(c) / e with p(c) the power of two with p(c) <= c < 2 p(c), and e that of max|k|.
 # Taking t = 1 / s, a power of two, gives a weight group of context t c with p(t c) = t p(c) = e and step 1: so it is
 # enough to look at s = 1 and every c with e <= c < 2 e. The map does not scale with other t, and no fact says so.
-
-
 #
 # Long tables. That q is monotone is asked of two weights, v <= w, in cells of their own: of tables with many codes
 # these are too many for a certificate. There it is asked that w lies between the midpoints m(k - 1) and m(k) around the

@@ -110,7 +110,7 @@ def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> 
             else:
                 atoms[-1 - len(passed)], absorbed = merged, True
                 beside += passed
-    return Normal(tuple(atoms), tuple(resting), tuple(beside), tuple(moved), absorbed, deterministic(sequence))
+    return Normal(tuple(atoms), tuple(resting), tuple(beside), tuple(moved), absorbed, sequence.is_deterministic)
 
 
 def _sees_factors(techniques: Iterable[Technique]) -> bool:
@@ -133,11 +133,6 @@ def _meets_inputs(atom: Step | Technique) -> bool:
         promises = atom.promises()
         return atom.needs_inputs or promises.changes_inputs or promises.changes_basis
     return isinstance(atom, Selection) and atom.needs_inputs
-
-
-def deterministic(sequence: Sequence) -> bool:
-    """Equal inputs give equal results: no convention is left free."""
-    return all(t.is_deterministic for t in sequence)
 
 
 def _absorbed(first: Step | Technique, second: Step | Technique, session: Session) -> Step | None:

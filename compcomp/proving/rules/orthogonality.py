@@ -32,7 +32,7 @@ def orthogonality(claim: Claim, solver: Solver, deadline: float) -> Proof | None
     """Errors of the composition are bounded weight by weight, or in pairs."""
     if claim.kind != "orthogonal" or claim.loss is None or claim.loss.element is None:
         return None
-    if not all(t.is_deterministic for t in claim.left):
+    if not claim.left.is_deterministic:
         return None
     counts = [sum(isinstance(s, Selection) for t in part for s in t.steps()) for part in (claim.left, claim.right)]
     if sorted(counts) != [0, 1]:
