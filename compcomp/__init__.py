@@ -98,4 +98,9 @@ def _find_encodings_beside() -> None:
     sys.modules["compcomp.encodings"] = importlib.util.module_from_spec(spec)
 
 
+def load_catalogue() -> None:
+    """Make the techniques of this library known to text. Loads neither torch nor any kernel."""
+    importlib.import_module("compcomp.techniques")
+
+
 _find_encodings_beside()

@@ -79,7 +79,7 @@ class Entry:
 
 def catalogue(kinds: Iterable[type[Technique]] | None = None) -> list[Entry]:
     """An entry for each class, by default for every registered one."""
-    return [_entry(kind) for kind in (Technique.kernels if kinds is None else kinds)]
+    return [_entry(kind) for kind in (Technique.known().values() if kinds is None else kinds)]
 
 
 def _entry(kind: type[Technique]) -> Entry:

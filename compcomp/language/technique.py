@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Items
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
@@ -14,6 +14,7 @@ from math import lcm
 from typing import Any, ClassVar
 
 from compcomp.errors import InputError
+from compcomp.language.identity import ours
 from compcomp.language.layer import LayerState
 from compcomp.language.parameters import ANY
 from compcomp.language.partition import Partition
@@ -255,14 +256,32 @@ class Technique:
     def register(technique: type[Technique], kernel: str | None = None) -> None:
         """Make a technique known: usable in text, and run by the ``kernel`` function of that module.
 
-        Without one, that of its ``kernel_module``, or of the module that defines the class.
+        Without one, that of its ``kernel_module``, or of the module that defines the class. A class that is defined
+        again (a module reloaded, a cell run again) takes the place of the one before. Raises InputError where the name
+        is that of another technique: text, stores and other processes know a technique by its name.
         """
+        if not ours(technique.__module__):
+            load_catalogue()
+        taken = Technique.known().get(technique.__name__)
+        if taken is not None and not _same_class(taken, technique):
+            where = f"{technique.__module__}.{technique.__qualname__}"
+            given = f"{where}, named like the technique of {taken.__module__}"
+            raise InputError(given, "a class whose name no other technique has", "Technique.register")
+        Technique.kernels.pop(technique, None)  # so that it is the last of its name
         Technique.kernels[technique] = kernel or technique.kernel_module or technique.__module__
+
+    @staticmethod
+    def known() -> dict[str, type[Technique]]:
+        """Every registered class by its name; of one that was defined again the last."""
+        return {technique.__name__: technique for technique in Technique.kernels}
 
     @staticmethod
     def named(name: str) -> type[Technique]:
         """The technique class of this name, registered or installed beside us; InputError when there is none."""
-        known = {t.__name__: t for t in Technique.kernels}
+        known = Technique.known()
+        if name not in known:
+            load_catalogue()
+            known = Technique.known()
         if name in known:
             return known[name]
         from compcomp.language.installed import find_installed, installed_names
@@ -279,6 +298,19 @@ def _shown(value: object) -> str:
     return str(value) if isinstance(value, Fraction) else repr(value)
 
 
+def load_catalogue() -> None:
+    """Register the techniques of this library, of which nothing here may know: its face does."""
+    sys.modules[__name__.partition(".")[0]].load_catalogue()
+
+
+def _same_class(one: type[Technique], other: type[Technique]) -> bool:
+    """Whether two classes are one, or one that was defined again."""
+    if one is other or one.__qualname__ != other.__qualname__:
+        return one is other
+    files = [None if kind.read_from is None else kind.read_from[0] for kind in (one, other)]
+    return one.__module__ == other.__module__ or (files[0] is not None and files[0] == files[1])
+
+
 def run(technique: Technique, layer: LayerState) -> LayerState:
     """The layer after the technique, on terms. Every use of an encoding on a state goes through here.
 
@@ -293,22 +325,6 @@ def run_kernel(technique: Technique, layer: LayerState, kernel: Kernel | None = 
     """The same with the torch kernel, or another in its place."""
     view = layer.working()
     return layer.taken_back(view, (kernel or technique.kernel())(technique, view))
-
-
-def registrations(techniques: Iterable[Technique]) -> list[list[str]] | None:
-    """Module, name and kernel of each kind of technique, as plain data; None where one has no name to be found by."""
-    kinds = {type(technique) for technique in techniques}
-    if any(kind not in Technique.kernels or "." in kind.__qualname__ for kind in kinds):
-        return None
-    return sorted([kind.__module__, kind.__name__, Technique.kernels[kind]] for kind in kinds)
-
-
-def find_registered(given: Iterable[Iterable[str]]) -> None:
-    """Make techniques known in this process, from what :func:`registrations` gave in another."""
-    for module, name, kernel in given:
-        technique = getattr(importlib.import_module(module), name)
-        if technique not in Technique.kernels:
-            Technique.register(technique, kernel)
 
 
 def unknowns(technique: Technique) -> tuple[str, ...]:

@@ -45,7 +45,11 @@ def parse_sequence(text: str) -> Sequence:
 def _technique(node: ast.expr) -> Technique:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         raise InputError(_shorten(ast.unparse(node)), _FORM, "sequence")
-    kind = Technique.named(node.func.id)
+    return technique_of(node, Technique.named(node.func.id))
+
+
+def technique_of(node: ast.Call, kind: type[Technique]) -> Technique:
+    """The technique of this class that a call in text stands for."""
     allowed = [f.name for f in fields(kind) if f.init]  # type: ignore[arg-type]
     if node.args:
         raise InputError(_shorten(ast.unparse(node.args[0])), f"keywords only: {', '.join(allowed)}", kind.__name__)

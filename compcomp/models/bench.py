@@ -18,8 +18,9 @@ from compcomp.errors import InputError
 from compcomp.language.claim import Claim
 from compcomp.language.layer import LayerState, Magnitudes
 from compcomp.language.loss import LOSSES, loss_named
+from compcomp.language.named import registrations
 from compcomp.language.size import dense_bits, layer_bits
-from compcomp.language.technique import Sequence, Technique, as_sequence, registrations
+from compcomp.language.technique import Sequence, Technique, as_sequence
 from compcomp.models.calibrate import calibrate, iterate
 from compcomp.models.coverage import coverage
 from compcomp.models.devices import choose, move

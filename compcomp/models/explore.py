@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load
 
 from compcomp.language.layer import LayerState, Magnitudes
+from compcomp.language.named import find_registered
 from compcomp.language.size import layer_bits
-from compcomp.language.technique import Technique, find_registered
+from compcomp.language.technique import Technique
 from compcomp.language.text import parse_sequence
 from compcomp.models.bounds import least_loss
 from compcomp.models.measure import layer_losses

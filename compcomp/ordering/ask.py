@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from typing import Any
 
 from compcomp.language.claim import Claim, Scope
-from compcomp.language.technique import find_registered, registrations
+from compcomp.language.named import find_registered, registrations
 from compcomp.language.text import parse_claim
 from compcomp.language.verdict import Status, Verdict
-from compcomp.ordering.reuse import family, follows
+from compcomp.ordering.reuse import family, follows, said
 from compcomp.ordering.store import Store, verdict_from_json, verdict_to_json
 
 Options = dict[str, Any]
 """How hard to try: ``timeout`` (seconds) and ``stages`` of the prover."""
 Prover = Callable[[Claim, Scope, Options], Verdict]
-Key = tuple[str, str | None, str]
-"""Claim, loss and scope."""
+Key = tuple[Hashable, str]
+"""Claim and scope."""
 FAILED = "the prover failed"
 """How the cause of a verdict begins that says nothing of the claim."""
 
@@ -174,4 +174,4 @@ class Asker:
 
 
 def _key(claim: Claim, scope: Scope) -> Key:
-    return str(claim), claim.loss.name if claim.loss else None, str(scope)
+    return said(claim), str(scope)

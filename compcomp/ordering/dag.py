@@ -228,7 +228,7 @@ class Orderings(Space):
         forced = any(
             not slot.optional
             and node.used[0][k] < self.counts[k]
-            and all(self.techniques.index(t) in left for t in slot.alternatives)
+            and all(self.placed(t) in left for t in slot.alternatives)
             for k, slot in enumerate(self.slots)
         )
         if not forced:  # some order may consist of such techniques alone

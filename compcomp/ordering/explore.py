@@ -13,10 +13,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
+from compcomp.language.named import sources_of
 from compcomp.ordering.dag import Orderings
 from compcomp.ordering.jobs import pool, run
 from compcomp.ordering.measure import Bench, Tree
-from compcomp.ordering.sources import sources_of
 from compcomp.ordering.space import Prefix
 from compcomp.ordering.store import Store
 

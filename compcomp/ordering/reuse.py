@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any
@@ -12,17 +12,20 @@ import numpy as np
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.conditions import Box, Condition, follow
+from compcomp.language.identity import or_itself, same
 from compcomp.language.parameters import ANY
-from compcomp.language.technique import Sequence
+from compcomp.language.technique import Sequence, unknowns
 from compcomp.language.verdict import Grade, Verdict, Witness
 from compcomp.ordering.dag import covers
+from compcomp.proving.rules.likeness import stands_for
 
 # Claim C *implies* claim D where D holds on every layer (and for every choice and value left open) if C does. Then a
 # proof of C proves D, and a layer that refutes D refutes C. Written L(C) for the layers that C speaks of, on which its
 # conditions hold along the runs of its sequences:
 #
-# (parameters)  Let D be C with one value v_p for each parameter p that is Any in C, the same wherever p is Any. Then C
-#               implies D: C says its statement of every value, v_p among them.
+# (parameters)  Let D be C with one value v_p for each parameter p that is Any in C, the same wherever p is Any, and let
+#               v_p be one of the values that Any stands for in every technique: not None, nor a text or another kind of
+#               number (compcomp.proving.rules.likeness.stands_for). Then C implies D: C says its statement of each.
 # (conditions)  Let C and D differ in their conditions only, and let each condition of C follow from one of D. Then
 #               L(D) is part of L(C), and C implies D.
 # (either way)  "A equals B" implies "B equals A", under the same conditions: these speak of the runs of A and of B,
@@ -99,11 +102,17 @@ def canonical(claim: Claim) -> Claim:
 
 def restated(source: Verdict, claim: Claim, scope: Scope) -> Verdict | None:
     """The verdict on a claim whose canonical form is that of the source's claim, for the claim as it is asked."""
-    if str(source.claim) == str(claim):
+    if said(source.claim) == said(claim):
         return replace(source, claim=claim)
     if source.proved or source.refuted:
         return follows(source, claim, scope)
     return replace(source, claim=claim, scope=narrowed(claim, scope), witness=None, notes=_notes(source, ()))
+
+
+def said(claim: Claim) -> Hashable:
+    """What tells a claim from all others: not its text alone, which may hide what techniques of one's own hold."""
+    loss = claim.loss.name if claim.loss else None
+    return str(claim), loss, *(tuple(map(or_itself, sequence)) for sequence in (claim.left, claim.right))
 
 
 def family(claim: Claim) -> str:
@@ -187,22 +196,19 @@ def _swapped(claim: Claim) -> Claim:
 
 def _values(general: Claim, special: Claim) -> dict[str, Any] | None:
     """A value for each parameter that is open in the general claim, with which it says what the special one does."""
-    same = ("kind", "loss", "invariant", "slack", "scheme")
-    if any(getattr(general, name) != getattr(special, name) for name in same):
+    alike = ("kind", "loss", "invariant", "slack", "scheme")
+    if any(getattr(general, name) != getattr(special, name) for name in alike):
         return None
     values: dict[str, Any] = {}
     for left, right in ((general.left, special.left), (general.right, special.right)):
         if len(left) != len(right):
             return None
         for one, other in zip(left, right, strict=True):
-            if type(one) is not type(other):
+            if type(one) is not type(other) or not stands_for(one, other):
                 return None
-            for f in fields(one):  # type: ignore[arg-type]
-                found = getattr(other, f.name)
-                if f.name in type(one).examples and getattr(one, f.name) is ANY:
-                    if values.setdefault(f.name, found) != found:
-                        return None
-                elif getattr(one, f.name) != found:
+            for name in unknowns(one):
+                found = getattr(other, name)
+                if not same(values.setdefault(name, found), found):
                     return None
     return values
 

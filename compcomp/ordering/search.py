@@ -14,6 +14,7 @@ from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope, dominates, equal, keeps
 from compcomp.language.layer import LayerState
 from compcomp.language.loss import loss_named
+from compcomp.language.named import sources_of
 from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status, Verdict
@@ -25,7 +26,6 @@ from compcomp.ordering.measure import Bench, Measured, Measurement, Tree, fronts
 from compcomp.ordering.parts import CONFIDENCE, SAME_SIZE, Kept, Parts, Race
 from compcomp.ordering.plan import Plan
 from compcomp.ordering.screen import COLUMNS, ENTRIES, Screen, Sketch, Values, alike, no_worse, small_shape
-from compcomp.ordering.sources import sources_of
 from compcomp.ordering.space import GRANULARITIES, Prefix, Slot, Space
 from compcomp.ordering.store import Store
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from compcomp.errors import InputError
+from compcomp.language.identity import same
 from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
 
@@ -21,13 +22,14 @@ GRANULARITIES = ("model", "layer")
 """One order for all layers, or one for each layer where that pays."""
 
 T = TypeVar("T")
+_OTHER = "techniques that their texts tell apart: what they differ in as a parameter that text can hold"
 
 
 def distinct(items: Iterable[T]) -> tuple[T, ...]:
-    """Each once, by equality: a technique of a user need not be hashable."""
+    """Each once, by what it is (:mod:`compcomp.language.identity`), not by what it says of itself."""
     found: list[T] = []
     for item in items:
-        if not any(item == other for other in found):
+        if not any(same(item, other) for other in found):
             found.append(item)
     return tuple(found)
 
@@ -75,10 +77,14 @@ class Space:
     def __init__(self, given: Iterable[Technique | Slot], before: Iterable[tuple[Technique, Technique]] = ()) -> None:
         slots = [_slot(one) for one in given]
         self.slots: tuple[Slot, ...] = distinct(slots)
-        self.counts = tuple(slots.count(slot) for slot in self.slots)
+        self.counts = tuple(sum(same(one, slot) for one in slots) for slot in self.slots)
         self.length = len(slots)
         self.techniques: tuple[Technique, ...] = distinct(t for s in self.slots for t in s.alternatives)
-        places = [[k for k, slot in enumerate(self.slots) if t in slot.alternatives] for t in self.techniques]
+        self._check_texts()
+        places = [
+            [k for k, slot in enumerate(self.slots) if any(same(t, other) for other in slot.alternatives)]
+            for t in self.techniques
+        ]
         for technique, homes in zip(self.techniques, places, strict=True):
             if len(homes) > 1:
                 raise InputError(f"{technique} in two different slots", "each technique in one slot", "techniques")
@@ -86,15 +92,32 @@ class Space:
         self.before = self._before(before)
         self.bound = frozenset(i for pair in self.before for i in pair)
 
+    def _place(self, technique: Any) -> int | None:
+        """The position of a technique, None where it is not one of these."""
+        return next((k for k, known in enumerate(self.techniques) if same(known, technique)), None)
+
+    def placed(self, technique: Technique) -> int:
+        """The position of one of these techniques."""
+        place = self._place(technique)
+        assert place is not None
+        return place
+
+    def _check_texts(self) -> None:
+        """Raise InputError where two techniques have one text: orders are told apart by theirs."""
+        texts = [str(technique) for technique in self.techniques]
+        for text in texts:
+            if texts.count(text) > 1:
+                raise InputError(f"two different techniques that are both written {text}"[:200], _OTHER, "techniques")
+
     def _before(self, given: Iterable[tuple[Technique, Technique]]) -> frozenset[tuple[int, int]]:
         pairs = set()
         for pair in given:
             if len(tuple(pair)) != 2:
                 raise InputError(repr(pair)[:80], "pairs of techniques", "before")
             for one in pair:
-                if one not in self.techniques:
+                if self._place(one) is None:
                     raise InputError(str(one)[:80], ", ".join(map(str, self.techniques)), "before")
-            first, second = (self.techniques.index(one) for one in pair)
+            first, second = (self.placed(one) for one in pair)
             pairs.add((first, second))
         more = True
         while more:  # what follows from the pairs together
@@ -155,9 +178,7 @@ class Space:
     def _fillable(self, used: Used) -> bool:
         """Whether no slot that has to be filled has come too late: the pairs have no circle, so that suffices."""
         return all(
-            slot.optional
-            or filled == count
-            or not all(self._late(used, self.techniques.index(t)) for t in slot.alternatives)
+            slot.optional or filled == count or not all(self._late(used, self.placed(t)) for t in slot.alternatives)
             for slot, filled, count in zip(self.slots, used[0], self.counts, strict=True)
         )
 
@@ -172,7 +193,7 @@ class Space:
         """The positions of these techniques, None when they are no prefix of an order of these."""
         found: list[int] = []
         for technique in techniques:
-            position = next((i for i in self.next_steps(tuple(found)) if self.techniques[i] == technique), None)
+            position = next((i for i in self.next_steps(tuple(found)) if same(self.techniques[i], technique)), None)
             if position is None:
                 return None
             found.append(position)

@@ -15,10 +15,10 @@ from typing import Any
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
+from compcomp.language.named import sources_of
 from compcomp.language.text import parse_claim
 from compcomp.language.verdict import Grade, Matrix, Query, Status, Trace, Verdict, Witness
 from compcomp.ordering.reuse import canonical, family, narrowed, restated
-from compcomp.ordering.sources import sources_of
 from compcomp.version import __version__
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -57,7 +57,7 @@ class Store:
 
     Each is written in a transaction of its own, so that a killed run loses none. Several processes may use one
     file at a time. A verdict is found again only with the same versions of the library and the solvers, and the same
-    sources of encodings and kernels (:mod:`compcomp.ordering.sources`). A file that is no store, or a damaged one,
+    sources of encodings and kernels (:mod:`compcomp.language.named`). A file that is no store, or a damaged one,
     raises InputError.
     """
 

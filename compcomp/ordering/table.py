@@ -11,8 +11,9 @@ from typing import Any
 from compcomp.language.claim import Scope, keeps
 from compcomp.language.layer import INVARIANTS as INVARIANTS
 from compcomp.language.layer import Format
+from compcomp.language.named import find_registered, registrations
 from compcomp.language.samples import representatives, sets_up
-from compcomp.language.technique import Technique, find_registered, registrations
+from compcomp.language.technique import Technique
 from compcomp.language.text import parse_sequence
 from compcomp.language.verdict import Matrix, Verdict, Witness
 from compcomp.ordering.jobs import Job, pool, run
@@ -109,7 +110,7 @@ def keeps_table(
 
 def registered() -> list[Technique]:
     """The representatives of every registered class, in the order of the registry."""
-    return [technique for kind in Technique.kernels for technique in representatives(kind)]
+    return [technique for kind in Technique.known().values() for technique in representatives(kind)]
 
 
 def _jobs(names: dict[str, Technique], invariants: Sequence[str], timeout: float) -> Iterator[tuple[str, Job]]:

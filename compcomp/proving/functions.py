@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from fractions import Fraction
-from typing import Any
 
 import z3
 
 from compcomp.errors import InputError
+from compcomp.language.identity import is_ours, or_itself
 from compcomp.language.steps import ScaledMap, Selection, Step
 from compcomp.proving.script import has_text
 from compcomp.terms import Term
@@ -31,16 +31,12 @@ class _Said:
         return self._term.eq(other._term) if isinstance(other, _Said) else NotImplemented
 
 
-def _ours(function: Callable[..., Any]) -> bool:
-    return (getattr(function, "__module__", None) or "").partition(".")[0] == "compcomp"
-
-
 def of_score(selection: Selection) -> Hashable:
     """What a selection scores by. Of a score of the whole layer rules know nothing but that it is this very one."""
     if selection.of_layer is not None:
-        return selection.of_layer if _ours(selection.of_layer) else (id(selection.of_layer), selection.of_layer)
-    if _ours(selection.score):
-        return selection.needs_inputs, selection.score
+        return or_itself(selection.of_layer)
+    if is_ours(selection.score):
+        return selection.needs_inputs, or_itself(selection.score)
     symbols = z3.Reals("weight norm2 reference")
     return selection.needs_inputs, _said(selection.rate, *symbols, what="score", where="Selection")
 
@@ -68,16 +64,16 @@ def _said(function: Callable[..., Term], *symbols: Term, what: str, where: str) 
 
 def of_measure(step: ScaledMap) -> Hashable:
     """What a map measures."""
-    if _ours(step.measure):
-        return step.measure
+    if is_ours(step.measure):
+        return or_itself(step.measure)
     return _said(step.measure, z3.Real("weight"), what="measure", where=type(step).__name__)
 
 
 def of_step(step: Step) -> Hashable:
     """A step as it is, and what its functions say."""
     if isinstance(step, Selection):
-        return step, of_score(step)
-    return (step, of_measure(step)) if isinstance(step, ScaledMap) else step
+        return or_itself(step), of_score(step)
+    return (or_itself(step), of_measure(step)) if isinstance(step, ScaledMap) else or_itself(step)
 
 
 def on_leaves(term: Term, function: Callable[[Term], Term], done: dict[int, Term]) -> Term:

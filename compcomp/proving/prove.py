@@ -26,7 +26,7 @@ from compcomp.proving.replay import (
 )
 from compcomp.proving.rules import ANY_BASIS, RULES
 from compcomp.proving.rules.basis import simplified
-from compcomp.proving.rules.likeness import dependable
+from compcomp.proving.rules.likeness import standing
 from compcomp.proving.sample import formats_along
 from compcomp.proving.search import ROUNDS, Found, search
 from compcomp.proving.solver import Solver, default_solver, second_solver
@@ -146,14 +146,17 @@ class _Attempt:
         return formats is None or any(f.get(self.claim.invariant or "") is not None for f in formats)
 
     def _rule(self, claim: Claim) -> Proof | None:
-        if not dependable(claim):
+        told = standing(claim)
+        if told is None:
             return None
-        claim, contracts = simplified(claim)
+        asked, (claim, contracts) = claim, simplified(claim)
         for rule in RULES:
             if claim.changes_basis and rule not in ANY_BASIS:
                 continue
             proof = rule(claim, self.solver, self.until - time.monotonic())
             if proof is not None:
+                if standing(asked) != told:
+                    return None
                 return replace(proof, assumptions=(*proof.assumptions, *contracts))
         return None
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from weakref import WeakKeyDictionary, ref
 
 from compcomp.language.claim import Claim
+from compcomp.language.identity import Unidentified, identity
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Grade, Verdict
 from compcomp.proving.functions import of_step
@@ -29,7 +30,7 @@ def known_theorem(claim: Claim, solver: Solver, second: Solver | None) -> Verdic
     known = _theorems.get(solver)
     try:
         return None if known is None else known.get(_key(claim, second))
-    except TypeError:  # something in the key has no hash, or no weak reference: nothing was kept
+    except (TypeError, Unidentified):  # something in the key has no identity, or no weak reference: nothing was kept
         return None
 
 
@@ -42,15 +43,15 @@ def keep_theorem(verdict: Verdict, solver: Solver, second: Solver | None) -> Non
     known = _theorems.setdefault(solver, {})
     if len(known) >= MOST:
         known.clear()
-    with suppress(TypeError):
+    with suppress(TypeError, Unidentified):
         known[_key(claim, second)] = verdict
 
 
 def _key(claim: Claim, second: Solver | None) -> Hashable:
     every = [t for sequence in claim.sequences for t in sequence]
-    techniques = {id(t): t for t in every}  # not by their equality, which a class may define as it likes
-    places = tuple(map(list(techniques).index, map(id, every)))
-    return claim, places, tuple(map(_technique, techniques.values())), None if second is None else ref(second)
+    said = (claim.kind, claim.loss, claim.invariant, claim.given, claim.slack, claim.scheme)
+    sides = tuple(map(len, claim.sequences))
+    return said, sides, tuple(map(_technique, every)), None if second is None else ref(second)
 
 
 def _technique(technique: Technique) -> Hashable:
@@ -59,4 +60,4 @@ def _technique(technique: Technique) -> Hashable:
     told = steps and type(technique).needs_inputs is Technique.needs_inputs  # by the steps themselves
     sees = None if told else technique.needs_inputs
     joint = () if promises.optimum is None else of_step(promises.optimum.grid)
-    return promises, sees, joint, *map(of_step, steps)
+    return identity(technique), identity(promises), sees, joint, *map(of_step, steps)

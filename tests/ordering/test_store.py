@@ -18,10 +18,10 @@ import pytest
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope, dominates, equal, keeps
+from compcomp.language.named import sources_of
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Grade, Query, Status, Trace, Verdict, Witness
 from compcomp.ordering import store as module
-from compcomp.ordering.sources import sources_of
 from compcomp.ordering.store import Store, verdict_from_json, verdict_to_json
 from compcomp.techniques import AbsMax, Magnitude
 
@@ -241,7 +241,7 @@ def test_a_kernel_of_ones_own_that_is_changed(tmp_path: Path, monkeypatch: pytes
     assert before is not None and before == sources_of([P, Own(), Own()]) != sources_of([P])
     (tmp_path / "own_kernel.py").write_text("def kernel(technique, layer): return None\n")
     assert sources_of([Own()]) is None and sources_of([P]) is not None
-    monkeypatch.setattr("compcomp.ordering.sources._first", {})  # as in another process
+    monkeypatch.setattr("compcomp.language.named._first", {})  # as in another process
     assert sources_of([Own(), P]) not in (None, before)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import z3
 
 from compcomp.language.claim import Claim
+from compcomp.language.identity import all_but, identity, same_but
 from compcomp.language.partition import Partition
 from compcomp.language.steps import ScaledMap, Selection, Step, at_most, leaves_free
 from compcomp.proving.functions import of_measure, of_score, scored
@@ -113,14 +114,14 @@ class _Lemmas:
 
     def of(self, step: ScaledMap) -> MapFacts:
         for known, facts in self.maps:
-            if known == step:
+            if same_but(known, step):
                 return facts
         self.maps.append((step, MapFacts(step, self.session)))
         return self.maps[-1][1]
 
     def kept_by(self, selection: Selection, step: ScaledMap, *, dense: bool) -> bool:
         for known, other, at, answer in self.selections:
-            if (known, other, at) == (selection, step, dense):
+            if at == dense and same_but(known, selection) and same_but(other, step):
                 return answer
         answer = keeps_largest(selection, step, self.session, equal_norms=self.equal_norms, dense=dense)
         self.selections.append((selection, step, dense, answer))
@@ -128,14 +129,14 @@ class _Lemmas:
 
     def settled(self, selection: Selection) -> bool:
         for known, answer in self.scores:
-            if known == selection:
+            if same_but(known, selection):
                 return answer
         self.scores.append((selection, settled(selection, self.session)))
         return self.scores[-1][1]
 
     def inside(self, inner: ScaledMap, outer: ScaledMap) -> bool:
         for known, other, answer in self.nested:
-            if (known, other) == (inner, outer):
+            if same_but(known, inner) and same_but(other, outer):
                 return answer
         self.nested.append((inner, outer, fixes(outer, inner, self.session)))
         return self.nested[-1][2]
@@ -172,7 +173,7 @@ def setting(claim: Claim, session: Session) -> Problem | None:
     if not all(isinstance(step, Selection | ScaledMap) for step in every):
         return None
     lemmas = _Lemmas(session, claim.assumes("equal norms"))
-    selections = list(dict.fromkeys(step for step in every if isinstance(step, Selection)))
+    selections = list({all_but(step): step for step in every if isinstance(step, Selection)}.values())
     all_go = any(s.ties == "all" for s in selections) and not claim.assumes("strict selections")
     if all_go and (len(selections) > 1 or not lemmas.settled(selections[0])):
         return None
@@ -201,6 +202,15 @@ def _counts(left: Items[Step], right: Items[Step]) -> str | None:
     if len(a) > 1 or (a and not any(at_most(a[0], share) for share in b)):
         return None
     return "equal" if a == b else "fewer"
+
+
+_GRID = ("levels", "codes", "scale", "rounding")
+"""The fields of maps that say what becomes of a weight in a context, not what the context is."""
+
+
+def of_context(step: ScaledMap, *without: str) -> Hashable:
+    """What decides the context that a map finds in a state."""
+    return all_but(step, *_GRID, *without)
 
 
 def majorized(one: Items[Term], other: Items[Term]) -> Term:
@@ -240,7 +250,8 @@ class Problem:
     def holds(self, goal: str) -> bool:
         """Whether a premise of the rule is proved: "kept", "pair" or "alone", or of the rule `same`: "same value"
         or "no pair"."""
-        maps = {step for sequence in self.steps for step in sequence if isinstance(step, ScaledMap)}
+        found = (step for sequence in self.steps for step in sequence if isinstance(step, ScaledMap))
+        maps = {(type(step), all_but(step)): step for step in found}.values()
         few = len(maps) == 1 and all(self.lemmas.of(step).odd and self.lemmas.of(step).monotone for step in maps)
         first = few and self._holds(goal, FEW_SECONDS, few=True)
         return first or self._holds(goal, LEMMA_SECONDS, few=False)
@@ -296,14 +307,14 @@ class Problem:
         claim = self.claim
         every = [step for sequence in self.steps for step in sequence]
         names: dict[str, list[object]] = {
-            name: list(dict.fromkeys(getattr(step, name) for step in every if hasattr(step, name)))
+            name: list(dict.fromkeys(identity(getattr(step, name)) for step in every if hasattr(step, name)))
             for name in ("share", "levels", "score", "measure")
         }
         names["levels"] = names["levels"] if len(names["levels"]) == 1 else []
         says: dict[str, Callable[[Any], Hashable]] = {"score": of_score, "measure": of_measure}
 
         def seen(step: Any, name: str) -> Hashable:
-            value: Hashable = getattr(step, name)
+            value = identity(getattr(step, name))
             alike = ("alike", names[name].index(value)) if value in names.get(name, ()) else value
             return (alike, says[name](step)) if name in says else alike
 
@@ -319,7 +330,7 @@ class Problem:
         """How many steps both sequences start with that leave no choice free."""
         count = 0
         for one, other in zip(*self.steps, strict=False):
-            if one != other or leaves_free(one):
+            if not same_but(one, other) or leaves_free(one):
                 break
             count += 1
         return count
@@ -393,7 +404,7 @@ class Problem:
         shared = self.group.refines(step.partition)
         for name, value in run.values.items():
             home = "dense" if same else state
-            context = f"c{self._measure(step)}_{step.partition}_{home}" + ("" if shared else f"_{name}")
+            context = f"c{self._context(step)}_{step.partition}_{home}" + ("" if shared else f"_{name}")
             c = z3.Real(context)
             run.facts += [c > 0, z3.Or(run.dropped[name], step.measure(value) <= c)]
             result = self._fresh(f"q_{label}_{name}")
@@ -403,17 +414,18 @@ class Problem:
             run.values[name] = result
 
     def _used_again(self, selection: Selection) -> bool:
-        return sum(step == selection for sequence in self.steps for step in sequence) > 1
+        return sum(same_but(step, selection) for sequence in self.steps for step in sequence) > 1
 
     def _number(self, selection: Selection) -> int:
         """The place of a selection among those of the claim: uses of equal ones have one number."""
-        every = dict.fromkeys(s for sequence in self.steps for s in sequence if isinstance(s, Selection))
-        return list(every).index(selection)
+        every = dict.fromkeys(all_but(s) for sequence in self.steps for s in sequence if isinstance(s, Selection))
+        return list(every).index(all_but(selection))
 
-    def _measure(self, step: ScaledMap) -> str:
-        """A name for what a map measures, empty for the first: contexts of different measures differ."""
-        measures = dict.fromkeys(s.measure for sequence in self.steps for s in sequence if isinstance(s, ScaledMap))
-        place = list(measures).index(step.measure)
+    def _context(self, step: ScaledMap) -> str:
+        """A name for what decides a map's context beside its groups, empty for the first: other contexts differ."""
+        maps = (s for sequence in self.steps for s in sequence if isinstance(s, ScaledMap))
+        known = dict.fromkeys(of_context(s, "partition") for s in maps)
+        place = list(known).index(of_context(step, "partition"))
         return str(place) if place else ""
 
     def _dense_context(self, before: Items[Step], step: ScaledMap) -> bool:
@@ -434,7 +446,7 @@ class Problem:
         places = [(steps[: own[-1]], steps[own[-1]]) for steps, own in zip(self.steps, ends, strict=True)]
         one, other = (step for _, step in places)
         assert isinstance(one, ScaledMap) and isinstance(other, ScaledMap)
-        alike = (one.measure, one.numbers, one.partition) == (other.measure, other.numbers, other.partition)
+        alike = same_but(one, other, "rounding")
         if not alike or self.claim.assumes("scale unchanged"):
             return alike
         # A group of which nothing is left has another scale than the dense one.
@@ -453,7 +465,7 @@ class Problem:
                 return False
             return self.lemmas.kept_by(earlier, step, dense=dense)
         assert isinstance(earlier, ScaledMap)
-        if earlier.partition != step.partition or earlier.measure != step.measure:
+        if of_context(earlier) != of_context(step):
             return False
         facts = self.lemmas.of(earlier)
         return facts.inside and facts.keeps_largest
@@ -490,7 +502,7 @@ class Problem:
         """Facts about two uses; those that say the same of (one, other) as of (other, one) only where ``first``."""
         x, y, v, u = one.argument, one.result, other.argument, other.result
         magnitude = self._abs
-        if other.step == one.step:
+        if same_but(other.step, one.step):
             found = [z3.Implies(x == v, y == u)] if first and not few and facts.function else []
             if facts.monotone:
                 found.append(z3.Implies(x <= v, y <= u))

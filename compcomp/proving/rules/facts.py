@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import z3
 
+from compcomp.language.identity import all_but, same_but
 from compcomp.language.parameters import Unknown
 from compcomp.language.steps import CodebookMap, GridMap, RangeMap, ScaledMap, Selection
 from compcomp.proving.functions import of_measure, of_score, on_leaves, scored
@@ -52,23 +53,21 @@ class MapFacts:
     ordered: |v| < |w| implies |q(v)| <= |q(w)|.  half: |w - q(w)| is at most half a step.
     same_step: after the map, a group that held a weight of measure c has the step that it had.
 
-    Each is asked when it is first looked at, once for a measure, a rounding and codes, as nothing else of the map is in
-    it. With free choices each use is a result of its own, and facts about two uses hold for any choices.
+    Each is asked when it is first looked at, once for all maps that differ in partition and levels alone, as these are
+    not in it. With free choices each use is a result of its own, and facts about two uses hold for any choices.
     """
 
     def __init__(self, step: ScaledMap, session: Session) -> None:
         self._step, self._session = step, session
         self._v, self._w = z3.Real("v"), z3.Real("w")
-        self._measure = of_measure(step)
+        self._key = (type(step), of_measure(step), *all_but(step, "measure", "partition", "levels"))
 
     @cached_property
     def _unit(self) -> _Unit:
         return _Unit.of(self._step)
 
     def _once(self, name: str, lemma: Callable[[], bool]) -> bool:
-        step = self._step
-        grid = None if isinstance(step, GridMap) else step.numbers
-        return self._session.once(("map", name, self._measure, step.rounding, grid), lemma)
+        return self._session.once(("map", name, *self._key), lemma)
 
     def _ask(self, name: str, conclusion: Callable[[Callable[[Term], Term]], Term], *extra: Term) -> bool:
         choices, unit, measure = SymbolicChoices(), self._unit, self._step.measure
@@ -270,7 +269,7 @@ def fixes(outer: ScaledMap, inner: ScaledMap, session: Session) -> bool:
     """
     if not isinstance(outer, GridMap) or not isinstance(inner, GridMap):
         return False
-    if outer == inner or outer.measure != inner.measure:
+    if same_but(outer, inner) or not same_but(outer, inner, "levels", "rounding", "partition"):
         return False
     if isinstance(outer.levels, Unknown) or isinstance(inner.levels, Unknown):
         return False
@@ -310,7 +309,8 @@ def keeps_largest(
     """
     if selection.of_layer is not None:
         return False
-    key = ("keeps largest", of_score(selection), of_measure(step), equal_norms, dense)
+    others = all_but(selection, "score", "partition", "share", "ties")
+    key = ("keeps largest", of_score(selection), others, of_measure(step), equal_norms, dense)
     return session.once(key, lambda: _keeps_largest(selection, step.measure, session, equal_norms, dense))
 
 

@@ -2,51 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from fractions import Fraction
 from itertools import combinations
 from typing import Any
 
+from compcomp.errors import InputError
 from compcomp.language.claim import Claim
-from compcomp.language.parameters import Unknown
+from compcomp.language.identity import Unidentified, identity, is_ours, same
+from compcomp.language.parameters import Unknown, is_unknown
+from compcomp.language.samples import sets_up
 from compcomp.language.steps import Step
 from compcomp.language.technique import Technique, unknowns
 from compcomp.proving.functions import of_step
 
-# Rules compare techniques and steps by their equality, which a class of its own may define to leave something out
-# (compare=False). So any two that say they are equal have to agree in every field, and their functions in what they
-# say.
+# Rules compare techniques and steps, and scores and measures in them. They do so by what these are
+# (language/identity.py) or by their equality, which a class of one's own may define to leave something out
+# (compare=False). So everything that they compare has to have an identity, and any two that say they are equal one
+# identity. What a class makes anew at every call (steps, promises) has to be the same each time: of what was told
+# before a rule was asked, and after it, all is compared.
 #
 # All shares that are Any count as one number, and so do all levels of one kind of map. So at every instance of the
 # claim the shares that were Any have to be one number, and the levels, and nothing else of a step may have changed.
 # Each parameter needs two examples at least: where parameters of two names stand for what counts as one number, some
 # instance then has them differ.
+#
+# What is promised of Any is promised of every value, and what is not promised of Any is used of none (stands_for).
+
+
+def standing(claim: Claim) -> Hashable | None:
+    """All that rules read of a claim's techniques, as it is now; None where they may not rely on it: none is asked."""
+    techniques = [t for sequence in claim.sequences for t in sequence]
+    steps = tuple(tuple(map(of_step, () if is_ours(t) else t.steps())) for t in techniques)
+    try:
+        told = (steps, *map(_told, techniques))
+        return told if _alike(techniques) and _one_number(claim, techniques) else None
+    except (TypeError, ValueError, Unidentified):  # no hash, no truth value of an equality, no identity
+        return None
 
 
 def dependable(claim: Claim) -> bool:
-    """Whether rules may rely on it. Where not, none is asked."""
-    techniques = [t for sequence in claim.sequences for t in sequence]
-    steps = [(step, of_step(step)) for technique in techniques for step in technique.steps()]
-    try:
-        return _alike(techniques, steps) and _one_number(claim, techniques)
-    except (TypeError, ValueError):  # no hash, or no truth value of an equality: nothing is known
-        return False
+    """Whether rules may rely on what the claim's techniques say."""
+    return standing(claim) is not None
 
 
-def _alike(techniques: list[Technique], steps: list[tuple[Step, Hashable]]) -> bool:
-    said: dict[Step, Hashable] = {}
-    if any(said.setdefault(step, key) != key for step, key in steps):
-        return False
-    return all(_same_fields(one, other) for one, other in combinations(techniques, 2))
+def _told(technique: Technique) -> Hashable:
+    if is_ours(technique):
+        return identity(technique)
+    sees = technique.needs_inputs, technique.is_deterministic, technique.is_homogeneous
+    return identity(technique), identity(technique.promises()), sees
 
 
-def _same_fields(one: Technique, other: Technique) -> bool:
-    if one is other or not bool(one == other):
-        return True
-    if type(one) is not type(other) or not is_dataclass(one):
-        return False
-    return all(bool(getattr(one, f.name) == getattr(other, f.name)) for f in fields(one))
+def _alike(techniques: list[Technique]) -> bool:
+    """Whether nothing that rules compare is equal to what it is not the same as."""
+    foreign = [technique for technique in techniques if not is_ours(technique)]
+    parts: list[Any] = [*techniques] if foreign else []
+    for technique in techniques if foreign else ():
+        for step in technique.steps():
+            values = [getattr(step, f.name) for f in fields(step)]
+            parts += [step, *(value for value in values if callable(value))]
+    for part in parts:
+        identity(part)
+    return all(same(one, other) or not bool(one == other) for one, other in combinations(parts, 2))
 
 
 def _one_number(claim: Claim, techniques: list[Technique]) -> bool:
@@ -57,15 +75,19 @@ def _one_number(claim: Claim, techniques: list[Technique]) -> bool:
         numbers: dict[object, set[Any]] = {}
         closed = [t for sequence in instance.sequences for t in sequence]
         for technique, other in zip(techniques, closed, strict=True):
-            parts, values = list(_parts(technique)), list(_parts(other))
-            if len(parts) != len(values):
+            if not (_promised(technique, other) and _filled(technique, other, numbers)):
                 return False
-            for part, value in zip(parts, values, strict=True):
-                if not _fills(part, value, numbers):
-                    return False
         if any(len(found) > 1 for found in numbers.values()):
             return False
     return True
+
+
+def _filled(technique: Technique, other: Technique, numbers: dict[object, set[Any]]) -> bool:
+    """Whether the steps of an instance are those of the technique, but for numbers in place of Any, which are noted."""
+    parts, values = list(_parts(technique)), list(_parts(other))
+    return len(parts) == len(values) and all(
+        _fills(part, value, numbers) for part, value in zip(parts, values, strict=True)
+    )
 
 
 def _parts(technique: Technique) -> Iterator[Step | Fraction | Unknown]:
@@ -86,4 +108,98 @@ def _fills(part: Any, value: Any, numbers: dict[object, set[Any]]) -> bool:
     for name in names:
         numbers.setdefault(name if name == "share" else type(part), set()).add(getattr(value, name))
     filled = replace(part, **{name: getattr(value, name) for name in names}) if names else part
-    return bool(filled == value)
+    return same(filled, value)
+
+
+# ------------------------------------------------------------------------------------------ values for Any
+
+
+def stands_for(technique: Technique, other: Technique) -> bool:
+    """Whether another is an instance of a technique with open parameters: what is said of this one is said of that.
+
+    The values are among those that Any stands for: numbers of the kind that its examples are, or an example itself
+    where these are no numbers. Nothing else differs, no promise is broken, and the same things are set up.
+    """
+    names = [name for name in unknowns(technique) if not is_unknown(getattr(other, name, None))]
+    try:
+        values = {name: getattr(other, name) for name in names}
+        if not same(technique, other) and not (
+            is_dataclass(technique) and names and same(replace(technique, **values), other)
+        ):
+            return False
+        if not names:
+            return True
+        examples = list(_examples(technique, values))
+        if not all(any(_of_kind(example[name], values[name]) for example in examples) for name in names):
+            return False
+        if not (_promised(technique, other) and (_filled(technique, other, {}) or not _steps_are_of_any(technique))):
+            return False
+        return is_ours(other) or unknowns(other) != () or _sets_up_alike(technique, other)
+    except (Unidentified, InputError, AttributeError, TypeError, ValueError):
+        return False
+
+
+def _examples(technique: Technique, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The values of examples for these parameters, one at a time, as the class writes them."""
+    for name in values:
+        for example in type(technique).examples[name]:
+            try:
+                other: Any = replace(technique, **{**values, name: example})  # type: ignore[type-var]
+            except (InputError, TypeError, ValueError):
+                continue
+            yield {**values, name: getattr(other, name)}
+
+
+def _of_kind(example: Any, value: Any) -> bool:
+    number = type(value) in (int, float, Fraction)
+    return (number and type(example) is type(value)) or same(example, value)
+
+
+def _steps_are_of_any(technique: Technique) -> bool:
+    """Whether its steps are those of its examples but for numbers: where not, no rule proves anything of them."""
+    chosen = ({name: value} for name in unknowns(technique) for value in type(technique).examples[name])
+    return all(_filled(technique, replace(technique, **one), {}) for one in chosen)  # type: ignore[type-var]
+
+
+def _sets_up_alike(technique: Technique, other: Technique) -> bool:
+    chosen = {name: type(technique).examples[name][0] for name in unknowns(technique)}
+    return sets_up(replace(technique, **chosen)) == sets_up(other)  # type: ignore[type-var]
+
+
+def _promised(technique: Technique, other: Technique) -> bool:
+    """Whether an instance keeps every promise of the open technique, and is treated by rules as that is."""
+    said, kept = technique.promises(), other.promises()
+    alike = ("changes_inputs", "changes_basis")
+    if any(getattr(said, name) != getattr(kept, name) for name in alike):
+        return False
+    if technique.whole_model != other.whole_model or bool(technique.steps()) != bool(other.steps()):
+        return False
+    if said.optimum is None or kept.optimum is None:
+        if said.optimum is not None:
+            return False
+    elif not same(_rest(said.optimum), _rest(kept.optimum)):
+        return False
+    if said.input_bits not in (None, kept.input_bits):
+        return False
+    sets = ("keeps", "restores", "never_increases", "zeros")
+    if not all(getattr(said, name) <= getattr(kept, name) for name in sets):
+        return False
+    if any(getattr(said, name) and not getattr(kept, name) for name in _STRONGER):
+        return False
+    if any(getattr(kept, name) and not getattr(said, name) for name in _WEAKER):
+        return False
+    if other.needs_inputs and not technique.needs_inputs:
+        return False
+    return (other.is_deterministic or not technique.is_deterministic) and (
+        other.is_homogeneous or not technique.is_homogeneous
+    )
+
+
+_STRONGER = ("any_inputs", "rests", "holds_reference", "leaves_weight", "removes_rows", "homogeneous", "deterministic")
+"""Promises that are kept where they are made."""
+_WEAKER = ("format_varies", "sees_factors")
+"""What is promised by not saying it."""
+
+
+def _rest(optimum: Any) -> Any:
+    return optimum.loss, optimum.partition, optimum.ratios

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import z3
 
+from compcomp.language.identity import same_but
 from compcomp.language.steps import ScaledMap, Selection, Step, at_most
 from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.functions import scored
@@ -32,9 +33,10 @@ from compcomp.proving.session import Session
 # declare `changes_inputs`, leaves them alone; nor does it change their basis. Then S >> T equals T >> S: neither sees
 # what the other changes.
 #
-# (selections) Let two selections by one score f in one partition follow each other directly, both with ties
-# "first" or both "all". Let either f not depend on the current weight (facts.settled), or a zero weight score f0, the
-# same for all, and no weight score less. Then both together equal the one with the larger share.
+# (selections) Let two selections that agree in all but their shares (one score f, one partition, and what they see)
+# follow each other directly, both with ties "first" or both "all". Let either f not depend on the current weight
+# (facts.settled), or a zero weight score f0, the same for all, and no weight score less. Then both together equal the
+# one with the larger share.
 #   f does not depend on the current weight: both see one order, of (score, index) or of scores. Ties "first" drop the
 #   first k1 and the first k2 of it, ties "all" all up to the k1-th and all up to the k2-th: the larger set holds the
 #   smaller. What is dropped twice is 0 and masked as if once.
@@ -137,13 +139,13 @@ def _meets_inputs(atom: Step | Technique) -> bool:
 
 def _absorbed(first: Step | Technique, second: Step | Technique, session: Session) -> Step | None:
     """The one step that two neighbours equal, or None."""
-    if isinstance(first, Selection) and isinstance(second, Selection):
-        same = (first.score, first.partition, first.ties) == (second.score, second.partition, second.ties)
-        if same and first.ties != "any" and (_zero_scores_least(first, session) or settled(first, session)):
+    if isinstance(first, Selection) and isinstance(second, Selection) and same_but(first, second, "share"):
+        if first.ties != "any" and (_zero_scores_least(first, session) or settled(first, session)):
             if at_most(second.share, first.share):
                 return first
             return second if at_most(first.share, second.share) else None
-    if isinstance(first, ScaledMap) and first == second:
+        return None
+    if isinstance(first, ScaledMap) and same_but(first, second):
         facts = MapFacts(first, session)
         if facts.function and facts.idempotent and facts.same_step:
             return first

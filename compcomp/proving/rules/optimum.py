@@ -7,6 +7,7 @@ from collections.abc import Sequence as Items
 from fractions import Fraction
 
 from compcomp.language.claim import Claim
+from compcomp.language.identity import same_but
 from compcomp.language.parameters import Unknown
 from compcomp.language.partition import Partition
 from compcomp.language.steps import GridMap, Optimum, Selection, Step, at_most
@@ -110,9 +111,7 @@ def _zeros(partition: Partition, share: Fraction | Unknown, optimum: Optimum) ->
 
 def _smaller(inner: Optimum, outer: Optimum) -> bool:
     """Whether every grid of the inner optimum is one of the outer."""
-    one, other = inner.grid, outer.grid
-    alike = (one.measure, one.levels, one.partition) == (other.measure, other.levels, other.partition)
-    return alike and set(inner.ratios) <= set(outer.ratios)
+    return same_but(inner.grid, outer.grid, "rounding") and set(inner.ratios) <= set(outer.ratios)
 
 
 def _on_grid(steps: Items[Step], optimum: Optimum, session: Session) -> bool:
@@ -122,7 +121,7 @@ def _on_grid(steps: Items[Step], optimum: Optimum, session: Session) -> bool:
         return False
     last, grid = steps[places[-1]], optimum.grid
     assert isinstance(last, GridMap)
-    if (last.measure, last.partition) != (grid.measure, grid.partition):
+    if not same_but(last, grid, "levels", "rounding"):
         return False
     if last.levels != grid.levels and not fixes(grid, last, session):
         return False
@@ -134,8 +133,7 @@ def _on_grid(steps: Items[Step], optimum: Optimum, session: Session) -> bool:
 def _keeps_context(step: Step, grid: GridMap, session: Session, *, dense: bool) -> bool:
     if isinstance(step, GridMap):
         facts = MapFacts(step, session)
-        alike = (step.measure, step.partition) == (grid.measure, grid.partition)
-        return alike and facts.inside and facts.keeps_largest
+        return same_but(step, grid, "levels", "rounding") and facts.inside and facts.keeps_largest
     assert isinstance(step, Selection)
     keeps_some = step.partition.refines(grid.partition) and step.ties != "all"
     if not keeps_some and not grid.partition.refines(step.partition):

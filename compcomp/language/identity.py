@@ -1,0 +1,287 @@
+"""What is one and the same: the only rule by which techniques, steps, scores and measures are taken for one another.
+
+Classes of one's own may define an equality that leaves something out (``compare=False``), an equality of another kind,
+or a text that hides a field. So nothing that is trusted to be the same is compared by ``==`` or by text: two values are
+the same where they have one :func:`identity`, made of their class and everything that they hold. What may change while
+it is looked at has none (:class:`Unidentified`): it is merged with nothing, not reused, and sent to no other process.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+from collections.abc import Hashable, Iterator
+from dataclasses import fields, is_dataclass, make_dataclass
+from enum import Enum
+from fractions import Fraction
+from functools import cached_property, lru_cache, partial
+from types import BuiltinFunctionType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+
+from compcomp.language.parameters import is_unknown
+
+
+class Unidentified(LookupError):
+    """Something of which nobody can say that it is, and stays, what it was."""
+
+
+def identity(value: Any) -> Hashable:
+    """What tells a value from all others, equal for two that are the same in class and in everything they hold.
+
+    Raises Unidentified where they hold what may change (lists, dictionaries, iterators), have an equality of their own,
+    or code that changes something beyond its own variables.
+    """
+    return _of(value, ())
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are one object, or have one identity."""
+    if one is other:
+        return True
+    try:
+        return identity(one) == identity(other)
+    except Unidentified:
+        return False
+
+
+def all_but(step: Any, *names: str) -> Hashable:
+    """The identity of a dataclass without the fields of these names: a field that is added later counts."""
+    return tuple((f.name, identity(getattr(step, f.name))) for f in fields(step) if f.name not in names)
+
+
+def same_but(one: Any, other: Any, *names: str) -> bool:
+    """Whether two dataclasses are of one class and agree in all fields but those of these names."""
+    try:
+        return type(one) is type(other) and all_but(one, *names) == all_but(other, *names)
+    except Unidentified:
+        return False
+
+
+def or_itself(value: Any) -> Hashable:
+    """The identity of a value; where it has none a key that is equal for this very object alone."""
+    try:
+        return identity(value)
+    except Unidentified:
+        return _One(value)
+
+
+def ours(module: Any) -> bool:
+    """Whether a module of this name is part of this library, which does not change while it runs."""
+    return isinstance(module, str) and module.partition(".")[0] == "compcomp"
+
+
+def is_ours(value: Any) -> bool:
+    """Whether it is a function of this library that holds nothing, or an object of one of its classes."""
+    if isinstance(value, FunctionType):  # of its globals, as its own word for its module may be another's
+        return ours(value.__globals__.get("__name__")) and value.__closure__ is None
+    return value is not None and all(ours(base.__module__) for base in type(value).__mro__[:-1])
+
+
+class _One:
+    """An object as a key, by what it is and not by what it says of itself."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _One) and self.value is other.value
+
+
+# ------------------------------------------------------------------------------------------------ values
+
+_PLAIN = frozenset({type(None), bool, int, str, bytes, Fraction, complex, type(Ellipsis), range})
+_BY_OBJECT = (type, ModuleType, np.ufunc, np.dtype)
+
+
+def _of(value: Any, above: tuple[Any, ...]) -> Hashable:
+    kind = type(value)
+    if kind in _PLAIN:
+        return kind, value  # with its class: 1, True and 1.0 are equal
+    if kind is float:
+        return kind, value.hex()
+    if is_unknown(value):
+        return ("Any",)
+    if isinstance(value, np.generic):
+        return kind, value.dtype.str, value.tobytes()
+    if any(value is one for one in above):
+        raise Unidentified("something that holds itself")
+    within = (*above, value)
+    if kind in (tuple, frozenset):
+        return kind, kind(_of(item, within) for item in value)
+    if isinstance(value, FunctionType):
+        return _function(value, within)
+    if isinstance(value, MethodType):
+        return kind, _of(value.__self__, within), _of(value.__func__, within)
+    if kind is partial:
+        given = sorted(value.keywords.items())
+        return kind, _of(value.func, within), *(_of(item, within) for item in (*value.args, *given))
+    if isinstance(value, BuiltinFunctionType):
+        if value.__self__ is None or isinstance(value.__self__, ModuleType):
+            return kind, _One(value)
+        raise Unidentified(f"a method of {type(value.__self__).__name__}")
+    if isinstance(value, _BY_OBJECT):
+        return ("object", _One(value))
+    return _instance(value, within)
+
+
+def _instance(value: Any, above: tuple[Any, ...]) -> Hashable:
+    """Its class and all that it holds, in fields or not."""
+    kind = type(value)
+    if isinstance(value, Enum):
+        return _One(kind), value.name
+    _check_class(kind)
+    if isinstance(value, tuple):
+        items: Hashable = value if ours(kind.__module__) else tuple(_of(item, above) for item in tuple.__iter__(value))
+    else:
+        items = None
+    held = tuple((name, _of(item, above)) for name, item in sorted(_held(value)))
+    return _One(kind), items, held
+
+
+def _held(value: Any) -> Iterator[tuple[str, Any]]:
+    """The attributes of an object, without what cached properties make of the others."""
+    kind = type(value)
+    for base in kind.__mro__:
+        for name, slot in vars(base).items():
+            if isinstance(slot, MemberDescriptorType) and hasattr(value, name):
+                yield name, getattr(value, name)
+    for name, item in getattr(value, "__dict__", {}).items():
+        if not isinstance(getattr(kind, name, None), cached_property):
+            yield name, item
+
+
+# ------------------------------------------------------------------------------------------------ code
+
+_FIRST = frozenset({"__init__", "__post_init__", "__new__", "__setstate__", "__init_subclass__", "__set_name__"})
+"""What makes an object may set its attributes."""
+_REACHES = frozenset(
+    {"setattr", "delattr", "__setattr__", "__delattr__", "__dict__", "vars", "globals", "exec", "eval"}
+)
+_CHANGES = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR"})
+_RANDOM = frozenset({"random", "secrets", "time", "uuid"})
+_OF_PYTHON = 1 << 9
+"""The flag of classes that are no part of a compiled module (Py_TPFLAGS_HEAPTYPE)."""
+_CONTAINERS = (list, dict, set, bytearray, np.ndarray)
+
+
+def _function(value: FunctionType, above: tuple[Any, ...]) -> Hashable:
+    """Its code, where that looks up its names, and what it holds: so one that is written down twice is two."""
+    if is_ours(value):
+        return FunctionType, _One(value)
+    _check_code(value, above)
+    try:
+        held = [cell.cell_contents for cell in value.__closure__ or ()]
+    except ValueError:
+        raise Unidentified(f"{value.__qualname__}, of which a variable is not set yet") from None
+    given = (*(value.__defaults__ or ()), *sorted((value.__kwdefaults__ or {}).items()), *sorted(vars(value).items()))
+    parts = (_content(item, above) for item in (*held, *given))
+    return FunctionType, value.__code__, _One(value.__globals__), *parts
+
+
+def _content(value: Any, above: tuple[Any, ...]) -> Hashable:
+    """What a function holds; one that calls itself holds itself."""
+    return ("itself",) if any(value is one for one in above) else _of(value, above)
+
+
+def _check_code(value: FunctionType, above: tuple[Any, ...]) -> None:
+    """Raise Unidentified where a function changes, or reads, what may be another at its next call."""
+    why, names = _effects(value.__code__)
+    if why is not None:
+        raise Unidentified(f"{value.__qualname__}, which {why}")
+    for name in names:
+        found = value.__globals__.get(name, getattr(builtins, name, None))
+        if isinstance(found, ModuleType):
+            if found.__name__ in _RANDOM:
+                raise Unidentified(f"{value.__qualname__}, which uses {found.__name__}")
+        elif not (isinstance(found, type) or (callable(found) and is_ours(found))) and not any(
+            found is one for one in above
+        ):
+            _of(found, (*above, value))
+
+
+@lru_cache(maxsize=4096)
+def _effects(code: CodeType) -> tuple[str | None, tuple[str, ...]]:
+    """What code changes beyond its own variables, None where nothing; and the global names that it reads."""
+    names: dict[str, None] = {}
+    for part in _nested(code):
+        if reached := _REACHES.intersection(part.co_names):
+            return f"uses {min(reached)}", ()
+        for step in dis.get_instructions(part):
+            outer = step.opname in ("STORE_DEREF", "DELETE_DEREF") and step.argval in code.co_freevars
+            if outer or step.opname in _CHANGES:
+                return f"changes {step.argval}", ()
+            if step.opname == "LOAD_GLOBAL":
+                names[step.argval] = None
+    return None, tuple(names)
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _nested(constant)
+
+
+def _check_class(kind: type) -> None:
+    """Raise Unidentified where a class compares, makes or changes its objects in ways of its own."""
+    for base in kind.__mro__[:-1]:
+        if ours(base.__module__) or base.__module__ in ("typing", "abc") or base is tuple:
+            continue
+        own = vars(base)
+        if "__eq__" in own and not _fieldwise(base):
+            raise Unidentified(f"{kind.__name__}, which has an equality of its own")
+        new = own.get("__new__")
+        made = new is None or isinstance(getattr(new, "__func__", new), FunctionType)
+        if not made or "__getattribute__" in own or not base.__flags__ & _OF_PYTHON:
+            raise Unidentified(f"{kind.__name__}, whose objects hold more than can be seen")
+        for name, attribute in own.items():
+            _check_attribute(kind, name, attribute)
+
+
+def _check_attribute(kind: type, name: str, attribute: Any) -> None:
+    function = attribute
+    if isinstance(attribute, property):
+        function = attribute.fget
+    elif isinstance(attribute, cached_property):
+        function = attribute.func
+    elif isinstance(attribute, staticmethod | classmethod):
+        function = attribute.__func__
+    if isinstance(function, FunctionType):
+        if name not in _FIRST and not name.startswith("__dataclass") and not _generated(function):
+            _check_code(function, ())
+        return
+    known = name.startswith("__") or name in _DECLARED
+    if not known and (isinstance(attribute, _CONTAINERS) or hasattr(attribute, "__next__")):
+        raise Unidentified(f"{kind.__name__}.{name}, which may change")
+
+
+_DECLARED = frozenset({"examples", "tried", "samples", "tried_shapes", "kernels"})
+"""What techniques have in their class for tests and tables."""
+
+
+def _generated(function: FunctionType) -> bool:
+    """Whether ``dataclass`` wrote it."""
+    return function.__code__.co_filename == "<string>" and function.__name__.startswith("__")
+
+
+def _fieldwise(kind: type) -> bool:
+    """Whether the equality of a class is that which ``dataclass`` gives it."""
+    function = vars(kind)["__eq__"]
+    if not (isinstance(function, FunctionType) and is_dataclass(kind)):
+        return False
+    code, plain = function.__code__, _equality(tuple(f.name for f in fields(kind) if f.compare))
+    return (code.co_code, code.co_names, code.co_consts) == (plain.co_code, plain.co_names, plain.co_consts)
+
+
+@lru_cache(maxsize=512)
+def _equality(names: tuple[str, ...]) -> CodeType:
+    function: Any = vars(make_dataclass("_Plain", names))["__eq__"]
+    found: CodeType = function.__code__
+    return found

@@ -1,0 +1,182 @@
+"""Techniques by name: what text and files tell of them whole, so that another process or run finds the same ones.
+
+A technique is told by its text where its class makes the very same one, field by field, of that text. Its class is told
+by module, name and files. Nothing else is written to a store or sent to another process.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from dataclasses import is_dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+from compcomp.errors import InputError
+from compcomp.language.identity import Unidentified, identity, ours
+from compcomp.language.technique import Source, Technique, source_now
+
+_first: dict[str, Source] = {}
+"""Files that no class has a record of, as they were when they were first looked at."""
+
+
+# ------------------------------------------------------------------------------------------------ texts
+
+
+def told_by_text(technique: Technique) -> bool:
+    """Whether its class makes of its text the same technique in every field."""
+    from compcomp.language.text import technique_of
+
+    kind = type(technique)
+    try:
+        known = identity(technique)
+        if not is_dataclass(kind):
+            return known == identity(kind())
+        call = ast.parse(str(technique), mode="eval").body
+        return (
+            isinstance(call, ast.Call)
+            and ast.unparse(call.func) == kind.__name__
+            and (identity(technique_of(call, kind)) == known)
+        )
+    except (Unidentified, InputError, SyntaxError, ValueError, TypeError, ArithmeticError, AttributeError):
+        return False
+
+
+# -------------------------------------------------------------------------------------- other processes
+
+
+def registrations(techniques: Iterable[Technique]) -> list[list[str]] | None:
+    """Module, name and kernel of each kind of technique, with a digest of files that are not ours, as plain data.
+
+    None where another process would not find the same techniques by their texts.
+    """
+    found, kinds = list(techniques), list[type[Technique]]()
+    for technique in found:
+        if not any(kind is type(technique) for kind in kinds):
+            kinds.append(type(technique))
+    if not all(_findable(kind) for kind in kinds) or not all(map(told_by_text, found)):
+        return None
+    sources = [None if ours(kind.__module__) and ours(_kernel_of(kind)) else sources_of_kinds([kind]) for kind in kinds]
+    if any(source is None and not ours(kind.__module__) for kind, source in zip(kinds, sources, strict=True)):
+        return None
+    told = zip(kinds, sources, strict=True)
+    return sorted([k.__module__, k.__name__, _kernel_of(k), *([s] if s else [])] for k, s in told)
+
+
+def find_registered(given: Iterable[Iterable[str]]) -> None:
+    """Make techniques known in this process, from what :func:`registrations` gave in another.
+
+    Raises LookupError where this process has other files of them.
+    """
+    for module, name, kernel, *source in given:
+        technique = getattr(importlib.import_module(module), name)
+        if technique not in Technique.kernels:
+            Technique.register(technique, kernel)
+        if source and sources_of_kinds([technique]) != source[0]:
+            raise LookupError(f"{module}.{name} has other files here")
+
+
+def _findable(kind: type[Technique]) -> bool:
+    return kind in Technique.kernels and "." not in kind.__qualname__ and Technique.known().get(kind.__name__) is kind
+
+
+def _kernel_of(kind: type[Technique]) -> str:
+    return Technique.kernels.get(kind, kind.__module__)
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def sources_of(techniques: Iterable[Technique]) -> str | None:
+    """A digest of the classes of these techniques, and of the files of their classes and kernels that are not ours.
+
+    None where a technique is not told by its text, where a file cannot be read, or has changed since this process read
+    it: nobody can say then which of the two a result is of. Of what these files use, those outside of Python and of
+    installed packages are looked at as well.
+    """
+    found = list(techniques)
+    return sources_of_kinds(map(type, found)) if all(map(told_by_text, found)) else None
+
+
+def sources_of_kinds(kinds: Iterable[type[Technique]]) -> str | None:
+    """The same of classes."""
+    digest = hashlib.sha256()
+    different = {(kind.__module__, kind.__qualname__, id(kind)): kind for kind in kinds}
+    try:
+        for (module, name, _), kind in sorted(different.items(), key=lambda item: item[0][:2]):
+            digest.update(f"{module}.{name}\0".encode())
+            for source in _files(kind):
+                digest.update(_hash(source))
+    except (OSError, LookupError, ValueError, ImportError):
+        return None
+    return digest.hexdigest()
+
+
+def _files(kind: type[Technique]) -> Iterator[Source]:
+    modules: dict[str, None] = {}
+    for base in kind.__mro__[:-1]:
+        if not ours(base.__module__):
+            read = base.__dict__.get("read_from") if issubclass(base, Technique) else _noted(_file_of(base.__module__))
+            yield _unchanged(read)
+            modules[base.__module__] = None
+    kernel = _kernel_of(kind)
+    if not ours(kernel):
+        yield _unchanged(_noted(_file_of(kernel)))
+        modules[kernel] = None
+    for module in sorted(_used(modules)):
+        yield _unchanged(_noted(_file_of(module)))
+
+
+def _used(modules: Iterable[str]) -> set[str]:
+    """The modules of one's own that these use, directly or through others: not those of Python or of packages."""
+    given = set(modules)
+    todo, found = list(given), set[str]()
+    while todo:
+        module = sys.modules.get(todo.pop())
+        for value in list(vars(module).values()) if module is not None else ():
+            name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+            if isinstance(name, str) and name not in found | given and _own(name):
+                found.add(name)
+                todo.append(name)
+    return found
+
+
+def _own(module: str) -> bool:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return not ours(module) and bool(file) and not any(Path(str(file)).is_relative_to(path) for path in _installed())
+
+
+@cache
+def _installed() -> tuple[Path, ...]:
+    paths = sysconfig.get_paths()
+    return tuple(Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+def _file_of(module: str) -> str:
+    loaded = getattr(sys.modules.get(module), "__file__", None)
+    spec = None if loaded else find_spec(module)
+    file = loaded or (spec.origin if spec else None)
+    if not file:
+        raise LookupError(module)
+    return file
+
+
+def _noted(file: str) -> Source:
+    return _first.setdefault(file, source_now(file))
+
+
+def _unchanged(read: Source | None) -> Source:
+    if read is None or source_now(read[0]) != read:
+        raise LookupError("no file, or another than was read")
+    return read
+
+
+@cache
+def _hash(source: Source) -> bytes:
+    return hashlib.sha256(Path(source[0]).read_bytes()).digest()
