@@ -15,7 +15,7 @@ import numpy as np
 
 from compcomp.errors import InputError
 from compcomp.language.layer import LayerState
-from compcomp.language.parameters import number
+from compcomp.language.parameters import digits
 from compcomp.language.steps import RangeMap, ScaledMap, Selection, Step
 from compcomp.terms import Abs, And, Array, Batch, Equal, If, Or, Sum, Term, reading
 
@@ -237,7 +237,7 @@ class Box(Condition):
 
     def __post_init__(self) -> None:
         allowed = "a number >= 0 such as 1/10"
-        radius = number(self.radius, "box.radius", allowed)
+        radius = digits(self.radius, "box.radius", allowed)
         if radius < 0:
             raise InputError(str(radius), allowed, "box.radius")
         object.__setattr__(self, "radius", radius)
@@ -353,7 +353,7 @@ def _constant(node: ast.expr, wrong: InputError) -> Any:
         if isinstance(value, Fraction):
             return -value
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return number(node.value, "given", "a number such as 4, 1/2 or 0.5")
+        return digits(node.value, "given", "a number such as 4, 1/2 or 0.5")
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
         above, below = _constant(node.left, wrong), _constant(node.right, wrong)
         if isinstance(above, Fraction) and isinstance(below, Fraction) and below:
@@ -370,7 +370,7 @@ def _shown(value: Any) -> str:
 def _rows(given: Any) -> tuple[tuple[Fraction, ...], ...]:
     allowed = f"rows of numbers such as ((1, 2), (3, 4)), up to {LARGEST_BOX} in all"
     try:
-        rows = tuple(tuple(number(x, "box.around", allowed) for x in row) for row in given)
+        rows = tuple(tuple(digits(x, "box.around", allowed) for x in row) for row in given)
     except TypeError:
         raise InputError(repr(given)[:60], allowed, "box.around") from None
     if not rows or not rows[0] or len({len(row) for row in rows}) > 1 or len(rows) * len(rows[0]) > LARGEST_BOX:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
+
+import numpy as np
 
 from compcomp.errors import InputError
 from compcomp.language.partition import Partition
@@ -42,16 +45,65 @@ def is_unknown(given: object) -> bool:
     return given is ANY or given is Any
 
 
+LARGEST = 10**9
+"""Magnitude that a number may have: text says it of every number but those of a quotient."""
+LONGEST = 100
+"""Characters that an exact number may take to write."""
+SIMPLE = {2: 16, 4: 1000, 8: 10_000}
+"""By the bytes of a float, the largest denominator of what it may stand for: it is near one such fraction at most."""
+NEAR = Fraction(1, 2**50)
+"""How far a float may lie from the fraction that it stands for, after a sum or difference or two: 1 - 0.9 is 1/10."""
+
+
 def number(given: Any, where: str, allowed: str) -> Fraction:
-    """An exact number from an int, a Fraction, a text such as "1/2", or a float read as its decimal digits."""
+    """An exact number, of which the text is one again: an int, a Fraction, a Decimal, a text such as "1/2", a float.
+
+    A float stands for the fraction with a denominator of up to 10 000 of which it is the float, or is within 2^-50
+    (2/3, 1 - 0.9); where there is none, for its decimal digits. Numbers of numpy are read alike.
+    """
     try:
-        known = isinstance(given, int | float | str | Fraction) and not isinstance(given, bool)
-        text = str(given) if known else ""
-        if len(text) > 40 or re.search(r"e[+-]?[\d_]{4}", text.lower()):  # Fraction("1e999999999") never ends
+        if isinstance(given, np.floating | float):
+            return _short(_meant(given))
+        if isinstance(given, np.integer):
+            return _short(Fraction(int(given)))
+        if not isinstance(given, int | str | Fraction | Decimal) or isinstance(given, bool):
             raise ValueError
-        return Fraction(text)
+        return _short(Fraction(_text(given)))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise InputError(shown(given), allowed, where) from None
+
+
+def digits(given: Any, where: str, allowed: str) -> Fraction:
+    """The same, of a float the number that its decimal digits are: for weights that are data."""
+    try:
+        if not isinstance(given, int | float | str | Fraction) or isinstance(given, bool):
+            raise ValueError
+        return Fraction(_text(given))
     except (ValueError, ZeroDivisionError):
         raise InputError(shown(given), allowed, where) from None
+
+
+def _text(given: object) -> str:
+    text = str(given)
+    if len(text) > LONGEST or re.search(r"e[+-]?[\d_]{4}", text.lower()):  # Fraction("1e999999999") never ends
+        raise ValueError
+    return text
+
+
+def _short(value: Fraction) -> Fraction:
+    if abs(value) > LARGEST or len(str(value)) > LONGEST:
+        raise ValueError
+    return value
+
+
+def _meant(given: Any) -> Fraction:
+    """The fraction that a float stands for."""
+    exact, size = Fraction(float(given)), given.nbytes if isinstance(given, np.floating) else 8
+    simple = exact.limit_denominator(SIMPLE.get(size, SIMPLE[8]))
+    near = size >= 8 and abs(exact) < 16 and abs(exact - simple) <= NEAR and abs(exact - simple) * 10**12 <= abs(exact)
+    if near or type(given)(simple.numerator / simple.denominator) == given:
+        return simple
+    return Fraction(str(given))
 
 
 def sparsity(given: Any, where: str) -> Fraction | Unknown:

@@ -10,8 +10,11 @@ from collections.abc import Sequence as Items
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
+from functools import wraps
 from math import lcm
 from typing import Any, ClassVar
+
+import numpy as np
 
 from compcomp.errors import InputError
 from compcomp.language.identity import ours
@@ -129,11 +132,19 @@ class Technique:
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
+        if (own := cls.__dict__.get("__post_init__")) is not None:
+            cls.__post_init__ = _after_plain(own)  # type: ignore[method-assign]
         cls.read_from = None
         file = getattr(sys.modules.get(cls.__module__), "__file__", None)
         if file is not None:
             with suppress(OSError):
                 cls.read_from = source_now(file)
+
+    def __post_init__(self) -> None:
+        """Take numbers of numpy for numbers of Python, before a class looks at its parameters: text knows no others."""
+        for f in fields(self):  # type: ignore[arg-type]
+            if f.name in vars(self):
+                object.__setattr__(self, f.name, _plain(getattr(self, f.name)))
 
     def steps(self) -> tuple[Step, ...]:
         """The technique as selections and shared-context maps; empty when it is neither."""
@@ -290,6 +301,21 @@ class Technique:
         if found is None:
             raise InputError(f"technique {name!r}", ", ".join(sorted({*known, *installed_names()})), "sequence")
         return found
+
+
+def _after_plain(own: Callable[..., None]) -> Callable[..., None]:
+    @wraps(own)
+    def checked(self: Technique, *given: Any) -> None:
+        Technique.__post_init__(self)
+        own(self, *given)
+
+    return checked
+
+
+def _plain(value: Any) -> Any:
+    if type(value) is tuple:
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.bool_ | np.integer | np.float64 | np.str_) else value
 
 
 def _shown(value: object) -> str:

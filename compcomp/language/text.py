@@ -11,15 +11,14 @@ from typing import Any
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, dominates, equal, fits, keeps, orthogonal
 from compcomp.language.conditions import conditions
-from compcomp.language.parameters import ANY
+from compcomp.language.parameters import ANY, LARGEST
+from compcomp.language.parameters import LONGEST as LONGEST_NUMBER
 from compcomp.language.technique import Sequence, Technique
 
 LONGEST = 4000
 """Characters a text may have."""
 LONGEST_GIVEN = 100_000
 """Characters its conditions may have: a box lists its weights."""
-LARGEST = 10**9
-"""Magnitude a number in a text may have."""
 
 _FORM = "techniques such as Magnitude(sparsity=1/2) joined by >>"
 
@@ -82,10 +81,19 @@ def _constant(node: ast.expr, where: str) -> Any:
         if isinstance(value, int | float | Fraction) and not isinstance(value, bool):
             return -value
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-        above, below = _constant(node.left, where), _constant(node.right, where)
+        above, below = _part(node.left, where), _part(node.right, where)
         if type(above) is int and type(below) is int and below:
             return Fraction(above, below)
     raise InputError(_shorten(ast.unparse(node)), "a constant such as 4, 1/2, 0.5, True or '2:4'", where)
+
+
+def _part(node: ast.expr, where: str) -> Any:
+    """A part of a quotient: a whole number of as many digits as a quotient may have, or any other constant."""
+    negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
+    inner = node.operand if isinstance(node, ast.UnaryOp) and negative else node
+    if isinstance(inner, ast.Constant) and type(inner.value) is int and inner.value < 10**LONGEST_NUMBER:
+        return -inner.value if negative else inner.value
+    return _constant(node, where)
 
 
 def parse_claim(text: str, loss: str = "weight_l2") -> Claim:
