@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import builtins
 import dis
+import sys
 from collections.abc import Hashable, Iterator
 from dataclasses import fields, is_dataclass, make_dataclass
 from enum import Enum
@@ -76,7 +77,13 @@ def is_ours(value: Any) -> bool:
     """Whether it is a function of this library that holds nothing, or an object of one of its classes."""
     if isinstance(value, FunctionType):  # of its globals, as its own word for its module may be another's
         return ours(value.__globals__.get("__name__")) and value.__closure__ is None
-    return value is not None and all(ours(base.__module__) for base in type(value).__mro__[:-1])
+    return value is not None and all(map(_our_class, type(value).__mro__[:-1]))
+
+
+@lru_cache(maxsize=4096)
+def _our_class(kind: type) -> bool:
+    """Whether a class is found where it says that it is, in this library."""
+    return ours(kind.__module__) and vars(sys.modules.get(kind.__module__, object)).get(kind.__qualname__) is kind
 
 
 class _One:
@@ -96,13 +103,13 @@ class _One:
 
 # ------------------------------------------------------------------------------------------------ values
 
-_PLAIN = frozenset({type(None), bool, int, str, bytes, Fraction, complex, type(Ellipsis), range})
+_PLAIN = frozenset(map(id, (type(None), bool, int, str, bytes, Fraction, complex, type(Ellipsis), range)))
 _BY_OBJECT = (type, ModuleType, np.ufunc, np.dtype)
 
 
 def _of(value: Any, above: tuple[Any, ...]) -> Hashable:
     kind = type(value)
-    if kind in _PLAIN:
+    if id(kind) in _PLAIN:  # not by the equality of classes, which a class of classes may define
         return kind, value  # with its class: 1, True and 1.0 are equal
     if kind is float:
         return kind, value.hex()
@@ -113,7 +120,7 @@ def _of(value: Any, above: tuple[Any, ...]) -> Hashable:
     if any(value is one for one in above):
         raise Unidentified("something that holds itself")
     within = (*above, value)
-    if kind in (tuple, frozenset):
+    if kind is tuple or kind is frozenset:
         return kind, kind(_of(item, within) for item in value)
     if isinstance(value, FunctionType):
         return _function(value, within)
@@ -138,7 +145,7 @@ def _instance(value: Any, above: tuple[Any, ...]) -> Hashable:
         return _One(kind), value.name
     _check_class(kind)
     if isinstance(value, tuple):
-        items: Hashable = value if ours(kind.__module__) else tuple(_of(item, above) for item in tuple.__iter__(value))
+        items: Hashable = value if _our_class(kind) else tuple(_of(item, above) for item in tuple.__iter__(value))
     else:
         items = None
     held = tuple((name, _of(item, above)) for name, item in sorted(_held(value)))
@@ -232,7 +239,7 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
 def _check_class(kind: type) -> None:
     """Raise Unidentified where a class compares, makes or changes its objects in ways of its own."""
     for base in kind.__mro__[:-1]:
-        if ours(base.__module__) or base.__module__ in ("typing", "abc") or base is tuple:
+        if _our_class(base) or base.__module__ in ("typing", "abc") or base is tuple:
             continue
         own = vars(base)
         if "__eq__" in own and not _fieldwise(base):

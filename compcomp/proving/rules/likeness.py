@@ -184,9 +184,9 @@ def _promised(technique: Technique, other: Technique) -> bool:
     sets = ("keeps", "restores", "never_increases", "zeros")
     if not all(getattr(said, name) <= getattr(kept, name) for name in sets):
         return False
-    if any(getattr(said, name) and not getattr(kept, name) for name in _STRONGER):
+    if any(getattr(said, name) and not getattr(kept, name) for name in STRONGER):
         return False
-    if any(getattr(kept, name) and not getattr(said, name) for name in _WEAKER):
+    if any(getattr(kept, name) and not getattr(said, name) for name in WEAKER):
         return False
     if other.needs_inputs and not technique.needs_inputs:
         return False
@@ -195,9 +195,9 @@ def _promised(technique: Technique, other: Technique) -> bool:
     )
 
 
-_STRONGER = ("any_inputs", "rests", "holds_reference", "leaves_weight", "removes_rows", "homogeneous", "deterministic")
+STRONGER = ("any_inputs", "rests", "holds_reference", "leaves_weight", "removes_rows", "homogeneous", "deterministic")
 """Promises that are kept where they are made."""
-_WEAKER = ("format_varies", "sees_factors")
+WEAKER = ("format_varies", "sees_factors")
 """What is promised by not saying it."""
 
 
