@@ -14,9 +14,8 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import is_dataclass
 from functools import cache
-from importlib.util import find_spec
+from importlib.util import find_spec, resolve_name
 from pathlib import Path
-from types import ModuleType
 
 from compcomp.errors import InputError
 from compcomp.language.identity import Unidentified, identity, ours
@@ -113,7 +112,7 @@ def sources_of_kinds(kinds: Iterable[type[Technique]]) -> str | None:
             digest.update(f"{module}.{name}\0".encode())
             for source in _files(kind):
                 digest.update(_hash(source))
-    except (OSError, LookupError, ValueError, ImportError):
+    except (OSError, LookupError, ValueError, ImportError, SyntaxError):
         return None
     return digest.hexdigest()
 
@@ -134,17 +133,29 @@ def _files(kind: type[Technique]) -> Iterator[Source]:
 
 
 def _used(modules: Iterable[str]) -> set[str]:
-    """The modules of one's own that these use, directly or through others: not those of Python or of packages."""
+    """The modules of one's own that these import, directly or through others: not those of Python or of packages."""
     given = set(modules)
     todo, found = list(given), set[str]()
     while todo:
-        module = sys.modules.get(todo.pop())
-        for value in list(vars(module).values()) if module is not None else ():
-            name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-            if isinstance(name, str) and name not in found | given and _own(name):
+        module = todo.pop()
+        for name in _imports(_noted(_file_of(module)), getattr(sys.modules.get(module), "__package__", "") or ""):
+            if name not in found | given and _own(name):
                 found.add(name)
                 todo.append(name)
     return found
+
+
+@cache
+def _imports(source: Source, package: str) -> frozenset[str]:
+    """What a file imports, wherever it does: modules, and names that may be modules."""
+    found = set[str]()
+    for node in ast.walk(ast.parse(Path(source[0]).read_bytes())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
+            found.update((base, *(f"{base}.{alias.name}" for alias in node.names)))
+    return frozenset(found)
 
 
 def _own(module: str) -> bool:
