@@ -14,7 +14,6 @@ from compcomp.errors import InputError
 from compcomp.language.loss import loss_named
 from compcomp.language.parameters import whole
 from compcomp.language.technique import Sequence, Technique, as_sequence
-from compcomp.language.text import parse_sequence
 from compcomp.ordering.parts import CONFIDENCE
 from compcomp.ordering.plan import Plan
 from compcomp.ordering.search import EVALUATED, LARGEST, Notify, search
@@ -257,7 +256,7 @@ def _planned(plan: Plan, bench: ModelBench) -> Any:
     """The state that the plan leads to."""
     if not plan.layer_orders:
         return bench.apply(plan.order, bench.start())
-    own = {name: parse_sequence(text) for name, text in plan.layer_orders.items()}
+    own = {name: plan.orderings.read(text) for name, text in plan.layer_orders.items()}
     return bench.apply_each({name: own.get(name, plan.order) for name in bench.layer_names()} | own)
 
 

@@ -47,6 +47,11 @@ def told_by_text(technique: Technique) -> bool:
         return False
 
 
+def is_named(technique: Technique) -> bool:
+    """Whether text is read as this very technique: it is told whole, and its name is that of its class."""
+    return Technique.known().get(type(technique).__name__) is type(technique) and told_by_text(technique)
+
+
 # -------------------------------------------------------------------------------------- other processes
 
 

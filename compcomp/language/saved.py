@@ -32,7 +32,17 @@ STATED = (
 
 
 def save(verdict: Verdict, directory: Path | str) -> Path:
-    """Write claim, queries, answers, certificates, witness and a manifest of hashes; InputError if it is not empty."""
+    """Write claim, queries, answers, certificates, witness and a manifest of hashes.
+
+    Raises InputError where the folder is not empty, or text would be read as other techniques than those of the claim.
+    """
+    from compcomp.language.named import is_named
+
+    for technique in (t for sequence in verdict.claim.sequences for t in sequence):
+        if not is_named(technique):
+            kind = type(technique)
+            given = f"{str(technique)[:80]} of {kind.__module__}.{kind.__qualname__}, which text does not tell"
+            raise InputError(given, "registered techniques with every parameter in their text", "Verdict.save")
     folder = Path(directory)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{str(folder)!r}, which is there already", "a directory that is new or empty", "Verdict.save")

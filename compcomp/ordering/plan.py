@@ -15,7 +15,6 @@ import networkx as nx
 
 from compcomp.errors import InputError
 from compcomp.language.technique import Sequence
-from compcomp.language.text import parse_sequence
 from compcomp.language.verdict import Verdict
 from compcomp.ordering.conditional import conclusion
 from compcomp.ordering.dag import UNDER_CONDITIONS, Orderings
@@ -273,7 +272,7 @@ class Plan:
             for part in order.split(">>"):
                 named = [t for t in known if type(t).__name__ == part.strip()]
                 parts.append(str(named[0]) if len(named) == 1 else part)
-            order = parse_sequence(" >> ".join(parts))
+            order = self.orderings.read(" >> ".join(parts))
         if not isinstance(order, Sequence):
             raise InputError(repr(order)[:80], allowed, "explain")
         prefix = self.orderings.prefix(order.techniques)

@@ -11,6 +11,7 @@ from compcomp.errors import InputError
 from compcomp.language.identity import same
 from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
+from compcomp.language.text import parse_sequence
 
 Prefix = tuple[int, ...]
 """An order, or the beginning of one: positions in :attr:`Space.techniques`."""
@@ -142,6 +143,14 @@ class Space:
     def text(self, prefix: Prefix) -> str:
         """The text form; the empty prefix is "identity"."""
         return str(self.order(prefix))
+
+    def read(self, text: str) -> Order:
+        """The order of a text: of these techniques themselves where it names them, else as any text is read."""
+        known = {str(technique): technique for technique in self.techniques}
+        parts = [part.strip() for part in text.split(">>")]
+        if all(part in known for part in parts):
+            return Order(tuple(known[part] for part in parts))
+        return parse_sequence(text)
 
     @property
     def start(self) -> Used:

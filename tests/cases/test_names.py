@@ -281,3 +281,19 @@ def test_a_message_names_what_is_allowed(tmp_path: Path) -> None:
         "import compcomp as cc\ntry:\n    cc.parse_sequence('Nothing()')\nexcept cc.InputError as error: print(error)"
     )
     assert "Magnitude" in python(code, tmp_path)
+
+
+def test_a_verdict_is_saved_of_what_text_tells_alone(own: Any, tmp_path: Path) -> None:
+    kind = own("own_one", "Magnitude")
+    for technique in (kind(2), late(1), Held(print)):
+        claim = equal(technique, technique)
+        refused(lambda c=claim: verdict(c, Status.PROVED).save(tmp_path / "one"), "Verdict.save", "registered")  # type: ignore[misc]
+    assert not (tmp_path / "one").exists()
+    assert cc.prove(equal(P, P), second=None).save(tmp_path / "two").exists()
+
+
+def test_orders_are_read_as_the_techniques_of_their_search() -> None:
+    space = Space([late(1), P, Q])
+    read = space.read("Late() >> AbsMax(bits=4)").techniques
+    assert read[0] is space.techniques[0] and read[1] is Q
+    assert space.read("AbsMax(bits=3)").techniques == (AbsMax(3),)
