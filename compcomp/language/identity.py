@@ -34,7 +34,10 @@ def identity(value: Any) -> Hashable:
     Raises Unidentified where they hold what may change (lists, dictionaries, iterators), have an equality of their own,
     or code that changes something beyond its own variables.
     """
-    return _of(value, ())
+    try:
+        return _of(value, ())
+    except RecursionError:
+        raise Unidentified("something without an end") from None
 
 
 def same(one: Any, other: Any) -> bool:
@@ -108,7 +111,7 @@ _BY_OBJECT = (type, ModuleType, np.ufunc, np.dtype)
 
 
 def _of(value: Any, above: tuple[Any, ...]) -> Hashable:
-    kind = type(value)
+    kind: Any = type(value)
     if id(kind) in _PLAIN:  # not by the equality of classes, which a class of classes may define
         return kind, value  # with its class: 1, True and 1.0 are equal
     if kind is float:
@@ -140,10 +143,10 @@ def _of(value: Any, above: tuple[Any, ...]) -> Hashable:
 
 def _instance(value: Any, above: tuple[Any, ...]) -> Hashable:
     """Its class and all that it holds, in fields or not."""
-    kind = type(value)
+    kind: Any = type(value)
     if isinstance(value, Enum):
         return _One(kind), value.name
-    _check_class(kind)
+    _check_class(kind, above)
     if isinstance(value, tuple):
         items: Hashable = value if _our_class(kind) else tuple(_of(item, above) for item in tuple.__iter__(value))
     else:
@@ -236,7 +239,7 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
             yield from _nested(constant)
 
 
-def _check_class(kind: type) -> None:
+def _check_class(kind: type, above: tuple[Any, ...]) -> None:
     """Raise Unidentified where a class compares, makes or changes its objects in ways of its own."""
     for base in kind.__mro__[:-1]:
         if _our_class(base) or base.__module__ in ("typing", "abc") or base is tuple:
@@ -249,10 +252,10 @@ def _check_class(kind: type) -> None:
         if not made or "__getattribute__" in own or not base.__flags__ & _OF_PYTHON:
             raise Unidentified(f"{kind.__name__}, whose objects hold more than can be seen")
         for name, attribute in own.items():
-            _check_attribute(kind, name, attribute)
+            _check_attribute(kind, name, attribute, above)
 
 
-def _check_attribute(kind: type, name: str, attribute: Any) -> None:
+def _check_attribute(kind: type, name: str, attribute: Any, above: tuple[Any, ...]) -> None:
     function = attribute
     if isinstance(attribute, property):
         function = attribute.fget
@@ -261,8 +264,9 @@ def _check_attribute(kind: type, name: str, attribute: Any) -> None:
     elif isinstance(attribute, staticmethod | classmethod):
         function = attribute.__func__
     if isinstance(function, FunctionType):
-        if name not in _FIRST and not name.startswith("__dataclass") and not _generated(function):
-            _check_code(function, ())
+        known = name in _FIRST or _generated(function) or any(function is one for one in above)
+        if not known:
+            _check_code(function, (*above, function))
         return
     known = name.startswith("__") or name in _DECLARED
     if not known and (isinstance(attribute, _CONTAINERS) or hasattr(attribute, "__next__")):

@@ -399,6 +399,19 @@ def test_a_technique_with_a_state(made: Technique) -> None:
     assert not prove(dominates(made >> AbsMax(3), AbsMax(3) >> made), stages=("rule",), second=None).proved
 
 
+@dataclass(frozen=True)
+class Usual(Signed):
+    def __call__(self, element: Any) -> Any:
+        return self.sign * Abs(element.weight) if self == USUAL else Abs(element.weight)
+
+
+USUAL = Usual(1)
+
+
+def test_code_that_looks_at_objects_of_its_own_class() -> None:
+    assert same(Usual(2), Usual(2)) and same(USUAL, Usual(1)) and not same(USUAL, Usual(2))
+
+
 def test_what_is_written_plainly_is_still_proved() -> None:
     """Nothing is lost of a score that is a function, a closure of numbers or a plain object without a state."""
     for made in (score, closing(1), Signed(1), Hiding(1), beside(1)):
