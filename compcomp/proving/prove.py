@@ -14,6 +14,7 @@ from compcomp.language.technique import Technique
 from compcomp.language.verdict import Grade, Query, Status, Verdict
 from compcomp.proving.bounded import Outcome, bounded
 from compcomp.proving.crosscheck import SECONDS, cross_check
+from compcomp.proving.parts import of_parts
 from compcomp.proving.premises import needed, unmet, within
 from compcomp.proving.proof import Proof
 from compcomp.proving.replay import (
@@ -75,9 +76,15 @@ def prove(
     if unknown := [s for s in stages if s not in STAGES]:
         raise InputError(f"stages {unknown}", ", ".join(STAGES), "prove")
     with _one_at_a_time, strict():
-        attempt = _Attempt(claim, within(claim, Scope.of(scope)), timeout, solver or default_solver())
-        attempt.second, attempt.second_seconds = second_solver() if second == "auto" else second, second_seconds
-        verdict = attempt.run(stages, search_seconds)
+        where, until = within(claim, Scope.of(scope)), time.monotonic() + timeout
+        checker = second_solver() if second == "auto" else second
+
+        def decide(claim: Claim, stages: tuple[str, ...] = tuple(s for s in stages if s != "bounded")) -> Verdict:
+            attempt = _Attempt(claim, where, until - time.monotonic(), solver or default_solver())
+            attempt.second, attempt.second_seconds = checker, second_seconds
+            return attempt.run(stages, search_seconds)
+
+        verdict = of_parts(claim, where, decide) if claim.parts() else decide(claim, stages)
         if certify and verdict.proved:
             from compcomp.proving.certificate.certify import certified
 

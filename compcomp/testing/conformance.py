@@ -381,8 +381,9 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
         for which in sorted(promised.zeros):
             if not _zeros_stay(which, layer, result):
                 raise broken(f"zeros={{{which!r}}}", after)
-        if promised.removes_rows and not _rows_alone(layer, result):
-            raise broken("removes_rows=True", after)
+        for axis, name in enumerate(("removes_rows", "removes_columns")):
+            if getattr(promised, name) and not _lines_alone(layer, result, axis):
+                raise broken(f"{name}=True", after)
         numbers = _numbers(result.format), _numbers_elsewhere(technique, layer, make())
         if not promised.format_varies and numbers[1] not in (None, numbers[0]):
             raise broken("format_varies=False", ("format after", numbers[0]), ("of a zero weight", numbers[1]))
@@ -657,25 +658,31 @@ def _set_up(before: LayerState, after: LayerState) -> bool:
 
 
 def _zeros_stay(which: str, before: LayerState, after: LayerState) -> bool:
-    """Single weights that were zero are, or rows that were zero in the weight and in the low-rank term."""
+    """Single weights that were zero are, or rows or columns that were zero in the weight and in the low-rank term."""
     if which == "weights":
         return not np.any((after.weight != 0) & (before.weight == 0))
-    empty = []
-    for state in (before, after):
-        factors = state.format.factors
-        parts = [state.weight, *([] if factors is None else [factors.left @ factors.right])]
-        empty.append(np.all([np.all(part == 0, axis=1) for part in parts], axis=0))
+    empty = [_empty(state, ("rows", "columns").index(which)) for state in (before, after)]
     return not np.any(empty[0] & ~empty[1])
 
 
-def _rows_alone(before: LayerState, after: LayerState) -> bool:
-    """The cut has the columns that it had, and the mask drops the removed rows and what it dropped before."""
+def _empty(layer: LayerState, axis: int) -> Array:
+    """Which rows (axis 0) or columns (axis 1) are zero in the weight and in the low-rank term."""
+    factors = layer.format.factors
+    parts = [layer.weight, *([] if factors is None else [factors.left @ factors.right])]
+    return np.all([np.all(part == 0, axis=1 - axis) for part in parts], axis=0)
+
+
+def _lines_alone(before: LayerState, after: LayerState, axis: int) -> bool:
+    """The cut has the columns (axis 0; 1: rows) that it had, and the mask drops what is removed and was dropped."""
     cut, mask = after.format.cut, after.format.mask
     if cut is None or mask is None:
         return False
-    columns = True if before.format.cut is None else _bools(before.format.cut.columns)
+    lines, others = (cut.rows, cut.columns)[:: 1 - 2 * axis]
+    old = before.format.cut
+    stay = True if old is None else _bools((old.columns, old.rows)[axis])
     was = True if before.format.mask is None else _bools(before.format.mask)
-    return bool(np.all(_bools(cut.columns) == columns) and np.all(_bools(mask) == (was & _bools(cut.rows)[:, None])))
+    drops = _bools(lines)[:, None] if axis == 0 else _bools(lines)[None]
+    return bool(np.all(_bools(others) == stay) and np.all(_bools(mask) == (was & drops)))
 
 
 def _fits_mask(weight: Array, mask: Array) -> bool:
