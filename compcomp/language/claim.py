@@ -96,6 +96,11 @@ class Claim:
         units = [t.unit for sequence in self.sequences for t in sequence]
         return lcm(*units, *([] if self.scheme is None else [self.scheme.unit]))
 
+    @property
+    def row_unit(self) -> int:
+        """It speaks of layers whose number of rows is a multiple of this."""
+        return lcm(*(t.row_unit for sequence in self.sequences for t in sequence))
+
     def check(self, shape: tuple[int, int]) -> None:
         """Raise InputError when it does not speak of layers of this shape (out, in)."""
         for technique in {id(t): t for sequence in self.sequences for t in sequence}.values():

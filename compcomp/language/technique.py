@@ -184,6 +184,11 @@ class Technique:
         """It fits layers whose number of columns is a multiple of this."""
         return lcm(*(partition.size or 1 for partition in self.partitions))
 
+    @property
+    def row_unit(self) -> int:
+        """It fits layers whose number of rows is a multiple of this."""
+        return 1
+
     def encode(self, layer: LayerState) -> LayerState:
         """The layer after this technique, on terms. ``weight``: out x in, as are mask and grid."""
         self.check(layer.weight.shape)
