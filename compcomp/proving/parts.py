@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from compcomp.language.claim import Claim, Scope
-from compcomp.language.technique import Sequence, Technique
+from compcomp.language.technique import Technique
 from compcomp.language.verdict import Grade, Status, Verdict
 
 # Which units go is for all layers that share them to say. So what a technique makes of one of these layers is not what
 # its part makes of it (Technique.parts); of both hold the promises of the part, which are about any rows or columns.
 #
 # Proofs. A rule reads what the part promises, as it has no steps: what it proves holds whichever units go. Not so a
-# formula at one shape, which has the part's own scores: that stage is left out. Where two sequences are compared, a rule
+# formula at one shape, which has the part's own scores: that stage is left out. Where sequences are compared, a rule
 # may take equal states before the technique for equal states after it. They are, as its choice follows from the states
-# of all layers, provided that those are equal too: so it is asked that the techniques before the last one that
-# shares units are the same in both sequences. The claim holds in a model if it does in each kind of layer.
+# of all layers, provided that those are equal too: so it is asked that the techniques up to the last one that shares
+# the units are the same in all sequences. The claim holds in a model if it does in each kind of layer.
 #
 # Refutations. There is a model in which the technique does just what the part does to this layer: that is part of the
 # contract. So a layer that refutes a part refutes the claim.
@@ -37,7 +37,7 @@ def of_parts(claim: Claim, scope: Scope, decide: Callable[[Claim], Verdict]) -> 
     if not told:
         return _of(claim, scope, found, verdict)
     if all(verdict.proved for verdict in told):
-        if not _same_before(claim):
+        if not (_same_before(claim) and _by_promises(claim)):
             cause = "other techniques come before units go, and which go depends on other layers"
             return _of(claim, scope, found, told[0], status=Status.UNKNOWN, cause=cause, reason="", grade=None)
         return _of(
@@ -75,11 +75,19 @@ def _as_parts(technique: Technique) -> str:
 
 def _same_before(claim: Claim) -> bool:
     """Whether, in all layers that share units, the techniques up to the last that drops them are the same."""
-    if claim.kind in ("keeps", "fits"):
-        return True
     for name in claim.parts():
-        seen = [[t for t in sequence if not t.parts() or name in t.parts()] for sequence in claim.sequences]
-        last = max(k for found in seen for k, technique in enumerate(found) if technique.parts())
-        if len({str(Sequence(tuple(found[: last + 1]))) for found in seen}) > 1:
+        begins: list[tuple[Technique, ...]] = []
+        for sequence in claim.sequences if len(claim.sequences) > 1 else ():
+            seen = tuple(t for t in sequence if not t.parts() or name in t.parts())
+            drops = [k for k, technique in enumerate(seen) if technique.parts()]
+            begins += [seen[: drops[-1] + 1]] if drops else []
+        longest = max(begins, key=len, default=())
+        if any(begin != longest[: len(begin)] or str(begin) != str(longest[: len(begin)]) for begin in begins):
             return False
     return True
+
+
+def _by_promises(claim: Claim) -> bool:
+    """Whether the parts have no steps, of which rules would read what is true of one layer's own choice alone."""
+    parts = (part for sequence in claim.sequences for t in sequence for part in t.parts().values())
+    return not any(part.steps() for part in parts)

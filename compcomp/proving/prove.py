@@ -41,7 +41,7 @@ STAGES = ("search", "rule", "bounded")
 LOOKS = ((0.01, 2), (0.025, ROUNDS))
 """Seconds and rounds of first searches in each instance of a claim, before any is searched for long."""
 
-FURTHER = 0.4
+FURTHER = 0.3
 """Share of the time of a search that is added for special layers, where nothing was found."""
 
 _one_at_a_time = threading.RLock()

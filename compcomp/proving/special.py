@@ -25,7 +25,7 @@ def special_shapes(claim: Claim, scope: Scope) -> list[tuple[int, int]]:
     if scope.shape is not None:
         return [scope.shape]
     unit, rows = claim.unit, claim.row_unit
-    columns = sorted({unit, unit * -(-4 // unit), unit * -(-8 // unit)})
+    columns = sorted({unit, 4 * unit, unit * -(-4 // unit), unit * -(-8 // unit)})
     columns = [c for c in columns if c <= max(unit, WIDE)] if unit <= 64 else []
     every = ((rows * -(-tall // rows), c) for c in columns for tall in (1, 2, *TALL))
     return [shape for shape in dict.fromkeys(every) if _fits(claim, shape)]
