@@ -61,7 +61,7 @@ class LoftQ(Technique):
 
     def promises(self) -> Declared:
         return Declared(
-            zeros=frozenset({"rows"}),
+            zeros=frozenset({"rows", "columns"}),
             deterministic=self.rounding != "any",
             landmarks=(2 * self.grid_map.known_levels,),
             trivial_side=self.rank,

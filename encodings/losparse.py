@@ -51,6 +51,10 @@ class LoSparse(Technique):
         whole(self.size, 1, 2**20, "LoSparse.size")
         one_of(self.ties, TIES, "LoSparse.ties")
 
+    @property
+    def row_unit(self) -> int:
+        return self.size
+
     def check(self, shape: tuple[int, ...]) -> None:
         if shape[0] % self.size:
             raise InputError(f"{shape[0]} rows", f"rows that divide into runs of {self.size}", str(self))

@@ -68,7 +68,7 @@ class LPLR(Technique):
         return self.bits, self.bits if self.right_bits is None else self.right_bits
 
     def promises(self) -> Declared:
-        return Declared(zeros=frozenset({"weights", "rows"}), deterministic=self.rounding != "any")
+        return Declared(zeros=frozenset({"weights", "rows", "columns"}), deterministic=self.rounding != "any")
 
     def sketched(self, columns: int) -> npt.NDArray[np.int64]:
         """S (in x rank) for this many input features, as whole numbers."""

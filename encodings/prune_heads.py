@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
-from compcomp.encodings.prune_neurons import UNITS, check_units, without_units
+from compcomp.encodings.prune_neurons import UNITS, check_units, rows_and_columns, without_units
 from compcomp.language.cuts import SCORES
 from compcomp.language.layer import LayerState
 from compcomp.language.technique import Declared, Technique
@@ -22,7 +22,8 @@ class PruneHeads(Technique):
     layer that reads it (o_proj). Heads that share keys and values (grouped-query attention) are one unit: they stay
     or go together, and n counts such units.
     Acts on the whole model. In claims and encodings the layer is the *stacked* matrix, units x all their weights, of
-    one attention: a unit is a row of it, and goes as a neuron does in PruneNeurons.
+    one attention: a unit is a row of it, and goes as a neuron does in PruneNeurons. Claims with techniques that act on
+    single layers are decided for the layers apart, as for PruneNeurons.
     Source: heads [michel2019]; groups of coupled weights [ma2023, fang2023].
     """
 
@@ -39,6 +40,9 @@ class PruneHeads(Technique):
 
     def promises(self) -> Declared:
         return Declared(keeps=UNITS, removes_rows=True, deterministic=self.ties != "any")
+
+    def parts(self) -> Mapping[str, Technique]:
+        return rows_and_columns("heads", self.sparsity, self.score, self.ties)
 
     @property
     def needs_inputs(self) -> bool:

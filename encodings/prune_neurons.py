@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
+from compcomp.encodings.prune_columns import PruneColumns
+from compcomp.encodings.prune_rows import PruneRows
 from compcomp.language.cuts import SCORES, least, remove, row_scores
 from compcomp.language.layer import LayerState
 from compcomp.language.parameters import one_of, share
@@ -30,7 +32,8 @@ class PruneNeurons(Technique):
     Acts on the whole model. In claims and encodings the layer is the *stacked* matrix, neurons x all their weights, of
     one network: a neuron is a row of it; with score "activation" it is the matrix that puts out what the neurons do, of
     a network that is linear (|row X|_2^2). The rows that go are zero, dropped by the mask and the cut, in the low-rank
-    term too. What a claim says of groups, scales or inputs, it says of this matrix, not of the layers apart.
+    term too. A claim with techniques that act on single layers is decided for the layers apart: where rows go, as of
+    PruneRows, and where columns go, as of PruneColumns.
     Source: groups of coupled weights [ma2023, fang2023].
     """
 
@@ -48,6 +51,9 @@ class PruneNeurons(Technique):
     def promises(self) -> Declared:
         return Declared(keeps=UNITS, removes_rows=True, deterministic=self.ties != "any")
 
+    def parts(self) -> Mapping[str, Technique]:
+        return rows_and_columns("neurons", self.sparsity, self.score, self.ties)
+
     @property
     def needs_inputs(self) -> bool:
         return self.score == "activation"
@@ -62,6 +68,17 @@ def check_units(technique: Technique) -> None:
     object.__setattr__(technique, "sparsity", share(given["sparsity"], f"{name}.sparsity"))
     one_of(given["score"], SCORES, f"{name}.score")
     one_of(given["ties"], TIES, f"{name}.ties")
+
+
+def rows_and_columns(units: str, sparsity: Fraction, score: str, ties: str) -> dict[str, Technique]:
+    """The parts of a technique that drops units of this name: rows of the layers that write them, columns where read.
+
+    In a model of which the other layers' weights are the same for all units, these are just what it does.
+    """
+    return {
+        f"rows that write {units}": PruneRows(sparsity, score=score, ties=ties),
+        f"columns that read {units}": PruneColumns(sparsity, score=score, ties=ties),
+    }
 
 
 def without_units(layer: LayerState, sparsity: Fraction, score: str, ties: str) -> LayerState:

@@ -57,6 +57,10 @@ class PruneRows(Technique):
     def needs_inputs(self) -> bool:
         return self.score == "activation"
 
+    @property
+    def row_unit(self) -> int:
+        return self.size
+
     def check(self, shape: tuple[int, ...]) -> None:
         check_size(shape[0], self.size, "rows", str(self))
 

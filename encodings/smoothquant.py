@@ -61,7 +61,7 @@ class SmoothQuant(Technique):
     def promises(self) -> Declared:
         return Declared(
             keeps=frozenset({"mask", "n:m", "grid", "rank", "shape"}),
-            zeros=frozenset({"weights", "rows"}),
+            zeros=frozenset({"weights", "rows", "columns"}),
             never_increases=frozenset(LOSSES),
             any_inputs=True,
             holds_reference=True,

@@ -88,6 +88,10 @@ class Taylor(Technique):
     def unit(self) -> int:
         return self.size if self.group == "column" else super().unit
 
+    @property
+    def row_unit(self) -> int:
+        return self.size if self.group == "row" else 1
+
     def steps(self) -> tuple[Selection, ...]:
         if self.group != "weight":
             return ()

@@ -54,7 +54,7 @@ class TruncatedSVD(Technique):
 
     def promises(self) -> Declared:
         if not self.residual:
-            return Declared(keeps=frozenset({"rank"}), zeros=frozenset({"rows"}), trivial_side=self.rank)
+            return Declared(zeros=frozenset({"rows", "columns"}), trivial_side=self.rank)
         # Towards W X on changed inputs, the weight may move away from the dense one.
         lessens = {"output_l2"} if self.needs_inputs else {"weight_l2", "output_l2"}
         return Declared(

@@ -26,7 +26,9 @@ def replay(claim: Claim, scope: Scope, witness: dict[str, Any]) -> str:
     May raise Invalid, and InputError where the claim does not speak of layers of its shape.
     """
     texts = [trace["sequence"] for trace in witness["traces"]]
-    instance = next((c for c in claim.instances() if [str(s) for s in c.sequences] == texts), None)
+    spoken = list(claim.parts().values()) or [claim]
+    instances = (instance for part in spoken for instance in part.instances())
+    instance = next((c for c in instances if [str(s) for s in c.sequences] == texts), None)
     if instance is None:
         return "the sequences that were run are not those of the claim"
     weight, inputs = _matrix(witness["weight"]), witness["inputs"]

@@ -53,8 +53,14 @@ def closest(matrix: Tensor, rank: int, gram: Tensor | None = None, tolerance: fl
     """Factors (out x rank, rank x in) of the closest matrix of that rank, in Frobenius norm.
 
     ``gram``: in x in; then that of closest outputs, see :func:`compcomp.language.algebra.best_rank`. ``tolerance``:
-    its eigenvalues below this share of the largest count as zero.
+    its eigenvalues below this share of the largest count as zero. Rows and columns of zeros are 0 in the product too,
+    where a decomposition leaves them at its rounding errors.
     """
+    left, right = _triples(matrix, rank, gram, tolerance)
+    return left * (matrix != 0).any(dim=1, keepdim=True), right * (matrix != 0).any(dim=0)
+
+
+def _triples(matrix: Tensor, rank: int, gram: Tensor | None, tolerance: float) -> tuple[Tensor, Tensor]:
     rows, columns = matrix.shape
     if rank >= columns <= rows:
         left, right = matrix, torch.eye(columns, dtype=matrix.dtype, device=matrix.device)

@@ -66,6 +66,24 @@ class Claim:
             for values in (dict(zip(tried, chosen, strict=True)) for chosen in combinations)
         ]
 
+    def parts(self) -> dict[str, Claim]:
+        """The claim as each kind of layer sees it that shares units with others, by what goes there.
+
+        Empty where it speaks of one layer: where no technique has parts (:meth:`Technique.parts`), or where all have
+        the same, and the layer is the matrix that stands for all that share the units. A technique that acts on other
+        units does nothing to these layers.
+        """
+        kinds = [t.parts() for sequence in self.sequences for t in sequence]
+        names = dict.fromkeys(name for kind in kinds for name in kind)
+        if all(kind.keys() == names.keys() for kind in kinds):
+            return {}
+
+        def seen(sequence: Sequence, name: str) -> Sequence:
+            found = (t.parts().get(name) if t.parts() else t for t in sequence)
+            return Sequence(tuple(t for t in found if t is not None))
+
+        return {name: replace(self, left=seen(self.left, name), right=seen(self.right, name)) for name in names}
+
     @property
     def needs_inputs(self) -> bool:
         """Whether the claim speaks of layers together with their inputs."""
@@ -77,6 +95,11 @@ class Claim:
         """It speaks of layers whose number of columns is a multiple of this."""
         units = [t.unit for sequence in self.sequences for t in sequence]
         return lcm(*units, *([] if self.scheme is None else [self.scheme.unit]))
+
+    @property
+    def row_unit(self) -> int:
+        """It speaks of layers whose number of rows is a multiple of this."""
+        return lcm(*(t.row_unit for sequence in self.sequences for t in sequence))
 
     def check(self, shape: tuple[int, int]) -> None:
         """Raise InputError when it does not speak of layers of this shape (out, in)."""

@@ -66,8 +66,10 @@ class Declared:
         weight, reference and format stay as they are. A technique that does not say so leaves the inputs alone.
     sees_factors: what it makes of a layer depends on more of the low-rank term than its product, such as on its rank.
     zeros: which zeros stay, whatever the format says of them. "weights": a weight that is zero is zero after it.
-        "rows": where a row of the weight and that of the low-rank term are zero, both are after it.
+        "rows": where a row of the weight and that of the low-rank term are zero, both are after it. "columns": the same
+        of columns.
     removes_rows: what it removes is rows, as the cut says, and of weights it drops these alone.
+    removes_columns: the same of columns.
     input_bits: after it the inputs of every token, in the basis that is there, are among 2^input_bits neighbouring
         multiples of a step of the token's own, 0 one of them. None: not known.
     format_varies: numbers in the format it leaves (levels, pattern, ranks) depend on weights, inputs or shape, not on
@@ -96,6 +98,7 @@ class Declared:
     optimum: Optimum | None = None
     zeros: frozenset[str] = frozenset()
     removes_rows: bool = False
+    removes_columns: bool = False
     input_bits: int | None = None
     format_varies: bool = False
     sees_factors: bool = False
@@ -193,6 +196,11 @@ class Technique:
         """It fits layers whose number of columns is a multiple of this."""
         return lcm(*(partition.size or 1 for partition in self.partitions))
 
+    @property
+    def row_unit(self) -> int:
+        """It fits layers whose number of rows is a multiple of this."""
+        return 1
+
     def encode(self, layer: LayerState) -> LayerState:
         """The layer after this technique, on terms. ``weight``: out x in, as are mask and grid."""
         self.check(layer.weight.shape)
@@ -231,6 +239,15 @@ class Technique:
         if kernel is None:
             raise InputError(f"{name} without one", "a module with a function kernel(technique, layer)", f"{self}")
         return kernel
+
+    def parts(self) -> Mapping[str, Technique]:
+        """What it is to each kind of single layer that shares units with others, by what goes there; empty elsewhere.
+
+        Such as rows of the layers that write neurons, and columns of the layer that reads them. Which units go is for
+        all of the layers to say: of what it makes of one of them holds what the part *promises*, and in some model it
+        does just what the part does. Techniques with parts of the same names act on the same units.
+        """
+        return {}
 
     @property
     def has_kernel(self) -> bool:

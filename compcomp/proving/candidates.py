@@ -58,7 +58,8 @@ def shapes_to_try(claim: Claim, scope: Scope) -> list[tuple[int, int]]:
     columns = [unit * k for k in (1, 2, 3, 4) if unit * k >= side and unit * k <= max(4, 2 * unit)]
     if not columns:
         columns = [unit * -(-side // unit)]
-    shapes = [(rows, c) for rows in (1, 2, side) for c in columns if rows >= min(side, 2) or side == 1]
+    tall = sorted({claim.row_unit * k for k in (1, 2, -(-side // claim.row_unit))})
+    shapes = [(rows, c) for rows in tall for c in columns if rows >= min(side, 2) or side == 1]
     if not any(all(t.fits(shape) for t in techniques) for shape in shapes):  # such as rows in proportion to columns
         more = ((rows, unit * k) for k in range(1, 5) for rows in range(1, 4 * unit * k + 1) if unit * k <= 16)
         shapes = [shape for shape in more if all(t.fits(shape) for t in techniques)][:3]

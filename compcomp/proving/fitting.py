@@ -12,9 +12,10 @@ from compcomp.language.algebra import NotExactError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.conditions import Box
 from compcomp.language.steps import Selection
-from compcomp.proving.candidates import Candidates, Values, looks_at_gram, rounds, shapes_to_try
+from compcomp.proving.candidates import Candidates, looks_at_gram, rounds, shapes_to_try
 from compcomp.proving.meaning import conditions_hold
 from compcomp.proving.replay import Suspect, exact_runs
+from compcomp.proving.special import reflections
 from compcomp.terms import Array, Batch
 
 SIZE = 500
@@ -41,18 +42,9 @@ def fitted(claim: Claim, candidates: Candidates, random: np.random.Generator) ->
         lengths = np.abs(inputs[:, :, 0])
         if "equal norms" in facts:
             lengths = np.broadcast_to(1 + lengths[:, :1], (size, columns))
-        rows = _reflections(size, columns, random) if claim.changes_inputs else np.eye(columns)
+        rows = reflections(size, columns, random) if claim.changes_inputs else np.eye(columns)
         inputs = lengths[:, :, None] * rows
     return Candidates(weights, inputs)
-
-
-def _reflections(size: int, columns: int, random: np.random.Generator) -> Values:
-    """Matrices of whole numbers (columns x columns) whose rows are orthogonal and of one length."""
-    normal = random.integers(-2, 3, size=(size, columns)).astype(float)
-    normal[~normal.any(axis=1)] = 1
-    squares: Values = (normal**2).sum(axis=1)
-    found: Values = 2 * normal[:, :, None] * normal[:, None, :] - squares[:, None, None] * np.eye(columns)
-    return found
 
 
 def exact_values(claim: Claim, weights: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Array:

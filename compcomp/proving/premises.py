@@ -1,9 +1,10 @@
-"""The conditions of a claim: whether any layer meets them, and which of them a proof needs."""
+"""What a claim speaks of: whether any layer fits it and meets its conditions, and which of them a proof needs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import lcm
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
@@ -14,6 +15,26 @@ from compcomp.proving.fitting import example
 from compcomp.proving.solver import Solver
 
 EXAMPLE_SECONDS = 2.0
+
+
+POWERS = tuple(2**k for k in range(15))
+MULTIPLES = tuple(sorted({*range(1, 33), *POWERS}))
+
+
+def fits_some_layer(claim: Claim) -> bool:
+    """Whether the claim speaks of any layer: whether some shape fits all of its techniques.
+
+    Techniques ask for rows and columns that are multiples of numbers (``row_unit``, ``unit``), for columns that are a
+    power of two, or for rows that are a multiple of columns, some times at least. If any shape meets all of these, so
+    does one of those that are tried: the least multiples where they do not say more, a power of two is a multiple of
+    the others only where these are powers of two, and the least is one of those then. Of a technique that asks for
+    anything else, shapes of these kinds are all that is looked at.
+    """
+    rows, columns = claim.row_unit, claim.unit
+    if claim.fits((rows, columns)):
+        return True
+    wide = (columns * k for k in MULTIPLES)
+    return any(claim.fits((tall * k, c)) for c in wide for tall in {rows, lcm(rows, c)} for k in MULTIPLES)
 
 
 def within(claim: Claim, scope: Scope) -> Scope:

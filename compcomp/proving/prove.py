@@ -14,7 +14,8 @@ from compcomp.language.technique import Technique
 from compcomp.language.verdict import Grade, Query, Status, Verdict
 from compcomp.proving.bounded import Outcome, bounded
 from compcomp.proving.crosscheck import SECONDS, cross_check
-from compcomp.proving.premises import needed, unmet, within
+from compcomp.proving.parts import of_parts
+from compcomp.proving.premises import fits_some_layer, needed, unmet, within
 from compcomp.proving.proof import Proof
 from compcomp.proving.replay import (
     Suspect,
@@ -39,6 +40,9 @@ STAGES = ("search", "rule", "bounded")
 
 LOOKS = ((0.01, 2), (0.025, ROUNDS))
 """Seconds and rounds of first searches in each instance of a claim, before any is searched for long."""
+
+FURTHER = 0.3
+"""Share of the time of a search that is added for special layers, where nothing was found."""
 
 _one_at_a_time = threading.RLock()
 """All z3 terms live in one context, which no two threads may use at once. Solving happens in other processes, so a
@@ -75,9 +79,15 @@ def prove(
     if unknown := [s for s in stages if s not in STAGES]:
         raise InputError(f"stages {unknown}", ", ".join(STAGES), "prove")
     with _one_at_a_time, strict():
-        attempt = _Attempt(claim, within(claim, Scope.of(scope)), timeout, solver or default_solver())
-        attempt.second, attempt.second_seconds = second_solver() if second == "auto" else second, second_seconds
-        verdict = attempt.run(stages, search_seconds)
+        where, until = within(claim, Scope.of(scope)), time.monotonic() + timeout
+        checker = second_solver() if second == "auto" else second
+
+        def decide(claim: Claim, stages: tuple[str, ...] = tuple(s for s in stages if s != "bounded")) -> Verdict:
+            attempt = _Attempt(claim, where, until - time.monotonic(), solver or default_solver())
+            attempt.second, attempt.second_seconds = checker, second_seconds
+            return attempt.run(stages, search_seconds)
+
+        verdict = of_parts(claim, where, decide) if claim.parts() else decide(claim, stages)
         if certify and verdict.proved:
             from compcomp.proving.certificate.certify import certified
 
@@ -110,6 +120,8 @@ class _Attempt:
     def run(self, stages: tuple[str, ...], search_seconds: float) -> Verdict:
         gap = None
         instances = self.claim.instances()
+        if not any(map(fits_some_layer, instances)):
+            return self.verdict(Status.VACUOUS, cause="no layer fits all of its techniques", stage="rule")
         if self.scope.shape is not None:
             instances[0].check(self.scope.shape)
         if self.claim.kind == "keeps" and not self._establishes():
@@ -139,6 +151,9 @@ class _Attempt:
             for instance in instances:
                 left = min(most, seconds, self.until - time.monotonic())
                 yield search(instance, self.scope, left, seed, rounds_each)
+        for instance in instances:
+            left = min(FURTHER * seconds / len(instances), self.until - time.monotonic())
+            yield search(instance, self.scope, left, rounds_each=1, further=True)
 
     def _establishes(self) -> bool:
         """Whether the sequence sets up the invariant at all; True when that cannot be told."""

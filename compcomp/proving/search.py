@@ -15,6 +15,7 @@ from compcomp.proving.candidates import Candidates, looks_at_gram, rounds, shape
 from compcomp.proving.fitting import exact_values, fitted
 from compcomp.proving.meaning import fails
 from compcomp.proving.replay import Suspect, confirmed, minimised, torch_agrees, witness_of
+from compcomp.proving.special import special, special_shapes
 from compcomp.terms import Batch
 
 SIZE, WORK = 2000, 100_000
@@ -52,11 +53,16 @@ class Clock:
         self._start += time.monotonic() - start
 
 
-def search(claim: Claim, scope: Scope, seconds: float, seed: int = 0, rounds_each: int = ROUNDS) -> Found | None:
-    """Look for a layer in the scope on which the claim fails. None means nothing was found, never a proof."""
+def search(
+    claim: Claim, scope: Scope, seconds: float, seed: int = 0, rounds_each: int = ROUNDS, further: bool = False
+) -> Found | None:
+    """Look for a layer in the scope on which the claim fails. None means nothing was found, never a proof.
+
+    further: at other shapes, and among layers that small integers hardly meet (:mod:`.special`).
+    """
     random = np.random.default_rng(seed)
     shapes = []
-    for shape in shapes_to_try(claim, scope):
+    for shape in (special_shapes if further else shapes_to_try)(claim, scope):
         try:
             claim.check(shape)
         except InputError:
@@ -65,7 +71,8 @@ def search(claim: Claim, scope: Scope, seconds: float, seed: int = 0, rounds_eac
             continue
         shapes.append(shape)
     techniques, gram = [t for s in claim.sequences for t in s], looks_at_gram(claim)
-    sources = [rounds(techniques, shape, claim.needs_inputs, random, _size(shape, gram)) for shape in shapes]
+    draw = special if further else rounds
+    sources = [draw(techniques, shape, claim.needs_inputs, random, _size(shape, gram)) for shape in shapes]
     costs = [max(rows * columns, ALIKE) for rows, columns in shapes]
     spent = list(costs)
     clock, gap, turn = Clock(seconds), None, 0

@@ -33,6 +33,9 @@ MARGIN = 1e-6
 SMALL = 2**12
 """Sums of some hundred products of three integers below it are floats."""
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Of weights, in which zeros are looked at. Inputs and Gram matrices have at least float32."""
+
 TOLERANCE = 1e-7
 """Relative to the largest magnitude of the layer."""
 
@@ -118,6 +121,7 @@ def check_encoding(
             _check_promises(technique, layer, result, seed, factor)
             coverage.promises += 1
             _compare(technique, run, layer, result, device, coverage)
+            _check_zeros(technique, run, layer, result, DTYPES[seed % len(DTYPES)], device)
         except NotExactError:
             coverage.skipped += 1
             reject()
@@ -235,6 +239,37 @@ def _check_feasible(technique: Technique, kernel: Kernel, layer: LayerState, res
     if not _equal(*found):
         shown = [(f"run {k}", _text(state.weight)) for k, state in enumerate(found)]
         raise _fail(technique, "two runs of the torch kernel differ", layer, *shown)
+
+
+def _check_zeros(
+    technique: Technique, kernel: Kernel, layer: LayerState, result: LayerState, dtype: torch.dtype, device: str
+) -> None:
+    """What is said to be zero is 0 after the kernel, not nearly 0: what it drops or removes, and zeros that stay.
+
+    And rows and columns that were zero from the first, where the encoding leaves nothing open and leaves them zero.
+    """
+    before = _tensors(layer, device)
+    form, gram = before.format, torch.promote_types(dtype, torch.float32)
+    low = _map(lambda x: x.to(dtype) if x.is_floating_point() else x, before)
+    low = replace(low, **{name: _to(getattr(before, name), gram) for name in ("gram", "inputs", "reference_inputs")})
+    start, found = _floats(low), _floats(kernel(technique, low))
+    promised = technique.promises()
+    broken = [name for name in ("mask", "n:m", "shape") if name in promised.keeps and not _kept(name, start, found)]
+    broken += ["restores the mask"] if "mask" in promised.restores and not _restored(start, found) else []
+    broken += [f"zero {which} stay" for which in sorted(promised.zeros) if not _zeros_stay(which, start, found)]
+    broken += [] if _set_up(start, found) else ["what it drops or removes"]
+    told = technique.feasible(layer, result) is None and result.choices.margin > MARGIN
+    if told and form.transform is found.format.transform is None:
+        for axis, which in enumerate(("rows", "columns")):
+            always = np.all(layer.reference == 0, axis=1 - axis) & _empty(layer, axis) & _empty(result, axis)
+            broken += [f"zero {which}"] if np.any(always & ~_empty(found, axis)) else []
+    if broken:
+        shown = [("encoding", _text(result.weight)), ("torch kernel", _text(found.weight))]
+        raise _fail(technique, f"not exactly zero after the kernel in {dtype}: {', '.join(broken)}", layer, *shown)
+
+
+def _to(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
 
 
 def _meets_ties(steps: Sequence[Step]) -> bool:
@@ -381,8 +416,9 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
         for which in sorted(promised.zeros):
             if not _zeros_stay(which, layer, result):
                 raise broken(f"zeros={{{which!r}}}", after)
-        if promised.removes_rows and not _rows_alone(layer, result):
-            raise broken("removes_rows=True", after)
+        for axis, name in enumerate(("removes_rows", "removes_columns")):
+            if getattr(promised, name) and not _lines_alone(layer, result, axis):
+                raise broken(f"{name}=True", after)
         numbers = _numbers(result.format), _numbers_elsewhere(technique, layer, make())
         if not promised.format_varies and numbers[1] not in (None, numbers[0]):
             raise broken("format_varies=False", ("format after", numbers[0]), ("of a zero weight", numbers[1]))
@@ -603,7 +639,8 @@ def _kept(invariant: str, before: LayerState, after: LayerState) -> bool:
         assert old.cut is not None and new.cut is not None
         fewer = not (np.any(new.cut.rows & ~_bools(old.cut.rows)) or np.any(new.cut.columns & ~_bools(old.cut.columns)))
         return fewer and (_fits_cut(after, old.cut) or not _fits_cut(before, old.cut))
-    return _within_rank(after)
+    assert old.rank is not None
+    return _within_rank(after) and not (_within_rank(before) and rank_exceeds(after.weight, old.rank))
 
 
 def _bools(array: Array) -> Array:
@@ -657,25 +694,31 @@ def _set_up(before: LayerState, after: LayerState) -> bool:
 
 
 def _zeros_stay(which: str, before: LayerState, after: LayerState) -> bool:
-    """Single weights that were zero are, or rows that were zero in the weight and in the low-rank term."""
+    """Single weights that were zero are, or rows or columns that were zero in the weight and in the low-rank term."""
     if which == "weights":
         return not np.any((after.weight != 0) & (before.weight == 0))
-    empty = []
-    for state in (before, after):
-        factors = state.format.factors
-        parts = [state.weight, *([] if factors is None else [factors.left @ factors.right])]
-        empty.append(np.all([np.all(part == 0, axis=1) for part in parts], axis=0))
+    empty = [_empty(state, ("rows", "columns").index(which)) for state in (before, after)]
     return not np.any(empty[0] & ~empty[1])
 
 
-def _rows_alone(before: LayerState, after: LayerState) -> bool:
-    """The cut has the columns that it had, and the mask drops the removed rows and what it dropped before."""
+def _empty(layer: LayerState, axis: int) -> Array:
+    """Which rows (axis 0) or columns (axis 1) are zero in the weight and in the low-rank term."""
+    factors = layer.format.factors
+    parts = [layer.weight, *([] if factors is None else [factors.left @ factors.right])]
+    return np.all([np.all(part == 0, axis=1 - axis) for part in parts], axis=0)
+
+
+def _lines_alone(before: LayerState, after: LayerState, axis: int) -> bool:
+    """The cut has the columns (axis 0; 1: rows) that it had, and the mask drops what is removed and was dropped."""
     cut, mask = after.format.cut, after.format.mask
     if cut is None or mask is None:
         return False
-    columns = True if before.format.cut is None else _bools(before.format.cut.columns)
+    lines, others = (cut.rows, cut.columns)[:: 1 - 2 * axis]
+    old = before.format.cut
+    stay = True if old is None else _bools((old.columns, old.rows)[axis])
     was = True if before.format.mask is None else _bools(before.format.mask)
-    return bool(np.all(_bools(cut.columns) == columns) and np.all(_bools(mask) == (was & _bools(cut.rows)[:, None])))
+    drops = _bools(lines)[:, None] if axis == 0 else _bools(lines)[None]
+    return bool(np.all(_bools(others) == stay) and np.all(_bools(mask) == (was & drops)))
 
 
 def _fits_mask(weight: Array, mask: Array) -> bool:

@@ -191,8 +191,8 @@ def _weight_and_format(draw: st.DrawFn, shape: Shape) -> tuple[Array, Format]:
     weight, grid, mask, rank = draw(matrices(shape)), None, None, None
     cut, pattern = None, None
     if kind == "rank":
-        rank = draw(st.integers(1, 2))
-        weight = draw(low_rank(shape, rank))
+        rank = draw(st.integers(0, 2))
+        weight = draw(low_rank(shape, rank)) if rank else weight * 0
     if "grid" in kind:
         grid = draw(_grid(shape))
         if grid.codes is not None:

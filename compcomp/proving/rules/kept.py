@@ -48,7 +48,8 @@ from compcomp.proving.solver import Solver
 # Rule (rows). Let the first mask and cut be those of a technique that declares to remove rows alone: what they drop and
 # remove is rows then, of zeros in the weight and in the low-rank term. If every later technique keeps such rows (steps
 # that keep zeros do, as they touch no low-rank term; others declare it), they are zero at the end. What the last of
-# them drops or removes itself is zero after it (its contract); before it no other may drop or remove anything.
+# them drops or removes itself is zero after it (its contract); before it no other may drop or remove anything. And the
+# same of columns.
 #
 # Rule (restored). Let T be a technique of S that declares to restore the mask: whatever the weights were, all that the
 # mask M it finds drops is zero after it, and the mask it leaves drops this as well. Let every technique between the
@@ -173,13 +174,15 @@ def zeros_stay(run: Run, first: int) -> Contracts | None:
     return contracts
 
 
-def _rows_kept(run: Run, invariant: str) -> Contracts | None:
-    """What was dropped or removed is rows, and rows of zeros stay; what the last technique drops is zero after it."""
+def _lines_kept(run: Run, invariant: str) -> Contracts | None:
+    """What was dropped or removed is rows, or columns, and such zeros stay; what the last drops is zero after it."""
     first = run.first(invariant)
     source, form = run.techniques[first], run.formats[first + 1]
-    if source.steps() or not source.promises().removes_rows or run.formats[first].mask is not None:
+    promised = source.promises()
+    if source.steps() or promised.removes_rows == promised.removes_columns or run.formats[first].mask is not None:
         return None
-    contracts = [by_contract(source, "removes rows alone")]
+    lines = "rows" if promised.removes_rows else "columns"
+    contracts = [by_contract(source, f"removes {lines} alone")]
     for technique, before, _ in run.after(first + 1):
         # Nothing but these rows has been dropped before this technique.
         if (before.mask is not None and before.mask is not form.mask) or (
@@ -189,8 +192,8 @@ def _rows_kept(run: Run, invariant: str) -> Contracts | None:
         if technique.steps():
             if not run.zeros_stay(technique.steps()):
                 return None
-        elif "rows" in technique.promises().zeros:
-            contracts.append(by_contract(technique, "keeps rows of zeros"))
+        elif lines in technique.promises().zeros:
+            contracts.append(by_contract(technique, f"keeps {lines} of zeros"))
         else:
             return None
     return contracts
@@ -364,9 +367,9 @@ def _first_of(found: Contracts | None, other: Callable[[], Contracts | None]) ->
 
 
 _KEPT: dict[str, Callable[[Run], Contracts | None]] = {
-    "mask": lambda run: _first_of(_mask_kept(run), lambda: _rows_kept(run, "mask")),
+    "mask": lambda run: _first_of(_mask_kept(run), lambda: _lines_kept(run, "mask")),
     "n:m": _pattern_kept,
-    "shape": lambda run: _first_of(_shape_kept(run), lambda: _rows_kept(run, "shape")),
+    "shape": lambda run: _first_of(_shape_kept(run), lambda: _lines_kept(run, "shape")),
     "grid": grid_kept,
     "rank": rank_kept,
 }

@@ -1,0 +1,93 @@
+"""A claim about layers that share units, such as neurons: decided for each kind of these layers on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from compcomp.language.claim import Claim, Scope
+from compcomp.language.technique import Technique
+from compcomp.language.verdict import Grade, Status, Verdict
+
+# Which units go is for all layers that share them to say. So what a technique makes of one of these layers is not what
+# its part makes of it (Technique.parts); of both hold the promises of the part, which are about any rows or columns.
+#
+# Proofs. A rule reads what the part promises, as it has no steps: what it proves holds whichever units go. Not so a
+# formula at one shape, which has the part's own scores: that stage is left out. Where sequences are compared, a rule
+# may take equal states before the technique for equal states after it. They are, as its choice follows from the states
+# of all layers, provided that those are equal too: so it is asked that the techniques up to the last one that shares
+# the units are the same in all sequences. The claim holds in a model if it does in each kind of layer.
+#
+# Refutations. There is a model in which the technique does just what the part does to this layer: that is part of the
+# contract. So a layer that refutes a part refutes the claim.
+
+GRADES = list(Grade)
+
+
+def of_parts(claim: Claim, scope: Scope, decide: Callable[[Claim], Verdict]) -> Verdict:
+    """The verdict on a claim with parts, from those on the parts: proved where all are, refuted where one is."""
+    found: dict[str, Verdict] = {}
+    for name, part in claim.parts().items():
+        verdict = found[name] = decide(part)
+        where = f"for {name}: {part}"
+        if verdict.refuted:
+            reason = f"{verdict.reason}, {where}"
+            return _of(claim, scope, found, verdict, reason=reason, assumptions=_contracts(claim))
+    told = [verdict for verdict in found.values() if verdict.status is not Status.VACUOUS]
+    if not told:
+        return _of(claim, scope, found, verdict)
+    if all(verdict.proved for verdict in told):
+        if not (_same_before(claim) and _by_promises(claim)):
+            cause = "other techniques come before units go, and which go depends on other layers"
+            return _of(claim, scope, found, told[0], status=Status.UNKNOWN, cause=cause, reason="", grade=None)
+        return _of(
+            *(claim, scope, found, told[0]),
+            reason=f"{told[0].reason}, for each kind of layer",
+            assumptions=tuple(dict.fromkeys([*(text for v in told for text in v.assumptions), *_contracts(claim)])),
+            grade=max((v.grade for v in told if v.grade is not None), key=GRADES.index, default=None),
+            notes=tuple(dict.fromkeys(note for v in told for note in v.notes)),
+            needed=None if not claim.given else tuple(dict.fromkeys(n for v in told for n in v.needed or ())),
+            congruent=False,
+        )
+    name, worst = next((n, v) for n, v in found.items() if v in told and not v.proved)
+    return _of(claim, scope, found, worst, cause=f"{worst.cause}, for {name}")
+
+
+def _of(claim: Claim, scope: Scope, found: dict[str, Verdict], verdict: Verdict, **fields: object) -> Verdict:
+    """A verdict on the claim, with all that was asked for its parts."""
+    queries = tuple(dict.fromkeys(query for v in found.values() for query in v.queries))
+    work = {name: round(sum(v.work.get(name, 0.0) for v in found.values()), 3) for name in verdict.work}
+    return replace(verdict, **{"claim": claim, "scope": scope, "queries": queries, "work": work, **fields})  # type: ignore[arg-type]
+
+
+def _contracts(claim: Claim) -> tuple[str, ...]:
+    """What is taken for granted of the techniques that share units."""
+    shared = dict.fromkeys(t for sequence in claim.sequences for t in sequence if t.parts())
+    return tuple(
+        f"{technique} acts on the whole model: {_as_parts(technique)}, but that all of its layers choose which go"
+        for technique in shared
+    )
+
+
+def _as_parts(technique: Technique) -> str:
+    return ", ".join(f"on {name} as {part}" for name, part in technique.parts().items())
+
+
+def _same_before(claim: Claim) -> bool:
+    """Whether, in all layers that share units, the techniques up to the last that drops them are the same."""
+    for name in claim.parts():
+        begins: list[tuple[Technique, ...]] = []
+        for sequence in claim.sequences if len(claim.sequences) > 1 else ():
+            seen = tuple(t for t in sequence if not t.parts() or name in t.parts())
+            drops = [k for k, technique in enumerate(seen) if technique.parts()]
+            begins += [seen[: drops[-1] + 1]] if drops else []
+        longest = max(begins, key=len, default=())
+        if any(begin != longest[: len(begin)] or str(begin) != str(longest[: len(begin)]) for begin in begins):
+            return False
+    return True
+
+
+def _by_promises(claim: Claim) -> bool:
+    """Whether the parts have no steps, of which rules would read what is true of one layer's own choice alone."""
+    parts = (part for sequence in claim.sequences for t in sequence for part in t.parts().values())
+    return not any(part.steps() for part in parts)

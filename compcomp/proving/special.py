@@ -1,0 +1,121 @@
+"""Layers that small integers hardly meet: values of number formats and what lies between, rational decompositions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from math import lcm
+
+import numpy as np
+
+from compcomp.errors import InputError
+from compcomp.language.claim import Claim, Scope
+from compcomp.language.steps import CodebookMap
+from compcomp.language.technique import Technique
+from compcomp.proving.candidates import Candidates, Values
+
+TALL = (4, 9, 16)
+"""Rows of layers to look at."""
+WIDE = 16
+"""Columns of the widest of them, where techniques allow that."""
+
+
+def special_shapes(claim: Claim, scope: Scope) -> list[tuple[int, int]]:
+    """The scope's own shape, or the smallest ones, square ones and ones of many rows that fit."""
+    if scope.shape is not None:
+        return [scope.shape]
+    unit, rows = claim.unit, claim.row_unit
+    columns = sorted({unit, 4 * unit, unit * -(-4 // unit), unit * -(-8 // unit)})
+    columns = [c for c in columns if c <= max(unit, WIDE)] if unit <= 64 else []
+    every = ((rows * -(-tall // rows), c) for c in columns for tall in (1, 2, *TALL))
+    return [shape for shape in dict.fromkeys(every) if _fits(claim, shape)]
+
+
+def _fits(claim: Claim, shape: tuple[int, int]) -> bool:
+    try:
+        claim.check(shape)
+    except InputError:
+        return False
+    return True
+
+
+def special(
+    techniques: Iterable[Technique],
+    shape: tuple[int, int],
+    needs_inputs: bool,
+    random: np.random.Generator,
+    size: int,
+) -> Iterator[Candidates]:
+    """In turn: values of each table and midpoints, matrices of rational singular values, integers of every size."""
+    techniques = list(techniques)
+    tables = list(dict.fromkeys(t.codes for q in techniques for t in q.steps() if isinstance(t, CodebookMap)))
+    kinds = [*(lambda t=t: _of_table(_values(t), shape, random, size) for t in tables)]  # type: ignore[misc]
+    if any(t.promises().trivial_side for t in techniques):
+        kinds.append(lambda: _rational(shape, random, size))
+    kinds.append(lambda: _of_every_size(shape, random, size))
+    for turn in range(10**6):
+        weights = kinds[turn % len(kinds)]()
+        sparse = random.random(weights[: size // 3].shape) < 0.4
+        weights[: size // 3][sparse] = 0
+        inputs = None
+        if needs_inputs:
+            tokens = (1, 2, min(shape[1], 4))[turn % 3]
+            inputs = random.integers(-3, 4, size=(size, shape[1], tokens)).astype(float)
+        yield Candidates(weights, inputs)
+
+
+def _values(codes: Sequence[object]) -> Values:
+    """The magnitudes of a table, its midpoints, what lies beyond its last value, in units in which all are integers."""
+    sizes = sorted({abs(code) for code in codes})  # type: ignore[type-var, arg-type]
+    middles = [(low + high) / 2 for low, high in pairwise(sizes)]  # type: ignore[operator]
+    beyond = [sizes[-1] + step * (sizes[-1] - sizes[-2]) for step in (1, 2)]  # type: ignore[operator]
+    every = sorted({*sizes, *middles, *beyond})
+    unit = lcm(*(x.denominator for x in every))
+    return np.array([float(x * unit) for x in every])
+
+
+def _of_table(values: Values, shape: tuple[int, int], random: np.random.Generator, size: int) -> Values:
+    """By place in the table, so of every power of two alike; one candidate in three from a short stretch of it."""
+    places = random.integers(len(values), size=(size, *shape))
+    start = random.integers(len(values), size=(size // 3, 1, 1))
+    places[: size // 3] = np.minimum(start + random.integers(6, size=(size // 3, *shape)), len(values) - 1)
+    found: Values = values[places] * random.choice((-1.0, 1.0), size=places.shape)
+    found[::4] += random.integers(-1, 2, size=found[::4].shape)  # beside them
+    rows = random.random((size, shape[0])) < 0.7  # the largest value of the table somewhere in a row
+    at = random.integers(shape[1], size=(size, shape[0]))
+    where = np.nonzero(rows)
+    found[where[0], where[1], at[where]] = values[-3]
+    return found
+
+
+def _of_every_size(shape: tuple[int, int], random: np.random.Generator, size: int) -> Values:
+    """Small integers times powers of two: large and tiny weights in one group."""
+    reach = random.integers(1, 13, size=(size, 1, 1))
+    powers = np.floor(random.random((size, *shape)) * reach)
+    found: Values = random.integers(-9, 10, size=(size, *shape)) * 2.0**powers
+    return found
+
+
+def _rational(shape: tuple[int, int], random: np.random.Generator, size: int) -> Values:
+    """Whole numbers with rational singular values: between reflections, or one entry in every row and column."""
+    rows, columns = shape
+    least = min(shape)
+    middle = np.zeros((size, *shape))
+    middle[:, range(least), range(least)] = random.integers(0, 7, size=(size, least))
+    half = size // 2
+    found = np.empty((size, *shape))
+    found[:half] = reflections(half, rows, random, 1) @ middle[:half] @ reflections(half, columns, random, 1)
+    order = random.permuted(np.broadcast_to(np.arange(columns), (size - half, columns)), axis=1)
+    lines = random.permuted(np.broadcast_to(np.arange(rows), (size - half, rows)), axis=1)
+    mixed = np.take_along_axis(middle[half:], lines[:, :, None], axis=1)
+    found[half:] = np.take_along_axis(mixed, order[:, None, :], axis=2)
+    return found * random.choice((-1.0, 1.0), size=(size, 1, 1))
+
+
+def reflections(size: int, side: int, random: np.random.Generator, largest: int = 2) -> Values:
+    """Matrices of whole numbers (side x side) whose rows are orthogonal and of one length."""
+    normal = random.integers(-largest, largest + 1, size=(size, side)).astype(float)
+    normal[~normal.any(axis=1)] = 1
+    squares: Values = (normal**2).sum(axis=1)
+    found: Values = 2 * normal[:, :, None] * normal[:, None, :] - squares[:, None, None] * np.eye(side)
+    return found
