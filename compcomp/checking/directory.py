@@ -51,6 +51,7 @@ class Report:
     holes: list[str] = field(default_factory=list)
     queries: list[dict[str, Any]] = field(default_factory=list)
     assumptions: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def outcome(self) -> str:
@@ -66,6 +67,8 @@ class Report:
             lines.append(f"  {certified} of the {relied} queries the proof relies on have a certificate that checks")
         lines += [f"  wrong: {text}" for text in self.problems] + [f"  hole: {text}" for text in self.holes]
         lines += [f"  assumes: {text}" for text in self.assumptions]
+        if said := [f"{name} {version}" for name, version in self.versions.items() if version]:
+            lines.append(f"  as it says, made with: {', '.join(said)}")
         return "\n".join(map(_printable, lines))
 
     def to_json(self) -> dict[str, Any]:
@@ -80,6 +83,7 @@ class Report:
             "problems": self.problems,
             "holes": self.holes,
             "queries": self.queries,
+            "versions": self.versions,
         }
 
 
@@ -102,6 +106,7 @@ def check_directory(directory: Path | str, *, solvers: bool = True) -> Report:
         stated, answers = _json(files, "claim.json"), _json(files, "answers.json")
         witness = _json(files, "witness.json") if "witness.json" in files else None
         check_shape(stated, answers, witness)
+        report.versions = stated["versions"]
         _check_stated(stated, answers, files, report)
         claim = _claim(stated)
         report.problems += problems(claim, stated, answers, witness)

@@ -87,7 +87,7 @@ LOSSES = {
 }
 
 
-def loss_named(name: str) -> Loss:
+def loss_named(name: object) -> Loss:
     """The loss of this name; InputError when there is none."""
     if not isinstance(name, str) or name not in LOSSES:
         raise InputError(f"loss {name!r}"[:80], ", ".join(LOSSES), "loss")

@@ -310,7 +310,7 @@ def no_larger(one: Format, other: Format, layers: int, slack: float = SLACK) -> 
         return False
     if (one.mask is None) != (other.mask is None):  # a mask costs where zero is no value of the grid
         return other.mask is None and (one.grid is None or one.grid.zero)
-    pairs = [] if one.mask is None else [(one.mask, other.mask)]
+    pairs: list[tuple[Any, Any]] = [] if one.mask is None else [(one.mask, other.mask)]
     if one.cut is not None and other.cut is not None:
         pairs += [(one.cut.rows, other.cut.rows), (one.cut.columns, other.cut.columns)]
     return all(stack(a, layers).sum() <= (1 + slack) * stack(b, layers).sum() for a, b in pairs)
