@@ -201,6 +201,7 @@ def check(
     that the claim needs? Exit status: 0 valid, 1 invalid, 2 wrong use, 3 holey (something rests on solvers alone).
     """
     from compcomp.checking.directory import MALFORMED, check_directory
+    from compcomp.checking.statement import UNASKED
 
     with _waiting(f"checking {directory}"):
         report = check_directory(directory, solvers=solvers)
@@ -209,6 +210,7 @@ def check(
 
             try:
                 report.problems += filter(None, [regenerated(directory)])
+                report.holes = [hole for hole in report.holes if not hole.startswith(UNASKED)]
             except MALFORMED as error:  # InputError among them
                 report.problems.append(f"the prover cannot be asked again: {error}"[:300])
     if as_json:

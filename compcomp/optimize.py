@@ -17,7 +17,7 @@ from compcomp.language.technique import Sequence, Technique, as_sequence
 from compcomp.ordering.parts import CONFIDENCE
 from compcomp.ordering.plan import Plan
 from compcomp.ordering.search import EVALUATED, LARGEST, Notify, search
-from compcomp.ordering.space import Slot, Space
+from compcomp.ordering.space import Slot, Space, pairs_of
 from compcomp.ordering.store import Store
 
 if TYPE_CHECKING:
@@ -82,14 +82,16 @@ def optimize_order(
 
     Raises InputError when something given cannot be used.
     """
-    chosen, pairs = _techniques(techniques), tuple(before)
+    chosen, pairs = _techniques(techniques), pairs_of(before)
     known = Space(chosen, pairs).techniques
     whole(evaluations, 1, 10**6, "evaluations")
     size, confidence = _share(size, "size", model is not None), _share(confidence, "confidence")
     loss = loss_named(loss).name
     _check_model_arguments(known, loss, model, calibration, evaluate)
-    if executor is not None and not hasattr(executor, "submit"):
+    if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):
         raise InputError(f"a {type(executor).__name__}", "a concurrent.futures.Executor", "executor")
+    if store is not None and not isinstance(store, str | Path | Store):
+        raise InputError(repr(store)[:60], "the path of a file, or a Store", "store")
     if not isinstance(progress, bool) and not callable(progress):
         raise InputError(repr(progress)[:60], "True, False or a function of an event", "progress")
     with ExitStack() as stack:

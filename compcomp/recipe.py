@@ -34,6 +34,9 @@ KEYS = (
     "store",
 )
 LARGEST_FILE = 2**20
+LIST = "['Magnitude(sparsity=1/2)', 'AbsMax(bits=4)']"
+PAIRS = f"[{LIST}]"
+"""Examples that messages show, as YAML and as Python: they work where they are pasted."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def recipe_of(data: Any, where: str = "recipe", folder: Path | None = None) -> R
         raise InputError(f"key {unknown[0][:40]!r}", ", ".join(KEYS), where)
     techniques = _techniques(data.get("techniques"), f"{where}: techniques")
     if not techniques:
-        raise InputError("no techniques", "a list such as [AbsMax(bits=4), Magnitude(sparsity=1/2)]", where)
+        raise InputError("no techniques", f"a list such as {LIST}", where)
     return Recipe(
         techniques=techniques,
         loss=loss_named(_text(data.get("loss", "output_l2"), f"{where}: loss")).name,
@@ -149,7 +152,7 @@ def _choices(data: dict[str, Any], where: str) -> dict[str, Any]:
     if data.get("before") is not None:
         place, pairs = f"{where}: before", data["before"]
         if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-            raise InputError(repr(pairs)[:60], "a list of pairs such as [[Magnitude(1/2), AbsMax(4)]]", place)
+            raise InputError(repr(pairs)[:60], f"a list of pairs such as {PAIRS}", place)
         found["before"] = [(_technique(first, place), _technique(second, place)) for first, second in pairs]
     if data.get("evaluations") is not None:
         found["evaluations"] = whole(data["evaluations"], 1, 10**6, f"{where}: evaluations")

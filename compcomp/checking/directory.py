@@ -16,6 +16,7 @@ from typing import Any
 from compcomp.checking.farkas import Invalid, check_certificate
 from compcomp.checking.replay import replay
 from compcomp.checking.solvers import ask, installed
+from compcomp.checking.statement import check_fields, check_shape, holes, problems
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.saved import FORMAT, binding
@@ -50,6 +51,7 @@ class Report:
     holes: list[str] = field(default_factory=list)
     queries: list[dict[str, Any]] = field(default_factory=list)
     assumptions: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def outcome(self) -> str:
@@ -65,6 +67,8 @@ class Report:
             lines.append(f"  {certified} of the {relied} queries the proof relies on have a certificate that checks")
         lines += [f"  wrong: {text}" for text in self.problems] + [f"  hole: {text}" for text in self.holes]
         lines += [f"  assumes: {text}" for text in self.assumptions]
+        if said := [f"{name} {version}" for name, version in self.versions.items() if version]:
+            lines.append(f"  as it says, made with: {', '.join(said)}")
         return "\n".join(map(_printable, lines))
 
     def to_json(self) -> dict[str, Any]:
@@ -79,6 +83,7 @@ class Report:
             "problems": self.problems,
             "holes": self.holes,
             "queries": self.queries,
+            "versions": self.versions,
         }
 
 
@@ -99,16 +104,19 @@ def check_directory(directory: Path | str, *, solvers: bool = True) -> Report:
     try:
         files = _files(folder)
         stated, answers = _json(files, "claim.json"), _json(files, "answers.json")
+        witness = _json(files, "witness.json") if "witness.json" in files else None
+        check_shape(stated, answers, witness)
+        report.versions = stated["versions"]
         _check_stated(stated, answers, files, report)
         claim = _claim(stated)
+        report.problems += problems(claim, stated, answers, witness)
         if stated["status"] == "PROVED":
             _check_queries(stated, answers, files, report, solvers)
-        elif stated["status"] == "REFUTED":
-            if "witness.json" not in files:
-                raise Invalid("a refutation needs a witness")
-            if problem := replay(claim, Scope.of(stated["scope"]), _json(files, "witness.json")):
+            report.holes += holes(claim, stated, answers)
+        elif stated["status"] == "REFUTED" and witness is not None:
+            if problem := replay(claim, Scope.of(stated["scope"]), witness):
                 raise Invalid(f"witness: {problem}")
-        else:
+        elif stated["status"] != "REFUTED":
             report.holes.append(f"{stated['status']} is not re-checked")
     except (Invalid, InputError) as error:
         report.problems.append(str(error))
@@ -125,6 +133,7 @@ def _files(folder: Path) -> dict[str, str]:
     if odd := [name for name, path in there.items() if path.is_symlink() or not path.is_file()]:
         raise Invalid(f"no plain file, or a link: {', '.join(odd)}")
     manifest = json.loads(there.pop("manifest.json").read_text(encoding="utf-8"))
+    check_fields(manifest, {"format": int, "binding": str, "files": dict}, "manifest.json")
     if manifest["format"] != FORMAT:
         raise Invalid(f"format {manifest['format']} is not known")
     if missing := sorted(set(manifest["files"]) - set(there)):
@@ -157,8 +166,6 @@ def _check_stated(stated: dict[str, Any], answers: list[Any], files: dict[str, s
     if binding(stated, answers, scripts) != files[""]:
         raise Invalid("the queries, their order or answers, or what is claimed are not what was bound together")
     used = {"claim.json", "answers.json", ""} | {a[key] for a in answers for key in ("script", "certificate") if a[key]}
-    if stated["status"] == "REFUTED":
-        used.add("witness.json")
     if unused := sorted(set(files) - used - {"witness.json"}):
         raise Invalid(f"no query uses {', '.join(unused)}")
 
@@ -198,13 +205,6 @@ def _check_queries(
             agreeing = [name for name, word in said.items() if word == answer["answer"]]
             by = f"{' and '.join(agreeing)} alone, asked again" if agreeing else "the recorded answer alone"
             report.holes.append(f"{answer['name']} rests on {by}")
-    relied_on = [answer for answer in answers if answer["answer"] == answer["expected"]]
-    if stated["grade"] in ("one solver", "two solvers") and not relied_on:
-        report.holes.append("none of the recorded answers is one that the proof needs")
-    if stated["grade"] == "two solvers" and any(a["second_answer"] != a["answer"] for a in relied_on):
-        report.problems.append("the grade is two solvers, and not every answer has a second one")
-    if stated["grade"] == "certified" and report.holes:
-        report.problems.append("the grade is certified, and not every query has a certificate")
 
 
 def _checked(answer: dict[str, Any], script: str, files: dict[str, str], report: Report) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -15,9 +16,12 @@ from compcomp.language.claim import Claim, Scope
 from compcomp.language.layer import LayerState
 from compcomp.language.scheme import Scheme
 from compcomp.language.size import DENSE, values_of
+from compcomp.language.technique import run_kernel
 from compcomp.terms import Array, Choices, RandomChoices
 
 Run = list[LayerState]
+FLOATS = 1e-6
+"""Relative difference of losses in float64, from one machine to another."""
 
 
 def replay(claim: Claim, scope: Scope, witness: dict[str, Any]) -> str:
@@ -47,6 +51,8 @@ def replay(claim: Claim, scope: Scope, witness: dict[str, Any]) -> str:
     for run, trace in zip(runs, witness["traces"], strict=True):
         if len(run) != len(trace["steps"]):
             return "a run has another number of steps than recorded"
+        if [step["after"] for step in trace["steps"]] != ["dense", *trace["sequence"].split(" >> ")]:
+            return "the steps are not those of the sequence"
         now = inputs
         for state, step in zip(run, trace["steps"], strict=True):
             if not _same(state.weight, _matrix(step["weight"])):
@@ -54,11 +60,67 @@ def replay(claim: Claim, scope: Scope, witness: dict[str, Any]) -> str:
             now = step.get("inputs", now)
             if state.inputs is not None and not _same(state.inputs, _matrix(now)):
                 return f"the inputs after {step['after']} are others than recorded"
+        if (instance.loss is None) != (trace["loss"] is None):
+            return "a loss that the claim does not speak of, or none"
         if instance.loss is not None and Fraction(instance.loss.of(run[-1])) != number(trace["loss"]):
             return f"the loss of {trace['sequence']} is another than recorded"
     if not all(bool(condition.holds(instance, runs)) for condition in instance.given):
         return "the layer does not meet the conditions of the claim"
-    return "" if _fails(instance, runs) else "the layer does not refute the claim"
+    if not _fails(instance, runs):
+        return "the layer does not refute the claim"
+    if (seed is None) != instance.is_deterministic or (seed is not None and seed < 0):
+        return "the seed is not one of choices that the techniques leave free"
+    if witness["reason"] != _reason(instance, witness["traces"], runs[0][-1]):
+        return "the reason is not what differs"
+    return _in_floats(instance, weight, tokens, [trace["torch_loss"] for trace in witness["traces"]])
+
+
+def _reason(claim: Claim, traces: list[dict[str, Any]], end: LayerState) -> str:
+    """What a witness says of a claim that it refutes."""
+    loses = [f"{trace['sequence']} loses {trace['loss']}" for trace in traces]
+    if claim.kind == "dominates":
+        return f"{loses[0]}, {traces[1]['sequence']} only {traces[1]['loss']}"
+    if claim.kind == "orthogonal":
+        return f"{loses[0]}; {loses[1]}, {traces[2]['sequence']} {traces[2]['loss']}"
+    if claim.kind == "equal":
+        return "the two sequences give different states"
+    if claim.kind == "fits":
+        assert claim.scheme is not None
+        return f"what does not fit {claim.scheme} at the end: {', '.join(_misfits(claim.scheme, end))}"
+    return f"the {claim.invariant} is broken at the end"
+
+
+def _in_floats(claim: Claim, weight: Array, inputs: Array | None, recorded: list[float | None]) -> str:
+    """ "" where torch kernels lose what is recorded, once more if torch is there; else what differs."""
+    expected = claim.loss is not None and all(t.has_kernel for sequence in claim.sequences for t in sequence)
+    if any((loss is not None) != expected for loss in recorded):
+        return "losses in torch are those of claims about losses, of techniques with kernels"
+    if claim.loss is None or not expected or importlib.util.find_spec("torch") is None:
+        return ""
+    import torch
+
+    def tensor(values: Array) -> Any:
+        return torch.tensor([[float(x) for x in row] for row in values], dtype=torch.float64)
+
+    for sequence, loss in zip(claim.sequences, recorded, strict=True):
+        state = LayerState.dense(tensor(weight), None if inputs is None else tensor(inputs))
+        for technique in sequence:
+            state = run_kernel(technique, state)
+        lost = float(claim.loss.of(_listed(state)))
+        if loss is None or not abs(lost - loss) <= FLOATS * (1 + abs(lost)):
+            return f"in torch {sequence} loses {lost:.9g}, recorded is {loss}"
+    return ""
+
+
+def _listed(state: LayerState) -> LayerState:
+    """What losses look at, as arrays of floats: the layer without its format."""
+
+    def array(values: Any) -> Any:
+        return None if values is None else np.array(values.tolist(), dtype=object)
+
+    names = ("gram", "inputs", "reference_inputs")
+    rest = {name: array(getattr(state, name)) for name in names}
+    return LayerState(array(state.effective()), array(state.reference), **rest)
 
 
 def _fails(claim: Claim, runs: list[Run]) -> bool:
@@ -70,7 +132,7 @@ def _fails(claim: Claim, runs: list[Run]) -> bool:
         return _broken(claim.invariant or "", runs[0])
     if claim.kind == "fits":
         assert claim.scheme is not None
-        return not _fits(claim.scheme, ends[0])
+        return bool(_misfits(claim.scheme, ends[0]))
     assert claim.loss is not None
     losses = [Fraction(claim.loss.of(end)) for end in ends]
     if claim.kind == "dominates":
@@ -141,30 +203,27 @@ def _broken(invariant: str, run: Run) -> bool:
     return any(w != grid.nearest(w, (index[0], index[1]), Choices()) for index, w in np.ndenumerate(end))
 
 
-def _fits(scheme: Scheme, end: LayerState) -> bool:
-    """Whether the layer at the end is what every word of the scheme says."""
+def _misfits(scheme: Scheme, end: LayerState) -> list[str]:
+    """Which words of the scheme the layer at the end is not."""
     grid, factors, zero = end.format.grid, end.format.factors, end.weight == 0
-    if (0 if factors is None else factors.rank) > scheme.beside:
-        return False
-    if scheme.weights < DENSE:
-        if grid is None or 2**scheme.weights < values_of(grid):
-            return False
-        if any(w != grid.nearest(w, (index[0], index[1]), Choices()) for index, w in np.ndenumerate(end.weight)):
-            return False
-    if scheme.pattern is not None:
-        n, m = scheme.pattern
-        if np.any((~zero).reshape(len(zero), -1, m).sum(axis=2) > n):
-            return False
     counted = zero.sum(axis=1) if scheme.per == "row" else [zero.sum()]
     of = zero.shape[1] if scheme.per == "row" else zero.size
-    if any(zeros < int(of * scheme.sparsity) for zeros in counted):
-        return False
-    if scheme.rank is not None and rank_exceeds(end.weight, scheme.rank):
-        return False
+    found: dict[str, Any] = {}
+    if scheme.weights < DENSE:
+        found["grid"] = grid is None or 2**scheme.weights < values_of(grid)
+        if grid is not None and not found["grid"]:
+            nearest = ((w, grid.nearest(w, (i[0], i[1]), Choices())) for i, w in np.ndenumerate(end.weight))
+            found["grid"] = any(w != value for w, value in nearest)
+    if scheme.pattern is not None:
+        n, m = scheme.pattern
+        found["pattern"] = np.any((~zero).reshape(len(zero), -1, m).sum(axis=2) > n)
+    found["sparsity"] = any(zeros < int(of * scheme.sparsity) for zeros in counted)
+    found["rank"] = scheme.rank is not None and rank_exceeds(end.weight, scheme.rank)
+    found["low-rank term"] = (0 if factors is None else factors.rank) > scheme.beside
     if scheme.inputs < DENSE:
         inputs = end.working().inputs
-        return inputs is not None and not any(off_grid(token, scheme.inputs) for token in inputs.T)
-    return True
+        found["inputs"] = inputs is None or any(off_grid(token, scheme.inputs) for token in inputs.T)
+    return [word for word, wrong in found.items() if wrong]
 
 
 def _mask(state: LayerState) -> Array:

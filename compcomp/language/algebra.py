@@ -99,6 +99,17 @@ def least_squares_change(error: Array, gram: Array, free: Array | None, choices:
     return _change_exact(error @ gram, gram, free)
 
 
+LONGEST = 8192
+"""Bits of the numbers that exact arithmetic goes on with: beyond them one replay may take hours."""
+
+
+def require_short(values: Iterable[Term]) -> None:
+    """Raise NotExactError where an exact number has grown too long to go on with."""
+    for x in values:
+        if isinstance(x, Fraction) and max(x.numerator.bit_length(), x.denominator.bit_length()) > LONGEST:
+            raise NotExactError(f"a number of more than {LONGEST} bits")
+
+
 def _change_exact(right: Array, gram: Array, free: Array) -> Array:
     """The change of least norm for which ``change @ gram`` equals ``right`` where free; it is 0 elsewhere."""
     rows = [_row_change(row, gram, mask) for row, mask in zip(right, free, strict=True)]
@@ -112,6 +123,7 @@ def _row_change(outputs: Array, gram: Array, free: Array) -> list[Fraction]:
         return change
     part = [[Fraction(gram[i, j]) for j in kept] for i in kept]
     right = [Fraction(outputs[i]) for i in kept]
+    require_short((*right, *(x for row in part for x in row)))
     squared = [[sum((a * b for a, b in zip(row, column, strict=True)), Fraction(0)) for column in part] for row in part]
     weights = _solve(squared, right)  # part is symmetric: part @ weights is the solution of least norm
     for i, row in zip(kept, part, strict=True):

@@ -128,9 +128,9 @@ class Transform:
         """T^-1 g T^-T."""
         return _symmetric(self.inputs_back(self.inputs_back(g).T))
 
-    def matrix(self, features: int) -> Array:
-        """T itself (in x in), on terms."""
-        identity = [[Fraction(int(i == j)) for j in range(features)] for i in range(features)]
+    def matrix(self, features: int, number: Callable[[int], Term] = Fraction) -> Array:
+        """T itself (in x in), on terms. ``number``: float for where no root has to be rational."""
+        identity = [[number(int(i == j)) for j in range(features)] for i in range(features)]
         return self.inputs(np.array(identity, dtype=object))
 
     @property
@@ -163,11 +163,17 @@ def composed(first: Transform | None, second: Transform | None) -> Transform | N
     return Transform(tuple(parts)) if parts else None
 
 
-def unlike(one: Transform | None, other: Transform | None, features: int) -> list[tuple[Term, Term]]:
-    """Pairs of numbers that are equal, each with its fellow, exactly where both transforms are the same matrix."""
-    if one is None and other is None:
+def unlike(
+    one: Transform | None, other: Transform | None, features: int, number: Callable[[int], Term] = Fraction
+) -> list[tuple[Term, Term]]:
+    """Pairs of numbers that are equal, each with its fellow, exactly where both transforms are the same matrix.
+
+    ``number``: as for :meth:`Transform.matrix`.
+    """
+    first, second = (Transform(()) if t is None else t for t in (one, other))
+    if all(isinstance(part, Rotation) for part in (*first.parts, *second.parts)) and first == second:
         return []
-    sides = [(Transform(()) if t is None else t).matrix(features).ravel() for t in (one, other)]
+    sides = [t.matrix(features, number).ravel() for t in (first, second)]
     return list(zip(*sides, strict=True))
 
 

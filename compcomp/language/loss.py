@@ -87,8 +87,8 @@ LOSSES = {
 }
 
 
-def loss_named(name: str) -> Loss:
+def loss_named(name: object) -> Loss:
     """The loss of this name; InputError when there is none."""
-    if name not in LOSSES:
-        raise InputError(f"loss {name!r}", ", ".join(LOSSES), "loss")
+    if not isinstance(name, str) or name not in LOSSES:
+        raise InputError(f"loss {name!r}"[:80], ", ".join(LOSSES), "loss")
     return LOSSES[name]

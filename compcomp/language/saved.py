@@ -13,7 +13,7 @@ from compcomp.errors import InputError
 if TYPE_CHECKING:
     from compcomp.language.verdict import Verdict
 
-FORMAT = 2
+FORMAT = 3
 STATED = (
     "claim",
     "loss",
@@ -27,6 +27,9 @@ STATED = (
     "stage",
     "reason",
     "grade",
+    "cause",
+    "notes",
+    "versions",
 )
 """What of claim.json the binding covers, in this order."""
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.language.algebra import unstack
+from compcomp.language.algebra import stack, unstack
 from compcomp.language.layer import Cut, Factors, Format, Grid, LayerState
 from compcomp.language.parameters import one_of
 from compcomp.language.technique import Sequence, Technique, as_sequence, unknowns
@@ -285,6 +285,45 @@ def stored_as_factors(form: Format, shape: tuple[int, int]) -> bool:
     """Whether the weight itself is best stored as two factors of its known rank."""
     plain = form.rank is not None and form.mask is None and form.grid is None
     return plain and (form.rank or 0) * sum(shape) < shape[0] * shape[1]
+
+
+SLACK = 0.01
+"""Share of what masks keep that counts as the same: weights that are tied are few on layers of a model."""
+
+
+def no_larger(one: Format, other: Format, layers: int, slack: float = SLACK) -> bool:
+    """Whether so many layers, which formats of batches stand for, take no more in one format than in another.
+
+    Field by field, so that it holds for what the same techniques leave on layers of other shapes; False where one field
+    is smaller and another larger. ``slack``: share by which masks may keep more, in all of the layers.
+    """
+    grids = {_grid_sizes(form.grid) for form in (one, other)}
+    beside = [form.factors for form in (one, other)]
+    scalings = [0 if form.transform is None else form.transform.scalings for form in (one, other)]
+    if len(grids) > 1 or scalings[0] > scalings[1]:
+        return False
+    if beside[0] is not None and (beside[1] is None or not _no_more(beside[0], beside[1])):
+        return False
+    if other.rank is not None and (one.rank is None or one.rank > other.rank):
+        return False
+    if one.pattern != other.pattern or (one.cut is None) != (other.cut is None):
+        return False
+    if (one.mask is None) != (other.mask is None):  # a mask costs where zero is no value of the grid
+        return other.mask is None and (one.grid is None or one.grid.zero)
+    pairs: list[tuple[Any, Any]] = [] if one.mask is None else [(one.mask, other.mask)]
+    if one.cut is not None and other.cut is not None:
+        pairs += [(one.cut.rows, other.cut.rows), (one.cut.columns, other.cut.columns)]
+    return all(stack(a, layers).sum() <= (1 + slack) * stack(b, layers).sum() for a, b in pairs)
+
+
+def _grid_sizes(grid: Grid | None) -> Any:
+    """All that the size of values on a grid depends on but their number and that of their groups."""
+    return grid and (values_of(grid), value_bits(grid), group_bits(grid), grid.zero, grid.scales, grid.shared_bits)
+
+
+def _no_more(one: Factors, other: Factors) -> bool:
+    grids = [(_grid_sizes(f.left_grid), _grid_sizes(f.right_grid)) for f in (one, other)]
+    return one.rank <= other.rank and grids[0] == grids[1]
 
 
 # --------------------------------------------------------------------------------------------- any shape

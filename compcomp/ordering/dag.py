@@ -5,17 +5,22 @@ Laws (each is checked here, so that no search can break it):
 1. *Words.* Every prefix has a word: techniques that lead to a state equal to its own. A PROVED ``equal`` that covers
    the layers at hand shortens words, or brings them into the order in which techniques were given: anywhere inside a
    word where the proof holds from every state, else only where the word is one of its sides, and no technique of the
-   search sees factors that these may leave unlike: equal states agree in their product alone. Prefixes of one word that
-   have used the same become one node: every continuation of one is one of the other, with the same result.
+   search sees factors that these may leave unlike: equal states agree in their product alone. More than that is
+   stored: so a prefix has a path as well, techniques that lead to a state which is its own in every recorded field. It
+   is shortened by proofs from every state, and by those of which every technique leaves the low-rank term alone.
+   Prefixes of one word that have used the same become one node where their paths are one, or are known to be stored
+   alike (``stored_alike``): every continuation of one is one of the other, with the same result of the same size. What
+   is run is the path.
 2. *Dominance.* A complete order is dropped by a PROVED ``dominates`` under the loss of the search that covers the
-   layers at hand, for another complete order of the same techniques.
+   layers at hand, for another complete order of the same techniques that takes no more to store (``no_larger``).
 3. *Deferred.* Let T be proved equal to doing nothing on the dense layer, and let ``X >> T dominates X`` be proved from
    every state, for every X that may come last. Then U >> T, for any U that ends in such an X, loses no more than U, and
    U gives the state of T >> U: so where the dense layer is reached, T is not applied while anything else is left to
-   apply; the orders that do so are dropped for the one with T at its end.
+   apply; the orders that do so are dropped for the one with T at its end. This only where X >> T takes no more to store
+   than T >> X.
 4. *Measured.* What is bitwise equal in every layer of a model is one order on that model. An order is dropped where a
-   part of its loss, which adds over layers, exceeds the whole loss of as many others as are wanted; where techniques
-   differ, of others of the same techniques and size.
+   part of its loss, which adds over layers, exceeds the whole loss of as many others as are wanted, of the same
+   techniques and size.
 5. *Under conditions.* On a model an order is dropped where it is proved under conditions to lose no less than another,
    the conditions were checked on the tensors of every layer, and what they leave open was measured, layer by layer.
 6. Any other verdict changes nothing.
@@ -24,7 +29,7 @@ Laws (each is checked here, so that no search can break it):
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -108,9 +113,18 @@ def _acts_in_blocks(claim: Claim, size: int) -> bool:
     return True
 
 
+def _keeps_factors(sequence: Iterable[Technique]) -> bool:
+    return all("factors" in technique.promises().keeps for technique in sequence)
+
+
+def _leaves_factors(proof: Verdict) -> bool:
+    """Whether the equal states of a proof have the very same low-rank term: all but (rest) leave what was there."""
+    return proof.congruent or all(map(_keeps_factors, proof.claim.sequences))
+
+
 @dataclass
 class Node:
-    """A class of prefixes: ``prefix`` is the first of them, ``ways`` how many lead here.
+    """A class of prefixes: ``prefix`` is the first of them, ``ways`` how many lead here. ``path``: what is run for it.
 
     ``children``: by the technique that is applied. ``deferred``: techniques that law 3 does not apply here.
     """
@@ -118,6 +132,7 @@ class Node:
     prefix: Prefix
     word: Prefix
     used: Used
+    path: Prefix = ()
     ways: int = 0
     children: dict[int, Node] = field(default_factory=dict)
     deferred: tuple[int, ...] = ()
@@ -133,7 +148,9 @@ class Orderings(Space):
     techniques were given. Nothing is stored but proofs and what they leave.
 
     ``loss``: the name of the loss orders are compared under. ``shapes``: (out, in) of the layers, None for
-    any. ``held``: assumptions known to hold for them.
+    any. ``held``: assumptions known to hold for them. ``no_larger``: whether the state after the first of two orders of
+    the same techniques takes no more to store than that after the second; of no account by default. ``stored_alike``:
+    whether equal states after two orders have the same recorded fields; never known by default.
     """
 
     def __init__(
@@ -146,6 +163,8 @@ class Orderings(Space):
     ) -> None:
         super().__init__(given, before)
         self.loss = loss
+        self.no_larger: Callable[[Prefix, Prefix], bool] = lambda better, worse: True
+        self.stored_alike: Callable[[Prefix, Prefix], bool] = lambda one, other: False
         self.shapes = None if shapes is None else frozenset(shapes)
         promised = [technique.promises() for technique in self.techniques]
         self.held = frozenset(held)
@@ -158,7 +177,7 @@ class Orderings(Space):
         self._on_model: dict[Prefix, Prefix] = {}
         self._bounded: dict[Prefix, tuple[Prefix, str]] = {}
         self._steps: dict[tuple[Prefix, int], tuple[Prefix, Trail]] = {}
-        self._nodes: dict[tuple[Prefix, Used], Node] | None = None
+        self._nodes: dict[tuple[Prefix, Used, Prefix], Node] | None = None
 
     # ------------------------------------------------------------------------------------ words
 
@@ -192,22 +211,55 @@ class Orderings(Space):
             trail += more
         return word, trail
 
+    def path(self, prefix: Prefix) -> Prefix:
+        """What is run for a prefix: techniques that lead to its own state, in every recorded field."""
+        word, path = Prefix(), Prefix()
+        for step in prefix:
+            word, path = self.after_word(word, step)[0], self._after_path(path, word, step)
+        return path
+
+    def _after_path(self, path: Prefix, word: Prefix, step: int) -> Prefix:
+        """The path after one more technique, from a state of this path and word."""
+        longer, trail = self.after_word(word, step)
+        if all(map(_leaves_factors, trail)):
+            if path == word:
+                return longer
+            if longer == word:
+                return path
+        return self._inside_alone((*path, step))
+
+    def _inside_alone(self, word: Prefix) -> Prefix:
+        """The word, all but whose last technique is one, shortened by what is proved from every state alone."""
+        for size in range(1, len(word) + 1):
+            if word[-size:] in self._inside:
+                found = word[:-size]
+                for step in self._inside[word[-size:]][0]:
+                    found = self._inside_alone((*found, step))
+                return found
+        return word
+
     # ------------------------------------------------------------------------------------ nodes
 
     @property
-    def nodes(self) -> Mapping[tuple[Prefix, Used], Node]:
-        """Every class of prefixes by word and use, shorter prefixes first."""
+    def nodes(self) -> Mapping[tuple[Prefix, Used, Prefix], Node]:
+        """Every class of prefixes by word, use and path, shorter prefixes first."""
         if self._nodes is None:
-            start = Node((), (), self.start, 1)
-            found = level = {(start.word, start.used): start}
+            start = Node((), (), self.start, ways=1)
+            found = level = {(start.word, start.used, start.path): start}
             while level:
-                longer: dict[tuple[Prefix, Used], Node] = {}
+                longer: dict[tuple[Prefix, Used, Prefix], Node] = {}
+                paths: dict[tuple[Prefix, Used], list[Prefix]] = {}
                 for node in level.values():
                     node.deferred = self._deferred_at(node)
                     for step in self.steps_after(node.used):
                         if step in node.deferred:
                             continue
-                        key = self.after_word(node.word, step)[0], self.after(node.used, step)
+                        word, used = self.after_word(node.word, step)[0], self.after(node.used, step)
+                        path, known = self._after_path(node.path, node.word, step), paths.setdefault((word, used), [])
+                        alike = next((one for one in known if one == path or self.stored_alike(one, path)), path)
+                        if alike == path and path not in known:
+                            known.append(path)
+                        key = word, used, alike
                         child = longer.setdefault(key, Node((*node.prefix, step), *key))
                         child.ways += node.ways
                         node.children[step] = child
@@ -238,12 +290,16 @@ class Orderings(Space):
             for step in following
             if self.after_word((), step)[0] == ()
             and not any(first == step for first, _ in self.before)
-            and all((last, step) in self._last for last in range(len(self.techniques)) if last != step)
+            and all(
+                (last, step) in self._last and self.no_larger((last, step), (step, last))
+                for last in range(len(self.techniques))
+                if last != step
+            )
         )
 
     def node(self, prefix: Prefix) -> Node | None:
         """The node of a prefix; None where it applies what law 3 defers."""
-        node = self.nodes[(), self.start]
+        node = self.nodes[(), self.start, ()]
         for step in prefix:
             if step not in node.children:
                 return None
@@ -302,7 +358,7 @@ class Orderings(Space):
 
     def _may_see_factors(self, claim: Claim) -> bool:
         """Whether a technique that may follow tells states apart that the claim calls equal."""
-        keep = all("factors" in technique.promises().keeps for sequence in claim.sequences for technique in sequence)
+        keep = all(map(_keeps_factors, claim.sequences))
         return not keep and any(technique.promises().sees_factors for technique in self.techniques)
 
     def improves_last(self, verdict: Verdict) -> bool:
@@ -366,7 +422,7 @@ class Orderings(Space):
         graph: nx.DiGraph[Prefix] = nx.DiGraph()
         for better, worse, data in self._dominance.edges(data=True):
             one, other = self._leaf(better), self._leaf(worse)
-            if one is not None and other is not None and one != other:
+            if one is not None and other is not None and one != other and self.no_larger(one, other):
                 graph.add_edge(one, other, verdict=data["verdict"])
         return graph
 
@@ -441,7 +497,7 @@ class Orderings(Space):
     def _moved(self, order: Prefix) -> tuple[Prefix, Trail]:
         """The order with everything that law 3 defers at its end, and the proofs for it."""
         proofs: list[Verdict] = []
-        node, done = self.nodes[(), self.start], 0
+        node, done = self.nodes[(), self.start, ()], 0
         while done < len(order):
             step = order[done]
             if step in node.deferred:

@@ -17,6 +17,7 @@ from compcomp.language.named import sources_of
 from compcomp.ordering.dag import Orderings
 from compcomp.ordering.jobs import pool, run
 from compcomp.ordering.measure import Bench, Tree
+from compcomp.ordering.parts import SAME_SIZE
 from compcomp.ordering.space import Prefix
 from compcomp.ordering.store import Store
 
@@ -58,12 +59,9 @@ class Explored:
                 total += result["losses"][name][place]
         return total
 
-    def best_by_layer(self, name: str) -> dict[str, Prefix]:
-        """For each layer the order of least loss on it, the first of several."""
-        return {
-            layer: min(orders, key=lambda order: (orders[order][0]["losses"][name][orders[order][1]], order))
-            for layer, orders in self.places.items()
-        }
+    def best_by_layer(self, name: str, among: Sequence[Prefix]) -> dict[str, Prefix]:
+        """For each layer that of these orders that loses least on it, the first of several."""
+        return {layer: min(among, key=lambda order: (self.on(layer, order)[name], order)) for layer in self.places}
 
     def bits(self, order: Prefix) -> int:
         """Bits to store the layers after this order."""
@@ -101,8 +99,8 @@ class Explorer:
     def explored(self, keep: int, *, every: bool = False) -> Explored:
         """Explore all layers for the staying orders; with ``every`` without leaving any out on the way.
 
-        Orders whose loss on some layers is more than the whole loss of ``keep`` others (where techniques differ: of the
-        same techniques and size) are noted in the orderings, and not explored on the layers that are left.
+        Orders whose loss on some layers is more than the whole loss of ``keep`` others of the same techniques and size
+        are noted in the orderings, and not explored on the layers that are left.
         """
         loss = self.orderings.loss
         staying = list(self.orderings.staying())
@@ -114,8 +112,9 @@ class Explorer:
         rounds.append(self.names[(FIRST_SHARE - 1) * count :])
         self.layers(rounds[0], staying)
         groups: dict[tuple[Prefix, int], list[Prefix]] = {}
+        wholly = max(1, *map(self.found.bits, staying))
         for order in sorted(staying, key=lambda order: (self.found.loss(loss, order), order)):
-            size = 0 if self.orderings.alike else self.found.bits(order)
+            size = round(self.found.bits(order) / (wholly * SAME_SIZE))  # zeros of masks aside
             groups.setdefault((tuple(sorted(order)), size), []).append(order)
         best = [order for group in groups.values() for order in group[:keep]]
         for names in rounds[1:]:

@@ -109,9 +109,9 @@ class Bench(InParts, Protocol):
 
 @dataclass(frozen=True)
 class Tree:
-    """Words as a tree. Node 0 is the dense layer; node k applies ``steps[k]`` to the earlier node ``parents[k]``.
+    """Paths as a tree. Node 0 is the dense layer; node k applies ``steps[k]`` to the earlier node ``parents[k]``.
 
-    ``ends``: the node of each order's word, aligned with ``orders``.
+    ``ends``: the node of each order's path, aligned with ``orders``.
     """
 
     orders: tuple[Prefix, ...]
@@ -121,11 +121,11 @@ class Tree:
 
     @classmethod
     def of(cls, orderings: Orderings, orders: Sequence[Prefix]) -> Tree:
-        """The tree of these orders' words."""
+        """The tree of these orders' paths."""
         known: dict[Prefix, int] = {(): 0}
         parents, steps, ends = [-1], [-1], []
         for order in orders:
-            word = orderings.word(order)[0]
+            word = orderings.path(order)
             for k in range(1, len(word) + 1):
                 if word[:k] not in known:
                     known[word[:k]] = len(parents)

@@ -6,8 +6,10 @@ only a candidate: nothing is merged or dropped for it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from itertools import combinations
 from math import ceil, lcm
 
@@ -31,27 +33,58 @@ ENTRIES = 640
 """Weights a generated layer should have at most: enough to tell false claims."""
 COLUMNS = 1024
 """The widest layer that is generated at all."""
+QUICK = 0.3
+"""Seconds of trying the techniques on one layer after which no wider ones are tried."""
+NARROW, SLOW = 12, 1.0
+"""Columns of layers on which techniques are timed, and the seconds that one may take on wider ones."""
 AGREE = 1e-9
 """Relative difference up to which floats agree."""
 
 
 def small_shape(techniques: Iterable[Technique], entries: int = ENTRIES) -> Shape | None:
-    """The smallest shape (out, in) that every technique fits and does something at; None if there is none.
+    """A small shape (out, in) that every technique fits and, if it can be found, does something at; None if none fits.
 
-    More rows and columns than the ranks, as far as so many entries allow.
+    More rows and columns than the ranks, as far as so many entries allow. Wider layers are tried while something is
+    expected of them: until the least share of the techniques is a whole weight of a row, and while trying is quick.
     """
     techniques = list(techniques)
     unit = lcm(*(t.unit for t in techniques))
     side = max((t.promises().trivial_side for t in techniques), default=0) + 1
-    columns = unit * ceil(max(side, 6) / unit)
+    narrowest, columns = (unit * ceil(least / unit) for least in (6, max(side, 6)))
+    columns = narrowest if seconds_on(techniques, columns) > SLOW else columns
     rows = max(side + 1, 4)
+    shares = [getattr(t, f.name) for t in techniques for f in fields(t)]  # type: ignore[arg-type]
+    enough = max((ceil(1 / x) for x in shares if isinstance(x, Fraction) and 0 < x < 1), default=1)
+    first = None
     while columns <= COLUMNS:
         shape = (max(2, min(rows, entries // columns)), columns)
-        if all(t.fits(shape) and _does_something(t, shape) for t in techniques):
-            return shape
+        if all(t.fits(shape) for t in techniques):
+            first = first or shape
+            if seconds_on(techniques, columns) > SLOW:
+                return first
+            start = time.monotonic()
+            idle = [t for t in techniques if not _does_something(t, shape)]
+            if not idle:
+                return shape
+            if columns >= max(enough, 2 * first[1]) or time.monotonic() - start > QUICK:
+                return first
         columns += unit * ceil(columns / (2 * unit))
     fallback = (2, unit)
-    return fallback if unit <= COLUMNS and all(t.fits(fallback) for t in techniques) else None
+    return first or (fallback if unit <= COLUMNS and all(t.fits(fallback) for t in techniques) else None)
+
+
+def seconds_on(techniques: Iterable[Technique], columns: int) -> float:
+    """About how long the slowest of them takes on layers so wide, to judge from its time on narrow ones."""
+    longest = 0.0
+    for technique in techniques:
+        narrow = technique.unit * ceil(NARROW / technique.unit)
+        if columns <= 2 * narrow or technique.steps() or not technique.fits((2, narrow)):
+            continue
+        layer = generated((2, narrow), [technique], np.random.default_rng(0), layers=1, kinds=("gaussian",))
+        start = time.monotonic()
+        run(technique, layer)
+        longest = max(longest, (time.monotonic() - start) * (columns / narrow) ** 2.5)
+    return longest
 
 
 def _does_something(technique: Technique, shape: Shape) -> bool:
@@ -156,7 +189,8 @@ class Screen:
         self.shape, self.layers, self.applications = shape, layers, 0
         self._techniques, self._loss = orderings.techniques, loss
         self._dense = generated(shape, self._techniques, random, layers)
-        entries = shape[1] * max(*shape, self._dense.inputs.shape[1] if self._dense.inputs is not None else 0)
+        tokens = self._dense.inputs.shape[1] if self._dense.inputs is not None else 0
+        entries = max(shape[1] * max(*shape, tokens), sum(shape))  # of the largest field, or of a cut
         self._directions = np.random.default_rng(seed + 1).uniform(0.5, 1.5, size=entries)
         weights = np.abs(stack(self._dense.weight, layers)).max(axis=(1, 2))
         self._size = np.where(weights == 0, 1.0, weights)
@@ -192,7 +226,7 @@ class Screen:
         if state.reference_inputs is not None and state.inputs is not None:
             values.append(self._projected(state.inputs))
         if form.transform is not None:
-            values.append(self._projected(form.transform.matrix(self.shape[1])))
+            values.append(self._projected(form.transform.matrix(self.shape[1], float)))
         known = (
             state.reference_inputs is None,
             form.mask is None,

@@ -12,9 +12,11 @@ from typing import Any
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope, dominates, equal, keeps
-from compcomp.language.layer import LayerState
+from compcomp.language.layer import Format, LayerState
 from compcomp.language.loss import loss_named
 from compcomp.language.named import sources_of
+from compcomp.language.size import no_larger
+from compcomp.language.steps import Selection
 from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status, Verdict
@@ -25,7 +27,18 @@ from compcomp.ordering.explore import Explored, Explorer
 from compcomp.ordering.measure import Bench, Measured, Measurement, Tree, fronts, measurement, pareto, ranked
 from compcomp.ordering.parts import CONFIDENCE, SAME_SIZE, Kept, Parts, Race
 from compcomp.ordering.plan import Plan
-from compcomp.ordering.screen import COLUMNS, ENTRIES, Screen, Sketch, Values, alike, no_worse, small_shape
+from compcomp.ordering.screen import (
+    COLUMNS,
+    ENTRIES,
+    SLOW,
+    Screen,
+    Sketch,
+    Values,
+    alike,
+    no_worse,
+    seconds_on,
+    small_shape,
+)
 from compcomp.ordering.space import GRANULARITIES, Prefix, Slot, Space
 from compcomp.ordering.store import Store
 
@@ -33,6 +46,8 @@ LARGEST = 8
 """Techniques an order may have."""
 SCREENED = 700
 """Applications on generated layers that are spent on finding candidates; whole levels of prefixes at a time."""
+SCREEN_SECONDS = 60.0
+"""Seconds for the same."""
 CANDIDATES = 400
 """Claims about complete orders, and about prefixes of each length, that are asked at most."""
 EVALUATED = 128
@@ -125,6 +140,9 @@ class _Search:
         self.losses: dict[Prefix, Values] = {}  # by word
         self.states: dict[Prefix, LayerState] = {}
         self.sketches: dict[Prefix, Sketch] = {}
+        self.formats: dict[Prefix, Format] = {}
+        self.side = max(t.promises().trivial_side for t in self.orderings.techniques)
+        self.compared: dict[tuple[Prefix, Prefix], bool] = {}
         shape = small_shape(self.orderings.techniques, ENTRIES)
         if shape is None and bench is None:
             raise InputError(
@@ -133,6 +151,14 @@ class _Search:
                 "techniques",
             )
         slow = shape is None or shape[1] > COLUMNS // 4
+        seconds = 0.0 if slow or shape is None else seconds_on(self.orderings.techniques, shape[1])
+        if bench is None and shape is not None and seconds > 10 * SLOW:
+            raise InputError(
+                f"techniques that take long on layers of {shape[1]} inputs, the least that all fit",
+                "smaller groups, or a model to measure on",
+                "techniques",
+            )
+        slow = slow or seconds > SLOW
         self.screen = None if slow or shape is None else Screen(self.orderings, self.loss, shape, seed)
         self.seed = seed
         self.whole = any(technique.whole_model for technique in self.orderings.techniques)
@@ -140,6 +166,9 @@ class _Search:
     def run(self) -> Plan:
         start = time.monotonic()
         if not self.whole:
+            self.orderings.stored_alike = self.stored_alike
+            if self.bench is not None:
+                self.orderings.no_larger = self.no_larger
             self.ask_pairs()
             self.ask_resting()
             self.ask_words()
@@ -257,6 +286,35 @@ class _Search:
         """Whether two words may leave the same state: they do on every generated layer."""
         return self.screen is None or self.sketch(one).agrees(self.sketch(other))
 
+    def no_larger(self, better: Prefix, worse: Prefix) -> bool:
+        """Whether one order of some techniques takes no more to store than another; False where that is not known."""
+        if (better, worse) not in self.compared:
+            if self.screen is not None:
+                found = no_larger(self.format(better), self.format(worse), self.screen.layers)
+            else:  # one selection of a fixed number and one grid: mask and grid stay, whatever comes first
+                steps = [step for i in better for step in self.orderings.techniques[i].steps() or (None,)]
+                fixed = [isinstance(step, Selection) and step.ties != "all" for step in steps]
+                found = None not in steps and sum(fixed) < 2 and len(steps) - sum(fixed) < 2
+            self.compared[better, worse] = found
+        return self.compared[better, worse]
+
+    def stored_alike(self, one: Prefix, other: Prefix) -> bool:
+        """Whether equal states after two orders are recorded alike: which fields there are depends on techniques alone.
+
+        Ranks do so on layers that are larger.
+        """
+        if self.screen is None or min(self.screen.shape) <= self.side:
+            return False
+        first, second = self.format(one), self.format(other)
+        return no_larger(first, second, self.screen.layers, 0) and no_larger(second, first, self.screen.layers, 0)
+
+    def format(self, order: Prefix) -> Format:
+        """How the generated layers would be stored after this order."""
+        path = self.orderings.path(order)
+        if path not in self.formats:
+            self.formats[path] = self.state(path).format
+        return self.formats[path]
+
     def ask_equal(self, claims: Sequence[Claim], text: str) -> None:
         """Ask equalities of words, and use what is proved."""
         for verdict in self.ask(claims, ANY, text, stages=RULES):
@@ -294,13 +352,16 @@ class _Search:
         if self.orderings.total == 1 and self.bench is not None:
             return
         if self.screen is None:
-            self.notes.append("too wide for generated layers: only claims about pairs were asked")
+            self.notes.append("too wide or too slow for generated layers: only claims about pairs were asked")
             return
         for level in range(1, self.orderings.length + 1):
             words = self.words_at(level)
-            if self.screen.applications + sum(word not in self.states for word in words) > SCREENED:
+            more = sum(word not in self.states for word in words)
+            each = self.seconds["screen"] / max(1, self.screen.applications)
+            if self.screen.applications + more > SCREENED or self.seconds["screen"] + more * each > SCREEN_SECONDS:
                 self.notes.append(
-                    f"claims about orders longer than {level - 1} techniques were not looked for: there are too many"
+                    f"claims about orders longer than {level - 1} techniques were not looked for: there are too many, "
+                    "or they take too long"
                 )
                 self.states.clear()
                 return
@@ -308,6 +369,8 @@ class _Search:
         for leaf in self.orderings.leaves():
             word = self.orderings.word(leaf)[0]
             self.losses[word] = self.screen.losses(self.state(word))
+            if self.bench is not None:
+                self.format(leaf)
         self.states.clear()
 
     def words_at(self, level: int) -> list[Prefix]:
@@ -407,6 +470,7 @@ class _Search:
                 and self.orderings.total == 2
                 and better is not None
                 and worse is not None
+                and self.orderings.no_larger(better, worse)
             ):
                 because = f"{entry['left']} {conclusion(entry)}; this says nothing of other models"
                 self.orderings.under_conditions(worse, better, f"{because} [{entry['claim']}]")
@@ -469,12 +533,13 @@ class _Search:
         if not self.whole and (not dense or len(staying) > self.evaluations or self.by_layer):  # layers apart
             explorer = Explorer(self.orderings, bench, self.asker.executor, self.asker.store, self.told, self.kept())
             found = explorer.explore(self.evaluations if dense else RANKED, every=self.by_layer)
-            if self.by_layer:
-                self.own = found.best_by_layer(self.loss.name)
             staying = list(self.orderings.staying())
             self.orderings.same_on_model({order: found.state(order) for order in staying})
             staying = list(self.orderings.staying())
             rows = {order: self.by_layers(order, found, bench) for order in staying}
+            if self.by_layer:
+                named = set(self.of_size(list(rows.values())))
+                self.own = found.best_by_layer(self.loss.name, [o for o in staying if rows[o]["order"] in named])
             self.applied["kernel_runs"] += found.applications
             chosen = self.survivors(rows) if dense else []
         race = None
@@ -528,7 +593,9 @@ class _Search:
         if parts is not None:
             row["metrics"] = parts.whole(bench.digest(state), lambda: state)
         self.applied["kernel_runs"] += sum(map(len, orders.values()))
-        pays = ranked([best, row], self.loss.name, next(iter(row["metrics"]), None), self.lower)[0] is row
+        wanted = best["compression_rate"] - SAME_SIZE if self.size is None and not self.orderings.alike else self.size
+        small = wanted is None or row["compression_rate"] >= wanted
+        pays = small and ranked([best, row], self.loss.name, next(iter(row["metrics"]), None), self.lower)[0] is row
         self.own_measured = row
         self.layer_orders = {name: str(o) for name, o in orders.items() if pays and str(o) != best["order"]}
         if not pays:
@@ -575,10 +642,11 @@ class _Search:
         if self.orderings.alike or max(rates) - min(rates) <= SAME_SIZE:
             return [row["order"] for row in rows]
         self.among = f"of the largest compression rate ({max(rates):.1%})"
-        self.notes.append(
+        note = (
             f"compression rates differ, from {min(rates):.1%} to {max(rates):.1%}: chosen is the best of the largest "
             "rate; plan.pareto has the best of each, and size= takes another"
         )
+        self.notes += [note] if note not in self.notes else []
         return [row["order"] for row in rows if row["compression_rate"] >= max(rates) - SAME_SIZE]
 
     def compare(self, ranking: list[Measurement], race: Race, digests: dict[str, str]) -> None:
@@ -627,6 +695,7 @@ class _Search:
         everything = self.asker.verdicts
         proved, refuted = sum(v.proved for v in everything), sum(v.refuted for v in everything)
         orders = self.orderings.counted()
+        taken = self.own_measured if self.layer_orders else None
         return Plan(
             order=self.orderings.order(chosen),
             optimality="proved" if self.left == 1 else "measured",
@@ -644,7 +713,7 @@ class _Search:
             dense=dense,
             best=best,
             worst=next(one for one in reversed(measurements) if one["order"] in set(self.chosen)),
-            compression_rate=best["compression_rate"],
+            compression_rate=(taken or best)["compression_rate"],
             loss=self.loss.name,
             metric=next(iter(dense), None),
             measured_on="generated layers" if self.bench is None else "model",

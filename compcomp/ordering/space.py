@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -68,6 +68,20 @@ def _slot(given: Any) -> Slot:
     raise InputError(repr(given)[:80], "a technique, optional(technique) or one_of(technique, ...)", "techniques")
 
 
+def pairs_of(given: Any) -> tuple[tuple[Technique, Technique], ...]:
+    """The pairs that ``before`` gives; InputError for all but tuples or lists of two techniques in an iterable."""
+    allowed = "pairs of techniques, such as [(P, Q)]"
+    if isinstance(given, str | bytes | Mapping | Technique | Slot | Order) or not isinstance(given, Iterable):
+        raise InputError(str(given)[:80], allowed, "before")
+    found = []
+    for pair in given:
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(t, Technique) for t in pair):
+            shown = f"({', '.join(map(str, pair))})" if isinstance(pair, tuple | list) else str(pair)
+            raise InputError(shown[:80], allowed, "before")
+        found.append((pair[0], pair[1]))
+    return tuple(found)
+
+
 class Space:
     """The orders of some slots.
 
@@ -112,9 +126,7 @@ class Space:
 
     def _before(self, given: Iterable[tuple[Technique, Technique]]) -> frozenset[tuple[int, int]]:
         pairs = set()
-        for pair in given:
-            if len(tuple(pair)) != 2:
-                raise InputError(repr(pair)[:80], "pairs of techniques", "before")
+        for pair in pairs_of(given):
             for one in pair:
                 if self._place(one) is None:
                     raise InputError(str(one)[:80], ", ".join(map(str, self.techniques)), "before")

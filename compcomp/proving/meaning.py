@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 
@@ -89,7 +90,8 @@ def differences(left: LayerState, right: LayerState, tolerance: float = 0) -> li
     elif grids[0] is not grids[1]:
         found.append(True)
     found.append(left.format.pattern != right.format.pattern)
-    pairs = unlike(left.format.transform, right.format.transform, left.weight.shape[1])
+    exact = Fraction if not tolerance else float
+    pairs = unlike(left.format.transform, right.format.transform, left.weight.shape[1], exact)
     found += [_apart(a, b, tolerance) for a, b in pairs]
     found += _cuts_differ(left.format.cut, right.format.cut)
     if left.reference_inputs is not None or right.reference_inputs is not None:

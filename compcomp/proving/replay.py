@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from compcomp.language.algebra import NotExactError
+from compcomp.language.algebra import NotExactError, require_short
 from compcomp.language.claim import Claim
 from compcomp.language.layer import Cut, Factors, Format, Grid, LayerState
 from compcomp.language.technique import Sequence, Technique, run_kernel
+from compcomp.language.technique import run as applied
 from compcomp.language.verdict import Matrix, Trace, Witness
 from compcomp.proving.meaning import Run, fails, misfits
 from compcomp.terms import Array, Choices, RandomChoices, each
@@ -39,9 +40,15 @@ def exact_runs(claim: Claim, suspect: Suspect) -> list[Run]:
         choices = Choices() if suspect.seed is None else RandomChoices(suspect.seed + offset)
         return LayerState.dense(suspect.weight, suspect.inputs, choices=choices)
 
-    runs: list[Run] = [sequence.trace(start(k)) for k, sequence in enumerate(claim.sequences)]
-    for run in runs:
-        run[-1].require_exact()
+    runs: list[Run] = []
+    for k, sequence in enumerate(claim.sequences):
+        states = [start(k)]
+        for technique in sequence:
+            states.append(applied(technique, states[-1]))
+            require_short(states[-1].weight.ravel())
+        runs.append(states)
+    for ended in runs:
+        ended[-1].require_exact()
     return runs
 
 

@@ -369,18 +369,21 @@ def test_answers_are_bound_and_have_to_be_relied_on(tmp_path: Path) -> None:
     change(copy, "answers.json", unknown)
     invalid(copy, "bound together")
     rehash(copy, "answers.json", bind=True)
-    assert check_directory(copy, solvers=False).outcome == "holey"
+    invalid(copy, "of a stage or rule that asks")
     change(folder, "answers.json", lambda answers: answers[0].update(second_answer="unknown"), bind=True)
     invalid(folder, "two solvers")
 
 
-def test_a_proof_that_needs_no_answer_is_valid(tmp_path: Path) -> None:
-    """Something was asked on the way, and what came back was of no use."""
+def test_a_proof_that_needs_no_answer(tmp_path: Path) -> None:
+    """Something was asked on the way, and what came back was of no use: the prover's word, until it is asked again."""
     claim = f"{N} >> MinMax(bits=4, zero='none') >> {N} keeps n:m"
     for certify in (False, True):
         folder = saved(tmp_path / str(certify), claim, "weight_l2", certify=certify)
         report = check_directory(folder, solvers=False)
-        assert report.outcome == "valid" and report.queries, report.describe()
+        assert report.outcome == "holey" and report.queries, report.describe()
+        assert json.loads((folder / "claim.json").read_text())["grade"] == "no solver needed"
+        status, printed = shell("check", str(folder), "--no-solvers", "--regenerate")
+        assert status == 0 and printed.startswith("valid: PROVED"), printed
 
 
 def test_a_script_that_a_solver_does_not_read_is_found(proved: Path, tmp_path: Path) -> None:

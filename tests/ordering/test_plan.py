@@ -118,7 +118,7 @@ def test_a_plan_alone_cannot_run(plan: Plan) -> None:
 
 
 def test_the_scope_of_a_proof_that_covers_only_this_model() -> None:
-    a, b = AbsMax(2), AbsMax(3)
+    a, b = Magnitude("1/2"), AbsMax(3)
 
     def at_shape(claim, scope, options: Options) -> Verdict:  # type: ignore[no-untyped-def]
         proved = scope.kind == "shape" and claim.left == a >> b

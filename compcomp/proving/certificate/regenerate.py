@@ -34,6 +34,8 @@ def regenerated(directory: Path | str) -> str:
     answers = json.loads((folder / "answers.json").read_text(encoding="utf-8"))
     if stated["status"] != "PROVED":
         return ""
+    if any(note.startswith("follows from a verdict on ") for note in stated["notes"]):
+        return "the saved queries are those of another claim, from which this one follows"
     saved = [(a["name"], (folder / a["script"]).read_bytes().decode(), a["expected"]) for a in answers]
     recorded = Recorded({script: a["answer"] for a, (_, script, _) in zip(answers, saved, strict=True)})
     claim = parse_claim(stated["claim"], stated["loss"] or "weight_l2")
@@ -43,7 +45,7 @@ def regenerated(directory: Path | str) -> str:
     if [(q.name, q.smtlib, q.expected) for q in verdict.queries] != saved:
         return "the prover asks other queries for this claim"
     again = verdict.to_json()
-    compared = ("scope", "reach", "assumptions", "congruent", "reason")
+    compared = ("claim", "loss", "scope", "given", "reach", "assumptions", "congruent", "stage", "reason", "cause")
     if other := [key for key in compared if again[key] != stated[key]]:
         return f"the prover states another {', '.join(other)} for this claim"
     return _needs_less(claim, stated)

@@ -1,0 +1,46 @@
+"""Proofs that need no solver, made anew from what the techniques of a claim promise: a few lines each.
+
+docs/proofs.md has the arguments (rest, last step, kept). What is not derived here may be true all the same.
+"""
+
+from __future__ import annotations
+
+from compcomp.language.claim import Claim
+from compcomp.language.technique import Sequence, Technique
+
+KEPT = ("mask", "n:m", "rank")
+"""The invariants of which a promise says all: of grids and shapes it depends on more."""
+
+
+def derived(claim: Claim) -> bool:
+    """Whether the claim holds for every layer by the promises of its techniques alone."""
+    if claim.kind == "keeps":
+        return claim.invariant in KEPT and all(
+            claim.invariant in technique.promises().keeps for technique in claim.left.techniques[1:]
+        )
+    if claim.kind not in ("equal", "dominates"):
+        return False
+    techniques = [t for sequence in claim.sequences for t in sequence]
+    if any(t.promises().changes_inputs or t.promises().changes_basis for t in techniques):
+        return claim.left == claim.right and claim.left.is_deterministic
+    left, right = _active(claim.left), _active(claim.right)
+    more = left[len(right) :]
+    if left[: len(right)] != right or not claim.right.is_deterministic:
+        return False
+    if claim.kind == "equal":
+        return not more and claim.left.is_deterministic
+    return claim.loss is not None and all(claim.loss.name in t.promises().never_increases for t in more)
+
+
+def _active(sequence: Sequence) -> tuple[Technique, ...]:
+    """The techniques without those that change nothing where they stand, as the layer is the dense one still."""
+    found, at_reference = list[Technique](), True
+    for number, technique in enumerate(sequence):
+        promises = technique.promises()
+        later = sequence.techniques[number + 1 :]
+        unseen = "factors" in promises.keeps or not any(t.promises().sees_factors for t in later)
+        if at_reference and promises.rests and unseen:
+            continue
+        at_reference = at_reference and promises.holds_reference
+        found.append(technique)
+    return tuple(found)
