@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from contextlib import ExitStack
@@ -147,7 +148,8 @@ def apply(
     """Apply a sequence to a model, without a search, and return the same module with its new weights.
 
     calibration: batches for the model; needed where a technique looks at inputs. The rest is as for
-    :func:`optimize_order`. Raises InputError when something given cannot be used; the model is then as it was.
+    :func:`optimize_order`. What a plan would note is warned of. Raises InputError when something given cannot be used;
+    the model is then as it was.
     """
     sequence = as_sequence(sequence)
     from compcomp.models.bench import ModelBench
@@ -156,7 +158,10 @@ def apply(
     couples = _couples(sequence)
     with ModelBench(model, needed, None, device, targets, ignore, loss_names=(), keep_batches=couples) as bench:
         bench.check(sequence)
-        return bench.write(bench.apply(sequence, bench.start()))
+        written = bench.write(bench.apply(sequence, bench.start()))
+    for note in bench.notes:
+        warnings.warn(note, UserWarning, stacklevel=2)
+    return written
 
 
 def _couples(techniques: Iterable[Technique]) -> bool:

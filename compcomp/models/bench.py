@@ -20,7 +20,8 @@ from compcomp.language.layer import LayerState, Magnitudes
 from compcomp.language.loss import LOSSES, loss_named
 from compcomp.language.size import dense_bits, layer_bits
 from compcomp.language.technique import Sequence, Technique, as_sequence, registrations
-from compcomp.models.calibrate import calibrate, iterate
+from compcomp.models.batches import iterate, prepared
+from compcomp.models.calibrate import calibrate
 from compcomp.models.coverage import coverage
 from compcomp.models.devices import choose, move
 from compcomp.models.explore import explore
@@ -67,7 +68,7 @@ class ModelBench:
     ) -> None:
         self.layers: dict[str, Layer] = {layer.name: layer for layer in find_layers(model, targets, ignore)}
         if calibration is not None:
-            calibration = list(iterate(calibration)) if keep_batches else iterate(calibration)
+            calibration = list(prepared(model, calibration)) if keep_batches else iterate(calibration)
         if evaluate is not None and not callable(evaluate):
             raise InputError(f"a {type(evaluate).__name__}", "a function of the model", "evaluate")
         self.model, self.user_evaluate, self.notes = model, evaluate, list[str]()
@@ -113,7 +114,7 @@ class ModelBench:
             grams: Mapping[str, Tensor] = {}
             magnitudes: dict[str, Magnitudes] = {}
             if self._batches is not None:
-                grams = calibrate(self.model, self.layers.values(), self._batches, magnitudes)
+                grams = calibrate(self.model, self.layers.values(), self._batches, magnitudes, self.notes)
                 self._batches = None
                 if self._offload:  # layers that share a Gram matrix go on sharing it
                     moved = {id(gram): gram.cpu() for gram in grams.values()}
