@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from compcomp.models.bench import ModelBench
 
-Patterns = str | Iterable[str]
+Patterns = str | Iterable[str] | None
 
 PATIENCE = 2.0
 """Seconds before progress bars appear."""
@@ -50,7 +50,7 @@ def optimize_order(
     granularity: str = "model",
     size: float | None = None,
     confidence: float | None = CONFIDENCE,
-    targets: Patterns | None = None,
+    targets: Patterns = None,
     ignore: Patterns = ("lm_head",),
 ) -> Plan:
     """Find the order in which to apply 1 to 8 techniques; one that is listed twice is applied twice.
@@ -80,10 +80,12 @@ def optimize_order(
     confidence: where ``evaluate`` has ``parts`` (docs/measuring.md), that of its intervals, and that the best order is
     not among those stopped early. None or 1: every order is measured on all parts.
     progress: True for bars on standard error, or a function that is told each event, a dict.
-    targets, ignore: patterns of the names or classes of the layers to compress, and to leave alone.
+    targets, ignore: patterns of the names or classes of the layers to compress, and to leave alone: also of modules
+    that they lie in, or regular expressions after "re:" (docs/recipes.md).
 
     Raises InputError when something given cannot be used.
     """
+    targets, ignore = _patterns(targets, ignore)
     chosen, pairs = _techniques(techniques), tuple(before)
     known = Space(chosen, pairs).techniques
     whole(evaluations, 1, 10**6, "evaluations")
@@ -142,7 +144,7 @@ def apply(
     model: nn.Module,
     calibration: Any = None,
     device: Any = "auto",
-    targets: Patterns | None = None,
+    targets: Patterns = None,
     ignore: Patterns = ("lm_head",),
 ) -> nn.Module:
     """Apply a sequence to a model, without a search, and return the same module with its new weights.
@@ -152,6 +154,7 @@ def apply(
     the model is then as it was.
     """
     sequence = as_sequence(sequence)
+    targets, ignore = _patterns(targets, ignore)
     from compcomp.models.bench import ModelBench
 
     needed = calibration if sequence.needs_inputs else None
@@ -162,6 +165,13 @@ def apply(
     for note in bench.notes:
         warnings.warn(note, UserWarning, stacklevel=2)
     return written
+
+
+def _patterns(targets: Patterns, ignore: Patterns) -> tuple[Patterns, Patterns]:
+    """Both as tuples, which can be read more than once."""
+    from compcomp.models.patterns import patterns_of
+
+    return None if targets is None else patterns_of(targets, "targets"), patterns_of(ignore, "ignore")
 
 
 def _couples(techniques: Iterable[Technique]) -> bool:
@@ -217,7 +227,7 @@ def _make_applicable(
     bench: ModelBench | None,
     calibration: Any,
     device: Any,
-    targets: Patterns | None,
+    targets: Patterns,
     ignore: Patterns,
 ) -> None:
     """Let the plan compress models, its own one with the calibration that was collected."""
@@ -256,6 +266,7 @@ def _make_applicable(
     if bench is not None:
         plan.write_model = write_model
         plan.notes += bench.notes
+        plan.outside = bench.outside
 
 
 def _planned(plan: Plan, bench: ModelBench) -> Any:

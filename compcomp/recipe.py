@@ -15,6 +15,7 @@ from compcomp.language.loss import loss_named
 from compcomp.language.parameters import whole
 from compcomp.language.technique import Technique
 from compcomp.language.text import parse_sequence
+from compcomp.models.patterns import patterns_of
 from compcomp.ordering.space import GRANULARITIES, Slot, one_of, optional
 
 KEYS = (
@@ -101,8 +102,10 @@ def recipe_of(data: Any, where: str = "recipe", folder: Path | None = None) -> R
         calibration=_settings(data.get("calibration"), ("text", "batches", "batch_size", "length"), where),
         evaluate=_settings(data.get("evaluate"), ("text", "windows", "length"), where),
         device=_text(data.get("device", "auto"), f"{where}: device"),
-        targets=None if data.get("targets") is None else _texts(data["targets"], f"{where}: targets"),
-        ignore=_texts(data.get("ignore", ["lm_head"]), f"{where}: ignore"),
+        targets=None
+        if data.get("targets") is None
+        else patterns_of(_texts(data["targets"], f"{where}: targets"), f"{where}: targets"),
+        ignore=patterns_of(_texts(data.get("ignore", ["lm_head"]) or [], f"{where}: ignore"), f"{where}: ignore"),
         store=None if data.get("store") is None else _text(data["store"], f"{where}: store"),
         folder=folder or Path(),
         choices=_choices(data, where),

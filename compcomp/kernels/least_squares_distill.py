@@ -8,6 +8,7 @@ import torch
 
 from compcomp.encodings.least_squares_distill import SWEEPS, LeastSquaresDistill
 from compcomp.kernels._codebook import coded, nearest_places
+from compcomp.kernels._second_order import Spectrum
 from compcomp.kernels._shared import Tensor, check, chunks, effective
 from compcomp.language.layer import Grid, LayerState
 
@@ -149,10 +150,7 @@ def _solve(system: Tensor, right: Tensor, tolerance: float) -> Tensor:
         solution[part] = torch.cholesky_solve(right[part], factor)
     if bool(sound.all()):
         return solution
-    values, vectors = torch.linalg.eigh(system[~sound])
-    keep = values > tolerance * values[:, -1:]
-    inverse = torch.where(keep, 1 / values, 0)
-    solution[~sound] = vectors @ (inverse[..., None] * (vectors.mT @ right[~sound]))
+    solution[~sound] = Spectrum(system[~sound], tolerance).solve(right[~sound])
     return solution
 
 

@@ -34,7 +34,7 @@ def prepared(model: nn.Module, batches: Any) -> Iterator[Any]:
     """
     model = unwrap(model)
     number = 0
-    for number, batch in enumerate(iterate(batches), start=1):  # noqa: B007  (told below whether there was any)
+    for number, batch in enumerate(iterate(batches), start=1):
         yield _prepared(model, batch, number)
     if not number:
         raise InputError("no batch", "at least one (a generator gives its batches once)", "calibration")

@@ -100,7 +100,7 @@ def calibrate(
 
 
 def _disturbed_run(model: nn.Module, batch: Any, padded: list[Stream], looking: Followed) -> None:
-    """Run the batch with another content of its padding, by its embeddings, or by its ids where these are no modules."""
+    """Run the batch with other padding: by its embeddings, or by its ids where these are no modules."""
     with disturbed(model, batch, padded) as (other, missed):
         run(model, other)
     if not missed():

@@ -146,7 +146,9 @@ def disturbed(model: nn.Module, batch: Any, found: list[Stream]) -> Iterator[tup
         if not isinstance(ids, Tensor) or ids.is_floating_point() or not isinstance(output, Tensor):
             return None
         for stream in found:
-            layout = next((kept for kept in _arrangements(stream, ids) if output.shape[: kept.ndim] == kept.shape), None)
+            layout = next(
+                (kept for kept in _arrangements(stream, ids) if output.shape[: kept.ndim] == kept.shape), None
+            )
             if layout is not None:
                 reached.add(id(stream))
                 output = replaced(output, ~layout)

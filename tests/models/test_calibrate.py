@@ -144,9 +144,9 @@ def test_a_layer_that_never_runs_is_named() -> None:
     assert calibrate(model, find_layers(model, ignore=("lm_head", "spare")), tokens())
 
 
-def test_a_layer_that_sees_no_token_is_named() -> None:
+def test_a_batch_without_tokens_is_named() -> None:
     model = nn.Sequential(nn.Linear(3, 3))
-    with pytest.raises(InputError, match="layer 0: no input in any"):
+    with pytest.raises(InputError, match=r"calibration: an empty batch \(tokens of shape 0x3\) \(batch 1\)"):
         calibrate(model, find_layers(model), [torch.zeros(0, 3)])
 
 
