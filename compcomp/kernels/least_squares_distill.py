@@ -18,6 +18,9 @@ BLOCK = 128
 CACHE = 2**21
 """Bytes of systems that are factored together on a CPU, so that what one pass wrote is in its cache for the next."""
 
+HEAVY = 100.0
+"""An input that is so many times the median one is fitted first: its weight's rounding weighs as much more."""
+
 SOUND = 1e-10
 """The least share of its diagonal entry that a Cholesky pivot may be, or the system is nearly singular."""
 
@@ -47,6 +50,13 @@ def kernel(technique: LeastSquaresDistill, layer: LayerState) -> LayerState:
         fitted = descend(layer.weight, error, gram, form.grid, form.mask)
     weight = fitted.to(layer.weight.dtype)
     left = error - (weight.to(torch.float64) - start)
+    if form.grid is None:
+        again = _after_rounding(left, gram, form.mask, tolerance)
+        if again is not None:
+            fitted = (weight.to(torch.float64) + again).to(layer.weight.dtype)
+            rest = error - (fitted.to(torch.float64) - start)
+            lower = row_errors(rest, gram) < row_errors(left, gram)
+            weight, left = torch.where(lower[:, None], fitted, weight), torch.where(lower[:, None], rest, left)
     better = row_errors(left, gram) < row_errors(error, gram)
     weight = torch.where(better[:, None], weight, layer.weight)
     return replace(layer, weight=weight, format=replace(form, rank=None))
@@ -100,6 +110,19 @@ def least_change(error: Tensor, gram: Tensor, mask: Tensor | None, tolerance: fl
         change[few] = (error[few] - left) * free[few]
     change[~few] = _within(gram, right[~few], free[~few], tolerance)
     return change
+
+
+def _after_rounding(left: Tensor, gram: Tensor, mask: Tensor | None, tolerance: float) -> Tensor | None:
+    """What the other weights can make up for of the rounding of those that read inputs :data:`HEAVY` times as large.
+
+    ``left``: reference minus effective weight as stored. None where no input is that much larger than the others.
+    """
+    sizes = gram.diagonal()
+    heavy = sizes > HEAVY**2 * sizes[sizes > 0].median() if bool((sizes > 0).any()) else sizes > 0
+    if not bool(heavy.any()):
+        return None
+    light = (~heavy).expand(left.shape)
+    return least_change(left, gram, light if mask is None else light & mask, tolerance)
 
 
 def _inverse(gram: Tensor, alive: Tensor) -> Tensor | None:
