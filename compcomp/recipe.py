@@ -72,6 +72,22 @@ DEMO = {
 """What ``compcomp demo`` runs."""
 
 
+class _Loader(yaml.SafeLoader):
+    """As ``yaml.safe_load``, but a key that a mapping has twice is an error: the first would go without a word."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)  # type: ignore[arg-type]
+        seen = set[tuple[str, str]]()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if (key.tag, key.value) in seen:
+                line = key.start_mark.line + 1
+                raise InputError(f"the key {key.value[:40]!r} is there twice (line {line})", "each key once", "recipe")
+            seen.add((key.tag, key.value))
+        return node
+
+
 def load_recipe(path: Path) -> Recipe:
     """Read and check a recipe file; InputError with one line for anything malformed."""
     where = f"recipe {path}"
@@ -80,7 +96,9 @@ def load_recipe(path: Path) -> Recipe:
     if path.stat().st_size > LARGEST_FILE:
         raise InputError(f"{path.stat().st_size} bytes", f"at most {LARGEST_FILE}", where)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
+    except InputError as error:
+        raise InputError(error.given, error.allowed, where) from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise InputError(f"malformed YAML ({' '.join(str(error).split())[:120]})", "valid YAML", where) from None
     return recipe_of(data, where, path.parent)
@@ -226,12 +244,15 @@ def load(recipe: Recipe) -> Loaded:
 
     directory = recipe.folder / recipe.model
     model = causal_lm.load_directory(directory)
+    vocabulary = causal_lm.vocabulary_of(model)
     if not ("text" in calibrate and "text" in measure):
         raise InputError("no text", "calibration: {text: FILE} and evaluate: {text: FILE}", "recipe")
     count = calibrate["batches"] * calibrate["batch_size"]
-    windows = causal_lm.token_windows(directory, recipe.folder / calibrate["text"], calibrate["length"], count)
+    windows = causal_lm.token_windows(
+        directory, recipe.folder / calibrate["text"], calibrate["length"], count, vocabulary
+    )
     held_out = causal_lm.token_windows(
-        directory, recipe.folder / measure["text"], measure["length"], measure["windows"]
+        directory, recipe.folder / measure["text"], measure["length"], measure["windows"], vocabulary
     )
     batches = [{"input_ids": batch} for batch in windows.split(calibrate["batch_size"])]
     return Loaded(model, batches, causal_lm.perplexity_on(held_out))

@@ -35,13 +35,17 @@ class Spectrum:
 
     def root(self) -> Tensor:
         """S with S S^T equal to the matrix."""
-        found: Tensor = self.scale[..., None] * self.vectors * torch.where(self.real, self.values, 0).sqrt()[..., None, :]
+        found: Tensor = (
+            self.scale[..., None] * self.vectors * torch.where(self.real, self.values, 0).sqrt()[..., None, :]
+        )
         return found
 
     def solve(self, right: Tensor) -> Tensor:
         """x of least norm that comes closest to ``matrix x = right`` (... x n x k)."""
         inverse = torch.where(self.real, 1 / self.values, 0)[..., None]
-        found: Tensor = (self.vectors @ (inverse * (self.vectors.mT @ (right / self.scale[..., None])))) / self.scale[..., None]
+        found: Tensor = (self.vectors @ (inverse * (self.vectors.mT @ (right / self.scale[..., None])))) / self.scale[
+            ..., None
+        ]
         return found - self.unseen(found)
 
     def unseen(self, vectors: Tensor) -> Tensor:

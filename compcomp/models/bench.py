@@ -28,9 +28,9 @@ from compcomp.models.explore import explore
 from compcomp.models.layers import IGNORE, Layer, check_sequence, evaluating, find_layers, nothing_dropped
 from compcomp.models.measure import MEASURED, effective_weight, layer_losses, total
 from compcomp.models.metrics import is_log, metric_direction, parts_of, read_metrics, read_parts
-from compcomp.models.size import compression_rate
 from compcomp.models.outside import note_of, outside
 from compcomp.models.patterns import Patterns
+from compcomp.models.size import compression_rate
 from compcomp.models.states import applied, checked, digest, digest_of, tensors_in, versions_of
 from compcomp.models.whole import Whole
 

@@ -113,4 +113,6 @@ def test_where_inputs_leave_it_open_the_least_change_is_made(tokens: int, scale:
     q, _ = np.linalg.qr(inputs.numpy()) if tokens <= COLUMNS else (np.eye(COLUMNS), None)
     inside = torch.from_numpy(q @ q.T) @ found
     torch.testing.assert_close(inside, found, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close((gram @ found - right) / norms, torch.zeros_like(right), rtol=0, atol=1e-6 * float(scale))
+    torch.testing.assert_close(
+        (gram @ found - right) / norms, torch.zeros_like(right), rtol=0, atol=1e-6 * float(scale)
+    )
