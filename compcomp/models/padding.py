@@ -53,6 +53,9 @@ PREFIXES = {"decoder": ("decoder_", "tgt"), "encoder": ("encoder_", "memory")}
 SKETCH = 4
 """Random projections by which vectors of two runs are compared."""
 
+CHUNK = 1024
+"""Vectors that are compared with all others at a time."""
+
 
 def kept_positions(name: str, mask: Tensor) -> Tensor | None:
     """Truth values (batch x length) of a mask by its name: True for tokens. None for a shape that tells nothing.
@@ -262,16 +265,22 @@ class Followed:
 
     def _aligned(self, layer: str, candidates: list[Tensor], exact: Tensor, near: Tensor) -> Tensor | None:
         shape = near.shape
-        for same in (exact, near):
-            if any(torch.equal(same, kept) for kept in candidates):
+        for same in (exact, near):  # as many as are tokens: whatever the order in which they lie
+            if any(int(same.sum()) == int(kept.sum()) for kept in candidates):
                 return same
-        if bool(near.all()) and not candidates:
-            return None
         if candidates:
             best = max(candidates, key=lambda kept: int((kept == near).sum()))
-            if bool((best & ~near).any()):
-                self.mixed = True  # tokens changed with the padding: the model does not keep them apart
+            if bool((best & ~near).any()):  # tokens changed with the padding: the model does not keep them apart
+                self.mixed = True
+                if len(shape) == 1:
+                    self._note(
+                        "what they are fed mixes tokens with padding, and comes as one list; by its order", layer
+                    )
             return best
+        if bool(near.all()):
+            return None
+        if self._step_by_step(layer, near):
+            return near
         batch = {len(stream.kept) for stream in self.found}
         if near.numel() in batch and shape[0] in batch:
             self._note("what they are fed for a sequence depends on its padding; all sequences count", layer)
@@ -282,6 +291,19 @@ class Followed:
         if self.mixed:
             self._note("what they are fed mixes tokens with padding; what depends on padding is left out", layer)
         return near
+
+    def _step_by_step(self, layer: str, near: Tensor) -> bool:
+        """Whether one call has one position of each sequence, and there are as many calls as positions."""
+        for stream in self.found:
+            length = stream.kept.shape[1]
+            steps = stream.kept.T.reshape(length, *near.shape) if near.numel() == len(stream.kept) else ()
+            if (
+                length > 1
+                and len(self._calls[layer]) % length == 0
+                and any(torch.equal(near, s.to(near.device)) for s in steps)
+            ):
+                return True
+        return False
 
     def _note(self, text: str, layer: str) -> None:
         self.notes.setdefault(text, set()).add(layer)
@@ -306,9 +328,13 @@ def _close(one: Tensor, other: Tensor, tolerance: float) -> Tensor:
 
 
 def _among(mine: Tensor, other: Tensor, tolerance: float) -> Tensor:
-    """Which rows are also among the others, up to rounding."""
-    if not len(other) or not len(mine):
-        return torch.zeros(len(mine), dtype=torch.bool, device=mine.device)
+    """Which rows are also among the others, up to rounding; of equal rows as many as there are among those."""
+    kept = torch.zeros(len(mine), dtype=torch.bool, device=mine.device)
     other = other.to(mine.device)
-    nearest = [torch.cdist(rows, other, p=torch.inf).amin(dim=1) for rows in mine.split(1024)]
-    return torch.cat(nearest) <= tolerance * mine[:, -1]
+    for start in range(0, len(mine) if len(other) else 0, CHUNK):
+        rows = mine[start : start + CHUNK]
+        near = tolerance * rows[:, -1:]
+        found = (torch.cdist(rows, other, p=torch.inf) <= near).sum(dim=1)
+        earlier = (torch.cdist(rows, mine[: start + len(rows)], p=torch.inf) <= near).tril(start - 1).sum(dim=1)
+        kept[start : start + CHUNK] = earlier < found
+    return kept

@@ -42,7 +42,7 @@ def test_a_key_that_is_there_twice_is_an_error_at_every_level(tmp_path: Path, te
 @pytest.mark.parametrize(
     "text",
     [
-        "techniques: [AbsMax(bits=4)]\ncalibration: &a {batches: 1, length: 8}\nevaluate: {<<: {length: 4}, length: 8}\n",
+        "techniques: [AbsMax(bits=4)]\ncalibration: {batches: 1}\nevaluate: {<<: {length: 4}, length: 8}\n",
         "techniques: [AbsMax(bits=4)]\ncalibration: &a {length: 8}\nevaluate:\n  <<: *a\n  windows: 2\n",
         "techniques: [AbsMax(bits=4)]\ncalibration: &a {length: 8}\nevaluate: *a\n",
     ],
