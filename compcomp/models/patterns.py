@@ -44,7 +44,9 @@ class Names:
     """Every module of a model by name, and what a pattern may match of each."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._classes = {name: _classes(module) for name, module in model.named_modules(remove_duplicate=False)}
+        modules = list(model.named_modules(remove_duplicate=False))
+        self._classes = {name: _classes(module) for name, module in modules}
+        self._holders = {name for name, module in modules if any(True for _ in module.children())}
 
     def matches(self, pattern: str, name: str) -> bool:
         """Whether a pattern means the module of this qualified name.
@@ -62,10 +64,11 @@ class Names:
         return [p for p in patterns if not any(self.matches(p, name) for name in self._classes)]
 
     def _words(self, name: str) -> Iterator[str]:
-        parts = name.split(".")
+        parts = name.split(".") if name else []
         for start in range(len(parts)):
             for stop in range(start + 1, len(parts) + 1):
-                if stop - start > 1 or stop == len(parts) or not parts[start].isdigit():  # a bare number says nothing
+                whole = start == 0 or (stop == len(parts) and name not in self._holders)
+                if stop - start > 1 or whole or not parts[start].isdigit():  # "0" says not which list it is of
                     yield ".".join(parts[start:stop])
         for stop in range(len(parts) + 1):
             yield from self._classes.get(".".join(parts[:stop]), ())
