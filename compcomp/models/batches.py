@@ -83,7 +83,8 @@ def _prepared(model: nn.Module, batch: Any, number: int) -> Any:
         batch = _named(model, tuple(batch), refused)
     entries = list(_entries(batch))
     for name, value in entries:
-        if isinstance(value, str | bytes) or (isinstance(value, list | tuple) and _plain(value)):
+        text = isinstance(value, str | bytes) and not any(isinstance(other, Tensor) for _, other in entries)
+        if text or (name.endswith(("ids", "mask", "labels", "tokens")) and _plain(value)):
             raise refused(f"a batch with {name} that is a {type(value).__name__}", TENSORS)
         if isinstance(value, Tensor) and value.numel() == 0 and value.ndim and name in {"tokens", "input_ids"}:
             raise refused(f"an empty batch ({name} of shape {'x'.join(map(str, value.shape))})", "at least one token")
@@ -122,8 +123,9 @@ def _entries(batch: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> bool:
-    """Whether a list holds numbers, texts, tensors or lists of these, as rows that nothing has put together do."""
-    return all(isinstance(item, str | bytes | int | float | Tensor | list) for item in value) and len(value) > 0
+    """Whether this is a list of numbers, texts, tensors or lists, as rows that nothing has put together are."""
+    kinds = str | bytes | int | float | Tensor | list
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(item, kinds) for item in value)
 
 
 # ------------------------------------------------------------------------------------ names of a tuple's entries
@@ -217,6 +219,8 @@ def _blamed(model: nn.Module, batch: Any) -> tuple[str, str] | None:
     vocabulary = getattr(config, "vocab_size", None)
     for name, value in _entries(batch):
         if not isinstance(value, Tensor):
+            if _plain(value) or isinstance(value, str | bytes):
+                return f"a batch with {name} that is a {type(value).__name__}", TENSORS
             continue
         if value.numel() == 0:
             return f"an empty batch ({name} of shape {'x'.join(map(str, value.shape))})", "at least one token"

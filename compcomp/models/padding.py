@@ -106,13 +106,23 @@ def streams(batch: Any, encoder_decoder: bool = False) -> list[Stream]:
             own = next((p for p, prefixes in PREFIXES.items() if name.startswith(prefixes)), "")
             if isinstance(value, Tensor) and own == part and name not in MASKS and name != "labels":
                 given[name] = value
-        if not any(len(mask) in value.shape[:2] for value in given.values()) and tokens is None:
-            continue  # queries x keys, of no batch: what may look at what
+        if tokens is None and not any(_fits(mask, value) for value in given.values()):
+            continue  # of no batch: queries x keys, for one
         length = max((v.shape[1] for v in given.values() if v.ndim >= 2 and not v.is_floating_point()), default=None)
         if length is not None and 0 < length < mask.shape[1]:
             mask = mask[:, -length:]  # what is before was given as a cache or a prefix
         result.append(Stream(mask, given, tokens if part == "decoder" else None))
     return result
+
+
+def _fits(mask: Tensor, value: Tensor) -> bool:
+    """Whether a mask (batch x length) can be of a tensor: batch and length are among its first dimensions."""
+    batch, length = mask.shape
+    if value.ndim < 2:
+        return False
+    if value.shape[0] == batch:
+        return length in value.shape[1:3] or (not value.is_floating_point() and value.shape[1] < length)
+    return (value.shape[0], value.shape[1]) == (length, batch)
 
 
 def _layouts(kept: Tensor) -> Iterator[Tensor]:

@@ -116,7 +116,7 @@ def test_where_nothing_is_left_out_nothing_is_said() -> None:
         warnings.simplefilter("error")
         cc.apply(AbsMax(bits=4), nn.Sequential(nn.Linear(8, 8, bias=False)))
     plan = cc.optimize_order([AbsMax(bits=4)], loss="weight_l2", model=model)
-    assert plan.notes == []
+    assert not any("left dense" in note for note in plan.notes)
     assert "of the whole model" not in str(plan)
 
 
@@ -208,4 +208,4 @@ def test_a_layer_of_which_nothing_goes_is_named(technique: Technique) -> None:
 def test_a_plan_notes_it() -> None:
     model, few = nn.Sequential(nn.Linear(8, 8, bias=False)), Magnitude(sparsity="1/500", per="row")
     plan = cc.optimize_order([few, AbsMax(bits=4)], loss="weight_l2", model=model)
-    assert plan.notes == [f"{few} drops nothing of 0: its share of 8 is less than one"]
+    assert f"{few} drops nothing of 0: its share of 8 is less than one" in plan.notes
