@@ -124,7 +124,7 @@ def _entries(batch: Any) -> Iterator[tuple[str, Any]]:
 
 def _plain(value: Any) -> bool:
     """Whether this is a list of numbers, texts, tensors or lists, as rows that nothing has put together are."""
-    kinds = str | bytes | int | float | Tensor | list
+    kinds = (str, bytes, int, float, Tensor, list)
     return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(item, kinds) for item in value)
 
 
@@ -202,7 +202,7 @@ def _indices_checked(model: nn.Module, number: int) -> Iterator[None]:
             given = f"index {low if low < 0 else high} for {names[module]}"
             raise InputError(f"{given} (batch {number})", f"0 to {count - 1}", "calibration")  # type: ignore[operator]
 
-    names = {m: name for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    names: dict[nn.Module, str] = {m: name for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
     plain = [m for m in names if type(m).forward is nn.Embedding.forward]
     handles = [module.register_forward_pre_hook(before, with_kwargs=True) for module in plain]
     try:
