@@ -101,12 +101,12 @@ def calibrate(
 
 def _disturbed_run(model: nn.Module, batch: Any, padded: list[Stream], looking: Followed) -> None:
     """Run the batch with other padding: by its embeddings, or by its ids where these are no modules."""
-    with disturbed(model, batch, padded) as (other, missed):
+    with disturbed(model, batch, padded, looking.notes) as (other, missed):
         run(model, other)
     if not missed():
         return
     looking.forget()
-    with disturbed(model, batch, padded) as (other, _):
+    with disturbed(model, batch, padded, looking.notes) as (other, _):
         changed = other_ids(other, missed())
         looking.blind = all(changed[name] is other[name] for stream in missed() for name in stream.given)
         run(model, changed)
@@ -114,7 +114,7 @@ def _disturbed_run(model: nn.Module, batch: Any, padded: list[Stream], looking: 
 
 def _note(text: str, names: set[str]) -> str:
     shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return f"calibration: padding of layers {shown}: {text}"
+    return f"calibration: padding in {shown}: {text}"
 
 
 def token_mask(batch: Any) -> Tensor | None:

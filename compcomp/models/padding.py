@@ -50,6 +50,8 @@ PARTS = {
 }
 PREFIXES = {"decoder": ("decoder_", "tgt"), "encoder": ("encoder_", "memory")}
 
+NUMBERED = "positions are counted from the padding before a row on, unless the batch has position_ids"
+
 SKETCH = 4
 """Random projections by which vectors of two runs are compared."""
 
@@ -137,11 +139,14 @@ def _layouts(kept: Tensor) -> Iterator[Tensor]:
 
 
 @contextmanager
-def disturbed(model: nn.Module, batch: Any, found: list[Stream]) -> Iterator[tuple[Any, Callable[[], list[Stream]]]]:
+def disturbed(
+    model: nn.Module, batch: Any, found: list[Stream], notes: dict[str, set[str]]
+) -> Iterator[tuple[Any, Callable[[], list[Stream]]]]:
     """The batch, and the model in a state, in which padding has another content; all else is as it was.
 
     Ids stay: models look for the end of a text in them. It is what their embeddings give that changes. Also yielded is
-    a function that tells, after the run, the streams whose padding was not reached in this way.
+    a function that tells, after the run, the streams whose padding was not reached in this way. ``notes``: filled where
+    the model numbers its positions whatever is padding.
     """
     source = torch.Generator().manual_seed(0)
     reached: set[int] = set()
@@ -154,11 +159,15 @@ def disturbed(model: nn.Module, batch: Any, found: list[Stream]) -> Iterator[tup
         where = padding.reshape(*padding.shape, *(1,) * (values.ndim - padding.ndim)).to(values.device)
         return torch.where(where, values + noise(values), values)
 
-    def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    names = {module: name for name, module in model.named_modules()}
+
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         ids = args[0] if args else next(iter(kwargs.values()), None)
         if not isinstance(ids, Tensor) or ids.is_floating_point() or not isinstance(output, Tensor):
             return None
         for stream in found:
+            if _numbers(ids, stream):
+                notes.setdefault(NUMBERED, set()).add(names[module])
             layout = next(
                 (kept for kept in _arrangements(stream, ids) if output.shape[: kept.ndim] == kept.shape), None
             )
@@ -186,6 +195,17 @@ def disturbed(model: nn.Module, batch: Any, found: list[Stream]) -> Iterator[tup
             if isinstance(module, nn.Embedding) or "Embedding" in type(module).__name__:
                 stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
         yield changed, lambda: [stream for stream in found if id(stream) not in reached]
+
+
+def _numbers(ids: Tensor, stream: Stream) -> bool:
+    """Whether these are positions counted from the start of a row, of a stream with padding there."""
+    batch, length = stream.kept.shape
+    late = ~stream.kept[:, 0] & stream.kept.any(dim=1)
+    if ids.ndim > 2 or ids.shape[-1] != length or length < 2 or not bool(late.any()):
+        return False
+    rows = ids.reshape(-1, length)
+    rows = rows[late.to(rows.device)] if len(rows) == batch else rows[:1]
+    return "position_ids" not in stream.given and bool((rows.diff(dim=1) == 1).all())
 
 
 def _arrangements(stream: Stream, ids: Tensor) -> Iterator[Tensor]:

@@ -343,10 +343,10 @@ def test_what_mixes_tokens_with_padding_counts_and_is_named() -> None:
 
 def test_apply_warns_of_it_and_a_plan_notes_it() -> None:
     batch, _ = padded("right")
-    with pytest.warns(UserWarning, match="calibration: padding of layers head"):
+    with pytest.warns(UserWarning, match="calibration: padding in head"):
         cc.apply(Wanda(sparsity="1/2"), Pooled(), calibration=[batch])
     plan = cc.optimize_order([Wanda(sparsity="1/2")], model=Pooled(), calibration=[batch])
-    assert any("calibration: padding of layers head" in note for note in plan.notes)
+    assert any("calibration: padding in head" in note for note in plan.notes)
 
 
 def _grams(model: nn.Module, batches: Any) -> dict[str, Tensor]:
@@ -398,3 +398,15 @@ def test_names_are_those_of_the_module_inside_or_have_to_be_given() -> None:
         InputError, match=r"calibration: .*mask.*\(batch 1\); allowed: a dict in which the mask is named"
     ):
         _grams(Passing(Model("experts"), nn.Identity()), [pair])
+
+
+@pytest.mark.parametrize("name", ABSOLUTE)
+def test_positions_that_count_the_padding_are_remarked_on(name: str) -> None:
+    model, notes = build(name, ABSOLUTE[name]), list[str]()
+    batch, _ = padded("left")
+    layers = [layer for layer in find_layers(model) if "pooler" not in layer.name]
+    found = calibrate(model, layers, [batch], notes=notes)
+    assert len(notes) == 1
+    assert "positions are counted from the padding" in notes[0]
+    first = next(name for name in found if "attn" in name or "query" in name)
+    assert found[first].trace() > 0
