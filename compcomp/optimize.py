@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from contextlib import ExitStack
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from compcomp.models.bench import ModelBench
 
-Patterns = str | Iterable[str]
+Patterns = str | Iterable[str] | None
 
 PATIENCE = 2.0
 """Seconds before progress bars appear."""
@@ -48,7 +49,7 @@ def optimize_order(
     granularity: str = "model",
     size: float | None = None,
     confidence: float | None = CONFIDENCE,
-    targets: Patterns | None = None,
+    targets: Patterns = None,
     ignore: Patterns = ("lm_head",),
 ) -> Plan:
     """Find the order in which to apply 1 to 8 techniques; one that is listed twice is applied twice.
@@ -78,10 +79,12 @@ def optimize_order(
     confidence: where ``evaluate`` has ``parts`` (docs/measuring.md), that of its intervals, and that the best order is
     not among those stopped early. None or 1: every order is measured on all parts.
     progress: True for bars on standard error, or a function that is told each event, a dict.
-    targets, ignore: patterns of the names or classes of the layers to compress, and to leave alone.
+    targets, ignore: patterns of the names or classes of the layers to compress, and to leave alone: also of modules
+    that they lie in, or regular expressions after "re:" (docs/recipes.md).
 
     Raises InputError when something given cannot be used.
     """
+    targets, ignore = _patterns(targets, ignore)
     chosen, pairs = _techniques(techniques), pairs_of(before)
     known = Space(chosen, pairs).techniques
     whole(evaluations, 1, 10**6, "evaluations")
@@ -142,22 +145,34 @@ def apply(
     model: nn.Module,
     calibration: Any = None,
     device: Any = "auto",
-    targets: Patterns | None = None,
+    targets: Patterns = None,
     ignore: Patterns = ("lm_head",),
 ) -> nn.Module:
     """Apply a sequence to a model, without a search, and return the same module with its new weights.
 
     calibration: batches for the model; needed where a technique looks at inputs. The rest is as for
-    :func:`optimize_order`. Raises InputError when something given cannot be used; the model is then as it was.
+    :func:`optimize_order`. What a plan would note is warned of. Raises InputError when something given cannot be used;
+    the model is then as it was.
     """
     sequence = as_sequence(sequence)
+    targets, ignore = _patterns(targets, ignore)
     from compcomp.models.bench import ModelBench
 
     needed = calibration if sequence.needs_inputs else None
     couples = _couples(sequence)
     with ModelBench(model, needed, None, device, targets, ignore, loss_names=(), keep_batches=couples) as bench:
         bench.check(sequence)
-        return bench.write(bench.apply(sequence, bench.start()))
+        written = bench.write(bench.apply(sequence, bench.start()))
+    for note in bench.notes:
+        warnings.warn(note, UserWarning, stacklevel=2)
+    return written
+
+
+def _patterns(targets: Patterns, ignore: Patterns) -> tuple[Patterns, Patterns]:
+    """Both as tuples, which can be read more than once."""
+    from compcomp.models.patterns import patterns_of
+
+    return None if targets is None else patterns_of(targets, "targets"), patterns_of(ignore, "ignore")
 
 
 def _couples(techniques: Iterable[Technique]) -> bool:
@@ -213,7 +228,7 @@ def _make_applicable(
     bench: ModelBench | None,
     calibration: Any,
     device: Any,
-    targets: Patterns | None,
+    targets: Patterns,
     ignore: Patterns,
 ) -> None:
     """Let the plan compress models, its own one with the calibration that was collected."""
@@ -252,6 +267,7 @@ def _make_applicable(
     if bench is not None:
         plan.write_model = write_model
         plan.notes += bench.notes
+        plan.outside = bench.outside
 
 
 def _planned(plan: Plan, bench: ModelBench) -> Any:

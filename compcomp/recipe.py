@@ -15,6 +15,7 @@ from compcomp.language.loss import loss_named
 from compcomp.language.parameters import whole
 from compcomp.language.technique import Technique
 from compcomp.language.text import parse_sequence
+from compcomp.models.patterns import patterns_of
 from compcomp.ordering.space import GRANULARITIES, Slot, one_of, optional
 
 KEYS = (
@@ -74,6 +75,22 @@ DEMO = {
 """What ``compcomp demo`` runs."""
 
 
+class _Loader(yaml.SafeLoader):
+    """As ``yaml.safe_load``, but a key that a mapping has twice is an error: the first would go without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set[tuple[str, str]]()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if (key.tag, key.value) in seen:
+                line = key.start_mark.line + 1
+                raise InputError(f"the key {key.value[:40]!r} is there twice (line {line})", "each key once", "recipe")
+            seen.add((key.tag, key.value))
+        return node
+
+
 def load_recipe(path: Path) -> Recipe:
     """Read and check a recipe file; InputError with one line for anything malformed."""
     where = f"recipe {path}"
@@ -82,7 +99,9 @@ def load_recipe(path: Path) -> Recipe:
     if path.stat().st_size > LARGEST_FILE:
         raise InputError(f"{path.stat().st_size} bytes", f"at most {LARGEST_FILE}", where)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
+    except InputError as error:
+        raise InputError(error.given, error.allowed, where) from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise InputError(f"malformed YAML ({' '.join(str(error).split())[:120]})", "valid YAML", where) from None
     return recipe_of(data, where, path.parent)
@@ -104,8 +123,10 @@ def recipe_of(data: Any, where: str = "recipe", folder: Path | None = None) -> R
         calibration=_settings(data.get("calibration"), ("text", "batches", "batch_size", "length"), where),
         evaluate=_settings(data.get("evaluate"), ("text", "windows", "length"), where),
         device=_text(data.get("device", "auto"), f"{where}: device"),
-        targets=None if data.get("targets") is None else _texts(data["targets"], f"{where}: targets"),
-        ignore=_texts(data.get("ignore", ["lm_head"]), f"{where}: ignore"),
+        targets=None
+        if data.get("targets") is None
+        else patterns_of(_texts(data["targets"], f"{where}: targets"), f"{where}: targets"),
+        ignore=patterns_of(_texts(data.get("ignore", ["lm_head"]) or [], f"{where}: ignore"), f"{where}: ignore"),
         store=None if data.get("store") is None else _text(data["store"], f"{where}: store"),
         folder=folder or Path(),
         choices=_choices(data, where),
@@ -226,12 +247,15 @@ def load(recipe: Recipe) -> Loaded:
 
     directory = recipe.folder / recipe.model
     model = causal_lm.load_directory(directory)
+    vocabulary = causal_lm.vocabulary_of(model)
     if not ("text" in calibrate and "text" in measure):
         raise InputError("no text", "calibration: {text: FILE} and evaluate: {text: FILE}", "recipe")
     count = calibrate["batches"] * calibrate["batch_size"]
-    windows = causal_lm.token_windows(directory, recipe.folder / calibrate["text"], calibrate["length"], count)
+    windows = causal_lm.token_windows(
+        directory, recipe.folder / calibrate["text"], calibrate["length"], count, vocabulary
+    )
     held_out = causal_lm.token_windows(
-        directory, recipe.folder / measure["text"], measure["length"], measure["windows"]
+        directory, recipe.folder / measure["text"], measure["length"], measure["windows"], vocabulary
     )
     batches = [{"input_ids": batch} for batch in windows.split(calibrate["batch_size"])]
     return Loaded(model, batches, causal_lm.perplexity_on(held_out))

@@ -66,6 +66,9 @@ class LoSparse(Technique):
         """How many runs of a weight with this many rows go."""
         return int(rows // self.size * self.sparsity)
 
+    def dropped(self, shape: tuple[int, int]) -> tuple[int, int] | None:
+        return (self.count(shape[0]), shape[0] // self.size) if self.sparsity else None
+
     def encode(self, layer: LayerState) -> LayerState:
         self.check(layer.weight.shape)
         weight = layer.effective()

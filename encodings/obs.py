@@ -77,6 +77,12 @@ class OBS(Technique):
         """How many weights of a group of this size go."""
         return int(size * known(self.sparsity, "OBS.sparsity"))
 
+    def dropped(self, shape: tuple[int, int]) -> tuple[int, int] | None:
+        if isinstance(self.sparsity, Unknown) or not self.sparsity:
+            return None
+        size = self.partition.group_size(shape)
+        return self.count(size), size
+
     def encode(self, layer: LayerState) -> LayerState:
         self.check(layer.weight.shape)
         gram, dead = second_order.damped(layer, self.damping, str(self))

@@ -65,6 +65,10 @@ class PruneColumns(Technique):
     def check(self, shape: tuple[int, ...]) -> None:
         check_size(shape[1], self.size, "columns", str(self))
 
+    def dropped(self, shape: tuple[int, int]) -> tuple[int, int] | None:
+        groups = shape[1] // self.size
+        return (int(groups * self.sparsity), groups) if self.sparsity else None
+
     def encode(self, layer: LayerState) -> LayerState:
         self.check(layer.weight.shape)
         norms2 = layer.input_norms2() if self.needs_inputs else None

@@ -58,6 +58,9 @@ class PruneNeurons(Technique):
     def needs_inputs(self) -> bool:
         return self.score == "activation"
 
+    def dropped(self, shape: tuple[int, int]) -> tuple[int, int] | None:
+        return (int(shape[0] * self.sparsity), shape[0]) if self.sparsity else None
+
     def encode(self, layer: LayerState) -> LayerState:
         return without_units(layer, self.sparsity, self.score, self.ties)
 

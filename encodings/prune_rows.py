@@ -64,6 +64,10 @@ class PruneRows(Technique):
     def check(self, shape: tuple[int, ...]) -> None:
         check_size(shape[0], self.size, "rows", str(self))
 
+    def dropped(self, shape: tuple[int, int]) -> tuple[int, int] | None:
+        groups = shape[0] // self.size
+        return (int(groups * self.sparsity), groups) if self.sparsity else None
+
     def encode(self, layer: LayerState) -> LayerState:
         self.check(layer.weight.shape)
         scores = row_scores(layer.effective(), self.size, self.score, layer.gram)

@@ -87,6 +87,10 @@ class RemoveBlocks(Technique):
             )
         self.removed(shape[0] // shape[1])
 
+    def dropped(self, shape: tuple[int, int]) -> tuple[int, int] | None:
+        blocks = shape[0] // shape[1]
+        return None if self.sparsity is None else (self.removed(blocks), blocks)
+
     def encode(self, layer: LayerState) -> LayerState:
         self.check(layer.weight.shape)
         if layer.gram is None:

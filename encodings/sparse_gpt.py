@@ -116,6 +116,12 @@ class SparseGPT(Technique):
         """How many of so many weights go."""
         return int(size * known(self.sparsity, "SparseGPT.sparsity"))
 
+    def dropped(self, shape: tuple[int, int]) -> tuple[int, int] | None:
+        if isinstance(self.sparsity, Unknown) or not self.sparsity:
+            return None
+        size = self.partition.size or shape[0] * min(self.block, shape[1])
+        return self.count(size), size
+
     def encode(self, layer: LayerState) -> LayerState:
         self.check(layer.weight.shape)
         levels, choices, shape = self.levels, layer.choices, layer.weight.shape

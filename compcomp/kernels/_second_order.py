@@ -12,8 +12,50 @@ from compcomp.kernels._shared import Tensor, rounded, wide
 from compcomp.language.layer import LayerState
 from compcomp.language.technique import Technique
 
+EMPTY = 1e-14
+"""Singular values below this share of the largest belong to columns of zeros."""
+
 BLOCK = 128
 """Columns whose errors reach the later columns together, as one matrix product."""
+
+
+class Spectrum:
+    """Eigenvalues and eigenvectors of positive semidefinite matrices (... x n x n), scaled to a unit diagonal first.
+
+    A feature that is a million times the others then hides none of them: what is cut off as zero is little beside the
+    feature's own size. ``scale`` (... x n): roots of the diagonal, 1 where that is zero. ``values``, ``vectors``: of
+    the scaled matrix, ascending. ``real``: which values count as more than zero, by a share of the largest.
+    """
+
+    def __init__(self, gram: Tensor, tolerance: float) -> None:
+        diagonal = gram.diagonal(dim1=-2, dim2=-1)
+        self.scale: Tensor = torch.where(diagonal > 0, diagonal, 1).sqrt()
+        self.values, self.vectors = torch.linalg.eigh(gram / self.scale[..., None] / self.scale[..., None, :])
+        self.real: Tensor = self.values > tolerance * self.values[..., -1:].abs()
+
+    def root(self) -> Tensor:
+        """S with S S^T equal to the matrix."""
+        found: Tensor = (
+            self.scale[..., None] * self.vectors * torch.where(self.real, self.values, 0).sqrt()[..., None, :]
+        )
+        return found
+
+    def solve(self, right: Tensor) -> Tensor:
+        """x of least norm that comes closest to ``matrix x = right`` (... x n x k)."""
+        inverse = torch.where(self.real, 1 / self.values, 0)[..., None]
+        found: Tensor = (self.vectors @ (inverse * (self.vectors.mT @ (right / self.scale[..., None])))) / self.scale[
+            ..., None
+        ]
+        return found - self.unseen(found)
+
+    def unseen(self, vectors: Tensor) -> Tensor:
+        """The part of vectors (... x n x k) that the matrix maps to zero."""
+        basis = torch.where(self.real[..., None, :], 0, self.vectors / self.scale[..., None])
+        # Columns of zeros must not get into an orthonormal basis, as they do with a QR decomposition.
+        left, sizes, _ = torch.linalg.svd(basis, full_matrices=False)
+        left = torch.where((sizes > EMPTY * sizes[..., :1])[..., None, :], left, 0)
+        found: Tensor = left @ (left.mT @ vectors)
+        return found
 
 
 def damped(technique: Technique, layer: LayerState, damping: Fraction) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,8 @@ from compcomp.kernels._shared import Tensor, check, effective, wide
 from compcomp.language.layer import NEEDS_INPUTS, LayerState
 from compcomp.language.whole import Group, Part, WholeModel
 
+NO_UNITS = "a model with more units, such as one whose heads do not all share keys and values"
+
 
 def without_units(technique: PruneNeurons | PruneHeads, layer: LayerState) -> LayerState:
     """One stacked matrix (units x weights) without the rows of least score, as the encoding has it."""
@@ -41,7 +43,11 @@ def _rows(weight: Tensor, part: Part, units: int) -> Tensor:
 
 
 def pruned(technique: PruneNeurons | PruneHeads, whole: WholeModel, groups: Sequence[Group]) -> dict[str, LayerState]:
-    """The states without the units of least score of each group."""
+    """The states without the units of least score of each group; InputError where that is none of any."""
+    most = max(groups, key=lambda group: group.units)
+    if technique.sparsity and not int(most.units * technique.sparsity):
+        given = f"a share of {technique.sparsity}, which of {most.units} units that go as one is less than one"
+        raise InputError(given, f"a sparsity of 1/{most.units} or more" if most.units > 1 else NO_UNITS, str(technique))
     states = dict(whole.states)
     for group in groups:
         gone = _least_units(technique, whole, group)

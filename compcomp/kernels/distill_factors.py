@@ -7,12 +7,13 @@ from dataclasses import replace
 import torch
 
 from compcomp.encodings.distill_factors import DistillFactors
-from compcomp.kernels._shared import Tensor, check
+from compcomp.kernels._second_order import Spectrum
+from compcomp.kernels._shared import check
 from compcomp.kernels.least_squares_distill import output_target, row_errors
 from compcomp.language.layer import Factors, LayerState
 
 TOLERANCE = 1e-10
-"""Singular values of a factor, and eigenvalues, below this share of the largest count as zero."""
+"""Singular values of a factor, and of what it makes of the inputs, below this share of the largest count as zero."""
 
 
 def kernel(technique: DistillFactors, layer: LayerState) -> LayerState:
@@ -31,24 +32,16 @@ def kernel(technique: DistillFactors, layer: LayerState) -> LayerState:
     tolerance = max(1e-12, 4 * torch.finfo(layer.gram.dtype).eps)
     target = output_target(layer, gram, tolerance) - layer.weight.to(torch.float64)
     left, right = factors.left.to(torch.float64), factors.right.to(torch.float64)
-    seen = _projector(gram, tolerance)
+    spectrum = Spectrum(gram, tolerance)
+    root = spectrum.root()
     before = row_errors(target - left @ right, gram).sum()
     for _ in range(technique.sweeps):
-        outputs = gram @ right.T
-        inverse = torch.linalg.pinv(right @ outputs, rtol=TOLERANCE, hermitian=True)
-        left = left + (target - left @ right) @ outputs @ inverse
-        right = right + torch.linalg.pinv(left, rtol=TOLERANCE) @ ((target - left @ right) @ seen)
+        left = left + ((target - left @ right) @ root) @ torch.linalg.pinv(right @ root, rtol=TOLERANCE)
+        rest = target - left @ right
+        right = right + torch.linalg.pinv(left, rtol=TOLERANCE) @ (rest - spectrum.unseen(rest.T).T)
     stored = Factors(left.to(factors.left.dtype), right.to(factors.right.dtype))
     product = stored.left.to(torch.float64) @ stored.right.to(torch.float64)
     better = bool(row_errors(target - product, gram).sum() < before)
     if not better:
         stored = Factors(factors.left, factors.right)
     return replace(layer, format=replace(layer.format, factors=stored))
-
-
-def _projector(gram: Tensor, tolerance: float) -> Tensor:
-    """The projector on what inputs with this Gram matrix span, in x in."""
-    values, vectors = torch.linalg.eigh(gram)
-    spanned = vectors[:, values > tolerance * values[-1:].abs()]
-    projector: Tensor = spanned @ spanned.T
-    return projector

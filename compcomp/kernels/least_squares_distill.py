@@ -8,6 +8,7 @@ import torch
 
 from compcomp.encodings.least_squares_distill import SWEEPS, LeastSquaresDistill
 from compcomp.kernels._codebook import coded, nearest_places
+from compcomp.kernels._second_order import Spectrum
 from compcomp.kernels._shared import Tensor, check, chunks, effective
 from compcomp.language.layer import Grid, LayerState
 
@@ -16,6 +17,9 @@ BLOCK = 128
 
 CACHE = 2**21
 """Bytes of systems that are factored together on a CPU, so that what one pass wrote is in its cache for the next."""
+
+HEAVY = 100.0
+"""An input that is so many times the median one is fitted first: its weight's rounding weighs as much more."""
 
 SOUND = 1e-10
 """The least share of its diagonal entry that a Cholesky pivot may be, or the system is nearly singular."""
@@ -46,6 +50,13 @@ def kernel(technique: LeastSquaresDistill, layer: LayerState) -> LayerState:
         fitted = descend(layer.weight, error, gram, form.grid, form.mask)
     weight = fitted.to(layer.weight.dtype)
     left = error - (weight.to(torch.float64) - start)
+    if form.grid is None:
+        again = _after_rounding(left, gram, form.mask, tolerance)
+        if again is not None:
+            fitted = (weight.to(torch.float64) + again).to(layer.weight.dtype)
+            rest = error - (fitted.to(torch.float64) - start)
+            lower = row_errors(rest, gram) < row_errors(left, gram)
+            weight, left = torch.where(lower[:, None], fitted, weight), torch.where(lower[:, None], rest, left)
     better = row_errors(left, gram) < row_errors(error, gram)
     weight = torch.where(better[:, None], weight, layer.weight)
     return replace(layer, weight=weight, format=replace(form, rank=None))
@@ -101,6 +112,19 @@ def least_change(error: Tensor, gram: Tensor, mask: Tensor | None, tolerance: fl
     return change
 
 
+def _after_rounding(left: Tensor, gram: Tensor, mask: Tensor | None, tolerance: float) -> Tensor | None:
+    """What the other weights can make up for of the rounding of those that read inputs :data:`HEAVY` times as large.
+
+    ``left``: reference minus effective weight as stored. None where no input is that much larger than the others.
+    """
+    sizes = gram.diagonal()
+    heavy = sizes > HEAVY**2 * sizes[sizes > 0].median() if bool((sizes > 0).any()) else sizes > 0
+    if not bool(heavy.any()):
+        return None
+    light = (~heavy).expand(left.shape)
+    return least_change(left, gram, light if mask is None else light & mask, tolerance)
+
+
 def _inverse(gram: Tensor, alive: Tensor) -> Tensor | None:
     """The inverse of the Gram matrix of the inputs that are not always zero, 0 elsewhere; None if nearly singular."""
     kept = alive.nonzero()[:, 0]
@@ -149,10 +173,7 @@ def _solve(system: Tensor, right: Tensor, tolerance: float) -> Tensor:
         solution[part] = torch.cholesky_solve(right[part], factor)
     if bool(sound.all()):
         return solution
-    values, vectors = torch.linalg.eigh(system[~sound])
-    keep = values > tolerance * values[:, -1:]
-    inverse = torch.where(keep, 1 / values, 0)
-    solution[~sound] = vectors @ (inverse[..., None] * (vectors.mT @ right[~sound]))
+    solution[~sound] = Spectrum(system[~sound], tolerance).solve(right[~sound])
     return solution
 
 

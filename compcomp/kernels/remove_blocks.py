@@ -39,6 +39,9 @@ def kernel_model(technique: RemoveBlocks, whole: WholeModel) -> dict[str, LayerS
     hidden states, as a bias does.
     """
     blocks, states = whole.blocks(), dict(whole.states)
+    if technique.removed(len(blocks)) == 0:
+        given = f"a share of {technique.sparsity}, which of {len(blocks)} blocks is less than one"
+        raise InputError(given, f"a sparsity of 1/{len(blocks)} or more, below 1", str(technique))
     span = technique.span(len(blocks))
     sums = torch.zeros(len(blocks) - span + 1, 3, dtype=torch.float64)
     for batch in whole.batches:

@@ -7,12 +7,14 @@ from dataclasses import replace
 import torch
 
 from compcomp.encodings.truncated_svd import TruncatedSVD
+from compcomp.kernels._second_order import Spectrum
 from compcomp.kernels._shared import Tensor, check, effective, wide
 from compcomp.kernels.least_squares_distill import output_target
 from compcomp.language.layer import Factors, Format, LayerState
 
-SEEN = 1e-10
-"""The least share of |M| |S|, S S^T the Gram matrix, that counts as more than zero among singular values of M S."""
+SEEN = 1e-12
+"""The least share of the norm of |M| |S|, S S^T the Gram matrix, that counts as more than zero among singular values of
+M S: what adding up may leave of a zero is less."""
 
 
 def kernel(technique: TruncatedSVD, layer: LayerState) -> LayerState:
@@ -67,9 +69,9 @@ def _triples(matrix: Tensor, rank: int, gram: Tensor | None, tolerance: float) -
     elif rank >= rows:
         left, right = torch.eye(rows, dtype=matrix.dtype, device=matrix.device), matrix
     elif gram is not None:
-        scale = root(gram, tolerance)
+        scale = Spectrum(gram, tolerance).root()
         u, s, _ = torch.linalg.svd(matrix @ scale, full_matrices=False)
-        left = u[:, :rank] * (s > SEEN * matrix.norm() * scale.norm())[:rank]
+        left = u[:, :rank] * (s > SEEN * (matrix.abs() @ scale.abs()).norm())[:rank]
         return left, left.T @ matrix
     else:
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
@@ -79,10 +81,3 @@ def _triples(matrix: Tensor, rank: int, gram: Tensor | None, tolerance: float) -
         torch.nn.functional.pad(left, (0, missing)),
         torch.nn.functional.pad(right, (0, 0, 0, missing)),
     )
-
-
-def root(gram: Tensor, tolerance: float) -> Tensor:
-    """S (in x in) with S S^T equal to a Gram matrix; its eigenvalues below this share of the largest count as zero."""
-    values, vectors = torch.linalg.eigh(gram)
-    scaled: Tensor = vectors * torch.where(values > tolerance * values[-1:].abs(), values, 0).sqrt()
-    return scaled

@@ -21,7 +21,7 @@ from compcomp.language.identity import ours
 from compcomp.language.layer import LayerState
 from compcomp.language.parameters import ANY
 from compcomp.language.partition import Partition
-from compcomp.language.steps import Optimum, Step, leaves_free
+from compcomp.language.steps import Optimum, Selection, Step, leaves_free
 from compcomp.terms import Term
 
 Kernel = Callable[[Any, LayerState], LayerState]
@@ -152,6 +152,18 @@ class Technique:
     def steps(self) -> tuple[Step, ...]:
         """The technique as selections and shared-context maps; empty when it is neither."""
         return ()
+
+    def dropped(self, shape: tuple[int, int]) -> tuple[int, int] | None:
+        """How many of how many units of a group go from a layer of this shape (out, in), by its share of them.
+
+        None for a technique that drops no share, or leaves it open. By default read off its last selection.
+        """
+        selections = [step for step in self.steps() if isinstance(step, Selection)]
+        last = selections[-1] if selections else getattr(self, "selection", None)
+        if not isinstance(last, Selection) or not isinstance(last.share, Fraction) or not last.share:
+            return None
+        size = last.partition.group_size(shape)
+        return last.count(size), size
 
     def promises(self) -> Declared:
         """What holds for these parameters."""

@@ -21,13 +21,16 @@ from compcomp.language.loss import LOSSES, loss_named
 from compcomp.language.named import registrations
 from compcomp.language.size import dense_bits, layer_bits
 from compcomp.language.technique import Sequence, Technique, as_sequence
-from compcomp.models.calibrate import calibrate, iterate
+from compcomp.models.batches import iterate, prepared
+from compcomp.models.calibrate import calibrate
 from compcomp.models.coverage import coverage
 from compcomp.models.devices import choose, move
 from compcomp.models.explore import explore
-from compcomp.models.layers import IGNORE, Layer, check_sequence, evaluating, find_layers
+from compcomp.models.layers import IGNORE, Layer, check_sequence, evaluating, find_layers, nothing_dropped
 from compcomp.models.measure import MEASURED, effective_weight, layer_losses, total
 from compcomp.models.metrics import is_log, metric_direction, parts_of, read_metrics, read_parts
+from compcomp.models.outside import note_of, outside
+from compcomp.models.patterns import Patterns
 from compcomp.models.size import compression_rate
 from compcomp.models.states import applied, checked, digest, digest_of, tensors_in, versions_of
 from compcomp.models.whole import Whole
@@ -60,18 +63,20 @@ class ModelBench:
         calibration: Any = None,
         evaluate: Callable[..., Any] | None = None,
         device: str | torch.device = "auto",
-        targets: str | Iterable[str] | None = None,
-        ignore: str | Iterable[str] = IGNORE,
+        targets: Patterns = None,
+        ignore: Patterns = IGNORE,
         loss_names: Iterable[str] | None = None,
         offload: bool = False,
         keep_batches: bool = False,
     ) -> None:
         self.layers: dict[str, Layer] = {layer.name: layer for layer in find_layers(model, targets, ignore)}
         if calibration is not None:
-            calibration = list(iterate(calibration)) if keep_batches else iterate(calibration)
+            calibration = list(prepared(model, calibration)) if keep_batches else iterate(calibration)
         if evaluate is not None and not callable(evaluate):
             raise InputError(f"a {type(evaluate).__name__}", "a function of the model", "evaluate")
-        self.model, self.user_evaluate, self.notes = model, evaluate, list[str]()
+        self.model, self.user_evaluate = model, evaluate
+        self.outside = outside(model, self.layers.values())
+        self.notes = [*filter(None, [note_of(self.outside)])]
         self.loss_names = _losses(loss_names, calibration is not None)
         self.device = choose(model, device)
         self._home = next(model.parameters()).device
@@ -106,6 +111,7 @@ class ModelBench:
             raise InputError("no calibration", "calibration data", str(needing[0]))
         alone = Sequence(tuple(t for t in as_sequence(sequence) if not t.whole_model))
         check_sequence(self.layers.values(), alone)
+        self.notes += [n for n in nothing_dropped(list(self.layers.values()), alone) if n not in self.notes]
 
     def start(self) -> ModelState:
         """The dense state. The first call moves the model to the device and calibrates."""
@@ -114,7 +120,7 @@ class ModelBench:
             grams: Mapping[str, Tensor] = {}
             magnitudes: dict[str, Magnitudes] = {}
             if self._batches is not None:
-                grams = calibrate(self.model, self.layers.values(), self._batches, magnitudes)
+                grams = calibrate(self.model, self.layers.values(), self._batches, magnitudes, self.notes)
                 self._batches = None
                 if self._offload:  # layers that share a Gram matrix go on sharing it
                     moved = {id(gram): gram.cpu() for gram in grams.values()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,15 +11,19 @@ from torch import Tensor, nn
 
 from compcomp.errors import InputError
 from compcomp.language.layer import Magnitudes
+from compcomp.models.batches import prepared, run, running
 from compcomp.models.devices import move
 from compcomp.models.grams import Grams
 from compcomp.models.layers import Layer, evaluating, unwrap
-
-BATCHES = "batches: an iterable or DataLoader of tensors, dicts or tuples"
+from compcomp.models.padding import Followed, Stream, disturbed, kept_positions, other_ids, streams
 
 
 def calibrate(
-    model: nn.Module, layers: Iterable[Layer], batches: Any, magnitudes: dict[str, Magnitudes] | None = None
+    model: nn.Module,
+    layers: Iterable[Layer],
+    batches: Any,
+    magnitudes: dict[str, Magnitudes] | None = None,
+    notes: list[str] | None = None,
 ) -> dict[str, Tensor]:
     """The Gram matrix (in x in, float64, on the layer's device) of each layer's inputs, by name.
 
@@ -29,23 +33,30 @@ def calibrate(
 
     ``batches`` is an iterable (a DataLoader, a generator) of tensors, ``model(x)``; of dicts,
     ``model(**batch)``; or of tuples and lists, ``model(*batch)``. A tensor or dict alone is one batch. They
-    are moved to the model's device. Positions whose ``attention_mask`` is 0 are padding and left out. The
-    model runs in eval mode without gradients; its modes come back, and no hook stays.
+    are moved to the model's device. What a mask calls padding is left out, in whatever form it reaches a layer
+    (:mod:`compcomp.models.padding`): a batch with padding runs twice. The model runs in eval mode without gradients;
+    its modes come back, and no hook stays.
 
     ``magnitudes``: where given, filled with the largest and the mean magnitude of each layer's input features.
+    ``notes``: where given, filled with what could not be told about padding, and for which layers.
 
-    Raises InputError when there is no batch, a layer never runs, or activations are not finite.
+    Raises InputError when there is no batch, one cannot be used, a layer never runs, or activations are not finite.
     """
     model = unwrap(model)
     layers = tuple(layers)
     grams, seen = Grams(), {layer.name: 0 for layer in layers}
     sizes: dict[str, tuple[Tensor, Tensor]] = {}  # of each feature the largest magnitude, and their sum
-    mask: Tensor | None = None
+    told: dict[str, set[str]] = {}
+    looking: Followed | None = None
+    first = False  # the run with other padding
 
     def hook(layer: Layer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def observe(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             inputs = args[0] if args else next(iter(kwargs.values()))
-            kept = mask.to(inputs.device) if mask is not None and mask.shape == inputs.shape[:-1] else None
+            if looking is not None and first:
+                looking.see(layer.name, inputs)
+                return
+            kept = None if looking is None else looking.kept(layer.name, inputs)
             tokens = inputs.shape[:-1].numel() if kept is None else int(kept.sum())
             if tokens:
                 seen[layer.name] += tokens
@@ -68,47 +79,49 @@ def calibrate(
             for module in layer.modules:
                 handle = module.register_forward_pre_hook(hook(layer), with_kwargs=True)
                 stack.callback(handle.remove)
-        empty = True
-        for batch in iterate(batches):
-            empty = False
+        decoding = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+        for number, batch in enumerate(prepared(model, batches), start=1):
             batch = move(batch, device)
-            mask = token_mask(batch)
-            run(model, batch)
+            padded = streams(batch, decoding)
+            with running(model, batch, number):
+                if padded:
+                    looking, first = Followed(padded, told), True
+                    _disturbed_run(model, batch, padded, looking)
+                    first = False
+                run(model, batch)
+            looking = None
             grams.end_batch()
-    if empty:
-        raise InputError("no batch", "at least one", "calibration")
+    if notes is not None:
+        notes += [_note(text, names) for text, names in told.items()]
     result = _checked(layers, grams.result(), seen)
     if magnitudes is not None:
         magnitudes.update((name, Magnitudes(most, total / seen[name])) for name, (most, total) in sizes.items())
     return result
 
 
-def iterate(batches: Any) -> Iterable[Any]:
-    """The batches, to be iterated over once; a tensor or dict alone is one batch."""
-    if isinstance(batches, Tensor | Mapping):
-        return [batches]
-    if isinstance(batches, str) or not isinstance(batches, Iterable):
-        raise InputError(f"a {type(batches).__name__}", BATCHES, "calibration")
-    return batches
+def _disturbed_run(model: nn.Module, batch: Any, padded: list[Stream], looking: Followed) -> None:
+    """Run the batch with other padding: by its embeddings, or by its ids where these are no modules."""
+    with disturbed(model, batch, padded, looking.notes) as (other, missed):
+        run(model, other)
+    if not missed():
+        return
+    looking.forget()
+    with disturbed(model, batch, padded, looking.notes) as (other, _):
+        changed = other_ids(other, missed())
+        looking.blind = all(changed[name] is other[name] for stream in missed() for name in stream.given)
+        run(model, changed)
 
 
-def run(model: nn.Module, batch: Any) -> Any:
-    """``model(x)``, ``model(**batch)`` or ``model(*batch)``."""
-    if isinstance(batch, Tensor):
-        return model(batch)
-    if isinstance(batch, dict):
-        return model(**batch)
-    if isinstance(batch, list | tuple):
-        return model(*batch)
-    raise InputError(f"a batch that is a {type(batch).__name__}", "a tensor, dict or tuple", "calibration")
+def _note(text: str, names: set[str]) -> str:
+    shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"calibration: padding in {shown}: {text}"
 
 
 def token_mask(batch: Any) -> Tensor | None:
     """Truth values (batch x tokens), or None when nothing is padding."""
     mask = batch.get("attention_mask") if isinstance(batch, dict) else None
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or bool((mask != 0).all()):
-        return None
-    return mask != 0
+    kept = kept_positions("attention_mask", mask) if isinstance(mask, Tensor) else None
+    return None if kept is None or bool(kept.all()) else kept
 
 
 def _checked(layers: tuple[Layer, ...], grams: dict[str, Tensor], seen: dict[str, int]) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,44 +13,129 @@ from torch import Tensor, nn
 from compcomp.errors import InputError
 from compcomp.models.windows import PerplexityOn
 
+WHERE, ALLOWED = "recipe: model", "a directory with a transformers causal language model, of plain weights"
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
+BYTES = range(256, 512)
+"""Sizes of a vocabulary of bytes and a few tokens beside them."""
+
 
 def load_directory(directory: Path) -> nn.Module:
-    """The causal language model saved in a directory, in eval mode. Nothing is downloaded."""
-    if not (directory / "config.json").is_file():
-        raise InputError(f"{str(directory)!r}", "'embedded' or a directory with a transformers model", "recipe: model")
-    from transformers import AutoModelForCausalLM
+    """The causal language model saved in a directory, in eval mode. Nothing is downloaded.
 
+    Raises InputError with the reason in one line where it cannot be loaded, or not with all of its weights as saved.
+    """
+    if not (directory / "config.json").is_file() or (directory / "adapter_config.json").is_file():
+        raise _refused(directory, _instead(directory))
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(directory, local_files_only=True)
+            if quantized := getattr(config, "quantization_config", None):
+                method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+                raise _refused(directory, f"quantized already, by {str(method)[:40]}")
+            model, told = AutoModelForCausalLM.from_pretrained(
+                directory, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        except InputError:
+            raise
+        except Exception as error:  # whatever is wrong with the files, and whichever library finds it
+            raise _refused(directory, _reason(error)) from None
+    if other := sorted(told["mismatched_keys"]):
+        name, saved, wanted = other[0]
+        given = f"{name} is {_size(saved)} in the file and {_size(wanted)} by config.json"
+        raise _refused(directory, given + (f", and {len(other) - 1} more" if len(other) > 1 else ""))
+    if missing := sorted(told["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise _refused(directory, f"its files lack {missing[0]}{more}")
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+def vocabulary_of(model: nn.Module) -> int | None:
+    """How many tokens the model's embedding knows; None where it does not tell."""
     try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise InputError(
-            f"{str(directory)!r} ({reason})", "a transformers causal language model", "recipe: model"
-        ) from None
-    return model.eval()
+        table = model.get_input_embeddings()  # type: ignore[operator]
+        return int(table.weight.shape[0])
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
 
 
-def token_windows(directory: Path, text: Path, length: int, count: int) -> Tensor:
+def token_windows(directory: Path, text: Path, length: int, count: int, vocabulary: int | None = None) -> Tensor:
     """``count`` windows of ``length`` tokens spread evenly over a text file: int64, count x length.
 
     The directory's tokenizer cuts the text; a model without one and with a vocabulary of bytes reads bytes.
+    ``vocabulary``: how many tokens the model knows. InputError where the text has others.
     """
     if not text.is_file():
         raise InputError(f"{str(text)!r}, which is not there", "a text file", "recipe")
-    ids = torch.tensor(_tokens(directory, text), dtype=torch.int64)
+    ids = torch.tensor(_tokens(directory, text, vocabulary), dtype=torch.int64)
     if len(ids) < length:
         raise InputError(f"a text of {len(ids)} tokens", f"at least {length} tokens (its length)", f"recipe: {text}")
+    if vocabulary is not None and int(ids.max()) >= vocabulary:
+        raise _refused(directory, f"its tokenizer gives token {int(ids.max())}, its vocabulary has {vocabulary}")
     starts = torch.linspace(0, len(ids) - length, count).long()
     return ids[starts[:, None] + torch.arange(length)]
 
 
-def _tokens(directory: Path, text: Path) -> Any:
-    if any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
+def _tokens(directory: Path, text: Path, vocabulary: int | None) -> Any:
+    if any((directory / name).is_file() for name in TOKENIZERS):
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        return tokenizer(text.read_text(encoding="utf-8"))["input_ids"]
+        with _quiet():
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+                return tokenizer(text.read_text(encoding="utf-8"))["input_ids"]
+            except UnicodeDecodeError:
+                raise InputError(f"{str(text)!r}, which is not UTF-8", "a text file", "recipe") from None
+            except Exception as error:
+                raise _refused(directory, f"its tokenizer does not load: {_reason(error)}") from None
+    if vocabulary is not None and vocabulary not in BYTES:
+        raise _refused(directory, f"no tokenizer, and a vocabulary of {vocabulary}, which is not one of bytes")
     return list(text.read_bytes())
+
+
+def _refused(directory: Path, reason: str) -> InputError:
+    return InputError(f"{str(directory)!r} ({reason})", f"'embedded' or {ALLOWED}", WHERE)
+
+
+def _instead(directory: Path) -> str:
+    """What a directory holds in place of a model, in a few words."""
+    if not directory.exists():
+        return "not there"
+    if not directory.is_dir():
+        return "a file"
+    if (directory / "adapter_config.json").is_file():
+        return "an adapter: merge it into its model and save that"
+    if any(directory.glob("*.gguf")):
+        return "GGUF files, which hold no plain weights"
+    return "no config.json" if any(directory.iterdir()) else "empty"
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).split("\n")
+    line = " ".join(next((line for line in lines if line.strip()), "").split())
+    return f"{type(error).__name__}: {line[:160]}" if line else type(error).__name__
+
+
+def _size(shape: Any) -> str:
+    return "x".join(map(str, shape))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No reports and bars of transformers: what matters is told in one line."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def perplexity_on(windows: Tensor, batch_size: int = 4) -> PerplexityOn:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from compcomp.errors import InputError
 from compcomp.language.technique import Sequence, Technique, as_sequence
+from compcomp.models.patterns import Names, Patterns, patterns_of
 
 IGNORE = ("lm_head",)
 """Layers left alone unless asked for: the output head, whatever the model calls it."""
@@ -64,32 +64,35 @@ def unwrap(model: nn.Module) -> nn.Module:
     return inner
 
 
-def find_layers(
-    model: nn.Module, targets: str | Iterable[str] | None = None, ignore: str | Iterable[str] = IGNORE
-) -> tuple[Layer, ...]:
+def find_layers(model: nn.Module, targets: Patterns = None, ignore: Patterns = IGNORE) -> tuple[Layer, ...]:
     """The compressible layers, in the order in which the model names them.
 
-    ``targets`` and ``ignore`` are ``fnmatch`` patterns, compared with a layer's qualified name, the last part
-    of it, and its class (``"model.layers.0.*"``, ``"q_proj"``, ``"Conv1D"``). ``targets=None`` takes all.
+    ``targets`` and ``ignore`` are patterns (:meth:`compcomp.models.patterns.Names.matches`): a layer's qualified name,
+    parts of it or its class (``"model.layers.0"``, ``"q_proj"``, ``"Conv1D"``), with shell wildcards, or a regular
+    expression after ``"re:"``. ``targets=None`` takes all, ``ignore=None`` leaves none alone.
     ``"lm_head"`` in ``ignore`` also means what the model itself calls its output head. Always left alone is
     a weight that a module of another kind uses too, such as an output head tied to the embedding.
 
-    Raises InputError when no layer is left, a target matches nothing, or a layer's weight cannot be
-    compressed: not finite, on the meta device, quantized, or computed from other parameters.
+    Raises InputError when no layer is left, a target matches no layer, an entry of ``ignore`` but ``"lm_head"`` matches
+    no module, or a layer's weight cannot be compressed: not finite, on the meta device, quantized, or computed from
+    other parameters.
     """
     model = unwrap(model)
-    wanted = None if targets is None else _patterns(targets, "targets")
-    unwanted = _patterns(ignore, "ignore")
+    wanted = None if targets is None else patterns_of(targets, "targets")
+    unwanted = patterns_of(ignore, "ignore")
+    names = Names(model)
+    if unmatched := names.without_match(p for p in unwanted if p not in IGNORE):
+        given = f"{unmatched[0]!r}, which matches no module"
+        raise InputError(given, "names or classes of modules, parts of names, or 're:' and an expression", "ignore")
     head = _output_head(model) if "lm_head" in unwanted else None
     used = set[str]()
     found, shared = [], 0
     for members, foreign in _weights(model):
-        words = [word for name, module in members for word in _words(name, module)]
-        hits = {p for p in wanted or () for word in words if fnmatchcase(word, p)}
+        hits = {p for p in wanted or () for name, _ in members if names.matches(p, name)}
         used |= hits
         if wanted is not None and not hits:
             continue
-        if any(fnmatchcase(word, p) for p in unwanted for word in words):
+        if any(names.matches(p, name) for p in unwanted for name, _ in members):
             continue
         if any(module is head for _, module in members):
             continue
@@ -128,6 +131,22 @@ def check_sequence(layers: Iterable[Layer], sequence: Technique | Sequence) -> N
             raise InputError(error.given, error.allowed, f"layer {layer.name}: {error.where}") from None
 
 
+def nothing_dropped(layers: Iterable[Layer], sequence: Technique | Sequence) -> list[str]:
+    """A line for each technique whose share of some layers is less than one of the units that it drops."""
+    notes = []
+    for technique in as_sequence(sequence):
+        found = {}
+        for layer in () if technique.whole_model else layers:
+            count = technique.dropped(layer.shape)
+            if count is not None and count[0] == 0:
+                found[layer.name] = count[1]
+        if found:
+            name, units = next(iter(found.items()))
+            more = f" and {len(found) - 1} more layers" if len(found) > 1 else ""
+            notes.append(f"{technique} drops nothing of {name}{more}: its share of {units} is less than one")
+    return notes
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in eval mode; every module's mode is put back."""
@@ -138,20 +157,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def _patterns(given: str | Iterable[str], where: str) -> tuple[str, ...]:
-    patterns = (given,) if isinstance(given, str) else tuple(given)
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise InputError(repr(pattern)[:60], "a pattern or a list of patterns such as 'q_proj'", where)
-    return patterns
-
-
-def _words(name: str, module: nn.Module) -> list[str]:
-    """What a pattern may match: the qualified name, its last part, and the classes below nn.Module."""
-    classes = [c.__name__ for c in type(module).__mro__ if issubclass(c, nn.Module) and c is not nn.Module]
-    return [name, name.rsplit(".", 1)[-1], *classes]
 
 
 def _layer(members: list[tuple[str, nn.Module]]) -> Layer:

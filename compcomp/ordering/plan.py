@@ -48,6 +48,8 @@ class Plan:
     (:func:`compcomp.ordering.conditional.conditional`). lower: whether smaller numbers are better in what orders are
     ranked by. among: where sizes differ, which orders may be taken, in words; these come first in ``measurements``.
     pareto: the measurements that no other is as good as in metric (or loss) and in size, the smallest models first.
+    outside: of the model's parameters the "share" that no technique acts on, how many ("parameters" of "of"), and the
+    "largest" by name (:func:`compcomp.models.outside.outside`); None without a model.
     """
 
     order: Sequence
@@ -76,6 +78,7 @@ class Plan:
     lower: bool | None = None
     among: str = ""
     pareto: list[Measurement] = field(default_factory=list, repr=False)
+    outside: dict[str, Any] | None = field(default=None, repr=False)
 
     @cached_property
     def graph(self) -> nx.DiGraph[str]:
@@ -164,6 +167,8 @@ class Plan:
             "best": finite(self.best),
             "worst": finite(self.worst),
             "compression_rate": finite(self.compression_rate),
+            "model_compression_rate": finite(self.model_compression_rate),
+            "outside": self.outside,
             "loss": self.loss,
             "metric": self.metric,
             "applications": self.applications,
@@ -186,6 +191,21 @@ class Plan:
             return f"proved optimal under ({self.loss}, {self.scope})"
         among = f" {self.among}," if self.among else ""
         return f"best measured{among} of the {self.left} orders that no proof excludes"
+
+    @property
+    def model_compression_rate(self) -> float | None:
+        """The compression rate of the whole model: what no technique acts on counts 16 bits a parameter as before."""
+        if self.compression_rate is None or self.outside is None:
+            return self.compression_rate
+        return float(self.compression_rate * (1 - self.outside["share"]))
+
+    @property
+    def of_model(self) -> str:
+        """What the compression rate is of, in words, where parameters are outside."""
+        rate = self.model_compression_rate
+        if rate is None or self.outside is None or not self.outside["parameters"]:
+            return ""
+        return f" of {1 - self.outside['share']:.1%} of the parameters; of the whole model {rate:.1%}"
 
     def value(self, measurement: Measurement) -> str:
         """What a measurement was ranked by, as text."""
@@ -210,7 +230,9 @@ class Plan:
                 f"{self.value(self.by_layer)} in all"
             )
         if self.compression_rate is not None:
-            lines.append(f"  compression rate {self.compression_rate:.1%} (1 - size / size at 16 bits a weight)")
+            lines.append(
+                f"  compression rate {self.compression_rate:.1%} (1 - size / size at 16 bits a weight)" + self.of_model
+            )
         lines += [f"  {note}" for note in self.notes]
         return "\n".join([*lines, f"  {NOT_ACCURACY}"])
 

@@ -68,7 +68,7 @@ def _head(plan: Plan, names: summary.Names, ranked: summary.Ranking) -> str:
     done, full = plan.applications["done"], plan.applications["full_tree"]
     tiles = [*_compared(ranked), ("techniques applied", f"{done:,}", f"of {full:,} times")]
     if plan.compression_rate is not None:
-        tiles.append(("compression", f"{plan.compression_rate:.1%}", "smaller"))
+        tiles.append(("compression", f"{plan.compression_rate:.1%}", "smaller" + plan.of_model))
     boxes = "".join(
         f'<div class="tile"><div class="soft">{escape(name)}</div><div class="figure">{escape(figure)}'
         f"<small>{escape(unit)}</small></div></div>"

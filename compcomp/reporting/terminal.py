@@ -208,7 +208,7 @@ def plan_view(plan: Plan) -> RenderableType:
     facts.add_row(Text("applied"), Text(summary.applied(plan)))
     facts.add_row(Text("claims"), Text(summary.tally(plan.verdicts)))
     if plan.compression_rate is not None:
-        facts.add_row(Text("compressed"), Text(f"{plan.compression_rate:.1%} smaller"))
+        facts.add_row(Text("compressed"), Text(f"{plan.compression_rate:.1%} smaller{plan.of_model}"))
     if "total" in plan.seconds:
         facts.add_row(Text("took"), Text(f"{plan.seconds['total']:.3g} s"))
     for note in plan.notes:

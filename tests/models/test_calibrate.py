@@ -109,8 +109,8 @@ def test_the_model_is_left_as_it_was() -> None:
     modes = [module.training for module in model.modules()]
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     first = calibrate(model, find_layers(model), tokens())
-    with pytest.raises(RuntimeError):
-        calibrate(model, find_layers(model), [*tokens(), torch.zeros(1)])  # floats into an embedding
+    with pytest.raises(InputError, match=r"calibration: tokens that are float32 for embed \(batch 4\)"):
+        calibrate(model, find_layers(model), [*tokens(), torch.zeros(1)])
     assert [module.training for module in model.modules()] == modes
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
@@ -144,9 +144,9 @@ def test_a_layer_that_never_runs_is_named() -> None:
     assert calibrate(model, find_layers(model, ignore=("lm_head", "spare")), tokens())
 
 
-def test_a_layer_that_sees_no_token_is_named() -> None:
+def test_a_batch_without_tokens_is_named() -> None:
     model = nn.Sequential(nn.Linear(3, 3))
-    with pytest.raises(InputError, match="layer 0: no input in any"):
+    with pytest.raises(InputError, match=r"calibration: an empty batch \(tokens of shape 0x3\) \(batch 1\)"):
         calibrate(model, find_layers(model), [torch.zeros(0, 3)])
 
 

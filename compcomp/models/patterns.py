@@ -1,0 +1,80 @@
+"""Patterns that say which layers are meant: names, parts of names, classes, shell wildcards and regular expressions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from compcomp.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Patterns = str | Iterable[str] | None
+
+REGEX = "re:"
+"""What a regular expression starts with, as in compressed-tensors."""
+
+ALLOWED = "a pattern or a list of patterns such as 'q_proj'"
+
+
+def patterns_of(given: Patterns, where: str) -> tuple[str, ...]:
+    """The patterns as a tuple of texts; None means none. InputError for anything else."""
+    if given is None:
+        return ()
+    if isinstance(given, str):
+        given = (given,)
+    if isinstance(given, bytes | Mapping | type) or not isinstance(given, Iterable):
+        raise InputError(repr(given)[:60], ALLOWED, where)
+    patterns = tuple(given)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise InputError(repr(pattern)[:60], ALLOWED, where)
+        if pattern.startswith(REGEX):
+            try:
+                re.compile(pattern.removeprefix(REGEX))
+            except re.error as error:
+                raise InputError(f"{pattern[:60]!r} ({error})", "a regular expression after 're:'", where) from None
+    return patterns
+
+
+class Names:
+    """Every module of a model by name, and what a pattern may match of each."""
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.named_modules(remove_duplicate=False))
+        self._classes = {name: _classes(module) for name, module in modules}
+        self._holders = {name for name, module in modules if any(True for _ in module.children())}
+
+    def matches(self, pattern: str, name: str) -> bool:
+        """Whether a pattern means the module of this qualified name.
+
+        It may match the name, or any run of its parts ("self_attn", "layers.0"), or the class of the module or of one
+        that it lies in: a pattern that means a module means all below. A regular expression is matched with the
+        beginning of the qualified name, and with nothing else.
+        """
+        if pattern.startswith(REGEX):
+            return re.match(pattern.removeprefix(REGEX), name) is not None
+        return any(fnmatchcase(word, pattern) for word in self._words(name))
+
+    def without_match(self, patterns: Iterable[str]) -> list[str]:
+        """The patterns that mean no module of the model."""
+        return [p for p in patterns if not any(self.matches(p, name) for name in self._classes)]
+
+    def _words(self, name: str) -> Iterator[str]:
+        parts = name.split(".") if name else []
+        for start in range(len(parts)):
+            for stop in range(start + 1, len(parts) + 1):
+                whole = start == 0 or (stop == len(parts) and name not in self._holders)
+                if stop - start > 1 or whole or not parts[start].isdigit():  # "0" says not which list it is of
+                    yield ".".join(parts[start:stop])
+        for stop in range(len(parts) + 1):
+            yield from self._classes.get(".".join(parts[:stop]), ())
+
+
+def _classes(module: nn.Module) -> list[str]:
+    """The names of the module's classes below nn.Module."""
+    names = [c.__name__ for c in type(module).__mro__]
+    return names[: names.index("Module")]
