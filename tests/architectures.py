@@ -27,8 +27,12 @@ class Architecture:
     sizes: Sizes = field(compare=False)
     batch: str = "text"
 
-    def build(self, seed: int = 0, **more: Any) -> Any:
-        """A model with random weights and biases that are not zero, in eval mode; the same for the same seed."""
+    def build(self, seed: int = 0, biases: bool = True, **more: Any) -> Any:
+        """A model with random weights, in eval mode; the same for the same seed. ``more``: of the config.
+
+        Biases are random too, or those of layers are zero: only without them a block is an identity once its weights
+        are zero.
+        """
         import transformers
 
         with torch.random.fork_rng(devices=[]):
@@ -41,6 +45,9 @@ class Architecture:
                         parameter.add_(0.2 * torch.randn_like(parameter))
                     elif parameter.ndim == 2:
                         parameter.mul_(6 if float(parameter.std()) < 0.05 else 1)
+                for module in model.modules():
+                    if not biases and module._parameters.get("bias") is not None and _is_layer(module):
+                        module.bias.zero_()
         return model
 
     def batches(self, count: int = 2, seed: int = 1, padded: bool = False, length: int = 8) -> list[dict[str, Tensor]]:
@@ -63,6 +70,10 @@ class Architecture:
         if self.batch == "both":
             given["decoder_input_ids"] = torch.randint(4, VOCABULARY, (2, length - 2), generator=source)
         return given
+
+
+def _is_layer(module: Any) -> bool:
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 IDS: Sizes = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

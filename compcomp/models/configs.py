@@ -20,7 +20,7 @@ from compcomp.models.changes import Changes
 from compcomp.models.layers import is_from_transformers
 
 WORDS = {
-    "neurons": ("intermediate", "ffn", "inner", "d_ff", "hidden_dim", "expansion_ratio"),
+    "neurons": ("intermediate", "ffn", "inner", "d_ff", "hidden_dim"),
     "heads": ("head", "kv"),
     "blocks": ("layer",),
 }
@@ -32,7 +32,7 @@ PER_BLOCK = ("layer", "block", "types", "attention", "window", "pattern", "rope"
 PLACES = ("idx", "index", "_id")
 """What the names of attributes contain that say which block a module is in."""
 
-TRIES = 40
+TRIES = 24
 """How many configs are tried at most."""
 
 Setting = tuple[Any, str, Any]
@@ -59,7 +59,7 @@ class Described:
         assert isinstance(own, nn.ModuleList)
         changes.keep(own, list(alive))
         found = self._fitting([[*chosen, *lists] for chosen in _subsets(settings)], changes)
-        _check_places(self._built.get_submodule(modules), found.get_submodule(modules))
+        _check_places(own, found.get_submodule(modules), alive)
         self._adopt(found, changes)
 
     def with_units(self, kind: str, sizes: Mapping[int, int], more: Mapping[str, int], changes: Changes) -> None:
@@ -69,15 +69,10 @@ class Described:
         """
         settings, beside = list[Setting](), list[Setting]()
         for config in self._configs():
-            width = getattr(config, "hidden_size", None)
             for key, value in vars(config).items():
                 if not _says(key, kind) or key in more:
                     continue
-                if "ratio" in key and _is_number(value) and _is_number(width):
-                    before = next((size for size in sizes if size == value * width), None)
-                    if before is not None and sizes[before] % width == 0:
-                        settings.append((config, key, sizes[before] // width))
-                elif value is None and kind == "neurons":
+                if value is None and kind == "neurons":
                     settings += [(config, key, after) for after in sizes.values()]
                 elif _is_number(value) and value in sizes:
                     settings.append((config, key, sizes[value]))
@@ -159,12 +154,14 @@ def _shapes(model: nn.Module) -> dict[str, Any]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-def _check_places(old: nn.Module, new: nn.Module) -> None:
+def _check_places(old: nn.Module, new: nn.Module, alive: Sequence[bool]) -> None:
     """Raise InputError where blocks would be of other kinds (a sliding window, no rotation) once they are loaded."""
     for name, module in old.named_modules():
         other = new.get_submodule(name)
         for key, value in _numbers(module).items():
             after = _numbers(other).get(key)
+            if isinstance(value, list | tuple) and _filtered(key, value, alive) == after:
+                continue
             if value != after and not any(part in key for part in PLACES):
                 given = f"blocks of which the next ones would have {key} = {after} where they have {value}"
                 raise InputError(given, "blocks that the config can tell apart", "cut")

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from compcomp.errors import InputError
 from compcomp.language.whole import Group
-from compcomp.models.calibrate import run
 from compcomp.models.changes import Changes
 from compcomp.models.configs import PLACES, Described, described
 from compcomp.models.devices import move
 from compcomp.models.identities import identities
-from compcomp.models.layers import Layer, evaluating, is_from_transformers, layers_by_name, unwrap
+from compcomp.models.layers import Layer, evaluating, layers_by_name, unwrap
 from compcomp.models.structure import attentions, block_lists, feed_forwards, head_size
 
 TOLERANCE = 1e-3
@@ -197,9 +196,14 @@ class _Cutter:
         return found
 
     def _run(self) -> Any:
-        plain = is_from_transformers(self.model, "PreTrainedModel") and isinstance(self.batch, dict)
-        takes = plain and "use_cache" in inspect.signature(self.model.forward).parameters
-        return run(self.model, {"use_cache": False, **self.batch} if takes else self.batch)
+        args, kwargs = list[Any](), dict[str, Any]()
+        if isinstance(self.batch, Mapping):
+            kwargs = dict(self.batch)
+            if "use_cache" in inspect.signature(self.model.forward).parameters:
+                kwargs.setdefault("use_cache", False)
+        else:
+            args = list(self.batch) if isinstance(self.batch, list | tuple) else [self.batch]
+        return self.model(*args, **kwargs)
 
     def _config_of(self, name: str) -> Described | None:
         return next((one for one in self.configs if not one.name or name.startswith(f"{one.name}.")), None)
