@@ -32,7 +32,7 @@ PER_BLOCK = ("layer", "block", "types", "attention", "window", "pattern", "rope"
 PLACES = ("idx", "index", "_id")
 """What the names of attributes contain that say which block a module is in."""
 
-TRIES = 24
+TRIES = 12
 """How many configs are tried at most."""
 
 Setting = tuple[Any, str, Any]
@@ -183,7 +183,7 @@ def _filtered(key: str, value: Sequence[Any], alive: Sequence[bool]) -> list[Any
 
 def _subsets(settings: Sequence[Setting]) -> list[list[Setting]]:
     """All of them, then the smaller choices, the smallest first."""
-    sizes = (len(settings), *range(len(settings)))
+    sizes = (len(settings), *range(1, len(settings)))
     return [list(chosen) for size in sizes for chosen in islice(combinations(settings, size), TRIES)]
 
 

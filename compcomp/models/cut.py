@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -196,14 +195,18 @@ class _Cutter:
         return found
 
     def _run(self) -> Any:
-        args, kwargs = list[Any](), dict[str, Any]()
-        if isinstance(self.batch, Mapping):
-            kwargs = dict(self.batch)
-            if "use_cache" in inspect.signature(self.model.forward).parameters:
-                kwargs.setdefault("use_cache", False)
-        else:
-            args = list(self.batch) if isinstance(self.batch, list | tuple) else [self.batch]
-        return self.model(*args, **kwargs)
+        """What the model puts out, without caches: these would grow where a block runs twice."""
+        named = isinstance(self.batch, Mapping)
+        kwargs = dict(self.batch) if named else {}
+        args = () if named else self.batch if isinstance(self.batch, list | tuple) else (self.batch,)
+        caches = Changes()
+        try:
+            for module in self.model.modules():
+                if getattr(config := getattr(module, "config", None), "use_cache", None) is True:
+                    caches.put(config, "use_cache", False)
+            return self.model(*args, **kwargs)
+        finally:
+            caches.undo()
 
     def _config_of(self, name: str) -> Described | None:
         return next((one for one in self.configs if not one.name or name.startswith(f"{one.name}.")), None)

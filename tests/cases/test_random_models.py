@@ -47,7 +47,7 @@ REFUSED = {"Overlapping", "Transposed", "Merging"}
 
 def orders(choice: random.Random) -> tuple[Technique, ...]:
     first = choice.choice(DATA_FREE)
-    second = choice.choice(DATA_FREE + LOOKING)
+    second = choice.choice(choice.choice([DATA_FREE, LOOKING, LOOKING]))
     return (first,) if choice.random() < 0.3 else (first, second) if second != first else (second,)
 
 
@@ -82,6 +82,12 @@ def expected(case: Sample, order: Sequence[Technique], before: dict[str, Tensor]
     return found
 
 
+def agree(found: Tensor, wanted: Tensor, rounded: bool) -> bool:
+    """Bitwise, but where sums are rounded otherwise."""
+    bound = 0.0 if not rounded else 4e-2 if wanted.dtype == torch.bfloat16 else 1e-4
+    return torch.allclose(found, wanted, rtol=bound, atol=bound * float(wanted.abs().max()))
+
+
 def check(seed: int) -> str:
     """Compress the model of a seed, and compare; what became of it in a word."""
     case, choice = sample(seed), random.Random(f"order {seed}")
@@ -89,8 +95,10 @@ def check(seed: int) -> str:
     order: Sequence[Technique] = choice.choice(SEARCHED) if searched else orders(choice)
     looks = any(technique.needs_inputs for technique in order)
     before, where, how = memory(case.model), places(case.model), modes(case.model)
-    wanted = expected(case, order, before) if not searched else []
-    assert not same(before, memory(case.model)) or "Merging" in case.odd
+    case.model.eval()  # in which layers that merge have merged
+    computing = memory(case.model)
+    wanted = expected(case, order, computing) if not searched else []
+    assert not same(computing, memory(case.model))
     case = sample(seed)
     before, where, how = memory(case.model), places(case.model), modes(case.model)
     data = case.batches if looks else None
@@ -98,7 +106,9 @@ def check(seed: int) -> str:
         if searched:
             plan = cc.optimize_order(order, model=case.model, calibration=data, loss="weight_l2", device="cpu")
             assert not same(before, memory(case.model)) and places(case.model) == where and modes(case.model) == how
-            wanted = expected(case, tuple(plan.order), before)
+            other = sample(seed)
+            other.model.eval()
+            wanted = expected(other, tuple(plan.order), computing)
             assert plan.apply(case.model) is case.model
         else:
             assert cc.apply(cc.Sequence(tuple(order)), case.model, data, device="cpu") is case.model
@@ -108,18 +118,16 @@ def check(seed: int) -> str:
         assert case.odd & REFUSED or (looks and "Dead" in case.odd), str(error)
         return "refused"
     assert places(case.model) == where and modes(case.model) == how
-    if "Merging" in case.odd:
-        return "merged"
+    case.model.eval()
     after, owned = memory(case.model), set[int]()
+    rounded = looks or "Merging" in case.odd  # what is merged and taken out again is rounded twice
+    misses: dict[int, list[str]] = {}
     for names, result in wanted:
         name = f"{names[0]}.weight"
         owned |= {where[f"{one}.weight"][1] for one in names}
-        if looks:
-            bound = 4e-2 if result.dtype == torch.bfloat16 else 1e-4
-            torch.testing.assert_close(after[name], result, rtol=bound, atol=bound * float(result.abs().max()))
-        else:
-            assert torch.equal(after[name], result), name
-    assert {where[name][1] for name in same(before, after)} <= owned
+        misses.setdefault(where[name][1], []).append("" if agree(after[name], result, rounded) else name)
+    assert all("" in of_one_memory for of_one_memory in misses.values()), misses
+    assert {where[name][1] for name in same(computing, after)} <= owned
     return "compressed"
 
 
