@@ -54,7 +54,7 @@ def cut(model: nn.Module, batch: Any) -> nn.Module:
     """
     inner = unwrap(model)
     batch = move(batch, next(inner.parameters()).device)
-    with evaluating(inner), torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), evaluating(inner):  # new parameters are ordinary ones
         cutter = _Cutter(inner, batch)
         try:
             cutter.blocks()

@@ -320,3 +320,38 @@ def test_a_transformers_model_inside_a_module_stays_one_that_loads(tmp_path: Pat
     torch.testing.assert_close(logits(inner, batches[0]), wanted, rtol=1e-4, atol=1e-5)
     inner.save_pretrained(tmp_path)
     assert torch.equal(logits(type(inner).from_pretrained(tmp_path).eval(), batches[0]), logits(inner, batches[0]))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, nn.Sequential, torch.compile], ids=lambda wrap: wrap.__name__)
+def test_wrappers(wrap: Any, tmp_path: Path) -> None:
+    one = ARCHITECTURES["phi3"]
+    model, batches = one.build(), one.batches()
+    wanted = logits(cc.apply(B >> H >> N, model, batches, device="cpu"), batches[1])
+    cc.cut(wrap(model), batches[0]["input_ids"])
+    assert len(model.model.layers) == 2 and model.config.use_cache is True
+    torch.testing.assert_close(logits(model, batches[1]), wanted, rtol=1e-4, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(type(model).from_pretrained(tmp_path).eval(), batches[1]), logits(model, batches[1]))
+
+
+def test_inside_inference_mode_the_model_can_still_be_trained() -> None:
+    one = ARCHITECTURES["llama"]
+    model, batch = one.build().train(), one.batches()[0]
+    cc.apply(H, model, device="cpu")
+    with torch.inference_mode():
+        cc.cut(model, batch)
+    assert model.model.layers[0].self_attn.k_proj.out_features == 4
+    assert all(module.training for module in model.modules())
+    model(**batch).logits.sum().backward()
+
+
+def test_cut_twice_is_cut_once() -> None:
+    one = ARCHITECTURES["mistral"]
+    model, batches = one.build(), one.batches()
+    cc.cut(cc.apply(B >> N, model, batches, device="cpu"), batches[0])
+    before, where = memory(model), places(model)
+    cc.cut(model, batches[0])
+    assert not same(before, memory(model)) and places(model) == where
+    cc.cut(cc.apply(N, model, device="cpu"), batches[0])
+    assert [block.mlp.down_proj.in_features for block in model.model.layers] == [6, 6]
+    assert model.config.intermediate_size == 6 and model.config.num_hidden_layers == 2
