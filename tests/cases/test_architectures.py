@@ -78,7 +78,7 @@ def equal(one: list[Tensor], other: list[Tensor]) -> bool:
 def close(one: list[Tensor], other: list[Tensor]) -> None:
     assert len(one) == len(other)
     for a, b in zip(one, other, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max()))
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(a.abs().max()))
 
 
 def in_one_line(error: InputError) -> None:
