@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,193 +12,257 @@ from torch import Tensor, nn
 
 from compcomp.errors import InputError
 from compcomp.language.whole import Group
+from compcomp.models.changes import Changes
+from compcomp.models.configs import PLACES, Described, described
 from compcomp.models.devices import move
+from compcomp.models.identities import identities
 from compcomp.models.layers import Layer, evaluating, layers_by_name, unwrap
-from compcomp.models.structure import attentions, block_list, blocks, feed_forwards
-from compcomp.models.whole import Whole
+from compcomp.models.structure import attentions, block_lists, feed_forwards, head_size
 
 TOLERANCE = 1e-3
-"""What outputs may differ by, relative to the largest: sums over fewer zeros are rounded otherwise. In float64 1e-9."""
+"""What outputs may differ by, relative to the largest: sums over fewer zeros are rounded otherwise."""
 
-Undo = Callable[[], None]
+ROUNDED = {torch.float64: 1e-6, torch.float32: 1.0, torch.float16: 10.0, torch.bfloat16: 40.0}
+"""The tolerance of outputs of another dtype, relative to that of float32."""
+
+ALLOWED = "blocks, heads and neurons that can be removed without a trace"
+
+COUNTS = ("num_heads", "n_heads", "num_attention_heads", "num_key_value_heads", "num_kv_heads")
+"""What attentions call the number of their heads, where no config says it."""
+
+FINDERS: dict[str, Callable[[nn.Module, Mapping[str, Layer]], list[Group]]] = {
+    "neurons": feed_forwards,
+    "heads": attentions,
+}
+
+Change = Callable[[Changes], None]
 
 
 def cut(model: nn.Module, batch: Any) -> nn.Module:
     """Make the layers of a model smaller by what has no effect, and return the same module.
 
     Neurons and heads (all that share keys and values together) go whose columns in the layer that reads them are all
-    zero, as ``PruneNeurons`` and ``PruneHeads`` leave them; blocks go that write nothing but zeros, as ``RemoveBlocks``
-    leaves them. One neuron and one head stay of each network and attention, and one block. ``config`` of a transformers
-    model is brought up to date where all its blocks are alike, so that it can be saved and loaded as usual.
+    zero, as ``PruneNeurons`` and ``PruneHeads`` leave them; blocks go that add nothing to their inputs whatever these
+    are, as ``RemoveBlocks`` leaves them. One neuron and one head stay of each network and attention, and one block.
 
-    ``batch``: one of calibration, to see that the model's outputs stay what they were up to rounding. Raises
-    InputError, with the model as it was, where they do not.
+    A model of transformers stays one that ``save_pretrained`` and ``from_pretrained`` carry over: its ``config`` is
+    brought up to date, and what the config cannot say is not done. So its networks keep the same number of neurons,
+    that of the largest, and heads stay where their size is the model's width divided by their number.
+
+    ``batch``: one of calibration, to see that the model's outputs stay what they were up to rounding. What cannot go
+    stays, with a warning that says why. Raises InputError, with the model as it was, where nothing else is left to do.
     """
     inner = unwrap(model)
     batch = move(batch, next(inner.parameters()).device)
-    undo: list[Undo] = []
-    with evaluating(inner), torch.no_grad():
-        before = _outputs(inner, batch)
+    with torch.inference_mode(False), torch.no_grad(), evaluating(inner):  # new parameters are ordinary ones
+        cutter = _Cutter(inner, batch)
         try:
-            _cut_blocks(inner, batch, undo)
-            for group in feed_forwards(inner, layers_by_name(inner)):
-                _cut_units(inner, group, undo)
-            for group in attentions(inner, layers_by_name(inner)):
-                if _apart(group):
-                    _cut_units(inner, group, undo)
-            _update_config(inner, undo)
-            after = _outputs(inner, batch)
-            size = float(before.abs().max())
-            apart = float((after - before).abs().max()) if after.shape == before.shape else float("inf")
-            tolerance = 1e-9 if before.dtype == torch.float64 else TOLERANCE
-            if not apart <= tolerance * size:
-                given = f"a model whose outputs change by {apart:.3g}, the largest being {size:.3g}"
-                raise InputError(given, "blocks, heads and neurons that can be removed without a trace", "cut")
+            cutter.blocks()
+            cutter.units("neurons")
+            cutter.units("heads")
         except BaseException:
-            for step in reversed(undo):
-                step()
+            cutter.done.undo()
             raise
+    if cutter.stayed and not cutter.done:
+        raise InputError(cutter.stayed[0], ALLOWED, "cut")
+    for reason in cutter.stayed:
+        warnings.warn(f"cut: left as they are: {reason}", stacklevel=2)
     return model
 
 
-def _outputs(model: nn.Module, batch: Any) -> Tensor:
-    logits = Whole(model, layers_by_name(model), {}, []).forward(batch).logits
-    if not isinstance(logits, Tensor):
-        raise InputError(f"a model that puts out a {type(logits).__name__}", "a tensor, or logits", "cut")
-    return logits
+class _Cutter:
+    """A model, what it puts out for a batch, what was done to it, and what stayed and why."""
+
+    def __init__(self, model: nn.Module, batch: Any) -> None:
+        self.model, self.batch = model, batch
+        self.before = self._outputs()
+        self.configs = described(model)
+        self.done, self.stayed = Changes(), list[str]()
+
+    def blocks(self) -> None:
+        """Remove the blocks of every list that add nothing: all of them, or those of which each can go."""
+        for name, modules in block_lists(self.model, layers_by_name(self.model)):
+            idle = [place for place, nothing in enumerate(identities(list(modules), self._run)) if nothing]
+            if len(idle) == len(modules):
+                idle = idle[1:]
+            if idle and self._attempt(self._without(name, modules, idle)) is not None:
+                for place in reversed(idle):
+                    if (reason := self._attempt(self._without(name, modules, [place]))) is not None:
+                        self.stayed.append(f"block {name}.{place}: {reason}")
+
+    def units(self, kind: str) -> None:
+        """Remove the units that are read by zeros alone, of all alike networks at once, and then of single kinds."""
+        together: dict[tuple[int, int], list[Group]] = {}
+        for group in FINDERS[kind](self.model, layers_by_name(self.model)):
+            together.setdefault((id(self._config_of(group.name)), group.units), []).append(group)
+        for groups in together.values():
+            names = [group.name for group in groups]
+            parts: dict[str, list[str]] = {}
+            for name in names:  # a config has one size for encoders and one for decoders; without one each is free
+                free = self._config_of(name) is None
+                parts.setdefault(name if free else re.sub(r"\.\d+(?=\.|$)", ".*", name), []).append(name)
+            whole = self._attempt(self._fewer(kind, names))
+            for part in parts.values():
+                reason = whole if len(part) == len(names) else self._attempt(self._fewer(kind, part))
+                if reason is not None:
+                    more = f" and {len(part) - 1} more" if len(part) > 1 else ""
+                    self.stayed.append(f"{kind} of {part[0]}{more}: {reason}")
+
+    def _without(self, name: str, modules: nn.ModuleList, idle: Sequence[int]) -> Change:
+        """Take these blocks out of a list."""
+        alive = [place not in idle for place in range(len(modules))]
+
+        def change(changes: Changes) -> None:
+            places = iter(range(sum(alive)))
+            for before, (block, lives) in enumerate(zip(modules, alive, strict=True)):
+                after = next(places) if lives else before
+                for module in block.modules():
+                    for key, value in vars(module).items():
+                        if type(value) is int and value == before != after and any(part in key for part in PLACES):
+                            changes.put(module, key, after)
+            changes.keep(modules, alive)
+            if (config := self._config_of(name)) is not None:
+                config.without_blocks(name.removeprefix(config.name).removeprefix("."), alive, changes)
+
+        return change
+
+    def _fewer(self, kind: str, names: Sequence[str]) -> Change:
+        """Take the idle units of these networks or attentions; under one config the same number of all."""
+
+        def change(changes: Changes) -> None:
+            layers = layers_by_name(self.model)
+            groups = [group for group in FINDERS[kind](self.model, layers) if group.name in names]
+            alive = [_alive(group, layers) for group in groups]
+            config = self._config_of(names[0])
+            if config is not None:
+                _level(alive)
+            if all(bool(which.all()) for which in alive):
+                return
+            for group, which in zip(groups, alive, strict=True):
+                _check_own(self.model, group, layers)
+                _take(group, which, layers, changes)
+                if config is None and kind == "heads":
+                    parent, left = self.model.get_submodule(group.name), int(which.sum())
+                    for key, count in list(vars(parent).items()):
+                        if key in COUNTS and type(count) is int and count % group.units == 0:
+                            changes.put(parent, key, count // group.units * left)
+            if config is not None:
+                group, left = groups[0], int(alive[0].sum())
+                sizes, more = {group.units: left}, dict[str, int]()
+                if kind == "heads":
+                    side = head_size(self.model.get_submodule(group.name)) or 1
+                    shared = group.reads.size // side
+                    sizes, more = {group.units * shared: left * shared, group.units: left}, {"head_dim": side}
+                config.with_units(kind, sizes, more, changes)
+
+        return change
+
+    def _attempt(self, change: Change) -> str | None:
+        """Make a change; undone, with the reason returned, where it leaves a trace or would not be loaded."""
+        changes = Changes()
+        try:
+            change(changes)
+            if changes:
+                self._compare()
+        except InputError as error:
+            changes.undo()
+            return error.given
+        except Exception as error:  # the model's own code does not take the sizes
+            changes.undo()
+            return f"without them the model raises {type(error).__name__} ({str(error).splitlines()[0][:80]})"
+        except BaseException:
+            changes.undo()
+            raise
+        self.done.add(changes)
+        return None
+
+    def _compare(self) -> None:
+        """Raise InputError where the model puts out something else than before."""
+        after = self._outputs()
+        if [x.shape for x in after] != [x.shape for x in self.before]:
+            raise InputError("outputs change their shape", ALLOWED, "cut")
+        for one, other in zip(self.before, after, strict=True):
+            if one.numel():
+                size, apart = float(one.abs().max()), float((other - one).abs().max())
+                if not apart <= TOLERANCE * ROUNDED.get(one.dtype, 1.0) * size:
+                    given = f"without them outputs change by {apart:.3g}, the largest being {size:.3g}"
+                    raise InputError(given, ALLOWED, "cut")
+
+    def _outputs(self) -> list[Tensor]:
+        found = list(_floats(self._run()))
+        if not found:
+            raise InputError("a model that puts out no tensor of floats", "a tensor, or logits", "cut")
+        return found
+
+    def _run(self) -> Any:
+        """What the model puts out, without caches: these would grow where a block runs twice."""
+        named = isinstance(self.batch, Mapping)
+        kwargs = dict(self.batch) if named else {}
+        args = () if named else self.batch if isinstance(self.batch, list | tuple) else (self.batch,)
+        caches = Changes()
+        try:
+            for module in self.model.modules():
+                if getattr(config := getattr(module, "config", None), "use_cache", None) is True:
+                    caches.put(config, "use_cache", False)
+            return self.model(*args, **kwargs)
+        finally:
+            caches.undo()
+
+    def _config_of(self, name: str) -> Described | None:
+        return next((one for one in self.configs if not one.name or name.startswith(f"{one.name}.")), None)
 
 
-# ------------------------------------------------------------------------------------------------- units
+def _floats(output: Any) -> Iterator[Tensor]:
+    """The tensors of floats in what a model puts out."""
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, Mapping):
+        for item in output.values():
+            yield from _floats(item)
+    elif isinstance(output, list | tuple):
+        for item in output:
+            yield from _floats(item)
 
 
-def _apart(group: Group) -> bool:
-    """Whether queries, keys and values are layers of their own: packed ones are split by sizes kept elsewhere."""
-    return len({part.layer for part in group.parts}) == 4
-
-
-def _cut_units(model: nn.Module, group: Group, undo: list[Undo]) -> None:
-    """Remove the units of a group that are read by zeros alone."""
-    layers = layers_by_name(model)
-    if any(len(layers[part.layer].modules) > 1 for part in group.parts):
-        return
+def _alive(group: Group, layers: Mapping[str, Layer]) -> Tensor:
+    """Which units are read by something else than zeros; the first where none is."""
     reads = layers[group.reads.layer].weight
     alive = reads.reshape(len(reads), group.units, group.reads.size).ne(0).any(dim=2).any(dim=0)
     if not bool(alive.any()):
         alive[0] = True
-    if bool(alive.all()):
-        return
+    return alive
+
+
+def _level(alive: Sequence[Tensor]) -> None:
+    """Let the first idle units live, so that all have as many as the one with most."""
+    most = max(int(which.sum()) for which in alive)
+    for which in alive:
+        idle = (~which).nonzero()[:, 0]
+        which[idle[: most - int(which.sum())]] = True
+
+
+def _check_own(model: nn.Module, group: Group, layers: Mapping[str, Layer]) -> None:
+    """Raise InputError where a layer of the group shares its weight, or computes it."""
+    users: dict[int, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        key = parameter.untyped_storage().data_ptr()
+        users[key] = users.get(key, 0) + 1
+    for name in {part.layer for part in group.parts}:
+        for module in layers[name].modules:
+            weight: Any = module._parameters.get("weight")
+            if weight is None or len(layers[name].modules) > 1 or users[weight.untyped_storage().data_ptr()] > 1:
+                raise InputError(f"{name} has a weight that is shared or computed", ALLOWED, "cut")
+
+
+def _take(group: Group, alive: Tensor, layers: Mapping[str, Layer], changes: Changes) -> None:
+    """Remove the units that do not live from all layers of the group."""
     kept: dict[tuple[str, str], Tensor] = {}
     for part in group.parts:
-        key = part.layer, part.side
-        layer = layers[part.layer]
+        key, layer = (part.layer, part.side), layers[part.layer]
         if key not in kept:
             kept[key] = torch.ones(layer.shape[0 if part.side == "out" else 1], dtype=torch.bool, device=alive.device)
         chosen = alive.repeat_interleave(part.size)
         kept[key][part.start : part.start + len(chosen)] = chosen
     for (name, side), which in kept.items():
-        _shrink(layers[name], side, which, undo)
-    parent = model.get_submodule(group.name)
-    before, after = group.units, int(alive.sum())
-    for name in ("num_heads", "num_key_value_heads", "num_attention_heads"):
-        count = getattr(parent, name, None)
-        if isinstance(count, int) and _apart(group) and count % before == 0:
-            _put(parent, name, count // before * after, undo)
-
-
-def _shrink(layer: Layer, side: str, kept: Tensor, undo: list[Undo]) -> None:
-    """Keep these rows (out) or columns (in) of a layer."""
-    module: Any = layer.modules[0]
-    which = kept.to(module.weight.device)
-    axis = (0 if side == "out" else 1) if not layer.transposed else (1 if side == "out" else 0)
-    whole = module.weight
-    part = whole.detach()[which] if axis == 0 else whole.detach()[:, which]
-    _put(module, "weight", nn.Parameter(part.contiguous().clone(), requires_grad=whole.requires_grad), undo)
-    if side == "out" and getattr(module, "bias", None) is not None:
-        bias = module.bias
-        _put(module, "bias", nn.Parameter(bias.detach()[which].clone(), requires_grad=bias.requires_grad), undo)
-    name = {"out": "nf", "in": "nx"}[side] if layer.transposed else {"out": "out_features", "in": "in_features"}[side]
-    if hasattr(module, name):
-        _put(module, name, int(which.sum()), undo)
-
-
-def _put(owner: Any, name: str, value: Any, undo: list[Undo]) -> None:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    undo.append(lambda: setattr(owner, name, before))
-
-
-# ------------------------------------------------------------------------------------------------- blocks
-
-
-def _cut_blocks(model: nn.Module, batch: Any, undo: list[Undo]) -> None:
-    """Remove the blocks whose layers that write are all zero, and that leave the batch's hidden states as they are."""
-    layers = layers_by_name(model)
-    found = block_list(model, layers)
-    if found is None:
-        return
-    name, modules = found
-    groups = [*feed_forwards(model, layers), *attentions(model, layers)]
-    hidden = Whole(model, layers, {}, []).forward(batch).hidden
-    alive = [
-        not (_writes_zeros(names, groups, layers) and torch.equal(hidden[k], hidden[k + 1]))
-        for k, names in enumerate(blocks(model, layers))
-    ]
-    if not any(alive):
-        alive[0] = True
-    if all(alive):
-        return
-    *parents, last = name.split(".")
-    parent: Any = model.get_submodule(".".join(parents))
-    stay = [module for module, lives in zip(modules, alive, strict=True) if lives]
-    _put(parent, last, nn.ModuleList(stay), undo)
-    for place, block in enumerate(stay):
-        for module in block.modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                _put(module, "layer_idx", place, undo)
-    config = getattr(model, "config", None)
-    for key in ("num_hidden_layers", "n_layer", "num_layers"):
-        if getattr(config, key, None) == len(alive):
-            _put(config, key, len(stay), undo)
-    types = getattr(config, "layer_types", None)
-    if isinstance(types, list) and len(types) == len(alive):
-        _put(config, "layer_types", [kind for kind, lives in zip(types, alive, strict=True) if lives], undo)
-
-
-def _writes_zeros(names: Sequence[str], groups: Sequence[Group], layers: dict[str, Layer]) -> bool:
-    """Whether the layers of a block are those of groups whose reading layers are zero, without a bias."""
-    own = [group for group in groups if group.reads.layer in names]
-    if set(names) != {part.layer for group in own for part in group.parts}:
-        return False
-    for group in own:
-        module: Any = layers[group.reads.layer].modules[0]
-        bias = getattr(module, "bias", None)
-        if bool(module.weight.ne(0).any()) or (bias is not None and bool(bias.ne(0).any())):
-            return False
-    return True
-
-
-# ------------------------------------------------------------------------------------------------- config
-
-
-def _update_config(model: nn.Module, undo: list[Undo]) -> None:
-    """The sizes that a transformers config names, where all blocks have the same."""
-    config, layers = getattr(model, "config", None), layers_by_name(model)
-    if config is None:
-        return
-    neurons = {group.units for group in feed_forwards(model, layers)}
-    if len(neurons) == 1:
-        for key in ("intermediate_size", "ffn_dim", "n_inner"):
-            if isinstance(getattr(config, key, None), int) or (key == "n_inner" and hasattr(config, key)):
-                _put(config, key, next(iter(neurons)), undo)
-    heads = {(g.units, g.parts[0].size, g.parts[1].size) for g in attentions(model, layers) if _apart(g)}
-    if len(heads) == 1:
-        units, queries, side = next(iter(heads))
-        counts = {"num_key_value_heads": units, "num_attention_heads": units * queries // side}
-        if any(isinstance(was := getattr(config, key, None), int) and was != now for key, now in counts.items()):
-            if getattr(config, "head_dim", None) != side:  # without it, transformers divides the width by the heads
-                known, before = hasattr(config, "head_dim"), getattr(config, "head_dim", None)
-                config.head_dim = side
-                undo.append(lambda: setattr(config, "head_dim", before) if known else delattr(config, "head_dim"))
-            for key, now in counts.items():
-                if isinstance(getattr(config, key, None), int):
-                    _put(config, key, now, undo)
+        changes.shrink(layers[name], side, which)

@@ -25,6 +25,7 @@ from compcomp.models.bench import check_range
 from compcomp.models.components import pack
 from compcomp.models.layers import Layer, is_from_transformers, layers_by_name, unwrap
 from compcomp.models.measure import effective_weight
+from compcomp.models.names import under_own_names
 from compcomp.models.size import compression_rate
 
 WEIGHTS, COMPONENTS, ABOUT = "model.safetensors", "components.safetensors", "compcomp.json"
@@ -84,7 +85,11 @@ def load_weights(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Modu
     """
     path = _existing(directory, WEIGHTS)
     try:
-        load_model(unwrap(model), path)
+        renamed = under_own_names(unwrap(model), path)
+        if renamed is None:
+            load_model(unwrap(model), path)
+        else:
+            unwrap(model).load_state_dict(renamed)
     except (RuntimeError, SafetensorError) as error:
         given = f"{str(path)!r} ({str(error)[:200]})"
         raise InputError(given, "weights saved from such a model", "load") from None

@@ -11,27 +11,47 @@ from compcomp.errors import InputError
 from compcomp.language.whole import Group, Part
 from compcomp.models.layers import Layer, unwrap
 
-FEED_FORWARD: tuple[tuple[tuple[str, ...], str], ...] = (
+Family = tuple[tuple[str, ...], str]
+
+FEED_FORWARD: tuple[Family, ...] = (
     (("gate_proj", "up_proj"), "down_proj"),  # Llama, Mistral, Qwen2, Gemma
-    (("gate_up_proj",), "down_proj"),  # Phi-3: the gates first, then the values
-    (("up_proj",), "down_proj"),  # Nemotron
-    (("fc1",), "fc2"),  # OPT, Phi
-    (("c_fc",), "c_proj"),  # GPT-2
+    (("gate_up_proj",), "down_proj"),  # Phi-3, GLM: the gates first, then the values
+    (("up_proj",), "down_proj"),  # Nemotron, MPT
+    (("fc1",), "fc2"),  # OPT, Phi, BART, ViT, CLIP
+    (("c_fc",), "c_proj"),  # GPT-2, Starcoder2
+    (("fc_in",), "fc_out"),  # GPT-J
     (("dense_h_to_4h",), "dense_4h_to_h"),  # GPT-NeoX, Falcon, BLOOM
     (("wi_0", "wi_1"), "wo"),  # T5 v1.1
     (("wi",), "wo"),  # T5
     (("lin1",), "lin2"),  # DistilBERT
+    (("intermediate.dense",), "output.dense"),  # BERT, RoBERTa, ELECTRA, DeBERTa
+    (("ffn",), "ffn_output"),  # ALBERT
 )
-"""Children of a feed-forward network: those whose rows are its neurons, and the one whose columns read them."""
+"""Layers of a feed-forward network below its module: those whose rows are its neurons, and the one that reads them."""
 
-ATTENTION: tuple[tuple[tuple[str, ...], str], ...] = (
+ATTENTION: tuple[Family, ...] = (
     (("q_proj", "k_proj", "v_proj"), "o_proj"),  # Llama, Mistral, Qwen2, Gemma
-    (("q_proj", "k_proj", "v_proj"), "out_proj"),  # OPT
+    (("q_proj", "k_proj", "v_proj"), "out_proj"),  # OPT, GPT-J, BART
     (("q_proj", "k_proj", "v_proj"), "dense"),  # Phi
     (("q_lin", "k_lin", "v_lin"), "out_lin"),  # DistilBERT
-    (("c_attn",), "c_proj"),  # GPT-2: queries, keys and values one after another
+    (("self.query", "self.key", "self.value"), "output.dense"),  # BERT, RoBERTa, ELECTRA
+    (("query", "key", "value"), "dense"),  # ALBERT
+    (("q", "k", "v"), "o"),  # T5
 )
-"""Children of an attention: queries, keys and values, and what reads its heads."""
+"""Layers of an attention below its module: queries, keys and values, and what reads its heads."""
+
+STACKED: tuple[Family, ...] = (
+    (("c_attn",), "c_proj"),  # GPT-2, GPT-BigCode of one head for keys and values
+    (("qkv_proj",), "o_proj"),  # Phi-3
+    (("Wqkv",), "out_proj"),  # MPT
+)
+"""One layer for all queries, then all keys, then all values."""
+
+WOVEN: tuple[Family, ...] = (
+    (("query_key_value",), "dense"),  # GPT-NeoX, BLOOM, Falcon, Persimmon
+    (("c_attn",), "c_proj"),  # GPT-BigCode of many heads for keys and values
+)
+"""One layer that holds the queries, the key and the value of one head, or of heads that share them, after another."""
 
 
 def feed_forwards(model: nn.Module, layers: Mapping[str, Layer]) -> list[Group]:
@@ -43,6 +63,8 @@ def feed_forwards(model: nn.Module, layers: Mapping[str, Layer]) -> list[Group]:
             if layers[names[0]].shape[0] != 2 * units:
                 continue
             parts = [Part(names[0], "out"), Part(names[0], "out", start=units)]
+        elif "gate_proj" in module._modules and len(names) == 1:
+            continue  # the gates are left out of these layers: their neurons cannot go as a whole
         elif all(layers[one].shape[0] == units for one in names) and "c_attn" not in module._modules:
             parts = [Part(one, "out") for one in names]
         if parts:
@@ -53,30 +75,43 @@ def feed_forwards(model: nn.Module, layers: Mapping[str, Layer]) -> list[Group]:
 def attentions(model: nn.Module, layers: Mapping[str, Layer]) -> list[Group]:
     """The heads of every attention among these layers; heads that share keys and values are one unit."""
     found = []
-    for name, module, names, reads in _families(model, layers, ATTENTION):
+    for name, module, names, reads in _families(model, layers, (*ATTENTION, *STACKED, *WOVEN)):
         side = head_size(module)
         queries = layers[reads].shape[1]
         if side is None or queries % side:
             continue
-        if len(names) == 1:
-            if layers[names[0]].shape[0] == 3 * queries:
-                parts = [Part(names[0], "out", side, start=k * queries) for k in range(3)]
-                found.append(Group(name, queries // side, (*parts, Part(reads, "in", side))))
-            continue
         rows = [layers[one].shape[0] for one in names]
-        units = rows[1] // side
-        if rows[0] == queries and rows[1] == rows[2] == units * side and units and queries % rows[1] == 0:
-            sizes = (queries // units, side, side)
+        shared = (rows[0] - queries) // 2 if len(names) == 1 else rows[1]
+        if shared < side or shared % side or queries % shared:
+            continue
+        units = shared // side
+        sizes = (queries // units, side, side)
+        if len(names) == 3:
+            if rows != [queries, shared, shared]:
+                continue
             parts = [Part(one, "out", size) for one, size in zip(names, sizes, strict=True)]
-            found.append(Group(name, units, (*parts, Part(reads, "in", sizes[0]))))
+        elif rows[0] != queries + 2 * shared:
+            continue
+        elif _woven(module, names[0]):
+            parts = [Part(names[0], "out", sum(sizes))]
+        else:
+            starts = (0, queries, queries + shared)
+            parts = [Part(names[0], "out", size, start) for size, start in zip(sizes, starts, strict=True)]
+        found.append(Group(name, units, (*parts, Part(reads, "in", sizes[0]))))
     return found
+
+
+def _woven(attention: nn.Module, packed: str) -> bool:
+    """Whether a packed layer holds one head after another."""
+    return packed.endswith("query_key_value") or getattr(attention, "multi_query", None) is False
 
 
 def head_size(attention: nn.Module) -> int | None:
     """Rows of one head."""
-    for name in ("head_dim", "attention_head_size", "dim_per_head"):
-        if isinstance(size := getattr(attention, name, None), int):
-            return size
+    for holder in (attention, attention._modules.get("self")):
+        for name in ("head_dim", "attention_head_size", "head_size", "dim_per_head", "key_value_proj_dim"):
+            if isinstance(size := getattr(holder, name, None), int):
+                return size
     heads = next(
         (h for n in ("num_heads", "n_heads", "num_attention_heads") if (h := getattr(attention, n, None))), None
     )
@@ -85,26 +120,45 @@ def head_size(attention: nn.Module) -> int | None:
 
 
 def _families(
-    model: nn.Module, layers: Mapping[str, Layer], known: tuple[tuple[tuple[str, ...], str], ...]
+    model: nn.Module, layers: Mapping[str, Layer], known: tuple[Family, ...]
 ) -> Iterator[tuple[str, nn.Module, list[str], str]]:
-    """Modules whose children have the names of a family: name, module, names of its layers, and of the reading one."""
+    """Modules that hold the layers of a family: name, module, names of its layers, and of the reading one."""
     for name, module in unwrap(model).named_modules():
         for inner, reads in known:
             names = [f"{name}.{child}" if name else child for child in (*inner, reads)]
-            if all(child in module._modules for child in (*inner, reads)) and all(one in layers for one in names):
+            if all(one in layers for one in names):
                 yield name, module, names[:-1], names[-1]
                 break
 
 
 def block_list(model: nn.Module, layers: Mapping[str, Layer]) -> tuple[str, nn.ModuleList] | None:
     """The list of the model's blocks: of those that hold modules of one class the one with the most layers."""
-    best: tuple[int, str, nn.ModuleList] | None = None
+    return max(
+        (found for found in _lists(model) if _holds(found[0], layers)),
+        key=lambda found: _holds(found[0], layers),
+        default=None,
+    )
+
+
+def block_lists(model: nn.Module, layers: Mapping[str, Layer]) -> list[tuple[str, nn.ModuleList]]:
+    """Every list of blocks that is in no other one: those of an encoder and those of a decoder."""
+    found = list[tuple[str, nn.ModuleList]]()
+    for name, modules in _lists(model):
+        if _holds(name, layers) and not any(name.startswith(f"{outer}.") for outer, _ in found):
+            found.append((name, modules))
+    return found
+
+
+def _lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+    """Lists of modules of one class."""
     for name, module in unwrap(model).named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) and len({type(child) for child in module}) == 1:
-            count = sum(one.startswith(f"{name}.") for one in layers)
-            if count and (best is None or count > best[0]):
-                best = count, name, module
-    return None if best is None else best[1:]
+        if isinstance(module, nn.ModuleList) and len({type(child) for child in module}) == 1:
+            yield name, module
+
+
+def _holds(name: str, layers: Mapping[str, Layer]) -> int:
+    """How many layers a module holds."""
+    return sum(one.startswith(f"{name}.") for one in layers)
 
 
 def blocks(model: nn.Module, layers: Mapping[str, Layer]) -> list[list[str]]:

@@ -74,23 +74,53 @@ def test_outputs_stay_and_parameters_go(order: Technique | Sequence, tmp_path: P
     assert torch.equal(grown, plain)
 
 
-def test_units_that_differ_from_block_to_block() -> None:
-    """Each network is as small as it can be, and the config goes on naming what it named."""
+def test_units_that_differ_from_block_to_block_keep_one_number_that_the_config_can_say(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
     model = llama()
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight[:, :10] = 0
         model.model.layers[1].mlp.down_proj.weight[:, 5] = 0
     wanted = logits(model)
     cut(model, IDS)
-    assert [layer.mlp.down_proj.in_features for layer in model.model.layers] == [14, 23]
-    assert model.config.intermediate_size == 24
+    assert [layer.mlp.down_proj.in_features for layer in model.model.layers] == [23, 23]
+    assert model.config.intermediate_size == 23
     torch.testing.assert_close(logits(model), wanted, rtol=1e-5, atol=1e-6)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval()), logits(model))
+
+
+class Networks(nn.Module):
+    """Two feed-forward networks of one size, of a module without a config."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.one, self.two = (nn.ModuleDict({"fc1": nn.Linear(4, 24), "fc2": nn.Linear(24, 4)}) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for part in (self.one, self.two):
+            x = x + part["fc2"](torch.relu(part["fc1"](x)))
+        return x
+
+
+def test_a_model_without_a_config_is_as_small_as_it_can_be() -> None:
+    model, x = Networks(), torch.randn(3, 4)
+    with torch.no_grad():
+        model.one["fc2"].weight[:, :10] = 0
+        model.two["fc2"].weight[:, 5] = 0
+        wanted = model(x)
+        cut(model, x)
+        torch.testing.assert_close(model(x), wanted)
+    assert [part["fc2"].in_features for part in (model.one, model.two)] == [14, 23]
 
 
 def test_gpt2_loses_neurons_and_keeps_packed_heads() -> None:
     model = cc.apply(N >> H, gpt2(), device="cpu")
     wanted = logits(model)
-    cut(model, IDS)
+    with pytest.warns(UserWarning, match="heads of transformer.h.0.attn: sizes that GPT2Config cannot say"):
+        cut(model, IDS)
     block = model.transformer.h[0]  # type: ignore[union-attr, index]
     assert (block.mlp.c_fc.weight.shape, block.mlp.c_proj.weight.shape) == ((16, 32), (32, 16))  # type: ignore[union-attr]
     assert block.mlp.c_fc.bias.shape == (32,) and block.mlp.c_fc.nf == block.mlp.c_proj.nx == 32  # type: ignore[union-attr]

@@ -78,9 +78,9 @@ NEOX = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num
         ("Llama", llama_like(), [24, 24], [2, 2]),
         ("Mistral", llama_like(), [24, 24], [2, 2]),
         ("Gemma", llama_like() | {"head_dim": 4}, [24, 24], [2, 2]),
-        ("Phi3", llama_like(), [24, 24], []),  # packed queries, keys and values of unequal size
+        ("Phi3", llama_like(), [24, 24], [2, 2]),  # all queries, all keys, all values in one layer
         ("OPT", OPT, [24, 24], [2, 2]),
-        ("GPTNeoX", NEOX, [24], []),  # packed head by head
+        ("GPTNeoX", NEOX, [24], [2]),  # head by head in one layer
         ("DistilBert", {"dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 2}, [24, 24], [2, 2]),
     ],
 )

@@ -1,0 +1,75 @@
+"""Blocks that add nothing to what they are given, whatever that is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def identities(blocks: Sequence[nn.Module], forward: Callable[[], Any]) -> list[bool]:
+    """For each block whether what it writes is zero by its zeros alone. ``forward`` runs the model on some batch.
+
+    Such a block puts out what it is given, bitwise, on the batch, and also does so with any other numbers where its
+    parameters are not zero: zeros that are written through a norm without a bias, in parallel branches or from a packed
+    layer are found alike, and a contribution that is merely too small to be seen is not taken for none.
+    """
+    found = [True] * len(blocks)
+    ran = [False] * len(blocks)
+    started: dict[int, Tensor | None] = {}
+    probing = False
+
+    def before(place: int) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = _first((args, kwargs))
+            started[place] = None if given is None else given.clone()
+
+        return hook
+
+    def after(place: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            nonlocal probing
+            given = started.get(place)
+            if probing or not found[place]:
+                return
+            ran[place] = True
+            found[place] = _same(given, _first(output))
+            if found[place]:
+                probing = True
+                others = {name: _others(p, place) for name, p in module.named_parameters()}
+                try:
+                    found[place] = _same(given, _first(torch.func.functional_call(module, others, args, kwargs)))
+                finally:
+                    probing = False
+
+        return hook
+
+    with ExitStack() as stack:
+        for place, block in enumerate(blocks):
+            stack.callback(block.register_forward_pre_hook(before(place), with_kwargs=True).remove)
+            stack.callback(block.register_forward_hook(after(place), with_kwargs=True).remove)
+        forward()
+    return [one and other for one, other in zip(found, ran, strict=True)]
+
+
+def _others(parameter: Tensor, seed: int) -> Tensor:
+    """Other numbers, between 1/2 and 3/2 in size and of any sign, where the parameter is not zero."""
+    source = torch.Generator().manual_seed(seed)
+    size = torch.rand(parameter.shape, generator=source) + 0.5
+    sign = torch.randint(0, 2, parameter.shape, generator=source) * 2 - 1
+    return torch.where(parameter != 0, (size * sign).to(parameter), 0)
+
+
+def _first(output: Any) -> Tensor | None:
+    """The first tensor of floats, which is the hidden states in what blocks are given and put out."""
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() else None
+    items = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else ()
+    return next((found for item in items if (found := _first(item)) is not None), None)
+
+
+def _same(given: Tensor | None, output: Tensor | None) -> bool:
+    return given is not None and output is not None and torch.equal(given, output)

@@ -1,0 +1,107 @@
+"""Compressing a model by hand: hooks collect what layers see, and each layer's weight goes through the kernels alone.
+
+Written with torch alone, as what the library does to whole models is compared with it. Of the library it knows the
+kernels and the state of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compcomp.language.layer import LayerState
+from compcomp.language.technique import Technique
+
+Kept = Callable[[str, Tensor], Tensor]
+"""The inputs of the layer of this name (any shape x features) as tokens x features, without padding."""
+
+
+def everything(name: str, inputs: Tensor) -> Tensor:
+    """All inputs."""
+    return inputs.reshape(-1, inputs.shape[-1])
+
+
+def seen(model: nn.Module, names: Sequence[str], batches: Sequence[Any], kept: Kept = everything) -> dict[str, Tensor]:
+    """The Gram matrix (in x in, float64) of the inputs of each of these layers, in eval mode."""
+    grams: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = kept(name, args[0] if args else next(iter(kwargs.values()))).detach().double()
+            grams[name] = grams.get(name, torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)) + x.T @ x
+
+        return look
+
+    handles = [model.get_submodule(n).register_forward_pre_hook(hook(n), with_kwargs=True) for n in names]
+    modes = [module.training for module in model.modules()]
+    model.eval()
+    with torch.no_grad():
+        for batch in batches:
+            run(model, batch)
+    for handle in handles:
+        handle.remove()
+    for module, mode in zip(model.modules(), modes, strict=True):
+        module.training = mode
+    return grams
+
+
+def run(model: nn.Module, batch: Any) -> Any:
+    """What a model makes of a batch."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, list | tuple) else model(batch)
+
+
+def compressed(weight: Tensor, gram: Tensor | None, order: Sequence[Technique]) -> Tensor:
+    """A weight (out x in) after these techniques, one after another, in its dtype."""
+    dense = weight.detach().to(torch.float64 if weight.dtype == torch.float64 else torch.float32).clone()
+    state = LayerState.dense(dense, gram=gram)
+    for technique in order:
+        state = replace(technique.kernel()(technique, state), reference=dense, gram=gram)
+    found: Any = state.weight
+    if state.format.factors is not None:
+        found = found.double() + state.format.factors.left.double() @ state.format.factors.right.double()
+    assert state.format.transform is None
+    return found.to(weight.dtype)  # type: ignore[no-any-return]
+
+
+def memory(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all parameters and buffers by each of their names, tied ones under all."""
+    return {name: tensor.detach().clone() for name, tensor in _everything(model)}
+
+
+def places(model: nn.Module) -> dict[str, tuple[Any, ...]]:
+    """Of every parameter and buffer what object and what memory it is, its layout, and whether it wants a gradient."""
+    return {
+        name: (id(tensor), tensor.data_ptr(), tensor.stride(), tensor.dtype, tensor.requires_grad)
+        for name, tensor in _everything(model)
+    }
+
+
+def modes(model: nn.Module) -> list[tuple[str, bool, int]]:
+    """Of every module its mode, and how many hooks it has."""
+    return [
+        (name, module.training, len(module._forward_hooks) + len(module._forward_pre_hooks))
+        for name, module in model.named_modules()
+    ]
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors that differ in any bit but the sign of zero (NaN equals NaN), or are in one alone."""
+    differing = sorted(one.keys() ^ other.keys())
+    return differing + [name for name in one if name in other and not _equal(one[name], other[name])]
+
+
+def _everything(model: nn.Module) -> list[tuple[str, Tensor]]:
+    parameters = list(model.named_parameters(remove_duplicate=False))
+    return [*parameters, *model.named_buffers(remove_duplicate=False)]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(one, other) or bool((torch.isnan(one) & torch.isnan(other) | (one == other)).all())
