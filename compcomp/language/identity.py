@@ -50,7 +50,7 @@ def same(one: Any, other: Any) -> bool:
         return False
 
 
-def all_but(step: Any, *names: str) -> Hashable:
+def all_but(step: Any, *names: str) -> tuple[Hashable, ...]:
     """The identity of a dataclass without the fields of these names: a field that is added later counts."""
     return tuple((f.name, identity(getattr(step, f.name))) for f in fields(step) if f.name not in names)
 

@@ -21,6 +21,13 @@ from compcomp.errors import InputError
 from compcomp.language.identity import Unidentified, identity, ours
 from compcomp.language.technique import Source, Technique, source_now
 
+
+class OtherFiles(LookupError):
+    """A process has other files of a technique than the one that asks it: it is no place for the job."""
+
+
+_told_here: set[str] = set()
+"""Digests that this process gave to others, of what it has loaded itself."""
 _first: dict[str, Source] = {}
 """Files that no class has a record of, as they were when they were first looked at."""
 
@@ -69,6 +76,7 @@ def registrations(techniques: Iterable[Technique]) -> list[list[str]] | None:
     sources = [None if ours(kind.__module__) and ours(_kernel_of(kind)) else sources_of_kinds([kind]) for kind in kinds]
     if any(source is None and not ours(kind.__module__) for kind, source in zip(kinds, sources, strict=True)):
         return None
+    _told_here.update(source for source in sources if source)
     told = zip(kinds, sources, strict=True)
     return sorted([k.__module__, k.__name__, _kernel_of(k), *([s] if s else [])] for k, s in told)
 
@@ -76,14 +84,14 @@ def registrations(techniques: Iterable[Technique]) -> list[list[str]] | None:
 def find_registered(given: Iterable[Iterable[str]]) -> None:
     """Make techniques known in this process, from what :func:`registrations` gave in another.
 
-    Raises LookupError where this process has other files of them.
+    Raises OtherFiles where this process has other files of them.
     """
     for module, name, kernel, *source in given:
         technique = getattr(importlib.import_module(module), name)
         if technique not in Technique.kernels:
             Technique.register(technique, kernel)
-        if source and sources_of_kinds([technique]) != source[0]:
-            raise LookupError(f"{module}.{name} has other files here")
+        if source and source[0] not in _told_here and sources_of_kinds([technique]) != source[0]:
+            raise OtherFiles(f"{module}.{name} has other files here")
 
 
 def _findable(kind: type[Technique]) -> bool:

@@ -10,6 +10,8 @@ from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from typing import Any
 
+from compcomp.language.named import OtherFiles
+
 Job = dict[str, Any]
 """Plain data, as is what a job returns."""
 
@@ -89,6 +91,8 @@ def guarded(function: Callable[[Job], Job], job: Job) -> Job:
     """The job's result, or what it raised, told apart from a worker that was lost."""
     try:
         return {"result": function(job)}
+    except OtherFiles:
+        raise  # as if the worker were lost
     except Exception as error:
         return {"error": error}
 

@@ -60,7 +60,7 @@ class MapFacts:
     def __init__(self, step: ScaledMap, session: Session) -> None:
         self._step, self._session = step, session
         self._v, self._w = z3.Real("v"), z3.Real("w")
-        self._key = (type(step), of_measure(step), *all_but(step, "measure", "partition", "levels"))
+        self._key = (type(step).__name__, of_measure(step), *all_but(step, "measure", "partition", "levels"))
 
     @cached_property
     def _unit(self) -> _Unit:
