@@ -48,10 +48,10 @@ def replay(claim: Claim, scope: Scope, witness: dict[str, Any]) -> str:
         choices = Choices() if seed is None else RandomChoices(seed + k)
         start = LayerState.dense(weight, tokens, choices=choices)
         runs.append(sequence.trace(start))
-    for run, trace in zip(runs, witness["traces"], strict=True):
+    for sequence, run, trace in zip(instance.sequences, runs, witness["traces"], strict=True):
         if len(run) != len(trace["steps"]):
             return "a run has another number of steps than recorded"
-        if [step["after"] for step in trace["steps"]] != ["dense", *trace["sequence"].split(" >> ")]:
+        if [step["after"] for step in trace["steps"]] != ["dense", *map(str, sequence)]:
             return "the steps are not those of the sequence"
         now = inputs
         for state, step in zip(run, trace["steps"], strict=True):

@@ -32,6 +32,7 @@ PROVED = {
 REFUTED = {
     "dominates": (f"{Q} >> {P} dominates {P} >> {Q}", "weight_l2", "1x4"),
     "equals": (f"{P} >> {Q} equals {Q} >> {P}", "weight_l2", "1x4"),
+    "nothing": ("FP8Inputs() equals identity", "weight_l2", "any"),
     "keeps": (f"{P} >> TruncatedSVD(rank=1) keeps mask", "weight_l2", "any"),
     "fits": (f"{P} >> {Q} fits W2 2:4", "weight_l2", "any"),
     "orthogonal": (f"{P} is orthogonal to {Q}", "output_l2", "any"),
