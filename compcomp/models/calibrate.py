@@ -34,8 +34,8 @@ def calibrate(
     ``batches`` is an iterable (a DataLoader, a generator) of tensors, ``model(x)``; of dicts,
     ``model(**batch)``; or of tuples and lists, ``model(*batch)``. A tensor or dict alone is one batch. They
     are moved to the model's device. What a mask calls padding is left out, in whatever form it reaches a layer
-    (:mod:`compcomp.models.padding`): a batch with padding runs three times. The model runs in eval mode without gradients;
-    its modes come back, and no hook stays.
+    (:mod:`compcomp.models.padding`): a batch with padding runs three times. The model runs in eval mode without
+    gradients; its modes come back, and no hook stays.
 
     ``magnitudes``: where given, filled with the largest and the mean magnitude of each layer's input features.
     ``notes``: where given, filled with what could not be told about padding, and for which layers.

@@ -3,8 +3,9 @@
 Layers see tokens in many forms: batch x length, length x batch, all in one list, some of them (routed experts), the
 tokens of another stream (an encoder's, an image's), or one for a sequence. No shape tells which. So a batch with
 padding runs first with other embeddings for the padding: a vector that stays the same is no padding, whatever way it
-came. (Another run with other embeddings for all tokens tells it from one that a model puts in the place of padding.) What a model mixes with its padding (an average over all positions) changes as well;
-there the mask decides where it has the layer's shape, and a note says so where it has not.
+came. (Another run, with other embeddings for all tokens, tells it from one that a model puts in the place of padding.)
+What a model mixes with its padding (an average over all positions) changes as well; there the mask decides where it
+has the layer's shape, and a note says so where it has not.
 """
 
 from __future__ import annotations
