@@ -34,8 +34,8 @@ def calibrate(
     ``batches`` is an iterable (a DataLoader, a generator) of tensors, ``model(x)``; of dicts,
     ``model(**batch)``; or of tuples and lists, ``model(*batch)``. A tensor or dict alone is one batch. They
     are moved to the model's device. What a mask calls padding is left out, in whatever form it reaches a layer
-    (:mod:`compcomp.models.padding`): a batch with padding runs twice. The model runs in eval mode without gradients;
-    its modes come back, and no hook stays.
+    (:mod:`compcomp.models.padding`): a batch with padding runs three times. The model runs in eval mode without
+    gradients; its modes come back, and no hook stays.
 
     ``magnitudes``: where given, filled with the largest and the mean magnitude of each layer's input features.
     ``notes``: where given, filled with what could not be told about padding, and for which layers.
@@ -89,6 +89,8 @@ def calibrate(
                     _disturbed_run(model, batch, padded, looking)
                     first = False
                 run(model, batch)
+            if looking is not None:
+                looking.finish()
             looking = None
             grams.end_batch()
     if notes is not None:
@@ -103,13 +105,16 @@ def _disturbed_run(model: nn.Module, batch: Any, padded: list[Stream], looking: 
     """Run the batch with other padding: by its embeddings, or by its ids where these are no modules."""
     with disturbed(model, batch, padded, looking.notes) as (other, missed):
         run(model, other)
-    if not missed():
-        return
-    looking.forget()
-    with disturbed(model, batch, padded, looking.notes) as (other, _):
-        changed = other_ids(other, missed())
-        looking.blind = all(changed[name] is other[name] for stream in missed() for name in stream.given)
-        run(model, changed)
+    if lost := missed():
+        looking.forget()
+        with disturbed(model, batch, padded, {}) as (other, _):
+            changed = other_ids(other, lost)
+            looking.blind = all(changed[name] is other[name] for stream in lost for name in stream.given)
+            run(model, changed)
+    looking.everything = True
+    with disturbed(model, batch, padded, {}, everything=True) as (other, _):
+        run(model, other_ids(other, lost, everything=True))
+    looking.everything = False
 
 
 def _note(text: str, names: set[str]) -> str:

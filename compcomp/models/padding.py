@@ -2,9 +2,10 @@
 
 Layers see tokens in many forms: batch x length, length x batch, all in one list, some of them (routed experts), the
 tokens of another stream (an encoder's, an image's), or one for a sequence. No shape tells which. So a batch with
-padding runs twice, the padding's embeddings replaced the first time: a vector that is the same in both runs is no
-padding, whatever way it came. What a model mixes with its padding (an average over all positions) changes as well;
-there the mask decides where it has the layer's shape, and a note says so where it has not.
+padding runs first with other embeddings for the padding: a vector that stays the same is no padding, whatever way it
+came. (Another run, with other embeddings for all tokens, tells it from one that a model puts in the place of padding.)
+What a model mixes with its padding (an average over all positions) changes as well; there the mask decides where it
+has the layer's shape, and a note says so where it has not.
 """
 
 from __future__ import annotations
@@ -140,13 +141,13 @@ def _layouts(kept: Tensor) -> Iterator[Tensor]:
 
 @contextmanager
 def disturbed(
-    model: nn.Module, batch: Any, found: list[Stream], notes: dict[str, set[str]]
+    model: nn.Module, batch: Any, found: list[Stream], notes: dict[str, set[str]], everything: bool = False
 ) -> Iterator[tuple[Any, Callable[[], list[Stream]]]]:
     """The batch, and the model in a state, in which padding has another content; all else is as it was.
 
     Ids stay: models look for the end of a text in them. It is what their embeddings give that changes. Also yielded is
     a function that tells, after the run, the streams whose padding was not reached in this way. ``notes``: filled where
-    the model numbers its positions whatever is padding.
+    the model numbers its positions whatever is padding. ``everything``: the tokens have another content as well.
     """
     source = torch.Generator().manual_seed(0)
     reached: set[int] = set()
@@ -156,6 +157,7 @@ def disturbed(
         return (torch.randn(values.shape, generator=source, dtype=torch.float64).to(values.device) * scale).to(values)
 
     def replaced(values: Tensor, padding: Tensor) -> Tensor:
+        padding = torch.ones_like(padding) if everything else padding
         where = padding.reshape(*padding.shape, *(1,) * (values.ndim - padding.ndim)).to(values.device)
         return torch.where(where, values + noise(values), values)
 
@@ -221,12 +223,18 @@ def _arrangements(stream: Stream, ids: Tensor) -> Iterator[Tensor]:
             yield stream.kept
 
 
-def other_ids(batch: Any, found: list[Stream]) -> Any:
-    """The batch with other ids where these streams have padding, for models whose embeddings are no modules."""
+def other_ids(batch: Any, found: list[Stream], everything: bool = False) -> Any:
+    """The batch with other ids where these streams have padding, for models whose embeddings are no modules.
+
+    ``everything``: at other places too.
+    """
     changed = dict(batch)
     for stream in found:
         for name, value in stream.given.items():
             if name.endswith("ids") and value.shape == stream.kept.shape and not value.is_floating_point():
+                if everything:
+                    changed[name] = value.roll(1, dims=1)
+                    continue
                 real = value[stream.kept]
                 for pad in value[~stream.kept].unique():
                     others = real[real != pad]
@@ -243,13 +251,19 @@ class Followed:
     """What each layer was fed in the run with other padding, in the order of its calls; then: which vectors count.
 
     ``notes``: filled with what could not be told, and of which layers. ``mixed``: the model mixes tokens with padding.
-    ``blind``: the padding could not be given another content.
+    ``blind``: the padding could not be given another content. ``everything``: what is seen now is of a run in which the
+    tokens have another content too: what does not change with these is another stream.
     """
 
     found: list[Stream]
     notes: dict[str, set[str]]
     mixed: bool = False
     blind: bool = False
+    everything: bool = False
+    _fixed: bool = False
+    _lists: set[str] = field(default_factory=set)
+    _rows: set[str] = field(default_factory=set)
+    _others: dict[str, list[tuple[torch.Size, Tensor]]] = field(default_factory=lambda: defaultdict(list))
     _calls: dict[str, list[tuple[torch.Size, Tensor]]] = field(default_factory=lambda: defaultdict(list))
     _done: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     _directions: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
@@ -260,7 +274,7 @@ class Followed:
 
     def see(self, layer: str, inputs: Tensor) -> None:
         """Keep a few numbers for each vector (... x in) of the run with other padding."""
-        self._calls[layer].append((inputs.shape[:-1], self._sketch(inputs)))
+        (self._others if self.everything else self._calls)[layer].append((inputs.shape[:-1], self._sketch(inputs)))
 
     def kept(self, layer: str, inputs: Tensor) -> Tensor | None:
         """Truth values (...) for the vectors of the same call in the run as given; None where all count."""
@@ -273,7 +287,9 @@ class Followed:
             exact = (mine == other).all(dim=-1).reshape(shape)
             candidates = [k.to(mine.device) for s in self.found for k in _layouts(s.kept) if k.shape == shape]
             if bool(exact.all()):
-                return self._unmoved(layer, candidates)
+                others = self._others[layer][place : place + 1]
+                of_tokens = any(size == shape and not torch.equal(mine, sketch) for size, sketch in others)
+                return self._unmoved(layer, candidates, shape, of_tokens)
             near = _close(mine, other, tolerance).reshape(shape)
             return self._aligned(layer, candidates, exact, near)
         if inputs.ndim == 2:  # routed: other tokens go here where padding has another content
@@ -284,14 +300,21 @@ class Followed:
         self._note("their calls differ from one run of a batch to the next, so its padding counts", layer)
         return None
 
-    def _unmoved(self, layer: str, candidates: list[Tensor]) -> Tensor | None:
-        """Where nothing changed: another stream's tokens, unless the padding could not be given another content."""
-        if not self.blind:
-            return None
-        if candidates:
+    def _unmoved(self, layer: str, candidates: list[Tensor], shape: torch.Size, of_tokens: bool) -> Tensor | None:
+        """Where nothing changed: another stream's tokens, or this one's in a model that overwrites its padding."""
+        if candidates and (self.blind or of_tokens):
+            self._fixed |= of_tokens
             return candidates[0]
-        self._note("which of what they are fed is padding cannot be told; all of it counts", layer)
+        if self.blind:
+            self._note("which of what they are fed is padding cannot be told; all of it counts", layer)
+        elif of_tokens:
+            (self._rows if len(shape) > 1 else self._lists).add(layer)
         return None
+
+    def finish(self) -> None:
+        """Note, after the run as given, where a model that overwrites its padding may hide it."""
+        for name in self._rows | (self._lists if self._fixed else set[str]()):
+            self._note("nothing that they are fed changes with it; what the model puts in its place counts", name)
 
     def _aligned(self, layer: str, candidates: list[Tensor], exact: Tensor, near: Tensor) -> Tensor | None:
         shape = near.shape

@@ -244,7 +244,9 @@ class Model(nn.Module):
         real = torch.ones_like(input_ids).bool() if attention_mask is None else _real(attention_mask)
         x = self.embedding.weight[input_ids] if self.table else self.embedding(input_ids)
         x = self.attention(x, real)
-        if self.layout == "flat":
+        if self.layout == "overwritten":  # as XLM and wav2vec2 do
+            x = x * real[..., None]
+        if self.layout in {"flat", "overwritten"}:
             y = self.down(self.up(x.flatten(0, 1)).relu()).unflatten(0, x.shape[:2])
         elif self.layout == "sequence first":
             y = self.down(self.up(x.transpose(0, 1)).relu()).transpose(0, 1)
@@ -267,7 +269,16 @@ def _real(mask: Tensor) -> Tensor:
     return (mask != 0) if mask.ndim == 2 else (mask != 0).flatten(1, -2).any(dim=1)
 
 
-LAYOUTS = ["flat", "sequence first", "flat, sequence first", "turned round", "one at a time", "heads apart", "experts"]
+LAYOUTS = [
+    "flat",
+    "sequence first",
+    "flat, sequence first",
+    "turned round",
+    "one at a time",
+    "heads apart",
+    "experts",
+    "overwritten",
+]
 
 
 @pytest.mark.parametrize("table", [False, True])
@@ -410,3 +421,33 @@ def test_positions_that_count_the_padding_are_remarked_on(name: str) -> None:
     assert "positions are counted from the padding" in notes[0]
     first = next(name for name in found if "attn" in name or "query" in name)
     assert found[first].trace() > 0
+
+
+class Overwriting(nn.Module):
+    """Padding is set to zero before anything else; then two positions become one."""
+
+    def __init__(self, halved: bool) -> None:
+        super().__init__()
+        self.embedding, self.first, self.second, self.halved = (
+            nn.Embedding(40, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 8),
+            halved,
+        )
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.embedding(input_ids) * attention_mask[..., None]
+        x = x[:, :8].unflatten(1, (4, 2)).sum(dim=2) if self.halved else x
+        result: Tensor = self.second(self.first(x).sigmoid())
+        return result
+
+
+def test_padding_that_a_model_overwrites_is_left_out_or_named() -> None:
+    batch, rows = padded("right")
+    same(Overwriting(False), [batch], rows)
+    model, notes = Overwriting(True), list[str]()
+    layers = find_layers(model)
+    found = calibrate(model, layers, [batch], notes=notes)
+    torch.testing.assert_close(found["second"], inputs_of(model, layers, [batch])["second"])
+    assert len(notes) == 1
+    assert "in first, second: nothing that they are fed changes with it" in notes[0]
