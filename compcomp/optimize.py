@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
@@ -98,6 +99,7 @@ def optimize_order(
         if model is not None:
             from compcomp.models.bench import ModelBench
             from compcomp.models.measure import MEASURED
+            from compcomp.models.modes import PLAIN, kept
 
             usable = [name for name in MEASURED if calibration is not None or not loss_named(name).needs_inputs]
             names = dict.fromkeys([*usable, loss])
@@ -111,6 +113,8 @@ def optimize_order(
                 loss_names=names,
                 keep_batches=_couples(known),
             )
+            stack.enter_context(kept())
+            stack.enter_context(PLAIN.on())
             stack.enter_context(bench)
             bench.check(Sequence(known))
         if store is not None and not isinstance(store, Store):
@@ -151,10 +155,15 @@ def apply(
     """
     sequence = as_sequence(sequence)
     from compcomp.models.bench import ModelBench
+    from compcomp.models.modes import PLAIN, kept
 
     needed = calibration if sequence.needs_inputs else None
     couples = _couples(sequence)
-    with ModelBench(model, needed, None, device, targets, ignore, loss_names=(), keep_batches=couples) as bench:
+    with (
+        kept(),
+        PLAIN.on(),
+        ModelBench(model, needed, None, device, targets, ignore, loss_names=(), keep_batches=couples) as bench,
+    ):
         bench.check(sequence)
         return bench.write(bench.apply(sequence, bench.start()))
 
@@ -218,31 +227,32 @@ def _make_applicable(
     """Let the plan compress models, its own one with the calibration that was collected."""
     from compcomp.models.bench import ModelBench
 
-    written = False
+    def check(where: str) -> None:
+        """Raise InputError unless the model is as the search left it, or as this plan has written it."""
+        assert bench is not None
+        if (name := bench.changed()) is not None:
+            raise InputError(
+                f"a model whose weights have changed since the plan was made ({name})",
+                "the model as it was; compcomp.apply(plan.order, model, calibration) compresses what it is now",
+                where,
+            )
 
     def compress(model: nn.Module, batches: Any) -> nn.Module:
-        nonlocal written
         if bench is None or model is not bench.model or batches is not None:
             given = calibration if batches is None else batches
             if not plan.layer_orders:
                 return apply(plan.order, model, given, device, targets, ignore)
             with ModelBench(model, given, None, device, targets, ignore, loss_names=()) as other:
                 return other.write(_planned(plan, other))
+        check("Plan.apply")
         with bench:
-            if not written and not _is_dense(bench):
-                raise InputError(
-                    "a model whose weights have changed since the plan was made",
-                    "compcomp.apply(plan.order, model, calibration)",
-                    "Plan.apply",
-                )
-            compressed = bench.write(_planned(plan, bench))
-        written = True
-        return compressed
+            return bench.write(_planned(plan, bench))
 
     def write_model(folder: Path) -> None:
         assert bench is not None
         from compcomp.models.save import save
 
+        check("Plan.save")
         with bench:
             about = {"order": str(plan.order), "optimality": plan.optimality, "layer_orders": plan.layer_orders}
             save(bench.model, _planned(plan, bench), folder, about)
@@ -250,7 +260,29 @@ def _make_applicable(
     plan.compress = compress
     if bench is not None:
         plan.write_model = write_model
-        plan.notes += bench.notes
+        plan.notes += [*bench.notes, *_suspicious(plan)]
+
+
+BEATEN = 0.1
+"""Share of a metric of the uncompressed model by which it takes a remark to be beaten."""
+
+
+def _suspicious(plan: Plan) -> list[str]:
+    """What to say where compressed models are better than the uncompressed one by much."""
+    metric, dense = plan.metric, plan.dense.get(plan.metric or "")
+    if metric is None or dense is None or not math.isfinite(dense):
+        return []
+    values = [one["metrics"][metric] for one in plan.measurements if metric in one["metrics"]]
+    sign = -1 if plan.lower else 1
+    better = [value for value in values if sign * (value - dense) > BEATEN * abs(dense)]
+    if not better:
+        return []
+    way = "lower" if plan.lower else "higher"
+    return [
+        f"{len(better)} of {len(values)} orders beat the uncompressed model's {metric} of {dense:.4g} by more than "
+        f"{BEATEN:.0%}, where {way} is taken for better: see that this is so (evaluate.higher_is_better says it) "
+        "and that evaluate measures the model it is given"
+    ]
 
 
 def _planned(plan: Plan, bench: ModelBench) -> Any:
@@ -259,14 +291,6 @@ def _planned(plan: Plan, bench: ModelBench) -> Any:
         return bench.apply(plan.order, bench.start())
     own = {name: parse_sequence(text) for name, text in plan.layer_orders.items()}
     return bench.apply_each({name: own.get(name, plan.order) for name in bench.layer_names()} | own)
-
-
-def _is_dense(bench: ModelBench) -> bool:
-    """Whether the model's weights are still those the bench started from."""
-    dense = bench.start()
-    return all(
-        bool((dense[name].weight.to(layer.weight) == layer.weight).all()) for name, layer in bench.layers.items()
-    )
 
 
 class Bars:

@@ -17,7 +17,7 @@ def choose(model: nn.Module, given: str | torch.device) -> torch.device | None:
 
     None leaves the model where it is: "auto" for one that is spread over several devices.
     """
-    spread = sorted({str(p.device) for p in model.parameters()})
+    spread = sorted({str(p.device) for p in model.parameters() if p.device.type != "meta"})
     if given == "auto":
         if len(spread) > 1:
             return None
@@ -35,6 +35,13 @@ def choose(model: nn.Module, given: str | torch.device) -> torch.device | None:
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def bring(model: nn.Module, device: torch.device) -> None:
+    """Move the model to a device, unless all of it that is loaded is there."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(tensor.device not in (device, torch.device("meta")) for tensor in tensors):
+        model.to(device)
 
 
 def move(value: Any, device: torch.device) -> Any:
