@@ -238,7 +238,7 @@ def _make_applicable(
             )
 
     def compress(model: nn.Module, batches: Any) -> nn.Module:
-        if bench is None or model is not bench.model or batches is not None:
+        if bench is None or not _is_same_model(model, bench.model) or batches is not None:
             given = calibration if batches is None else batches
             if not plan.layer_orders:
                 return apply(plan.order, model, given, device, targets, ignore)
@@ -246,7 +246,8 @@ def _make_applicable(
                 return other.write(_planned(plan, other))
         check("Plan.apply")
         with bench:
-            return bench.write(_planned(plan, bench))
+            bench.write(_planned(plan, bench))
+        return model
 
     def write_model(folder: Path) -> None:
         assert bench is not None
@@ -261,6 +262,15 @@ def _make_applicable(
     if bench is not None:
         plan.write_model = write_model
         plan.notes += [*bench.notes, *_suspicious(plan)]
+
+
+def _is_same_model(one: Any, other: Any) -> bool:
+    """Whether two models are one, whatever compilers and data parallelism put around it."""
+    from torch import nn
+
+    from compcomp.models.wrappers import unwrap
+
+    return one is other or (isinstance(one, nn.Module) and unwrap(one) is unwrap(other))
 
 
 BEATEN = 0.1

@@ -31,7 +31,7 @@ from compcomp.models.metrics import is_log, metric_direction, parts_of, read_met
 from compcomp.models.modes import Modes, kept, plainly
 from compcomp.models.size import compression_rate
 from compcomp.models.snapshot import Snapshot
-from compcomp.models.states import applied, checked, digest, digest_of, tensors_in, versions_of
+from compcomp.models.states import applied, check_result, checked, digest, digest_of, tensors_in, versions_of
 from compcomp.models.whole import Whole
 from compcomp.models.wrappers import uncompiled
 
@@ -445,6 +445,7 @@ class ModelBench:
         result = dict(state)
         for name, after in found.items():
             if after is not given[name]:
+                check_result(given[name], after, f"layer {name}: after {technique}")
                 after = checked(technique, name, given[name], after, versions[name])
                 after = move(after, torch.device("cpu")) if self._offload else after
                 layer = state[name]

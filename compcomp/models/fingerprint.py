@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from compcomp.models.memory import bits, parts
-from compcomp.models.modes import Modes
-from compcomp.version import __version__
 
 PLACES = {"_name_or_path", "name_or_path", "_commit_hash"}
 """Settings that say where a model is from."""
@@ -55,10 +53,10 @@ def _model_pieces(model: nn.Module, more: Iterable[Any]) -> Iterator[bytes | mem
             value = vars(module)[own]
             hooks = isinstance(value, dict) and "_hooks" in own  # by numbers that count up in a process
             yield from _pieces(list(value.values()) if hooks else value, seen)
-    for kind in kinds:
-        yield from _code_of(kind)
+    for used in kinds:
+        yield from _code_of(used)
     yield from _pieces(list(more), seen)
-    yield from _pieces([__version__, torch.__version__, sys.version, str(Modes.now()), *_settings()], seen)
+    yield from _pieces([torch.__version__, sys.version, *_settings()], seen)
 
 
 def _settings() -> list[str]:
@@ -88,7 +86,8 @@ def _pieces(value: Any, seen: _Seen) -> Iterator[bytes | memoryview]:
         yield f"{value.dtype} {tuple(value.shape)} {value.layout} {value.device}".encode()
         for part in parts(value):
             yield f"{part.dtype} {tuple(part.shape)}".encode()
-            yield memoryview(bits(part.cpu()).numpy()).cast("B") if part.numel() else b""
+            entries: Any = bits(part.cpu()).numpy()
+            yield memoryview(entries).cast("B") if part.numel() else b""
     elif isinstance(value, type):
         yield f"{value.__module__}.{value.__qualname__}".encode()
     elif isinstance(value, FunctionType):

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from compcomp.errors import InputError
 from compcomp.language.technique import Sequence, Technique, as_sequence
 from compcomp.models.memory import extent, is_plain, kind_of, overlap, overlaps_itself, place, stretch
-from compcomp.models.wrappers import adapted, is_from_transformers, named_parts, unwrap
+from compcomp.models.wrappers import adapted, named_parts
+from compcomp.models.wrappers import is_from_transformers as is_from_transformers
+from compcomp.models.wrappers import unwrap as unwrap
 
 IGNORE = ("lm_head",)
 """Layers left alone unless asked for: the output head, whatever the model calls it."""
@@ -293,5 +295,5 @@ def _check_weight(layer: Layer) -> None:
     if 0 in weight.shape:
         given = f"a weight of shape {layer.shape[0]}x{layer.shape[1]}"
         raise InputError(given, "at least 1x1 (out x in)", where)
-    if not bool(torch.isfinite(weight).all()):
+    if not bool(torch.isfinite(weight.detach()).all()):
         raise InputError("weights that are not finite", "finite weights", where)

@@ -32,9 +32,11 @@ def is_plain(tensor: Tensor) -> bool:
 def kind_of(tensor: Tensor) -> str:
     """What a tensor is, in words for an error message."""
     kind, dtype = type(tensor).__name__, str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_nested:
+        return f"nested tensor of {dtype}"
     if tensor.layout is not torch.strided:
         return f"{str(tensor.layout).removeprefix('torch.').removeprefix('_')} {kind} of {dtype}"
-    return f"nested {kind} of {dtype}" if tensor.is_nested else f"{kind} of {dtype}"
+    return f"{kind} of {dtype}"
 
 
 def place(tensor: Tensor) -> object:
@@ -131,7 +133,8 @@ def parts(tensor: Tensor) -> Iterator[Tensor]:
         elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
             yield from (value.ccol_indices(), value.row_indices(), value.values())
         elif hasattr(type(value), "__tensor_flatten__"):
-            for name in value.__tensor_flatten__()[0]:
+            wrapped: Any = value
+            for name in wrapped.__tensor_flatten__()[0]:
                 yield from parts(getattr(value, name))
         elif tensor.is_nested:
             yield from (part.contiguous() for part in value.unbind())

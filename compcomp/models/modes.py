@@ -12,7 +12,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,17 @@ class Modes:
     def on(self) -> Iterator[None]:
         """Run under these modes; those of before come back, whatever is set in between."""
         grad = torch.is_grad_enabled()
+        torch.clear_autocast_cache()  # of an outer autocast it holds weights as they were
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(self.inference))
             stack.enter_context(torch.set_grad_enabled(self.grad))
             for kind, on, dtype in self.autocast:
                 if on or torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=on))
-            yield
+            try:
+                yield
+            finally:
+                torch.clear_autocast_cache()
         torch.set_grad_enabled(grad)
 
 

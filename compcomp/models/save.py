@@ -71,6 +71,8 @@ def _save(
     layers = {name.removeprefix(f"{prefix}."): layer for name, layer in _layers_of(model, state).items()}
     state = {name.removeprefix(f"{prefix}."): layer for name, layer in state.items()}
     check_apart(target, sources(inner), "save")
+    if getattr(inner, "_hf_peft_config_loaded", False):  # transformers would save the adapters alone
+        raise InputError("a model with adapters in it", "a model whose adapters are merged and taken out", "save")
     about = _about(layers, state, extra_json or {})
     if target.exists() and not target.is_dir():
         raise InputError(f"{str(target)!r}, which is a file", "a directory, new or there", "save")

@@ -124,7 +124,7 @@ class _Kept:
         self.shape, self.dtype = tensor.shape, tensor.dtype
         self.memory = tensor.detach() if is_plain(tensor) else None
         self.grad = tensor.grad if tensor.is_leaf else None
-        self.grad_copy = None if self.grad is None else [p.clone() for p in parts(self.grad)]
+        self.grad_kept = None if self.grad is None else _Kept(self.grad, True, known.grad_kept if known else None)
         self.copies: list[Tensor] | None = None
         if copied:
             self.copies = known.copies if known is not None and known.holds(tensor) else None
@@ -146,11 +146,10 @@ class _Kept:
                     part.copy_(copy)
         if self.leaf and self.tensor.requires_grad != self.needed:
             self.tensor.requires_grad_(self.needed)
+        if self.grad_kept is not None:
+            self.grad_kept.restore()
         if self.leaf and self.tensor.grad is not self.grad:
             self.tensor.grad = self.grad
-        if self.grad is not None and self.grad_copy is not None and not _same(self.grad_copy, self.grad):
-            for part, copy in zip(parts(self.grad), self.grad_copy, strict=True):
-                part.copy_(copy)
 
 
 def _memory(tensor: Tensor) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -27,11 +28,12 @@ def _inside(module: nn.Module) -> nn.Module | None:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The module itself where ``torch.compile`` or data parallelism is around it: hooks on those may not run."""
-    while isinstance(model, nn.Module) and (inner := _inside(model)) is not None:
-        model = inner
-    if not isinstance(model, nn.Module):
+    inner: Any = model
+    while isinstance(inner, nn.Module) and (found := _inside(inner)) is not None:
+        inner = found
+    if not isinstance(inner, nn.Module):
         raise InputError(f"a {type(model).__name__}", "a torch.nn.Module", "model")
-    return model
+    return inner
 
 
 def core(model: nn.Module) -> tuple[str, nn.Module]:
@@ -39,12 +41,15 @@ def core(model: nn.Module) -> tuple[str, nn.Module]:
 
     It is what a module around a model is saved as, so that the model's own class loads it.
     """
-    for name, module in unwrap(model).named_modules():
+    inner = unwrap(model)
+    if any(map(_is_of_peft, inner.modules())):
+        return "", inner
+    for name, module in inner.named_modules():
         if is_from_transformers(module, "PreTrainedModel"):
             own = {id(tensor) for tensor in [*module.parameters(), *module.buffers()]}
-            whole = all(id(tensor) in own for tensor in [*model.parameters(), *model.buffers()])
-            return (name, module) if whole else ("", unwrap(model))
-    return "", unwrap(model)
+            whole = all(id(tensor) in own for tensor in [*inner.parameters(), *inner.buffers()])
+            return (name, module) if whole else ("", inner)
+    return "", inner
 
 
 def is_from_transformers(module: nn.Module, name: str) -> bool:
@@ -127,5 +132,6 @@ def _at_work(module: nn.Module) -> list[str]:
         return list(map(str, getattr(module, "merged_adapters", ()))) if off and merged else []
     active = getattr(module, "active_adapters", ())
     active = [active] if isinstance(active, str) else list(active)
-    known = {key for child in module._modules.values() if hasattr(child, "keys") for key in child.keys()}  # type: ignore[operator]  # noqa: SIM118
+    holding: list[Any] = [child for child in module._modules.values() if hasattr(child, "keys")]
+    known = {key for child in holding for key in child.keys()}  # noqa: SIM118
     return [name for name in active if name in known]
