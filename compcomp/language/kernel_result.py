@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from compcomp.language.layer import Cut, Factors, Format, Grid, LayerState
+from compcomp.language.layer import Format, LayerState
 
 ALLOWED = "a kernel has to give a LayerState of tensors, of the shape, dtype and device of the weight it was given"
 
@@ -60,30 +60,17 @@ def _entries(after: LayerState, shape: tuple[int, ...]) -> Iterator[tuple[str, s
     if form.mask is not None:
         yield "mask", "truth", form.mask, shape
     if form.cut is not None:
-        rows, columns = (form.cut.rows, form.cut.columns) if isinstance(form.cut, Cut) else (form.cut, form.cut)
-        yield "kept rows", "truth", rows, shape[:1]
-        yield "kept columns", "truth", columns, shape[1:]
+        yield "kept rows", "truth", getattr(form.cut, "rows", form.cut), shape[:1]
+        yield "kept columns", "truth", getattr(form.cut, "columns", form.cut), shape[1:]
     if form.grid is not None:
-        yield from _grid_entries("grid", form.grid, shape)
+        yield "grid step", "number", getattr(form.grid, "step", form.grid), shape
+        if getattr(form.grid, "offset", None) is not None:
+            yield "grid offset", "number", form.grid.offset, shape
     if form.factors is not None:
-        if not isinstance(form.factors, Factors):
-            yield "low-rank term", "number", form.factors, None
-            return
-        left, right = form.factors.left, form.factors.right
+        left, right = (getattr(form.factors, side, form.factors) for side in ("left", "right"))
         rank = int(left.shape[-1]) if hasattr(left, "shape") and len(left.shape) else 0
         yield "left factor", "number", left, (*shape[:1], rank)
         yield "right factor", "number", right, (rank, *shape[1:])
-
-
-def _grid_entries(
-    name: str, grid: Any, shape: tuple[int, ...]
-) -> Iterator[tuple[str, str, Any, tuple[int, ...] | None]]:
-    if not isinstance(grid, Grid):
-        yield name, "number", grid, None
-        return
-    yield f"{name} step", "number", grid.step, shape
-    if grid.offset is not None:
-        yield f"{name} offset", "number", grid.offset, shape
 
 
 def _shown(value: Any) -> str:

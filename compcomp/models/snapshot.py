@@ -124,7 +124,9 @@ class _Kept:
         self.shape, self.dtype = tensor.shape, tensor.dtype
         self.memory = tensor.detach() if is_plain(tensor) else None
         self.grad = tensor.grad if tensor.is_leaf else None
-        self.grad_kept = None if self.grad is None else _Kept(self.grad, True, known.grad_kept if known else None)
+        self.grad_kept: _Kept | None = (
+            None if self.grad is None else _Kept(self.grad, True, known.grad_kept if known else None)
+        )
         self.copies: list[Tensor] | None = None
         if copied:
             self.copies = known.copies if known is not None and known.holds(tensor) else None

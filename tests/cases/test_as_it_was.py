@@ -272,7 +272,7 @@ def test_random_numbers_and_settings_are_kept() -> None:
     drawn = []
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        drawn.append((torch.rand(1).item(), random.random(), float(np.random.rand())))  # noqa: NPY002
+        drawn.append((torch.rand(1).item(), random.random(), float(np.random.rand())))
         torch.set_grad_enabled(False)
         torch.set_default_dtype(torch.float64)
         torch.use_deterministic_algorithms(True)
@@ -281,17 +281,17 @@ def test_random_numbers_and_settings_are_kept() -> None:
 
     torch.manual_seed(3)
     random.seed(3)
-    np.random.seed(3)  # noqa: NPY002
-    expected = torch.rand(1).item(), random.random(), float(np.random.rand())  # noqa: NPY002
+    np.random.seed(3)
+    expected = torch.rand(1).item(), random.random(), float(np.random.rand())
     torch.manual_seed(3)
     random.seed(3)
-    np.random.seed(3)  # noqa: NPY002
+    np.random.seed(3)
     model = Net()
     torch.manual_seed(3)
     cc.optimize_order([P, Q], model=model, calibration=X, evaluate=evaluate)
     cc.apply(P, model)
     assert len(drawn) == 3 and set(drawn) == {expected}
-    assert (torch.rand(1).item(), random.random(), float(np.random.rand())) == expected  # noqa: NPY002
+    assert (torch.rand(1).item(), random.random(), float(np.random.rand())) == expected
     assert torch.is_grad_enabled() and torch.get_default_dtype() is torch.float32
     assert not torch.are_deterministic_algorithms_enabled() and torch.get_float32_matmul_precision() == "highest"
 
