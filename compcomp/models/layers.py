@@ -71,11 +71,13 @@ def find_layers(
 
     ``targets`` and ``ignore`` are ``fnmatch`` patterns, compared with a layer's qualified name, the last part
     of it, and its class (``"model.layers.0.*"``, ``"q_proj"``, ``"Conv1D"``). ``targets=None`` takes all.
-    ``"lm_head"`` in ``ignore`` also means what the model itself calls its output head. Always left alone is
-    a weight that a module of another kind uses too, such as an output head tied to the embedding.
+    ``"lm_head"`` in ``ignore`` also means what the model itself, or a model inside it, calls its output head. Always
+    left alone is a weight that a module of another kind uses too, such as an output head tied to the embedding.
+    Layers that read one weight, also its transpose, are one. The parts of adapters are none.
 
     Raises InputError when no layer is left, a target matches nothing, or a layer's weight cannot be
-    compressed: not finite, on the meta device, quantized, or computed from other parameters.
+    compressed: not finite, on the meta device, quantized, sparse, computed from other parameters, sharing memory in
+    part with another tensor of the model, or with an adapter beside it that is not merged.
     """
     model = unwrap(model)
     wanted = None if targets is None else _patterns(targets, "targets")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import compcomp as cc
 from compcomp.errors import InputError
+from compcomp.models.devices import move_together
 from compcomp.models.memory import overlap, overlaps_itself
 from compcomp.models.save import load_weights
 from compcomp.techniques import AbsMax, Magnitude
@@ -204,6 +205,23 @@ def test_a_layer_over_an_embedding_is_left_alone_or_refused(layout: Callable[[Te
         assert "layer out" in str(error) and "embed.weight" in str(error)
         assert int((model.body.weight == 0).sum()) == 0
     assert torch.equal(model.embed.weight, before)
+
+
+def test_what_shares_memory_is_moved_together() -> None:
+    """On the way to another device and back nothing is untied; here the copy is on the same one."""
+    b = flat()
+    model = Two(b[:36].view(6, 6), b[:36].view(6, 6).T, part=b[30:66], whole=b.view(torch.float16)[100:110])
+    model.third, model.fourth = nn.Linear(6, 6), nn.Linear(6, 6)
+    model.fourth.weight = model.third.weight
+    tensors = [*model.parameters(), *model.buffers()]
+    before = [tensor.clone() for tensor in tensors]
+    pairs = [(i, j) for i in range(len(tensors)) for j in range(i) if overlap(tensors[i], tensors[j])]
+    memory = b.data_ptr()
+    move_together(tensors, torch.device("cpu"))
+    assert model.first.weight.data_ptr() != memory and len(pairs) == 4
+    assert all(torch.equal(tensor, old) for tensor, old in zip(tensors, before, strict=True))
+    assert [(i, j) for i in range(len(tensors)) for j in range(i) if overlap(tensors[i], tensors[j])] == pairs
+    assert model.fourth.weight is model.third.weight
 
 
 def test_recurrent_weights_do_not_matter() -> None:

@@ -160,9 +160,8 @@ LAYERS = {layer.name for layer in find_layers(qwen2())}
 
 
 def base_names(model: Any, **more: Any) -> set[str]:
-    names = [
-        layer.name.removeprefix("base_model.model.").removeprefix("base_model.") for layer in find_layers(model, **more)
-    ]
+    prefix = "base_model." if hasattr(model, "prompt_encoder") else "base_model.model."
+    names = [layer.name.removeprefix(prefix) for layer in find_layers(model, **more)]
     return {name.removesuffix(".base_layer") for name in names}
 
 
