@@ -63,8 +63,8 @@ def optimize_order(
     techniques: in place of one, ``one_of(A, B)`` is filled by one of several, and ``optional(A)`` may stay empty.
     before: pairs (A, B) of techniques of which A comes before B in every order.
     loss: the layer loss that orders are compared under: "weight_l1" to "weight_l4", or "output_l2".
-    model: a torch module with Linear layers (or transformers' Conv1D). It is as it was afterwards, whatever ``evaluate``
-    does to it; ``plan.apply`` and ``plan.save`` take it as long as it stays so.
+    model: a torch module with Linear layers (or transformers' Conv1D). It is as it was afterwards, whatever
+    ``evaluate`` does to it; ``plan.apply`` and ``plan.save`` take it as long as it stays so.
     calibration: batches for the model; needed where the loss or a technique looks at inputs.
     evaluate: ``model -> number`` or a dict of numbers, the first of which ranks the orders. Higher is better
     unless its name (perplexity, loss ...) or its attribute ``higher_is_better`` says otherwise.

@@ -64,7 +64,7 @@ def move_together(tensors: Iterable[Tensor], device: torch.device) -> None:
             storage_of, first = group[0].untyped_storage(), group[0].untyped_storage().data_ptr()
             begin = (min(extent(t)[0] for t in group) - first) // 16 * 16  # where any dtype may begin
             size = max(extent(t)[1] for t in group) - first - begin
-            memory = torch.empty(0, dtype=torch.uint8, device=group[0].device).set_(storage_of, begin, (size,))
+            memory = torch.empty(0, dtype=torch.uint8, device=group[0].device).set_(storage_of, begin, (size,), (1,))
             moved = torch.empty(size, dtype=torch.uint8, device=device).copy_(memory).untyped_storage()
             for tensor in group:
                 offset = (tensor.data_ptr() - first - begin) // tensor.element_size()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compcomp.models.memory import bits, parts
+from compcomp.models.memory import bits, parts, shape_of
 
 PLACES = {"_name_or_path", "name_or_path", "_commit_hash"}
 """Settings that say where a model is from."""
@@ -83,7 +83,7 @@ def _pieces(value: Any, seen: _Seen) -> Iterator[bytes | memoryview]:
         return
     yield kind.encode()
     if isinstance(value, Tensor):
-        yield f"{value.dtype} {tuple(value.shape)} {value.layout} {value.device}".encode()
+        yield f"{value.dtype} {shape_of(value)} {value.layout} {value.device}".encode()
         for part in parts(value):
             yield f"{part.dtype} {tuple(part.shape)}".encode()
             entries: Any = bits(part.cpu()).numpy()

@@ -120,12 +120,12 @@ def _is_whole(tensor: Tensor) -> bool:
 
 def parts(tensor: Tensor) -> Iterator[Tensor]:
     """The plain tensors that a tensor is made of: itself, the parts of a sparse or wrapped one; none without values."""
+    if tensor.device.type == "meta" or _is_fake(tensor) or _is_lazy(tensor):
+        return
     with torch.no_grad():
         value = tensor.detach()
         if is_plain(tensor):
             yield value
-        elif tensor.device.type == "meta" or _is_fake(tensor):
-            return
         elif tensor.layout is torch.sparse_coo:
             yield from (value._indices(), value._values())
         elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
@@ -143,8 +143,13 @@ def parts(tensor: Tensor) -> Iterator[Tensor]:
             yield value.dequantize()
         elif tensor.is_mkldnn:
             yield value.to_dense()
-        elif type(tensor.data) is not Tensor and tensor.layout is torch.strided and not _is_lazy(tensor):
+        elif type(tensor.data) is not Tensor and tensor.layout is torch.strided:
             yield value.as_subclass(Tensor)
+
+
+def shape_of(tensor: Tensor) -> tuple[int, ...] | None:
+    """The shape; None of a parameter that is not initialised."""
+    return None if _is_lazy(tensor) else tuple(tensor.shape)
 
 
 def _is_fake(tensor: Tensor) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compcomp.models.memory import is_plain, parts, place, same_bits
+from compcomp.models.memory import is_plain, parts, place, same_bits, shape_of
 
 
 class Snapshot:
@@ -121,7 +121,7 @@ class _Kept:
 
     def __init__(self, tensor: Tensor, copied: bool, known: _Kept | None) -> None:
         self.tensor, self.leaf, self.needed = tensor, tensor.is_leaf, tensor.requires_grad
-        self.shape, self.dtype = tensor.shape, tensor.dtype
+        self.shape, self.dtype = shape_of(tensor), tensor.dtype
         self.memory = tensor.detach() if is_plain(tensor) else None
         self.grad = tensor.grad if tensor.is_leaf else None
         self.grad_kept: _Kept | None = (
@@ -135,7 +135,7 @@ class _Kept:
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether a tensor has these values; true where none are kept."""
-        if tensor.shape != self.shape or tensor.dtype != self.dtype:
+        if shape_of(tensor) != self.shape or tensor.dtype != self.dtype:
             return False
         return self.copies is None or _same(self.copies, tensor)
 
@@ -146,8 +146,8 @@ class _Kept:
             if self.copies is not None and not _same(self.copies, self.tensor):
                 for part, copy in zip(parts(self.tensor), self.copies, strict=True):
                     part.copy_(copy)
-        if self.leaf and self.tensor.requires_grad != self.needed:
-            self.tensor.requires_grad_(self.needed)
+            if self.leaf and self.tensor.requires_grad != self.needed:
+                self.tensor.requires_grad_(self.needed)
         if self.grad_kept is not None:
             self.grad_kept.restore()
         if self.leaf and self.tensor.grad is not self.grad:

@@ -96,3 +96,19 @@ def test_in_a_layer_they_are_refused_in_one_line(kind: str) -> None:
     with pytest.raises(InputError, match=rf"^layer 1: a weight .*{kind}") as caught:
         cc.apply(P, model)
     assert "\n" not in str(caught.value) and torch.equal(model[0].weight, before)
+
+
+def test_layers_that_are_not_initialised_do_no_harm_where_they_are_ignored() -> None:
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.later, self.layer = nn.LazyLinear(4), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.layer(x)
+            return y
+
+    plan = cc.optimize_order([P, Q], model=Lazy(), loss="weight_l2", ignore=["later"])
+    assert len(plan.order) == 2
+    with pytest.raises(InputError, match=r"^layer later: a weight .*Uninitialized"):
+        cc.apply(P, Lazy())
