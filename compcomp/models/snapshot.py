@@ -140,6 +140,8 @@ class _Kept:
         return self.copies is None or _same(self.copies, tensor)
 
     def restore(self) -> None:
+        if self.shape is None:  # not initialised
+            return
         with torch.inference_mode(self.tensor.is_inference()):
             if self.memory is not None and (not is_plain(self.tensor) or _memory(self.tensor) != _memory(self.memory)):
                 self.tensor.data = self.memory
