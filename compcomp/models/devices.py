@@ -18,7 +18,7 @@ def choose(model: nn.Module, given: str | torch.device) -> torch.device | None:
 
     None leaves the model where it is: "auto" for one that is spread over several devices.
     """
-    spread = sorted({str(p.device) for p in model.parameters() if p.device.type != "meta"})
+    spread = sorted({str(p.device) for p in model.parameters()})
     if given == "auto":
         if len(spread) > 1:
             return None
