@@ -247,7 +247,9 @@ def _optimize(read: Any, source: Any, out: Path, device: str | None, as_json: bo
     recipe: Recipe = read(source)
     _check_out(out)
     from compcomp.optimize import optimize_order
-    from compcomp.recipe import load
+    from compcomp.recipe import check_out, load
+
+    check_out(out, recipe, source if isinstance(source, Path) else None)
 
     with _waiting("loading the model"):
         loaded = load(recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -62,7 +63,8 @@ def optimize_order(
     techniques: in place of one, ``one_of(A, B)`` is filled by one of several, and ``optional(A)`` may stay empty.
     before: pairs (A, B) of techniques of which A comes before B in every order.
     loss: the layer loss that orders are compared under: "weight_l1" to "weight_l4", or "output_l2".
-    model: a torch module with Linear layers (or transformers' Conv1D). It is as it was afterwards.
+    model: a torch module with Linear layers (or transformers' Conv1D). It is as it was afterwards, whatever
+    ``evaluate`` does to it; ``plan.apply`` and ``plan.save`` take it as long as it stays so.
     calibration: batches for the model; needed where the loss or a technique looks at inputs.
     evaluate: ``model -> number`` or a dict of numbers, the first of which ranks the orders. Higher is better
     unless its name (perplexity, loss ...) or its attribute ``higher_is_better`` says otherwise.
@@ -102,6 +104,7 @@ def optimize_order(
         if model is not None:
             from compcomp.models.bench import ModelBench
             from compcomp.models.measure import MEASURED
+            from compcomp.models.modes import PLAIN, kept
 
             usable = [name for name in MEASURED if calibration is not None or not loss_named(name).needs_inputs]
             names = dict.fromkeys([*usable, loss])
@@ -115,6 +118,8 @@ def optimize_order(
                 loss_names=names,
                 keep_batches=_couples(known),
             )
+            stack.enter_context(kept())
+            stack.enter_context(PLAIN.on())
             stack.enter_context(bench)
             bench.check(Sequence(known))
         if store is not None and not isinstance(store, Store):
@@ -157,10 +162,15 @@ def apply(
     sequence = as_sequence(sequence)
     targets, ignore = _patterns(targets, ignore)
     from compcomp.models.bench import ModelBench
+    from compcomp.models.modes import PLAIN, kept
 
     needed = calibration if sequence.needs_inputs else None
     couples = _couples(sequence)
-    with ModelBench(model, needed, None, device, targets, ignore, loss_names=(), keep_batches=couples) as bench:
+    with (
+        kept(),
+        PLAIN.on(),
+        ModelBench(model, needed, None, device, targets, ignore, loss_names=(), keep_batches=couples) as bench,
+    ):
         bench.check(sequence)
         written = bench.write(bench.apply(sequence, bench.start()))
     for note in bench.notes:
@@ -234,31 +244,33 @@ def _make_applicable(
     """Let the plan compress models, its own one with the calibration that was collected."""
     from compcomp.models.bench import ModelBench
 
-    written = False
+    def check(where: str) -> None:
+        """Raise InputError unless the model is as the search left it, or as this plan has written it."""
+        assert bench is not None
+        if (name := bench.changed()) is not None:
+            raise InputError(
+                f"a model whose weights have changed since the plan was made ({name})",
+                "the model as it was; compcomp.apply(plan.order, model, calibration) compresses what it is now",
+                where,
+            )
 
     def compress(model: nn.Module, batches: Any) -> nn.Module:
-        nonlocal written
-        if bench is None or model is not bench.model or batches is not None:
+        if bench is None or not _is_same_model(model, bench.model) or batches is not None:
             given = calibration if batches is None else batches
             if not plan.layer_orders:
                 return apply(plan.order, model, given, device, targets, ignore)
             with ModelBench(model, given, None, device, targets, ignore, loss_names=()) as other:
                 return other.write(_planned(plan, other))
+        check("Plan.apply")
         with bench:
-            if not written and not _is_dense(bench):
-                raise InputError(
-                    "a model whose weights have changed since the plan was made",
-                    "compcomp.apply(plan.order, model, calibration)",
-                    "Plan.apply",
-                )
-            compressed = bench.write(_planned(plan, bench))
-        written = True
-        return compressed
+            bench.write(_planned(plan, bench))
+        return model
 
     def write_model(folder: Path) -> None:
         assert bench is not None
         from compcomp.models.save import save
 
+        check("Plan.save")
         with bench:
             about = {"order": str(plan.order), "optimality": plan.optimality, "layer_orders": plan.layer_orders}
             save(bench.model, _planned(plan, bench), folder, about)
@@ -266,8 +278,39 @@ def _make_applicable(
     plan.compress = compress
     if bench is not None:
         plan.write_model = write_model
-        plan.notes += bench.notes
+        plan.notes += [*bench.notes, *_suspicious(plan)]
         plan.outside = bench.outside
+
+
+def _is_same_model(one: Any, other: Any) -> bool:
+    """Whether two models are one, whatever compilers and data parallelism put around it."""
+    from torch import nn
+
+    from compcomp.models.wrappers import unwrap
+
+    return one is other or (isinstance(one, nn.Module) and unwrap(one) is unwrap(other))
+
+
+BEATEN = 0.1
+"""Share of a metric of the uncompressed model by which it takes a remark to be beaten."""
+
+
+def _suspicious(plan: Plan) -> list[str]:
+    """What to say where compressed models are better than the uncompressed one by much."""
+    metric, dense = plan.metric, plan.dense.get(plan.metric or "")
+    if metric is None or dense is None or not math.isfinite(dense):
+        return []
+    values = [one["metrics"][metric] for one in plan.measurements if metric in one["metrics"]]
+    sign = -1 if plan.lower else 1
+    better = [value for value in values if sign * (value - dense) > BEATEN * abs(dense)]
+    if not better:
+        return []
+    way = "lower" if plan.lower else "higher"
+    return [
+        f"{len(better)} of {len(values)} orders beat the uncompressed model's {metric} of {dense:.4g} by more than "
+        f"{BEATEN:.0%}, where {way} is taken for better: see that this is so (evaluate.higher_is_better says it) "
+        "and that evaluate measures the model it is given"
+    ]
 
 
 def _planned(plan: Plan, bench: ModelBench) -> Any:
@@ -276,14 +319,6 @@ def _planned(plan: Plan, bench: ModelBench) -> Any:
         return bench.apply(plan.order, bench.start())
     own = {name: plan.orderings.read(text) for name, text in plan.layer_orders.items()}
     return bench.apply_each({name: own.get(name, plan.order) for name in bench.layer_names()} | own)
-
-
-def _is_dense(bench: ModelBench) -> bool:
-    """Whether the model's weights are still those the bench started from."""
-    dense = bench.start()
-    return all(
-        bool((dense[name].weight.to(layer.weight) == layer.weight).all()) for name, layer in bench.layers.items()
-    )
 
 
 class Bars:

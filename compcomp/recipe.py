@@ -222,6 +222,19 @@ def _settings(given: Any, allowed: Iterable[str], where: str) -> dict[str, Any]:
     return dict(given)
 
 
+def check_out(out: Path, recipe: Recipe, path: Path | None = None) -> None:
+    """Raise InputError where a run of the recipe, from the file at ``path``, would write among what it reads."""
+    from compcomp.models.save import check_apart
+
+    inputs = {} if path is None else {"the recipe": path}
+    if recipe.model not in (None, "embedded"):
+        inputs["the model"] = recipe.folder / str(recipe.model)
+        for name, settings in (("calibration", recipe.calibration), ("evaluate", recipe.evaluate)):
+            if "text" in settings:
+                inputs[f"the text of {name}"] = recipe.folder / settings["text"]
+    check_apart(out, inputs, "--out")
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A recipe's model with its calibration batches and its metric; all None for a symbolic plan."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from compcomp.errors import InputError
-from compcomp.models.layers import is_from_transformers, unwrap
 from compcomp.models.padding import MASKS, kept_positions
+from compcomp.models.wrappers import is_from_transformers, unwrap
 
 BATCHES = "batches: an iterable or DataLoader of tensors, dicts or tuples"
 TENSORS = "tensors (batch x length), such as a Dataset with_format('torch') in a DataLoader gives"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Items
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,16 +24,31 @@ from compcomp.language.technique import Sequence, Technique, as_sequence
 from compcomp.models.batches import iterate, prepared
 from compcomp.models.calibrate import calibrate
 from compcomp.models.coverage import coverage
-from compcomp.models.devices import choose, move
+from compcomp.models.devices import bring, choose, move
 from compcomp.models.explore import explore
-from compcomp.models.layers import IGNORE, Layer, check_sequence, evaluating, find_layers, nothing_dropped
+from compcomp.models.fingerprint import model_fingerprint
+from compcomp.models.layers import (
+    IGNORE,
+    Layer,
+    check_sequence,
+    evaluating,
+    find_layers,
+    nothing_dropped,
+    trains_itself,
+)
 from compcomp.models.measure import MEASURED, effective_weight, layer_losses, total
-from compcomp.models.metrics import is_log, metric_direction, parts_of, read_metrics, read_parts
+from compcomp.models.metrics import is_log, metric_direction, parts_of, read_metrics, read_parts, reading
+from compcomp.models.modes import Modes, kept, plainly
 from compcomp.models.outside import note_of, outside
 from compcomp.models.patterns import Patterns
 from compcomp.models.size import compression_rate
-from compcomp.models.states import applied, checked, digest, digest_of, tensors_in, versions_of
+from compcomp.models.snapshot import Snapshot
+from compcomp.models.states import applied, check_result, checked, digest, digest_of, tensors_in, versions_of
 from compcomp.models.whole import Whole
+from compcomp.models.wrappers import uncompiled
+
+REMARKS = 4
+"""Layers that are remarked on one by one."""
 
 ModelState = dict[str, LayerState]
 """The state of each compressed layer by qualified name, with torch tensors. Never changed in place."""
@@ -52,7 +67,10 @@ class ModelBench:
     the whole model.
 
     Weights are worked on in float32 (float64 for a float64 model), Gram matrices are float64. The model is
-    as it was after every call but ``write``; ``start`` moves it to the device and ``close``, or leaving a
+    as it was after every call but ``write``, whatever ``evaluate`` or a change of mode did to it (see
+    :class:`compcomp.models.snapshot.Snapshot`): each state is evaluated on the model as it was given, and with the
+    same random numbers. ``evaluate`` runs under the modes of torch (gradients, inference, autocast) in which the
+    bench was made, all else under plain ones. ``start`` moves the model to the device and ``close``, or leaving a
     ``with`` block, moves it back. A model spread over several devices stays where it is. ``notes`` lists
     what a report should tell, such as a metric that was not finite.
     """
@@ -79,12 +97,16 @@ class ModelBench:
         self.notes = [*filter(None, [note_of(self.outside)])]
         self.loss_names = _losses(loss_names, calibration is not None)
         self.device = choose(model, device)
-        self._home = next(model.parameters()).device
+        self._home = next(iter(self.layers.values())).parameter.device
         self._offload, self._batches = offload, calibration
         self._calibrated = calibration is not None
         self._kept: list[Any] | None = calibration if isinstance(calibration, list) and keep_batches else None
         self._dense: ModelState | None = None
         self._present: ModelState = {}
+        self._modes, self._metrics = Modes.now(), tuple[str, ...]()
+        self._changing = _changing(model, self.layers.values())
+        self._left: Snapshot | None = None
+        self.notes += _remarks(self.layers.values())
 
     def __enter__(self) -> Self:
         return self
@@ -97,7 +119,8 @@ class ModelBench:
     def close(self) -> None:
         """Move the model back to the device it came from. States stay usable."""
         if self.device is not None and self.device != self._home:
-            self.model.to(self._home)
+            bring(self.model, self._home)
+            self._left = None if self._left is None else self._taken()
 
     def check(self, sequence: Technique | Sequence) -> None:
         """Raise InputError where the sequence does not fit a layer, looks at single tokens, or lacks calibration."""
@@ -113,26 +136,29 @@ class ModelBench:
         check_sequence(self.layers.values(), alone)
         self.notes += [n for n in nothing_dropped(list(self.layers.values()), alone) if n not in self.notes]
 
+    @plainly
     def start(self) -> ModelState:
         """The dense state. The first call moves the model to the device and calibrates."""
         self._place()
         if self._dense is None:
             grams: Mapping[str, Tensor] = {}
             magnitudes: dict[str, Magnitudes] = {}
-            if self._batches is not None:
-                grams = calibrate(self.model, self.layers.values(), self._batches, magnitudes, self.notes)
-                self._batches = None
-                if self._offload:  # layers that share a Gram matrix go on sharing it
-                    moved = {id(gram): gram.cpu() for gram in grams.values()}
-                    grams = {name: moved[id(gram)] for name, gram in grams.items()}
-                    magnitudes = move(magnitudes, torch.device("cpu"))
-            self._dense = {
-                name: replace(self._dense_layer(layer, grams.get(name)), magnitudes=magnitudes.get(name))
-                for name, layer in self.layers.items()
-            }
-            self._present = self._dense
+            with self._unchanged(), uncompiled(self.model):
+                if self._batches is not None:
+                    grams = calibrate(self.model, self.layers.values(), self._batches, magnitudes, self.notes)
+                    self._batches = None
+                    if self._offload:  # layers that share a Gram matrix go on sharing it
+                        moved = {id(gram): gram.cpu() for gram in grams.values()}
+                        grams = {name: moved[id(gram)] for name, gram in grams.items()}
+                        magnitudes = move(magnitudes, torch.device("cpu"))
+                dense = {
+                    name: replace(self._dense_layer(layer, grams.get(name)), magnitudes=magnitudes.get(name))
+                    for name, layer in self.layers.items()
+                }
+            self._dense = self._present = dense
         return dict(self._dense)
 
+    @plainly
     def apply(self, technique: Technique | Sequence, state: ModelState) -> ModelState:
         """The state after the technique's kernel has run on every layer.
 
@@ -149,6 +175,7 @@ class ModelBench:
                     result[name] = self._apply(step, name, result[name])
         return result
 
+    @plainly
     def apply_each(self, orders: Mapping[str, Sequence]) -> ModelState:
         """The state after an order of its own for each layer, by qualified name; InputError where names differ."""
         if set(orders) != set(self.layers):
@@ -177,20 +204,24 @@ class ModelBench:
         """
         return total(list(self.layer_losses(state).values()))
 
+    @plainly
     def layer_losses(self, state: ModelState) -> dict[str, dict[str, float]]:
         """The losses of each layer by name; with "output_l2" comes "output_norm2", |W X|_F^2 when dense."""
         with torch.no_grad():
             return {name: layer_losses(self._bring(name, layer), self.loss_names) for name, layer in state.items()}
 
+    @plainly
     def evaluate(self, state: ModelState) -> dict[str, float]:
         """The user's metrics of the model with this state's weights in it; {} without an ``evaluate``.
 
-        The weights that were in the model come back bitwise, and its modes too, whatever happens.
+        The model is as it was afterwards, bitwise, whatever ``evaluate`` does to it. InputError where its metrics are
+        not those of the calls before.
         """
         if self.user_evaluate is None:
             return {}
-        with self._holding(state) as model:
+        with self._holding(state) as model, self._modes.on():
             metrics = read_metrics(self.user_evaluate(model), self.user_evaluate)
+        self._check_names(metrics)
         for name, value in metrics.items():
             self._note_unless_finite(name, value)
         return metrics
@@ -200,11 +231,13 @@ class ModelBench:
         """How many independent parts the user's metrics are means over (see :mod:`compcomp.models.metrics`)."""
         return parts_of(self.user_evaluate)
 
+    @plainly
     def evaluate_parts(self, state: ModelState, parts: Items[int]) -> dict[str, list[tuple[float, float]]]:
         """Like ``evaluate``, for an ``evaluate`` that has parts: by metric the sum and count of each of these."""
         assert self.user_evaluate is not None
-        with self._holding(state) as model:
+        with self._holding(state) as model, self._modes.on():
             found = read_parts(self.user_evaluate(model, parts=list(parts)), len(parts))
+        self._check_names(found)
         for name, pairs in found.items():
             for part, _ in pairs:
                 self._note_unless_finite(name, part)
@@ -216,20 +249,61 @@ class ModelBench:
 
     @contextmanager
     def _holding(self, state: ModelState) -> Iterator[nn.Module]:
-        """The model, in eval mode, with this state's weights in it."""
+        """The model, in eval mode, with this state's weights in it; see :meth:`_unchanged`."""
         self._place()
-        try:
-            self._put(state)
-            with evaluating(self.model):
-                yield self.model
-        finally:
-            self._put(self._present)
+        with self._unchanged():
+            self._put(state, self.layers)
+            yield self.model
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """The model in eval mode. It is afterwards as it was, and so are random numbers and torch's settings."""
+        self._left = self._taken()
+        with kept():
+            try:
+                with evaluating(self.model):
+                    yield
+            finally:
+                self._left.restore()
+                self._put(self._present, self.layers.keys() - self._changing)
+
+    def _taken(self) -> Snapshot:
+        """The model as it is, but for the weights that ``_present`` has."""
+        known = [layer for name, layer in self.layers.items() if name not in self._changing]
+        weights = [module._parameters["weight"] for layer in known for module in layer.modules]
+        return Snapshot(self.model, [w for w in weights if w is not None], self._left)
+
+    def changed(self) -> str | None:
+        """The name of a parameter, buffer or module that is no longer as this bench left it; None where all is."""
+        if self._left is None:
+            return None
+        if (name := self._left.differs(self.model)) is not None:
+            return name
+        for name in self._present.keys() - self._changing:
+            layer = self.layers[name]
+            if not torch.equal(effective_weight(self._present[name]).to(layer.weight), layer.weight):
+                return f"{name}.weight"
+        return None
+
+    def _check_names(self, metrics: Mapping[str, Any]) -> None:
+        """Raise InputError unless these are the metrics of the calls before."""
+        names = self._metrics = self._metrics or tuple(metrics)
+        if missing := [name for name in names if name not in metrics]:
+            raise InputError(
+                f"no {missing[0]!r} among {', '.join(metrics)}", f"{', '.join(names)} each time", "evaluate"
+            )
+        if more := [name for name in metrics if name not in names]:
+            raise InputError(f"{more[0]!r}, which it did not give before", f"{', '.join(names)} each time", "evaluate")
 
     def _note_unless_finite(self, name: str, value: float) -> None:
-        note = f"evaluate: {name} was {value}"
-        if not math.isfinite(value) and note not in self.notes:
+        if not math.isfinite(value):
+            self._note(f"evaluate: {name} was {value}")
+
+    def _note(self, note: str) -> None:
+        if note and note not in self.notes:
             self.notes.append(note)
 
+    @plainly
     def write(self, state: ModelState) -> nn.Module:
         """Put this state's weights into the model for good, in its dtype, and return it.
 
@@ -238,8 +312,10 @@ class ModelBench:
         self._place()
         for name, layer in state.items():
             check_range(name, effective_weight(layer), self.layers[name].parameter.dtype)
-        self._put(state)
+        with evaluating(self.model):  # what modules add in eval mode they take out again
+            self._put(state, self.layers)
         self._present = {**self._present, **state}
+        self._left = self._taken()
         return self.model
 
     def bits(self, state: ModelState) -> int:
@@ -252,6 +328,7 @@ class ModelBench:
 
     def lower_is_better(self, metric: str) -> bool:
         """Which way a metric of ``evaluate`` goes (see :func:`compcomp.models.metrics.metric_direction`)."""
+        self._note(reading(metric, self.user_evaluate))
         return metric_direction(metric, self.user_evaluate) == "lower"
 
     def shapes(self) -> list[tuple[int, int]]:
@@ -262,8 +339,9 @@ class ModelBench:
         """The same text for two states only if weight and format are bitwise equal in every layer (0 equals -0)."""
         return digest_of([(name, digest(layer)) for name, layer in state.items()])
 
+    @plainly
     def fingerprint(self) -> str | None:
-        """What measurements depend on beside states: dense weights, inputs, and ``evaluate`` by its ``key``.
+        """What measurements depend on beside states: the model, all of it, inputs, and ``evaluate`` by its ``key``.
 
         None where ``evaluate`` has no such attribute: a text that is another whenever its numbers may be others.
         """
@@ -273,7 +351,9 @@ class ModelBench:
         layers = [(name, layer.weight, layer.gram, layer.magnitudes) for name, layer in self.start().items()]
         devices = sorted({str(layer.parameter.device) for layer in self.layers.values()})
         batches = [] if self._kept is None else [[list(tensors_in(batch))] for batch in self._kept]
-        return digest_of([key, sorted(self.loss_names), devices, layers, *batches])
+        with uncompiled(self.model) as model:
+            whole = model_fingerprint(model, [str(self._modes)])
+        return digest_of([key, sorted(self.loss_names), devices, whole, layers, *batches])
 
     explore = staticmethod(explore)
 
@@ -345,12 +425,14 @@ class ModelBench:
 
     def _place(self) -> None:
         if self.device is not None:
-            self.model.to(self.device)
+            bring(self.model, self.device)
 
-    def _put(self, state: ModelState) -> None:
+    def _put(self, state: ModelState, names: Collection[str]) -> None:
+        """Write the weights of a state into the layers of these names."""
         with torch.no_grad():
             for name, layer in state.items():
-                self.layers[name].set(effective_weight(layer))
+                if name in names:
+                    self.layers[name].set(effective_weight(layer))
 
     def _bring(self, name: str, layer: LayerState) -> LayerState:
         """The state on the device where the layer's weight is."""
@@ -370,7 +452,7 @@ class ModelBench:
             raise InputError("calibration batches that were not kept", "keep_batches=True", str(technique))
         given = {name: self._bring(name, layer) for name, layer in state.items()}
         versions = {name: versions_of(layer) for name, layer in given.items()}
-        with self._holding(self.start()) as model:
+        with self._holding(self.start()), uncompiled(self.model) as model:
             whole = Whole(model, self.layers, given, self._kept or [])
             found = technique.kernel_model()(technique, whole)
         if set(found) != set(given):
@@ -378,6 +460,7 @@ class ModelBench:
         result = dict(state)
         for name, after in found.items():
             if after is not given[name]:
+                check_result(given[name], after, f"layer {name}: after {technique}")
                 after = checked(technique, name, given[name], after, versions[name])
                 after = move(after, torch.device("cpu")) if self._offload else after
                 layer = state[name]
@@ -402,6 +485,26 @@ def check_range(name: str, weight: Tensor, dtype: torch.dtype) -> None:
 def _working(dtype: torch.dtype) -> torch.dtype:
     """The dtype weights are worked on in: exact for those that models use."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _changing(model: nn.Module, layers: Iterable[Layer]) -> set[str]:
+    """The layers in modules that a change of mode may change: of these the weight is not the same in both modes."""
+    inside = {part for module in model.modules() if trains_itself(module) for part in module.modules()}
+    return {layer.name for layer in layers if not inside.isdisjoint(layer.modules)}
+
+
+def _remarks(layers: Iterable[Layer]) -> list[str]:
+    """What to say of layers whose weight is not all, or not theirs alone."""
+    found = [
+        f"layer {name}: its weight is that of layer {layer.name} in another layout, and is compressed as that one's"
+        for layer in layers
+        for name, _ in layer.followers
+    ]
+    for layer in layers:
+        if more := [n for module in layer.modules for n in module._parameters if n not in ("weight", "bias")]:
+            held = ", ".join(dict.fromkeys(more))
+            found.append(f"layer {layer.name}: beside its weight there is {held}; the weight alone is compressed")
+    return found if len(found) <= REMARKS else [*found[:REMARKS], f"... and {len(found) - REMARKS} more such layers"]
 
 
 def _losses(names: Iterable[str] | None, calibrated: bool) -> tuple[str, ...]:

@@ -71,7 +71,7 @@ def calibrate(
 
         return observe
 
-    device = next(model.parameters()).device
+    device = next(p.device for p in model.parameters() if p.device.type != "meta")
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.no_grad())  # inference_mode would leave its mark on what the model caches

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compcomp.errors import InputError
+from compcomp.models.memory import extent, is_plain
 
 
 def choose(model: nn.Module, given: str | torch.device) -> torch.device | None:
@@ -35,6 +36,41 @@ def choose(model: nn.Module, given: str | torch.device) -> torch.device | None:
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def bring(model: nn.Module, device: torch.device) -> None:
+    """Move the model to a device, unless all of it that is loaded is there. Tensors that share memory go on sharing."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(tensor.device not in (device, torch.device("meta")) for tensor in tensors):
+        move_together(tensors, device)
+        model.to(device)
+
+
+def move_together(tensors: Iterable[Tensor], device: torch.device) -> None:
+    """Move those of these tensors that share memory with another, in place: as views of one copy of that memory."""
+    plain = [t for t in tensors if is_plain(t) and t.numel()]
+    groups: list[list[Tensor]] = []
+    reach: tuple[int, int] = 0, 0  # storage and end of the last group
+    for tensor in sorted(plain, key=lambda t: (t.untyped_storage().data_ptr(), extent(t))):
+        storage, (start, end) = tensor.untyped_storage().data_ptr(), extent(tensor)
+        if groups and storage == reach[0] and start < reach[1]:
+            groups[-1].append(tensor)
+            reach = storage, max(end, reach[1])
+        else:
+            groups.append([tensor])
+            reach = storage, end
+    for group in groups:
+        if len(group) > 1:
+            storage_of, first = group[0].untyped_storage(), group[0].untyped_storage().data_ptr()
+            begin = (min(extent(t)[0] for t in group) - first) // 16 * 16  # where any dtype may begin
+            size = max(extent(t)[1] for t in group) - first - begin
+            memory = torch.empty(0, dtype=torch.uint8, device=group[0].device).set_(storage_of, begin, (size,), (1,))
+            moved = torch.empty(size, dtype=torch.uint8, device=device).copy_(memory).untyped_storage()
+            for tensor in group:
+                offset = (tensor.data_ptr() - first - begin) // tensor.element_size()
+                view = torch.empty(0, dtype=tensor.dtype, device=device)
+                with torch.inference_mode(tensor.is_inference()):
+                    tensor.data = view.set_(moved, offset, tensor.shape, tensor.stride())
 
 
 def move(value: Any, device: torch.device) -> Any:

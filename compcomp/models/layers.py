@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from compcomp.errors import InputError
 from compcomp.language.technique import Sequence, Technique, as_sequence
+from compcomp.models.memory import extent, is_plain, kind_of, overlap, overlaps_itself, place, stretch
 from compcomp.models.patterns import Names, Patterns, patterns_of
+from compcomp.models.wrappers import adapted, named_parts
+from compcomp.models.wrappers import is_from_transformers as is_from_transformers
+from compcomp.models.wrappers import unwrap as unwrap
 
 IGNORE = ("lm_head",)
 """Layers left alone unless asked for: the output head, whatever the model calls it."""
@@ -24,12 +28,15 @@ class Layer:
     """One weight that the model multiplies its activations with, and the modules that do so.
 
     ``name``: qualified name of the first of ``modules`` in the model. Several modules are one layer when they
-    share the weight. ``transposed``: the module stores in x out (``Conv1D``).
+    share the weight. ``transposed``: the module stores in x out (``Conv1D``). ``followers``: by name the modules that
+    read the same memory in another layout, such as a decoder with the transpose of its encoder's weight. They change
+    with it, and what is measured of the layer says nothing of them.
     """
 
     name: str
     modules: tuple[nn.Module, ...]
     transposed: bool
+    followers: tuple[tuple[str, nn.Module], ...] = ()
 
     @property
     def parameter(self) -> Tensor:
@@ -53,15 +60,8 @@ class Layer:
         """Copy a weight (out x in, any dtype and device) into the module's own, rounded to its dtype."""
         for module in self.modules:  # usually one; or several that hold one and the same parameter
             own: Tensor = module._parameters["weight"]  # type: ignore[assignment]
-            own.detach().copy_(weight.T if self.transposed else weight)
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module itself where ``torch.compile`` has wrapped it: hooks on a compiled one may not run."""
-    inner = getattr(model, "_orig_mod", model)
-    if not isinstance(inner, nn.Module):
-        raise InputError(f"a {type(model).__name__}", "a torch.nn.Module", "model")
-    return inner
+            with torch.inference_mode(own.is_inference()):
+                own.detach().copy_(weight.T if self.transposed else weight)
 
 
 def find_layers(model: nn.Module, targets: Patterns = None, ignore: Patterns = IGNORE) -> tuple[Layer, ...]:
@@ -70,12 +70,14 @@ def find_layers(model: nn.Module, targets: Patterns = None, ignore: Patterns = I
     ``targets`` and ``ignore`` are patterns (:meth:`compcomp.models.patterns.Names.matches`): a layer's qualified name,
     parts of it or its class (``"model.layers.0"``, ``"q_proj"``, ``"Conv1D"``), with shell wildcards, or a regular
     expression after ``"re:"``. ``targets=None`` takes all, ``ignore=None`` leaves none alone.
-    ``"lm_head"`` in ``ignore`` also means what the model itself calls its output head. Always left alone is
-    a weight that a module of another kind uses too, such as an output head tied to the embedding.
+    ``"lm_head"`` in ``ignore`` also means what the model itself, or a model inside it, calls its output head. Always
+    left alone is a weight that a module of another kind uses too, such as an output head tied to the embedding.
+    Layers that read one weight, also its transpose, are one. The parts of adapters are none.
 
     Raises InputError when no layer is left, a target matches no layer, an entry of ``ignore`` but ``"lm_head"`` matches
-    no module, or a layer's weight cannot be compressed: not finite, on the meta device, quantized, or computed from
-    other parameters.
+    no module, or a layer's weight cannot be compressed: not finite, on the meta device, quantized, sparse, computed
+    from other parameters, sharing memory in part with another tensor of the model, or with an adapter beside it that
+    is not merged.
     """
     model = unwrap(model)
     wanted = None if targets is None else patterns_of(targets, "targets")
@@ -84,42 +86,44 @@ def find_layers(model: nn.Module, targets: Patterns = None, ignore: Patterns = I
     if unmatched := names.without_match(p for p in unwanted if p not in IGNORE):
         given = f"{unmatched[0]!r}, which matches no module"
         raise InputError(given, "names or classes of modules, parts of names, or 're:' and an expression", "ignore")
-    head = _output_head(model) if "lm_head" in unwanted else None
+    heads = _output_heads(model) if "lm_head" in unwanted else []
     used = set[str]()
     found, shared = [], 0
-    for members, foreign in _weights(model):
-        hits = {p for p in wanted or () for name, _ in members if names.matches(p, name)}
+    groups, others = _weights(model)
+    for group in groups:
+        every = [*group.members, *group.followers]
+        hits = {p for p in wanted or () for name, _ in every if names.matches(p, name)}
         used |= hits
         if wanted is not None and not hits:
             continue
-        if any(names.matches(p, name) for p in unwanted for name, _ in members):
+        if any(names.matches(p, name) for p in unwanted for name, _ in every):
             continue
-        if any(module is head for _, module in members):
+        if any(module is head for _, module in every for head in heads):
             continue
-        if foreign:
+        if group.foreign:
             shared += 1
             continue
-        found.append(_layer(members))
+        found.append(_layer(group))
     if unmatched := [p for p in wanted or () if p not in used]:
         given = f"{unmatched[0]!r}, which matches no Linear layer"
         raise InputError(given, "names or classes of layers", "targets")
     if not found:
         raise InputError(_none_left(shared, wanted, unwanted), "a model with nn.Linear or Conv1D", "model")
+    with_adapters = adapted(model)
     for layer in found:
+        if beside := [with_adapters[module] for module in layer.modules if module in with_adapters]:
+            allowed = "a merged adapter (first merge the adapter, as merge_and_unload does), or the layer in ignore"
+            raise InputError(f"a weight with an adapter beside it ({beside[0]})", allowed, f"layer {layer.name}")
         _check_weight(layer)
+    _check_memory(found, others)
     return tuple(found)
 
 
 def layers_by_name(model: nn.Module) -> dict[str, Layer]:
     """Every compressible layer, unfiltered and unchecked, under each of its names."""
-    groups = [members for members, _ in _weights(unwrap(model))]
-    return {name: _layer(members) for members in groups for name, _ in members}
-
-
-def is_from_transformers(module: nn.Module, name: str) -> bool:
-    """Whether the module is of this class of transformers, which need not be installed."""
-    classes = type(module).__mro__
-    return any(c.__name__ == name and c.__module__.startswith("transformers.") for c in classes)
+    groups, _ = _weights(unwrap(model))
+    found = {name: _layer(group) for group in groups for name, _ in group.members}
+    return found | {n: _layer(_Group([(n, module)])) for group in groups for n, module in group.followers}
 
 
 def check_sequence(layers: Iterable[Layer], sequence: Technique | Sequence) -> None:
@@ -149,52 +153,131 @@ def nothing_dropped(layers: Iterable[Layer], sequence: Technique | Sequence) -> 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; every module's mode is put back."""
+    """The model in eval mode; every module's mode is put back, by its own ``train`` where it has one.
+
+    Modules that add something to their weights in eval mode take it out again with it.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
+        for module, mode in modes:  # parents come before their parts, which their train() reaches too
+            if trains_itself(module) and module.training != mode:
+                module.train(mode)
+        for module, mode in modes:
+            if module.training != mode and trains_itself(module):
+                module.train(mode)
         for module, mode in modes:
             module.training = mode
 
 
-def _layer(members: list[tuple[str, nn.Module]]) -> Layer:
-    modules = tuple(dict.fromkeys(module for _, module in members))
-    return Layer(members[0][0], modules, is_from_transformers(modules[0], "Conv1D"))
+def trains_itself(module: nn.Module) -> bool:
+    """Whether a change of mode may change more than the mode: ``train`` is not that of torch or transformers."""
+    own = "train" in vars(module) or "eval" in vars(module)
+    methods = (type(module).train, type(module).eval)
+    return own or any(method.__module__.split(".")[0] not in ("torch", "transformers") for method in methods)
 
 
-def _weights(model: nn.Module) -> list[tuple[list[tuple[str, nn.Module]], bool]]:
-    """Each weight of a compressible module: (name, module) of all that use it, and whether others do too."""
-    groups: dict[object, list[tuple[str, nn.Module]]] = {}
-    elsewhere = set[object]()
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Linear) or is_from_transformers(module, "Conv1D"):
+def _layer(group: _Group) -> Layer:
+    modules = tuple(dict.fromkeys(module for _, module in group.members))
+    transposed = is_from_transformers(modules[0], "Conv1D")
+    return Layer(group.members[0][0], modules, transposed, tuple(group.followers))
+
+
+@dataclass
+class _Group:
+    """The modules, by name, that share one weight; ``foreign``: whether something else in the model uses it too.
+
+    ``followers``: those that read it in another layout.
+    """
+
+    members: list[tuple[str, nn.Module]]
+    foreign: bool = False
+    followers: list[tuple[str, nn.Module]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class _Named:
+    """A parameter or buffer with its name; ``module``: the one whose weight it is, if that can be a layer."""
+
+    name: str
+    tensor: Tensor
+    module: nn.Module | None = None
+
+
+def _weights(model: nn.Module) -> tuple[list[_Group], list[_Named]]:
+    """The weights of compressible modules, and every parameter and buffer of the model.
+
+    One weight is what is the same view of memory, read the same way round.
+    """
+    groups: dict[object, _Group] = {}
+    tensors: list[_Named] = []
+    foreign: list[Tensor] = []
+    parts = dict(named_parts(model))
+    for name, module in parts.items():
+        linear = isinstance(module, nn.Linear) or is_from_transformers(module, "Conv1D")
+        for own, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None:
+                read = linear and own == "weight"
+                tensors.append(_Named(f"{name}.{own}" if name else own, tensor, module if read else None))
+                foreign += [] if read else [tensor]
+        if linear:
             weight = module._parameters.get("weight")
-            groups.setdefault(id(module) if weight is None else _storage(weight), []).append((name, module))
-        else:
-            elsewhere.update(_storage(p) for p in module._parameters.values() if p is not None)
-    return [(members, key in elsewhere) for key, members in groups.items()]
+            group = groups.setdefault(id(module) if weight is None else stretch(weight), _Group([]))
+            alike = not group.members or _way(module) == _way(group.members[0][1])
+            (group.members if alike else group.followers).append((name, module))
+    known = {id(module) for module in parts.values()}
+    for name, module in model.named_modules():  # parts of adapters are no layers, but their memory counts
+        if id(module) not in known:
+            left_out = [p for p in [*module._parameters.values(), *module._buffers.values()] if p is not None]
+            tensors += [_Named(name, tensor) for tensor in left_out]
+            foreign += left_out
+    elsewhere = {stretch(tensor) for tensor in foreign}
+    for key, group in groups.items():
+        group.foreign = key in elsewhere
+    return list(groups.values()), tensors
 
 
-def _storage(tensor: Tensor) -> object:
-    """Equal for parameters that are one and the same memory."""
-    if not _is_plain(tensor) or tensor.device.type == "meta" or tensor.numel() == 0:
-        return id(tensor)
-    return tensor.device, tensor.data_ptr(), tensor.numel()
+def _way(module: nn.Module) -> object:
+    """What two modules agree in that multiply with the same matrix."""
+    weight = module._parameters.get("weight")
+    return None if weight is None else place(weight), is_from_transformers(module, "Conv1D")
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Not a subclass: those hold quantized, distributed or not yet initialised weights."""
-    return type(tensor) in (Tensor, nn.Parameter) and type(tensor.data) is Tensor
+def _check_memory(layers: Iterable[Layer], tensors: Iterable[_Named]) -> None:
+    """Raise InputError where a layer's weight shares memory with another tensor of the model, or with itself."""
+    owner: dict[nn.Module, Layer] = {}
+    for layer in layers:
+        owner |= dict.fromkeys([*layer.modules, *(module for _, module in layer.followers)], layer)
+        if overlaps_itself(layer.parameter):
+            raise InputError("a weight whose entries share memory", "a dense matrix", f"layer {layer.name}")
+    plain = [one for one in tensors if is_plain(one.tensor) and one.tensor.numel()]
+    reaching: list[_Named] = []  # beyond where the next one begins
+    for one in sorted(plain, key=lambda one: extent(one.tensor)[0]):
+        begin = extent(one.tensor)[0]
+        reaching = [other for other in reaching if extent(other.tensor)[1] > begin]
+        for other in reaching:
+            mine, yours = (owner.get(x.module) if x.module is not None else None for x in (one, other))
+            if mine is not yours and overlap(one.tensor, other.tensor):
+                found, partner = (mine, other.name) if mine is not None else (yours, one.name)
+                assert found is not None
+                given = f"a weight that shares memory with {partner}, in another layout or in part"
+                allowed = "a weight with memory of its own, or one parameter for both (or the layers in ignore)"
+                raise InputError(given, allowed, f"layer {found.name}")
+        reaching.append(one)
 
 
-def _output_head(model: nn.Module) -> object:
-    get = getattr(model, "get_output_embeddings", None)
-    try:
-        return get() if callable(get) else None
-    except (AttributeError, NotImplementedError):
-        return None
+def _output_heads(model: nn.Module) -> list[object]:
+    """What the model, or a model inside it, calls its output head."""
+    found = []
+    for module in model.modules():
+        get = getattr(type(module), "get_output_embeddings", None)
+        try:
+            found += [get(module)] if callable(get) else []
+        except (AttributeError, NotImplementedError):
+            continue
+    return [head for head in found if head is not None]
 
 
 def _none_left(shared: int, wanted: tuple[str, ...] | None, unwanted: tuple[str, ...]) -> str:
@@ -215,11 +298,10 @@ def _check_weight(layer: Layer) -> None:
         )
     if weight.device.type == "meta":
         raise InputError("a weight on the meta device", "a weight that is loaded", where)
-    if not _is_plain(weight) or weight.dtype not in DTYPES or weight.ndim != 2:
-        kind = f"{type(weight).__name__} of {str(weight.dtype).removeprefix('torch.')}"
-        raise InputError(f"a weight that is a {kind}", allowed, where)
+    if not is_plain(weight) or weight.dtype not in DTYPES or weight.ndim != 2:
+        raise InputError(f"a weight that is a {kind_of(weight)}", allowed, where)
     if 0 in weight.shape:
         given = f"a weight of shape {layer.shape[0]}x{layer.shape[1]}"
         raise InputError(given, "at least 1x1 (out x in)", where)
-    if not bool(torch.isfinite(weight).all()):
+    if not bool(torch.isfinite(weight.detach()).all()):
         raise InputError("weights that are not finite", "finite weights", where)

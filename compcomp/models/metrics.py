@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from numbers import Real
 from typing import Any, Literal
@@ -13,6 +13,24 @@ from compcomp.errors import InputError
 ANYWHERE = ("perplexity", "loss", "error", "entropy", "divergence", "latency")
 AS_A_WORD = {"ppl", "nll", "mse", "rmse", "mae", "wer", "cer", "kl", "err", "bpb", "bpc", "bits", "time"}
 """Parts of a metric's name that mean "lower is better"; the short ones only as a word of their own."""
+HIGHER = ("accuracy", "precision", "recall", "reward", "similarity", "agreement", "likelihood", "throughput", "exact")
+HIGHER_AS_A_WORD = {
+    "acc",
+    "f1",
+    "bleu",
+    "rouge",
+    "auc",
+    "auroc",
+    "map",
+    "mcc",
+    "em",
+    "score",
+    "snr",
+    "psnr",
+    "win",
+    "r2",
+}
+"""The same for "higher is better"."""
 
 
 def read_metrics(result: Any, evaluate: Any) -> dict[str, float]:
@@ -46,18 +64,40 @@ def metric_direction(name: str, evaluate: Any = None) -> Literal["higher", "lowe
     or on what a ``functools.partial`` wraps). Else "lower" for names like perplexity, ppl, loss, error, nll,
     mse or wer, and "higher" for all others.
     """
+    told = _direction_told(name, evaluate)
+    if told is not None:
+        return "higher" if told else "lower"
+    return "lower" if _has(name, ANYWHERE, AS_A_WORD) else "higher"
+
+
+def reading(name: str, evaluate: Any = None) -> str:
+    """What to say where neither ``higher_is_better`` nor the metric's name tells which way is better; else ""."""
+    made_up = name == metric_name(evaluate) and getattr(evaluate, "__name__", "<lambda>") == "<lambda>"
+    known = not made_up and (_has(name, ANYWHERE, AS_A_WORD) or _has(name, HIGHER, HIGHER_AS_A_WORD))
+    if known or _direction_told(name, evaluate) is not None:
+        return ""
+    return (
+        f"{name}: higher was taken for better, as its name does not tell; "
+        "evaluate.higher_is_better = False (or True) says which it is"
+    )
+
+
+def _direction_told(name: str, evaluate: Any) -> bool | None:
+    """What ``higher_is_better`` says of a metric."""
     told = _told(evaluate, "higher_is_better")
     if isinstance(told, Mapping):
         told = told.get(name)
-    if isinstance(told, bool):
-        return "higher" if told else "lower"
-    if told is not None:
+    if told is not None and not isinstance(told, bool):
         where = "evaluate.higher_is_better"
         raise InputError(repr(told)[:60], "True, False or a dict of them by metric", where)
-    lowered = name.lower()
-    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
-    lower = any(part in lowered for part in ANYWHERE) or not AS_A_WORD.isdisjoint(words)
-    return "lower" if lower else "higher"
+    return told
+
+
+def _has(name: str, anywhere: Iterable[str], as_a_word: Collection[str]) -> bool:
+    """Whether a name holds one of these texts, or of those as a word of its own."""
+    words = re.findall(r"[a-z]+[0-9]*", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    words += [word.rstrip("0123456789") for word in words]
+    return any(part in name.lower() for part in anywhere) or any(word in as_a_word for word in words)
 
 
 def parts_of(evaluate: Any) -> int:

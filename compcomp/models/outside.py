@@ -21,7 +21,8 @@ def outside(model: nn.Module, layers: Iterable[Layer]) -> dict[str, Any]:
     modules that are no layers to compcomp (fused experts, attention's in_proj_weight, convolutions, recurrent weights).
     """
     model = unwrap(model)
-    inside = {id(layer.parameter) for layer in layers}
+    modules = [m for layer in layers for m in (*layer.modules, *(follower for _, follower in layer.followers))]
+    inside = {id(module._parameters["weight"]) for module in modules}
     known = {
         id(layer.parameter)
         for layer in layers_by_name(model).values()

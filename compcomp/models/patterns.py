@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from compcomp.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import nn
+from compcomp.models.wrappers import named_parts, unwrap
 
 Patterns = str | Iterable[str] | None
 
@@ -44,7 +43,8 @@ class Names:
     """Every module of a model by name, and what a pattern may match of each."""
 
     def __init__(self, model: nn.Module) -> None:
-        modules = list(model.named_modules(remove_duplicate=False))
+        every = dict(unwrap(model).named_modules(remove_duplicate=False)) | dict(named_parts(model))
+        modules = list(every.items())
         self._classes = {name: _classes(module) for name, module in modules}
         self._holders = {name for name, module in modules if any(True for _ in module.children())}
 

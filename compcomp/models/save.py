@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
 from compcomp.errors import InputError
@@ -23,14 +23,18 @@ from compcomp.language.layer import LayerState
 from compcomp.language.size import dense_bits, layer_bits
 from compcomp.models.bench import check_range
 from compcomp.models.components import pack
-from compcomp.models.layers import Layer, is_from_transformers, layers_by_name, unwrap
+from compcomp.models.layers import Layer, layers_by_name
 from compcomp.models.measure import effective_weight
+from compcomp.models.memory import place
+from compcomp.models.modes import plainly
 from compcomp.models.names import under_own_names
 from compcomp.models.size import compression_rate
+from compcomp.models.wrappers import core, is_from_transformers, uncompiled
 
 WEIGHTS, COMPONENTS, ABOUT = "model.safetensors", "components.safetensors", "compcomp.json"
 
 
+@plainly
 def save(
     model: nn.Module,
     state: Mapping[str, LayerState],
@@ -45,12 +49,31 @@ def save(
     :func:`compcomp.models.components.pack`). ``compcomp.json``: shapes and bits, and ``extra_json``, which
     must be JSON but for infinite numbers and NaN, written as texts.
 
+    What compilers and data parallelism put around a model, or around parts of it, is left out of names. Of a module
+    that holds nothing but a transformers model, that model is saved, under its own names.
+
     The files are written beside the directory first and moved into it when all are complete; other files in
     it stay. The model keeps the weights that it has. InputError when the directory is a file or cannot be
-    written, or when a weight of the state does not fit into the model's dtype.
+    written, is where the model was loaded from, or when a weight of the state does not fit into the model's dtype.
     """
-    model, target = unwrap(model), Path(directory)
-    layers = _layers_of(model, state)
+    target = Path(directory)
+    with uncompiled(model):
+        return _save(*core(model), model, state, target, extra_json)
+
+
+def _save(
+    prefix: str,
+    inner: nn.Module,
+    model: nn.Module,
+    state: Mapping[str, LayerState],
+    target: Path,
+    extra_json: Mapping[str, Any] | None,
+) -> Path:
+    layers = {name.removeprefix(f"{prefix}."): layer for name, layer in _layers_of(model, state).items()}
+    state = {name.removeprefix(f"{prefix}."): layer for name, layer in state.items()}
+    check_apart(target, sources(inner), "save")
+    if getattr(inner, "_hf_peft_config_loaded", False):  # transformers would save the adapters alone
+        raise InputError("a model with adapters in it", "a model whose adapters are merged and taken out", "save")
     about = _about(layers, state, extra_json or {})
     if target.exists() and not target.is_dir():
         raise InputError(f"{str(target)!r}, which is a file", "a directory, new or there", "save")
@@ -61,7 +84,7 @@ def save(
         raise InputError(f"{str(target)!r} ({error.strerror})", "a writable directory", "save") from None
     try:
         with _holding(layers, state), torch.no_grad():
-            _write_model(model, draft)
+            _write_model(inner, draft)
         parts = {
             f"{name}.{part}": tensor
             for name, layer in state.items()
@@ -85,15 +108,59 @@ def load_weights(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Modu
     """
     path = _existing(directory, WEIGHTS)
     try:
-        renamed = under_own_names(unwrap(model), path)
-        if renamed is None:
-            load_model(unwrap(model), path)
-        else:
-            unwrap(model).load_state_dict(renamed)
+        loaded = under_own_names(core(model)[1], path) or load_file(path)
     except (RuntimeError, SafetensorError) as error:
         given = f"{str(path)!r} ({str(error)[:200]})"
         raise InputError(given, "weights saved from such a model", "load") from None
+    with uncompiled(model):
+        own = core(model)[1].state_dict(keep_vars=True)
+        there = {place(tensor) for name, tensor in own.items() if name in loaded}
+        missing = [name for name, tensor in own.items() if name not in loaded and place(tensor) not in there]
+        problems = [f"no {name}" for name in missing] + [f"{name}, which it has not" for name in loaded.keys() - own]
+        problems += [
+            f"{name} of shape {tuple(tensor.shape)}"
+            for name, tensor in loaded.items()
+            if name in own and own[name].shape != tensor.shape
+        ]
+        if problems:
+            given = f"{str(path)!r} ({problems[0]})"
+            raise InputError(given, "weights saved from such a model", "load")
+        with torch.no_grad():
+            for name, tensor in loaded.items():
+                own[name].detach().copy_(tensor)
     return model
+
+
+def sources(model: nn.Module) -> dict[str, Path]:
+    """Directories that parts of the model say they were loaded from, if these are still there."""
+    found = {}
+    for module in model.modules():
+        for holder in (module, getattr(module, "config", None)):
+            path = getattr(holder, "__dict__", {}).get("name_or_path") or getattr(holder, "_name_or_path", None)
+            if isinstance(path, str) and path and Path(path).is_dir():
+                found["the directory that the model was loaded from"] = Path(path)
+    return found
+
+
+def check_apart(out: Path, inputs: Mapping[str, Path], where: str) -> None:
+    """Raise InputError where the output folder is one of the inputs, lies in one, or holds one.
+
+    Paths are compared by what they lead to: relative spellings, links and the case of letters change nothing.
+    """
+    for what, path in inputs.items():
+        for inner, outer, how in ((path, out, "which holds"), (out, path, "which lies in")):
+            place = Path(os.path.realpath(inner))
+            if any(_is_same(candidate, outer) for candidate in (place, *place.parents)):
+                same = _is_same(path, out)
+                given = f"{str(out)!r}, {'which is' if same else how} {what} ({path})"
+                raise InputError(given, "a folder apart from what is read", where)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(other)
 
 
 def load_components(directory: str | os.PathLike[str]) -> dict[str, dict[str, Tensor]]:
@@ -122,10 +189,31 @@ def _layers_of(model: nn.Module, state: Mapping[str, LayerState]) -> dict[str, L
 
 
 def _write_model(model: nn.Module, draft: Path) -> None:
-    if is_from_transformers(model, "PreTrainedModel"):
-        model.save_pretrained(draft, max_shard_size="100TB")  # type: ignore[operator]
-    else:
-        save_model(model, str(draft / WEIGHTS), metadata={"format": "pt"})
+    """Write the model's own files; where libraries do not take its memory, each of its tensors apart."""
+    own = is_from_transformers(model, "PreTrainedModel")
+    try:
+        if own:
+            model.save_pretrained(draft, max_shard_size="100TB")  # type: ignore[operator]
+        else:
+            save_model(model, str(draft / WEIGHTS), metadata={"format": "pt"})
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        try:
+            apart = _apart(model)
+            if own:
+                model.save_pretrained(draft, state_dict=apart, max_shard_size="100TB")  # type: ignore[operator]
+            else:
+                save_file(apart, draft / WEIGHTS, metadata={"format": "pt"})
+        except (RuntimeError, ValueError, NotImplementedError):
+            given = f"a model whose tensors cannot be written ({' '.join(str(error).split())[:120]})"
+            raise InputError(given, "a model of dense tensors", "save") from None
+
+
+def _apart(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor that a model saves, in memory of its own; of those that are one and the same the first."""
+    found: dict[object, tuple[str, Tensor]] = {}
+    for name, tensor in sorted(model.state_dict().items()):
+        found.setdefault(place(tensor) if tensor.numel() else name, (name, tensor))
+    return {name: tensor.detach().contiguous().clone() for name, tensor in found.values()}
 
 
 @contextmanager

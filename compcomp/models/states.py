@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from compcomp.errors import InputError
+from compcomp.language.kernel_result import wrong_result
 from compcomp.language.layer import LayerState
 from compcomp.language.technique import Technique, run_kernel
 from compcomp.models.measure import effective_weight
+from compcomp.models.memory import bits
 
 
 def applied(technique: Technique, name: str, layer: LayerState) -> LayerState:
@@ -25,10 +27,18 @@ def applied(technique: Technique, name: str, layer: LayerState) -> LayerState:
     Raises InputError, naming the layer, where the technique does not fit, its result is not finite or of another
     shape, or its kernel wrote to what it was given; any other error of the kernel gets a note that says where.
     """
-    versions = versions_of(layer)
+    versions, where = versions_of(layer), f"layer {name}: after {technique}"
+
+    def kernel(technique: Technique, view: LayerState) -> LayerState:
+        after = technique.kernel()(technique, view)
+        check_result(view, after, where)
+        return after
+
     try:
-        after = run_kernel(technique, layer)
+        after = run_kernel(technique, layer, kernel)
     except InputError as error:
+        if error.where == where:
+            raise
         raise InputError(error.given, error.allowed, f"layer {name}: {error.where}") from error
     except Exception as error:
         error.add_note(f"while {technique} ran on layer {name}")
@@ -36,12 +46,23 @@ def applied(technique: Technique, name: str, layer: LayerState) -> LayerState:
     return checked(technique, name, layer, after, versions)
 
 
-def versions_of(layer: LayerState) -> list[int]:
-    """A number for each tensor of a state that grows when it is written to."""
-    return [tensor._version for tensor in tensors(layer)]
+def check_result(before: LayerState, after: Any, where: str) -> None:
+    """Raise InputError for what no kernel may give (see :func:`compcomp.language.kernel_result.wrong_result`)."""
+    if wrong := wrong_result(before, after):
+        raise InputError(*wrong, where)
 
 
-def checked(technique: Technique, name: str, layer: LayerState, after: LayerState, versions: list[int]) -> LayerState:
+def versions_of(layer: LayerState) -> list[tuple[int, int]]:
+    """Numbers for each tensor of a state that change when it is written to, past torch's counter of writes too."""
+    return [
+        (-1 if tensor.is_inference() else tensor._version, int(bits(tensor).sum(dtype=torch.int64)))
+        for tensor in tensors(layer)
+    ]
+
+
+def checked(
+    technique: Technique, name: str, layer: LayerState, after: LayerState, versions: list[tuple[int, int]]
+) -> LayerState:
     """What a kernel made of a layer, in plain tensors; InputError for what no kernel may do, as for :func:`applied`.
 
     ``versions``: those of the layer before the kernel ran.
@@ -49,10 +70,7 @@ def checked(technique: Technique, name: str, layer: LayerState, after: LayerStat
     where = f"layer {name}: after {technique}"
     if versions_of(layer) != versions:
         raise InputError("a kernel that wrote to what it was given", "kernels that return new tensors", where)
-    weight = effective_weight(after)
-    if weight.shape != layer.weight.shape:
-        raise InputError(f"weights of shape {tuple(weight.shape)}", f"{tuple(layer.weight.shape)}", where)
-    if not bool(torch.isfinite(weight).all()):
+    if not bool(torch.isfinite(effective_weight(after)).all()):
         raise InputError("weights that are not finite", "finite weights", where)
     return replace(
         after,

@@ -260,9 +260,13 @@ class Measured:
 
 def measurement(order: str, bench: Bench, state: Any, *, evaluated: bool = True) -> Measurement:
     """Everything the bench can tell of one state; ``evaluated``: the user's metrics too."""
+    try:
+        metrics = dict(bench.evaluate(state)) if evaluated else {}
+    except InputError as error:
+        raise InputError(error.given, error.allowed, f"{error.where} of {order}") from error
     return {
         "order": order,
-        "metrics": dict(bench.evaluate(state)) if evaluated else {},
+        "metrics": metrics,
         "losses": dict(bench.losses(state)),
         "compression_rate": bench.compression_rate(state),
     }

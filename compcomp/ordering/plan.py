@@ -115,6 +115,8 @@ class Plan:
         with numbers for techniques and proofs.
         """
         folder = Path(directory)
+        if self.write_model is not None:  # it refuses what cannot be written before anything is
+            self.write_model(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             many = self.orders["total"] > LISTED
@@ -124,8 +126,6 @@ class Plan:
             (folder / "plan.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise InputError(f"{str(directory)!r} ({error.strerror})", "a folder to write to", "Plan.save") from None
-        if self.write_model is not None:
-            self.write_model(folder)
 
     def _numbered_accounts(self) -> Iterator[str]:
         """A line for each order, then what its numbers stand for."""

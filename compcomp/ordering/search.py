@@ -552,6 +552,10 @@ class _Search:
             self.orderings.same_on_model(measured.digests)
         staying = list(self.orderings.staying())
         metric = next(iter(dense), None)
+        for row in rows.values():
+            if row["metrics"] and (lacking := sorted(dense.keys() ^ row["metrics"].keys())):
+                given = f"{lacking[0]!r} for some and not for others"
+                raise InputError(given, "the same metrics of every model", f"evaluate of {row['order']}")
         self.lower = metric is None or bench.lower_is_better(metric)
         self.chosen = self.of_size([rows[order] for order in staying])
         ranking = ranked([rows[order] for order in staying], self.loss.name, metric, self.lower, self.chosen)

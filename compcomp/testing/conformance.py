@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from compcomp.errors import InputError
 from compcomp.language.algebra import NotExactError, batch_size, off_grid, rank_exceeds, stack
 from compcomp.language.basis import unlike
+from compcomp.language.kernel_result import wrong_result
 from compcomp.language.layer import INVARIANTS, Cut, Factors, Format, Grid, LayerState
 from compcomp.language.loss import LOSSES
 from compcomp.language.steps import Optimum, Selection, Step
@@ -204,7 +205,7 @@ def _compare(
     meets_ties = result.choices.margin == 0 and at_once
     if clear or meets_ties:
         before = _tensors(layer, device)
-        after = kernel(technique, before)
+        after = _run(technique, kernel, layer, before)
         _check_untouched(technique, layer, before)
         _check_same(technique, "torch kernel", layer, result, _floats(after))
         coverage.clear += clear
@@ -227,7 +228,7 @@ def _codes(layer: LayerState) -> tuple[Fraction, ...] | None:
 def _check_feasible(technique: Technique, kernel: Kernel, layer: LayerState, result: LayerState, device: str) -> None:
     """Kernel and encoding give states that are feasible; the kernel always the same one, of its inputs as they were."""
     before = _tensors(layer, device)
-    start, found = _floats(before), [_floats(kernel(technique, before)) for _ in range(2)]
+    start, found = _floats(before), [_floats(_run(technique, kernel, layer, before)) for _ in range(2)]
     _check_untouched(technique, layer, before)
     batch = _unbatched(technique.encode(_batches([layer, layer])), 0)
     named = (("torch kernel", start, found[0]), ("encoding", layer, result), ("encoding on batches", start, batch))
@@ -368,6 +369,14 @@ def _check_same(technique: Technique, what: str, layer: LayerState, expected: La
 
 def _largest(*arrays: Array | None) -> float:
     return max((abs(float(x)) for array in arrays if array is not None for x in array.ravel()), default=0.0)
+
+
+def _run(technique: Technique, kernel: Kernel, layer: LayerState, before: LayerState) -> LayerState:
+    """What the kernel gives for these tensors, which has to be a state of tensors."""
+    after = kernel(technique, before)
+    if wrong := wrong_result(before, after):
+        raise _fail(technique, f"{wrong[0]} (allowed: {wrong[1]})", layer)
+    return after
 
 
 def _check_untouched(technique: Technique, layer: LayerState, tensors: LayerState) -> None:

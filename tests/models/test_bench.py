@@ -197,7 +197,7 @@ def test_wrong_use_is_found_before_calibration() -> None:
     ("technique", "message"),
     [
         (scaled(float("nan")), r"layer blocks\.0\.q: after Fake\(\): weights that are not finite"),
-        (Fake(lambda layer: replace(layer, weight=layer.weight[:1])), r"weights of shape \(1, 8\); allowed: \(8, 8\)"),
+        (Fake(lambda layer: replace(layer, weight=layer.weight[:1])), r"weights of shape \(1, 8\), not \(8, 8\)"),
         (
             Fake(lambda layer: replace(layer, weight=layer.weight.mul_(1))),  # type: ignore[attr-defined]
             "a kernel that wrote to what it was given",

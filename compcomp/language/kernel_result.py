@@ -1,0 +1,85 @@
+"""What a torch kernel has to give, checked in one place: a layer's state in tensors, made of the state it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from compcomp.language.layer import Format, LayerState
+
+ALLOWED = "a kernel has to give a LayerState of tensors, of the shape, dtype and device of the weight it was given"
+
+
+def wrong_result(before: LayerState, after: Any) -> tuple[str, str] | None:
+    """What is wrong with what a kernel gave for a layer, and what is allowed, in words; None where nothing is wrong.
+
+    Values are not looked at, but for numbers that are not finite.
+    """
+    import torch
+
+    wrong = _wrong_kind(before, after)
+    if wrong is not None:
+        return wrong, ALLOWED
+    for name, kind, value, _ in _entries(after, tuple(before.weight.shape)):
+        if kind != "truth" and not bool(torch.isfinite(value).all()):
+            plural = "weights" if name == "weight" else f"a {name} with numbers"
+            return f"{plural} that are not finite", "finite weights" if name == "weight" else "finite numbers"
+    return None
+
+
+def _wrong_kind(before: LayerState, after: Any) -> str | None:
+    """The same for what a state is made of, but for its values."""
+    import torch
+
+    if not isinstance(after, LayerState):
+        return f"a kernel that gives {_shown(after)}"
+    if not isinstance(after.format, Format):
+        return f"a kernel that gives a LayerState whose format is {_shown(after.format)}"
+    given = before.weight
+    for name, kind, value, shape in _entries(after, tuple(given.shape)):
+        if not isinstance(value, torch.Tensor):
+            return f"a kernel that gives a LayerState whose {name} is {_shown(value)}"
+        if value.layout is not torch.strided or value.is_quantized or value.device != given.device:
+            return f"a kernel that gives a LayerState whose {name} is {value.layout} on {value.device}"
+        if kind == "weight" and value.dtype != given.dtype:
+            return f"a kernel that gives a weight of {_name(value.dtype)} for one of {_name(given.dtype)}"
+        if kind == "truth" and value.dtype != torch.bool:
+            return f"a kernel that gives a {name} of {_name(value.dtype)} and not of truth values"
+        if kind == "number" and not value.dtype.is_floating_point:
+            return f"a kernel that gives a {name} of {_name(value.dtype)} and not of floating point numbers"
+        if shape is not None and tuple(value.shape) != shape:
+            plural = "weights" if name == "weight" else f"a {name}"
+            return f"{plural} of shape {tuple(value.shape)}, not {shape}"
+    return None
+
+
+def _entries(after: LayerState, shape: tuple[int, ...]) -> Iterator[tuple[str, str, Any, tuple[int, ...] | None]]:
+    """The tensors that a state has to hold: name, kind and shape of each."""
+    form = after.format
+    yield "weight", "weight", after.weight, shape
+    if form.mask is not None:
+        yield "mask", "truth", form.mask, shape
+    if form.cut is not None:
+        yield "kept rows", "truth", getattr(form.cut, "rows", form.cut), shape[:1]
+        yield "kept columns", "truth", getattr(form.cut, "columns", form.cut), shape[1:]
+    if form.grid is not None:
+        yield "grid step", "number", getattr(form.grid, "step", form.grid), shape
+        if getattr(form.grid, "offset", None) is not None:
+            yield "grid offset", "number", form.grid.offset, shape
+    if form.factors is not None:
+        left, right = (getattr(form.factors, side, form.factors) for side in ("left", "right"))
+        rank = int(left.shape[-1]) if hasattr(left, "shape") and len(left.shape) else 0
+        yield "left factor", "number", left, (*shape[:1], rank)
+        yield "right factor", "number", right, (rank, *shape[1:])
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing (None)"
+    kind = type(value)
+    home = kind.__module__.partition(".")[0]
+    return f"a {kind.__name__}" if home in ("builtins", "") else f"a {home}.{kind.__name__}"
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")

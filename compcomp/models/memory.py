@@ -1,0 +1,175 @@
+"""Which tensors of a model share memory, and what a tensor of any kind holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import gcd
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LARGEST = 2**28
+"""Places of memory up to which two strided tensors are compared exactly; beyond, ranges that meet count as shared."""
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether the tensor is a view of memory that can be read and written: dense, of no subclass, and loaded.
+
+    Not so are sparse, nested, mkldnn, quantized, meta and fake tensors, and the subclasses that hold quantized,
+    distributed or not yet initialised weights.
+    """
+    if type(tensor) not in (Tensor, nn.Parameter) or type(tensor.data) is not Tensor:
+        return False
+    return (
+        tensor.layout is torch.strided
+        and not tensor.is_quantized
+        and not tensor.is_nested
+        and tensor.device.type != "meta"
+    )
+
+
+def kind_of(tensor: Tensor) -> str:
+    """What a tensor is, in words for an error message."""
+    kind, dtype = type(tensor).__name__, str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_nested:
+        return f"nested tensor of {dtype}"
+    if tensor.layout is not torch.strided:
+        return f"{str(tensor.layout).removeprefix('torch.').removeprefix('_')} {kind} of {dtype}"
+    return f"{kind} of {dtype}"
+
+
+def place(tensor: Tensor) -> object:
+    """Equal for tensors that are one and the same view of memory: address, shape, strides and dtype."""
+    if not is_plain(tensor) or tensor.numel() == 0:
+        return id(tensor)
+    strides = tuple(stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1)
+    return tensor.device, tensor.data_ptr(), tuple(tensor.shape), strides, tensor.dtype
+
+
+def stretch(tensor: Tensor) -> object:
+    """Equal for tensors that are the same whole stretch of memory in any layout, else as :func:`place`."""
+    if not is_plain(tensor) or tensor.numel() == 0 or not _is_whole(tensor):
+        return place(tensor)
+    return tensor.device, extent(tensor), tensor.dtype
+
+
+def extent(tensor: Tensor) -> tuple[int, int]:
+    """The first address that a plain tensor reads, and the one after the last."""
+    size = tensor.element_size()
+    steps = ((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (sum(steps) + 1) * size
+
+
+def overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors share memory. Exact up to :data:`LARGEST` places; beyond, ranges that meet count."""
+    if not (is_plain(one) and is_plain(other) and one.numel() and other.numel()) or one.device != other.device:
+        return one is other
+    (start, end), (begin, stop) = extent(one), extent(other)
+    if end <= begin or stop <= start:
+        return False
+    if _is_whole(one) and _is_whole(other):
+        return True
+    marks = _Marks(one, other)
+    if not marks.possible:
+        return True
+    marks.of(one).fill_(True)
+    return bool(marks.of(other).any())
+
+
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Whether entries of a plain tensor share memory, as those of an expanded one do."""
+    if tensor.numel() == 0 or _is_whole(tensor):
+        return False
+    if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        return True
+    marks = _Marks(tensor)
+    if not marks.possible:
+        return True
+    marks.of(tensor).fill_(True)
+    return int(marks.marks.sum()) * marks.unit != tensor.numel() * tensor.element_size()
+
+
+class _Marks:
+    """A truth value for every place of memory that some tensors reach, and a view of it for each of them."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        ends = [extent(tensor) for tensor in tensors]
+        self.start = min(start for start, _ in ends)
+        self.unit = gcd(*(t.element_size() for t in tensors), *(start - self.start for start, _ in ends))
+        self.count = (max(end for _, end in ends) - self.start) // self.unit
+        self.possible = self.count <= LARGEST
+        self.marks = torch.zeros(self.count if self.possible else 0, dtype=torch.bool)
+
+    def of(self, tensor: Tensor) -> Tensor:
+        units = tensor.element_size() // self.unit
+        shape = (*tensor.shape, units)
+        strides = (*(stride * units for stride in tensor.stride()), 1)
+        return self.marks.as_strided(shape, strides, (tensor.data_ptr() - self.start) // self.unit)
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether a tensor reads each place between its first and its last exactly once."""
+    expected = 1
+    for stride, size in sorted((s, n) for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def parts(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that a tensor is made of: itself, the parts of a sparse or wrapped one; none without values."""
+    if tensor.device.type == "meta" or _is_fake(tensor) or _is_lazy(tensor):
+        return
+    with torch.no_grad():
+        value = tensor.detach()
+        if is_plain(tensor):
+            yield value
+        elif tensor.layout is torch.sparse_coo:
+            yield from (value._indices(), value._values())
+        elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+            yield from (value.crow_indices(), value.col_indices(), value.values())
+        elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+            yield from (value.ccol_indices(), value.row_indices(), value.values())
+        elif hasattr(type(value), "__tensor_flatten__"):
+            wrapped: Any = value
+            for name in wrapped.__tensor_flatten__()[0]:
+                yield from parts(getattr(value, name))
+        elif tensor.is_nested:
+            yield from (part.contiguous() for part in value.unbind())
+        elif tensor.is_quantized:
+            yield value.int_repr()
+            yield value.dequantize()
+        elif tensor.is_mkldnn:
+            yield value.to_dense()
+        elif type(tensor.data) is not Tensor and tensor.layout is torch.strided:
+            yield value.as_subclass(Tensor)
+
+
+def shape_of(tensor: Tensor) -> tuple[int, ...] | None:
+    """The shape; None of a parameter that is not initialised."""
+    return None if _is_lazy(tensor) else tuple(tensor.shape)
+
+
+def _is_fake(tensor: Tensor) -> bool:
+    return any(kind.__name__ == "FakeTensor" for kind in type(tensor.data).__mro__ + type(tensor).__mro__)
+
+
+def _is_lazy(tensor: Any) -> bool:
+    return any(kind.__name__ == "UninitializedTensorMixin" for kind in type(tensor).__mro__)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two plain tensors, on any devices, have the same shape and dtype, and are bitwise equal."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(bits(one).to(other.device), bits(other))
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The entries of a plain tensor in its order, as whole numbers."""
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return tensor.contiguous().reshape(-1).view(width)

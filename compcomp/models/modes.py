@@ -1,0 +1,113 @@
+"""What torch is set to around a call: gradients, inference, autocast, random numbers and the like."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Modes:
+    """How torch runs in this thread. ``autocast``: by kind of device whether it is on, and its dtype."""
+
+    inference: bool = False
+    grad: bool = True
+    autocast: tuple[tuple[str, bool, torch.dtype | None], ...] = (("cpu", False, None), ("cuda", False, None))
+
+    @classmethod
+    def now(cls) -> Modes:
+        """Those of this moment."""
+        found = []
+        for kind in ("cpu", "cuda"):
+            on = torch.is_autocast_enabled(kind)
+            found.append((kind, on, torch.get_autocast_dtype(kind) if on else None))
+        return cls(torch.is_inference_mode_enabled(), torch.is_grad_enabled(), tuple(found))
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Run under these modes; those of before come back, whatever is set in between."""
+        grad = torch.is_grad_enabled()
+        torch.clear_autocast_cache()  # of an outer autocast it holds weights as they were
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(self.inference))
+            stack.enter_context(torch.set_grad_enabled(self.grad))
+            for kind, on, dtype in self.autocast:
+                if on or torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=on))
+            try:
+                yield
+            finally:
+                torch.clear_autocast_cache()
+        torch.set_grad_enabled(grad)
+
+
+PLAIN = Modes()
+"""What the library's own work runs under, wherever it is called."""
+
+
+def plainly(function: Callable[P, R]) -> Callable[P, R]:
+    """The function run under :data:`PLAIN` modes: it gives the same inside ``inference_mode`` or ``autocast``."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with PLAIN.on():
+            return function(*args, **kwargs)
+
+    return run
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Random numbers and settings of the process, put back at the end: torch's, numpy's and Python's own."""
+    numpy: Any = sys.modules.get("numpy")
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    states = [
+        (torch.set_rng_state, torch.get_rng_state()),
+        (random.setstate, random.getstate()),
+        *([(numpy.random.set_state, numpy.random.get_state())] if numpy else []),
+        *([(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())] if cuda else []),
+    ]
+    settings = [(read, write, read()) for read, write in _SETTINGS]
+    try:
+        yield
+    finally:
+        for write, state in states:
+            write(state)
+        for read, write, value in settings:
+            if read() != value:
+                write(value)
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def _set_deterministic(value: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(value[0], warn_only=value[1])
+
+
+def _cudnn() -> tuple[bool, bool]:
+    return torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+
+
+def _set_cudnn(value: tuple[bool, bool]) -> None:
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = value
+
+
+_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (_deterministic, _set_deterministic),
+    (_cudnn, _set_cudnn),
+)
