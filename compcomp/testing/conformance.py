@@ -121,7 +121,6 @@ def check_encoding(
             _check_promises(technique, layer, result, seed, factor)
             coverage.promises += 1
             _compare(technique, run, layer, result, device, coverage)
-            _check_zeros(technique, run, layer, result, DTYPES[seed % len(DTYPES)], device)
         except NotExactError:
             coverage.skipped += 1
             reject()
@@ -188,6 +187,7 @@ def _compare(
     device: str,
     coverage: Coverage,
 ) -> None:
+    _check_zeros(technique, kernel, layer, result, DTYPES[coverage.promises % len(DTYPES)], device)
     if technique.feasible(layer, result) is not None:
         _check_feasible(technique, kernel, layer, result, device)
         coverage.clear += 1
