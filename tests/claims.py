@@ -29,7 +29,6 @@ A1, Q2, F = "LoRA(rank=1, iterations=1)", "AbsMax(bits=2)", "DistillFactors()"
 T = "QuantizationAwareTraining(bits=4)"
 M, O, A = "MinMax(bits=4)", "MinMax(bits=4, zero='none')", "ApplyMask()"
 U, H = "PruneNeurons(sparsity=1/2)", "PruneHeads(sparsity=1/2)"
-INT8 = "MX(format='mxint8', group=2, rounding='any')"
 DENSE, HALF = "Magnitude(sparsity=Any, of='dense')", "Magnitude(sparsity=1/2, of='dense')"
 
 CLAIMS: list[tuple[str, str, str, str]] = [
@@ -259,7 +258,6 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     # No layer fits: a power of two that is a multiple of 3.
     ("Hadamard() >> AbsMax(bits=4, group=3) keeps grid", "weight_l2", "any", "VACUOUS"),
     # Values of number formats, and what lies between them.
-    (f"{INT8} >> {INT8} equals {INT8}", "weight_l2", "any", "REFUTED"),
     # Scores of the whole layer: of these only the count is known, and magnitude is the best mask of any count.
     (f"{ANY_P} dominates RIA(sparsity=Any)", "weight_l2", "any", "PROVED"),
     (f"RIA(sparsity=1/2) dominates {P}", "weight_l2", "any", "REFUTED"),

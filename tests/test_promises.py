@@ -120,6 +120,7 @@ LIES: list[tuple[Technique, dict[str, Any]]] = [
     (FREE, {"zeros": frozenset({"weights"})}),
     (FREE, {"zeros": frozenset({"rows"})}),
     (HALF, {"removes_rows": True}),
+    (HALF, {"removes_columns": True}),
     (SmoothQuant(), {"changes_basis": False}),
 ]
 

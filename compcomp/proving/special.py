@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 from math import lcm
 
@@ -49,10 +51,10 @@ def special(
     """In turn: values of each table and midpoints, matrices of rational singular values, integers of every size."""
     techniques = list(techniques)
     tables = list(dict.fromkeys(t.codes for q in techniques for t in q.steps() if isinstance(t, CodebookMap)))
-    kinds = [*(lambda t=t: _of_table(_values(t), shape, random, size) for t in tables)]  # type: ignore[misc]
+    kinds: list[Callable[[], Values]] = [partial(_of_table, _values(t), shape, random, size) for t in tables]
     if any(t.promises().trivial_side for t in techniques):
-        kinds.append(lambda: _rational(shape, random, size))
-    kinds.append(lambda: _of_every_size(shape, random, size))
+        kinds.append(partial(_rational, shape, random, size))
+    kinds.append(partial(_of_every_size, shape, random, size))
     for turn in range(10**6):
         weights = kinds[turn % len(kinds)]()
         sparse = random.random(weights[: size // 3].shape) < 0.4
@@ -64,11 +66,11 @@ def special(
         yield Candidates(weights, inputs)
 
 
-def _values(codes: Sequence[object]) -> Values:
+def _values(codes: Sequence[Fraction]) -> Values:
     """The magnitudes of a table, its midpoints, what lies beyond its last value, in units in which all are integers."""
-    sizes = sorted({abs(code) for code in codes})  # type: ignore[type-var, arg-type]
-    middles = [(low + high) / 2 for low, high in pairwise(sizes)]  # type: ignore[operator]
-    beyond = [sizes[-1] + step * (sizes[-1] - sizes[-2]) for step in (1, 2)]  # type: ignore[operator]
+    sizes = sorted({abs(code) for code in codes})
+    middles = [(low + high) / 2 for low, high in pairwise(sizes)]
+    beyond = [sizes[-1] + step * (sizes[-1] - sizes[-2]) for step in (1, 2)]
     every = sorted({*sizes, *middles, *beyond})
     unit = lcm(*(x.denominator for x in every))
     return np.array([float(x * unit) for x in every])
@@ -109,7 +111,8 @@ def _rational(shape: tuple[int, int], random: np.random.Generator, size: int) ->
     lines = random.permuted(np.broadcast_to(np.arange(rows), (size - half, rows)), axis=1)
     mixed = np.take_along_axis(middle[half:], lines[:, :, None], axis=1)
     found[half:] = np.take_along_axis(mixed, order[:, None, :], axis=2)
-    return found * random.choice((-1.0, 1.0), size=(size, 1, 1))
+    signed: Values = found * random.choice((-1.0, 1.0), size=(size, 1, 1))
+    return signed
 
 
 def reflections(size: int, side: int, random: np.random.Generator, largest: int = 2) -> Values:

@@ -122,7 +122,6 @@ def check_encoding(
             _check_promises(technique, layer, result, seed, factor)
             coverage.promises += 1
             _compare(technique, run, layer, result, device, coverage)
-            _check_zeros(technique, run, layer, result, DTYPES[seed % len(DTYPES)], device)
         except NotExactError:
             coverage.skipped += 1
             reject()
@@ -189,6 +188,7 @@ def _compare(
     device: str,
     coverage: Coverage,
 ) -> None:
+    _check_zeros(technique, kernel, layer, result, DTYPES[coverage.promises % len(DTYPES)], device)
     if technique.feasible(layer, result) is not None:
         _check_feasible(technique, kernel, layer, result, device)
         coverage.clear += 1
@@ -252,10 +252,17 @@ def _check_zeros(
     before = _tensors(layer, device)
     form, gram = before.format, torch.promote_types(dtype, torch.float32)
     low = _map(lambda x: x.to(dtype) if x.is_floating_point() else x, before)
-    low = replace(low, **{name: _to(getattr(before, name), gram) for name in ("gram", "inputs", "reference_inputs")})
+    low = replace(
+        low,
+        gram=_to(before.gram, gram),
+        inputs=_to(before.inputs, gram),
+        reference_inputs=_to(before.reference_inputs, gram),
+    )
     start, found = _floats(low), _floats(kernel(technique, low))
     promised = technique.promises()
-    broken = [name for name in ("mask", "n:m", "shape") if name in promised.keeps and not _kept(name, start, found)]
+    broken: list[str] = [
+        name for name in ("mask", "n:m", "shape") if name in promised.keeps and not _kept(name, start, found)
+    ]
     broken += ["restores the mask"] if "mask" in promised.restores and not _restored(start, found) else []
     broken += [f"zero {which} stay" for which in sorted(promised.zeros) if not _zeros_stay(which, start, found)]
     broken += [] if _set_up(start, found) else ["what it drops or removes"]
@@ -714,7 +721,8 @@ def _empty(layer: LayerState, axis: int) -> Array:
     """Which rows (axis 0) or columns (axis 1) are zero in the weight and in the low-rank term."""
     factors = layer.format.factors
     parts = [layer.weight, *([] if factors is None else [factors.left @ factors.right])]
-    return np.all([np.all(part == 0, axis=1 - axis) for part in parts], axis=0)
+    empty: Array = np.all([np.all(part == 0, axis=1 - axis) for part in parts], axis=0)
+    return empty
 
 
 def _lines_alone(before: LayerState, after: LayerState, axis: int) -> bool:

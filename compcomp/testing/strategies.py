@@ -191,8 +191,8 @@ def _weight_and_format(draw: st.DrawFn, shape: Shape) -> tuple[Array, Format]:
     weight, grid, mask, rank = draw(matrices(shape)), None, None, None
     cut, pattern = None, None
     if kind == "rank":
-        rank = draw(st.integers(0, 2))
-        weight = draw(low_rank(shape, rank)) if rank else weight * 0
+        rank = draw(st.integers(1, 2))
+        weight = draw(low_rank(shape, rank))
     if "grid" in kind:
         grid = draw(_grid(shape))
         if grid.codes is not None:
@@ -221,6 +221,8 @@ def _weight_and_format(draw: st.DrawFn, shape: Shape) -> tuple[Array, Format]:
         if cut is not None:
             left[~cut.rows.astype(bool)], right[:, ~cut.columns.astype(bool)] = Fraction(0), Fraction(0)
         factors = Factors(left, right)
+        if rank == 2:  # all of it in the low-rank term
+            weight, rank = weight * 0, 0
     return weight, Format(mask, grid, factors, rank, pattern, cut)
 
 
