@@ -120,7 +120,6 @@ ROWS, COLUMNS = PruneRows("1/2"), PruneColumns("1/2")  # type: ignore[arg-type]
         (SVD(1), dust_everywhere),
         (TruncatedSVD(2, metric="output"), dust_in_bfloat16),
     ],
-    ids=str,
 )
 def test_conformance_catches_dust(inner: Technique, change: Callable[[LayerState, LayerState], LayerState]) -> None:
     with pytest.raises(AssertionError, match="not exactly zero after the kernel in torch"):

@@ -143,7 +143,6 @@ def test_the_layers_that_are_generated_stay_small(sparsity: str) -> None:
         *("Magnitude, AbsMax", b"PD", 5, None, True, object(), [("Magnitude", "AbsMax")], [5], [None]),
         *([(P, 5)], [{P: D}], lambda: 0),
     ],
-    ids=str,
 )
 def test_before_is_pairs_of_techniques(before: Any) -> None:
     with pytest.raises(cc.InputError, match=r"^before: .*; allowed: pairs of techniques") as caught:
@@ -159,7 +158,7 @@ def test_before_may_be_any_iterable_of_pairs() -> None:
 
 
 @pytest.mark.parametrize("name", ["techniques", "loss", "executor", "store", "progress", "granularity", "size"])
-@pytest.mark.parametrize("value", [5, [5], {"a": 1}, float("nan"), object(), b"x", int], ids=repr)
+@pytest.mark.parametrize("value", [5, [5], {"a": 1}, float("nan"), object(), b"x", int])
 def test_arguments_of_other_types(name: str, value: Any) -> None:
     given: dict[str, Any] = {"techniques": [P, Q], "loss": "weight_l2", "model": model(), "device": "cpu"}
     if name == "progress" and value is int:
