@@ -5,7 +5,10 @@ docs/proofs.md has the arguments (rest, last step, kept). What is not derived he
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
+
 from compcomp.language.claim import Claim
+from compcomp.language.identity import same
 from compcomp.language.technique import Sequence, Technique
 
 KEPT = ("mask", "n:m", "rank")
@@ -14,6 +17,8 @@ KEPT = ("mask", "n:m", "rank")
 
 def derived(claim: Claim) -> bool:
     """Whether the claim holds for every layer by the promises of its techniques alone."""
+    if parts := claim.parts():
+        return all(map(derived, parts.values()))
     if claim.kind == "keeps":
         return claim.invariant in KEPT and all(
             claim.invariant in technique.promises().keeps for technique in claim.left.techniques[1:]
@@ -22,14 +27,18 @@ def derived(claim: Claim) -> bool:
         return False
     techniques = [t for sequence in claim.sequences for t in sequence]
     if any(t.promises().changes_inputs or t.promises().changes_basis for t in techniques):
-        return claim.left == claim.right and claim.left.is_deterministic
+        return _same(claim.left.techniques, claim.right.techniques) and claim.left.is_deterministic
     left, right = _active(claim.left), _active(claim.right)
     more = left[len(right) :]
-    if left[: len(right)] != right or not claim.right.is_deterministic:
+    if not _same(left[: len(right)], right) or not claim.right.is_deterministic:
         return False
     if claim.kind == "equal":
         return not more and claim.left.is_deterministic
     return claim.loss is not None and all(claim.loss.name in t.promises().never_increases for t in more)
+
+
+def _same(left: Items[Technique], right: Items[Technique]) -> bool:
+    return len(left) == len(right) and all(map(same, left, right))
 
 
 def _active(sequence: Sequence) -> tuple[Technique, ...]:

@@ -30,11 +30,12 @@ def replay(claim: Claim, scope: Scope, witness: dict[str, Any]) -> str:
     May raise Invalid, and InputError where the claim does not speak of layers of its shape.
     """
     texts = [trace["sequence"] for trace in witness["traces"]]
-    spoken = list(claim.parts().values()) or [claim]
-    instances = (instance for part in spoken for instance in part.instances())
-    instance = next((c for c in instances if [str(s) for s in c.sequences] == texts), None)
-    if instance is None:
+    spoken = claim.parts() or {"": claim}
+    instances = ((name, instance) for name, part in spoken.items() for instance in part.instances())
+    found = [(name, c) for name, c in instances if [str(s) for s in c.sequences] == texts]
+    if not found:
         return "the sequences that were run are not those of the claim"
+    instance = found[0][1]
     weight, inputs = _matrix(witness["weight"]), witness["inputs"]
     tokens = None if inputs is None else _matrix(inputs)
     seed = witness["seed"]
@@ -70,7 +71,8 @@ def replay(claim: Claim, scope: Scope, witness: dict[str, Any]) -> str:
         return "the layer does not refute the claim"
     if (seed is None) != instance.is_deterministic or (seed is not None and seed < 0):
         return "the seed is not one of choices that the techniques leave free"
-    if witness["reason"] != _reason(instance, witness["traces"], runs[0][-1]):
+    reason = _reason(instance, witness["traces"], runs[0][-1])
+    if witness["reason"] not in [Claim.of_part(reason, n, claim.parts()[n]) if n else reason for n, _ in found]:
         return "the reason is not what differs"
     return _in_floats(instance, weight, tokens, [trace["torch_loss"] for trace in witness["traces"]])
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from compcomp.checking.contracts import derived
 from compcomp.checking.farkas import Invalid
-from compcomp.language.claim import Claim, Scope
+from compcomp.language.claim import EACH_KIND, Claim, Scope
 from compcomp.language.saved import FORMAT
 
 Data = dict[str, Any]
@@ -112,8 +112,8 @@ def problems(claim: Claim, stated: Data, answers: list[Data], witness: Data | No
     wrong(bool(stated["cause"]) and status in ("PROVED", "REFUTED"), f"{status}, and a cause why it is not")
     wrong(bool(stated["reason"]) and status not in ("PROVED", "REFUTED"), f"{status}, and a reason why it holds")
     if status != "PROVED":
-        bound = ("assumptions", "congruent", "needed")
-        wrong(any(stated[name] for name in bound) and not _follows(stated), f"{status}, and what belongs to a proof")
+        bound = stated["congruent"] or stated["needed"] or stated["assumptions"] not in ([], [*claim.coupling])
+        wrong(bound and not _follows(stated), f"{status}, and what belongs to a proof")
         elsewhere = stated["reach"] != Scope.of(stated["scope"]).describe()
         wrong(elsewhere and not _follows(stated), "the reach is not its scope")
         wrong(stated["grade"] != ("no solver needed" if status == "REFUTED" else None), f"{status} with that grade")
@@ -151,9 +151,10 @@ def _of_work(stated: Data, answers: list[Data]) -> list[str]:
 
 def _of_proof(claim: Claim, stated: Data, answers: list[Data]) -> list[str]:
     found, scope, reach = [], Scope.of(stated["scope"]), stated["reach"]
-    rule = stated["reason"].removeprefix("rule ")
+    rules = [text.removeprefix("rule ") for text in stated["reason"].removesuffix(EACH_KIND).split(" and rule ")]
     relied = [answer for answer in answers if answer["answer"] == answer["expected"]]
-    if (stated["reason"] != "reduced and solved") if stated["stage"] == "bounded" else rule == stated["reason"]:
+    by_rule = stated["reason"].startswith("rule ") and stated["reason"].endswith(EACH_KIND) == bool(claim.parts())
+    if (stated["reason"] != "reduced and solved") if stated["stage"] == "bounded" else not by_rule:
         found.append(f"the reason {stated['reason'][:60]!r} is not one of stage {stated['stage']}")
     if stated["stage"] == "rule" and reach != "any shape" and not _follows(stated):
         found.append("a rule proves for any shape")
@@ -177,7 +178,7 @@ def _of_proof(claim: Claim, stated: Data, answers: list[Data]) -> list[str]:
     open_ = any(answer["second_answer"] not in ("sat", "unsat") for answer in relied)
     if open_ != any(re.fullmatch(form, note) for form in PROOF_NOTES[:2] for note in stated["notes"]):
         found.append("the notes say something else of a second solver than the answers")
-    if not relied and (stated["stage"] == "bounded" or (stated["reason"] != "" and rule not in WITHOUT_QUERIES)):
+    if not relied and (stated["stage"] == "bounded" or (stated["reason"] != "" and not {*rules} <= {*WITHOUT_QUERIES})):
         found.append("no answer that the proof needs, of a stage or rule that asks")
     elif not relied and stated["grade"] == "certified":
         found.append("the grade is certified, and there is no answer that the proof needs")

@@ -23,6 +23,10 @@ LARGEST_SIDE = 1024
 LARGEST_BLOCK = 4096
 
 
+EACH_KIND = ", for each kind of layer"
+"""How the reason of a proof ends that was found for each part of a claim (:meth:`Claim.parts`)."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """A statement about every dense layer in a scope and every choice the techniques leave free.
@@ -83,6 +87,22 @@ class Claim:
             return Sequence(tuple(t for t in found if t is not None))
 
         return {name: replace(self, left=seen(self.left, name), right=seen(self.right, name)) for name in names}
+
+    @staticmethod
+    def of_part(reason: str, name: str, part: Claim) -> str:
+        """The reason of a refutation, with the part that it is of."""
+        return f"{reason}, for {name}: {part}"
+
+    @property
+    def coupling(self) -> tuple[str, ...]:
+        """What is taken for granted of the techniques that share units, where the claim has parts."""
+        shared = dict.fromkeys(t for sequence in self.sequences for t in sequence if t.parts()) if self.parts() else {}
+        return tuple(
+            f"{technique} acts on the whole model: "
+            + ", ".join(f"on {name} as {part}" for name, part in technique.parts().items())
+            + ", but that all of its layers choose which go"
+            for technique in shared
+        )
 
     @property
     def needs_inputs(self) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from compcomp.language.claim import Claim, Scope
+from compcomp.language.claim import EACH_KIND, Claim, Scope
+from compcomp.language.identity import same
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Grade, Status, Verdict
 
@@ -29,10 +30,11 @@ def of_parts(claim: Claim, scope: Scope, decide: Callable[[Claim], Verdict]) -> 
     found: dict[str, Verdict] = {}
     for name, part in claim.parts().items():
         verdict = found[name] = decide(part)
-        where = f"for {name}: {part}"
         if verdict.refuted:
-            reason = f"{verdict.reason}, {where}"
-            return _of(claim, scope, found, verdict, reason=reason, assumptions=_contracts(claim))
+            assert verdict.witness is not None
+            reason = Claim.of_part(verdict.reason, name, part)
+            witness = replace(verdict.witness, reason=reason)
+            return _of(claim, scope, found, verdict, witness=witness, reason=reason, assumptions=claim.coupling)
     told = [verdict for verdict in found.values() if verdict.status is not Status.VACUOUS]
     if not told:
         return _of(claim, scope, found, verdict)
@@ -42,8 +44,8 @@ def of_parts(claim: Claim, scope: Scope, decide: Callable[[Claim], Verdict]) -> 
             return _of(claim, scope, found, told[0], status=Status.UNKNOWN, cause=cause, reason="", grade=None)
         return _of(
             *(claim, scope, found, told[0]),
-            reason=f"{told[0].reason}, for each kind of layer",
-            assumptions=tuple(dict.fromkeys([*(text for v in told for text in v.assumptions), *_contracts(claim)])),
+            reason=" and ".join(dict.fromkeys(v.reason for v in told)) + EACH_KIND,
+            assumptions=tuple(dict.fromkeys([*(text for v in told for text in v.assumptions), *claim.coupling])),
             grade=max((v.grade for v in told if v.grade is not None), key=GRADES.index, default=None),
             notes=tuple(dict.fromkeys(note for v in told for note in v.notes)),
             needed=None if not claim.given else tuple(dict.fromkeys(n for v in told for n in v.needed or ())),
@@ -56,21 +58,9 @@ def of_parts(claim: Claim, scope: Scope, decide: Callable[[Claim], Verdict]) -> 
 def _of(claim: Claim, scope: Scope, found: dict[str, Verdict], verdict: Verdict, **fields: object) -> Verdict:
     """A verdict on the claim, with all that was asked for its parts."""
     queries = tuple(dict.fromkeys(query for v in found.values() for query in v.queries))
-    work = {name: round(sum(v.work.get(name, 0.0) for v in found.values()), 3) for name in verdict.work}
+    seconds = round(sum(v.work.get("seconds", 0.0) for v in found.values()), 3)
+    work = {"rlimit": float(sum(query.rlimit for query in queries)), "seconds": seconds}
     return replace(verdict, **{"claim": claim, "scope": scope, "queries": queries, "work": work, **fields})  # type: ignore[arg-type]
-
-
-def _contracts(claim: Claim) -> tuple[str, ...]:
-    """What is taken for granted of the techniques that share units."""
-    shared = dict.fromkeys(t for sequence in claim.sequences for t in sequence if t.parts())
-    return tuple(
-        f"{technique} acts on the whole model: {_as_parts(technique)}, but that all of its layers choose which go"
-        for technique in shared
-    )
-
-
-def _as_parts(technique: Technique) -> str:
-    return ", ".join(f"on {name} as {part}" for name, part in technique.parts().items())
 
 
 def _same_before(claim: Claim) -> bool:
@@ -82,7 +72,7 @@ def _same_before(claim: Claim) -> bool:
             drops = [k for k, technique in enumerate(seen) if technique.parts()]
             begins += [seen[: drops[-1] + 1]] if drops else []
         longest = max(begins, key=len, default=())
-        if any(begin != longest[: len(begin)] or str(begin) != str(longest[: len(begin)]) for begin in begins):
+        if not all(same(one, other) for begin in begins for one, other in zip(begin, longest, strict=False)):
             return False
     return True
 

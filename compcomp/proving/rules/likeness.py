@@ -174,6 +174,9 @@ def _promised(technique: Technique, other: Technique) -> bool:
         return False
     if technique.whole_model != other.whole_model or bool(technique.steps()) != bool(other.steps()):
         return False
+    parts, values = technique.parts(), other.parts()
+    if parts.keys() != values.keys() or not all(stands_for(part, values[name]) for name, part in parts.items()):
+        return False
     if said.optimum is None or kept.optimum is None:
         if said.optimum is not None:
             return False
@@ -195,7 +198,10 @@ def _promised(technique: Technique, other: Technique) -> bool:
     )
 
 
-STRONGER = ("any_inputs", "rests", "holds_reference", "leaves_weight", "removes_rows", "homogeneous", "deterministic")
+STRONGER = (
+    *("any_inputs", "rests", "holds_reference", "leaves_weight", "removes_rows", "removes_columns"),
+    *("homogeneous", "deterministic"),
+)
 """Promises that are kept where they are made."""
 WEAKER = ("format_varies", "sees_factors")
 """What is promised by not saying it."""
