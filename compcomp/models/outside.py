@@ -28,7 +28,7 @@ def outside(model: nn.Module, layers: Iterable[Layer]) -> dict[str, Any]:
         for layer in layers_by_name(model).values()
         if layer.modules[0]._parameters.get("weight") is not None
     }
-    tables = {id(p) for m in model.modules() if _is_table(m) for p in m._parameters.values()}
+    others = {id(p) for m in model.modules() if _is_table(m) or _is_norm(m) for p in m._parameters.values()}
     left, foreign, total = [], [], 0
     for name, parameter in model.named_parameters():
         total += parameter.numel()
@@ -36,7 +36,7 @@ def outside(model: nn.Module, layers: Iterable[Layer]) -> dict[str, Any]:
             continue
         left.append((name, parameter.numel()))
         matrix = sum(size > 1 for size in parameter.shape) > 1
-        if matrix and id(parameter) not in known | tables:
+        if matrix and id(parameter) not in known | others:
             foreign.append((name, parameter.numel()))
     count = sum(size for _, size in left)
     return {
@@ -68,3 +68,8 @@ def _largest(tensors: list[tuple[str, int]]) -> list[dict[str, Any]]:
 def _is_table(module: nn.Module) -> bool:
     """An embedding: rows that are looked up."""
     return isinstance(module, nn.Embedding | nn.EmbeddingBag) or "Embedding" in type(module).__name__
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """A norm: its weights scale what passes, some with a row for each head."""
+    return "Norm" in type(module).__name__
