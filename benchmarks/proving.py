@@ -32,7 +32,7 @@ import z3
 from rich.progress import track
 
 import compcomp as cc
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.proving.meaning import fails
 from compcomp.proving.solver import FIRST_RLIMIT, Cvc5Process, Portfolio, Remembering, Z3Process
 from compcomp.techniques import AbsMax, Magnitude

@@ -10,10 +10,10 @@ from dataclasses import MISSING, dataclass, fields
 from fractions import Fraction
 from typing import Any
 
-from compcomp.language.layer import LayerState
 from compcomp.language.samples import VALUES, conventions, representatives, sets_up
 from compcomp.language.steps import Selection
 from compcomp.language.technique import Technique
+from compcomp.layers.state import LayerState
 
 SHAPE = (128, 256)
 """The layer (out, in) whose bits are counted."""

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from compcomp.encodings.absmax import AbsMax
 from compcomp.errors import InputError
-from compcomp.language.algebra import gram_of
-from compcomp.language.layer import Array, LayerState
 from compcomp.language.parameters import Unknown, bit_width, one_of, shown, whole
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.gram import gram_of
+from compcomp.layers.state import Array, LayerState
 from compcomp.terms import ROUNDINGS
 
 

@@ -9,15 +9,15 @@ from typing import ClassVar
 
 import numpy as np
 
+from compcomp.algebra import second_order
 from compcomp.errors import InputError
-from compcomp.language import second_order
-from compcomp.language.algebra import dense_products
-from compcomp.language.layer import LayerState
 from compcomp.language.parameters import one_of, selection_partition, share, step_length, whole
-from compcomp.language.partition import Partition
 from compcomp.language.samples import unlike
 from compcomp.language.steps import Selection
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.gram import dense_products
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import LayerState
 from compcomp.terms import TIES, Abs, Array, Div, If, Sum, each
 
 

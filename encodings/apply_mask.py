@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from compcomp.language.layer import LayerState
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.state import LayerState
 from compcomp.terms import If, each
 
 

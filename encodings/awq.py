@@ -13,14 +13,14 @@ import numpy as np
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.smoothquant import SCALES, rooted, unless_dead
 from compcomp.errors import InputError
-from compcomp.language.algebra import gram_of, squared_error
-from compcomp.language.basis import Scaling
-from compcomp.language.layer import Format, LayerState
 from compcomp.language.loss import LOSSES
 from compcomp.language.parameters import number, one_of, shown
-from compcomp.language.partition import Partition
 from compcomp.language.samples import unlike
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.basis import Scaling
+from compcomp.layers.gram import gram_of, squared_error
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import Format, LayerState
 from compcomp.terms import Array, Div, Equal, If, Repeated, Term, each, reading
 
 ALPHAS = (Fraction(0), Fraction(1, 4), Fraction(1, 2), Fraction(3, 4), Fraction(1))

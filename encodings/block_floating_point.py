@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compcomp.language import codebooks
 from compcomp.language.parameters import grid_partition, one_of, whole
 from compcomp.language.steps import CodebookMap
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers import codebooks
 from compcomp.terms import ROUNDINGS, Abs
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from compcomp.encodings.truncated_svd import beside
 from compcomp.errors import InputError
-from compcomp.language.layer import Factors, LayerState
 from compcomp.language.parameters import whole
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.state import Factors, LayerState
 from compcomp.terms import Div, Sum
 
 

@@ -10,10 +10,10 @@ from typing import ClassVar
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.language.layer import Grid, LayerState
 from compcomp.language.parameters import grid_partition, number, one_of, shown, whole
-from compcomp.language.partition import Partition
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import Grid, LayerState
 from compcomp.terms import ROUNDINGS, Abs, Choices, Div, If, Max, Sum, Term, nearest, reading
 
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from compcomp.algebra.least_squares import least_solution, output_target, right_factor
 from compcomp.errors import InputError
-from compcomp.language.algebra import least_solution, output_target, right_factor
-from compcomp.language.layer import Factors, LayerState
 from compcomp.language.parameters import whole
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.state import Factors, LayerState
 
 
 @dataclass(frozen=True)

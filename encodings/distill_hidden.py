@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
+from compcomp.algebra.free import any_weights, is_any_weights
 from compcomp.encodings.distill_logits import OPEN, check_training
 from compcomp.errors import InputError
-from compcomp.language.free import any_weights, is_any_weights
-from compcomp.language.layer import LayerState
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.state import LayerState
 from compcomp.terms import Term
 
 

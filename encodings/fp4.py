@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compcomp.language import codebooks
 from compcomp.language.parameters import grid_partition, one_of
 from compcomp.language.steps import CodebookMap
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers import codebooks
 from compcomp.terms import ROUNDINGS, Abs
 
 

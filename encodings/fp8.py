@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compcomp.errors import InputError
-from compcomp.language import codebooks
 from compcomp.language.parameters import one_of, shown, whole
-from compcomp.language.partition import Partition
 from compcomp.language.steps import CodebookMap
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers import codebooks
+from compcomp.layers.partition import Partition
 from compcomp.terms import ROUNDINGS, Abs
 
 FORMATS = {"e4m3": codebooks.E4M3, "e5m2": codebooks.E5M2}

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from compcomp.encodings.fp8 import FORMATS, FP8
 from compcomp.errors import InputError
-from compcomp.language.algebra import gram_of
-from compcomp.language.layer import Array, LayerState
 from compcomp.language.parameters import one_of
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.gram import gram_of
+from compcomp.layers.state import Array, LayerState
 from compcomp.terms import ROUNDINGS
 
 

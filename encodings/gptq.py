@@ -9,12 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from compcomp.algebra import second_order
 from compcomp.errors import InputError
-from compcomp.language import second_order
-from compcomp.language.layer import Grid, LayerState
 from compcomp.language.parameters import ANY, Unknown, bit_width, damping, known, one_of, shown, whole
-from compcomp.language.partition import Partition
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import Grid, LayerState
 from compcomp.terms import ROUNDINGS, Array, Div, If
 
 ORDERS = ("left_to_right", "activation")

@@ -8,10 +8,10 @@ from fractions import Fraction
 from typing import ClassVar
 
 from compcomp.errors import InputError
-from compcomp.language.algebra import dense_products
-from compcomp.language.layer import LayerState
 from compcomp.language.parameters import step_length, whole
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.gram import dense_products
+from compcomp.layers.state import LayerState
 from compcomp.terms import Div, If, Sum, each
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from compcomp.errors import InputError
-from compcomp.language.basis import Rotation
-from compcomp.language.layer import LayerState
 from compcomp.language.loss import LOSSES
 from compcomp.language.parameters import shown, whole
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.basis import Rotation
+from compcomp.layers.state import LayerState
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.language.layer import Grid, LayerState
 from compcomp.language.parameters import (
     ANY,
     Unknown,
@@ -22,9 +21,10 @@ from compcomp.language.parameters import (
     shown,
     sparsity,
 )
-from compcomp.language.partition import Index, Partition
 from compcomp.language.steps import GridMap, Optimum, Selection
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.partition import Index, Partition
+from compcomp.layers.state import Grid, LayerState
 from compcomp.terms import ROUNDINGS, Abs, And, Array, Choices, If, Not, Sum, Term, each, nearest, reading, smallest
 
 TIES = ("first", "any")

@@ -11,7 +11,6 @@ import numpy as np
 
 from compcomp.encodings.absmax import AbsMax
 from compcomp.errors import InputError
-from compcomp.language.layer import Array, Format, LayerState
 from compcomp.language.parameters import (
     Unknown,
     bit_width,
@@ -25,6 +24,7 @@ from compcomp.language.parameters import (
 from compcomp.language.samples import unlike
 from compcomp.language.steps import GridMap, Selection
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.state import Array, Format, LayerState
 from compcomp.terms import ROUNDINGS, TIES, Abs, Max, Min, Root, Sum, Term
 
 NORMS = ("l1", "max", "l2")

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.language.layer import LayerState, beside_mask
 from compcomp.language.parameters import Unknown, number, one_of, selection_partition, shown, sparsity, whole
 from compcomp.language.steps import Element, Selection
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.state import LayerState, beside_mask
 from compcomp.terms import And, Equal, If, Not, Or, Sum, Term
 
 RATES = "a number above 0 and at most 10"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from compcomp.algebra.descent import descend_on_grid
+from compcomp.algebra.least_squares import least_squares_change, output_target
 from compcomp.errors import InputError
-from compcomp.language.algebra import descend_on_grid, least_squares_change, output_target
-from compcomp.language.layer import LayerState
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.state import LayerState
 
 SWEEPS = 3
 """Passes of coordinate descent over the input features."""

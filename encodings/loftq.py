@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from compcomp.language.algebra import best_rank
-from compcomp.language.layer import Format, LayerState
+from compcomp.algebra.low_rank import best_rank
 from compcomp.language.parameters import bit_width, grid_partition, one_of, whole
-from compcomp.language.partition import Partition
 from compcomp.language.steps import GridMap
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import Format, LayerState
 from compcomp.terms import ROUNDINGS, Abs
 
 

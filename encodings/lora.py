@@ -10,12 +10,13 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from compcomp.algebra.least_squares import output_target
 from compcomp.encodings.truncated_svd import beside
-from compcomp.errors import InputError
-from compcomp.language.algebra import NotExactError, output_target, squared_error
-from compcomp.language.layer import Factors, LayerState
+from compcomp.errors import InputError, NotExactError
 from compcomp.language.parameters import shown, whole
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.gram import squared_error
+from compcomp.layers.state import Factors, LayerState
 from compcomp.terms import Array, Choices, Div, If, Sum, SymbolicChoices, Term, each, reading
 
 FINENESS = 2**10

@@ -9,11 +9,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from compcomp.algebra.low_rank import best_rank
 from compcomp.errors import InputError
-from compcomp.language.algebra import best_rank
-from compcomp.language.layer import Format, LayerState
 from compcomp.language.parameters import number, one_of, whole
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.state import Format, LayerState
 from compcomp.terms import TIES, If, Not, Sum, each, smallest
 
 

@@ -9,12 +9,12 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from compcomp.language.algebra import right_factor
-from compcomp.language.layer import Factors, Format, Grid, LayerState
+from compcomp.algebra.least_squares import right_factor
 from compcomp.language.parameters import one_of, whole
-from compcomp.language.partition import Partition
 from compcomp.language.steps import GridMap
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import Factors, Format, Grid, LayerState
 from compcomp.terms import ROUNDINGS, Abs, Array, Choices
 
 SKETCHES = ("gaussian", "signs")

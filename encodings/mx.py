@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
-from compcomp.language import codebooks
 from compcomp.language.parameters import one_of, whole
-from compcomp.language.partition import Partition
 from compcomp.language.steps import CodebookMap
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers import codebooks
+from compcomp.layers.partition import Partition
 from compcomp.terms import ROUNDINGS, Abs
 
 FORMATS = {

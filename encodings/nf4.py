@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar
 
-from compcomp.language import codebooks
-from compcomp.language.layer import Grid, LayerState
 from compcomp.language.parameters import grid_partition, one_of
-from compcomp.language.partition import Partition
 from compcomp.language.steps import CodebookMap
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers import codebooks
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import Grid, LayerState
 from compcomp.terms import ROUNDINGS, Abs, Choices, Div, Max, Sum, Term, each, nearest_code
 
 SCALES = ("exact", "double")
@@ -24,7 +24,7 @@ BLOCK = 256
 class NF4(Technique):
     """Round every weight to the nearest of ``s * c``, s = max|w|, c one of the 16 values of 4-bit NormalFloat.
 
-    The table (:data:`compcomp.language.codebooks.NF4`) holds -1, 0 and 1; its other negative values are not those of
+    The table (:data:`compcomp.layers.codebooks.NF4`) holds -1, 0 and 1; its other negative values are not those of
     its positive ones.
     group: how many consecutive weights of a row share a scale; None for one scale for the tensor.
     scales: "exact", or "double": codes are chosen with the exact scales, and scales are then rounded. Their mean is

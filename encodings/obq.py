@@ -9,10 +9,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from compcomp.language import second_order
-from compcomp.language.layer import Grid, LayerState
+from compcomp.algebra import second_order
 from compcomp.language.parameters import ANY, Unknown, bit_width, damping, known, one_of
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.state import Grid, LayerState
 from compcomp.terms import ROUNDINGS, If, Term, nearest
 
 TIES = ("first", "any")

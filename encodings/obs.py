@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from compcomp.language import second_order
-from compcomp.language.layer import LayerState
+from compcomp.algebra import second_order
 from compcomp.language.parameters import Unknown, damping, known, one_of, selection_partition, sparsity
-from compcomp.language.partition import Partition
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import LayerState
 from compcomp.terms import If, Or, Sum, Term
 
 TIES = ("first", "any")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
+from compcomp.algebra.cuts import SCORES
 from compcomp.encodings.prune_neurons import UNITS, check_units, rows_and_columns, without_units
-from compcomp.language.cuts import SCORES
-from compcomp.language.layer import LayerState
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.state import LayerState
 
 
 @dataclass(frozen=True)

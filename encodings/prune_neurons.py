@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
+from compcomp.algebra.cuts import SCORES, least, remove, row_scores
 from compcomp.encodings.prune_columns import PruneColumns
 from compcomp.encodings.prune_rows import PruneRows
-from compcomp.language.cuts import SCORES, least, remove, row_scores
-from compcomp.language.layer import LayerState
 from compcomp.language.parameters import one_of, share
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.state import LayerState
 from compcomp.terms import TIES
 
 UNITS = frozenset({"mask", "n:m", "grid", "rank", "shape"})

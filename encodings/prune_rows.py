@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
-from compcomp.language.cuts import SCORES, check_size, least, remove, row_scores, trivial_side
-from compcomp.language.layer import LayerState
+from compcomp.algebra.cuts import SCORES, check_size, least, remove, row_scores, trivial_side
 from compcomp.language.parameters import one_of, share, whole
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.state import LayerState
 from compcomp.terms import TIES
 
 

@@ -9,12 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from compcomp.algebra.free import alike
 from compcomp.errors import InputError
-from compcomp.language.free import alike
-from compcomp.language.layer import Format, Grid, LayerState
 from compcomp.language.parameters import grid_partition, number, shown, whole
-from compcomp.language.partition import Partition
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import Format, Grid, LayerState
 from compcomp.terms import Abs, And, Choices, Div, Equal, If, Max, Term, each, nearest
 
 RATES = "a number above 0, up to 1000000"

@@ -9,12 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from compcomp.algebra.cuts import remove
 from compcomp.encodings.prune_neurons import UNITS
 from compcomp.errors import InputError
-from compcomp.language.cuts import remove
-from compcomp.language.layer import LayerState
 from compcomp.language.parameters import number, one_of, shown, whole
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.state import LayerState
 from compcomp.terms import Abs, Array, Div, Or, Sum, Term, smallest
 
 SCORES = ("influence", "angular")

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.language.layer import Array, LayerState
 from compcomp.language.parameters import Unknown, number, one_of, selection_partition, shown, sparsity
 from compcomp.language.steps import Selection
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.state import Array, LayerState
 from compcomp.terms import TIES, Abs, Div, Sum, Term
 
 POWERS = "a number from 0 to 2 with a denominator of at most 4, such as 1/2"

@@ -11,11 +11,11 @@ from typing import ClassVar
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.language.basis import Scaling
-from compcomp.language.layer import LayerState
 from compcomp.language.loss import LOSSES
 from compcomp.language.parameters import number, one_of, shown
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.basis import Scaling
+from compcomp.layers.state import LayerState
 from compcomp.terms import Abs, Choices, Div, Equal, If, Max, Or, PowerOfTwo, Repeated, Root, Term, each
 
 SCALES = ("exact", "power_of_two")

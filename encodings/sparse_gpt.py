@@ -9,8 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from compcomp.language import second_order
-from compcomp.language.layer import Grid, LayerState
+from compcomp.algebra import second_order
 from compcomp.language.parameters import (
     Unknown,
     bit_width,
@@ -21,8 +20,9 @@ from compcomp.language.parameters import (
     sparsity,
     whole,
 )
-from compcomp.language.partition import Partition
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import Grid, LayerState
 from compcomp.terms import ROUNDINGS, TIES, Array, If, Not, Or
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
+from compcomp.algebra.cuts import check_size, least, remove, trivial_side
 from compcomp.errors import InputError
-from compcomp.language.cuts import check_size, least, remove, trivial_side
-from compcomp.language.layer import Array, LayerState
 from compcomp.language.parameters import one_of, selection_partition, share, whole
 from compcomp.language.steps import Selection
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.state import Array, LayerState
 from compcomp.terms import TIES, Abs, Sum, each
 
 GROUPS = ("weight", "row", "column")

@@ -8,11 +8,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from compcomp.algebra.least_squares import output_target
+from compcomp.algebra.low_rank import best_rank
 from compcomp.errors import InputError
-from compcomp.language.algebra import best_rank, output_target
-from compcomp.language.layer import Factors, Format, LayerState
 from compcomp.language.parameters import one_of, shown, whole
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.state import Factors, Format, LayerState
 
 METRICS = ("weight", "output")
 

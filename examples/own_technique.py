@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from compcomp.language.layer import Grid, LayerState
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.state import Grid, LayerState
 from compcomp.terms import Abs, Div, If, Sum, each
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compcomp.language.layer import LayerState
 from compcomp.language.technique import Technique
+from compcomp.layers.state import LayerState
 
 Kept = Callable[[str, Tensor], Tensor]
 """The inputs of the layer of this name (any shape x features) as tokens x features, without padding."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from compcomp.errors import InputError
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.terms import Choices, RandomChoices
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]

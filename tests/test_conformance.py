@@ -14,8 +14,8 @@ import torch
 import compcomp.techniques  # noqa: F401  (fills the registry)
 from compcomp.errors import InputError
 from compcomp.kernels import least_squares_distill
-from compcomp.language.layer import Format, LayerState
 from compcomp.language.technique import Declared, Kernel, Sequence, Technique, as_sequence
+from compcomp.layers.state import Format, LayerState
 from compcomp.techniques import (
     AWQ,
     FP4,

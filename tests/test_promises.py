@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from compcomp.language.layer import INVARIANTS, Cut, Factors, Format, LayerState
 from compcomp.language.loss import LOSSES
 from compcomp.language.steps import GridMap
 from compcomp.language.technique import Declared, Kernel, Technique
+from compcomp.layers.state import INVARIANTS, Cut, Factors, Format, LayerState
 from compcomp.techniques import (
     AbsMax,
     AbsMaxInputs,

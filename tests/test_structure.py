@@ -22,21 +22,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
     "terms": set(),
-    "language": {"terms"},
-    "encodings": {"terms", "language"},
-    "kernels": {"language", "encodings"},
+    "layers": {"terms"},
+    "algebra": {"terms", "layers"},
+    "language": {"terms", "layers"},
+    "encodings": {"terms", "layers", "algebra", "language"},
+    "kernels": {"layers", "algebra", "language", "encodings"},
     "techniques": {"language", "encodings", "kernels"},
-    "checking": {"terms", "language", "techniques"},
-    "proving": {"version", "terms", "language", "checking"},
-    "ordering": {"version", "terms", "language", "proving"},
-    "models": {"language", "kernels"},
+    "checking": {"terms", "layers", "algebra", "language", "techniques"},
+    "proving": {"version", "terms", "layers", "algebra", "language", "checking"},
+    "ordering": {"version", "terms", "layers", "language", "proving"},
+    "models": {"layers", "language", "kernels"},
 }
 MAY_IMPORT["optimize"] = set(MAY_IMPORT)
 MAY_IMPORT["recipe"] = {"language", "ordering", "models"}
 MAY_IMPORT["systems"] = {"techniques", "language"}
-MAY_IMPORT["catalogue"] = {"language", "models"}
-MAY_IMPORT["reporting"] = {"language", "ordering"}
-MAY_IMPORT["testing"] = {"terms", "language", "kernels"}
+MAY_IMPORT["catalogue"] = {"layers", "language", "models"}
+MAY_IMPORT["reporting"] = {"layers", "language", "ordering"}
+MAY_IMPORT["testing"] = {"terms", "layers", "algebra", "language", "kernels"}
 
 FACE = "__init__"  # `import compcomp` itself: it reaches every room, so a room must not go through it
 MAY_IMPORT["cli"] = {*MAY_IMPORT, FACE}

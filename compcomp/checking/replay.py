@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from compcomp.algebra.grids import off_grid
+from compcomp.algebra.low_rank import rank_exceeds
 from compcomp.checking.farkas import Invalid, number
-from compcomp.language.algebra import off_grid, rank_exceeds
-from compcomp.language.basis import unlike
 from compcomp.language.claim import Claim, Scope
-from compcomp.language.layer import LayerState
 from compcomp.language.scheme import Scheme
 from compcomp.language.size import DENSE, values_of
 from compcomp.language.technique import run_kernel
+from compcomp.layers.basis import unlike
+from compcomp.layers.state import LayerState
 from compcomp.terms import Array, Choices, RandomChoices
 
 Run = list[LayerState]

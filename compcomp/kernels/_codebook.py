@@ -10,10 +10,10 @@ from itertools import pairwise
 import torch
 
 from compcomp.kernels._shared import Tensor, check, chunks, wide
-from compcomp.language.codebooks import midpoints_down
-from compcomp.language.layer import LayerState
 from compcomp.language.steps import CodebookMap
 from compcomp.language.technique import Technique
+from compcomp.layers.codebooks import midpoints_down
+from compcomp.layers.state import LayerState
 
 Stored = Callable[[Tensor], Tensor]
 

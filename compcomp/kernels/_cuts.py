@@ -8,7 +8,7 @@ from fractions import Fraction
 import torch
 
 from compcomp.kernels._shared import Tensor, chunks, smallest
-from compcomp.language.layer import Cut, Factors, LayerState
+from compcomp.layers.state import Cut, Factors, LayerState
 
 
 def double(layer: LayerState, rows: slice) -> Tensor:
@@ -19,7 +19,7 @@ def double(layer: LayerState, rows: slice) -> Tensor:
 
 
 def row_scores(layer: LayerState, size: int, score: str) -> Tensor:
-    """The score of each ``size`` consecutive rows, float64: :func:`compcomp.language.cuts.row_scores` on tensors."""
+    """The score of each ``size`` consecutive rows, float64: :func:`compcomp.algebra.cuts.row_scores` on tensors."""
     rows, columns = layer.weight.shape
     scores = torch.empty(rows, dtype=torch.float64, device=layer.weight.device)
     gram = layer.gram.to(torch.float64) if score == "activation" else None  # type: ignore[union-attr]
@@ -33,7 +33,7 @@ def row_scores(layer: LayerState, size: int, score: str) -> Tensor:
 
 
 def column_scores(layer: LayerState, size: int, score: str) -> Tensor:
-    """The score of each ``size`` consecutive columns, float64: as :func:`compcomp.language.cuts.column_scores`."""
+    """The score of each ``size`` consecutive columns, float64: as :func:`compcomp.algebra.cuts.column_scores`."""
     rows, columns = layer.weight.shape
     scores = torch.zeros(columns, dtype=torch.float64, device=layer.weight.device)
     if score == "activation":

@@ -9,8 +9,8 @@ import torch
 
 from compcomp.errors import InputError
 from compcomp.kernels._shared import Tensor, rounded, wide
-from compcomp.language.layer import LayerState
 from compcomp.language.technique import Technique
+from compcomp.layers.state import LayerState
 
 EMPTY = 1e-14
 """Singular values below this share of the largest belong to columns of zeros."""
@@ -61,7 +61,7 @@ class Spectrum:
 def damped(technique: Technique, layer: LayerState, damping: Fraction) -> tuple[Tensor, Tensor]:
     """The Gram matrix (in x in, float64) with its diagonal damped, and which inputs are always zero (in).
 
-    See :func:`compcomp.language.second_order.damped`.
+    See :func:`compcomp.algebra.second_order.damped`.
     """
     assert layer.gram is not None
     gram = layer.gram.to(torch.float64, copy=True)

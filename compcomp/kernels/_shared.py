@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 
 from compcomp.errors import InputError
-from compcomp.language.layer import NEEDS_INPUTS, LayerState, Magnitudes
 from compcomp.language.steps import Selection
 from compcomp.language.technique import Technique
+from compcomp.layers.state import NEEDS_INPUTS, LayerState, Magnitudes
 
 Tensor = torch.Tensor
 

@@ -12,8 +12,8 @@ from compcomp.encodings.gradient_distill import GradientDistill
 from compcomp.errors import InputError
 from compcomp.kernels import gradient_distill
 from compcomp.kernels._shared import Tensor, check, wide
-from compcomp.language.layer import LayerState
-from compcomp.language.whole import Outputs, WholeModel
+from compcomp.layers.state import LayerState
+from compcomp.layers.whole import Outputs, WholeModel
 
 Lost = Callable[[Outputs, Outputs], Tensor]
 """The loss of the compressed model's outputs (second) against the dense one's (first), a scalar."""

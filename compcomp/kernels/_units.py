@@ -11,8 +11,8 @@ from compcomp.encodings.prune_neurons import PruneNeurons
 from compcomp.errors import InputError
 from compcomp.kernels._cuts import least, remove, row_scores
 from compcomp.kernels._shared import Tensor, check, effective, wide
-from compcomp.language.layer import NEEDS_INPUTS, LayerState
-from compcomp.language.whole import Group, Part, WholeModel
+from compcomp.layers.state import NEEDS_INPUTS, LayerState
+from compcomp.layers.whole import Group, Part, WholeModel
 
 NO_UNITS = "a model with more units, such as one whose heads do not all share keys and values"
 

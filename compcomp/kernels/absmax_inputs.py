@@ -5,7 +5,7 @@ from __future__ import annotations
 from compcomp.encodings.absmax_inputs import AbsMaxInputs
 from compcomp.kernels import absmax
 from compcomp.kernels._shared import Tensor, check
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: AbsMaxInputs, layer: LayerState) -> LayerState:

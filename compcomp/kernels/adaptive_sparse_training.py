@@ -9,7 +9,7 @@ import torch
 from compcomp.encodings.adaptive_sparse_training import AdaptiveSparseTraining
 from compcomp.kernels._shared import Tensor, check, drop, effective
 from compcomp.kernels.gradient_distill import dense_products
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: AdaptiveSparseTraining, layer: LayerState) -> LayerState:

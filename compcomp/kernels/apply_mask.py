@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from compcomp.encodings.apply_mask import ApplyMask
 from compcomp.kernels._shared import check
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: ApplyMask, layer: LayerState) -> LayerState:

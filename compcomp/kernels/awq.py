@@ -9,8 +9,8 @@ from compcomp.errors import InputError
 from compcomp.kernels import absmax
 from compcomp.kernels._shared import Tensor, check, chunks, magnitudes, wide
 from compcomp.kernels.smoothquant import scales
-from compcomp.language.basis import Scaling
-from compcomp.language.layer import NEEDS_INPUTS, LayerState
+from compcomp.layers.basis import Scaling
+from compcomp.layers.state import NEEDS_INPUTS, LayerState
 
 
 def kernel(technique: AWQ, layer: LayerState) -> LayerState:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compcomp.encodings.block_floating_point import BlockFloatingPoint
 from compcomp.kernels._codebook import quantize
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: BlockFloatingPoint, layer: LayerState) -> LayerState:

@@ -9,7 +9,7 @@ import torch
 from compcomp.encodings.block_means import BlockMeans
 from compcomp.kernels._shared import check, effective
 from compcomp.kernels.truncated_svd import beside
-from compcomp.language.layer import Factors, LayerState
+from compcomp.layers.state import Factors, LayerState
 
 
 def kernel(technique: BlockMeans, layer: LayerState) -> LayerState:

@@ -10,7 +10,7 @@ import torch
 from compcomp.encodings.clipped_absmax import ClippedAbsMax
 from compcomp.kernels._codebook import largest_magnitudes
 from compcomp.kernels._shared import Tensor, check, chunks, rounded, wide
-from compcomp.language.layer import Grid, LayerState
+from compcomp.layers.state import Grid, LayerState
 
 
 def kernel(technique: ClippedAbsMax, layer: LayerState) -> LayerState:

@@ -10,7 +10,7 @@ from compcomp.encodings.distill_factors import DistillFactors
 from compcomp.kernels._second_order import Spectrum
 from compcomp.kernels._shared import check
 from compcomp.kernels.least_squares_distill import output_target, row_errors
-from compcomp.language.layer import Factors, LayerState
+from compcomp.layers.state import Factors, LayerState
 
 TOLERANCE = 1e-10
 """Singular values of a factor, and of what it makes of the inputs, below this share of the largest count as zero."""

@@ -7,8 +7,8 @@ import torch
 from compcomp.encodings.distill_hidden import DistillHidden
 from compcomp.kernels._shared import Tensor, wide
 from compcomp.kernels._train import alone, train
-from compcomp.language.layer import LayerState
-from compcomp.language.whole import Outputs, WholeModel
+from compcomp.layers.state import LayerState
+from compcomp.layers.whole import Outputs, WholeModel
 
 
 def kernel(technique: DistillHidden, layer: LayerState) -> LayerState:

@@ -8,8 +8,8 @@ from compcomp.encodings.distill_logits import DistillLogits
 from compcomp.errors import InputError
 from compcomp.kernels._shared import Tensor, wide
 from compcomp.kernels._train import alone, train
-from compcomp.language.layer import LayerState
-from compcomp.language.whole import Outputs, WholeModel
+from compcomp.layers.state import LayerState
+from compcomp.layers.whole import Outputs, WholeModel
 
 
 def kernel(technique: DistillLogits, layer: LayerState) -> LayerState:

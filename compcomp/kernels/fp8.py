@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compcomp.encodings.fp8 import FP8
 from compcomp.kernels._codebook import quantize
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: FP8, layer: LayerState) -> LayerState:

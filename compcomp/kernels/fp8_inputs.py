@@ -5,7 +5,7 @@ from __future__ import annotations
 from compcomp.encodings.fp8_inputs import FP8Inputs
 from compcomp.kernels import fp8
 from compcomp.kernels._shared import Tensor, check
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: FP8Inputs, layer: LayerState) -> LayerState:

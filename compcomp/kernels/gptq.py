@@ -9,8 +9,8 @@ import torch
 from compcomp.encodings.gptq import GPTQ
 from compcomp.kernels._second_order import damped, inverse_root, on_grid, row_grid, spread
 from compcomp.kernels._shared import Tensor, check, wide
-from compcomp.language.layer import Grid, LayerState
 from compcomp.language.parameters import known
+from compcomp.layers.state import Grid, LayerState
 
 
 def kernel(technique: GPTQ, layer: LayerState) -> LayerState:

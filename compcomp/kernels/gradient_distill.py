@@ -8,7 +8,7 @@ import torch
 
 from compcomp.encodings.gradient_distill import GradientDistill
 from compcomp.kernels._shared import Tensor, check, effective
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: GradientDistill, layer: LayerState) -> LayerState:

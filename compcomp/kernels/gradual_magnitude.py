@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compcomp.encodings.gradual_magnitude import GradualMagnitude
 from compcomp.kernels._shared import check
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: GradualMagnitude, layer: LayerState) -> LayerState:

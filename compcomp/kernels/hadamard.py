@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from compcomp.encodings.hadamard import Hadamard
 from compcomp.kernels._shared import check
-from compcomp.language.basis import Rotation
-from compcomp.language.layer import LayerState
+from compcomp.layers.basis import Rotation
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: Hadamard, layer: LayerState) -> LayerState:

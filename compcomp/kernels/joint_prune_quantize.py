@@ -9,7 +9,7 @@ import torch
 
 from compcomp.encodings.joint_prune_quantize import JointPruneQuantize
 from compcomp.kernels._shared import Tensor, check, chunks, rounded, smallest, wide
-from compcomp.language.layer import Grid, LayerState
+from compcomp.layers.state import Grid, LayerState
 
 
 def kernel(technique: JointPruneQuantize, layer: LayerState) -> LayerState:

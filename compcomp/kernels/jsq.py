@@ -7,7 +7,7 @@ import torch
 from compcomp.encodings.jsq import JSQ, inputs_of
 from compcomp.kernels import absmax
 from compcomp.kernels._shared import Tensor, check, chunks, drop
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: JSQ, layer: LayerState) -> LayerState:

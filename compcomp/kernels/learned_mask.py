@@ -9,7 +9,7 @@ from torch.optim.adam import adam
 
 from compcomp.encodings.learned_mask import LearnedMask
 from compcomp.kernels._shared import Tensor, check, chunks, drop, effective, wide
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 """Of the hard-concrete distribution, as published: it is stretched to (LOW, HIGH) and cut off at 0 and 1."""

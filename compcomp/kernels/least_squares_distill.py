@@ -10,7 +10,7 @@ from compcomp.encodings.least_squares_distill import SWEEPS, LeastSquaresDistill
 from compcomp.kernels._codebook import coded, nearest_places
 from compcomp.kernels._second_order import Spectrum
 from compcomp.kernels._shared import Tensor, check, chunks, effective
-from compcomp.language.layer import Grid, LayerState
+from compcomp.layers.state import Grid, LayerState
 
 BLOCK = 128
 """Columns whose moves reach the other columns' gradients together, as one matrix product."""
@@ -65,7 +65,7 @@ def kernel(technique: LeastSquaresDistill, layer: LayerState) -> LayerState:
 def output_target(layer: LayerState, gram: Tensor, tolerance: float) -> Tensor:
     """The weight whose outputs on the current inputs come closest to the dense outputs; float64, out x in.
 
-    See :func:`compcomp.language.algebra.output_target`. ``gram``: of the current inputs, float64.
+    See :func:`compcomp.algebra.least_squares.output_target`. ``gram``: of the current inputs, float64.
     """
     reference: Tensor = layer.reference.to(torch.float64)
     if layer.reference_inputs is None:

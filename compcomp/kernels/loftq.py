@@ -11,7 +11,7 @@ from compcomp.encodings.loftq import LoftQ
 from compcomp.kernels import absmax
 from compcomp.kernels._shared import check, effective, wide
 from compcomp.kernels.truncated_svd import closest
-from compcomp.language.layer import Factors, Format, LayerState
+from compcomp.layers.state import Factors, Format, LayerState
 
 
 def kernel(technique: LoftQ, layer: LayerState) -> LayerState:

@@ -10,7 +10,7 @@ from compcomp.encodings.lora import FINENESS, NOTHING, LoRA
 from compcomp.kernels._shared import Tensor, check, effective
 from compcomp.kernels.least_squares_distill import output_target
 from compcomp.kernels.truncated_svd import beside
-from compcomp.language.layer import Factors, LayerState
+from compcomp.layers.state import Factors, LayerState
 
 
 def kernel(technique: LoRA, layer: LayerState) -> LayerState:

@@ -9,7 +9,7 @@ import torch
 from compcomp.encodings.losparse import LoSparse
 from compcomp.kernels._shared import check, effective, smallest, wide
 from compcomp.kernels.truncated_svd import closest
-from compcomp.language.layer import Factors, Format, LayerState
+from compcomp.layers.state import Factors, Format, LayerState
 
 
 def kernel(technique: LoSparse, layer: LayerState) -> LayerState:

@@ -10,7 +10,7 @@ from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.lplr import LPLR
 from compcomp.kernels import absmax
 from compcomp.kernels._shared import Tensor, check, effective
-from compcomp.language.layer import Factors, Format, Grid, LayerState
+from compcomp.layers.state import Factors, Format, Grid, LayerState
 
 TOLERANCE = 1e-10
 """Singular values of a factor below this share of its largest count as zero."""

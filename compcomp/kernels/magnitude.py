@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.kernels._shared import Tensor, check, drop, wide
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: Magnitude, layer: LayerState) -> LayerState:

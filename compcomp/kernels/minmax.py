@@ -8,7 +8,7 @@ import torch
 
 from compcomp.encodings.minmax import MinMax
 from compcomp.kernels._shared import check, chunks, rounded, wide
-from compcomp.language.layer import Grid, LayerState
+from compcomp.layers.state import Grid, LayerState
 
 
 def kernel(technique: MinMax, layer: LayerState) -> LayerState:

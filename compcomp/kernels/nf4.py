@@ -7,8 +7,8 @@ from dataclasses import replace
 from compcomp.encodings.nf4 import BLOCK, NF4
 from compcomp.kernels._codebook import coded, largest_magnitudes, nearest_places, quantize
 from compcomp.kernels._shared import Tensor
-from compcomp.language.codebooks import DYNAMIC8
-from compcomp.language.layer import LayerState
+from compcomp.layers.codebooks import DYNAMIC8
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: NF4, layer: LayerState) -> LayerState:

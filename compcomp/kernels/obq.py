@@ -9,8 +9,8 @@ import torch
 from compcomp.encodings.obq import OBQ
 from compcomp.kernels._second_order import Greedy, damped, inverse_root, on_grid, row_grid
 from compcomp.kernels._shared import check, chunks
-from compcomp.language.layer import Grid, LayerState
 from compcomp.language.parameters import known
+from compcomp.layers.state import Grid, LayerState
 
 
 def kernel(technique: OBQ, layer: LayerState) -> LayerState:

@@ -9,7 +9,7 @@ import torch
 from compcomp.encodings.obs import OBS
 from compcomp.kernels._second_order import Greedy, damped, inverse_root
 from compcomp.kernels._shared import check, chunks
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: OBS, layer: LayerState) -> LayerState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from compcomp.encodings.prune_columns import PruneColumns
 from compcomp.kernels._cuts import column_scores, least, remove
 from compcomp.kernels._shared import check
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: PruneColumns, layer: LayerState) -> LayerState:

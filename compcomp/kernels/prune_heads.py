@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from compcomp.encodings.prune_heads import PruneHeads
 from compcomp.kernels._units import pruned, without_units
-from compcomp.language.layer import LayerState
-from compcomp.language.whole import WholeModel
+from compcomp.layers.state import LayerState
+from compcomp.layers.whole import WholeModel
 
 
 def kernel(technique: PruneHeads, layer: LayerState) -> LayerState:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from compcomp.encodings.prune_rows import PruneRows
 from compcomp.kernels._cuts import least, remove, row_scores
 from compcomp.kernels._shared import check
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: PruneRows, layer: LayerState) -> LayerState:

@@ -8,7 +8,7 @@ import torch
 
 from compcomp.encodings.quantization_aware_training import QuantizationAwareTraining
 from compcomp.kernels._shared import Tensor, check, chunks, effective, wide
-from compcomp.language.layer import Grid, LayerState
+from compcomp.layers.state import Grid, LayerState
 
 
 def kernel(technique: QuantizationAwareTraining, layer: LayerState) -> LayerState:

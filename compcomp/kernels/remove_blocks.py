@@ -8,8 +8,8 @@ from compcomp.encodings.remove_blocks import RemoveBlocks
 from compcomp.errors import InputError
 from compcomp.kernels._cuts import remove
 from compcomp.kernels._shared import Tensor, check, effective, smallest, wide
-from compcomp.language.layer import LayerState
-from compcomp.language.whole import WholeModel
+from compcomp.layers.state import LayerState
+from compcomp.layers.whole import WholeModel
 
 
 def kernel(technique: RemoveBlocks, layer: LayerState) -> LayerState:

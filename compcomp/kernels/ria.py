@@ -6,7 +6,7 @@ import torch
 
 from compcomp.encodings.ria import RIA
 from compcomp.kernels._shared import Tensor, check, chunks, drop
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: RIA, layer: LayerState) -> LayerState:

@@ -6,8 +6,8 @@ import torch
 
 from compcomp.encodings.smoothquant import SmoothQuant
 from compcomp.kernels._shared import Tensor, check, magnitudes, wide
-from compcomp.language.basis import Scaling
-from compcomp.language.layer import LayerState
+from compcomp.layers.basis import Scaling
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: SmoothQuant, layer: LayerState) -> LayerState:

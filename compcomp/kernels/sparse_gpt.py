@@ -9,7 +9,7 @@ import torch
 from compcomp.encodings.sparse_gpt import SparseGPT
 from compcomp.kernels._second_order import damped, inverse_root, on_grid, row_grid, spread
 from compcomp.kernels._shared import Tensor, check, smallest
-from compcomp.language.layer import Grid, LayerState
+from compcomp.layers.state import Grid, LayerState
 
 
 def kernel(technique: SparseGPT, layer: LayerState) -> LayerState:

@@ -7,7 +7,7 @@ import torch
 from compcomp.encodings.taylor import Taylor
 from compcomp.kernels._cuts import double, least, remove
 from compcomp.kernels._shared import Tensor, check, chunks, drop
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: Taylor, layer: LayerState) -> LayerState:

@@ -10,7 +10,7 @@ from compcomp.encodings.truncated_svd import TruncatedSVD
 from compcomp.kernels._second_order import Spectrum
 from compcomp.kernels._shared import Tensor, check, effective, wide
 from compcomp.kernels.least_squares_distill import output_target
-from compcomp.language.layer import Factors, Format, LayerState
+from compcomp.layers.state import Factors, Format, LayerState
 
 SEEN = 1e-12
 """The least share of the norm of |M| |S|, S S^T the Gram matrix, that counts as more than zero among singular values of
@@ -54,7 +54,7 @@ def beside(first: Factors | None, more: Factors) -> Factors:
 def closest(matrix: Tensor, rank: int, gram: Tensor | None = None, tolerance: float = 0.0) -> tuple[Tensor, Tensor]:
     """Factors (out x rank, rank x in) of the closest matrix of that rank, in Frobenius norm.
 
-    ``gram``: in x in; then that of closest outputs, see :func:`compcomp.language.algebra.best_rank`. ``tolerance``:
+    ``gram``: in x in; then that of closest outputs, see :func:`compcomp.algebra.low_rank.best_rank`. ``tolerance``:
     its eigenvalues below this share of the largest count as zero. Rows and columns of zeros are 0 in the product too,
     where a decomposition leaves them at its rounding errors.
     """

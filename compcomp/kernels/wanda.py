@@ -6,7 +6,7 @@ import torch
 
 from compcomp.encodings.wanda import Wanda
 from compcomp.kernels._shared import Tensor, check, drop
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: Wanda, layer: LayerState) -> LayerState:

@@ -12,11 +12,11 @@ from typing import Any
 
 from compcomp.errors import InputError
 from compcomp.language.conditions import INPUT_FACTS, Condition, Given, check, conditions
-from compcomp.language.layer import INVARIANTS
 from compcomp.language.loss import Loss, loss_named
 from compcomp.language.parameters import number
 from compcomp.language.scheme import Scheme
 from compcomp.language.technique import Sequence, Technique, as_sequence, unknowns
+from compcomp.layers.state import INVARIANTS
 from compcomp.terms import Term
 
 LARGEST_SIDE = 1024

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.language.layer import LayerState
 from compcomp.language.parameters import digits
 from compcomp.language.steps import RangeMap, ScaledMap, Selection, Step
+from compcomp.layers.state import LayerState
 from compcomp.terms import Abs, And, Array, Batch, Equal, If, Or, Sum, Term, reading
 
 if TYPE_CHECKING:

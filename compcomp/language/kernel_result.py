@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from compcomp.language.layer import Format, LayerState
+from compcomp.layers.state import Format, LayerState
 
 ALLOWED = "a kernel has to give a LayerState of tensors, of the shape, dtype and device of the weight it was given"
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from compcomp.errors import InputError
-from compcomp.language.algebra import squared_error
-from compcomp.language.layer import LayerState
+from compcomp.layers.gram import squared_error
+from compcomp.layers.state import LayerState
 from compcomp.terms import Abs, Sum, Term
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.language.partition import Partition
+from compcomp.layers.partition import Partition
 
 
 def shown(given: Any) -> str:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.language.algebra import unstack
-from compcomp.language.layer import INVARIANTS, LayerState
+from compcomp.layers.batches import unstack
+from compcomp.layers.state import INVARIANTS, LayerState
 from compcomp.terms import ROUNDINGS, TIES, Array, BatchChoices
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def representatives(kind: type[Technique]) -> list[Technique]:
 
 
 def sets_up(technique: Technique) -> frozenset[str]:
-    """The invariants of :data:`compcomp.language.layer.INVARIANTS` that it sets up on a dense layer."""
+    """The invariants of :data:`compcomp.layers.state.INVARIANTS` that it sets up on a dense layer."""
     random = np.random.default_rng(0)
     shape = next((s for s in _shapes() if technique.fits(s)), None)
     if shape is None:

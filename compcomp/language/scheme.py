@@ -9,8 +9,8 @@ from typing import Any
 
 from compcomp.errors import InputError
 from compcomp.language.parameters import number, shown
-from compcomp.language.partition import Partition
 from compcomp.language.size import DENSE, position_bits
+from compcomp.layers.partition import Partition
 
 ALLOWED = "words such as W4, W4A8, 2:4, 50%, 50%/row, r8, +r8, each kind once"
 LONGEST = 200

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.language.algebra import stack, unstack
-from compcomp.language.layer import Cut, Factors, Format, Grid, LayerState
 from compcomp.language.parameters import one_of
 from compcomp.language.technique import Sequence, Technique, as_sequence, unknowns
+from compcomp.layers.batches import stack, unstack
+from compcomp.layers.state import Cut, Factors, Format, Grid, LayerState
 from compcomp.terms import Array, Batch, BatchChoices, each
 
 DENSE = 16

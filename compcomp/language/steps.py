@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.language.codebooks import Codes
 from compcomp.language.parameters import Unknown
-from compcomp.language.partition import Partition
+from compcomp.layers.codebooks import Codes
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import Format, Grid, LayerState
 from compcomp.terms import (
     NO_FLOATS,
     ROUNDINGS,
@@ -32,9 +33,6 @@ from compcomp.terms import (
     reading,
     smallest,
 )
-
-if TYPE_CHECKING:
-    from compcomp.language.layer import Format, Grid, LayerState
 
 
 @dataclass(frozen=True)
@@ -289,7 +287,6 @@ class GridMap(ScaledMap):
         return nearest(weight, step, self.known_levels, self.rounding, choices)
 
     def grid(self, step: Any, scales: int) -> Grid:
-        from compcomp.language.layer import Grid
 
         return Grid(step=step, levels=self.known_levels, scales=scales)
 
@@ -345,7 +342,6 @@ class CodebookMap(ScaledMap):
         return nearest_code(weight, step, self.codes, self.rounding, choices)
 
     def grid(self, step: Any, scales: int) -> Grid:
-        from compcomp.language.layer import Grid
 
         bits = 16 if self.scale == "absmax" else 8  # an exponent, E8M0
         last, zero = len(self.codes) - 1, Fraction(0) in self.codes
@@ -401,7 +397,6 @@ class RangeMap(_Closed):
         return Min([Max([value, offset]), offset + levels * step])
 
     def apply(self, layer: LayerState) -> LayerState:
-        from compcomp.language.layer import Grid
 
         weight, step, offset = (np.empty(layer.weight.shape, dtype=object) for _ in range(3))
         levels, choices = self.known_levels, layer.choices

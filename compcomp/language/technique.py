@@ -18,10 +18,10 @@ import numpy as np
 
 from compcomp.errors import InputError
 from compcomp.language.identity import ours
-from compcomp.language.layer import LayerState
 from compcomp.language.parameters import ANY
-from compcomp.language.partition import Partition
 from compcomp.language.steps import Optimum, Selection, Step, leaves_free
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import LayerState
 from compcomp.terms import Term
 
 Kernel = Callable[[Any, LayerState], LayerState]
@@ -45,7 +45,7 @@ class Declared:
     its steps, where it has any, are all that it does. And that it maps equal states to equal states: of a low-rank term
     beside the weight it sees the product alone, unless it says `sees_factors`.
 
-    keeps: invariants that survive it where they hold, out of :data:`compcomp.language.layer.INVARIANTS` and
+    keeps: invariants that survive it where they hold, out of :data:`compcomp.layers.state.INVARIANTS` and
         "factors". For the mask also, for
         any weights: the mask after it drops all that the mask before it drops. For a grid of which zero is no value:
         of the weights that the mask keeps. "factors": the low-rank term is what it was, none where there was none.
@@ -130,7 +130,7 @@ class Technique:
     """The file of this class as it was when the class was made; None where there is none."""
     whole_model: ClassVar[bool] = False
     """Whether it acts on all layers of a model together. Its kernel's module then has ``kernel_model`` as well, from a
-    :class:`compcomp.language.whole.WholeModel` to the states of its layers, and what the encoding says of one layer
+    :class:`compcomp.layers.whole.WholeModel` to the states of its layers, and what the encoding says of one layer
     is said of each of them, or of a matrix that stands for several (its docstring says which)."""
 
     def __init_subclass__(cls, **more: Any) -> None:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim
-from compcomp.language.layer import LayerState, Magnitudes
 from compcomp.language.loss import LOSSES, loss_named
 from compcomp.language.named import registrations
 from compcomp.language.size import dense_bits, layer_bits
 from compcomp.language.technique import Sequence, Technique, as_sequence
+from compcomp.layers.state import LayerState, Magnitudes
 from compcomp.models.batches import iterate, prepared
 from compcomp.models.calibrate import calibrate
 from compcomp.models.coverage import coverage

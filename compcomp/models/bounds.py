@@ -9,8 +9,8 @@ from torch import Tensor
 
 from compcomp.kernels._codebook import coded, nearest_places
 from compcomp.kernels.least_squares_distill import least_change, row_errors
-from compcomp.language.layer import Grid, LayerState
 from compcomp.language.loss import loss_named
+from compcomp.layers.state import Grid, LayerState
 from compcomp.models.measure import effective_weight
 
 TOLERANCE = 1e-9

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compcomp.errors import InputError
-from compcomp.language.layer import Magnitudes
+from compcomp.layers.state import Magnitudes
 from compcomp.models.batches import prepared, run, running
 from compcomp.models.devices import move
 from compcomp.models.grams import Grams

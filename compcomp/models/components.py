@@ -10,9 +10,9 @@ from torch import Tensor
 
 from compcomp.errors import InputError
 from compcomp.kernels._codebook import coded, nearest_places
-from compcomp.language.basis import Rotation, Scaling, Transform
-from compcomp.language.layer import Grid, LayerState
 from compcomp.language.size import stored_as_factors
+from compcomp.layers.basis import Rotation, Scaling, Transform
+from compcomp.layers.state import Grid, LayerState
 from compcomp.models.measure import effective_weight
 
 

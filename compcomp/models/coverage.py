@@ -26,10 +26,10 @@ from compcomp.language.conditions import (
     OrthogonalInputs,
     ScaleUnchanged,
 )
-from compcomp.language.layer import LayerState
 from compcomp.language.loss import Loss
-from compcomp.language.partition import Partition
 from compcomp.language.steps import RangeMap, ScaledMap, Selection
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import LayerState
 from compcomp.models.follow import FLOOR, UNIT, FollowedRun, Groups, bounds, follow, measured, slices
 
 Check = Callable[[Condition, Claim, Sequence[FollowedRun], int], list[Groups]]

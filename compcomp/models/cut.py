@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compcomp.errors import InputError
-from compcomp.language.whole import Group
+from compcomp.layers.whole import Group
 from compcomp.models.changes import Changes
 from compcomp.models.configs import PLACES, Described, described
 from compcomp.models.devices import move

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from safetensors.torch import load
 
-from compcomp.language.layer import LayerState, Magnitudes
 from compcomp.language.named import find_registered
 from compcomp.language.size import layer_bits
 from compcomp.language.technique import Technique
 from compcomp.language.text import parse_sequence
+from compcomp.layers.state import LayerState, Magnitudes
 from compcomp.models.bounds import least_loss
 from compcomp.models.measure import layer_losses
 from compcomp.models.states import applied, digest, tensors

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from compcomp.kernels._shared import rounded, smallest, wide
-from compcomp.language.layer import LayerState
-from compcomp.language.partition import Partition
 from compcomp.language.steps import Element, GridMap, RangeMap, Selection, Step
 from compcomp.language.technique import Sequence
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import LayerState
 from compcomp.models.states import applied
 
 UNIT = 2.0**-53

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from compcomp.errors import InputError
-from compcomp.language.layer import LayerState
 from compcomp.language.loss import loss_named
+from compcomp.layers.state import LayerState
 
 RELATIVE = "relative_output_l2"
 

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
 from compcomp.errors import InputError
-from compcomp.language.basis import Part, Scaling
-from compcomp.language.layer import LayerState
 from compcomp.language.size import dense_bits, layer_bits
+from compcomp.layers.basis import Part, Scaling
+from compcomp.layers.state import LayerState
 from compcomp.models.bench import check_range
 from compcomp.models.components import pack
 from compcomp.models.layers import Layer, layers_by_name

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from compcomp.language.layer import Format
 from compcomp.language.size import dense_bits, layer_bits
+from compcomp.layers.state import Format
 
 
 def compression_rate(layers: Iterable[tuple[Format, tuple[int, int]]]) -> float:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from compcomp.errors import InputError
 from compcomp.language.kernel_result import wrong_result
-from compcomp.language.layer import LayerState
 from compcomp.language.technique import Technique, run_kernel
+from compcomp.layers.state import LayerState
 from compcomp.models.measure import effective_weight
 from compcomp.models.memory import bits
 

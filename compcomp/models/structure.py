@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from compcomp.errors import InputError
-from compcomp.language.whole import Group, Part
+from compcomp.layers.whole import Group, Part
 from compcomp.models.layers import Layer, unwrap
 
 Family = tuple[tuple[str, ...], str]

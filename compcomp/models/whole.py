@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from compcomp.errors import InputError
-from compcomp.language.layer import LayerState
-from compcomp.language.whole import Group, Outputs
+from compcomp.layers.state import LayerState
+from compcomp.layers.whole import Group, Outputs
 from compcomp.models.calibrate import token_mask
 from compcomp.models.devices import move
 from compcomp.models.layers import Layer, is_from_transformers, unwrap
@@ -22,7 +22,7 @@ PROMPT = 4
 
 
 class Whole:
-    """A :class:`compcomp.language.whole.WholeModel` over a torch module that holds the dense weights, in eval mode."""
+    """A :class:`compcomp.layers.whole.WholeModel` over a torch module that holds the dense weights, in eval mode."""
 
     def __init__(
         self, model: nn.Module, layers: Mapping[str, Layer], states: Mapping[str, LayerState], batches: Sequence[Any]
@@ -35,7 +35,7 @@ class Whole:
         )
 
     def forward(self, batch: Any, weights: Mapping[str, Tensor] | None = None) -> Outputs:
-        """See :meth:`compcomp.language.whole.WholeModel.forward`."""
+        """See :meth:`compcomp.layers.whole.WholeModel.forward`."""
         args, kwargs = _arguments(batch)
         if is_from_transformers(self.model, "PreTrainedModel"):
             kwargs = {"use_cache": False, **kwargs}
@@ -70,7 +70,7 @@ class Whole:
         return found
 
     def generated(self, seed: int) -> list[Any]:
-        """See :meth:`compcomp.language.whole.WholeModel.generated`. Sampled at temperature 1, on the CPU's generator.
+        """See :meth:`compcomp.layers.whole.WholeModel.generated`. Sampled at temperature 1, on the CPU's generator.
 
         InputError unless batches are sequences of tokens without padding, as a tensor or as ``input_ids``.
         """
@@ -102,17 +102,17 @@ class Whole:
         return {"input_ids": found} if isinstance(batch, dict) else found
 
     def neurons(self) -> list[Group]:
-        """See :meth:`compcomp.language.whole.WholeModel.neurons`."""
+        """See :meth:`compcomp.layers.whole.WholeModel.neurons`."""
         allowed = "a model with feed-forward networks such as gate_proj, up_proj and down_proj, all to be compressed"
         return _some(feed_forwards(self.model, self.layers), "no feed-forward network", allowed)
 
     def heads(self) -> list[Group]:
-        """See :meth:`compcomp.language.whole.WholeModel.heads`."""
+        """See :meth:`compcomp.layers.whole.WholeModel.heads`."""
         allowed = "a model with attentions such as q_proj, k_proj, v_proj and o_proj, all to be compressed"
         return _some(attentions(self.model, self.layers), "no attention", allowed)
 
     def blocks(self) -> list[list[str]]:
-        """See :meth:`compcomp.language.whole.WholeModel.blocks`."""
+        """See :meth:`compcomp.layers.whole.WholeModel.blocks`."""
         return blocks(self.model, self.layers)
 
 

@@ -16,10 +16,10 @@ from math import ceil, lcm
 import numpy as np
 import numpy.typing as npt
 
-from compcomp.language.algebra import stack, unstack
-from compcomp.language.layer import LayerState
 from compcomp.language.loss import Loss
 from compcomp.language.technique import Technique, run
+from compcomp.layers.batches import stack, unstack
+from compcomp.layers.state import LayerState
 from compcomp.ordering.dag import Orderings, Shape
 from compcomp.ordering.space import Prefix
 from compcomp.terms import Array, Batch, BatchChoices

@@ -12,7 +12,6 @@ from typing import Any
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope, dominates, equal, keeps
-from compcomp.language.layer import Format, LayerState
 from compcomp.language.loss import loss_named
 from compcomp.language.named import sources_of
 from compcomp.language.size import no_larger
@@ -20,6 +19,7 @@ from compcomp.language.steps import Selection
 from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status, Verdict
+from compcomp.layers.state import Format, LayerState
 from compcomp.ordering.ask import Asker, Prover, decide
 from compcomp.ordering.conditional import CLAIM_SECONDS, TECHNIQUES, conclusion, conditional
 from compcomp.ordering.dag import Orderings

@@ -26,7 +26,10 @@ PACKAGE = Path(__file__).resolve().parent.parent
 DECIDED = (Status.PROVED, Status.REFUTED, Status.VACUOUS)
 """What stays as it is. An unknown may be known with more time, and is kept with the time it had."""
 
-MEANING = ("terms.py", "language", "proving", "checking", "encodings", "ordering/reuse.py", "ordering/dag.py")
+MEANING = (
+    *("terms.py", "layers", "algebra", "language", "proving", "checking", "encodings"),
+    *("ordering/reuse.py", "ordering/dag.py"),
+)
 """The sources a verdict depends on: a change in one of them makes every earlier verdict unfindable."""
 MEASURING = (*MEANING, "kernels", "models")
 """The sources a measurement depends on."""

@@ -9,13 +9,13 @@ from fractions import Fraction
 from typing import Any
 
 from compcomp.language.claim import Scope, keeps
-from compcomp.language.layer import INVARIANTS as INVARIANTS
-from compcomp.language.layer import Format
 from compcomp.language.named import find_registered, registrations
 from compcomp.language.samples import representatives, sets_up
 from compcomp.language.technique import Technique
 from compcomp.language.text import parse_sequence
 from compcomp.language.verdict import Matrix, Verdict, Witness
+from compcomp.layers.state import INVARIANTS as INVARIANTS
+from compcomp.layers.state import Format
 from compcomp.ordering.jobs import Job, pool, run
 from compcomp.proving.prove import prove
 from compcomp.proving.sample import formats_along

@@ -14,11 +14,11 @@ import z3
 
 from compcomp.errors import NotExactError
 from compcomp.language.claim import Claim, Scope
-from compcomp.language.layer import LayerState
-from compcomp.language.partition import Partition
 from compcomp.language.steps import ScaledMap, Selection, Step
 from compcomp.language.technique import Sequence
 from compcomp.language.verdict import Query
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import LayerState
 from compcomp.proving.functions import of_measure, on_leaves, scored
 from compcomp.proving.meaning import establishes, fails
 from compcomp.proving.proof import EXACT, Proof

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from compcomp.language.algebra import unstack
 from compcomp.language.claim import Claim, Scope
-from compcomp.language.layer import LayerState
 from compcomp.language.technique import Technique
+from compcomp.layers.batches import unstack
+from compcomp.layers.state import LayerState
 from compcomp.terms import BatchChoices
 
 Values = npt.NDArray[np.float64]

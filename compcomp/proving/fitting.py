@@ -8,7 +8,7 @@ from math import ceil
 
 import numpy as np
 
-from compcomp.language.algebra import NotExactError
+from compcomp.errors import NotExactError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.conditions import Box
 from compcomp.language.steps import Selection

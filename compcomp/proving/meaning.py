@@ -8,13 +8,14 @@ from fractions import Fraction
 
 import numpy as np
 
-from compcomp.language.algebra import off_grid, rank_exceeds
-from compcomp.language.basis import unlike
+from compcomp.algebra.grids import off_grid
+from compcomp.algebra.low_rank import rank_exceeds
 from compcomp.language.claim import Claim
-from compcomp.language.layer import Cut, Grid, LayerState
-from compcomp.language.partition import Partition
 from compcomp.language.scheme import Scheme
 from compcomp.language.size import DENSE, value_bits
+from compcomp.layers.basis import unlike
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import Cut, Grid, LayerState
 from compcomp.terms import Abs, And, Array, Choices, If, Not, Or, Sum, Term
 
 Run = Sequence[LayerState]

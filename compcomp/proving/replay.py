@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from compcomp.language.algebra import NotExactError, require_short
+from compcomp.algebra.exact import require_short
+from compcomp.errors import NotExactError
 from compcomp.language.claim import Claim
-from compcomp.language.layer import Cut, Factors, Format, Grid, LayerState
 from compcomp.language.technique import Sequence, Technique, run_kernel
 from compcomp.language.technique import run as applied
 from compcomp.language.verdict import Matrix, Trace, Witness
+from compcomp.layers.state import Cut, Factors, Format, Grid, LayerState
 from compcomp.proving.meaning import Run, fails, misfits
 from compcomp.terms import Array, Choices, RandomChoices, each
 

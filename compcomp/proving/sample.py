@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from compcomp.language.claim import Claim, Scope
-from compcomp.language.layer import Format
+from compcomp.layers.state import Format
 from compcomp.proving.candidates import Candidates, shapes_to_try
 
 

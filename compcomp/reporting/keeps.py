@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compcomp.errors import InputError
-from compcomp.language.layer import INVARIANTS
+from compcomp.layers.state import INVARIANTS
 from compcomp.ordering.table import NOTHING, Cell, Table
 
 if TYPE_CHECKING:

@@ -14,14 +14,16 @@ import torch
 from hypothesis import HealthCheck, Phase, given, reject, settings
 from hypothesis import strategies as st
 
-from compcomp.errors import InputError
-from compcomp.language.algebra import NotExactError, batch_size, off_grid, rank_exceeds, stack
-from compcomp.language.basis import unlike
+from compcomp.algebra.grids import off_grid
+from compcomp.algebra.low_rank import rank_exceeds
+from compcomp.errors import InputError, NotExactError
 from compcomp.language.kernel_result import wrong_result
-from compcomp.language.layer import INVARIANTS, Cut, Factors, Format, Grid, LayerState
 from compcomp.language.loss import LOSSES
 from compcomp.language.steps import Optimum, Selection, Step
 from compcomp.language.technique import Kernel, Technique
+from compcomp.layers.basis import unlike
+from compcomp.layers.batches import batch_size, stack
+from compcomp.layers.state import INVARIANTS, Cut, Factors, Format, Grid, LayerState
 from compcomp.terms import Array, Batch, BatchChoices, Choices, RandomChoices, Term, each
 from compcomp.testing.strategies import Shape, conventions, integers, layers, scaled
 

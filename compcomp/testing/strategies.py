@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from compcomp.language.codebooks import E2M1
-from compcomp.language.layer import Cut, Factors, Format, Grid, LayerState
-from compcomp.language.partition import Partition
 from compcomp.language.samples import VALUES as VALUES
 from compcomp.language.samples import conventions as conventions
 from compcomp.language.technique import Sequence as Steps
 from compcomp.language.technique import Technique
+from compcomp.layers.codebooks import E2M1
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import Cut, Factors, Format, Grid, LayerState
 from compcomp.terms import Array, Choices, each
 
 Shape = tuple[int, int]

@@ -14,9 +14,9 @@ import compcomp.techniques
 from compcomp.checking.directory import check_directory
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, equal, keeps
-from compcomp.language.layer import INVARIANTS, LayerState
 from compcomp.language.technique import Sequence, Technique
 from compcomp.language.text import parse_claim, parse_sequence
+from compcomp.layers.state import INVARIANTS, LayerState
 from compcomp.models.bench import ModelBench
 from compcomp.proving.prove import prove
 from compcomp.techniques import GPTQ, AbsMax, Magnitude, PruneColumns, PruneHeads, PruneNeurons, PruneRows

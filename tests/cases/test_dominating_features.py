@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compcomp.kernels._second_order import Spectrum
-from compcomp.language.layer import Factors, LayerState
+from compcomp.layers.state import Factors, LayerState
 from compcomp.techniques import DistillFactors, LeastSquaresDistill, Magnitude, TruncatedSVD
 
 ROWS, COLUMNS = 8, 16

@@ -11,9 +11,9 @@ import torch
 
 from compcomp.encodings.truncated_svd import TruncatedSVD as SVD
 from compcomp.kernels.truncated_svd import closest
-from compcomp.language.layer import Factors, LayerState
 from compcomp.language.technique import Kernel, Technique, run_kernel
 from compcomp.language.text import parse_sequence
+from compcomp.layers.state import Factors, LayerState
 from compcomp.techniques import ApplyMask, PruneColumns, PruneRows, TruncatedSVD
 from compcomp.testing import check_encoding
 

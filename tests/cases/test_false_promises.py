@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 import compcomp.techniques  # noqa: F401  (fills the registry)
-from compcomp.errors import InputError
-from compcomp.language.algebra import NotExactError
-from compcomp.language.layer import INVARIANTS, LayerState
+from compcomp.errors import InputError, NotExactError
 from compcomp.language.samples import sets_up
 from compcomp.language.technique import Declared, Technique, run
+from compcomp.layers.state import INVARIANTS, LayerState
 from compcomp.ordering.table import registered
 from compcomp.techniques import LPLR, TruncatedSVD
 from compcomp.terms import Array, Choices, each

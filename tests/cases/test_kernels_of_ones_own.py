@@ -14,8 +14,8 @@ from torch import nn
 
 import compcomp as cc
 from compcomp.errors import InputError
-from compcomp.language.layer import LayerState
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers.state import LayerState
 from compcomp.terms import each
 from compcomp.testing import check_encoding
 

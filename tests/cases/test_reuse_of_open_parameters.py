@@ -13,11 +13,11 @@ import pytest
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope, keeps
 from compcomp.language.parameters import ANY
-from compcomp.language.partition import Partition
 from compcomp.language.samples import conventions, representatives
 from compcomp.language.steps import GridMap, Selection, Step
 from compcomp.language.technique import Declared, Technique
 from compcomp.language.verdict import Status
+from compcomp.layers.partition import Partition
 from compcomp.ordering.ask import Asker
 from compcomp.ordering.reuse import follows
 from compcomp.ordering.store import Store

@@ -13,10 +13,10 @@ import pytest
 
 from compcomp.language.claim import Claim, dominates, equal
 from compcomp.language.identity import Unidentified, identity, same, same_but
-from compcomp.language.layer import LayerState
-from compcomp.language.partition import Partition
 from compcomp.language.steps import CodebookMap, GridMap, Optimum, RangeMap, Selection, Step
 from compcomp.language.technique import Technique
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import LayerState
 from compcomp.proving.prove import prove
 from compcomp.techniques import AbsMax
 from compcomp.terms import Abs, each

@@ -13,8 +13,8 @@ from compcomp.encodings.least_squares_distill import LeastSquaresDistill
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.truncated_svd import TruncatedSVD
 from compcomp.encodings.wanda import Wanda
-from compcomp.language.layer import LayerState
 from compcomp.language.loss import loss_named
+from compcomp.layers.state import LayerState
 from compcomp.terms import RandomChoices
 from tests.helpers import HUGE, layer, matrix, refused
 

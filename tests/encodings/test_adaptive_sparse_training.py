@@ -9,7 +9,7 @@ import pytest
 import z3
 
 import compcomp as cc
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.techniques import AdaptiveSparseTraining, GradientDistill, Magnitude
 from compcomp.terms import SymbolicChoices
 from tests.helpers import layer, refused, row

@@ -5,7 +5,7 @@ from dataclasses import replace
 from compcomp.encodings.apply_mask import ApplyMask
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.minmax import MinMax
-from compcomp.language.layer import Factors, Format
+from compcomp.layers.state import Factors, Format
 from tests.helpers import layer, matrix, row
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from compcomp.encodings.awq import ALPHAS, AWQ
 from compcomp.errors import NotExactError
-from compcomp.language.basis import Scaling
-from compcomp.language.layer import LayerState
 from compcomp.language.loss import LOSSES
 from compcomp.language.text import parse_sequence
+from compcomp.layers.basis import Scaling
+from compcomp.layers.state import LayerState
 from compcomp.techniques import AbsMax
 from tests.helpers import HUGE, layer, refused
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from compcomp.encodings.distill_factors import DistillFactors
-from compcomp.language.layer import Factors, Format, Grid
 from compcomp.language.loss import LOSSES
+from compcomp.layers.state import Factors, Format, Grid
 from compcomp.techniques import AbsMax, TruncatedSVD
 from tests.helpers import HUGE, layer, matrix, refused
 

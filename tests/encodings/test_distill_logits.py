@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import z3
 
-from compcomp.language.layer import LayerState
 from compcomp.language.text import parse_claim, parse_sequence
 from compcomp.language.verdict import Status
+from compcomp.layers.state import LayerState
 from compcomp.proving.prove import prove
 from compcomp.techniques import AbsMax, DistillHidden, DistillLogits, Magnitude, TruncatedSVD
 from compcomp.terms import RandomChoices, SymbolicChoices

@@ -12,8 +12,8 @@ import pytest
 import sympy
 import z3
 
-from compcomp.language.layer import LayerState
 from compcomp.language.loss import loss_named
+from compcomp.layers.state import LayerState
 from compcomp.techniques import AbsMax, GradientDistill, LeastSquaresDistill, Magnitude, TruncatedSVD
 from compcomp.terms import SymbolicChoices
 from tests.helpers import layer, matrix, refused, row

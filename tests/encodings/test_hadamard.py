@@ -9,9 +9,9 @@ import pytest
 
 from compcomp.encodings.hadamard import Hadamard
 from compcomp.errors import NotExactError
-from compcomp.language.basis import Rotation
-from compcomp.language.layer import Cut, LayerState
 from compcomp.language.loss import LOSSES
+from compcomp.layers.basis import Rotation
+from compcomp.layers.state import Cut, LayerState
 from compcomp.techniques import AbsMax, Magnitude, TruncatedSVD
 from tests.helpers import HUGE, layer, refused
 

@@ -10,7 +10,7 @@ from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.jsq import JSQ, Score
 from compcomp.encodings.wanda import Wanda
 from compcomp.errors import NotExactError
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from tests.helpers import layer, matrix, refused, row
 
 HERE: list[list[int]] = [[3, 4], [0, -4], [-1, 1]]

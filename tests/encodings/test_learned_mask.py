@@ -9,7 +9,7 @@ import pytest
 
 from compcomp.encodings.learned_mask import LearnedMask
 from compcomp.encodings.magnitude import Magnitude
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.terms import Batch, BatchChoices, RandomChoices, SymbolicChoices, smallest
 from tests.helpers import layer, matrix, outcomes, refused
 

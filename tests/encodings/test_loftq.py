@@ -9,8 +9,8 @@ import pytest
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.loftq import LoftQ
 from compcomp.encodings.truncated_svd import TruncatedSVD
-from compcomp.language.layer import Factors, Format
 from compcomp.language.loss import LOSSES
+from compcomp.layers.state import Factors, Format
 from tests.helpers import layer, matrix, outcomes, refused
 
 

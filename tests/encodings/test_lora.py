@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from compcomp.encodings.lora import FINENESS, LoRA
-from compcomp.language.layer import Format
 from compcomp.language.loss import LOSSES
+from compcomp.layers.state import Format
 from compcomp.techniques import AbsMax, Magnitude
 from tests.helpers import layer, matrix, refused
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from compcomp.encodings.losparse import LoSparse
-from compcomp.language.layer import Factors, Format
+from compcomp.layers.state import Factors, Format
 from tests.helpers import layer, matrix, refused
 
 

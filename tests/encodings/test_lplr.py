@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compcomp.algebra.least_squares import right_factor
 from compcomp.encodings.lplr import FINENESS, LPLR
-from compcomp.language.algebra import right_factor
-from compcomp.language.layer import Factors, Format
+from compcomp.layers.state import Factors, Format
 from compcomp.terms import RandomChoices
 from tests.helpers import layer, matrix, refused
 

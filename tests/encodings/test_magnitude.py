@@ -8,7 +8,7 @@ import pytest
 
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.magnitude import Magnitude
-from compcomp.language.layer import Factors, Format
+from compcomp.layers.state import Factors, Format
 from tests.helpers import HUGE, layer, matrix, outcomes, refused, row
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.nf4 import NF4
-from compcomp.language import codebooks
 from compcomp.language.loss import loss_named
+from compcomp.layers import codebooks
 from tests.helpers import HUGE, layer, outcomes, refused, row
 
 TABLE = codebooks.NF4

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import compcomp as cc
-from compcomp.language.layer import LayerState
 from compcomp.language.loss import loss_named
+from compcomp.layers.state import LayerState
 from compcomp.techniques import GPTQ, OBQ, AbsMax, Magnitude, SparseGPT
 from compcomp.terms import Choices, RandomChoices, nearest
 from compcomp.testing import check_encoding

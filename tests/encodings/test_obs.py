@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import compcomp as cc
-from compcomp.language.algebra import least_squares_change
-from compcomp.language.layer import LayerState
+from compcomp.algebra.least_squares import least_squares_change
+from compcomp.layers.state import LayerState
 from compcomp.techniques import GPTQ, OBS, AbsMax, LeastSquaresDistill, Magnitude, SparseGPT
 from compcomp.terms import Choices
 from compcomp.testing import check_encoding

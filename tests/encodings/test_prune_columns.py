@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from compcomp.algebra.cuts import column_scores
 from compcomp.encodings.prune_columns import PruneColumns
-from compcomp.language.cuts import column_scores
-from compcomp.language.layer import Factors
+from compcomp.layers.state import Factors
 from compcomp.terms import RandomChoices
 from tests.helpers import layer, matrix, refused
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from compcomp.algebra.cuts import row_scores
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.prune_columns import PruneColumns
 from compcomp.encodings.prune_rows import PruneRows
-from compcomp.language.cuts import row_scores
-from compcomp.language.layer import Factors
+from compcomp.layers.state import Factors
 from compcomp.terms import RandomChoices
 from tests.helpers import HUGE, layer, matrix, refused
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import z3
 
-from compcomp.language.layer import LayerState
 from compcomp.language.text import parse_sequence
+from compcomp.layers.state import LayerState
 from compcomp.techniques import AbsMax, Magnitude, QuantizationAwareTraining, TruncatedSVD
 from compcomp.terms import Batch, BatchChoices, Choices, RandomChoices, SymbolicChoices
 from tests.helpers import HUGE, layer, matrix, outcomes, refused

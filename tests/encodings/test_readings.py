@@ -14,9 +14,9 @@ import sympy
 import z3
 from hypothesis import HealthCheck, given, settings
 
-from compcomp.language.algebra import NotExactError
-from compcomp.language.layer import LayerState
+from compcomp.errors import NotExactError
 from compcomp.language.technique import Technique
+from compcomp.layers.state import LayerState
 from compcomp.techniques import (
     FP4,
     MX,

@@ -9,9 +9,9 @@ import pytest
 
 from compcomp.encodings.smoothquant import SmoothQuant
 from compcomp.errors import NotExactError
-from compcomp.language.basis import Scaling
-from compcomp.language.layer import Grid, LayerState, Magnitudes
 from compcomp.language.loss import LOSSES
+from compcomp.layers.basis import Scaling
+from compcomp.layers.state import Grid, LayerState, Magnitudes
 from compcomp.techniques import AbsMax, Magnitude
 from compcomp.terms import PowerOfTwo, Root
 from tests.helpers import HUGE, layer, matrix, refused

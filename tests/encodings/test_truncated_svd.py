@@ -11,9 +11,9 @@ import pytest
 from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.magnitude import Magnitude
 from compcomp.encodings.truncated_svd import TruncatedSVD
-from compcomp.language.algebra import NotExactError
-from compcomp.language.layer import Factors, Format
+from compcomp.errors import NotExactError
 from compcomp.language.loss import LOSSES
+from compcomp.layers.state import Factors, Format
 from tests.helpers import HUGE, layer, matrix, refused
 
 

@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 import torch
 
-from compcomp.language import codebooks
-from compcomp.language.layer import LayerState
 from compcomp.language.technique import Technique
+from compcomp.layers import codebooks
+from compcomp.layers.state import LayerState
 from compcomp.techniques import FP8, MX, NF4, AbsMax, MinMax
 
 SHAPES = [(4, 256), (16, 128), (3, 64)]

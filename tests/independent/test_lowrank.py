@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from compcomp.language.layer import Factors, Format, LayerState
+from compcomp.layers.state import Factors, Format, LayerState
 from compcomp.techniques import LPLR, DistillFactors, JointPruneQuantize, LoftQ, LoRA, LoSparse, TruncatedSVD
 
 SHAPES = [(6, 10), (10, 6), (16, 16), (5, 24)]

@@ -25,8 +25,8 @@ import pytest
 import torch
 from torch.nn.utils import prune
 
-from compcomp.language.layer import LayerState
 from compcomp.language.technique import Technique
+from compcomp.layers.state import LayerState
 from compcomp.techniques import RIA, Magnitude, PruneColumns, PruneRows, Taylor, TruncatedSVD, Wanda
 
 SHAPES = [(8, 16), (32, 64), (48, 40)]

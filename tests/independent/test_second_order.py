@@ -30,7 +30,7 @@ import numpy as np
 import pytest
 import torch
 
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.techniques import GPTQ, OBQ, OBS, SparseGPT
 from tests.helpers import tensors
 

@@ -26,8 +26,8 @@ from torch import Tensor
 from compcomp.kernels import absmax, hadamard
 from compcomp.kernels.awq import kernel as awq
 from compcomp.kernels.smoothquant import kernel as smoothquant
-from compcomp.language.basis import Scaling
-from compcomp.language.layer import LayerState
+from compcomp.layers.basis import Scaling
+from compcomp.layers.state import LayerState
 from compcomp.techniques import AWQ, AbsMax, Hadamard, SmoothQuant
 
 SHAPES = [(6, 8), (16, 32), (1, 4)]

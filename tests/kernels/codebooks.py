@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from compcomp.language.layer import LayerState
 from compcomp.language.steps import CodebookMap
 from compcomp.language.technique import Technique
+from compcomp.layers.state import LayerState
 from tests.helpers import tensors
 
 

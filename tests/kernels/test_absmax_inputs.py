@@ -8,7 +8,7 @@ import torch
 
 from compcomp.kernels.absmax_inputs import kernel
 from compcomp.kernels.least_squares_distill import kernel as distill
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.models.measure import layer_losses
 from compcomp.techniques import AbsMaxInputs, LeastSquaresDistill
 from tests.helpers import DEVICES, HALVES, refused

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from compcomp.kernels.adaptive_sparse_training import kernel
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.techniques import AbsMax, AdaptiveSparseTraining, BlockMeans, GradientDistill, Magnitude, TruncatedSVD
 from tests.helpers import DEVICES, correlated, loss, refused, tensors
 

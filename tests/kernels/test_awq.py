@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from compcomp.kernels.awq import kernel
-from compcomp.language.layer import LayerState, Magnitudes
+from compcomp.layers.state import LayerState, Magnitudes
 from compcomp.techniques import AWQ, AbsMax
 from tests.helpers import DEVICES, HALVES, refused
 

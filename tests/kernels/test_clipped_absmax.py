@@ -5,7 +5,7 @@ import torch
 
 from compcomp.kernels import _shared
 from compcomp.kernels.clipped_absmax import kernel
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.techniques import AbsMax, ClippedAbsMax
 from tests.helpers import DEVICES, HALVES, refused, tensors
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from compcomp.kernels.distill_hidden import kernel_model
-from compcomp.language.layer import LayerState
-from compcomp.language.whole import Outputs
+from compcomp.layers.state import LayerState
+from compcomp.layers.whole import Outputs
 from compcomp.techniques import DistillHidden
 from tests.helpers import tensors
 

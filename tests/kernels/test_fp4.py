@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.techniques import FP4
 from tests.helpers import DEVICES, HALVES
 from tests.kernels.codebooks import assert_midpoints, assert_nearest

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.techniques import FP8
 from tests.helpers import DEVICES
 from tests.kernels.codebooks import assert_nearest

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from compcomp.kernels.fp8_inputs import kernel
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.techniques import FP8Inputs
 from tests.helpers import DEVICES, refused
 

@@ -8,7 +8,7 @@ import torch
 
 from compcomp.kernels.gradient_distill import kernel
 from compcomp.kernels.least_squares_distill import row_errors
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.techniques import AbsMax, GradientDistill, LeastSquaresDistill, Magnitude, TruncatedSVD
 from tests.helpers import DEVICES, HALVES, loss, refused, tensors
 

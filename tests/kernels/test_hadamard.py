@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compcomp.kernels.hadamard import kernel
-from compcomp.language.layer import Factors, Format, LayerState
+from compcomp.layers.state import Factors, Format, LayerState
 from compcomp.techniques import Hadamard
 from tests.helpers import DEVICES, HALVES, refused, tensors
 

@@ -9,7 +9,7 @@ import torch
 
 from compcomp.kernels import _shared
 from compcomp.kernels.joint_prune_quantize import kernel
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.techniques import AbsMax, JointPruneQuantize, Magnitude
 from tests.helpers import DEVICES, HALVES, refused, tensors
 

@@ -8,7 +8,7 @@ import torch
 
 from compcomp.kernels import _shared, absmax
 from compcomp.kernels.jsq import kernel
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.techniques import JSQ, AbsMax
 from tests.helpers import DEVICES, HALVES, refused
 

@@ -7,8 +7,8 @@ import torch
 
 from compcomp.kernels import _shared
 from compcomp.kernels.learned_mask import kernel
-from compcomp.language.layer import LayerState
 from compcomp.language.technique import Technique
+from compcomp.layers.state import LayerState
 from compcomp.techniques import AbsMax, LearnedMask, Magnitude, TruncatedSVD, Wanda
 from tests.helpers import DEVICES, correlated, loss, refused, tensors
 

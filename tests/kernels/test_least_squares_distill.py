@@ -10,7 +10,7 @@ import torch
 from compcomp.encodings.least_squares_distill import SWEEPS
 from compcomp.kernels import _shared, least_squares_distill
 from compcomp.kernels.least_squares_distill import kernel
-from compcomp.language.layer import Factors, Format, LayerState
+from compcomp.layers.state import Factors, Format, LayerState
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, Wanda
 from tests.helpers import DEVICES, HALVES, loss, refused, tensors
 

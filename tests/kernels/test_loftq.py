@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from compcomp.kernels.loftq import kernel
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.techniques import AbsMax, LoftQ, TruncatedSVD
 from tests.helpers import DEVICES, HALVES, refused, tensors
 

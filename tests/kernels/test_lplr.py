@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from compcomp.kernels.lplr import kernel
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.techniques import LPLR
 from tests.helpers import DEVICES, HALVES, refused, tensors
 

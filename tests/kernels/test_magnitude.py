@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 
 from compcomp.kernels import _shared
 from compcomp.kernels.magnitude import kernel
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.techniques import AbsMax, Magnitude
 from tests.helpers import DEVICES, HALVES, refused, tensors
 

@@ -7,8 +7,8 @@ import torch
 
 from compcomp.kernels import _shared
 from compcomp.kernels.nf4 import kernel
-from compcomp.language import codebooks
-from compcomp.language.layer import LayerState
+from compcomp.layers import codebooks
+from compcomp.layers.state import LayerState
 from compcomp.techniques import NF4
 from tests.helpers import DEVICES, HALVES, refused, tensors
 from tests.kernels.codebooks import assert_nearest

@@ -8,7 +8,7 @@ from torch.nn.utils import prune
 
 from compcomp.kernels import _shared
 from compcomp.kernels.prune_columns import kernel
-from compcomp.language.layer import Factors
+from compcomp.layers.state import Factors
 from compcomp.techniques import PruneColumns
 from tests.helpers import DEVICES, refused, tensors
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 import torch
 
 from compcomp.kernels.prune_heads import kernel, kernel_model
-from compcomp.language.whole import Group, Part
+from compcomp.layers.whole import Group, Part
 from compcomp.techniques import PruneHeads
 from tests.helpers import tensors
 

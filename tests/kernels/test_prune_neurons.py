@@ -10,8 +10,8 @@ import torch
 from compcomp.kernels._cuts import remove
 from compcomp.kernels._units import pruned, stacked
 from compcomp.kernels.prune_neurons import kernel, kernel_model
-from compcomp.language.layer import Factors, LayerState
-from compcomp.language.whole import Group, Part
+from compcomp.layers.state import Factors, LayerState
+from compcomp.layers.whole import Group, Part
 from compcomp.techniques import PruneHeads, PruneNeurons
 from tests.helpers import DEVICES, HALVES, refused, tensors
 

@@ -9,7 +9,7 @@ from torch.nn.utils import prune
 
 from compcomp.kernels import _shared
 from compcomp.kernels.prune_rows import kernel
-from compcomp.language.layer import Factors
+from compcomp.layers.state import Factors
 from compcomp.techniques import PruneRows
 from tests.helpers import DEVICES, HALVES, refused, tensors
 

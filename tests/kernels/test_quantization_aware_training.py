@@ -8,7 +8,7 @@ import torch
 
 from compcomp.kernels import _shared
 from compcomp.kernels.quantization_aware_training import kernel
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.techniques import AbsMax, ApplyMask, Magnitude, QuantizationAwareTraining, TruncatedSVD
 from tests.helpers import DEVICES, HALVES, loss, refused, tensors
 

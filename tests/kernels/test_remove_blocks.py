@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from compcomp.kernels.remove_blocks import kernel
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.techniques import RemoveBlocks
 from tests.helpers import DEVICES, refused
 

@@ -8,7 +8,7 @@ import torch
 
 from compcomp.kernels import _shared
 from compcomp.kernels.ria import kernel
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.techniques import RIA
 from tests.helpers import DEVICES, HALVES, refused, tensors
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from compcomp.kernels import _second_order, _shared
-from compcomp.language.layer import LayerState
 from compcomp.language.technique import Technique
+from compcomp.layers.state import LayerState
 from compcomp.techniques import GPTQ, OBQ, OBS, AbsMax, Magnitude, SparseGPT
 from tests.helpers import DEVICES, HALVES, loss, refused, tensors
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compcomp.kernels.smoothquant import kernel
-from compcomp.language.layer import LayerState, Magnitudes
+from compcomp.layers.state import LayerState, Magnitudes
 from compcomp.techniques import SmoothQuant
 from tests.helpers import DEVICES, HALVES, refused
 

@@ -7,7 +7,7 @@ import torch
 
 from compcomp.kernels import _shared
 from compcomp.kernels.taylor import kernel
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.techniques import Taylor, TruncatedSVD
 from tests.helpers import DEVICES, refused, tensors
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from compcomp.kernels.truncated_svd import kernel
-from compcomp.language.layer import Factors, Format, LayerState
+from compcomp.layers.state import Factors, Format, LayerState
 from compcomp.techniques import AbsMax, Magnitude, TruncatedSVD
 from tests.helpers import DEVICES, HALVES, loss, refused, tensors
 

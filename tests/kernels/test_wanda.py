@@ -8,7 +8,7 @@ import torch
 
 from compcomp.kernels import _shared
 from compcomp.kernels.wanda import kernel
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.techniques import Magnitude, Wanda
 from tests.helpers import DEVICES, HALVES, refused, tensors
 

@@ -12,10 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compcomp.errors import InputError
-from compcomp.language.algebra import NotExactError
+from compcomp.errors import InputError, NotExactError
 from compcomp.language.claim import fits
-from compcomp.language.layer import Cut, Factors, Format, Grid, LayerState
 from compcomp.language.parameters import ANY
 from compcomp.language.scheme import Scheme
 from compcomp.language.size import (
@@ -30,6 +28,7 @@ from compcomp.language.size import (
 )
 from compcomp.language.technique import Sequence, Technique
 from compcomp.language.text import parse_sequence
+from compcomp.layers.state import Cut, Factors, Format, Grid, LayerState
 from compcomp.proving.meaning import fails
 from compcomp.techniques import AbsMax, ApplyMask, LeastSquaresDistill, Magnitude, MinMax, TruncatedSVD, Wanda
 from tests.helpers import matrix

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compcomp.language.layer import LayerState
 from compcomp.language.technique import Technique
+from compcomp.layers.state import LayerState
 
 
 def seeded(seed: int = 0) -> torch.Generator:

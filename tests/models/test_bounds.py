@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from compcomp.language.layer import LayerState
 from compcomp.language.loss import LOSSES
 from compcomp.language.technique import Sequence, Technique
+from compcomp.layers.state import LayerState
 from compcomp.models.bench import ModelBench
 from compcomp.models.bounds import least_loss
 from compcomp.models.explore import explore

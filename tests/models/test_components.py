@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from compcomp.language.layer import Format, Grid, LayerState
 from compcomp.language.text import parse_sequence
+from compcomp.layers.state import Format, Grid, LayerState
 from compcomp.models.components import pack, unpack
 from compcomp.models.measure import effective_weight
 from compcomp.techniques import AbsMax

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from compcomp.language.claim import Claim, dominates, equal, keeps, orthogonal
 from compcomp.language.conditions import CONDITIONS, Box, Condition, conditions, moments
-from compcomp.language.layer import LayerState
-from compcomp.language.partition import Partition
 from compcomp.language.steps import Element, Selection
 from compcomp.language.technique import Kernel, Sequence, Technique
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import LayerState
 from compcomp.models.bench import ModelBench
 from compcomp.models.coverage import CHECKS, Groups, checked, coverage, units
 from compcomp.models.follow import Factor, follow

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from compcomp.errors import InputError
-from compcomp.language.layer import Format, LayerState
+from compcomp.layers.state import Format, LayerState
 from compcomp.models.devices import choose, move
 
 

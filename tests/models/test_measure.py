@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from compcomp.errors import InputError
-from compcomp.language.layer import Factors, Format, LayerState
 from compcomp.language.loss import LOSSES
+from compcomp.layers.state import Factors, Format, LayerState
 from compcomp.models.measure import effective_weight, layer_losses, total
 from tests.models.fakes import seeded
 

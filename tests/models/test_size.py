@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from compcomp.language.layer import Factors, Format, Grid
+from compcomp.layers.state import Factors, Format, Grid
 from compcomp.models.size import compression_rate
 
 SHAPE = (4, 8)

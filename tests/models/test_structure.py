@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from compcomp.errors import InputError
-from compcomp.language.whole import Part
+from compcomp.layers.whole import Part
 from compcomp.models.layers import find_layers
 from compcomp.models.structure import attentions, block_list, blocks, feed_forwards
 from compcomp.optimize import apply

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from compcomp.errors import InputError
-from compcomp.language.basis import Scaling, Transform
 from compcomp.language.claim import dominates
-from compcomp.language.layer import Format, Grid, LayerState
 from compcomp.language.size import layer_bits
 from compcomp.language.technique import Sequence
+from compcomp.layers.basis import Scaling, Transform
+from compcomp.layers.state import Format, Grid, LayerState
 from compcomp.models import embedded
 from compcomp.models.bench import ModelBench
 from compcomp.models.bounds import least_loss

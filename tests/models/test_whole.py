@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from compcomp.errors import InputError
-from compcomp.language.layer import LayerState
 from compcomp.language.technique import Sequence, Technique
-from compcomp.language.whole import WholeModel
+from compcomp.layers.state import LayerState
+from compcomp.layers.whole import WholeModel
 from compcomp.models import embedded
 from compcomp.models.bench import ModelBench
 from compcomp.models.whole import Whole

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from compcomp.language.algebra import stack, unstack
 from compcomp.language.claim import Claim, Scope
-from compcomp.language.layer import Format, LayerState
 from compcomp.language.loss import LOSSES
 from compcomp.language.technique import Technique
 from compcomp.language.text import parse_sequence
 from compcomp.language.verdict import Status, Verdict
+from compcomp.layers.batches import stack, unstack
+from compcomp.layers.state import Format, LayerState
 from compcomp.ordering.screen import generated
 
 

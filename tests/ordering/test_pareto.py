@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from compcomp.errors import InputError
-from compcomp.language.layer import LayerState
 from compcomp.language.verdict import Status
+from compcomp.layers.state import LayerState
 from compcomp.ordering.measure import fronts, pareto, ranked
 from compcomp.ordering.plan import Plan
 from compcomp.ordering.search import search

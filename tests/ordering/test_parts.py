@@ -12,8 +12,8 @@ import pytest
 from mpmath import betainc, mpf
 
 from compcomp.errors import InputError
-from compcomp.language.layer import LayerState
 from compcomp.language.verdict import Status
+from compcomp.layers.state import LayerState
 from compcomp.ordering.intervals import difference, half_width, mean, t_quantile
 from compcomp.ordering.parts import Kept, Parts, Race, looks
 from compcomp.ordering.plan import Plan

@@ -7,9 +7,10 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from compcomp.language.algebra import gram_of, stack
 from compcomp.language.loss import LOSSES
 from compcomp.language.technique import Technique
+from compcomp.layers.batches import stack
+from compcomp.layers.gram import gram_of
 from compcomp.ordering.dag import Orderings, Prefix
 from compcomp.ordering.screen import KINDS, Screen, Sketch, Values, alike, generated, in_common, no_worse, small_shape
 from compcomp.techniques import JSQ, AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda

@@ -13,11 +13,11 @@ import pytest
 
 from compcomp.checking.directory import check_directory
 from compcomp.language.claim import Claim, dominates, equal, keeps
-from compcomp.language.layer import Format, LayerState
 from compcomp.language.loss import LOSSES
 from compcomp.language.technique import Declared, Sequence, Technique
 from compcomp.language.text import parse_claim
 from compcomp.language.verdict import Status, Verdict
+from compcomp.layers.state import Format, LayerState
 from compcomp.ordering.dag import Orderings
 from compcomp.ordering.screen import generated
 from compcomp.proving.meaning import fails

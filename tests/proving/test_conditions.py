@@ -26,9 +26,9 @@ from compcomp.language.conditions import (
     OrthogonalInputs,
     ScaleUnchanged,
 )
-from compcomp.language.layer import LayerState
 from compcomp.language.technique import Sequence, Technique
 from compcomp.language.text import parse_claim
+from compcomp.layers.state import LayerState
 from compcomp.ordering.store import verdict_from_json, verdict_to_json
 from compcomp.proving.candidates import Candidates
 from compcomp.proving.conditions import find_condition

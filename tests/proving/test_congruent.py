@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from compcomp.language.claim import Claim, dominates, equal
-from compcomp.language.layer import LayerState
 from compcomp.language.technique import Sequence, Technique
 from compcomp.language.verdict import Status
+from compcomp.layers.state import LayerState
 from compcomp.ordering.screen import generated
 from compcomp.proving.meaning import differences
 from compcomp.proving.proof import DENSE_INPUTS

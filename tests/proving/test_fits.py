@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 import compcomp as cc
-from compcomp.errors import InputError
-from compcomp.language.algebra import NotExactError
+from compcomp.errors import InputError, NotExactError
 from compcomp.language.claim import Scope, fits
-from compcomp.language.layer import Format
 from compcomp.language.scheme import Scheme
 from compcomp.language.technique import Sequence, Technique
+from compcomp.layers.state import Format
 from compcomp.proving.candidates import Candidates
 from compcomp.proving.meaning import fails, misfits
 from compcomp.proving.rules.fits import fits_scheme

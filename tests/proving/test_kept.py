@@ -14,9 +14,9 @@ import pytest
 
 import compcomp.techniques  # noqa: F401  (fills the registry)
 from compcomp.language.claim import Claim, keeps
-from compcomp.language.layer import INVARIANTS, Cut, Factors, LayerState
 from compcomp.language.samples import conventions, sets_up
 from compcomp.language.technique import Declared, Sequence, Technique
+from compcomp.layers.state import INVARIANTS, Cut, Factors, LayerState
 from compcomp.ordering.table import registered
 from compcomp.proving.candidates import Candidates
 from compcomp.proving.meaning import fails

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import z3
 
-from compcomp.language import codebooks
-from compcomp.language.partition import Partition
 from compcomp.language.steps import CodebookMap, GridMap, ScaledMap
+from compcomp.layers import codebooks
+from compcomp.layers.partition import Partition
 from compcomp.proving.functions import on_leaves
 from compcomp.proving.rules import facts as rule
 from compcomp.proving.rules.facts import MapFacts

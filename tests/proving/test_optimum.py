@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from compcomp.language.claim import dominates
 from compcomp.language.loss import LOSSES
 from compcomp.language.parameters import ANY
-from compcomp.language.partition import Partition
 from compcomp.language.steps import Element, Selection
 from compcomp.language.technique import Sequence, Technique, as_sequence
+from compcomp.layers.partition import Partition
 from compcomp.proving.prove import prove
 from compcomp.proving.rules.optimum import joint_optimum
 from compcomp.proving.solver import default_solver

@@ -13,13 +13,13 @@ import pytest
 import z3
 
 from compcomp.language.claim import Claim, dominates, equal, fits, keeps
-from compcomp.language.layer import LayerState
 from compcomp.language.parameters import ANY
-from compcomp.language.partition import Partition
 from compcomp.language.steps import CodebookMap, Element, GridMap, RangeMap, Selection, Step
 from compcomp.language.technique import Declared, Technique
 from compcomp.language.text import parse_claim
 from compcomp.language.verdict import Grade, Status, Verdict
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import LayerState
 from compcomp.proving.prove import prove
 from compcomp.proving.replay import Suspect, confirmed
 from compcomp.proving.solver import Answer, Remembering, default_solver

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from compcomp.kernels._codebook import quantize
 from compcomp.language.claim import Claim, dominates, equal, fits, keeps, orthogonal
 from compcomp.language.conditions import conditions
-from compcomp.language.layer import LayerState
-from compcomp.language.partition import Partition
 from compcomp.language.steps import CodebookMap, Element, Selection
 from compcomp.language.technique import Declared, Kernel, Sequence, Technique
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import LayerState
 from compcomp.proving.candidates import Candidates
 from compcomp.proving.meaning import fails
 from compcomp.proving.prove import prove

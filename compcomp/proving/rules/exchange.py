@@ -12,8 +12,8 @@ import z3
 
 from compcomp.language.claim import Claim
 from compcomp.language.identity import all_but, identity, same_but
-from compcomp.language.partition import Partition
 from compcomp.language.steps import ScaledMap, Selection, Step, at_most, leaves_free
+from compcomp.layers.partition import Partition
 from compcomp.proving.functions import of_measure, of_score, scored
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest, settled, unit_norms

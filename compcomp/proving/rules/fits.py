@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from compcomp.language.claim import Claim, Scope
-from compcomp.language.layer import Format
 from compcomp.language.parameters import Unknown
-from compcomp.language.partition import Partition
 from compcomp.language.scheme import Scheme
 from compcomp.language.size import DENSE, value_bits
 from compcomp.language.steps import CodebookMap, Selection
 from compcomp.language.technique import Technique
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import Format
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.kept import (
     Contracts,

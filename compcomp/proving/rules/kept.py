@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from compcomp.language.claim import Claim, Scope
-from compcomp.language.layer import Format
 from compcomp.language.steps import CodebookMap, RangeMap, ScaledMap, Selection, Step
 from compcomp.language.technique import Technique, unknowns
+from compcomp.layers.state import Format
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.facts import MapFacts, has_zero, keeps_zero, lies_on_grid
 from compcomp.proving.sample import formats_along

@@ -9,9 +9,9 @@ from fractions import Fraction
 from compcomp.language.claim import Claim
 from compcomp.language.identity import same_but
 from compcomp.language.parameters import Unknown
-from compcomp.language.partition import Partition
 from compcomp.language.steps import GridMap, Optimum, Selection, Step, at_most
 from compcomp.language.technique import Technique
+from compcomp.layers.partition import Partition
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest
 from compcomp.proving.rules.normal import normal_form

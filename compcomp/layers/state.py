@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.language.basis import Part, Rotation, Transform, composed
+from compcomp.layers.basis import Part, Rotation, Transform, composed
 from compcomp.terms import NO_FLOATS, Abs, Choices, Div, Max, Sum, Term, each, nearest, nearest_code, reading
 
 Array = Any

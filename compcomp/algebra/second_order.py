@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.terms import (
     Abs,
     And,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 from compcomp.terms import And, Array, Equal, If, Term, each
 
 

@@ -12,9 +12,9 @@ import z3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compcomp.language import second_order
-from compcomp.language.layer import LayerState
+from compcomp.algebra import second_order
 from compcomp.language.technique import Technique
+from compcomp.layers.state import LayerState
 from compcomp.techniques import GPTQ, OBQ, OBS, SparseGPT
 from compcomp.terms import Choices, RandomChoices, SymbolicChoices, each
 from compcomp.testing import layers

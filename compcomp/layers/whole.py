@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from compcomp.language.layer import LayerState
+from compcomp.layers.state import LayerState
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import z3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compcomp.language import codebooks
-from compcomp.language.codebooks import float_codes
+from compcomp.layers import codebooks
+from compcomp.layers.codebooks import float_codes
 from compcomp.terms import ROUNDINGS, Batch, Choices, SymbolicChoices, nearest_code, power_of_two
 
 

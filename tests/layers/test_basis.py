@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from compcomp.errors import NotExactError
-from compcomp.language.basis import Rotation, Scaling, Transform, composed, unlike
-from compcomp.language.layer import LayerState
 from compcomp.language.loss import LOSSES
 from compcomp.language.technique import Technique, run, run_kernel
+from compcomp.layers.basis import Rotation, Scaling, Transform, composed, unlike
+from compcomp.layers.state import LayerState
 from compcomp.techniques import AbsMaxInputs, Hadamard, Magnitude, SmoothQuant
 from compcomp.terms import Choices
 from compcomp.testing.conformance import MARGIN, _compare, _equal

@@ -8,8 +8,8 @@ from fractions import Fraction
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.language.algebra import squared_error
-from compcomp.language.layer import Array, Cut, Factors, LayerState
+from compcomp.layers.gram import squared_error
+from compcomp.layers.state import Array, Cut, Factors, LayerState
 from compcomp.terms import Abs, And, Choices, If, Not, Sum, Term, each, smallest
 
 SCORES = ("l1", "l2", "activation")

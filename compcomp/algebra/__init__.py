@@ -1,0 +1,1 @@
+"""What encodings compute with: optima of linear algebra, cuts and open outcomes, in every reading of terms."""

@@ -1,0 +1,1 @@
+"""A layer while techniques act on it: its state, groups of its weights, bases, number formats."""

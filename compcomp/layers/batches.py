@@ -1,0 +1,29 @@
+"""Arrays of batches (one number a candidate) as float arrays with the candidates first, and back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from compcomp.terms import Array, Batch
+
+
+def stack(terms: Array, size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """An object array of batches as one float array, candidates first: (size, *shape)."""
+    columns = [
+        np.broadcast_to(np.asarray(x.values if isinstance(x, Batch) else float(x), dtype=float), (size,))
+        for x in terms.ravel()
+    ]
+    return np.stack(columns, axis=1).reshape(size, *terms.shape)
+
+
+def unstack(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Array:
+    """The inverse of :func:`stack`."""
+    result = np.empty(values.shape[1:], dtype=object)
+    for index in np.ndindex(*result.shape):
+        result[index] = Batch(values[(slice(None), *index)])
+    return result
+
+
+def batch_size(*arrays: Array) -> int:
+    """How many candidates the batches among these terms stand for."""
+    return next(len(x.values) for array in arrays for x in array.ravel() if isinstance(x, Batch))
