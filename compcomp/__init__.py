@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compcomp import hooks
 from compcomp.version import __version__
 
 if TYPE_CHECKING:
@@ -44,34 +46,44 @@ if TYPE_CHECKING:
     from compcomp.proving.prove import prove as prove
 
 _HOMES = {
-    "ANY": "language.parameters",
-    "InputError": "errors",
-    "Claim": "language.claim",
-    "Scope": "language.claim",
-    "dominates": "language.claim",
-    "equal": "language.claim",
-    "fits": "language.claim",
-    "keeps": "language.claim",
-    "orthogonal": "language.claim",
-    "Condition": "language.conditions",
-    "size": "language.size",
-    "Sequence": "language.technique",
-    "Technique": "language.technique",
-    "parse_claim": "language.text",
-    "parse_sequence": "language.text",
-    "Status": "language.verdict",
-    "Verdict": "language.verdict",
-    "Witness": "language.verdict",
-    "apply": "optimize",
-    "cut": "models.cut",
-    "optimize_order": "optimize",
-    "Plan": "ordering.plan",
-    "one_of": "ordering.space",
-    "optional": "ordering.space",
-    "Finding": "proving.conditions",
-    "find_condition": "proving.conditions",
-    "prove": "proving.prove",
+    "ANY": "compcomp.language.parameters",
+    "InputError": "compcomp.errors",
+    "Claim": "compcomp.language.claim",
+    "Scope": "compcomp.language.claim",
+    "dominates": "compcomp.language.claim",
+    "equal": "compcomp.language.claim",
+    "fits": "compcomp.language.claim",
+    "keeps": "compcomp.language.claim",
+    "orthogonal": "compcomp.language.claim",
+    "Condition": "compcomp.language.conditions",
+    "size": "compcomp.language.size",
+    "Sequence": "compcomp.language.technique",
+    "Technique": "compcomp.language.technique",
+    "parse_claim": "compcomp.language.text",
+    "parse_sequence": "compcomp.language.text",
+    "Status": "compcomp.language.verdict",
+    "Verdict": "compcomp.language.verdict",
+    "Witness": "compcomp.language.verdict",
+    "apply": "compcomp.optimize",
+    "cut": "compcomp.models.cut",
+    "optimize_order": "compcomp.optimize",
+    "Plan": "compcomp.ordering.plan",
+    "one_of": "compcomp.ordering.space",
+    "optional": "compcomp.ordering.space",
+    "Finding": "compcomp.proving.conditions",
+    "find_condition": "compcomp.proving.conditions",
+    "prove": "compcomp.proving.prove",
 }
+
+_OFFERS = {
+    "Plan.report": ("compcomp.reporting", "write_report"),
+    "Verdict.save": ("compcomp.language.saved", "save"),
+    "Verdict.to_latex": ("compcomp.language.latex", "verdict_to_latex"),
+    "installed names": ("compcomp.language.installed", "installed_names"),
+    "find installed": ("compcomp.language.installed", "find_installed"),
+    "load catalogue": ("compcomp", "load_catalogue"),
+}
+"""What methods of lower modules do with modules above them (:mod:`compcomp.hooks`)."""
 
 __all__ = ["__version__"]
 __all__ += list(_HOMES)
@@ -80,7 +92,15 @@ __all__ += list(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'compcomp' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"compcomp.{_HOMES[name]}"), name)
+    return _attribute(_HOMES[name], name)
+
+
+def _attribute(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
+
+
+for _name, _place in _OFFERS.items():
+    hooks.offer(_name, partial(_attribute, *_place))
 
 
 def __dir__() -> list[str]:

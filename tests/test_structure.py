@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,16 +22,17 @@ ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "version": set(),
+    "hooks": set(),
     "terms": set(),
     "layers": {"terms"},
     "algebra": {"terms", "layers"},
-    "language": {"terms", "layers"},
+    "language": {"hooks", "terms", "layers"},
     "encodings": {"terms", "layers", "algebra", "language"},
     "kernels": {"layers", "algebra", "language", "encodings"},
     "techniques": {"language", "encodings", "kernels"},
     "checking": {"terms", "layers", "algebra", "language", "techniques"},
     "proving": {"version", "terms", "layers", "algebra", "language", "checking"},
-    "ordering": {"version", "terms", "layers", "language", "proving"},
+    "ordering": {"hooks", "version", "terms", "layers", "language", "proving"},
     "models": {"layers", "language", "kernels"},
 }
 MAY_IMPORT["optimize"] = set(MAY_IMPORT)
@@ -177,6 +179,113 @@ def test_no_module_imports_our_encodings_by_pythons_name() -> None:
 def test_imports_are_read_right(module: str, code: str, rooms_reached: list[str]) -> None:
     seen = [reached(name) for _, name in imported(module, ast.parse(code))]
     assert [room for room in seen if room is not None] == rooms_reached
+
+
+# No circles
+
+
+def import_graph() -> nx.DiGraph[str]:
+    """Module -> what it imports of ours, at whatever place: in functions and for type checkers as well.
+
+    A circle for type checkers alone would be one of knowledge: neither file can be read or moved without the other.
+    """
+    names = {module.removesuffix(".__init__") for module in sources()}
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    for module, path in sources().items():
+        for _, name in imported(module, tree_of(path)):
+            found = next((n for n in (name, name.rpartition(".")[0]) if n in names), None)
+            if found is not None and found != module.removesuffix(".__init__"):
+                graph.add_edge(module.removesuffix(".__init__"), found)
+    return graph
+
+
+def circles(graph: nx.DiGraph[str]) -> list[list[str]]:
+    return [sorted(found) for found in nx.strongly_connected_components(graph) if len(found) > 1]
+
+
+def test_no_modules_import_each_other() -> None:
+    graph = import_graph()
+    assert graph.has_edge("compcomp.language.verdict", "compcomp.language.claim")
+    assert not circles(graph)
+
+
+def test_no_rooms_import_each_other() -> None:
+    """Nor do their rows allow it, but for the rooms that may import everything."""
+    graph = nx.DiGraph((room_of(a), room_of(b)) for a, b in import_graph().edges if room_of(a) != room_of(b))
+    assert not circles(graph)
+    everything = {"optimize", "cli"}
+    rows = {room: allowed - everything for room, allowed in MAY_IMPORT.items() if room not in everything}
+    assert not circles(nx.DiGraph((room, other) for room, allowed in rows.items() for other in allowed))
+
+
+@pytest.mark.parametrize("code", ["import compcomp.language.claim", "def f():\n    from ..language import claim"])
+def test_a_circle_is_found(code: str) -> None:
+    graph = import_graph()
+    (_, name), *_ = imported("compcomp.layers.state", ast.parse(code))
+    graph.add_edge("compcomp.layers.state", name)
+    assert any({"compcomp.layers.state", name} <= set(found) for found in circles(graph))
+
+
+# No name of a module is put together
+
+
+def put_together(tree: ast.Module) -> Iterator[int]:
+    """Lines where a module is imported, or looked up among the loaded ones, by a name that is made of strings.
+
+    A name that is a constant, or data that was registered as it is, is none. Nor may a module ask for its own name
+    to make others of it.
+    """
+    function: dict[int, ast.AST] = {}  # that a node is in, the innermost
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            function |= {id(inner): node for inner in ast.walk(node)}
+    values: dict[tuple[str, int], list[ast.expr]] = {}  # what a name is set to there
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                values.setdefault((ast.unparse(target), id(function.get(id(node)))), []).append(node.value)
+    compared = {id(n) for node in ast.walk(tree) if isinstance(node, ast.Compare) for n in ast.walk(node)}
+
+    def made(name: ast.expr) -> bool:
+        parts = [name]
+        if isinstance(name, ast.Name):
+            parts = values.get((name.id, id(function.get(id(name)))), [])
+        return any(isinstance(part, ast.JoinedStr | ast.BinOp | ast.Call) for part in parts)
+
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called), args=[name, *_]):
+                found = called in ("import_module", "__import__") and made(name)
+            case ast.Subscript(value=holder, slice=name):
+                found = ast.unparse(holder) == "sys.modules" and made(name)
+            case ast.Name(id="__name__" | "__package__"):
+                found = id(node) not in compared
+            case _:
+                continue
+        if found:
+            yield node.lineno
+
+
+def test_no_import_name_is_put_together() -> None:
+    found = [f"{path.relative_to(ROOT)}:{line}" for path in sources().values() for line in put_together(tree_of(path))]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("import_module(f'{root}.reporting')", True),
+        ("room = root + '.reporting'\nimportlib.import_module(room)", True),
+        ("importlib.import_module('.'.join(parts))", True),
+        ("sys.modules[__name__.partition('.')[0]].load()", True),
+        ("from importlib import import_module\nimport_module('reporting', __package__)", True),
+        ("importlib.import_module('compcomp.reporting')", False),
+        ("name = self.kernels[type(self)]\nimportlib.import_module(name)", False),
+        ("if __name__ == '__main__': main()", False),
+    ],
+)
+def test_a_name_put_together_is_found(code: str, found: bool) -> None:
+    assert bool(list(put_together(ast.parse(code)))) is found
 
 
 # No technique by name

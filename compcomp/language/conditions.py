@@ -9,18 +9,17 @@ import ast
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from compcomp.errors import InputError
+from compcomp.language.loss import Loss
 from compcomp.language.parameters import digits
 from compcomp.language.steps import RangeMap, ScaledMap, Selection, Step
+from compcomp.language.technique import Sequence as Steps
 from compcomp.layers.state import LayerState
 from compcomp.terms import Abs, And, Array, Batch, Equal, If, Or, Sum, Term, reading
-
-if TYPE_CHECKING:
-    from compcomp.language.claim import Claim
 
 Run = Sequence[LayerState]
 """The states of a layer from before the first technique to after the last."""
@@ -34,6 +33,19 @@ INPUT_FACTS = ("diagonal Gram", "equal norms")
 LARGEST_BOX = 4096
 
 
+class Conditioned(Protocol):
+    """A claim (:class:`compcomp.language.claim.Claim`), as far as conditions look at it."""
+
+    @property
+    def sequences(self) -> tuple[Steps, ...]: ...
+
+    @property
+    def loss(self) -> Loss | None: ...
+
+    @property
+    def given(self) -> tuple[Condition, ...]: ...
+
+
 @dataclass(frozen=True)
 class Moment:
     """One step in a run: the states around it as it sees them, and the steps of its sequence that come later."""
@@ -44,7 +56,7 @@ class Moment:
     later: tuple[Step, ...]
 
 
-def moments(claim: Claim, run: Run, number: int) -> list[Moment]:
+def moments(claim: Conditioned, run: Run, number: int) -> list[Moment]:
     """The steps of the claim's ``number``-th sequence along a run of it; other techniques are passed over."""
     techniques = claim.sequences[number].techniques
     steps = [technique.steps() for technique in techniques]
@@ -72,14 +84,14 @@ class Condition:
     assumes: ClassVar[frozenset[str]] = frozenset()
     says: ClassVar[str] = ""
 
-    def holds(self, claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
+    def holds(self, claim: Conditioned, runs: Sequence[Run], tolerance: float = 0) -> Term:
         """Whether it holds along these runs, as a truth-valued term of their reading.
 
         ``tolerance``: relative slack for floats. Equalities may miss by it, strict inequalities must clear it.
         """
         raise NotImplementedError
 
-    def concerns(self, claim: Claim) -> bool:
+    def concerns(self, claim: Conditioned) -> bool:
         """Whether it says anything about this claim."""
         return True
 
@@ -109,10 +121,10 @@ class NoTies(Condition):
     assumes: ClassVar[frozenset[str]] = frozenset({"strict selections"})
     says: ClassVar[str] = "in every selection the last weight dropped scores strictly less than the first kept"
 
-    def concerns(self, claim: Claim) -> bool:
+    def concerns(self, claim: Conditioned) -> bool:
         return any(isinstance(step, Selection) for step in _steps(claim))
 
-    def holds(self, claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
+    def holds(self, claim: Conditioned, runs: Sequence[Run], tolerance: float = 0) -> Term:
         found = []
         for moment in _all_moments(claim, runs):
             step, layer = moment.step, moment.before
@@ -135,14 +147,14 @@ class LargestKept(Condition):
     assumes: ClassVar[frozenset[str]] = frozenset({"largest kept"})
     says: ClassVar[str] = "every selection keeps a weight of largest magnitude of each later scale group, or empties it"
 
-    def concerns(self, claim: Claim) -> bool:
+    def concerns(self, claim: Conditioned) -> bool:
         return any(
             isinstance(step, Selection) and any(isinstance(s, ScaledMap) for s in steps[k + 1 :])
             for steps in _sequences(claim)
             for k, step in enumerate(steps)
         )
 
-    def holds(self, claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
+    def holds(self, claim: Conditioned, runs: Sequence[Run], tolerance: float = 0) -> Term:
         found = []
         for moment in _all_moments(claim, runs):
             if not isinstance(moment.step, Selection):
@@ -164,10 +176,10 @@ class ScaleUnchanged(Condition):
     assumes: ClassVar[frozenset[str]] = frozenset({"scale unchanged"})
     says: ClassVar[str] = "every map finds the scale of the dense group"
 
-    def concerns(self, claim: Claim) -> bool:
+    def concerns(self, claim: Conditioned) -> bool:
         return any(isinstance(step, ScaledMap | RangeMap) for steps in _sequences(claim) for step in steps[1:])
 
-    def holds(self, claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
+    def holds(self, claim: Conditioned, runs: Sequence[Run], tolerance: float = 0) -> Term:
         found = []
         for moment in _all_moments(claim, runs):
             step, layer = moment.step, moment.before
@@ -193,10 +205,10 @@ class DiagonalGram(Condition):
         "X X^T is diagonal, so the output loss on X is a sum over weights, weighted by the norms of inputs"
     )
 
-    def concerns(self, claim: Claim) -> bool:
+    def concerns(self, claim: Conditioned) -> bool:
         return _needs_inputs(claim)
 
-    def holds(self, claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
+    def holds(self, claim: Conditioned, runs: Sequence[Run], tolerance: float = 0) -> Term:
         return _diagonal(_gram(runs), tolerance)
 
 
@@ -209,13 +221,13 @@ class OrthogonalInputs(Condition):
     assumes: ClassVar[frozenset[str]] = frozenset({"diagonal Gram", "equal norms"})
     says: ClassVar[str] = "X X^T = c I with c > 0"
 
-    def concerns(self, claim: Claim) -> bool:
+    def concerns(self, claim: Conditioned) -> bool:
         return _needs_inputs(claim)
 
     def implies(self, other: Condition) -> bool:
         return self == other or isinstance(other, DiagonalGram)
 
-    def holds(self, claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
+    def holds(self, claim: Conditioned, runs: Sequence[Run], tolerance: float = 0) -> Term:
         gram = _gram(runs)
         equal = [_same(gram[j, j], gram[0, 0], tolerance) for j in range(1, len(gram))]
         return _all([_diagonal(gram, tolerance), *equal, gram[0, 0] > 0])
@@ -270,7 +282,7 @@ class Box(Condition):
         rows, columns = self.shape
         return f"given box: every weight is within {self.radius} of the given {rows} x {columns} weights"
 
-    def holds(self, claim: Claim, runs: Sequence[Run], tolerance: float = 0) -> Term:
+    def holds(self, claim: Conditioned, runs: Sequence[Run], tolerance: float = 0) -> Term:
         weight = runs[0][0].reference
         if tuple(weight.shape) != self.shape:
             return False
@@ -381,7 +393,7 @@ def _rows(given: Any) -> tuple[tuple[Fraction, ...], ...]:
 # --------------------------------------------------------------------------------------------- the pieces
 
 
-def check(claim: Claim) -> None:
+def check(claim: Conditioned) -> None:
     """Raise InputError when a claim's conditions cannot be read off its runs."""
     for sequence in claim.sequences:
         for technique in sequence:
@@ -392,19 +404,19 @@ def check(claim: Claim) -> None:
         raise InputError("boxes of several shapes", "boxes around weights of one shape", "given")
 
 
-def _sequences(claim: Claim) -> list[list[Step]]:
+def _sequences(claim: Conditioned) -> list[list[Step]]:
     return [[step for technique in sequence for step in technique.steps()] for sequence in claim.sequences]
 
 
-def _steps(claim: Claim) -> list[Step]:
+def _steps(claim: Conditioned) -> list[Step]:
     return [step for steps in _sequences(claim) for step in steps]
 
 
-def _needs_inputs(claim: Claim) -> bool:
+def _needs_inputs(claim: Conditioned) -> bool:
     return bool(claim.loss and claim.loss.needs_inputs) or any(s.needs_inputs for s in claim.sequences)
 
 
-def _all_moments(claim: Claim, runs: Sequence[Run]) -> list[Moment]:
+def _all_moments(claim: Conditioned, runs: Sequence[Run]) -> list[Moment]:
     return [moment for k, run in enumerate(runs) for moment in moments(claim, run, k)]
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from compcomp.language.verdict import Matrix, Verdict
+from compcomp.language.verdict import Matrix, Verdict
 
 _ESCAPES = {
     "_": r"\_",

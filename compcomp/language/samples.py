@@ -6,17 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from fractions import Fraction
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from compcomp.errors import InputError
+from compcomp.language.technique import Technique
 from compcomp.layers.batches import unstack
 from compcomp.layers.state import INVARIANTS, LayerState
 from compcomp.terms import ROUNDINGS, TIES, Array, BatchChoices
-
-if TYPE_CHECKING:
-    from compcomp.language.technique import Technique
 
 VALUES: dict[str, Sequence[Any]] = {
     "sparsity": (Fraction(0), Fraction(1, 4), Fraction(1, 2), Fraction(7, 10)),
@@ -81,6 +79,11 @@ def representatives(kind: type[Technique]) -> list[Technique]:
             if _is_small(technique):
                 found.setdefault(_behaviour(technique), technique)
     return list(found.values())
+
+
+def sample(kind: type[Technique]) -> Technique:
+    """One technique of this class: the first of its representatives."""
+    return representatives(kind)[0]
 
 
 def sets_up(technique: Technique) -> frozenset[str]:

@@ -6,12 +6,11 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compcomp.errors import InputError
-
-if TYPE_CHECKING:
-    from compcomp.language.verdict import Verdict
+from compcomp.language.named import is_named
+from compcomp.language.verdict import Verdict
 
 FORMAT = 3
 STATED = (
@@ -39,8 +38,6 @@ def save(verdict: Verdict, directory: Path | str) -> Path:
 
     Raises InputError where the folder is not empty, or text would be read as other techniques than those of the claim.
     """
-    from compcomp.language.named import is_named
-
     for technique in (t for sequence in verdict.claim.sequences for t in sequence):
         if not is_named(technique):
             kind = type(technique)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from compcomp import hooks
 from compcomp.errors import InputError
 from compcomp.language.identity import ours
 from compcomp.language.parameters import ANY
@@ -266,13 +267,6 @@ class Technique:
         """Whether there is a torch kernel for it."""
         return type(self) in self.kernels or type(self).kernel is not Technique.kernel
 
-    @classmethod
-    def sample(cls) -> Technique:
-        """A representative of the class, the first of :func:`compcomp.language.samples.representatives`."""
-        from compcomp.language.samples import representatives
-
-        return representatives(cls)[0]
-
     def kernel_model(self) -> Callable[[Any, Any], Mapping[str, LayerState]]:
         """The torch kernel of a technique that acts on a whole model."""
         if not self.whole_model or type(self) not in self.kernels:
@@ -301,7 +295,7 @@ class Technique:
         is that of another technique: text, stores and other processes know a technique by its name.
         """
         if not ours(technique.__module__):
-            load_catalogue()
+            hooks.offered("load catalogue")()
         taken = Technique.known().get(technique.__name__)
         if taken is not None and not _same_class(taken, technique):
             where = f"{technique.__module__}.{technique.__qualname__}"
@@ -320,15 +314,14 @@ class Technique:
         """The technique class of this name, registered or installed beside us; InputError when there is none."""
         known = Technique.known()
         if name not in known:
-            load_catalogue()
+            hooks.offered("load catalogue")()
             known = Technique.known()
         if name in known:
             return known[name]
-        from compcomp.language.installed import find_installed, installed_names
-
-        found = find_installed(name)
+        found: type[Technique] | None = hooks.offered("find installed")(name)
         if found is None:
-            raise InputError(f"technique {name!r}", ", ".join(sorted({*known, *installed_names()})), "sequence")
+            names = {*known, *hooks.offered("installed names")()}
+            raise InputError(f"technique {name!r}", ", ".join(sorted(names)), "sequence")
         return found
 
 
@@ -351,11 +344,6 @@ def _shown(value: object) -> str:
     if isinstance(value, tuple):
         return "(" + ", ".join(map(_shown, value)) + ("," if len(value) == 1 else "") + ")"
     return str(value) if isinstance(value, Fraction) else repr(value)
-
-
-def load_catalogue() -> None:
-    """Register the techniques of this library, of which nothing here may know: its face does."""
-    sys.modules[__name__.partition(".")[0]].load_catalogue()
 
 
 def _same_class(one: type[Technique], other: type[Technique]) -> bool:

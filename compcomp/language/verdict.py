@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from compcomp import hooks
 from compcomp.language.claim import Claim, Scope
 
 Matrix = tuple[tuple[Fraction, ...], ...]
@@ -151,15 +152,12 @@ class Verdict:
         claim.json, queries/*.smt2, answers.json, certificates/*.json (after ``prove(..., certify=True)``),
         witness.json, and manifest.json with the hash of each.
         """
-        from compcomp.language.saved import save
-
-        return save(self, directory)
+        folder: Path = hooks.offered("Verdict.save")(self, directory)
+        return folder
 
     def to_latex(self) -> str:
         """The claim and its verdict as a LaTeX paragraph."""
-        from compcomp.language.latex import verdict_to_latex
-
-        return verdict_to_latex(self)
+        return str(hooks.offered("Verdict.to_latex")(self))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: what ``--json`` prints."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 import networkx as nx
 
+from compcomp import hooks
 from compcomp.errors import InputError
 from compcomp.language.technique import Sequence
 from compcomp.language.verdict import Verdict
@@ -144,13 +144,11 @@ class Plan:
 
     def report(self, path: str | Path) -> None:
         """Write a report for people to this path."""
-        # The room that writes reports reads plans, so this one must not import it before it is asked to.
-        room = f"{__name__.partition('.')[0]}.reporting"
         try:
-            reporting = importlib.import_module(room)
+            write = hooks.offered("Plan.report")
         except ModuleNotFoundError as error:
             raise InputError(f"no module {error.name}", "an installation with reporting", "Plan.report") from None
-        reporting.write_report(self, path)
+        write(self, path)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; what is not finite is null."""

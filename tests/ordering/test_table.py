@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 
 import compcomp.techniques  # noqa: F401  (fills the registry)
-from compcomp.language.samples import conventions, representatives, sets_up
+from compcomp.language.samples import conventions, representatives, sample, sets_up
 from compcomp.language.technique import Technique
 from compcomp.ordering.table import Table, keeps_table, matrix_line, registered
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, MinMax, TruncatedSVD
@@ -106,7 +106,7 @@ def test_matrices_on_one_line() -> None:
 def test_representatives(kind: type[Technique]) -> None:
     """They fit small layers, and differ in what they set up or promise; the first is the sample."""
     found = representatives(kind)
-    assert found[0] == kind.sample()
+    assert found[0] == sample(kind)
     assert len(set(map(str, found))) == len(found)
     for technique in found:
         assert type(technique) is kind
@@ -124,7 +124,7 @@ def test_ways_to_behave_are_found() -> None:
 def test_a_class_may_name_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AbsMax, "samples", ({"bits": 3}, {"bits": 8, "group": 4}))
     assert representatives(AbsMax) == [AbsMax(3), AbsMax(8, group=4)]
-    assert AbsMax.sample() == AbsMax(3)
+    assert sample(AbsMax) == AbsMax(3)
 
 
 def test_conventions_leave_out_what_a_class_refuses() -> None:

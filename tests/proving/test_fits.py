@@ -10,6 +10,7 @@ import pytest
 import compcomp as cc
 from compcomp.errors import InputError, NotExactError
 from compcomp.language.claim import Scope, fits
+from compcomp.language.samples import sample
 from compcomp.language.scheme import Scheme
 from compcomp.language.technique import Sequence, Technique
 from compcomp.layers.state import Format
@@ -77,7 +78,7 @@ LATER = [k for k in KINDS if k.__name__ not in ("RemoveBlocks",)]
 @pytest.mark.parametrize("first", KINDS, ids=lambda kind: kind.__name__)
 def test_no_pair_of_techniques_misses_what_is_proved(first: type[Technique]) -> None:
     for second in LATER:
-        sequence = Sequence((first.sample(), second.sample()))
+        sequence = Sequence((sample(first), sample(second)))
         known = proved(sequence, SCHEMES)
         assert not missed(sequence, known), f"{sequence}: {known}"
 
@@ -86,7 +87,7 @@ BASES = [
     *(Magnitude("1/2", pattern="2:4"), Magnitude("1/2", pattern="1:2"), Magnitude("1/2")),  # type: ignore[arg-type]
     *(AbsMax(2), AbsMaxInputs(bits=3), MinMax(2, zero="none"), LeastSquaresDistill(), Hadamard(), SmoothQuant()),
     FP4(group=None),
-    *(kind.sample() for kind in KINDS if kind.__name__ in ("ApplyMask", "SparseGPT", "PruneColumns", "TruncatedSVD")),
+    *(sample(kind) for kind in KINDS if kind.__name__ in ("ApplyMask", "SparseGPT", "PruneColumns", "TruncatedSVD")),
 ]
 
 
@@ -114,7 +115,7 @@ def test_what_is_proved_of_codes_and_bases() -> None:
 def test_a_root_that_is_not_rational_is_no_error() -> None:
     for first in KINDS:
         if first.__name__ in ("LoRA", "BlockMeans"):
-            verdict = cc.prove(fits(first.sample() >> Hadamard(), "1:2"))
+            verdict = cc.prove(fits(sample(first) >> Hadamard(), "1:2"))
             assert not verdict.proved, str(verdict)
 
 
@@ -124,7 +125,7 @@ def test_a_contract_about_a_broken_mask_says_nothing() -> None:
     broken = half >> MinMax(2, zero="none") >> pattern
     assert proved(broken, ["2:4"]) == ["2:4"]
     for kind in KINDS:
-        last = kind.sample()
+        last = sample(kind)
         promises = last.promises()
         void = not last.steps() and not promises.restores and "weights" not in promises.zeros
         if void and "n:m" not in promises.keeps:
