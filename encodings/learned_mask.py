@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -12,7 +12,8 @@ from compcomp.errors import InputError
 from compcomp.language.parameters import Unknown, number, one_of, selection_partition, shown, sparsity, whole
 from compcomp.language.steps import Element, Selection
 from compcomp.language.technique import Declared, Technique
-from compcomp.layers.state import LayerState, beside_mask
+from compcomp.layers import walk
+from compcomp.layers.state import LayerState
 from compcomp.terms import And, Equal, If, Not, Or, Sum, Term
 
 RATES = "a number above 0 and at most 10"
@@ -80,7 +81,8 @@ class LearnedMask(Technique):
         shape = before.weight.shape
         masks = [np.full(shape, True) if s.format.mask is None else s.format.mask for s in (before, after)]
         expected, found = selection.format_after(before.format, masks[1]), after.format
-        alone = all(np.array_equal(*pair) for pair in zip(beside_mask(expected), beside_mask(found), strict=True))
+        of = replace(before, format=expected), replace(before, format=found)
+        alone = walk.alike_but(*of, "mask", "pattern", "rank")
         terms: list[Term] = [found.mask is not None, (found.pattern, found.rank) == (expected.pattern, None), alone]
         for group in selection.partition.groups(shape):
             surely, perhaps = [], []

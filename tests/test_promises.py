@@ -14,6 +14,7 @@ import torch
 from compcomp.language.loss import LOSSES
 from compcomp.language.steps import GridMap
 from compcomp.language.technique import Declared, Kernel, Technique
+from compcomp.layers import walk
 from compcomp.layers.state import INVARIANTS, Cut, Factors, Format, LayerState
 from compcomp.techniques import (
     AbsMax,
@@ -84,7 +85,7 @@ class Lying(Technique):
         """That of the inner technique; with a change, the encoding, so that the promise alone is broken."""
         if self.change is unchanged:
             return lambda _, layer: self.inner.kernel()(self.inner, layer)
-        return lambda _, layer: conformance._tensors(self.encode(conformance._map(exactly, layer)), "cpu")
+        return lambda _, layer: conformance._tensors(self.encode(walk.map(exactly, layer)), "cpu")
 
 
 def also(technique: Technique, *invariants: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from compcomp.layers import walk
 from compcomp.layers.state import Format, LayerState
 
 ALLOWED = "a kernel has to give a LayerState of tensors, of the shape, dtype and device of the weight it was given"
@@ -55,22 +56,24 @@ def _wrong_kind(before: LayerState, after: Any) -> str | None:
 
 def _entries(after: LayerState, shape: tuple[int, ...]) -> Iterator[tuple[str, str, Any, tuple[int, ...] | None]]:
     """The tensors that a state has to hold: name, kind and shape of each."""
-    form = after.format
-    yield "weight", "weight", after.weight, shape
-    if form.mask is not None:
-        yield "mask", "truth", form.mask, shape
-    if form.cut is not None:
-        yield "kept rows", "truth", getattr(form.cut, "rows", form.cut), shape[:1]
-        yield "kept columns", "truth", getattr(form.cut, "columns", form.cut), shape[1:]
-    if form.grid is not None:
-        yield "grid step", "number", getattr(form.grid, "step", form.grid), shape
-        if getattr(form.grid, "offset", None) is not None:
-            yield "grid offset", "number", form.grid.offset, shape
-    if form.factors is not None:
-        left, right = (getattr(form.factors, side, form.factors) for side in ("left", "right"))
-        rank = int(left.shape[-1]) if hasattr(left, "shape") and len(left.shape) else 0
-        yield "left factor", "number", left, (*shape[:1], rank)
-        yield "right factor", "number", right, (rank, *shape[1:])
+    sides = dict(zip(("out", "in"), shape, strict=True))
+    for field in walk.FIELDS:
+        if not field.is_array or not (field.in_format or field.path == "weight"):
+            continue
+        value = _found(after, field.path.split("."))
+        if value is None:
+            continue
+        if field.name == "left factor":
+            sides["rank"] = int(value.shape[-1]) if hasattr(value, "shape") and len(value.shape) else 0
+        kind = "weight" if field.path == "weight" else "truth" if field.kind == "truths" else "number"
+        yield field.name, kind, value, tuple(sides[side] for side in field.shape)
+
+
+def _found(value: Any, path: list[str]) -> Any:
+    """What is at the end of a path, or where it leaves the classes of a state."""
+    for name in path:
+        value = getattr(value, name, value)
+    return value
 
 
 def _shown(value: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from compcomp.errors import InputError
+from compcomp.layers import walk
 from compcomp.layers.basis import Part, Rotation, Transform, composed
 from compcomp.terms import NO_FLOATS, Abs, Choices, Div, Max, Sum, Term, each, nearest, nearest_code, reading
 
@@ -104,16 +105,6 @@ class Format:
         return tuple((known[m], m) for m in sorted(known))
 
 
-def beside_mask(form: Format) -> list[Any]:
-    """All that a format holds but mask, pattern and rank: what a technique leaves alone that only drops weights."""
-    grid, factors, cut = form.grid, form.factors, form.cut
-    return [
-        *((None, None, None, None) if grid is None else (grid.step, grid.offset, grid.levels, grid.zero)),
-        *((None, None) if factors is None else (factors.left, factors.right)),
-        *((None, None) if cut is None else (cut.rows, cut.columns)),
-    ]
-
-
 INVARIANTS = {"mask": "mask", "n:m": "pattern", "grid": "grid", "rank": "rank", "shape": "cut"}
 """What may survive later steps, and the field of a format that sets it up.
 
@@ -170,11 +161,8 @@ class LayerState:
 
     def require_exact(self) -> None:
         """Raise TypeError where one of its numbers is a float, as it is after an encoding that holds one."""
-        form = self.format
-        factors = () if form.factors is None else (form.factors.left, form.factors.right)
-        grid = () if form.grid is None else (form.grid.step, form.grid.offset)
-        for array in (self.weight, self.inputs, *factors, *grid):
-            if array is not None and any(isinstance(x, float) for x in np.ravel(array)):
+        for _, numbers in walk.leaves(self, "numbers"):
+            if any(isinstance(x, float) for x in np.ravel(numbers)):
                 raise TypeError(NO_FLOATS)
 
     def working(self) -> LayerState:
@@ -187,15 +175,8 @@ class LayerState:
             rotated = any(isinstance(part, Rotation) for part in transform.parts)
             of = (known.largest, known.mean)
             known = None if rotated else Magnitudes(*(transform.inputs(x[:, None])[:, 0] for x in of))
-        return replace(
-            self,
-            reference=transform.weights(self.reference),
-            gram=None if self.gram is None else transform.gram(self.gram),
-            inputs=None if self.inputs is None else transform.inputs(self.inputs),
-            reference_inputs=None if self.reference_inputs is None else transform.inputs(self.reference_inputs),
-            magnitudes=known,
-            format=replace(self.format, transform=None),
-        )
+        seen = {field.path: getattr(transform, field.dense)(value) for field, value in walk.leaves(self) if field.dense}
+        return replace(self, magnitudes=known, format=replace(self.format, transform=None), **seen)
 
     def taken_back(self, view: LayerState, result: LayerState) -> LayerState:
         """What a technique made of ``view``, this state's :meth:`working` one, with this state's transform in it.
@@ -205,14 +186,9 @@ class LayerState:
         transform = self.format.transform
         if transform is None:
             return result
-        names = ("reference", "gram", "inputs", "reference_inputs", "magnitudes")
+        names = ["magnitudes", *(field.path for field in walk.FIELDS if field.dense)]
         known = {id(getattr(view, name)): getattr(self, name) for name in names}
-        back: dict[str, Any] = {
-            "reference": transform.weights_back,
-            "gram": transform.gram_back,
-            "inputs": transform.inputs_back,
-            "reference_inputs": transform.inputs_back,
-        }
+        back = {field.path: getattr(transform, f"{field.dense}_back") for field in walk.FIELDS if field.dense}
 
         def original(name: str) -> Any:
             now = getattr(result, name)

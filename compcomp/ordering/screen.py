@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from compcomp.language.loss import Loss
 from compcomp.language.technique import Technique, run
+from compcomp.layers import walk
 from compcomp.layers.batches import stack, unstack
 from compcomp.layers.state import LayerState
 from compcomp.ordering.dag import Orderings, Shape
@@ -214,30 +215,27 @@ class Screen:
 
     def sketch(self, state: LayerState) -> Sketch:
         """Every field of the state, projected on one direction: different fields hardly ever look alike."""
-        form = state.format
-        grid, factors = form.grid, form.factors
-        fields = [state.weight, state.effective() - state.weight]
-        fields += [] if grid is None else [grid.step, *([] if grid.offset is None else [grid.offset])]
-        values = [self._projected(field) / self._size for field in fields]
-        if form.mask is not None:
-            values.append(self._projected(form.mask))
-        if form.cut is not None:
-            values.append(self._projected(np.concatenate([form.cut.rows, form.cut.columns])))
-        if state.reference_inputs is not None and state.inputs is not None:
-            values.append(self._projected(state.inputs))
-        if form.transform is not None:
-            values.append(self._projected(form.transform.matrix(self.shape[1], float)))
-        known = (
-            state.reference_inputs is None,
-            form.mask is None,
-            None if grid is None else (grid.levels, grid.scales, grid.offset is None, grid.zero, grid.codes),
-            None if factors is None else factors.rank,
-            form.rank,
-            form.pattern,
-            form.cut is None,
-            form.transform is None,
-        )
-        return Sketch(known, np.stack(values, axis=1))
+        values, known = [self._projected(state.effective() - state.weight) / self._size], list[object]()
+        for field in walk.FIELDS:
+            if not field.equal:
+                continue
+            value = field.of(state)
+            if field.equal == "changed" and state.reference_inputs is None:
+                value = None
+            if field.kind == "data":
+                known.append(value)
+                continue
+            known.append(value is None)
+            if value is None:
+                continue
+            if field.equal == "product":
+                known.append(value.shape)
+            elif field.kind == "basis":
+                values.append(self._projected(value.matrix(self.shape[1], float)))
+            else:
+                scale = self._size if field.kind == "numbers" and field.equal == "as it is" else 1
+                values.append(self._projected(value) / scale)
+        return Sketch(tuple(known), np.stack(values, axis=1))
 
     def _projected(self, field: Array) -> Values:
         entries = stack(field, self.layers).reshape(self.layers, -1)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from fractions import Fraction
 
 import numpy as np
 
@@ -13,10 +11,11 @@ from compcomp.algebra.low_rank import rank_exceeds
 from compcomp.language.claim import Claim
 from compcomp.language.scheme import Scheme
 from compcomp.language.size import DENSE, value_bits
-from compcomp.layers.basis import unlike
+from compcomp.layers import walk
 from compcomp.layers.partition import Partition
-from compcomp.layers.state import Cut, Grid, LayerState
-from compcomp.terms import Abs, And, Array, Choices, If, Not, Or, Sum, Term
+from compcomp.layers.state import Grid, LayerState
+from compcomp.layers.walk import apart
+from compcomp.terms import And, Array, Choices, If, Not, Or, Sum, Term
 
 Run = Sequence[LayerState]
 """The states of a layer from before the first technique to after the last."""
@@ -71,51 +70,7 @@ def _allowance(claim: Claim, end: LayerState) -> Term:
 
 def differences(left: LayerState, right: LayerState, tolerance: float = 0) -> list[Term]:
     """Truth-valued terms, one of which holds when the states differ in some field."""
-    found = _entries(left.weight, right.weight, tolerance)
-    shape = left.weight.shape
-    masks = [s.format.mask for s in (left, right)]
-    if any(m is not None for m in masks):
-        full = np.full(shape, True, dtype=object)
-        one, other = (full if m is None else m for m in masks)
-        found += [Or(And(a, Not(b)), And(b, Not(a))) for a, b in zip(one.ravel(), other.ravel(), strict=True)]
-    grids = [s.format.grid for s in (left, right)]
-    if grids[0] is not None and grids[1] is not None:
-        found += _entries(grids[0].step, grids[1].step, tolerance)
-        kinds = [replace(grid, step=0, offset=None, scales=0) for grid in grids if grid is not None]
-        found.append(kinds[0] != kinds[1])
-        offsets = grids[0].offset, grids[1].offset
-        if offsets[0] is not None and offsets[1] is not None:
-            found += _entries(offsets[0], offsets[1], tolerance)
-        elif offsets[0] is not offsets[1]:
-            found.append(True)
-    elif grids[0] is not grids[1]:
-        found.append(True)
-    found.append(left.format.pattern != right.format.pattern)
-    exact = Fraction if not tolerance else float
-    pairs = unlike(left.format.transform, right.format.transform, left.weight.shape[1], exact)
-    found += [_apart(a, b, tolerance) for a, b in pairs]
-    found += _cuts_differ(left.format.cut, right.format.cut)
-    if left.reference_inputs is not None or right.reference_inputs is not None:
-        assert left.inputs is not None and right.inputs is not None
-        found += _entries(left.inputs, right.inputs, tolerance)
-    if left.format.factors is not None or right.format.factors is not None:
-        found += _entries(left.effective() - left.weight, right.effective() - right.weight, tolerance)
-    return found
-
-
-def _cuts_differ(left: Cut | None, right: Cut | None) -> list[Term]:
-    if left is None or right is None:
-        return [left is not right]
-    kept = [*zip(left.rows, right.rows, strict=True), *zip(left.columns, right.columns, strict=True)]
-    return [Or(And(a, Not(b)), And(b, Not(a))) for a, b in kept]
-
-
-def _entries(left: Array, right: Array, tolerance: float) -> list[Term]:
-    return [_apart(a, b, tolerance) for a, b in zip(left.ravel(), right.ravel(), strict=True)]
-
-
-def _apart(a: Term, b: Term, tolerance: float) -> Term:
-    return Abs(a - b) > tolerance * (1 + Abs(a)) if tolerance else a != b
+    return [term for terms in walk.differences(left, right, tolerance).values() for term in terms]
 
 
 def establishes(invariant: str, run: Run) -> bool:
@@ -129,7 +84,7 @@ def _broken(invariant: str, run: Run, tolerance: float) -> list[Term]:
     end = run[-1]
     if invariant == "mask":
         return [
-            And(Not(keep), _apart(w, 0, tolerance))
+            And(Not(keep), apart(w, 0, tolerance))
             for state in run
             if state.format.mask is not None
             for keep, w in zip(state.format.mask.ravel(), end.weight.ravel(), strict=True)
@@ -141,7 +96,7 @@ def _broken(invariant: str, run: Run, tolerance: float) -> list[Term]:
     if invariant == "shape":
         terms = [end.weight, *([] if end.format.factors is None else [end.effective() - end.weight])]
         return [
-            And(Not(keep), _apart(term[index], 0, tolerance))
+            And(Not(keep), apart(term[index], 0, tolerance))
             for form in formats
             if form.cut is not None
             for term in terms
@@ -159,7 +114,7 @@ def _broken(invariant: str, run: Run, tolerance: float) -> list[Term]:
 def _off(grid: Grid, weight: Array, tolerance: float) -> list[Term]:
     """For every weight: whether it is no value of the grid."""
     return [
-        _apart(w, grid.nearest(w, (index[0], index[1]), Choices()), tolerance) for index, w in np.ndenumerate(weight)
+        apart(w, grid.nearest(w, (index[0], index[1]), Choices()), tolerance) for index, w in np.ndenumerate(weight)
     ]
 
 
@@ -174,7 +129,7 @@ def misfits(scheme: Scheme, end: LayerState, tolerance: float = 0) -> dict[str, 
         found["pattern"] = _more_than(*scheme.pattern, end.weight, tolerance)
     if scheme.sparsity:
         for group in scheme.share_of.groups(shape):
-            left = Sum(If(_apart(end.weight[index], 0, tolerance), 1, 0) for index in group)
+            left = Sum(If(apart(end.weight[index], 0, tolerance), 1, 0) for index in group)
             found.setdefault("sparsity", []).append(left > len(group) - int(len(group) * scheme.sparsity))
     if scheme.rank is not None:
         found["rank"] = [rank_exceeds(end.weight, scheme.rank)]
@@ -189,7 +144,7 @@ def misfits(scheme: Scheme, end: LayerState, tolerance: float = 0) -> dict[str, 
 def _more_than(kept: int, size: int, weight: Array, tolerance: float) -> list[Term]:
     """For every ``size`` consecutive weights of a row: whether more than ``kept`` of them are not zero."""
     groups = Partition.blocks(size).groups((weight.shape[0], weight.shape[1]))
-    return [Sum(If(_apart(weight[index], 0, tolerance), 1, 0) for index in group) > kept for group in groups]
+    return [Sum(If(apart(weight[index], 0, tolerance), 1, 0) for index in group) > kept for group in groups]
 
 
 def _any(terms: list[Term]) -> Term:

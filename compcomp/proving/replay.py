@@ -17,7 +17,8 @@ from compcomp.language.claim import Claim
 from compcomp.language.technique import Sequence, Technique, run_kernel
 from compcomp.language.technique import run as applied
 from compcomp.language.verdict import Matrix, Trace, Witness
-from compcomp.layers.state import Cut, Factors, Format, Grid, LayerState
+from compcomp.layers import walk
+from compcomp.layers.state import LayerState
 from compcomp.proving.meaning import Run, fails, misfits
 from compcomp.terms import Array, Choices, RandomChoices, each
 
@@ -81,36 +82,7 @@ def torch_runs(claim: Claim, suspect: Suspect) -> list[Run]:
 
 
 def _as_floats(state: LayerState) -> LayerState:
-    def array(tensor: Any) -> Array | None:
-        return None if tensor is None else np.array(tensor.tolist(), dtype=object)
-
-    def grid(given: Grid | None) -> Grid | None:
-        return given and replace(given, step=array(given.step), offset=array(given.offset))
-
-    form = state.format
-    return replace(
-        state,
-        weight=array(state.weight),
-        reference=array(state.reference),
-        gram=array(state.gram),
-        inputs=array(state.inputs),
-        reference_inputs=array(state.reference_inputs),
-        format=Format(
-            mask=array(form.mask),
-            grid=grid(form.grid),
-            factors=form.factors
-            and Factors(
-                array(form.factors.left),
-                array(form.factors.right),
-                grid(form.factors.left_grid),
-                grid(form.factors.right_grid),
-            ),
-            rank=form.rank,
-            pattern=form.pattern,
-            cut=form.cut and Cut(array(form.cut.rows), array(form.cut.columns)),
-            transform=form.transform and form.transform.map(array),
-        ),
-    )
+    return walk.map(lambda tensor: np.array(tensor.tolist(), dtype=object), state)
 
 
 def without_kernel(claim: Claim) -> list[Technique]:

@@ -7,6 +7,7 @@ from dataclasses import astuple, dataclass, replace
 from fractions import Fraction
 from itertools import combinations, product
 from math import comb
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from compcomp.language.kernel_result import wrong_result
 from compcomp.language.loss import LOSSES
 from compcomp.language.steps import Optimum, Selection, Step
 from compcomp.language.technique import Kernel, Technique
-from compcomp.layers.basis import unlike
+from compcomp.layers import walk
 from compcomp.layers.batches import batch_size, stack
 from compcomp.layers.state import INVARIANTS, Cut, Factors, Format, Grid, LayerState
 from compcomp.terms import Array, Batch, BatchChoices, Choices, RandomChoices, Term, each
@@ -158,20 +159,7 @@ def _other_mask(layer: LayerState, size: int) -> LayerState:
 
 def _fail(technique: Technique, what: str, layer: LayerState, *results: tuple[str, Any]) -> AssertionError:
     lines = [f"{technique}: {what}", *(f"  {name}: {value}" for name, value in results)]
-    shown: list[tuple[str, Any]] = [("weight", layer.weight), ("reference", layer.reference), ("gram", layer.gram)]
-    shown += [("inputs", layer.inputs), ("reference inputs", layer.reference_inputs)]
-    shown += [("mask", layer.format.mask), ("rank", layer.format.rank)]
-    if layer.format.grid is not None:
-        shown += [("grid step", layer.format.grid.step), ("levels", layer.format.grid.levels)]
-        shown += [("grid offset", layer.format.grid.offset)]
-        shown += [("grid codes", layer.format.grid.codes and [str(code) for code in layer.format.grid.codes])]
-    if layer.format.factors is not None:
-        shown += [("left", layer.format.factors.left), ("right", layer.format.factors.right)]
-    if layer.format.transform is not None:
-        shown += [("transform", layer.format.transform.matrix(layer.weight.shape[1]))]
-    if layer.format.cut is not None:
-        shown += [("kept rows", layer.format.cut.rows[None]), ("kept columns", layer.format.cut.columns[None])]
-    lines += [f"  {name} = {_text(value)}" for name, value in shown if value is not None]
+    lines += [f"  {line}" for line in walk.lines(layer)]
     return AssertionError("\n".join(lines))
 
 
@@ -253,7 +241,7 @@ def _check_zeros(
     """
     before = _tensors(layer, device)
     form, gram = before.format, torch.promote_types(dtype, torch.float32)
-    low = _map(lambda x: x.to(dtype) if x.is_floating_point() else x, before)
+    low = walk.map(lambda x: x.to(dtype) if x.is_floating_point() else x, before)
     low = replace(
         low,
         gram=_to(before.gram, gram),
@@ -291,7 +279,7 @@ def _meets_ties(steps: Sequence[Step]) -> bool:
 
 def _small_integers(layer: LayerState) -> bool:
     """The numbers of a layer are integers, and floats hold the sums of their products."""
-    entries = [Fraction(x) for array in _arrays(layer) if array is not None for x in array.ravel()]
+    entries = [Fraction(x) for _, array in walk.arrays(layer) for x in array.ravel()]
     return all(x.denominator == 1 and abs(x) < SMALL for x in entries)
 
 
@@ -322,47 +310,26 @@ def _check_same(technique: Technique, what: str, layer: LayerState, expected: La
         if one != other:
             raise _fail(technique, f"the {name} of the {what} differs", layer, ("encoding", one), (what, other))
 
-    def same_grid(name: str, one: Grid, other: Grid) -> None:
-        reach = size + _largest(one.step)  # that of a factor need not be of the weight's size
-        same(f"{name} step", one.step, other.step, reach)
-        same(f"{name} offset", one.offset, other.offset, reach)
-        alike(f"zero on the {name}", one.zero, other.zero)
-        alike(f"{name} levels", one.levels, other.levels)
-        alike(f"{name} codes", one.codes, other.codes)
-        alike(f"number of {name} scales", one.scales, other.scales)
-        alike(f"bits of a {name} scale", one.scale_bits, other.scale_bits)
-        alike(f"bits that {name} scales share", one.shared_bits, other.shared_bits)
-
-    same("weight", expected.weight, found.weight, size + _largest(expected.weight))  # in its basis, of any scale
+    reaches = {"inputs": reach, "reference_inputs": reach, "gram": max(reach * reach, _largest(layer.gram))}
     same("effective weight", expected.effective(), found.effective())
-    same("inputs", expected.inputs, found.inputs, reach)
-    same("dense inputs", expected.reference_inputs, found.reference_inputs, reach)
-    same("Gram matrix", expected.gram, found.gram, max(reach * reach, _largest(layer.gram)))
-    left, right = expected.format, found.format
-    alike("rank", left.rank, right.rank)
-    alike("presence of a mask", left.mask is None, right.mask is None)
-    if left.mask is not None and right.mask is not None:
-        alike("mask", left.mask.astype(bool).tolist(), right.mask.astype(bool).tolist())
-    alike("pattern", left.pattern, right.pattern)
-    alike("presence of a transform", left.transform is None, right.transform is None)
-    if left.transform is not None and right.transform is not None:
-        sides = [
-            form.transform.matrix(expected.weight.shape[1]) for form in (left, right) if form.transform is not None
-        ]
-        same("transform", sides[0], sides[1], _largest(sides[0]))
-    alike("presence of a cut", left.cut is None, right.cut is None)
-    if left.cut is not None and right.cut is not None:
-        alike("rows of the cut", left.cut.rows.astype(bool).tolist(), right.cut.rows.astype(bool).tolist())
-        alike("columns of the cut", left.cut.columns.astype(bool).tolist(), right.cut.columns.astype(bool).tolist())
-    alike("presence of a grid", left.grid is None, right.grid is None)
-    if left.grid is not None and right.grid is not None:
-        same_grid("grid", left.grid, right.grid)
-    alike("rank of the factors", left.factors and left.factors.rank, right.factors and right.factors.rank)
-    for side in ("left_grid", "right_grid"):
-        one, other = (getattr(form.factors, side, None) for form in (left, right))
-        alike(f"presence of a {side.replace('_', ' ')}", one is None, other is None)
-        if one is not None and other is not None:
-            same_grid(side.replace("_", " "), one, other)
+    for field in walk.FIELDS:
+        if field.path == "reference" or field.path.startswith("magnitudes"):
+            continue
+        one, other = field.of(expected), field.of(found)
+        alike(f"presence of the {field.name}", one is None, other is None)
+        if one is None or other is None:
+            continue
+        if field.equal == "product":  # which factors is open
+            alike(f"shape of the {field.name}", one.shape, other.shape)
+        elif field.kind == "truths":
+            alike(field.name, one.astype(bool).tolist(), other.astype(bool).tolist())
+        elif field.kind == "data":
+            alike(field.name, one, other)
+        elif field.kind == "basis":
+            one, other = (transform.matrix(expected.weight.shape[1]) for transform in (one, other))
+            same(field.name, one, other, _largest(one))
+        else:  # in its basis, of any scale
+            same(field.name, one, other, reaches.get(field.path, size + _largest(one)))
     for loss in LOSSES.values():
         if loss.needs_inputs and layer.gram is None:
             continue
@@ -391,17 +358,9 @@ def _run(technique: Technique, kernel: Kernel, layer: LayerState, before: LayerS
 def _check_untouched(technique: Technique, layer: LayerState, tensors: LayerState) -> None:
     """The kernel changed none of the tensors it was given."""
     untouched = _floats(tensors)
-    for name, one, other in zip(
-        (
-            *("weight", "reference", "gram", "inputs", "dense inputs", "mask", "grid step", "grid offset"),
-            *("left factor", "right factor", "kept rows", "kept columns"),
-        ),
-        _arrays(layer),
-        _arrays(untouched),
-        strict=True,
-    ):
-        if one is not None and other is not None and not np.array_equal(_float_array(one), _float_array(other)):
-            raise _fail(technique, f"the kernel changes the {name} it is given in place", layer)
+    for field, array in walk.arrays(layer):
+        if not np.array_equal(_float_array(array), _float_array(field.of(untouched))):
+            raise _fail(technique, f"the kernel changes the {field.name} it is given in place", layer)
 
 
 # ------------------------------------------------------------------------------------------------ promises
@@ -593,24 +552,10 @@ def _same_inputs(one: LayerState, other: LayerState) -> bool:
 
 def _equal(one: LayerState, other: LayerState) -> bool:
     """The same weight, mask, grid, low-rank product and inputs, exactly."""
-    left, right = one.format, other.format
-    if (one.inputs is None) != (other.inputs is None):
-        return False
-    if (left.mask is None, left.grid is None, left.cut is None) != (
-        *(right.mask is None, right.grid is None, right.cut is None),
-    ):
-        return False
-    if left.pattern != right.pattern:
-        return False
-    if any(a != b for a, b in unlike(left.transform, right.transform, one.weight.shape[1])):
-        return False
-    pairs = [(one.weight, other.weight), (one.effective(), other.effective()), (left.mask, right.mask)]
-    pairs.append((one.inputs, other.inputs))
-    if left.grid is not None and right.grid is not None and not _same_grid(left.grid, right.grid):
-        return False
-    if left.cut is not None and right.cut is not None:
-        pairs += [(left.cut.rows, right.cut.rows), (left.cut.columns, right.cut.columns)]
-    return all(np.array_equal(a, b) for a, b in pairs)
+    return all(
+        a == b if field.kind == "data" else np.array_equal(a, b)
+        for field, a, b in walk.compared(one, other, recorded=True)
+    )
 
 
 def _weight_left(before: LayerState, after: LayerState) -> bool:
@@ -619,12 +564,11 @@ def _weight_left(before: LayerState, after: LayerState) -> bool:
     return before.format.rank == after.format.rank and _equal(*alone)
 
 
-def _same_grid(one: Grid, other: Grid) -> bool:
-    kinds = [replace(grid, step=0, offset=grid.offset is None, scales=0) for grid in (one, other)]
-    if kinds[0] != kinds[1]:
-        return False
-    pairs = [(one.step, other.step), *([] if one.offset is None else [(one.offset, other.offset)])]
-    return all(np.array_equal(a, b) for a, b in pairs if b is not None)
+def _same_grid(one: LayerState, other: LayerState) -> bool:
+    """Grids of the same values."""
+    fields = [field for field in walk.FIELDS if field.path.startswith("format.grid.") and field.equal == "as it is"]
+    pairs = [(field.of(one), field.of(other)) for field in fields]
+    return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in pairs)
 
 
 def _kept(invariant: str, before: LayerState, after: LayerState) -> bool:
@@ -646,7 +590,7 @@ def _kept(invariant: str, before: LayerState, after: LayerState) -> bool:
         if new.transform is not old.transform:  # the grid has changed along with the basis
             kinds = ((g.levels, g.zero, g.offset is None) for g in (old.grid, new.grid))
             return len(set(kinds)) == 1 and (_on_grid(after) or not _on_grid(before))
-        return _same_grid(old.grid, new.grid) and _on_grid(after)
+        return _same_grid(before, after) and _on_grid(after)
     if invariant == "n:m":
         known = {m: n for n, m in new.pattern or ()}
         return all(
@@ -671,12 +615,13 @@ def _fits_pattern(weight: Array, kept: int, size: int) -> bool:
 
 def _numbers(form: Format) -> tuple[Any, ...]:
     """The numbers in a format, and which of its fields are set."""
-    factors = form.factors
-    grids = [form.grid, *((None, None) if factors is None else (factors.left_grid, factors.right_grid))]
-    return (
-        (form.mask is None, form.cut is None, form.rank, form.pattern, None if factors is None else factors.rank),
-        *(None if grid is None else replace(grid, step=0, offset=grid.offset is None) for grid in grids),
-    )
+    found: list[Any] = []
+    for field in walk.FIELDS:
+        value = field.of(SimpleNamespace(format=form))
+        if not field.in_format or field.kind == "basis":
+            continue
+        found.append(value if field.kind == "data" else value is None)
+    return (*found, form.factors and form.factors.rank)
 
 
 def _numbers_elsewhere(technique: Technique, layer: LayerState, choices: Choices) -> tuple[Any, ...] | None:
@@ -789,68 +734,6 @@ def _within_rank(layer: LayerState) -> bool:
 # ------------------------------------------------------------------------------------------------ readings
 
 
-def _arrays(layer: LayerState) -> list[Array | None]:
-    form = layer.format
-    return [
-        layer.weight,
-        layer.reference,
-        layer.gram,
-        layer.inputs,
-        layer.reference_inputs,
-        form.mask,
-        form.grid and form.grid.step,
-        form.grid and form.grid.offset,
-        form.factors and form.factors.left,
-        form.factors and form.factors.right,
-        form.cut and form.cut.rows,
-        form.cut and form.cut.columns,
-    ]
-
-
-def _map(function: Callable[..., Any], *states: LayerState) -> LayerState:
-    """The first state with every array or tensor replaced by the function of it and its fellows."""
-    first = states[0]
-
-    def mapped(*arrays: Any) -> Any:
-        return None if arrays[0] is None else function(*arrays)
-
-    form = first.format
-
-    def mapped_grid(*grids: Grid | None) -> Grid | None:
-        steps, offsets = [g.step for g in grids if g], [g.offset for g in grids if g]
-        return grids[0] and replace(grids[0], step=mapped(*steps), offset=mapped(*offsets))
-
-    factors = [s.format.factors for s in states if s.format.factors]
-    return replace(
-        first,
-        weight=mapped(*(s.weight for s in states)),
-        reference=mapped(*(s.reference for s in states)),
-        gram=mapped(*(s.gram for s in states)),
-        inputs=mapped(*(s.inputs for s in states)),
-        reference_inputs=mapped(*(s.reference_inputs for s in states)),
-        format=Format(
-            mask=mapped(*(s.format.mask for s in states)),
-            grid=mapped_grid(*(s.format.grid for s in states)),
-            factors=form.factors
-            and Factors(
-                mapped(*(f.left for f in factors)),
-                mapped(*(f.right for f in factors)),
-                mapped_grid(*(f.left_grid for f in factors)),
-                mapped_grid(*(f.right_grid for f in factors)),
-            ),
-            rank=form.rank,
-            pattern=form.pattern,
-            cut=form.cut
-            and Cut(
-                mapped(*(s.format.cut.rows for s in states if s.format.cut)),
-                mapped(*(s.format.cut.columns for s in states if s.format.cut)),
-            ),
-            transform=form.transform
-            and form.transform.map(function, *(s.format.transform for s in states[1:] if s.format.transform)),
-        ),
-    )
-
-
 def _float_array(array: Array) -> Array:
     return np.array([float(x) for x in array.ravel()]).reshape(array.shape)
 
@@ -863,12 +746,12 @@ def _tensors(layer: LayerState, device: str) -> LayerState:
             return torch.tensor(array.astype(bool), device=device)
         return torch.tensor(_float_array(array), dtype=torch.float64, device=device)
 
-    return _map(tensor, layer)
+    return walk.map(tensor, layer)
 
 
 def _floats(layer: LayerState) -> LayerState:
     """Tensors as object arrays of Python floats and bools."""
-    return _map(lambda tensor: np.array(tensor.tolist(), dtype=object).reshape(tuple(tensor.shape)), layer)
+    return walk.map(lambda tensor: np.array(tensor.tolist(), dtype=object).reshape(tuple(tensor.shape)), layer)
 
 
 class _FirstChoices(BatchChoices):
@@ -894,10 +777,10 @@ def _batches(states: Sequence[LayerState]) -> LayerState:
         return Batch([x if isinstance(x, bool | np.bool_) else float(x) for x in terms])
 
     choices = _FirstChoices(len(states), np.random.default_rng(0))
-    return replace(_map(lambda *arrays: each(batch, *arrays), *states), choices=choices)
+    return replace(walk.map(lambda *arrays: each(batch, *arrays), *states), choices=choices)
 
 
 def _unbatched(layer: LayerState, index: int) -> LayerState:
     """One candidate of a layer of batches, as floats."""
     size = batch_size(layer.weight, layer.reference)
-    return _map(lambda array: stack(array, size)[index], layer)
+    return walk.map(lambda array: stack(array, size)[index], layer)

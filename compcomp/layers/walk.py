@@ -1,0 +1,251 @@
+"""The fields of a layer's state, in one table, and walks over them.
+
+A field that is added to a state or a format gets an entry in :data:`FIELDS`. With that it is mapped, compared, shown,
+stored and held to conformance. What depends on a few fields by name, such as the bits of a layer or what a change of
+basis does to its format, says so where it stands.
+
+Nothing here knows the classes of a state: a walk follows the paths of the table, and passes over what is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cache
+from typing import Any, TypeVar
+
+import numpy as np
+
+from compcomp.layers.basis import unlike
+from compcomp.terms import Abs, And, Not, Or, Term
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a state that holds no further ones.
+
+    path: from the state, such as ``format.grid.step``. name: what people read.
+    kind: "numbers" or "truths" for an array of them, "data" for what is the same in every reading, "basis" for a change
+        of basis, of which a part holds numbers.
+    shape: of an array, its sides by name.
+    equal: how it counts where two states are asked to be equal. "as it is": both have the same. "full": the same,
+        where none means true everywhere. "changed": the same, where some technique has changed it. "product": together
+        with its fellow, by their product alone. "often": it does not count, but is alike in most equal states.
+        "" where it does not count.
+    dense: for what stays in the coordinates of the dense layer, the method of a change of basis that brings it to those
+        of the weight; the one that brings it back is named alike, with ``_back``.
+    stored: how :func:`compcomp.models.components.pack` stores it. "apart": as one part of its name. "": by a rule of
+        its own, or not at all.
+    """
+
+    path: str
+    name: str
+    kind: str = "numbers"
+    shape: tuple[str, ...] = ()
+    equal: str = ""
+    dense: str = ""
+    stored: str = ""
+
+    @property
+    def is_array(self) -> bool:
+        return self.kind in ("numbers", "truths")
+
+    @property
+    def in_format(self) -> bool:
+        return self.path.startswith("format.")
+
+    def of(self, state: Any) -> Any:
+        """Its value in a state; None where there is none, such as the step of a grid that is not there."""
+        for name in self.path.split("."):
+            state = getattr(state, name, None)
+        return state
+
+
+def _grid(path: str, name: str, shape: tuple[str, ...], equal: str = "", often: str = "") -> tuple[Field, ...]:
+    return (
+        Field(f"{path}.step", f"{name} step", "numbers", shape, equal),
+        Field(f"{path}.offset", f"{name} offset", "numbers", shape, equal),
+        Field(f"{path}.levels", f"{name} levels", "data", equal=equal),
+        Field(f"{path}.zero", f"zero on the {name}", "data", equal=equal),
+        Field(f"{path}.codes", f"{name} codes", "data", equal=equal),
+        Field(f"{path}.scale_bits", f"bits of a {name} scale", "data", equal=equal),
+        Field(f"{path}.shared_bits", f"bits that {name} scales share", "data", equal=equal),
+        Field(f"{path}.scales", f"number of {name} scales", "data", equal=often),
+    )
+
+
+WEIGHT = ("out", "in")
+
+FIELDS: tuple[Field, ...] = (
+    Field("weight", "weight", "numbers", WEIGHT, "as it is"),
+    Field("format.mask", "mask", "truths", WEIGHT, "full"),
+    *_grid("format.grid", "grid", WEIGHT, "as it is", "often"),
+    Field("format.pattern", "pattern", "data", equal="as it is"),
+    Field("format.transform", "transform", "basis", equal="as it is"),
+    Field("format.cut.rows", "kept rows", "truths", ("out",), "as it is"),
+    Field("format.cut.columns", "kept columns", "truths", ("in",), "as it is"),
+    Field("inputs", "inputs", "numbers", ("in", "tokens"), "changed", dense="inputs"),
+    Field("format.factors.left", "left factor", "numbers", ("out", "rank"), "product"),
+    Field("format.factors.right", "right factor", "numbers", ("rank", "in"), "product"),
+    *_grid("format.factors.left_grid", "left grid", ("out", "rank")),
+    *_grid("format.factors.right_grid", "right grid", ("rank", "in")),
+    Field("format.rank", "rank", "data", equal="often"),
+    Field("reference", "reference", "numbers", WEIGHT, dense="weights"),
+    Field("gram", "Gram matrix", "numbers", ("in", "in"), dense="gram"),
+    Field("reference_inputs", "dense inputs", "numbers", ("in", "tokens"), dense="inputs"),
+    Field("magnitudes.largest", "largest magnitudes", "numbers", ("in",)),
+    Field("magnitudes.mean", "mean magnitudes", "numbers", ("in",)),
+)
+"""Every field of a state but its choices, in the order in which states are compared."""
+
+PRODUCT = Field("format.factors", "low-rank product", "numbers", WEIGHT, "product")
+"""What two factors are compared by."""
+
+
+# ------------------------------------------------------------------------------------------------ map
+
+
+def map(function: Callable[..., Any], *states: S) -> S:
+    """The first state with every array replaced by the function of it and its fellows in the other states.
+
+    Arrays in a change of basis are among them. All else is that of the first state, whose fields the others have.
+    """
+    mapped: S = _mapped(_tree(FIELDS), function, states)
+    return mapped
+
+
+def _mapped(tree: dict[str, Any], function: Callable[..., Any], values: tuple[Any, ...]) -> Any:
+    changed = {}
+    for name, below in tree.items():
+        first, *others = (getattr(value, name, None) for value in values)
+        if first is None:
+            continue
+        if isinstance(below, dict):
+            changed[name] = _mapped(below, function, (first, *others))
+        elif below.is_array:
+            changed[name] = function(first, *others)
+        elif below.kind == "basis":
+            changed[name] = first.map(function, *others)
+    return replace(values[0], **changed) if changed else values[0]
+
+
+@cache
+def _tree(fields: tuple[Field, ...]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for field in fields:
+        *above, last = field.path.split(".")
+        place = tree
+        for name in above:
+            place = place.setdefault(name, {})
+        place[last] = field
+    return tree
+
+
+# ------------------------------------------------------------------------------------------------ leaves
+
+
+def leaves(state: Any, *kinds: str) -> Iterator[tuple[Field, Any]]:
+    """The fields of these kinds, all where none is named, that have a value in the state, with their values."""
+    for field in FIELDS:
+        value = field.of(state)
+        if value is not None and (not kinds or field.kind in kinds):
+            yield field, value
+
+
+def arrays(state: Any) -> Iterator[tuple[Field, Any]]:
+    """The fields that are arrays, with their values, where they have one."""
+    return leaves(state, "numbers", "truths")
+
+
+def lines(state: Any) -> list[str]:
+    """A line for each field that has a value, for people. Arrays are as rows of texts, a transform is a matrix."""
+    found = []
+    for field, value in leaves(state):
+        if field.kind == "basis":
+            value = value.matrix(state.weight.shape[1])
+        found.append(f"{field.name} = {_shown(value)}")
+    return found
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return str([[str(x) for x in row] for row in np.atleast_2d(value)])
+    return str([str(x) for x in value] if isinstance(value, tuple) else value)
+
+
+# ------------------------------------------------------------------------------------------------ comparison
+
+
+def compared(
+    one: Any, other: Any, number: Callable[[Any], Term] = Fraction, *, recorded: bool = False
+) -> Iterator[tuple[Field, Any, Any]]:
+    """What counts in the equality of two states: each field with its values in both, None where one has none.
+
+    number: as for :meth:`compcomp.layers.basis.Transform.matrix`. recorded: an absent mask is not the same as one that
+    keeps all, and inputs count whether or not some technique has changed them.
+    """
+    for field in FIELDS:
+        a, b = field.of(one), field.of(other)
+        if field.equal == "full" and not recorded:
+            if a is not None or b is not None:
+                full = np.full(one.weight.shape, True, dtype=object)
+                yield field, full if a is None else a, full if b is None else b
+        elif field.kind == "basis":
+            pairs = unlike(a, b, one.weight.shape[1], number)
+            left, right = np.empty(len(pairs), dtype=object), np.empty(len(pairs), dtype=object)
+            for k, (x, y) in enumerate(pairs):
+                left[k], right[k] = x, y
+            yield field, left, right
+        elif field.equal in ("as it is", "full") or (field.equal == "changed" and (recorded or _changed(one, other))):
+            yield field, a, b
+    if one.format.factors is not None or other.format.factors is not None:
+        yield PRODUCT, one.effective() - one.weight, other.effective() - other.weight
+
+
+def _changed(*states: Any) -> bool:
+    return any(state.reference_inputs is not None for state in states)
+
+
+def differences(one: Any, other: Any, tolerance: float = 0) -> dict[str, list[Term]]:
+    """For every field that counts, truth-valued terms, one of which holds where the two states differ in it.
+
+    tolerance: relative slack for floats; 0 is exact. Fields that are the same without a term are left out.
+    """
+    found = {}
+    for field, a, b in compared(one, other, float if tolerance else Fraction):
+        if a is None or b is None:
+            terms = [True] if a is not b else []
+        elif field.kind == "data":
+            terms = [a != b]
+        elif field.kind == "truths":
+            terms = [Or(And(x, Not(y)), And(y, Not(x))) for x, y in zip(a.ravel(), b.ravel(), strict=True)]
+        else:
+            terms = [apart(x, y, tolerance) for x, y in zip(a.ravel(), b.ravel(), strict=True)]
+        if terms:
+            found[field.name] = terms
+    return found
+
+
+def apart(a: Term, b: Term, tolerance: float = 0) -> Term:
+    """Whether two numbers differ, by more than the tolerance relative to the first where one is given."""
+    return Abs(a - b) > tolerance * (1 + Abs(a)) if tolerance else a != b
+
+
+def alike_but(one: Any, other: Any, *names: str) -> bool:
+    """Whether two states of numbers have exactly the same in every field but those of these names."""
+    for field in FIELDS:
+        a, b = field.of(one), field.of(other)
+        if field.name in names or a is b:
+            continue
+        if a is None or b is None:
+            return False
+        if field.kind == "basis":
+            same = all(x == y for x, y in unlike(a, b, one.weight.shape[1]))
+        else:
+            same = np.array_equal(a, b) if field.is_array else a == b
+        if not same:
+            return False
+    return True
