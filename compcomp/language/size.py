@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from math import ceil, comb, lcm
+from math import ceil, comb, lcm, prod
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from compcomp.errors import InputError
 from compcomp.language.parameters import one_of
 from compcomp.language.technique import Sequence, Technique, as_sequence, unknowns
+from compcomp.layers import walk
 from compcomp.layers.batches import stack, unstack
 from compcomp.layers.state import Cut, Factors, Format, Grid, LayerState
 from compcomp.terms import Array, Batch, BatchChoices, each
@@ -100,7 +101,8 @@ class Size:
 
     ``values``: those of the weight. ``positions``: which of them are stored. ``scales``: scales and offsets.
     ``factors``: the low-rank term beside the weight, with its scales. ``basis``: scalings of input features.
-    ``shape``: of the dense weight. ``left``: weights that pruning has left. ``width``: bits of each.
+    ``shape``: of the dense weight. ``left``: weights that pruning has left. ``width``: bits of each. ``apart``: arrays
+    of a format that are stored as they are.
     """
 
     shape: tuple[Bits, Bits]
@@ -111,11 +113,12 @@ class Size:
     basis: Bits
     left: Bits
     width: int
+    apart: Bits = 0
 
     @property
     def bits(self) -> Bits:
         """All of them."""
-        return self.values + self.positions + self.scales + self.factors + self.basis
+        return self.values + self.positions + self.scales + self.factors + self.basis + self.apart
 
     @property
     def rate(self) -> Bits:
@@ -154,7 +157,8 @@ def theoretical_rate(bits: int, sparsity: Fraction | float) -> float:
 class _Counts:
     """What of a format its size depends on, as numbers. ``kept``: weights that the mask keeps, None without one.
 
-    ``left``, ``right``: entries of factors. ``scalings``: numbers that scale an input feature.
+    ``left``, ``right``: entries of factors. ``scalings``: numbers that scale an input feature. ``apart``:
+    bits of arrays that are stored as they are.
     """
 
     rows: Bits
@@ -166,6 +170,7 @@ class _Counts:
     left_groups: Bits
     right_groups: Bits
     scalings: Bits
+    apart: Bits
 
 
 def layer_size(form: Format, shape: tuple[int, int], positions: str = "index") -> Size:
@@ -195,6 +200,7 @@ def _counted(form: Format, shape: tuple[int, int]) -> _Counts:
         left_groups=left_groups,
         right_groups=right_groups,
         scalings=scalings * shape[1],
+        apart=sum(prod(array.shape) * (1 if field.kind == "truths" else DENSE) for field, array in walk.apart_of(form)),
     )
 
 
@@ -249,7 +255,9 @@ def _size(form: Format, counts: _Counts, shape: tuple[Bits, Bits], positions: st
         ways.append(((counts.rows + counts.columns) * form.rank, 0))
     stored, where = _least(ways, width, shape)
     left = count if counts.kept is None else counts.kept
-    return Size(shape, stored * width, where, weight.scales, factors, DENSE * counts.scalings, left, width)
+    return Size(
+        shape, stored * width, where, weight.scales, factors, DENSE * counts.scalings, left, width, counts.apart
+    )
 
 
 def _least(ways: list[tuple[Bits, Bits]], width: int, shape: tuple[Bits, Bits]) -> tuple[Bits, Bits]:

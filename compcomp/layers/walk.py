@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -160,17 +161,25 @@ def arrays(state: Any) -> Iterator[tuple[Field, Any]]:
     return leaves(state, "numbers", "truths")
 
 
+def apart_of(form: Any) -> Iterator[tuple[Field, Any]]:
+    """The arrays of a format that are stored apart, as they are."""
+    for field, array in arrays(SimpleNamespace(format=form)):
+        if field.stored == "apart":
+            yield field, array
+
+
 def lines(state: Any) -> list[str]:
     """A line for each field that has a value, for people. Arrays are as rows of texts, a transform is a matrix."""
     found = []
     for field, value in leaves(state):
         if field.kind == "basis":
             value = value.matrix(state.weight.shape[1])
-        found.append(f"{field.name} = {_shown(value)}")
+        found.append(f"{field.name} = {shown(value)}")
     return found
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value for people: an array as rows of texts."""
     if isinstance(value, np.ndarray):
         return str([[str(x) for x in row] for row in np.atleast_2d(value)])
     return str([str(x) for x in value] if isinstance(value, tuple) else value)

@@ -11,6 +11,7 @@ from torch import Tensor
 from compcomp.errors import InputError
 from compcomp.kernels._codebook import coded, nearest_places
 from compcomp.language.size import stored_as_factors
+from compcomp.layers import walk
 from compcomp.layers.basis import Rotation, Scaling, Transform
 from compcomp.layers.state import Grid, LayerState
 from compcomp.models.measure import effective_weight
@@ -25,7 +26,8 @@ def pack(layer: LayerState, dtype: torch.dtype) -> dict[str, Tensor]:
     grid, ``values`` in the model's ``dtype``: out x in, or only the kept ones, in row-major order, under a mask.
     ``mask``: bool, out x in. ``left`` (out x r), ``right`` (r x in): factors beside the weight; of one on a grid
     ``left_levels`` and ``left_scales``, or ``right_levels`` and ``right_scales``. ``weight_left``,
-    ``weight_right``: the weight itself, when its rank makes these smaller.
+    ``weight_right``: the weight itself, when its rank makes these smaller. Arrays of a format for which the table of
+    fields (:mod:`compcomp.layers.walk`) says so, as they are under their names.
 
     With a transform all these are about the transformed inputs, and values keep the dtype of the state. ``basis_K``:
     its K-th part in the order in which they act on the inputs, the scales (in) that features are divided by or the side
@@ -53,6 +55,7 @@ def pack(layer: LayerState, dtype: torch.dtype) -> dict[str, Tensor]:
         parts |= _factor("right", form.factors.right, form.factors.right_grid)
     for number, part in enumerate(form.transform.parts if form.transform is not None else ()):
         parts[f"basis_{number}"] = _tensor(part.scales) if isinstance(part, Scaling) else torch.tensor([part.block])
+    parts |= {field.name.replace(" ", "_"): _tensor(array) for field, array in walk.apart_of(form)}
     if form.transform is not None:
         _check(layer, parts)
     return {name: part.clone(memory_format=torch.contiguous_format) for name, part in parts.items()}

@@ -163,10 +163,6 @@ def _fail(technique: Technique, what: str, layer: LayerState, *results: tuple[st
     return AssertionError("\n".join(lines))
 
 
-def _text(value: Any) -> str:
-    return str([[str(x) for x in row] for row in value]) if isinstance(value, np.ndarray) else str(value)
-
-
 # --------------------------------------------------------------------------------------------- comparison
 
 
@@ -224,11 +220,11 @@ def _check_feasible(technique: Technique, kernel: Kernel, layer: LayerState, res
     named = (("torch kernel", start, found[0]), ("encoding", layer, result), ("encoding on batches", start, batch))
     for name, one, other in named:
         if not technique.feasible(one, other):
-            raise _fail(technique, f"what the {name} gives is not feasible", layer, (name, _text(other.weight)))
+            raise _fail(technique, f"what the {name} gives is not feasible", layer, (name, walk.shown(other.weight)))
         if not _same_inputs(one, other) or not np.array_equal(one.reference, other.reference):
             raise _fail(technique, f"the {name} changes the inputs or the reference", layer)
     if not _equal(*found):
-        shown = [(f"run {k}", _text(state.weight)) for k, state in enumerate(found)]
+        shown = [(f"run {k}", walk.shown(state.weight)) for k, state in enumerate(found)]
         raise _fail(technique, "two runs of the torch kernel differ", layer, *shown)
 
 
@@ -262,7 +258,7 @@ def _check_zeros(
             always = np.all(layer.reference == 0, axis=1 - axis) & _empty(layer, axis) & _empty(result, axis)
             broken += [f"zero {which}"] if np.any(always & ~_empty(found, axis)) else []
     if broken:
-        shown = [("encoding", _text(result.weight)), ("torch kernel", _text(found.weight))]
+        shown = [("encoding", walk.shown(result.weight)), ("torch kernel", walk.shown(found.weight))]
         raise _fail(technique, f"not exactly zero after the kernel in {dtype}: {', '.join(broken)}", layer, *shown)
 
 
@@ -303,7 +299,7 @@ def _check_same(technique: Technique, what: str, layer: LayerState, expected: La
             return
         apart = np.abs(_float_array(one) - _float_array(other)) if one.shape == other.shape else np.array(np.inf)
         if not np.all(apart <= TOLERANCE * size):
-            shown = (("encoding", _text(one)), (what, _text(other)))
+            shown = (("encoding", walk.shown(one)), (what, walk.shown(other)))
             raise _fail(technique, f"the {name} of the {what} differs", layer, *shown)
 
     def alike(name: str, one: Any, other: Any) -> None:
@@ -376,12 +372,12 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
         return _fail(technique, f"its promise {promise} is false", layer, *shown)
 
     if promised.deterministic and not _equal(results[0], results[1]):
-        shown = [(f"choice {k}", _text(r.weight)) for k, r in enumerate(results)]
+        shown = [(f"choice {k}", walk.shown(r.weight)) for k, r in enumerate(results)]
         raise broken("deterministic=True", *shown)
     if promised.deterministic:
         del makers[1], results[1]
     for make, result in zip(makers, results, strict=True):
-        after = ("weight after", _text(result.weight))
+        after = ("weight after", walk.shown(result.weight))
         if "mask" in promised.restores and not _restored(layer, result):
             raise broken("restores={'mask'}", after)
         for invariant in (*INVARIANTS, "factors"):
@@ -401,7 +397,7 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
             raise broken("format_varies=False", ("format after", numbers[0]), ("of a zero weight", numbers[1]))
         bits = promised.input_bits
         if bits is not None and result.inputs is not None and any(off_grid(token, bits) for token in result.inputs.T):
-            raise broken(f"input_bits={bits}", ("inputs after", _text(result.inputs)))
+            raise broken(f"input_bits={bits}", ("inputs after", walk.shown(result.inputs)))
         for name in promised.never_increases:
             if LOSSES[name].needs_inputs and layer.gram is None:
                 continue
@@ -412,17 +408,17 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
                 raise broken(f"never_increases={{{name!r}}}", ("before and after", losses), after)
         other = None if seed % 3 else technique.encode(replace(_with_other_factors(layer, seed), choices=make()))
         if other is not None and not promised.sees_factors and not _equal(result, other):
-            seen = ("effective weight after", _text(result.effective()))
-            raise broken("sees_factors=False", seen, ("with other factors", _text(other.effective())))
+            seen = ("effective weight after", walk.shown(result.effective()))
+            raise broken("sees_factors=False", seen, ("with other factors", walk.shown(other.effective())))
         _check_inputs(technique, layer, result, make)
         _check_basis(technique, layer, result)
         at_reference = replace(layer, reference=layer.effective(), reference_inputs=None, choices=make())
         rested = technique.encode(at_reference)
         if promised.rests and not _equal(at_reference, rested):
-            raise broken("rests=True", ("weight after, at the reference", _text(rested.weight)))
+            raise broken("rests=True", ("weight after, at the reference", walk.shown(rested.weight)))
         held = np.array_equal(rested.effective(), at_reference.reference) and _same_inputs(rested, at_reference)
         if promised.holds_reference and not held:
-            raise broken("holds_reference=True", ("effective weight after", _text(rested.effective())))
+            raise broken("holds_reference=True", ("effective weight after", walk.shown(rested.effective())))
         if promised.optimum is not None and (better := _better(promised.optimum, layer.weight, result.weight, seed)):
             raise broken("optimum", ("what it leaves", better), after)
         if promised.leaves_weight and not _weight_left(layer, result):
@@ -431,7 +427,7 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
             continue
         larger = technique.encode(replace(scaled(layer, factor), choices=make()))
         if not _equal(scaled(result, factor), larger):
-            raise broken("homogeneous=True", (f"weight after, times {factor}", _text(larger.weight)), after)
+            raise broken("homogeneous=True", (f"weight after, times {factor}", walk.shown(larger.weight)), after)
     _check_steps(technique, layer, results[0])
 
 
@@ -443,7 +439,7 @@ def _check_steps(technique: Technique, layer: LayerState, result: LayerState) ->
     for step in technique.steps():
         after = step.apply(after)
     if not _equal(after, result) or after.format.rank != result.format.rank:
-        shown = (("steps", _text(after.weight)), ("encoding", _text(result.weight)))
+        shown = (("steps", walk.shown(after.weight)), ("encoding", walk.shown(result.weight)))
         raise _fail(technique, "its steps() are not what its encoding does", layer, *shown)
 
 
@@ -509,7 +505,7 @@ def _least_error(weight: Array, error: Array, group: list[tuple[int, int]], opti
 
 def _check_inputs(technique: Technique, before: LayerState, after: LayerState, make: Callable[[], Choices]) -> None:
     """The technique changes the inputs and nothing else, or leaves them alone, and looks at none it does not need."""
-    shown = ("inputs after", _text(after.inputs))
+    shown = ("inputs after", walk.shown(after.inputs))
     if not technique.promises().changes_inputs:
         if not _same_inputs(before, after):
             raise _fail(technique, "its promise changes_inputs=False is false", before, shown)
