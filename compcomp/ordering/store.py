@@ -27,8 +27,8 @@ DECIDED = (Status.PROVED, Status.REFUTED, Status.VACUOUS)
 """What stays as it is. An unknown may be known with more time, and is kept with the time it had."""
 
 MEANING = (
-    *("terms.py", "layers", "algebra", "language", "proving", "checking", "encodings"),
-    *("ordering/reuse.py", "ordering/dag.py"),
+    *("errors.py", "hooks.py", "terms.py", "layers", "algebra", "language", "checking", "proving", "encodings"),
+    *("ordering/reuse.py", "ordering/dag.py", "ordering/space.py"),
 )
 """The sources a verdict depends on: a change in one of them makes every earlier verdict unfindable."""
 MEASURING = (*MEANING, "kernels", "models")

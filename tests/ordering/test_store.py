@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 from compcomp.errors import InputError
@@ -24,6 +25,7 @@ from compcomp.language.verdict import Grade, Query, Status, Trace, Verdict, Witn
 from compcomp.ordering import store as module
 from compcomp.ordering.store import Store, verdict_from_json, verdict_to_json
 from compcomp.techniques import AbsMax, Magnitude
+from tests.test_structure import import_graph
 
 P, Q = Magnitude("1/2", ties="all"), AbsMax(bits=4, group=4)
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,12 +173,27 @@ def test_another_version_of_a_package_finds_nothing(
     assert (verdict is None, result is None) == ((False, True) if package == "torch" else (True, False))
 
 
+def test_keys_cover_all_that_decides() -> None:
+    """Whatever the modules import, directly or not, by which a verdict comes about, or a measurement."""
+    graph = import_graph()
+    decides = ("compcomp.proving", "compcomp.ordering.reuse", "compcomp.ordering.dag", "compcomp.encodings")
+    measures = ("compcomp.models", "compcomp.kernels")
+    for covered, starts in ((module.MEANING, decides), (module.MEASURING, (*decides, *measures))):
+        roots = {name for name in graph if name.startswith(starts)}
+        reached = roots.union(*(nx.descendants(graph, root) for root in roots))
+        parts = ["compcomp." + part.removesuffix(".py").replace("/", ".") for part in covered]
+        left_out = {name for name in reached if not any(name == p or name.startswith(f"{p}.") for p in parts)}
+        assert left_out <= {"compcomp.version"}  # which is in the key as it is
+
+
 @pytest.mark.parametrize(
     ("part", "verdicts", "results"),
     [
         ("encodings/absmax.py", False, False),
         ("terms.py", False, False),
         ("layers/state.py", False, False),
+        ("layers/walk.py", False, False),
+        ("language/steps.py", False, False),
         ("algebra/low_rank.py", False, False),
         ("ordering/reuse.py", False, False),
         ("kernels/absmax.py", True, False),
