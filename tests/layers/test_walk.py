@@ -1,4 +1,4 @@
-"""One table has every field of a state, and what one entry of it is good for."""
+"""The table has every field of a state, and one entry is all that a further field needs."""
 
 from __future__ import annotations
 
