@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from compcomp.models.layers import Layer, layers_by_name, unwrap
 
@@ -31,6 +32,8 @@ def outside(model: nn.Module, layers: Iterable[Layer]) -> dict[str, Any]:
     others = {id(p) for m in model.modules() if _is_table(m) or _is_norm(m) for p in m._parameters.values()}
     left, foreign, total = [], [], 0
     for name, parameter in model.named_parameters():
+        if is_lazy(parameter):  # of no size yet
+            continue
         total += parameter.numel()
         if id(parameter) in inside:
             continue

@@ -143,7 +143,8 @@ def test_the_output_head_of_a_model_inside_is_left_alone() -> None:
 
 
 def adapted(kind: str, **more: Any) -> Any:
-    peft = pytest.importorskip("peft")
+    import peft
+
     configs = {
         "lora": lambda: peft.LoraConfig(r=2, target_modules=["q_proj", "o_proj"], init_lora_weights=False),
         "dora": lambda: peft.LoraConfig(r=2, target_modules=["q_proj", "o_proj"], use_dora=True),
