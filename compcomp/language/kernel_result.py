@@ -61,7 +61,7 @@ def _entries(after: LayerState, shape: tuple[int, ...]) -> Iterator[tuple[str, s
         if not field.is_array or not (field.in_format or field.path == "weight"):
             continue
         value = _found(after, field.path.split("."))
-        if value is None:
+        if value is None and field.in_format:
             continue
         if field.name == "left factor":
             sides["rank"] = int(value.shape[-1]) if hasattr(value, "shape") and len(value.shape) else 0

@@ -244,7 +244,7 @@ def _check_zeros(
         inputs=_to(before.inputs, gram),
         reference_inputs=_to(before.reference_inputs, gram),
     )
-    start, found = _floats(low), _floats(kernel(technique, low))
+    start, found = _floats(low), _floats(_run(technique, kernel, layer, low))
     promised = technique.promises()
     broken: list[str] = [
         name for name in ("mask", "n:m", "shape") if name in promised.keeps and not _kept(name, start, found)

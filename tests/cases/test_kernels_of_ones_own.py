@@ -55,7 +55,7 @@ WRONG: dict[str, tuple[Callable[[LayerState], Any], str]] = {
     "a tensor": (lambda layer: layer.weight / 2, "torch.Tensor"),
     "a tuple": (lambda layer: (layer.weight, layer.format), "a tuple"),
     "the class": (lambda layer: LayerState, "a type"),
-    "numpy": (lambda layer: made(layer, (layer.weight / 2).numpy()), "numpy.ndarray"),
+    "numpy": (lambda layer: made(layer, (layer.weight / 2).double().numpy()), "numpy.ndarray"),
     "a list": (lambda layer: made(layer, (layer.weight / 2).tolist()), "a list"),
     "no weight": (lambda layer: replace(layer, weight=None), "nothing"),
     "no format": (lambda layer: replace(layer, weight=layer.weight / 2, format=None), "format"),
