@@ -13,6 +13,7 @@ from compcomp.algebra.free import alike
 from compcomp.errors import InputError
 from compcomp.language.parameters import grid_partition, number, shown, whole
 from compcomp.language.technique import Declared, Technique
+from compcomp.layers import walk
 from compcomp.layers.partition import Partition
 from compcomp.layers.state import Format, Grid, LayerState
 from compcomp.terms import Abs, And, Choices, Div, Equal, If, Max, Term, each, nearest
@@ -120,9 +121,8 @@ class QuantizationAwareTraining(Technique):
         assert form.grid is not None
         steps = each(lambda step, w: float(step) if isinstance(w, float) else step, form.grid.step, before.weight)
         form = replace(form, grid=replace(form.grid, step=steps))
-        names = ("reference", "gram", "inputs", "reference_inputs")
         same: list[Term] = [alike(form, after.format), before.weight.shape == after.weight.shape]
-        same += [alike(getattr(before, name), getattr(after, name)) for name in names]
+        same += [alike(field.of(before), field.of(after)) for field in walk.FIELDS if field.given]
         for index in np.ndindex(*before.weight.shape):
             value, step = after.weight[index], steps[index]
             same.append(Equal(nearest(value, step, self.levels, "half_even", Choices()), value))

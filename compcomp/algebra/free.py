@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from compcomp.layers import walk
 from compcomp.layers.state import LayerState
 from compcomp.terms import And, Array, Equal, If, Term, each
 
@@ -29,7 +30,7 @@ def is_any_weights(before: LayerState, after: LayerState) -> Term:
         same.append(alike(before.weight, after.weight))
     elif form.mask is not None:
         same += [If(keep, True, Equal(w, 0)) for keep, w in zip(form.mask.ravel(), after.weight.ravel(), strict=True)]
-    same += [alike(getattr(before, name), getattr(after, name)) for name in ("reference", "gram", "inputs")]
+    same += [alike(field.of(before), field.of(after)) for field in walk.FIELDS if field.given]
     return And(*same)
 
 

@@ -58,6 +58,11 @@ class Field:
     def in_format(self) -> bool:
         return self.path.startswith("format.")
 
+    @property
+    def given(self) -> bool:
+        """Whether it is about the dense layer and its inputs, rather than what has become of the weight."""
+        return not self.in_format and self.path != "weight"
+
     def of(self, state: Any) -> Any:
         """Its value in a state; None where there is none, such as the step of a grid that is not there."""
         for name in self.path.split("."):

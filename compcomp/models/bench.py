@@ -20,6 +20,7 @@ from compcomp.language.loss import LOSSES, loss_named
 from compcomp.language.named import registrations
 from compcomp.language.size import dense_bits, layer_bits
 from compcomp.language.technique import Sequence, Technique, as_sequence
+from compcomp.layers import walk
 from compcomp.layers.state import LayerState, Magnitudes
 from compcomp.models.batches import iterate, prepared
 from compcomp.models.calibrate import calibrate
@@ -443,8 +444,8 @@ class ModelBench:
         after = applied(technique, name, self._bring(name, layer))
         if self._offload:
             after = move(after, torch.device("cpu"))
-        known = {name: getattr(layer, name) for name in ("reference", "gram", "inputs", "magnitudes")}
-        return replace(after, **known, reference_inputs=None)
+        given = {field.path.partition(".")[0]: None for field in walk.FIELDS if field.given}
+        return replace(after, **{name: getattr(layer, name) for name in given} | {"reference_inputs": None})
 
     def _apply_whole(self, technique: Technique, state: ModelState) -> ModelState:
         """The state after a technique that acts on all layers together."""
