@@ -13,7 +13,7 @@ from compcomp.errors import InputError
 if TYPE_CHECKING:
     from compcomp.language.verdict import Verdict
 
-FORMAT = 3
+FORMAT = 4
 STATED = (
     "claim",
     "loss",
@@ -21,6 +21,7 @@ STATED = (
     "status",
     "reach",
     "assumptions",
+    "assumed",
     "given",
     "needed",
     "congruent",
