@@ -49,7 +49,7 @@ from compcomp.proving.solver import Solver
 # Rule (rows). Let the first mask and cut be those of a technique that declares to remove rows alone: what they drop and
 # remove is rows then, of zeros in the weight and in the low-rank term. If every later technique keeps such rows (steps
 # that keep zeros do, as they touch no low-rank term; others declare it), they are zero at the end. What the last of
-# them drops or removes itself is zero after it (its contract); before it no other may drop or remove anything. And the
+# them drops or removes itself is zero after it by its contract; before it no other may drop or remove anything. And the
 # same of columns.
 #
 # Rule (restored). Let T be a technique of S that declares to restore the mask: whatever the weights were, all that the
