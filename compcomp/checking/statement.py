@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from compcomp.checking.assumed import ASSUMED, contradictions
 from compcomp.checking.contracts import derived
 from compcomp.checking.farkas import Invalid
 from compcomp.language.claim import EACH_KIND, Claim, Scope
@@ -21,6 +22,7 @@ STATED: dict[str, Any] = {
     **dict.fromkeys(("claim", "status", "scope", "reach", "stage", "cause", "reason"), str),
     **dict.fromkeys(("loss", "grade"), (str, type(None))),
     **dict.fromkeys(("assumptions", "given", "notes"), TEXTS),
+    "assumed": list,
     **{"format": int, "needed": (list, type(None)), "congruent": bool, "work": dict, "versions": dict},
 }
 ANSWER: dict[str, Any] = {
@@ -34,7 +36,6 @@ WITNESS: dict[str, Any] = {
 TRACE: dict[str, Any] = {
     **{"sequence": str, "steps": list, "loss": (str, type(None)), "torch_loss": (float, type(None))}
 }
-EXACT = "exact arithmetic (reals, not floats)"
 FOLLOWS = "follows from a verdict on "
 PROOF_NOTES = (
     "no second solver was asked",
@@ -70,6 +71,8 @@ def check_shape(stated: Any, answers: Any, witness: Any) -> None:
     check_fields(stated, STATED, "claim.json")
     if stated["format"] != FORMAT:
         raise Invalid(f"claim.json: format {stated['format']} is not known")
+    for one in stated["assumed"]:
+        check_fields(one, ASSUMED, "an assumption")
     if stated["needed"] is not None and not all(isinstance(text, str) for text in stated["needed"]):
         raise Invalid("claim.json: needed is no list of texts")
     check_fields(stated["versions"], dict.fromkeys(("compcomp", "solver", "second solver"), str), "versions")
@@ -112,7 +115,8 @@ def problems(claim: Claim, stated: Data, answers: list[Data], witness: Data | No
     wrong(bool(stated["cause"]) and status in ("PROVED", "REFUTED"), f"{status}, and a cause why it is not")
     wrong(bool(stated["reason"]) and status not in ("PROVED", "REFUTED"), f"{status}, and a reason why it holds")
     if status != "PROVED":
-        bound = stated["congruent"] or stated["needed"] or stated["assumptions"] not in ([], [*claim.coupling])
+        assumes = stated["assumptions"] not in ([], [*map(str, claim.coupling)])
+        bound = stated["congruent"] or stated["needed"] or assumes
         wrong(bound and not _follows(stated), f"{status}, and what belongs to a proof")
         elsewhere = stated["reach"] != Scope.of(stated["scope"]).describe()
         wrong(elsewhere and not _follows(stated), "the reach is not its scope")
@@ -123,6 +127,7 @@ def problems(claim: Claim, stated: Data, answers: list[Data], witness: Data | No
         wrong(not _follows(stated) and stated["notes"] != without, "notes that say something else of torch kernels")
     if status == "PROVED":
         found += _of_proof(claim, stated, answers)
+    found += contradictions(claim, stated, _follows(stated))
     found += _of_work(stated, answers)
     return found
 
@@ -162,12 +167,6 @@ def _of_proof(claim: Claim, stated: Data, answers: list[Data]) -> list[str]:
     reached = (at, f"{at}: every matrix made of such blocks", f"{at}, inside the box")
     if stated["stage"] == "bounded" and (reach not in reached or scope.kind == "any"):
         found.append("the reach is not that of a proof at its scope")
-    if EXACT not in stated["assumptions"]:
-        found.append("a proof assumes exact arithmetic")
-    if missing := [c.describe() for c in claim.given if c.describe() not in stated["assumptions"]]:
-        found.append(f"not among the assumptions: {missing[0]}"[:200])
-    if len(set(stated["assumptions"])) < len(stated["assumptions"]):
-        found.append("an assumption is there twice")
     needed, given = stated["needed"], stated["given"]
     if (needed is None) != (not given) or any(text not in given for text in needed or ()):
         found.append("the conditions that are needed are not among the given ones")

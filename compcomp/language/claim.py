@@ -11,6 +11,7 @@ from math import lcm
 from typing import Any
 
 from compcomp.errors import InputError
+from compcomp.language.assumption import Assumption, Kind, assumption, contract
 from compcomp.language.conditions import INPUT_FACTS, Condition, Given, check, conditions
 from compcomp.language.loss import Loss, loss_named
 from compcomp.language.parameters import number
@@ -94,15 +95,30 @@ class Claim:
         return f"{reason}, for {name}: {part}"
 
     @property
-    def coupling(self) -> tuple[str, ...]:
+    def coupling(self) -> tuple[Assumption, ...]:
         """What is taken for granted of the techniques that share units, where the claim has parts."""
         shared = dict.fromkeys(t for sequence in self.sequences for t in sequence if t.parts()) if self.parts() else {}
         return tuple(
-            f"{technique} acts on the whole model: "
-            + ", ".join(f"on {name} as {part}" for name, part in technique.parts().items())
-            + ", but that all of its layers choose which go"
+            assumption(
+                Kind.WHOLE_MODEL,
+                technique,
+                ", ".join(f"on {name} as {part}" for name, part in technique.parts().items())
+                + ", but that all of its layers choose which go",
+            )
             for technique in shared
         )
+
+    @property
+    def of_techniques(self) -> tuple[Assumption, ...]:
+        """What a proof takes for granted of techniques that act on a whole model, and of encodings beside steps."""
+        found: dict[Assumption, None] = {}
+        for technique in (t for sequence in self.sequences for t in sequence):
+            if technique.whole_model:
+                about = "the layer is what its encoding says that it stands for"
+                found[assumption(Kind.WHOLE_MODEL, technique, about)] = None
+            if type(technique).encode is not Technique.encode and technique.steps():
+                found[contract(technique, "does what its steps say and no more")] = None
+        return tuple(found)
 
     @property
     def needs_inputs(self) -> bool:

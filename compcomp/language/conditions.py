@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from compcomp.errors import InputError
+from compcomp.language.assumption import Assumption, Kind
 from compcomp.language.loss import Loss
 from compcomp.language.parameters import digits
 from compcomp.language.steps import RangeMap, ScaledMap, Selection, Step
@@ -106,6 +107,11 @@ class Condition:
     def describe(self) -> str:
         """One line for the assumptions of a verdict."""
         return f"given {self.name}: {self.says}"
+
+    @property
+    def assumption(self) -> Assumption:
+        """That it holds, among the assumptions of a proof."""
+        return Assumption(Kind.CONDITION, self.describe(), about=str(self))
 
 
 @dataclass(frozen=True)

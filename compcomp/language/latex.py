@@ -43,7 +43,7 @@ def verdict_to_latex(verdict: Verdict) -> str:
         rf"{verdict.reach or verdict.scope.describe()}."
     ]
     if verdict.assumptions:
-        lines.append("Assuming: " + "; ".join(map(escape, verdict.assumptions)) + ".")
+        lines.append("Assuming: " + "; ".join(escape(str(a)) for a in verdict.assumptions) + ".")
     if verdict.cause:
         lines.append(f"Cause: {escape(verdict.cause)}.")
     if witness := verdict.witness:

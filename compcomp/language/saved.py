@@ -12,7 +12,7 @@ from compcomp.errors import InputError
 from compcomp.language.named import is_named
 from compcomp.language.verdict import Verdict
 
-FORMAT = 3
+FORMAT = 4
 STATED = (
     "claim",
     "loss",
@@ -20,6 +20,7 @@ STATED = (
     "status",
     "reach",
     "assumptions",
+    "assumed",
     "given",
     "needed",
     "congruent",

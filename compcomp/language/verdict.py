@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compcomp import hooks
+from compcomp.language.assumption import Assumption, assumptions
 from compcomp.language.claim import Claim, Scope
 
 Matrix = tuple[tuple[Fraction, ...], ...]
@@ -111,6 +112,7 @@ class Verdict:
     ``notes``: what else there is to say, such as why the grade is no better.
     ``congruent``: a proof that holds from every state of a layer, not from the dense one alone: an equality may then be
     used anywhere in a longer sequence, and a dominance at its end.
+    ``assumptions``: what a proof takes for granted. One given as text is of no known kind, and counts as restricting.
     ``needed``: of a proved claim with conditions, a smallest set of them with which the proof still goes through.
     """
 
@@ -118,7 +120,7 @@ class Verdict:
     scope: Scope
     status: Status
     reach: str = ""
-    assumptions: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
     grade: Grade | None = None
     stage: str = ""
     cause: str = ""
@@ -130,6 +132,9 @@ class Verdict:
     needed: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     congruent: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "assumptions", assumptions(self.assumptions, "Verdict"))
 
     @property
     def proved(self) -> bool:
@@ -168,7 +173,8 @@ class Verdict:
             "scope": str(self.scope),
             "reach": self.reach,
             "grade": str(self.grade) if self.grade else None,
-            "assumptions": list(self.assumptions),
+            "assumptions": list(map(str, self.assumptions)),
+            "assumed": [assumption.to_json() for assumption in self.assumptions],
             "given": list(map(str, self.claim.given)),
             "needed": None if self.needed is None else list(self.needed),
             "congruent": self.congruent,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from compcomp.language.assumption import Assumption
 from compcomp.language.claim import Claim, Scope, dominates
 from compcomp.language.conditions import (
     Condition,
@@ -43,7 +44,7 @@ def conditional(
     loss: Loss,
     bench: Bench,
     ask: Ask,
-    held: Iterable[str] = (),
+    held: Iterable[Assumption] = (),
     told: Told = lambda done, total, text: None,
 ) -> tuple[list[dict[str, Any]], list[Verdict]]:
     """For each pair (A, B), both ways, whether A >> B loses no more than B >> A on this model, under conditions.
@@ -82,7 +83,9 @@ def conditional(
     return found, used
 
 
-def _proofs(a: Technique, b: Technique, loss: Loss, ask: Ask, held: Iterable[str], until: float) -> list[Verdict]:
+def _proofs(
+    a: Technique, b: Technique, loss: Loss, ask: Ask, held: Iterable[Assumption], until: float
+) -> list[Verdict]:
     """Proofs that a >> b loses no more than b >> a, each under one of the smallest sets of conditions."""
     seconds = until - time.monotonic()
     if seconds <= 0:
@@ -92,7 +95,7 @@ def _proofs(a: Technique, b: Technique, loss: Loss, ask: Ask, held: Iterable[str
     if not finding.given:
         return []
     proofs = (finding.verdict, *finding.also)
-    return [v for v in proofs if covers(v, None, {*held, *(condition.describe() for condition in v.claim.given)})]
+    return [v for v in proofs if covers(v, None, {*held, *(condition.assumption for condition in v.claim.given)})]
 
 
 def _entry(claim: Claim, layers: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -28,7 +28,6 @@ Laws (each is checked here, so that no search can break it):
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -36,11 +35,12 @@ from typing import Any
 
 import networkx as nx
 
+from compcomp.language.assumption import Assumption
 from compcomp.language.claim import Claim
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Verdict
 from compcomp.ordering.space import Prefix, Slot, Space, Used
-from compcomp.proving.proof import DENSE_INPUTS, EXACT, SAME_BASIS
+from compcomp.proving.proof import DENSE_INPUTS, SAME_BASIS
 
 Shape = tuple[int, int]
 
@@ -73,23 +73,17 @@ class Fate:
         return {"order": self.order, "fate": self.fate, "because": self.because, "by": self.by}
 
 
-OF_EVERY_LAYER = re.compile(
-    re.escape(EXACT) + r"|.* \(its contract\)|without loss of generality .*|the layer splits into independent blocks .*"
-)
-"""Assumptions that restrict no layer: exact arithmetic, what techniques declare, steps of the proof itself."""
-
-
-def covers(verdict: Verdict, shapes: Collection[Shape] | None, held: Collection[str] = ()) -> bool:
+def covers(verdict: Verdict, shapes: Collection[Shape] | None, held: Collection[Assumption] = ()) -> bool:
     """Whether a proof speaks of every layer of these shapes (out, in); None stands for layers of any shape.
 
-    An assumption that may restrict the layers must be among ``held``, those known to hold for them; one that
-    is not understood counts as such. A proof for one block covers layers made of such blocks where every
+    An assumption that may restrict the layers (:attr:`Assumption.restricts`) must be among ``held``, those known to
+    hold for them. A proof for one block covers layers made of such blocks where every
     technique acts inside a block and the loss adds over weights: an output loss does not, as blocks of a row
     share its outputs.
     """
     if not verdict.proved:
         return False
-    if any(a not in held and OF_EVERY_LAYER.fullmatch(a) is None for a in verdict.assumptions):
+    if any(assumption.restricts and assumption not in held for assumption in verdict.assumptions):
         return False
     scope = verdict.scope
     if scope.kind == "any":
@@ -158,7 +152,7 @@ class Orderings(Space):
         given: Iterable[Technique | Slot],
         loss: str,
         shapes: Collection[Shape] | None = None,
-        held: Collection[str] = (),
+        held: Collection[Assumption] = (),
         before: Iterable[tuple[Technique, Technique]] = (),
     ) -> None:
         super().__init__(given, before)

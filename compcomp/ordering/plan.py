@@ -266,7 +266,7 @@ class Plan:
             }[fate.fate]
             lines.append(f"It was not measured, since {what} {fate.by}, which was ({self._of(fate.by, rank)}).")
             for proof in fate.proofs:
-                assuming = f", assuming {'; '.join(proof.assumptions)}" if proof.assumptions else ""
+                assuming = f", assuming {'; '.join(map(str, proof.assumptions))}" if proof.assumptions else ""
                 reason = f" ({proof.reason})" if proof.reason else ""
                 lines.append(f"Proved for {proof.reach or proof.scope.describe()}{reason}: {proof.claim}{assuming}.")
             if fate.note:

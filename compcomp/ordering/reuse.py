@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from compcomp.errors import InputError
+from compcomp.language.assumption import Assumption, contract
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.conditions import Box, Condition, follow
 from compcomp.language.identity import or_itself, same
@@ -149,7 +150,7 @@ class Implication:
 
     laws: tuple[str, ...] = ()
     scale: Fraction = Fraction(1)
-    assumptions: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
     same_runs: bool = True
     same_layers: bool = True
 
@@ -163,14 +164,14 @@ def implies(one: Claim, other: Claim) -> Implication | None:
         scale = _scale(form, other)
         if scale is None:
             continue
-        assumptions: tuple[str, ...] = ()
+        assumptions: tuple[Assumption, ...] = ()
         opened = any(value is not ANY for value in values.values())
         if opened:
             laws = (*laws, "any parameter")
         if scale != 1:
             laws, same_runs = (*laws, "boxes of homogeneous techniques scale"), False
             assumptions = tuple(
-                dict.fromkeys(f"{t} scales along with the layer (its contract)" for s in other.sequences for t in s)
+                dict.fromkeys(contract(t, "scales along with the layer") for s in other.sequences for t in s)
             )
         fewer = not follow(other.given, _scaled(form.given, scale))
         if fewer:
@@ -257,7 +258,7 @@ def _proof(source: Verdict, claim: Claim, scope: Scope) -> Verdict | None:
     reach, law = where
     if claim.given and not (found.same_layers and source.scope == scope) and not _can_be_met(claim, scope):
         return None
-    assumptions = (*source.assumptions, *found.assumptions, *(condition.describe() for condition in claim.given))
+    assumptions = (*source.assumptions, *found.assumptions, *(condition.assumption for condition in claim.given))
     return replace(
         source,
         claim=claim,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from compcomp.errors import InputError
+from compcomp.language.assumption import Assumption
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.named import sources_of
 from compcomp.language.text import parse_claim
@@ -295,7 +296,9 @@ def verdict_from_json(data: Mapping[str, Any], claim: Claim | None = None) -> Ve
         scope=Scope.of(data["scope"]),
         status=Status(data["status"]),
         reach=data["reach"],
-        assumptions=tuple(data["assumptions"]),
+        assumptions=tuple(
+            Assumption.from_json(one, text) for one, text in zip(data["assumed"], data["assumptions"], strict=True)
+        ),
         grade=None if data["grade"] is None else Grade(data["grade"]),
         stage=data["stage"],
         cause=data["cause"],

@@ -160,7 +160,7 @@ def _is_new(invariant: str, formats: Sequence[Format] | None, second: Technique)
 
 def _detail(verdict: Verdict) -> tuple[str, ...]:
     if verdict.proved:
-        return verdict.assumptions
+        return tuple(map(str, verdict.assumptions))
     if verdict.refuted and verdict.witness is not None:
         return (witness_line(verdict.witness),)
     return (" ".join(verdict.cause.split()),)

@@ -13,6 +13,7 @@ import numpy as np
 import z3
 
 from compcomp.errors import NotExactError
+from compcomp.language.assumption import SYMMETRIES, Assumption, Kind, assumption
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.steps import ScaledMap, Selection, Step
 from compcomp.language.technique import Sequence
@@ -146,13 +147,9 @@ class Plan:
     order: bool = False
 
     @property
-    def assumptions(self) -> tuple[str, ...]:
-        named = {
-            "signs": "without loss of generality w >= 0 (sign symmetry, proved)",
-            "scale": "without loss of generality the largest magnitude is 1 (homogeneity, proved)",
-            "order": "without loss of generality sorted (permutation symmetry, proved; ties taken adversely)",
-        }
-        return tuple(text for name, text in named.items() if getattr(self, name))
+    def assumptions(self) -> tuple[Assumption, ...]:
+        used = (about for name, about in SYMMETRIES.items() if getattr(self, name))
+        return tuple(assumption(Kind.WITHOUT_LOSS, about=about) for about in used)
 
 
 def _steps(claim: Claim) -> list[Step]:
@@ -177,7 +174,7 @@ def _additive(claim: Claim) -> bool:
     return not of_rank and (claim.loss is None or claim.part is not None)
 
 
-def _one_block(claim: Claim, scope: Scope) -> tuple[tuple[int, int], str, tuple[str, ...]]:
+def _one_block(claim: Claim, scope: Scope) -> tuple[tuple[int, int], str, tuple[Assumption, ...]]:
     """The shape to look at, what a proof there covers, and what has to be said about it."""
     assert scope.shape is not None
     shape = scope.shape
@@ -185,23 +182,20 @@ def _one_block(claim: Claim, scope: Scope) -> tuple[tuple[int, int], str, tuple[
     steps, partitions = _steps(claim), _partitions(claim)
     if not _local(claim):
         return shape, f"{scope.describe()}, inside the box", ()
-    reach, notes = scope.describe(), tuple[str, ...]()
+    reach, notes = scope.describe(), tuple[Assumption, ...]()
     if scope.kind == "block":
         block = Partition.blocks(scope.columns)
         inside = _only_steps(claim) and all(partition.refines(block) for partition in partitions)
         if inside:
             reach = f"block of {scope.columns}: every matrix made of such blocks"
         else:
-            notes = ("every technique acts inside the block: a selection or scale over the tensor means the block",)
+            notes = (assumption(Kind.INSIDE_BLOCK),)
     if _only_steps(claim) and _additive(claim) and steps:
         for whole in (Partition.rows(), _common_block(partitions)):
             if whole is not None and all(partition.refines(whole) for partition in partitions):
                 shape = (1, whole.group_size(shape))
     if shape != scope.shape:
-        notes = (
-            *notes,
-            f"the layer splits into independent blocks of {shape[1]} (every step acts inside one)",
-        )
+        notes = (*notes, assumption(Kind.BLOCKS, about=str(shape[1])))
     return shape, reach, notes
 
 

@@ -45,7 +45,7 @@ def of_parts(claim: Claim, scope: Scope, decide: Callable[[Claim], Verdict]) -> 
         return _of(
             *(claim, scope, found, told[0]),
             reason=" and ".join(dict.fromkeys(v.reason for v in told)) + EACH_KIND,
-            assumptions=tuple(dict.fromkeys([*(text for v in told for text in v.assumptions), *claim.coupling])),
+            assumptions=tuple(dict.fromkeys([*(one for v in told for one in v.assumptions), *claim.coupling])),
             grade=max((v.grade for v in told if v.grade is not None), key=GRADES.index, default=None),
             notes=tuple(dict.fromkeys(note for v in told for note in v.notes)),
             needed=None if not claim.given else tuple(dict.fromkeys(n for v in told for n in v.needed or ())),

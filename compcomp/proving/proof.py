@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from compcomp.language.assumption import Assumption, Kind, assumption
 from compcomp.language.verdict import Query
 
 
@@ -16,11 +17,11 @@ class Proof:
 
     rule: str
     reach: str
-    assumptions: tuple[str, ...]
+    assumptions: tuple[Assumption, ...]
     queries: tuple[Query, ...] = ()
     congruent: bool = False
 
 
-EXACT = "exact arithmetic (reals, not floats)"
-DENSE_INPUTS = "where this is used inside a longer sequence, nothing in that changes the inputs"
-SAME_BASIS = "where this is used inside a longer sequence, nothing in that changes the basis of the inputs"
+EXACT = assumption(Kind.EXACT)
+DENSE_INPUTS = assumption(Kind.DENSE_INPUTS)
+SAME_BASIS = assumption(Kind.SAME_BASIS)

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
-from compcomp.language.technique import Technique
 from compcomp.language.verdict import Grade, Query, Status, Verdict
 from compcomp.proving.bounded import Outcome, bounded
 from compcomp.proving.crosscheck import SECONDS, cross_check
@@ -93,17 +92,6 @@ def prove(
 
             return certified(verdict, timeout)
         return verdict
-
-
-def _of_techniques(claim: Claim) -> tuple[str, ...]:
-    """What has to be said of techniques that act on all layers of a model together, and of steps beside an encoding."""
-    found: dict[str, None] = {}
-    for technique in (t for sequence in claim.sequences for t in sequence):
-        if technique.whole_model:
-            found[f"{technique} acts on the whole model: the layer is what its encoding says that it stands for"] = None
-        if type(technique).encode is not Technique.encode and technique.steps():
-            found[f"{technique} does what its steps say and no more (its contract)"] = None
-    return tuple(found)
 
 
 class _Attempt:
@@ -203,8 +191,8 @@ class _Attempt:
             reach=proof.reach,
             assumptions=(
                 *proof.assumptions,
-                *(condition.describe() for condition in self.claim.given),
-                *_of_techniques(self.claim),
+                *(condition.assumption for condition in self.claim.given),
+                *self.claim.of_techniques,
             ),
             congruent=proof.congruent,
             needed=self._needed(stage),

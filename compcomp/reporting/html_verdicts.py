@@ -57,7 +57,7 @@ def verdict_list(verdicts: Iterable[Verdict]) -> str:
     text += f'<div class="verdicts"><div class="row head">{head}</div>'
     text += folded([_verdict(v, shown) for v in shown.verdicts], "", "", "claims") + "</div>"
     if shown.assumptions:
-        items = "".join(f"<li>{escape(a)}</li>" for a in shown.assumptions)
+        items = "".join(f"<li>{escape(str(a))}</li>" for a in shown.assumptions)
         text += f'<h3>Assumptions</h3><ol class="notes">{items}</ol>'
     return text
 
@@ -102,7 +102,7 @@ def _inside(verdict: Verdict) -> str:
     rows = "".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in facts if v)
     text = f'<table class="plain">{rows}</table>'
     if verdict.assumptions:
-        items = "".join(f"<li>{escape(a)}</li>" for a in verdict.assumptions)
+        items = "".join(f"<li>{escape(str(a))}</li>" for a in verdict.assumptions)
         text += f"<h4>Assumptions</h4><ul>{items}</ul>"
     if verdict.witness is not None:
         text += _witness(verdict.witness, verdict.status)

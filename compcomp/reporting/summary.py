@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from compcomp.language.assumption import Assumption
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status, Verdict
 from compcomp.ordering.conditional import conclusion, percent
@@ -348,17 +349,17 @@ class Numbered:
     """Verdicts in the order in which they are shown, and their distinct assumptions in the order met."""
 
     verdicts: tuple[Verdict, ...]
-    assumptions: tuple[str, ...]
+    assumptions: tuple[Assumption, ...]
 
     def numbers(self, verdict: Verdict) -> list[int]:
         """The numbers of its assumptions, from 1."""
-        return sorted({self.assumptions.index(text) + 1 for text in verdict.assumptions})
+        return sorted({self.assumptions.index(one) + 1 for one in verdict.assumptions})
 
 
 def numbered(verdicts: Iterable[Verdict]) -> Numbered:
     """Decided verdicts first; otherwise as given."""
     shown = tuple(sorted(verdicts, key=lambda v: STATUSES.index(v.status)))
-    return Numbered(shown, tuple(dict.fromkeys(text for v in shown for text in v.assumptions)))
+    return Numbered(shown, tuple(dict.fromkeys(one for v in shown for one in v.assumptions)))
 
 
 def tally(verdicts: Iterable[Verdict]) -> str:

@@ -153,8 +153,8 @@ class _VerdictTable:
             notes = Table.grid(padding=(0, 1))
             notes.add_column(justify="right", no_wrap=True, style="dim")
             notes.add_column(overflow="fold")
-            for k, text in enumerate(self.shown.assumptions, 1):
-                notes.add_row(Text(f" [{k}]"), Text(text))
+            for k, assumption in enumerate(self.shown.assumptions, 1):
+                notes.add_row(Text(f" [{k}]"), Text(str(assumption)))
             yield notes
 
     def _numbers(self, verdict: Verdict) -> str:

@@ -172,7 +172,7 @@ def test_verdicts(units: str) -> None:
         for invariant in ("mask", "shape"):
             verdict = prove(parse_claim(f"{units} >> {second} keeps {invariant}"), stages=("rule",), second=None)
             assert verdict.proved, f"{verdict}"
-            assert any("rows that write" in text and "columns that read" in text for text in verdict.assumptions)
+            assert any("rows that write" in a.about and "columns that read" in a.about for a in verdict.assumptions)
 
 
 def test_a_part_is_refuted_with_a_layer_that_replays(tmp_path: Any) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 import compcomp.techniques  # noqa: F401
 from compcomp.checking.directory import check_directory
-from compcomp.language.saved import binding
+from compcomp.language.assumption import Assumption, Kind, assumption, contract
+from compcomp.language.saved import FORMAT, binding
 from compcomp.language.text import parse_claim
 from compcomp.proving.certificate.regenerate import regenerated
 from compcomp.proving.prove import prove
@@ -39,7 +40,7 @@ REFUTED = {
 }
 
 UNBOUND = {
-    ("claim.json", "assumptions"): "what techniques promise, and steps of the proof",
+    ("claim.json", "assumptions"): "what techniques promise, left out or added whole",
     ("claim.json", "congruent"): "whether the proof holds from every state",
     ("claim.json", "needed"): "which conditions are needed",
     ("claim.json", "reason"): "which rule proves it",
@@ -85,7 +86,7 @@ def write(folder: Path, files: dict[str, Any]) -> None:
     except (KeyError, TypeError, AttributeError):  # nothing that could be bound
         bound = "0" * 64
     hashes = {name: sha256((folder / name).read_bytes()).hexdigest() for name in files}
-    (folder / "manifest.json").write_text(json.dumps({"format": 3, "binding": bound, "files": hashes}))
+    (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, "binding": bound, "files": hashes}))
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -159,6 +160,62 @@ def test_every_field_of_every_file_is_bound(name: str, folders: dict[str, Path],
             assert free or report.outcome != "valid", (name, file, path, report.describe())
             if free and report.outcome == "valid" and field in FOUND_AGAIN:
                 assert regenerated(tmp_path) != "", (name, path)
+
+
+def _of(files: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    stated = files["claim.json"]
+    return list(zip(stated["assumptions"], stated["assumed"], strict=True))
+
+
+def _with(files: dict[str, Any], pairs: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    lists = {"assumptions": [text for text, _ in pairs], "assumed": [data for _, data in pairs]}
+    return {**files, "claim.json": {**files["claim.json"], **lists}}
+
+
+@pytest.mark.parametrize("name", PROVED)
+def test_an_assumption_is_what_its_text_says(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """Its kind, whether it restricts layers, its technique and its sentence cannot be forged apart from each other."""
+    files = read(folders[name])
+    pairs, kinds = _of(files), [str(kind) for kind in Kind]
+    for k, (text, data) in enumerate(pairs):
+        lies = [{**data, "kind": kind} for kind in kinds if kind != data["kind"]]
+        lies += [{**data, "restricts": not data["restricts"]}, {**data, "about": "moon"}, {**data, "technique": "T()"}]
+        for lie in lies[::4] if name == "conditions" else lies:  # of many certificates, each of which is checked
+            write(tmp_path, _with(files, [*pairs[:k], (text, lie), *pairs[k + 1 :]]))
+            report = check_directory(tmp_path, solvers=False)
+            assert report.outcome == "invalid" and report.problems, (name, lie, report.describe())
+        write(tmp_path, _with(files, [*pairs[:k], (f"{text}.", data), *pairs[k + 1 :]]))
+        assert check_directory(tmp_path, solvers=False).outcome == "invalid", (name, text)
+
+
+@pytest.mark.parametrize("name", PROVED)
+def test_assumptions_added_or_left_out(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """Of a promise of a technique of the claim only the prover can tell whether the proof takes it."""
+    files = read(folders[name])
+    pairs = _of(files)
+    for k, (_, data) in enumerate(pairs):
+        write(tmp_path, _with(files, [*pairs[:k], *pairs[k + 1 :]]))
+        free = data["kind"] == Kind.CONTRACT and check_directory(tmp_path, solvers=False).outcome == "valid"
+        assert free == (data["kind"] == Kind.CONTRACT)
+        assert not free or regenerated(tmp_path) != ""
+    claim = parse_claim(files["claim.json"]["claim"], files["claim.json"]["loss"] or "weight_l2")
+    own = next(t for sequence in claim.sequences for t in sequence)
+    strange = [
+        contract("Hadamard()", "keeps the mask"),
+        assumption(Kind.BLOCKS, about="4"),
+        assumption(Kind.WITHOUT_LOSS, about="W = 0"),
+        assumption(Kind.INSIDE_BLOCK),
+        assumption(Kind.WHOLE_MODEL, own, "nothing is left"),
+        Assumption(Kind.OTHER, "the earth is flat"),
+        Assumption(Kind.CONDITION, "given moon: the moon is full", about="moon"),
+    ]
+    for one in strange:
+        write(tmp_path, _with(files, [*pairs, (one.text, one.to_json())]))
+        report = check_directory(tmp_path, solvers=False)
+        assert report.outcome == "invalid" and "assumption" in report.describe(), (name, one, report.describe())
+    more = contract(own, "is the best there is")
+    write(tmp_path, _with(files, [*pairs, (more.text, more.to_json())]))
+    assert regenerated(tmp_path) != ""
 
 
 def test_files_left_out_added_or_taken_from_another(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from compcomp.language.assumption import contract
 from compcomp.language.claim import Claim, Scope, dominates, equal, fits, keeps, orthogonal
 from compcomp.language.conditions import conditions
 from compcomp.language.parameters import ANY
@@ -45,7 +46,7 @@ def covered(source: Verdict, claim: Claim, scope: str = "any") -> bool:
     assert found.scope == within(claim, Scope.of(scope))
     assert set(source.assumptions) <= set(found.assumptions)
     assert found.notes[-1].startswith(f"follows from a verdict on {source.claim}")
-    assert all(condition.describe() in found.assumptions for condition in claim.given if found.proved)
+    assert all(condition.assumption in found.assumptions for condition in claim.given if found.proved)
     return True
 
 
@@ -314,7 +315,7 @@ def test_a_box_inside_another_and_a_box_scaled() -> None:
     assert not covered(source, boxed("1", "((-4, -2),)")) and not covered(source, boxed("3", "((12, 5),)"))
     assert not covered(source, dominates(P >> Q, Q >> P), "1x2")
     scaled = follows(source, boxed("3", "((12, 6),)"), ANYWHERE)
-    assert scaled is not None and f"{P} scales along with the layer (its contract)" in scaled.assumptions
+    assert scaled is not None and contract(P, "scales along with the layer") in scaled.assumptions
 
 
 def test_a_box_is_not_scaled_for_what_does_not_scale() -> None:

@@ -253,8 +253,7 @@ def test_verdict(text: str, loss: str, scope: str, expected: str) -> None:
     verdict = prove(claim, scope, timeout=30)
     assert str(verdict.status) == expected, verdict
     if expected == "PROVED":
-        lines = [c.describe() for c in claim.given]
-        assert set(lines) <= set(verdict.assumptions)
+        assert {c.assumption for c in claim.given} <= set(verdict.assumptions)
         assert verdict.needed == (tuple(map(str, claim.given)) if claim.given else None)
         data = verdict.to_json()
         assert data["given"] == (data["needed"] or []) == list(map(str, claim.given))

@@ -9,6 +9,7 @@ from fractions import Fraction as F
 from itertools import permutations
 from typing import Any
 
+from compcomp.language.assumption import Assumption, Kind, assumption, contract
 from compcomp.language.claim import Claim, Scope, dominates, equal, fits, keeps
 from compcomp.language.technique import Sequence, Technique
 from compcomp.language.verdict import Grade, Query, Status, Trace, Verdict, Witness
@@ -16,8 +17,8 @@ from compcomp.ordering.dag import Orderings
 from compcomp.ordering.plan import Plan
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
 
-EXACT = "exact arithmetic (reals, not floats)"
-CONTRACT = "LeastSquaresDistill() never increases output_l2 (its contract)"
+EXACT = assumption(Kind.EXACT)
+CONTRACT = contract(LeastSquaresDistill(), "never increases output_l2")
 
 P, Q = Magnitude(sparsity=F(1, 2), pattern="2:4"), AbsMax(bits=4, group=128)
 D, L, W = LeastSquaresDistill(), TruncatedSVD(rank=8, residual=True), Wanda(sparsity=F(1, 2))
@@ -29,7 +30,7 @@ def verdict(claim: Claim, status: Status, scope: str = "any", **fields: Any) -> 
     return Verdict(claim, Scope.of(scope), status, **{"reach": Scope.of(scope).describe(), "work": work, **fields})
 
 
-def proved(claim: Claim, *assumptions: str, rule: str = "element by element") -> Verdict:
+def proved(claim: Claim, *assumptions: Assumption, rule: str = "element by element") -> Verdict:
     queries = (Query("zero stays zero", "(check-sat)", "unsat", "unsat", "z3 5.4.0", 269),)
     return verdict(
         claim,

@@ -100,7 +100,7 @@ def test_verdicts_open_to_everything() -> None:
     found = read(plan())
     for one in verdicts():
         assert str(one.claim.left) in found.text
-        assert all(assumption in found.text for assumption in one.assumptions)
+        assert all(str(assumption) in found.text for assumption in one.assumptions)
         assert one.cause in found.text
     for part in ("after AbsMax(bits=4, group=128)", "-18/7", "9/49", "0.183673469", "zero stays zero"):
         assert part in found.text

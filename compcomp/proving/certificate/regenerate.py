@@ -45,7 +45,8 @@ def regenerated(directory: Path | str) -> str:
     if [(q.name, q.smtlib, q.expected) for q in verdict.queries] != saved:
         return "the prover asks other queries for this claim"
     again = verdict.to_json()
-    compared = ("claim", "loss", "scope", "given", "reach", "assumptions", "congruent", "stage", "reason", "cause")
+    said = ("claim", "loss", "scope", "given", "reach", "assumptions", "assumed")
+    compared = (*said, "congruent", "stage", "reason", "cause")
     if other := [key for key in compared if again[key] != stated[key]]:
         return f"the prover states another {', '.join(other)} for this claim"
     return _needs_less(claim, stated)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from compcomp.language.assumption import Assumption, contract
 from compcomp.language.claim import Claim
 from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.rules.inputs import weights_alone
@@ -26,9 +27,9 @@ from compcomp.proving.rules.inputs import weights_alone
 # written without reductions.
 
 
-def simplified(claim: Claim) -> tuple[Claim, tuple[str, ...]]:
+def simplified(claim: Claim) -> tuple[Claim, tuple[Assumption, ...]]:
     """The claim without techniques that change nothing it speaks of, and the contracts that this rests on."""
-    contracts: list[str] = []
+    contracts: list[Assumption] = []
     while True:
         shorter, more = weights_alone(claim)
         shorter, others = _ends(shorter)
@@ -38,7 +39,7 @@ def simplified(claim: Claim) -> tuple[Claim, tuple[str, ...]]:
         contracts += (*more, *others)
 
 
-def _ends(claim: Claim) -> tuple[Claim, tuple[str, ...]]:
+def _ends(claim: Claim) -> tuple[Claim, tuple[Assumption, ...]]:
     if claim.loss is None or claim.kind not in ("dominates", "orthogonal"):
         return claim, ()
     left, of_left = _shortened(claim.left) if claim.kind == "dominates" else (claim.left, ())
@@ -46,14 +47,14 @@ def _ends(claim: Claim) -> tuple[Claim, tuple[str, ...]]:
     return replace(claim, left=left, right=right), of_left + of_right
 
 
-def _shortened(sequence: Sequence) -> tuple[Sequence, tuple[str, ...]]:
+def _shortened(sequence: Sequence) -> tuple[Sequence, tuple[Assumption, ...]]:
     """The sequence without what changes the basis at its end."""
-    techniques, contracts = list(sequence.techniques), tuple[str, ...]()
+    techniques, contracts = list(sequence.techniques), tuple[Assumption, ...]()
     while techniques and techniques[-1].promises().changes_basis:
         contracts += (changes_basis(techniques.pop()),)
     return Sequence(tuple(techniques)), contracts
 
 
-def changes_basis(technique: Technique) -> str:
+def changes_basis(technique: Technique) -> Assumption:
     """The contract of a technique that changes the basis of the inputs."""
-    return f"{technique} changes nothing but the basis of the inputs (its contract)"
+    return contract(technique, "changes nothing but the basis of the inputs")

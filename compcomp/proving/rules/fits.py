@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from fractions import Fraction
 
+from compcomp.language.assumption import contract
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.parameters import Unknown
 from compcomp.language.scheme import Scheme
@@ -18,7 +19,6 @@ from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.kept import (
     Contracts,
     Run,
-    by_contract,
     dropped_stay,
     grid_kept,
     leaves_at_most,
@@ -70,7 +70,7 @@ def fits_scheme(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
         return None
     session = Session(solver, time.monotonic() + deadline)
     run = Run(techniques, formats, session)
-    contracts: list[str] = []
+    contracts: Contracts = []
     for word in (_grid, _pattern, _sparsity, _rank, _beside, _inputs):
         found = word(claim.scheme, run)
         if found is None:
@@ -86,7 +86,7 @@ def _end(run: Run) -> Format:
 def _numbers(run: Run) -> Contracts:
     """The contracts on which the numbers in the formats rest."""
     others = (t for t in run.techniques if not t.steps())
-    return [by_contract(t, "leaves a format that does not depend on the weights") for t in others]
+    return [contract(t, "leaves a format that does not depend on the weights") for t in others]
 
 
 def _grid(scheme: Scheme, run: Run) -> Contracts | None:
@@ -123,8 +123,8 @@ def _zeros(run: Run) -> Iterator[Zeros]:
         if optimum is not None and isinstance(optimum.share, Fraction):
             contracts = zeros_stay(run, k + 1)
             if contracts is not None:
-                contract = by_contract(technique, "leaves as many zeros as its optimum has")
-                yield optimum.partition, optimum.share, [contract, *contracts]
+                zeros = contract(technique, "leaves as many zeros as its optimum has")
+                yield optimum.partition, optimum.share, [zeros, *contracts]
     if run.undecided:
         return
     for n, m in dict.fromkeys(pattern for form in run.formats for pattern in form.pattern or ()):
@@ -136,8 +136,8 @@ def _zeros(run: Run) -> Iterator[Zeros]:
         for n, m in set(after.pattern or ()) - set(before.pattern or ()):
             contracts = dropped_stay(run, k) if not technique.steps() and before.mask is None else None
             if contracts is not None and after.mask is not None:
-                contract = by_contract(technique, "gives its mask the n:m pattern that it sets up")
-                yield Partition.blocks(m), Fraction(m - n, m), [contract, *contracts, *_numbers(run)]
+                pattern = contract(technique, "gives its mask the n:m pattern that it sets up")
+                yield Partition.blocks(m), Fraction(m - n, m), [pattern, *contracts, *_numbers(run)]
 
 
 def _pattern(scheme: Scheme, run: Run) -> Contracts | None:
@@ -192,4 +192,4 @@ def _inputs(scheme: Scheme, run: Run) -> Contracts | None:
     bits = source.promises().input_bits
     if bits is None or bits > scheme.inputs:
         return None
-    return [by_contract(source, f"leaves the inputs of every token on a grid of {bits} bits")]
+    return [contract(source, f"leaves the inputs of every token on a grid of {bits} bits")]

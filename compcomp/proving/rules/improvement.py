@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from compcomp.language.assumption import Assumption, contract
 from compcomp.language.claim import Claim
 from compcomp.language.technique import Technique
 from compcomp.proving.proof import DENSE_INPUTS, EXACT, SAME_BASIS, Proof
@@ -60,7 +61,7 @@ def _last_step(claim: Claim, session: Session, *, dense: bool) -> Proof | None:
     shared, rest = left.atoms[: len(right.atoms)], left.atoms[len(right.atoms) :]
     if shared != right.atoms or not right.deterministic:
         return None
-    contracts = []
+    contracts: list[Assumption] = []
     for technique in rest:
         if not isinstance(technique, Technique) or claim.loss.name not in technique.promises().never_increases:
             return None
@@ -70,7 +71,7 @@ def _last_step(claim: Claim, session: Session, *, dense: bool) -> Proof | None:
             if claim.changes_basis:
                 return None
             contracts += [] if dense else [SAME_BASIS]
-        contracts.append(f"{technique} never increases {claim.loss.name} (its contract)")
+        contracts.append(contract(technique, f"never increases {claim.loss.name}"))
         if not dense and not technique.promises().any_inputs:
             contracts.append(DENSE_INPUTS)
     assumptions = dict.fromkeys((EXACT, *contracts, *left.assumptions, *right.assumptions))

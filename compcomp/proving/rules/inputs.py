@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from compcomp.language.assumption import Assumption, contract
 from compcomp.language.claim import Claim
 from compcomp.language.technique import Sequence, Technique
 
@@ -15,7 +16,7 @@ from compcomp.language.technique import Sequence, Technique
 # includes g.
 
 
-def weights_alone(claim: Claim) -> tuple[Claim, tuple[str, ...]]:
+def weights_alone(claim: Claim) -> tuple[Claim, tuple[Assumption, ...]]:
     """The claim without techniques that change inputs nobody looks at, and the contracts that this rests on."""
     looks = any(part is not None and part.needs_inputs for part in (claim.loss, claim.scheme))
     if not claim.changes_inputs or claim.kind == "equal" or looks:
@@ -25,9 +26,9 @@ def weights_alone(claim: Claim) -> tuple[Claim, tuple[str, ...]]:
     return replace(claim, left=left[0], right=right[0]), tuple(dict.fromkeys(left[1] + right[1]))
 
 
-def _without(sequence: Sequence, follows: bool) -> tuple[Sequence, tuple[str, ...]]:
+def _without(sequence: Sequence, follows: bool) -> tuple[Sequence, tuple[Assumption, ...]]:
     """The sequence without what is left out of it. ``follows``: whether something later looks at inputs."""
-    kept, contracts = list[Technique](), list[str]()
+    kept, contracts = list[Technique](), list[Assumption]()
     for technique in reversed(sequence.techniques):
         if technique.promises().changes_inputs and not follows:
             contracts.append(acts_on_inputs(technique))
@@ -37,6 +38,6 @@ def _without(sequence: Sequence, follows: bool) -> tuple[Sequence, tuple[str, ..
     return Sequence(tuple(reversed(kept))), tuple(reversed(contracts))
 
 
-def acts_on_inputs(technique: Technique) -> str:
+def acts_on_inputs(technique: Technique) -> Assumption:
     """The contract of a technique that changes the inputs."""
-    return f"{technique} acts on the inputs alone (its contract)"
+    return contract(technique, "acts on the inputs alone")

@@ -8,6 +8,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from itertools import pairwise
 
+from compcomp.language.assumption import Assumption, contract
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.steps import CodebookMap, RangeMap, ScaledMap, Selection, Step
 from compcomp.language.technique import Technique, unknowns
@@ -48,7 +49,7 @@ from compcomp.proving.solver import Solver
 # Rule (rows). Let the first mask and cut be those of a technique that declares to remove rows alone: what they drop and
 # remove is rows then, of zeros in the weight and in the low-rank term. If every later technique keeps such rows (steps
 # that keep zeros do, as they touch no low-rank term; others declare it), they are zero at the end. What the last of
-# them drops or removes itself is zero after it (its contract); before it no other may drop or remove anything. And the
+# them drops or removes itself is zero after it by its contract; before it no other may drop or remove anything. And the
 # same of columns.
 #
 # Rule (restored). Let T be a technique of S that declares to restore the mask: whatever the weights were, all that the
@@ -75,7 +76,7 @@ def invariant_is_kept(claim: Claim, solver: Solver, deadline: float) -> Proof | 
     return Proof("kept", "any shape", (EXACT, *dict.fromkeys(contracts)), tuple(session.queries))
 
 
-Contracts = list[str]
+Contracts = list[Assumption]
 """The contracts on which it rests that something is kept; None in its place where that is not proved."""
 
 
@@ -114,10 +115,6 @@ def _keeps_zeros(step: Step, session: Session) -> bool:
     return isinstance(step, Selection)
 
 
-def by_contract(technique: Technique, does: str) -> str:
-    return f"{technique} {does} (its contract)"
-
-
 # --------------------------------------------------------------------------------------------- masks
 
 
@@ -136,11 +133,11 @@ def dropped_stay(run: Run, first: int) -> Contracts | None:
                 promises = technique.promises()
                 if "mask" not in promises.keeps | promises.restores:
                     return None
-                contracts.append(by_contract(technique, "never loosens the mask"))
-        contracts.append(by_contract(later[restores[-1]], "restores the mask"))
+                contracts.append(contract(technique, "never loosens the mask"))
+        contracts.append(contract(later[restores[-1]], "restores the mask"))
         later = later[restores[-1] + 1 :]
     elif not source.steps():
-        contracts.append(by_contract(source, "establishes the mask"))
+        contracts.append(contract(source, "establishes the mask"))
     elif not run.zeros_stay(_after_selecting(source.steps())):
         return None
     # Whether the mask that a technique finds drops all that was dropped, and all that it drops is zero.
@@ -151,10 +148,10 @@ def dropped_stay(run: Run, first: int) -> Contracts | None:
             if not run.zeros_stay(technique.steps()):
                 return None
         elif whole and "mask" in promised.keeps:
-            contracts.append(by_contract(technique, "keeps the mask" + (", and what it adds" if adds else "")))
+            contracts.append(contract(technique, "keeps the mask" + (", and what it adds" if adds else "")))
         elif "weights" in promised.zeros:
             whole = whole and not adds
-            contracts.append(by_contract(technique, "keeps zeros"))
+            contracts.append(contract(technique, "keeps zeros"))
         else:
             return None
     return contracts
@@ -168,7 +165,7 @@ def zeros_stay(run: Run, first: int) -> Contracts | None:
             if not run.zeros_stay(technique.steps()):
                 return None
         elif "weights" in technique.promises().zeros:
-            contracts.append(by_contract(technique, "keeps zeros"))
+            contracts.append(contract(technique, "keeps zeros"))
         else:
             return None
     return contracts
@@ -182,7 +179,7 @@ def _lines_kept(run: Run, invariant: str) -> Contracts | None:
     if source.steps() or promised.removes_rows == promised.removes_columns or run.formats[first].mask is not None:
         return None
     lines = "rows" if promised.removes_rows else "columns"
-    contracts = [by_contract(source, f"removes {lines} alone")]
+    contracts = [contract(source, f"removes {lines} alone")]
     for technique, before, _ in run.after(first + 1):
         # Nothing but these rows has been dropped before this technique.
         if (before.mask is not None and before.mask is not form.mask) or (
@@ -193,7 +190,7 @@ def _lines_kept(run: Run, invariant: str) -> Contracts | None:
             if not run.zeros_stay(technique.steps()):
                 return None
         elif lines in technique.promises().zeros:
-            contracts.append(by_contract(technique, f"keeps {lines} of zeros"))
+            contracts.append(contract(technique, f"keeps {lines} of zeros"))
         else:
             return None
     return contracts
@@ -216,7 +213,7 @@ def _pattern_kept(run: Run) -> Contracts | None:
         for n, m in form.pattern or ():
             tightest[m] = min(n, tightest.get(m, n))
     found = [one_pattern(run, n, m) for m, n in tightest.items()]
-    return None if any(each is None for each in found) else [text for each in found for text in each or ()]
+    return None if any(each is None for each in found) else [one for each in found for one in each or ()]
 
 
 def _patterns_in_masks(run: Run) -> Contracts | None:
@@ -228,7 +225,7 @@ def _patterns_in_masks(run: Run) -> Contracts | None:
         return None
     for technique, before, after in run.after(0):
         if not technique.steps() and set(after.pattern or ()) - set(before.pattern or ()):
-            contracts.append(by_contract(technique, "gives its mask the n:m pattern that it sets up"))
+            contracts.append(contract(technique, "gives its mask the n:m pattern that it sets up"))
     return contracts
 
 
@@ -244,11 +241,11 @@ def one_pattern(run: Run, n: int, m: int) -> Contracts | None:
                 elif not _keeps_zeros(step, run.session):
                     holds = None
         elif holds is not None and "weights" in technique.promises().zeros:
-            holds = [*holds, by_contract(technique, "keeps zeros")]
+            holds = [*holds, contract(technique, "keeps zeros")]
         elif holds is not None and known.get(m) == n and "n:m" in technique.promises().keeps:
-            holds = [*holds, by_contract(technique, "keeps the n:m pattern")]
+            holds = [*holds, contract(technique, "keeps the n:m pattern")]
         elif new.get(m) == n and known.get(m, m) > n:
-            holds = [by_contract(technique, "establishes the n:m pattern")]
+            holds = [contract(technique, "establishes the n:m pattern")]
         else:
             holds = None
     return holds
@@ -272,14 +269,14 @@ def leaves_at_most(left: int, size: int, n: int, m: int) -> bool:
 
 def _shape_kept(run: Run) -> Contracts | None:
     first = run.first("shape")
-    contracts = [by_contract(run.techniques[first], "establishes the shape")]
+    contracts = [contract(run.techniques[first], "establishes the shape")]
     for technique, before, after in run.after(first + 1):
         if technique.steps() and run.zeros_stay(technique.steps()):
             continue
         if technique.steps() or before.cut is None or "shape" not in technique.promises().keeps:
             return _cuts_in_masks(run, first)
         adds = after.cut is not before.cut
-        contracts.append(by_contract(technique, "keeps the shape" + (", and what it adds" if adds else "")))
+        contracts.append(contract(technique, "keeps the shape" + (", and what it adds" if adds else "")))
     return contracts
 
 
@@ -293,12 +290,12 @@ def _cuts_in_masks(run: Run, first: int) -> Contracts | None:
     for k, (technique, before, after) in enumerate(run.after(first), start=first):
         cuts = k == first or (not technique.steps() and after.cut is not None and after.cut is not before.cut)
         if cuts:
-            contracts.append(by_contract(technique, "establishes the shape"))
-            contracts.append(by_contract(technique, "gives its mask the shape that it sets up"))
+            contracts.append(contract(technique, "establishes the shape"))
+            contracts.append(contract(technique, "gives its mask the shape that it sets up"))
         if k > first and not technique.steps():
             if "factors" not in technique.promises().keeps:
                 return None
-            contracts.append(by_contract(technique, "leaves the low-rank term alone"))
+            contracts.append(contract(technique, "leaves the low-rank term alone"))
     return contracts
 
 
@@ -319,12 +316,12 @@ def grid_kept(run: Run) -> Contracts | None:
             continue
         if before.grid is not None and "grid" in technique.promises().keeps:
             everywhere = holds is not None and (zero or after.mask is None)
-            holds = [*(holds or []), by_contract(technique, "keeps the grid")] if everywhere else None
+            holds = [*(holds or []), contract(technique, "keeps the grid")] if everywhere else None
         elif after.grid is not None and after.grid is not before.grid:
             zero = after.grid.zero
-            holds = [by_contract(technique, "sets up a grid that its weights lie on")]
+            holds = [contract(technique, "sets up a grid that its weights lie on")]
             if zero:
-                holds.append(by_contract(technique, "has zero on its grid"))
+                holds.append(contract(technique, "has zero on its grid"))
             elif after.mask is not None:
                 holds = None
         else:
@@ -355,10 +352,10 @@ def rank_kept(run: Run) -> Contracts | None:
     first = max(k for k, form in enumerate(run.formats) if form.rank is None)
     if any(technique.steps() for technique in run.techniques[first:]):
         return None
-    contracts = [by_contract(run.techniques[first], "establishes the rank")]
+    contracts = [contract(run.techniques[first], "establishes the rank")]
     for technique in run.techniques[first + 1 :]:
         does = "keeps the rank" if "rank" in technique.promises().keeps else "leaves a weight of the rank it says"
-        contracts.append(by_contract(technique, does))
+        contracts.append(contract(technique, does))
     return contracts
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import z3
 
+from compcomp.language.assumption import Assumption, contract
 from compcomp.language.identity import same_but
 from compcomp.language.steps import ScaledMap, Selection, Step, at_most
 from compcomp.language.technique import Sequence, Technique
@@ -78,11 +79,11 @@ class Normal:
     deterministic: bool
 
     @property
-    def assumptions(self) -> tuple[str, ...]:
-        """One line for every technique whose contract is used."""
-        lines = [f"{t} changes nothing while the layer still equals the dense one (its contract)" for t in self.resting]
-        lines += [f"{t} changes nothing but a low-rank term beside the weight (its contract)" for t in self.beside]
-        return tuple(dict.fromkeys([*lines, *map(acts_on_inputs, self.moved)]))
+    def assumptions(self) -> tuple[Assumption, ...]:
+        """One for every technique whose contract is used."""
+        found = [contract(t, "changes nothing while the layer still equals the dense one") for t in self.resting]
+        found += [contract(t, "changes nothing but a low-rank term beside the weight") for t in self.beside]
+        return tuple(dict.fromkeys([*found, *map(acts_on_inputs, self.moved)]))
 
 
 def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> Normal:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence as Items
 from fractions import Fraction
 
+from compcomp.language.assumption import Assumption, contract
 from compcomp.language.claim import Claim
 from compcomp.language.identity import same_but
 from compcomp.language.parameters import Unknown
@@ -58,11 +59,11 @@ def joint_optimum(claim: Claim, solver: Solver, deadline: float) -> Proof | None
     optimum = _optimum(joint)
     if optimum is None or optimum.loss != claim.loss.name:
         return None
-    contracts = [f"{joint} leaves the weight of least {optimum.loss} among those it may choose from (its contract)"]
+    contracts = [contract(joint, f"leaves the weight of least {optimum.loss} among those it may choose from")]
     for technique in rest:
         if not isinstance(technique, Technique) or claim.loss.name not in technique.promises().never_increases:
             return None
-        contracts.append(f"{technique} never increases {claim.loss.name} (its contract)")
+        contracts.append(contract(technique, f"never increases {claim.loss.name}"))
     right = normal_form(claim.right, session)
     own = _feasible(right.atoms, optimum, session)
     if own is None:
@@ -71,12 +72,12 @@ def joint_optimum(claim: Claim, solver: Solver, deadline: float) -> Proof | None
     return Proof("optimum", "any shape", tuple(assumptions), tuple(session.queries))
 
 
-def _feasible(atoms: Items[Step | Technique], optimum: Optimum, session: Session) -> list[str] | None:
+def _feasible(atoms: Items[Step | Technique], optimum: Optimum, session: Session) -> list[Assumption] | None:
     """The contracts on which it rests that the right sequence ends in the set, from every dense layer."""
-    contracts, first = list[str](), atoms[0] if atoms else None
+    contracts, first = list[Assumption](), atoms[0] if atoms else None
     if (other := _optimum(first)) is not None:
         atoms = atoms[1:]
-        contracts.append(f"{first} leaves a weight out of those it may choose from (its contract)")
+        contracts.append(contract(first, "leaves a weight out of those it may choose from"))
     steps = [step for step in atoms if isinstance(step, Selection | GridMap)]
     if len(steps) < len(atoms) or not all(MapFacts(s, session).zero for s in steps if isinstance(s, GridMap)):
         return None
