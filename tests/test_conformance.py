@@ -79,7 +79,7 @@ def marked(kind: type[Technique]) -> list[Any]:
 
 ALL = [param for kind in Technique.kernels for param in marked(kind)]
 EXAMPLES = {Taylor: 60, RIA: 40, PruneRows: 50, PruneColumns: 60, PruneNeurons: 60, PruneHeads: 60, RemoveBlocks: 60}
-EXAMPLES |= {GPTQ: 50, SparseGPT: 120, OBS: 40, OBQ: 60, ApplyMask: 60, JSQ: 24, JointPruneQuantize: 30}
+EXAMPLES |= {GPTQ: 50, SparseGPT: 120, OBS: 40, OBQ: 60, ApplyMask: 60, JSQ: 48, JointPruneQuantize: 30}
 EXAMPLES |= {NF4: 60, ClippedAbsMax: 60, QuantizationAwareTraining: 30, AdaptiveSparseTraining: 80}
 EXAMPLES |= {Hadamard: 40, SmoothQuant: 40, AWQ: 80, TruncatedSVD: 40, BlockMeans: 30, DistillFactors: 120}
 EXAMPLES |= {LoftQ: 60, LPLR: 60, LoSparse: 100, LoRA: 40}

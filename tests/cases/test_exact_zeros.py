@@ -96,7 +96,7 @@ def dust_everywhere(before: LayerState, after: LayerState) -> LayerState:
 
 def dust_in_factors(before: LayerState, after: LayerState) -> LayerState:
     factors = after.format.factors
-    if factors is None:
+    if factors is None or not bool((factors.left @ factors.right).any()):
         return after
     left = torch.where(factors.left == 0, 1e-30, factors.left.double()).to(factors.left.dtype)
     return replace(after, format=replace(after.format, factors=Factors(left, factors.right)))
