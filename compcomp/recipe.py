@@ -99,7 +99,7 @@ def load_recipe(path: Path) -> Recipe:
     if path.stat().st_size > LARGEST_FILE:
         raise InputError(f"{path.stat().st_size} bytes", f"at most {LARGEST_FILE}", where)
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
+        data = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except InputError as error:
         raise InputError(error.given, error.allowed, where) from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import inspect
-import pickle
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -115,9 +114,13 @@ def _pieces(value: Any, seen: _Seen) -> Iterator[bytes | memoryview]:
         yield f"{getattr(value, '__module__', '')}.{value.__qualname__}".encode()
     else:
         try:
-            yield pickle.dumps(value)
+            reduced = value.__reduce_ex__(2)  # what it would be made of again
         except Exception:  # of what cannot be told apart its class has to do
             yield b"?"
+            return
+        if not isinstance(reduced, str):
+            reduced = [*reduced[:3], *(list(items) for items in reduced[3:5] if items is not None)]
+        yield from _pieces(reduced, seen)
 
 
 def _function_pieces(function: FunctionType, seen: _Seen) -> Iterator[bytes | memoryview]:
