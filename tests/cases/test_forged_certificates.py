@@ -157,6 +157,8 @@ def test_every_field_of_every_file_is_bound(name: str, folders: dict[str, Path],
             free = name in PROVED and (file, field) in UNBOUND
             if field == "work" or (file, path) == ("claim.json", ("versions", "compcomp")):
                 free = True
+            if (file, field) == ("witness.json", "inputs"):
+                free = True  # a layer with other inputs is replayed too, and may refute the claim as well
             assert free or report.outcome != "valid", (name, file, path, report.describe())
             if free and report.outcome == "valid" and field in FOUND_AGAIN:
                 assert regenerated(tmp_path) != "", (name, path)
