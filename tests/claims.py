@@ -257,7 +257,6 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     ("PruneColumns(sparsity=1/2) >> LoftQ(rank=1, bits=3) keeps shape", "weight_l2", "any", "PROVED"),
     # No layer fits: a power of two that is a multiple of 3.
     ("Hadamard() >> AbsMax(bits=4, group=3) keeps grid", "weight_l2", "any", "VACUOUS"),
-    # Values of number formats, and what lies between them.
     # Scores of the whole layer: of these only the count is known, and magnitude is the best mask of any count.
     (f"{ANY_P} dominates RIA(sparsity=Any)", "weight_l2", "any", "PROVED"),
     (f"RIA(sparsity=1/2) dominates {P}", "weight_l2", "any", "REFUTED"),
