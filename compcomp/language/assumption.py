@@ -93,6 +93,10 @@ class Assumption:
     def __str__(self) -> str:
         return self.text
 
+    def __contains__(self, words: str) -> bool:
+        """Whether the text holds these words: for people's scripts, no decision is made on it."""
+        return words in self.text
+
     def to_json(self) -> dict[str, Any]:
         """All but the text, as plain data."""
         return {

@@ -87,3 +87,7 @@ def test_what_is_printed_holds_texts_and_data() -> None:
     told = verdict.to_json()
     assert told["assumptions"] == [one.text for one in EACH]
     assert list(map(Assumption.from_json, told["assumed"], told["assumptions"])) == EACH
+
+
+def test_words_are_found_in_the_text() -> None:
+    assert "exact arithmetic" in assumption(Kind.EXACT) and "floats only" not in assumption(Kind.EXACT)
