@@ -724,7 +724,7 @@ def test_a_kernel_in_float32_is_within_no_tolerance() -> None:
 
     def narrow(technique: Any, layer: LayerState) -> LayerState:
         after = technique.kernel()(technique, replace(layer, weight=layer.weight.float()))
-        return replace(after, weight=after.weight.to(torch.bfloat16).double())
+        return replace(after, weight=after.weight.to(torch.bfloat16).to(layer.weight.dtype))
 
     with pytest.raises(AssertionError, match="torch kernel differs"):
         check_encoding(AbsMax(bits=4), shapes=[(1, 4)], max_examples=100, kernel=narrow, minimise=False)
