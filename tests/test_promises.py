@@ -85,7 +85,12 @@ class Lying(Technique):
         """That of the inner technique; with a change, the encoding, so that the promise alone is broken."""
         if self.change is unchanged:
             return lambda _, layer: self.inner.kernel()(self.inner, layer)
-        return lambda _, layer: conformance._tensors(self.encode(walk.map(exactly, layer)), "cpu")
+
+        def kernel(_: Technique, layer: LayerState) -> LayerState:
+            after = conformance._tensors(self.encode(walk.map(exactly, layer)), "cpu")
+            return walk.map(lambda x: x.to(layer.weight.dtype) if x.is_floating_point() else x, after)
+
+        return kernel
 
 
 def also(technique: Technique, *invariants: str) -> dict[str, Any]:
