@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from compcomp.errors import InputError
@@ -24,7 +25,7 @@ from compcomp.proving.replay import (
     without_kernel,
     witness_of,
 )
-from compcomp.proving.rules import ANY_BASIS, RULES
+from compcomp.proving.rules import ANY_BASIS, AT_SHAPE, RULES
 from compcomp.proving.rules.basis import simplified
 from compcomp.proving.rules.likeness import standing
 from compcomp.proving.sample import formats_along
@@ -154,10 +155,11 @@ class _Attempt:
         if told is None:
             return None
         asked, (claim, contracts) = claim, simplified(claim)
-        for rule in RULES:
-            if claim.changes_basis and rule not in ANY_BASIS:
-                continue
-            proof = rule(claim, Session(self.solver, self.until))
+        shape = self.scope.shape if self.scope.kind == "shape" and not claim.changes_basis else None
+        asks = [rule for rule in RULES if rule in ANY_BASIS or not claim.changes_basis]
+        asks += [partial(rule, shape=shape) for rule in AT_SHAPE if shape is not None]
+        for ask in asks:
+            proof = ask(claim, session=Session(self.solver, self.until))
             if proof is not None:
                 if standing(asked) != told:
                     return None

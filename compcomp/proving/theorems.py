@@ -38,7 +38,8 @@ def keep_theorem(verdict: Verdict, solver: Solver, second: Solver | None) -> Non
     """Keep a proof, if another try would make nothing better of it."""
     checked = verdict.grade in (Grade.TWO_SOLVERS, Grade.NO_SOLVER) or second is None
     claim = verdict.claim
-    if not (verdict.proved and verdict.stage == "rule" and checked) or claim.given or claim.kind not in KINDS:
+    everywhere = verdict.stage == "rule" and verdict.reach == "any shape"
+    if not (verdict.proved and everywhere and checked) or claim.given or claim.kind not in KINDS:
         return
     known = _theorems.setdefault(solver, {})
     if len(known) >= MOST:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from compcomp.language.claim import Claim
 from compcomp.proving.proof import Proof
+from compcomp.proving.rules.best_selection import best_selection, best_selection_at
 from compcomp.proving.rules.exchange import exchange
 from compcomp.proving.rules.fits import fits_scheme
 from compcomp.proving.rules.improvement import from_every_state, last_step_improves, same_state
@@ -31,7 +32,13 @@ RULES: tuple[Rule, ...] = (
     same_states,
     orthogonality,
     joint_optimum,
+    best_selection,
 )
+
+RuleAtShape = Callable[[Claim, tuple[int, int], Session], Proof | None]
+
+AT_SHAPE: tuple[RuleAtShape, ...] = (best_selection_at,)
+"""Rules for layers of one shape (out, in), asked where no rule proves the claim for every shape."""
 
 ANY_BASIS: frozenset[Rule] = frozenset(
     {from_every_state, same_state, last_step_improves, invariant_is_kept, fits_scheme}

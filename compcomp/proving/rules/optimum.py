@@ -27,10 +27,9 @@ from compcomp.proving.session import Session
 #
 # B leaves a weight of F(W) if it consists of selections and maps with q(0) = 0 (then a zero stays zero), or of one
 # technique with an optimum of its own and selections after it, and
-#   zeros  the share s of J is 0, or some selection of B has at least the share s, over R or over blocks of m inside
-#          the groups of R of which it drops a whole number m s': a group of R of n weights consists of such blocks, as
-#          both fit the layer, and loses at least n s' >= n s. A selection drops no fewer than int(n s') of n, and
-#          int(n s') >= int(n s).
+#   zeros  the share s of J is 0, or some selection of B has at least the share s over R, or a share s' over blocks of m
+#          inside the groups of R with int(m s') >= m s: a group of R of n weights consists of such blocks, as both fit
+#          the layer, and loses at least n s. A selection drops no fewer than int(n s') of n, and int(n s') >= int(n s).
 #   grid   ratio 1 is one of J's, and the last map q of B is over P with J's measure, and q has J's levels or each of
 #          its values is one of J's (facts.fixes); its values lie on its grid (idempotent: asked), and after it come
 #          only selections, which leave a value or make it 0, that is k = 0. Its context in a group is that of W, or
@@ -62,15 +61,17 @@ def joint_optimum(claim: Claim, session: Session) -> Proof | None:
             return None
         contracts.append(contract(technique, f"never increases {claim.loss.name}"))
     right = normal_form(claim.right, session)
-    own = _feasible(right.atoms, optimum, session)
+    own = feasible(right.atoms, optimum, session)
     if own is None:
         return None
     assumptions = dict.fromkeys((EXACT, *contracts, *own, *left.assumptions, *right.assumptions))
     return Proof("optimum", "any shape", tuple(assumptions), tuple(session.queries))
 
 
-def _feasible(atoms: Items[Step | Technique], optimum: Optimum, session: Session) -> list[Assumption] | None:
-    """The contracts on which it rests that the right sequence ends in the set, from every dense layer."""
+def feasible(
+    atoms: Items[Step | Technique], optimum: Optimum, session: Session, shape: tuple[int, int] | None = None
+) -> list[Assumption] | None:
+    """The contracts on which it rests that a normal form ends in the set, from every dense layer (of this shape)."""
     contracts, first = list[Assumption](), atoms[0] if atoms else None
     if (other := _optimum(first)) is not None:
         atoms = atoms[1:]
@@ -80,7 +81,8 @@ def _feasible(atoms: Items[Step | Technique], optimum: Optimum, session: Session
         return None
     cuts = [(step.partition, step.share) for step in steps if isinstance(step, Selection)]
     cuts += [] if other is None else [(other.partition, other.share)]
-    if optimum.share != 0 and not any(_zeros(*cut, optimum) for cut in cuts):
+    wanted = (optimum.partition, optimum.share, shape)
+    if optimum.share != 0 and not any(enough(*cut, *wanted) for cut in cuts):
         return None
     if other is not None:
         inside = _smaller(other, optimum) and len(cuts) == len(steps) + 1
@@ -96,15 +98,28 @@ def _optimum(atom: Step | Technique | None) -> Optimum | None:
     return atom.promises().optimum
 
 
-def _zeros(partition: Partition, share: Fraction | Unknown, optimum: Optimum) -> bool:
-    """Whether a selection of this share over this partition drops as much as the optimum has to, in every group."""
-    if not at_most(optimum.share, share):
-        return False
-    if partition == optimum.partition:
+def enough(
+    partition: Partition,
+    share: Fraction | Unknown,
+    groups: Partition,
+    wanted: Fraction | Unknown,
+    shape: tuple[int, int] | None,
+) -> bool:
+    """Whether this share of every group of ``partition`` is as much as the ``wanted`` share of each of ``groups``.
+
+    Both round down, group by group. ``shape`` (out, in): of the layer; None for every shape that both fit.
+    """
+    if partition == groups and at_most(wanted, share):
         return True
+    if isinstance(share, Unknown) or isinstance(wanted, Unknown) or not partition.refines(groups):
+        return False
     size = partition.size
-    whole = size is not None and isinstance(share, Fraction) and (size * share).denominator == 1
-    return whole and partition.refines(optimum.partition)
+    if size is not None and int(size * share) >= size * wanted:
+        return True
+    if shape is None:
+        return False
+    inner, outer = partition.group_size(shape), groups.group_size(shape)
+    return outer // inner * int(inner * share) >= int(outer * wanted)
 
 
 def _smaller(inner: Optimum, outer: Optimum) -> bool:

@@ -31,11 +31,11 @@ def orthogonality(claim: Claim, session: Session) -> Proof | None:
         return None
     if not claim.left.is_deterministic:
         return None
-    counts = [sum(isinstance(s, Selection) for t in part for s in t.steps()) for part in (claim.left, claim.right)]
-    if sorted(counts) != [0, 1]:
-        return None
     problem = setting(claim, session)
     if problem is None:
+        return None
+    counts = [sum(isinstance(step, Selection) for step in steps) for steps in problem.steps[1:]]
+    if sorted(counts) != [0, 1]:
         return None
     if counts == [1, 0]:
         proved = problem.once("orthogonal", lambda: _singles(problem))
