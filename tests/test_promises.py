@@ -21,6 +21,7 @@ from compcomp.techniques import (
     AbsMaxInputs,
     ApplyMask,
     DistillFactors,
+    Hadamard,
     Magnitude,
     MinMax,
     SmoothQuant,
@@ -128,6 +129,7 @@ LIES: list[tuple[Technique, dict[str, Any]]] = [
     (HALF, {"removes_rows": True}),
     (HALF, {"removes_columns": True}),
     (SmoothQuant(), {"changes_basis": False}),
+    (Hadamard(block=4), {"scales_inputs": True}),
 ]
 
 

@@ -63,6 +63,8 @@ class Declared:
     changes_basis: all it does is change the basis of the inputs: the effective weight, the reference and the inputs
         are what they were, and so is every loss; weight and format change with the transform. A technique that does
         not say so leaves the transform alone, and never sees one: it is shown the layer in the basis that is there.
+    scales_inputs: its change of basis divides every input feature by some number t > 0, and multiplies its column of
+        the weight, and of the low-rank term, by t.
     changes_inputs: it acts on the inputs instead of the weight. What it makes of them depends on them alone, and
         weight, reference and format stay as they are. A technique that does not say so leaves the inputs alone.
     sees_factors: what it makes of a layer depends on more of the low-rank term than its product, such as on its rank.
@@ -96,6 +98,7 @@ class Declared:
     landmarks: tuple[int, ...] = ()
     trivial_side: int = 0
     changes_basis: bool = False
+    scales_inputs: bool = False
     optimum: Optimum | None = None
     zeros: frozenset[str] = frozenset()
     removes_rows: bool = False

@@ -32,6 +32,8 @@ from compcomp.terms import Array, Choices, SymbolicChoices, Term, each
 LARGEST_LAYER = 4096
 """Weights of the largest layer for which a formula is written."""
 
+OUT_OF_TIME = "the solver gave no answer on the whole formula in time"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -48,14 +50,14 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
     """Try to prove the claim at the scope's shape. Anything but a clear proof comes back with its cause."""
     if scope.shape is None:
         return Outcome(None, "no rule decides this claim for any shape")
-    (claim, contracts), needs_inputs = simplified(claim), claim.needs_inputs
+    session = Session(solver, time.monotonic() + seconds)
+    (claim, contracts), needs_inputs = simplified(claim, session), claim.needs_inputs
     if claim.changes_inputs:  # a formula has so many tokens, and they stand for any number only through a Gram matrix
         return Outcome(None, "a technique changes the inputs, and a formula would speak of one number of tokens only")
     if _looks_at_tokens(claim):  # what they see of the inputs is not in a Gram matrix either
         return Outcome(None, "a technique looks at single inputs, and a formula would have one number of tokens only")
     if claim.scheme is not None and claim.scheme.needs_inputs:
         return Outcome(None, "a formula would speak of one number of tokens only")
-    session = Session(solver, time.monotonic() + seconds)
     if not all(_not_negative(step, session) for step, _ in _contexts(claim, (1, claim.unit))):
         return Outcome(None, "a measure may be negative", tuple(session.queries))
     shape, reach, assumptions = _one_block(claim, scope)
@@ -63,7 +65,10 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
         return Outcome(None, f"a formula for {shape[0]} x {shape[1]} weights would be too large")
     if scope.kind == "block" and claim.loss is not None and claim.part is None:
         return Outcome(None, f"{claim.loss.name} does not add over blocks of columns, and no rule decides the claim")
+    outcome = Outcome(None, OUT_OF_TIME)
     for plan in _plans(claim, shape, session):
+        if time.monotonic() >= session.until:  # the cause is that of the plan that took the time
+            break
         try:
             outcome = _attempt(claim, shape, plan, session)
         except NotExactError as error:
@@ -336,8 +341,14 @@ def _attempt(claim: Claim, shape: tuple[int, int], plan: Plan, session: Session)
     premises += _reduced(claim, shape, weight, plan)
     if session.ask("premises", premises, "sat").answer == "unsat":
         return Outcome(None, "the premises contradict each other", tuple(session.queries), vacuous=True)
-    if plan.scale and not _zero_layer_holds(claim, shape, inputs, gram, session):
-        return Outcome(None, "the zero layer could not be decided", tuple(session.queries))
+    if plan.scale and (answer := _zero_layer(claim, shape, inputs, gram, session)).answer != "unsat":
+        zero = each(lambda _: z3.RealVal(0), _indices(shape))
+        fails_there = answer.answer == "sat"
+        suspect = _from_model(answer, zero, inputs, gram) if fails_there else None
+        cause = (
+            "the zero layer may contradict it" if fails_there else _late("the zero layer could not be decided", session)
+        )
+        return Outcome(None, cause, tuple(session.queries), suspect=suspect)
     known, runs = list(premises), []
     for name, sequence in zip("abc", claim.sequences, strict=False):
         choices = _ProofChoices(name, premises, session)
@@ -347,7 +358,8 @@ def _attempt(claim: Claim, shape: tuple[int, int], plan: Plan, session: Session)
     if claim.kind == "keeps" and not establishes(claim.invariant or "", runs[0]):
         return Outcome(None, f"no step establishes a {claim.invariant}", tuple(session.queries), vacuous=True)
     if session.ask("premises with choices", known, "sat").answer != "sat":
-        return Outcome(None, "the premises could not be shown to be satisfiable", tuple(session.queries))
+        cause = _late("the premises could not be shown to be satisfiable", session)
+        return Outcome(None, cause, tuple(session.queries))
     # That some layer meets the conditions as well is shown apart from this (premises.unmet).
     known += [_as_z3(condition.holds(claim, runs)) for condition in claim.given]
     answer = session.ask("claim", [*known, _negated(claim, runs)], "unsat")
@@ -356,6 +368,7 @@ def _attempt(claim: Claim, shape: tuple[int, int], plan: Plan, session: Session)
         return Outcome(proof, queries=tuple(session.queries))
     suspect = _from_model(answer, weight, inputs, gram) if answer.answer == "sat" else None
     cause = answer.cause or ("no proof" if answer.answer == "sat" else "the solver gave no answer")
+    cause = OUT_OF_TIME if answer.answer == "unknown" and time.monotonic() >= session.until else cause
     return Outcome(None, cause, tuple(session.queries), suspect=suspect)
 
 
@@ -415,17 +428,22 @@ def _cells(claim: Claim, shape: tuple[int, int]) -> list[list[tuple[int, int]]]:
     return list(cells.values())
 
 
-def _zero_layer_holds(
+def _late(cause: str, session: Session) -> str:
+    """The cause, and that it is one of time where the deadline has passed."""
+    return f"{cause} in time" if time.monotonic() >= session.until else cause
+
+
+def _zero_layer(
     claim: Claim, shape: tuple[int, int], inputs: Array | None, gram: Array | None, session: Session
-) -> bool:
-    """The case that scaling to largest magnitude 1 leaves out."""
+) -> Answer:
+    """Whether the claim fails in the case that scaling to largest magnitude 1 leaves out."""
     zero = each(lambda _: z3.RealVal(0), _indices(shape))
     known, runs = [], []
     for name, sequence in zip("abc", claim.sequences, strict=False):
         choices = SymbolicChoices(f"zero_{name}")
         runs.append(sequence.trace(LayerState.dense(zero, inputs, gram, choices)))
         known += choices.premises
-    return session.ask("zero layer", [*known, _as_z3(fails(claim, runs))], "unsat").answer == "unsat"
+    return session.ask("zero layer", [*known, _as_z3(fails(claim, runs))], "unsat")
 
 
 def _as_z3(term: Any) -> Term:

@@ -154,7 +154,8 @@ class _Attempt:
         told = standing(claim)
         if told is None:
             return None
-        asked, (claim, contracts) = claim, simplified(claim)
+        asked, reducing = claim, Session(self.solver, self.until)
+        claim, contracts = simplified(claim, reducing)
         shape = self.scope.shape if self.scope.kind == "shape" and not claim.changes_basis else None
         asks = [rule for rule in RULES if rule in ANY_BASIS or not claim.changes_basis]
         asks += [partial(rule, shape=shape) for rule in AT_SHAPE if shape is not None]
@@ -163,7 +164,8 @@ class _Attempt:
             if proof is not None:
                 if standing(asked) != told:
                     return None
-                return replace(proof, assumptions=(*proof.assumptions, *contracts))
+                queries = (*reducing.queries, *proof.queries)
+                return replace(proof, assumptions=(*proof.assumptions, *contracts), queries=queries)
         return None
 
     def _after_bounded(self, outcome: Outcome, gap: Found | None) -> Verdict:

@@ -12,7 +12,7 @@ import z3
 from compcomp.language.assumption import Assumption, contract
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.parameters import Unknown
-from compcomp.language.steps import GridMap, Optimum, ScaledMap, Selection, at_most
+from compcomp.language.steps import GridMap, Optimum, ScaledMap, Selection
 from compcomp.language.technique import Technique
 from compcomp.layers.partition import Partition
 from compcomp.proving.functions import scored
@@ -40,20 +40,20 @@ from compcomp.terms import Abs, Term
 #   pair    l(a, 0) + l(b, m(b)) <= l(a, m(a)) + l(b, 0)      where f(a) <= f(b), f the score of S.
 # Then A loses no more than B on every layer.
 #
-# In a group of R let S drop D, and let Z be where B leaves zeros. |D| = int(n s) <= |Z|, so |D \ Z| <= |Z \ D|, and some
-# injection pairs every a in D \ Z with a b in Z \ D of its own. S drops a and keeps b, and finds the dense weights as it
-# comes first: f(a) <= f(b). By `pair`, and `kept` at a, l(a, 0) + l(b, m(b)) <= l(a, v) + l(b, 0) for the v that B leaves
-# at a. Sum this over the pairs, `alone` over the other b of Z \ D, `kept` over what is in neither set; in both sets the
-# losses are equal. A leaves m(w) at what S keeps: the context that q finds is that of W, as S keeps a weight of every
-# group of R (its share is below 1), and is proved to keep one of largest measure (facts.keeps_largest). T1, ..., Tk do
-# not raise the loss, as the inputs are the dense ones in A.
+# In a group of R let S drop D, and let Z be where B leaves zeros. |D| = int(n s) <= |Z|, so |D \ Z| <= |Z \ D|, and
+# some injection pairs every a in D \ Z with a b in Z \ D of its own. S drops a and keeps b, and finds the dense
+# weights as it comes first: f(a) <= f(b). By `pair`, and `kept` at a, l(a, 0) + l(b, m(b)) <= l(a, v) + l(b, 0) for
+# the v that B leaves at a. Sum this over the pairs, `alone` over the other b of Z \ D, `kept` over what is in neither
+# set; in both sets the losses are equal. A leaves m(w) at what S keeps: the context that q finds is that of W, as S
+# keeps a weight of every group of R (its share is below 1), and is proved to keep one of largest measure
+# (facts.keeps_largest). T1, ..., Tk do not raise the loss, as the inputs are the dense ones in A.
 #
 # Zeros. Of B nothing else is needed, where there is no q: it may be any techniques, whose zeros hold at the end by rule
 # kept and are counted as in rule fits. A partition P that refines R with int(|P| s') >= |P| s has enough for every
 # shape. At one shape the zeros of P's groups inside a group of R are counted: rows of n weights lose (rows) int(n s').
 #
-# Distances. Where l(r, v) = f(|r - v|) for a growing convex f (Loss.distance) the three are asked of distances, and pair
-# as in rule exchange (`majorized`). Without q, m(w) = w has the distance 0, and only pair is asked: |a| <= |b|.
+# Distances. Where l(r, v) = f(|r - v|) for a growing convex f (Loss.distance) the three are asked of distances, and
+# pair as in rule exchange (`majorized`). Without q, m(w) = w has the distance 0, and only pair is asked: |a| <= |b|.
 #
 # Grids. With q, `kept` and `alone` are facts.nearest and facts.zero, of the map that rounds midpoints either way: what
 # holds for every choice holds for q and for the last map of B, which may round otherwise. A value v on the grid is
@@ -100,7 +100,9 @@ def _best(claim: Claim, session: Session, shape: tuple[int, int] | None) -> Proo
 # --------------------------------------------------------------------------------------- the other side
 
 
-def _zeros_left(claim: Claim, selection: Selection, session: Session, shape: tuple[int, int] | None) -> Contracts | None:
+def _zeros_left(
+    claim: Claim, selection: Selection, session: Session, shape: tuple[int, int] | None
+) -> Contracts | None:
     """The contracts on which it rests that the right sequence ends with enough zeros, and no low-rank term."""
     formats = formats_along(replace(claim, left=claim.right), Scope("any"))
     techniques = claim.right.techniques
@@ -138,7 +140,9 @@ def _on_grid(
     if not isinstance(step, GridMap):
         return None
     assert claim.loss is not None
-    target = Optimum(claim.loss.name, selection.partition, selection.share, replace(step, rounding="any"), (Fraction(1),))
+    target = Optimum(
+        claim.loss.name, selection.partition, selection.share, replace(step, rounding="any"), (Fraction(1),)
+    )
     right = normal_form(claim.right, session)
     own = feasible(right.atoms, target, session, shape)
     return None if own is None else [*own, *right.assumptions]

@@ -68,8 +68,8 @@ from compcomp.terms import Abs, If, Term
 # Start. Steps that both sequences start with, and that leave nothing free, do the same in both: their truth values
 # are shared, and so are contexts taken of a state that these steps lead to.
 #
-# Selections in a row. Those that rule absorption (normal.py, selections) proves equal to one of them are that one: inside
-# a technique always; across techniques where A would have more than one selection otherwise.
+# Selections in a row. Those that rule absorption (normal.py, selections) proves equal to one of them are that one:
+# inside a technique always; across techniques where A would have more than one selection otherwise.
 #
 # Settled selections. A selection whose score is proved not to depend on the current weight (facts.settled) finds the
 # same scores in every use; unless its ties are "any" it drops the same weights, whatever came before. So all uses of

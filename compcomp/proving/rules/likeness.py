@@ -200,7 +200,7 @@ def _promised(technique: Technique, other: Technique) -> bool:
 
 STRONGER = (
     *("any_inputs", "rests", "holds_reference", "leaves_weight", "removes_rows", "removes_columns"),
-    *("homogeneous", "deterministic"),
+    *("scales_inputs", "homogeneous", "deterministic"),
 )
 """Promises that are kept where they are made."""
 WEAKER = ("format_varies", "sees_factors")
