@@ -316,11 +316,12 @@ class Claim(_Absent):
 
     @property
     def adds(self) -> bool:
-        """Whether it is about single weights, a loss that adds over them, or the groups of :attr:`partitions`. Safe: False.
+        """Whether it is about single weights, a loss that adds over them, or the groups of :attr:`partitions`.
 
-        Law where it is True, for a cut of the layer into parts of which no such group reaches into two: it holds of the
-        layer if it holds of each part. No truth changes if, in all states, weights flip their signs, all weights are
-        scaled by t > 0, or weights of one group change places, as long as that scales all parts of the loss alike.
+        Safe: False. Law where it is True, for a cut of the layer into parts so that no such group reaches into two: it
+        holds of the layer if it holds of each part. No truth changes if, in all states, weights flip their signs, all
+        weights are scaled by t > 0, or weights of one group change places, as long as that scales all parts of the
+        loss alike.
         """
         return False
 
