@@ -10,7 +10,7 @@ from typing import Any
 import z3
 
 from compcomp.language.assumption import Assumption, contract
-from compcomp.language.claim import Claim, Scope
+from compcomp.language.claims import Claim, Dominates, Scope
 from compcomp.language.parameters import Unknown
 from compcomp.language.steps import GridMap, Optimum, ScaledMap, Selection
 from compcomp.language.technique import Technique
@@ -73,7 +73,7 @@ def best_selection_at(claim: Claim, shape: tuple[int, int], session: Session) ->
 
 
 def _best(claim: Claim, session: Session, shape: tuple[int, int] | None) -> Proof | None:
-    if claim.kind != "dominates" or claim.loss is None or claim.part is None or claim.left.changes_inputs:
+    if not isinstance(claim, Dominates) or claim.part is None or claim.left.changes_inputs:
         return None
     left = normal_form(claim.left, session)
     if not left.atoms or not isinstance(selection := left.atoms[0], Selection) or selection.of_layer is not None:
@@ -104,7 +104,7 @@ def _zeros_left(
     claim: Claim, selection: Selection, session: Session, shape: tuple[int, int] | None
 ) -> Contracts | None:
     """The contracts on which it rests that the right sequence ends with enough zeros, and no low-rank term."""
-    formats = formats_along(replace(claim, left=claim.right), Scope("any"))
+    formats = formats_along(claim.with_sides(claim.right, claim.right), Scope("any"))
     techniques = claim.right.techniques
     if formats is None or any(t.promises().format_varies for t in techniques):
         return None

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import z3
 
 from compcomp.language.assumption import Assumption, contract
-from compcomp.language.claim import Claim
+from compcomp.language.claims import Claim, Dominates, Orthogonal
 from compcomp.language.conditions import INPUT_FACTS
 from compcomp.language.steps import Selection
 from compcomp.language.technique import Sequence, Technique
@@ -34,13 +32,13 @@ from compcomp.proving.session import Session
 
 def without_scalings(claim: Claim, session: Session) -> tuple[Claim, tuple[Assumption, ...]]:
     """The claim without scalings that no later selection sees, and the contracts that this rests on."""
-    if claim.loss is None or claim.kind not in ("dominates", "orthogonal") or not claim.changes_basis:
+    if not isinstance(claim, Dominates | Orthogonal) or not claim.changes_basis:
         return claim, ()
     if not all(condition.assumes <= {*INPUT_FACTS} and condition.name != "no_ties" for condition in claim.given):
         return claim, ()
-    left, of_left = _without(claim.left, session) if claim.kind == "dominates" else (claim.left, ())
+    left, of_left = _without(claim.left, session) if isinstance(claim, Dominates) else (claim.left, ())
     right, of_right = _without(claim.right, session)
-    return replace(claim, left=left, right=right), (*of_left, *of_right)
+    return claim.with_sides(left, right), (*of_left, *of_right)
 
 
 def _without(sequence: Sequence, session: Session) -> tuple[Sequence, tuple[Assumption, ...]]:
