@@ -152,10 +152,10 @@ class _Attempt:
         asked, reducing = claim, Session(self.solver, self.until)
         claim, contracts = simplified(claim, reducing)
         shape = self.scope.shape if self.scope.kind == "shape" and not claim.changes_basis else None
-        asks = [rule for rule in RULES if rule in ANY_BASIS or not claim.changes_basis]
-        asks += [partial(rule, shape=shape) for rule in AT_SHAPE if shape is not None]
-        for ask in asks:
-            proof = ask(claim, session=Session(self.solver, self.until))
+        rules = [rule for rule in RULES if rule in ANY_BASIS or not claim.changes_basis]
+        rules += [partial(rule, shape) for rule in AT_SHAPE if shape is not None]
+        for rule in rules:
+            proof = rule(claim, Session(self.solver, self.until))
             if proof is not None:
                 if standing(asked) != told:
                     return None

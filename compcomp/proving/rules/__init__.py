@@ -35,7 +35,7 @@ RULES: tuple[Rule, ...] = (
     best_selection,
 )
 
-RuleAtShape = Callable[[Claim, tuple[int, int], Session], Proof | None]
+RuleAtShape = Callable[[tuple[int, int], Claim, Session], Proof | None]
 
 AT_SHAPE: tuple[RuleAtShape, ...] = (best_selection_at,)
 """Rules for layers of one shape (out, in), asked where no rule proves the claim for every shape."""

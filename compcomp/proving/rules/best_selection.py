@@ -10,9 +10,9 @@ from typing import Any
 import z3
 
 from compcomp.language.assumption import Assumption, contract
-from compcomp.language.claims import Claim, Dominates, Scope
+from compcomp.language.claim import Claim, Dominates, Scope
 from compcomp.language.parameters import Unknown
-from compcomp.language.steps import GridMap, Optimum, ScaledMap, Selection
+from compcomp.language.steps import CodebookMap, GridMap, Optimum, Selection
 from compcomp.language.technique import Technique
 from compcomp.layers.partition import Partition
 from compcomp.proving.functions import scored
@@ -66,7 +66,7 @@ def best_selection(claim: Claim, session: Session) -> Proof | None:
     return _best(claim, session, None)
 
 
-def best_selection_at(claim: Claim, shape: tuple[int, int], session: Session) -> Proof | None:
+def best_selection_at(shape: tuple[int, int], claim: Claim, session: Session) -> Proof | None:
     """Prove the same for layers of one shape (out, in), where the zeros of groups are counted."""
     proof = _best(claim, session, shape)
     return proof and replace(proof, reach=Scope.of(shape).describe())
@@ -81,7 +81,7 @@ def _best(claim: Claim, session: Session, shape: tuple[int, int] | None) -> Proo
     if selection.ties == "all" and not claim.assumes("strict selections"):
         return None
     following = left.atoms[1] if len(left.atoms) > 1 else None
-    step = following if isinstance(following, ScaledMap) else None
+    step = following if isinstance(following, GridMap | CodebookMap) else None
     contracts = list[Assumption]()
     for technique in left.atoms[1 if step is None else 2 :]:
         if not isinstance(technique, Technique) or claim.loss.name not in technique.promises().never_increases:
@@ -132,12 +132,10 @@ def _open_shares(run: Run, selection: Selection) -> Iterator[tuple[Partition, An
 
 
 def _on_grid(
-    claim: Claim, selection: Selection, step: ScaledMap, session: Session, shape: tuple[int, int] | None
+    claim: Claim, selection: Selection, step: GridMap | CodebookMap, session: Session, shape: tuple[int, int] | None
 ) -> Contracts | None:
     """The contracts on which it rests that the right sequence ends with enough zeros, and on the left one's grid."""
     if not selection.partition.refines(step.partition) or not keeps_largest(selection, step, session, dense=True):
-        return None
-    if not isinstance(step, GridMap):
         return None
     assert claim.loss is not None
     target = Optimum(
@@ -151,7 +149,7 @@ def _on_grid(
 # ------------------------------------------------------------------------------------------- the lemmas
 
 
-def _lemmas_hold(claim: Claim, selection: Selection, step: ScaledMap | None, session: Session) -> bool:
+def _lemmas_hold(claim: Claim, selection: Selection, step: GridMap | CodebookMap | None, session: Session) -> bool:
     assert claim.loss is not None and claim.part is not None
     a, b, g, h = z3.Reals("w_a w_b h_a h_b")
     norms = [g >= 0, h >= 0]
@@ -180,7 +178,7 @@ def _lemmas_hold(claim: Claim, selection: Selection, step: ScaledMap | None, ses
     return session.holds("pair", [*norms, *known, order], goal)
 
 
-def _facts(step: ScaledMap, session: Session) -> Callable[[Term, Term, Term, Term], list[Term]] | None:
+def _facts(step: GridMap | CodebookMap, session: Session) -> Callable[[Term, Term, Term, Term], list[Term]] | None:
     """What is known of a map's values at two weights of one context; None where they need not be the nearest."""
     facts = MapFacts(replace(step, rounding="any"), session)
     if not (facts.even and facts.zero and facts.inside and facts.nearest and facts.idempotent):

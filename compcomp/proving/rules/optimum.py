@@ -9,7 +9,7 @@ from compcomp.language.assumption import Assumption, contract
 from compcomp.language.claim import Claim
 from compcomp.language.identity import same_but
 from compcomp.language.parameters import Unknown
-from compcomp.language.steps import GridMap, Optimum, Selection, Step, at_most
+from compcomp.language.steps import Optimum, ScaledMap, Selection, Step, at_most
 from compcomp.language.technique import Technique
 from compcomp.layers.partition import Partition
 from compcomp.proving.proof import EXACT, Proof
@@ -76,13 +76,13 @@ def feasible(
     if (other := _optimum(first)) is not None:
         atoms = atoms[1:]
         contracts.append(contract(first, "leaves a weight out of those it may choose from"))
-    steps = [step for step in atoms if isinstance(step, Selection | GridMap)]
-    if len(steps) < len(atoms) or not all(MapFacts(s, session).zero for s in steps if isinstance(s, GridMap)):
+    steps = [step for step in atoms if isinstance(step, Selection | ScaledMap)]
+    if len(steps) < len(atoms) or not all(MapFacts(s, session).zero for s in steps if isinstance(s, ScaledMap)):
         return None
     cuts = [(step.partition, step.share) for step in steps if isinstance(step, Selection)]
     cuts += [] if other is None else [(other.partition, other.share)]
-    wanted = (optimum.partition, optimum.share, shape)
-    if optimum.share != 0 and not any(enough(*cut, *wanted) for cut in cuts):
+    wanted, groups = optimum.share, optimum.partition
+    if wanted != 0 and not any(enough(partition, share, groups, wanted, shape) for partition, share in cuts):
         return None
     if other is not None:
         inside = _smaller(other, optimum) and len(cuts) == len(steps) + 1
@@ -129,22 +129,22 @@ def _smaller(inner: Optimum, outer: Optimum) -> bool:
 
 def _on_grid(steps: Items[Step], optimum: Optimum, session: Session) -> bool:
     """Whether the last map's values are those of the optimum's grid at the dense context, or all of a group are 0."""
-    places = [k for k, step in enumerate(steps) if isinstance(step, GridMap)]
+    places = [k for k, step in enumerate(steps) if isinstance(step, ScaledMap)]
     if not places or 1 not in optimum.ratios:
         return False
     last, grid = steps[places[-1]], optimum.grid
-    assert isinstance(last, GridMap)
-    if not same_but(last, grid, "levels", "rounding"):
+    assert isinstance(last, ScaledMap)
+    if not same_but(last, grid, "levels", "rounding"):  # of codebooks the codes are the same
         return False
-    if last.levels != grid.levels and not fixes(grid, last, session):
+    if not same_but(last, grid, "rounding") and not fixes(grid, last, session):
         return False
     if not MapFacts(last, session).idempotent or not MapFacts(grid, session).even:
         return False
     return all(_keeps_context(step, last, session, dense=not k) for k, step in enumerate(steps[: places[-1]]))
 
 
-def _keeps_context(step: Step, grid: GridMap, session: Session, *, dense: bool) -> bool:
-    if isinstance(step, GridMap):
+def _keeps_context(step: Step, grid: ScaledMap, session: Session, *, dense: bool) -> bool:
+    if isinstance(step, ScaledMap):
         facts = MapFacts(step, session)
         return same_but(step, grid, "levels", "rounding") and facts.inside and facts.keeps_largest
     assert isinstance(step, Selection)

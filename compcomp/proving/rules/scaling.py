@@ -5,7 +5,7 @@ from __future__ import annotations
 import z3
 
 from compcomp.language.assumption import Assumption, contract
-from compcomp.language.claims import Claim, Dominates, Orthogonal
+from compcomp.language.claim import Claim, Dominates, Orthogonal
 from compcomp.language.conditions import INPUT_FACTS
 from compcomp.language.steps import Selection
 from compcomp.language.technique import Sequence, Technique
