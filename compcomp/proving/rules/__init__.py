@@ -1,7 +1,7 @@
 """Rules that prove a claim for every shape. One rule a module, each with its formal statement.
 
-A rule is a function from a claim to a :class:`Proof` or None; it reads what techniques declare and their
-steps, never their names. Its argument is in docs/proofs/, its attack in tests/proving.
+A rule takes a claim and a :class:`Session` of its own, and returns a :class:`Proof` or None. It reads what techniques
+declare and their steps, never their names. Its argument is in docs/proofs/, its attack in tests/proving.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from compcomp.proving.rules.last_step import from_every_state, last_step_improve
 from compcomp.proving.rules.optimum import joint_optimum
 from compcomp.proving.rules.orthogonal import orthogonality
 from compcomp.proving.rules.same import same_states
-from compcomp.proving.solver import Solver
+from compcomp.proving.session import Session
 
-Rule = Callable[[Claim, Solver, float], Proof | None]
+Rule = Callable[[Claim, Session], Proof | None]
 
 RULES: tuple[Rule, ...] = (
     from_every_state,
