@@ -1,20 +1,91 @@
-"""The documentation: its links lead somewhere, the files it names exist, and each rule has its page."""
+"""The documentation: its blocks run, its links lead somewhere, the files it names exist, each rule has its page."""
 
 from __future__ import annotations
 
 import ast
 import re
+import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from typer.testing import CliRunner
 
-from tests.blocks import ROOT, markdown_files, without_blocks
+from compcomp.cli import app
+from tests.blocks import OUTPUT, PYTHON, ROOT, SHELL, Block, blocks, documentation, markdown_files, without_blocks
 
 FILES = markdown_files()
 
 
 def names(path: Path) -> str:
     return str(path.relative_to(ROOT))
+
+
+# Blocks
+
+SLOW = {"README.md"}
+RUN = [
+    pytest.param(path, marks=[pytest.mark.slow] if path.name in SLOW and path.parent == ROOT else [], id=names(path))
+    for path in documentation()
+    if any(block.language in PYTHON + SHELL for block in blocks(path))
+]
+
+
+def commands(block: Block) -> Iterator[list[str]]:
+    """The commands of a shell block: one a line, without comments and prompts, continued by a backslash."""
+    for line in block.code.replace("\\\n", " ").splitlines():
+        if command := shlex.split(line.removeprefix("$ "), comments=True):
+            yield command
+
+
+def run_shell(block: Block) -> str:
+    """Run each command through the shell's own entry point; all have to succeed."""
+    shown = ""
+    for name, *arguments in commands(block):
+        assert name == "compcomp", f"{block.place} runs {name}: say why it is not run"
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, f"{block.place}: {shlex.join(arguments)}\n{result.output}"
+        shown += result.output
+    return shown
+
+
+@pytest.mark.parametrize("path", RUN)
+def test_the_blocks_of_a_page_run(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In order, Python in one namespace, all in one folder. A text right after a block is its output."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    module = ModuleType("blocks_of_the_page")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    output, end = "", 0
+    for block in blocks(path):
+        if block.language in OUTPUT and output and block.line <= end + 3:
+            assert block.code.split() == output.split(), block.place
+        output, end = "", block.line + block.code.count("\n")
+        if block.not_run:
+            continue
+        if block.language in PYTHON:
+            exec(compile(block.padded, str(path), "exec"), vars(module))
+            output = capsys.readouterr().out
+        elif block.language in SHELL:
+            output = run_shell(block)
+
+
+def test_blocks_that_are_not_run_say_why() -> None:
+    """A reason is one sentence; there are few."""
+    left = [block for path in documentation() for block in blocks(path) if block.not_run]
+    assert all(len(block.not_run.split()) >= 4 for block in left)
+    assert len(left) <= 4, [block.place for block in left]
+
+
+def test_code_stands_in_fenced_blocks() -> None:
+    """What is only indented would not be run."""
+    command = re.compile(r"^ {4}(compcomp|make|pip|import|from|>>>|\$) ?\S", re.MULTILINE)
+    texts = {names(path): without_blocks(path.read_text(encoding="utf-8")) for path in documentation()}
+    assert not [name for name, text in texts.items() if command.search(text)]
 
 
 # Links and paths
