@@ -28,7 +28,7 @@ PRIVATE = {
     r"beside": "in the low-rank branch, next to",
     r"congruent": "holds as a local rewrite",
     r"parted": "apart",
-    r"settled?": "fixed, decided",
+    r"settl(?:e|es|ed|ing)": "fixed, decided",
     r"met": "satisfied, seen",
 }
 """Words that this library alone used in a sense of its own, and the field's terms for them."""

