@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -175,6 +176,7 @@ def test_a_missing_path_is_found() -> None:
 RULES = ROOT / "docs" / "proofs"
 
 
+@cache
 def printed_rules() -> set[str]:
     """The names of rules that verdicts print: the first arguments of Proof(...), in all of compcomp/proving."""
     found = set()
@@ -222,3 +224,36 @@ def test_a_page_of_a_rule_is_headed_by_its_name_and_listed(path: Path) -> None:
 def test_each_module_of_a_rule_has_its_page() -> None:
     modules = {path.stem for path in (ROOT / "compcomp" / "proving" / "rules").glob("*.py")} - {"__init__"}
     assert not [module for module in modules if not (RULES / f"{module}.md").is_file()]
+
+
+# The glossary
+
+GLOSSARY = ROOT / "docs" / "glossary.md"
+_LINK = re.compile(r"\[([^\]]*)\]\((?:\.\./|docs/)*glossary\.md#([\w-]+)\)")
+
+
+def test_every_term_has_its_meaning_and_a_synonym() -> None:
+    terms = re.split(r"^## ", GLOSSARY.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    assert len(terms) >= 30
+    assert [term.splitlines()[0] for term in terms] == sorted((term.splitlines()[0] for term in terms), key=str.lower)
+    assert all(re.search(r"Synonyms?:\s+\S", term) for term in terms)
+
+
+def test_every_term_is_linked_from_a_page() -> None:
+    linked = {anchor for path in documentation() for _, anchor in _LINK.findall(path.read_text(encoding="utf-8"))}
+    assert linked == anchors(GLOSSARY) - {"glossary"}
+
+
+def test_a_term_is_linked_once_a_page_and_at_its_first_use() -> None:
+    """First use in running text, that is outside headings, tables, code and other links."""
+    late = []
+    for path in documentation():
+        text = re.sub(r"^(?:#|\|| {4}).*$", "", without_blocks(path.read_text(encoding="utf-8")), flags=re.MULTILINE)
+        text = re.sub(r"`[^`]*`", "", text)
+        links = list(_LINK.finditer(text))
+        assert len({link[2] for link in links}) == len(links), f"{names(path)} links a term twice"
+        for link in links:
+            before = re.sub(r"\*\*[^*]*\*\*|\[[^\]]*\](?:\([^)]*\))?", "", text[: link.start()])
+            if re.search(rf"(?<![\w-]){re.escape(link[1])}(?![\w-])", before.replace("\n", " ")):
+                late.append((names(path), link[1]))
+    assert not late

@@ -41,7 +41,7 @@ def test_what_is_not_plain_is_found(text: str, complaint: str) -> None:
     [
         "Say what it is. It says `What` in code.",
         "```text\nWhat a block says is told.\n```",
-        "See [the terms](docs/none.md#told).",
+        "See [the terms](none.md#told).",
         "    What stands in code by indent",
         "\n".join(["| a short cell | and another |"] * LONGEST),
     ],
