@@ -26,7 +26,7 @@ def names(path: Path) -> str:
 
 # Blocks
 
-SLOW = {"README.md", "docs/certificates.md"}
+SLOW = {"README.md", "docs/certificates.md", "docs/whole_models.md"}
 RUN = [
     pytest.param(path, marks=[pytest.mark.slow] if names(path) in SLOW else [], id=names(path))
     for path in documentation()
