@@ -13,7 +13,7 @@ from itertools import pairwise, product
 import numpy as np
 
 from compcomp.errors import NotExactError
-from compcomp.language.claim import Claim
+from compcomp.language.claim import Claim, Dominates, Equals, Fits, Keeps
 from compcomp.language.identity import same
 from compcomp.language.scheme import Scheme
 from compcomp.language.size import DENSE
@@ -31,24 +31,22 @@ def derived(claim: Claim) -> bool:
     """Return whether the claim holds for every layer by the promises and parameters of its techniques alone."""
     if parts := claim.parts():
         return all(map(derived, parts.values()))
-    if claim.kind == "keeps":
-        return _keeps(claim.left, claim.invariant or "")
-    if claim.kind == "fits" and claim.scheme is not None:
-        return _fits(claim.left, claim.scheme)
-    if claim.kind in ("equal", "dominates"):
-        return _compares(claim)
-    return False
+    if isinstance(claim, Keeps):
+        return _keeps(claim)
+    if isinstance(claim, Fits):
+        return _fits(claim)
+    return isinstance(claim, Equals | Dominates) and _compares(claim)
 
 
 # ------------------------------------------------------------------------------------ two sequences
 
 
-def _compares(claim: Claim) -> bool:
+def _compares(claim: Equals | Dominates) -> bool:
     """Whether both sides do the same, or the left one continues the right one by steps that never increase the loss."""
     if claim.changes_basis:
         return _same(claim.left.techniques, claim.right.techniques) and claim.left.is_deterministic
     left, right = claim.left, claim.right
-    if claim.loss is not None and not claim.loss.needs_inputs:
+    if isinstance(claim, Dominates) and not claim.loss.needs_inputs:
         left, right = _weights_alone(left), _weights_alone(right)
     if not right.is_deterministic:
         return False
@@ -56,7 +54,7 @@ def _compares(claim: Claim) -> bool:
     more = first[len(second) :]
     if not _same(first[: len(second)], second):
         return False
-    if claim.loss is None:
+    if isinstance(claim, Equals):
         return not more and left.is_deterministic
     promised = [technique.promises() for technique in more]
     return all(claim.loss.name in p.never_increases and (p.any_inputs or not left.changes_inputs) for p in promised)
@@ -108,8 +106,8 @@ def _active(sequence: Sequence) -> tuple[Technique, ...]:
 # -------------------------------------------------------------------------------------- invariants
 
 
-def _keeps(sequence: Sequence, invariant: str) -> bool:
-    techniques = sequence.techniques
+def _keeps(claim: Keeps) -> bool:
+    sequence, techniques, invariant = claim.left, claim.left.techniques, claim.invariant
     if invariant in KEPT and _all_keep(invariant, techniques[1:]):
         return True
     if sequence.changes_basis:
@@ -118,7 +116,7 @@ def _keeps(sequence: Sequence, invariant: str) -> bool:
         return True
     if invariant in ("mask", "shape"):
         return _lines_stay(techniques)
-    formats = _formats(sequence)
+    formats = _formats(claim)
     if formats is None:
         return False
     if invariant == "n:m":
@@ -204,9 +202,10 @@ def _selects_alone(technique: Technique) -> bool:
 # ----------------------------------------------------------------------------------------- schemes
 
 
-def _fits(sequence: Sequence, scheme: Scheme) -> bool:
-    """Whether every word of a scheme is met; words on grids are not looked at."""
-    formats = None if sequence.changes_basis else _formats(sequence)
+def _fits(claim: Fits) -> bool:
+    """Whether every word of the scheme is met; of words on grids nothing is derived."""
+    sequence, scheme = claim.left, claim.scheme
+    formats = None if sequence.changes_basis else _formats(claim)
     if formats is None or _open(sequence) or scheme.weights < DENSE or scheme.inputs < DENSE:
         return False
     end, zeros = formats[-1], list(_zeros(sequence.techniques, formats))
@@ -250,18 +249,18 @@ def _open(sequence: Sequence) -> bool:
     return any(unknowns(technique) for technique in sequence)
 
 
-def _formats(sequence: Sequence) -> list[Format] | None:
+def _formats(claim: Claim) -> list[Format] | None:
     """The formats from the dense layer on, of a run on one small layer; None where that shows nothing of others.
 
     Which fields are set, and the numbers in them, depend on techniques and parameters alone, unless `format_varies`.
     """
-    if any(technique.promises().format_varies for technique in sequence):
+    if any(technique.promises().format_varies for technique in claim.left):
         return None
-    sequence = Claim("keeps", sequence).instances()[0].left
-    units = Claim("keeps", sequence).row_unit, Claim("keeps", sequence).unit
+    claim = claim.instances()[0]
+    units = claim.row_unit, claim.unit
     for rows, columns in sorted(product(SMALL, SMALL), key=lambda shape: (shape == (1, 1), sum(shape))):
         shape = rows * units[0], columns * units[1]
-        if not sequence.fits(shape):
+        if not claim.fits(shape):
             continue
         weight, inputs = np.full(shape, Fraction(0), dtype=object), np.full((shape[1], shape[1]), Fraction(0))
         for k in range(min(shape)):
@@ -269,7 +268,7 @@ def _formats(sequence: Sequence) -> list[Format] | None:
         for k in range(shape[1]):
             inputs[k, k] = Fraction(1)
         try:
-            return [state.format for state in sequence.trace(LayerState.dense(weight, inputs))]
+            return [state.format for state in claim.left.trace(LayerState.dense(weight, inputs))]
         except NotExactError:
             return None
     return None
