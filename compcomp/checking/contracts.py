@@ -157,13 +157,17 @@ def _lines_stay(techniques: Items[Technique]) -> bool:
 
 
 def _pattern_anew(techniques: Items[Technique], formats: Items[Format]) -> bool:
-    """Whether some selection leaves every pattern recorded so far, and all patterns are kept from there on."""
+    """Whether some selection leaves every pattern recorded so far, and all patterns are kept from there on.
+
+    A promise to keep them speaks of those that the format then has.
+    """
     for k, technique in enumerate(techniques):
         last = technique.steps()[-1] if technique.steps() else None
         if not isinstance(last, Selection) or not _all_keep("n:m", techniques[k + 1 :]):
             continue
         recorded = {pattern for form in formats[: k + 2] for pattern in form.pattern or ()}
-        if all(_leaves(last, n, m) for n, m in recorded):
+        known = [{m: n for n, m in form.pattern or ()} for form in formats[k + 1 :]]
+        if all(_leaves(last, n, m) and all(form.get(m, m) <= n for form in known) for n, m in recorded):
             return True
     return False
 
