@@ -27,10 +27,10 @@ from compcomp.proving.prove import Prover, prove
 from tests.claims import PQ, N, P, Q, W, X
 
 
-def saved(folder: Path, claim: str, loss: str, scope: str = "any", timeout: float = 40, **options: Any) -> Path:
-    """``timeout``: seconds for certificates."""
+def saved(folder: Path, claim: str, loss: str, scope: str = "any", bare: bool = False, **options: Any) -> Path:
+    """``bare``: without certificates, as a prover gives it that has no time for them and knows none."""
     verdict = prove(parse_claim(claim, loss), scope, timeout=40, **options)
-    return verdict.save(folder / "verdict", timeout=timeout)
+    return (Prover().certify(verdict, timeout=0) if bare else verdict).save(folder / "verdict")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_both_solvers_are_asked_again(proved: Path) -> None:
 
 
 def test_without_certificates_it_is_holey(tmp_path: Path) -> None:
-    folder = saved(tmp_path, f"{P} >> {P} equals {P}", "weight_l1", timeout=0)
+    folder = saved(tmp_path, f"{P} >> {P} equals {P}", "weight_l1", bare=True)
     report = check_directory(folder)
     assert report.outcome == "holey"
     assert all("rests on" in hole for hole in report.holes)
@@ -387,7 +387,7 @@ def test_what_a_forger_says_of_conditions_and_rules_is_asked_again(tmp_path: Pat
 
 
 def test_answers_are_bound_and_have_to_be_relied_on(tmp_path: Path) -> None:
-    folder = saved(tmp_path, f"{P} >> {Q} dominates {Q} >> {P}", "weight_l1", "any", timeout=0)
+    folder = saved(tmp_path, f"{P} >> {Q} dominates {Q} >> {P}", "weight_l1", "any", bare=True)
     assert check_directory(folder, solvers=False).outcome == "holey"
 
     def unknown(answers: list[dict[str, Any]]) -> None:
