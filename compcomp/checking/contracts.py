@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 
-from compcomp.language.claim import Claim, Dominates, Equals, Keeps
+from compcomp.language.claim import Claim, Dominates, Equals, Keeps, SameState
 from compcomp.language.identity import same
 from compcomp.language.technique import Sequence, Technique
 
@@ -23,7 +23,7 @@ def derived(claim: Claim) -> bool:
         return claim.invariant in KEPT and all(
             claim.invariant in technique.promises().keeps for technique in claim.left.techniques[1:]
         )
-    if not isinstance(claim, Equals | Dominates):
+    if not isinstance(claim, Equals | SameState | Dominates):
         return False
     techniques = [t for sequence in claim.sequences for t in sequence]
     if any(t.promises().changes_inputs or t.promises().changes_basis for t in techniques):
@@ -32,7 +32,7 @@ def derived(claim: Claim) -> bool:
     more = left[len(right) :]
     if not _same(left[: len(right)], right) or not claim.right.is_deterministic:
         return False
-    if isinstance(claim, Equals):
+    if isinstance(claim, Equals | SameState):
         return not more and claim.left.is_deterministic
     return all(claim.loss.name in t.promises().never_increases for t in more)
 
