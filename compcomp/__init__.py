@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from compcomp.language.claim import fits as fits
     from compcomp.language.claim import keeps as keeps
     from compcomp.language.claim import orthogonal as orthogonal
+    from compcomp.language.claim import same_state as same_state
     from compcomp.language.conditions import Condition as Condition
     from compcomp.language.parameters import ANY as ANY
     from compcomp.language.size import size as size
@@ -56,6 +57,7 @@ _HOMES = {
     "fits": "compcomp.language.claim",
     "keeps": "compcomp.language.claim",
     "orthogonal": "compcomp.language.claim",
+    "same_state": "compcomp.language.claim",
     "Condition": "compcomp.language.conditions",
     "size": "compcomp.language.size",
     "Sequence": "compcomp.language.technique",

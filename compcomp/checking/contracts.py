@@ -13,7 +13,7 @@ from itertools import pairwise, product
 import numpy as np
 
 from compcomp.errors import NotExactError
-from compcomp.language.claim import Claim, Dominates, Equals, Fits, Keeps
+from compcomp.language.claim import Claim, Dominates, Equals, Fits, Keeps, SameState
 from compcomp.language.identity import same
 from compcomp.language.scheme import Scheme
 from compcomp.language.size import DENSE
@@ -35,13 +35,13 @@ def derived(claim: Claim) -> bool:
         return _keeps(claim)
     if isinstance(claim, Fits):
         return _fits(claim)
-    return isinstance(claim, Equals | Dominates) and _compares(claim)
+    return isinstance(claim, Equals | SameState | Dominates) and _compares(claim)
 
 
 # ------------------------------------------------------------------------------------ two sequences
 
 
-def _compares(claim: Equals | Dominates) -> bool:
+def _compares(claim: Equals | SameState | Dominates) -> bool:
     """Whether both sides do the same, or the left one continues the right one by steps that never increase the loss."""
     if claim.changes_basis:
         return _same(claim.left.techniques, claim.right.techniques) and claim.left.is_deterministic
@@ -54,7 +54,7 @@ def _compares(claim: Equals | Dominates) -> bool:
     more = first[len(second) :]
     if not _same(first[: len(second)], second):
         return False
-    if isinstance(claim, Equals):
+    if isinstance(claim, Equals | SameState):
         return not more and left.is_deterministic
     promised = [technique.promises() for technique in more]
     return all(claim.loss.name in p.never_increases and (p.any_inputs or not left.changes_inputs) for p in promised)

@@ -13,7 +13,8 @@ from compcomp.errors import InputError
 from compcomp.language.named import is_named
 from compcomp.language.verdict import Verdict
 
-FORMAT = 4
+FORMAT = 5
+"""Of the directory. In earlier ones "A equals B" spoke of every field of a state: they are not read."""
 STATED = (
     "claim",
     "loss",

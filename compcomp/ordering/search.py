@@ -11,7 +11,7 @@ from math import ceil, lcm
 from typing import TYPE_CHECKING, Any
 
 from compcomp.errors import InputError
-from compcomp.language.claim import Claim, Scope, dominates, equal, keeps
+from compcomp.language.claim import Claim, Scope, dominates, keeps, same_state
 from compcomp.language.loss import loss_named
 from compcomp.language.named import sources_of
 from compcomp.language.size import no_larger
@@ -244,7 +244,7 @@ class _Search:
     def ask_resting(self) -> None:
         """Which techniques change nothing on the dense layer (law 1), and never lose anything at the end (law 3)."""
         known = self.orderings.techniques
-        self.ask_equal([equal(t, Order()) for t in known if t.promises().rests], "what changes nothing at first")
+        self.ask_equal([same_state(t, Order()) for t in known if t.promises().rests], "what changes nothing at first")
         candidates = [
             technique
             for step, technique in enumerate(known)
@@ -273,12 +273,12 @@ class _Search:
         for a, b in pairs:
             sides = [(a,), (b,), *([(b, a)] if b < a else [])]
             claims += [
-                equal(known[a] >> known[b], orderings.order(side)) for side in sides if self.may_be(side, (a, b))
+                same_state(known[a] >> known[b], orderings.order(side)) for side in sides if self.may_be(side, (a, b))
             ]
         self.ask_equal(claims, "what absorbs what")
         beside = [x for x in places if known[x].promises().leaves_weight]
         triples = [
-            equal(known[a] >> known[x] >> known[b], known[a] >> known[x])
+            same_state(known[a] >> known[x] >> known[b], known[a] >> known[x])
             for a, b in pairs
             if orderings.after_word((a,), b)[0] == (a,)
             for x in beside
@@ -396,7 +396,9 @@ class _Search:
                     busy.add(second)
                     turn.append((first, second))
             turn = turn[: CANDIDATES - asked]
-            self.ask_equal([equal(self.orderings.order(a), self.orderings.order(b)) for a, b in turn], "equal prefixes")
+            self.ask_equal(
+                [same_state(self.orderings.order(a), self.orderings.order(b)) for a, b in turn], "equal prefixes"
+            )
             asked, candidates = asked + len(turn), later
 
     def screened(self) -> None:
