@@ -256,4 +256,4 @@ def test_a_term_is_linked_once_a_page_and_at_its_first_use() -> None:
             before = re.sub(r"\*\*[^*]*\*\*|\[[^\]]*\](?:\([^)]*\))?", "", text[: link.start()])
             if re.search(rf"(?<![\w-]){re.escape(link[1])}(?![\w-])", before.replace("\n", " ")):
                 late.append((names(path), link[1]))
-    assert not late
+    assert not late, "a term is used before its link: move the link to the first use"
