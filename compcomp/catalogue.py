@@ -131,7 +131,7 @@ def _split(lines: list[str], names: list[str]) -> tuple[list[str], dict[str, str
 
 
 def _parameter(kind: type[Technique], field: Any, meanings: dict[str, str]) -> Parameter:
-    known = kind.tried.get(field.name) or VALUES.get(field.name, ())
+    known = kind.fixtures.values.get(field.name) or VALUES.get(field.name, ())
     given = field.default if field.default is not MISSING else MISSING
     if field.default_factory is not MISSING:
         given = field.default_factory()

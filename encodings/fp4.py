@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from compcomp.language.parameters import grid_partition, one_of
 from compcomp.language.steps import CodebookMap
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Hints, Technique
 from compcomp.layers import codebooks
 from compcomp.terms import ROUNDINGS, Abs
 
@@ -32,8 +32,10 @@ class FP4(Technique):
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"}),
             deterministic=self.rounding != "any",
-            landmarks=(24,),
         )
+
+    def hints(self) -> Hints:
+        return Hints(landmarks=(24,))
 
     def steps(self) -> tuple[CodebookMap]:
         partition = grid_partition(self.group, "tensor", "FP4")

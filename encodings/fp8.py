@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from compcomp.errors import InputError
 from compcomp.language.parameters import one_of, shown, whole
 from compcomp.language.steps import CodebookMap
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Hints, Technique
 from compcomp.layers import codebooks
 from compcomp.layers.partition import Partition
 from compcomp.terms import ROUNDINGS, Abs
@@ -44,8 +44,10 @@ class FP8(Technique):
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"}),
             deterministic=self.rounding != "any",
-            landmarks=(896,),
         )
+
+    def hints(self) -> Hints:
+        return Hints(landmarks=(896,))
 
     def steps(self) -> tuple[CodebookMap]:
         whole_rows = Partition.rows() if self.per == "row" else Partition.tensor()
