@@ -30,6 +30,7 @@ class AbsMaxInputs(Technique):
     group: int | None = None
     rounding: str = "half_even"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.absmax_inputs"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
 
     def __post_init__(self) -> None:

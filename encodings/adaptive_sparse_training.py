@@ -74,6 +74,7 @@ class AdaptiveSparseTraining(Technique):
     decay: Exact = default(Fraction(1, 10))
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.adaptive_sparse_training"
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={
             "sparsity": (Fraction(1, 2),),

@@ -67,6 +67,7 @@ class AWQ(Technique):
     group: int | None = 128
     scales: str = "exact"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.awq"
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={
             "alphas": (("1/2", 0, 1), ("3/4", "1/4")),

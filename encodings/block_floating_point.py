@@ -27,6 +27,7 @@ class BlockFloatingPoint(Technique):
     group: int | None = 16
     rounding: str = "half_even"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.block_floating_point"
     fixtures: ClassVar[Fixtures] = Fixtures(values={"bits": (2, 3, 4, 8), "rounding": ("half_even", "half_up", "any")})
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ class BlockMeans(Technique):
 
     rank: int
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.block_means"
     fixtures: ClassVar[Fixtures] = Fixtures(values={"rank": (1, 2, 4)})
     declared: ClassVar[Declared] = Declared(
         keeps=frozenset({"mask", "n:m", "grid", "rank"}),

@@ -35,6 +35,7 @@ class ClippedAbsMax(Technique):
     ratios: int = 10
     rounding: str = "half_even"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.clipped_absmax"
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={
             "bits": (3,),

@@ -24,6 +24,7 @@ class DistillFactors(Technique):
 
     sweeps: int = 1
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.distill_factors"
     fixtures: ClassVar[Fixtures] = Fixtures(values={"sweeps": (1, 2)})
     declared: ClassVar[Declared] = Declared(
         keeps=frozenset({"mask", "n:m", "grid", "rank"}),

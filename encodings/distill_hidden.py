@@ -30,6 +30,7 @@ class DistillHidden(Technique):
     targets: str = "data"
     seed: int = 0
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.distill_hidden"
     whole_model: ClassVar[bool] = True
     declared: ClassVar[Declared] = OPEN
     fixtures: ClassVar[Fixtures] = Fixtures(values={"iterations": (2,)})

@@ -41,6 +41,7 @@ class DistillLogits(Technique):
     targets: str = "data"
     seed: int = 0
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.distill_logits"
     whole_model: ClassVar[bool] = True
     declared: ClassVar[Declared] = OPEN
     fixtures: ClassVar[Fixtures] = Fixtures(values={"iterations": (2,), "temperature": (1, 2)})

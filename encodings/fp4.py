@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from compcomp.language.parameters import grid_partition, one_of
 from compcomp.language.steps import CodebookMap
@@ -23,6 +24,8 @@ class FP4(Technique):
 
     group: int | None = 32
     rounding: str = "half_even"
+
+    kernel_module: ClassVar[str] = "compcomp.kernels.fp4"
 
     def __post_init__(self) -> None:
         grid_partition(self.group, "tensor", "FP4")

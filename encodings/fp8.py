@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from compcomp.errors import InputError
 from compcomp.language.parameters import one_of, shown, whole
@@ -30,6 +31,8 @@ class FP8(Technique):
     per: str = "tensor"
     group: int | None = None
     rounding: str = "half_even"
+
+    kernel_module: ClassVar[str] = "compcomp.kernels.fp8"
 
     def __post_init__(self) -> None:
         one_of(self.format, tuple(FORMATS), "FP8.format")

@@ -66,6 +66,7 @@ class GPTQ(Technique):
     rounding: str = "half_even"
     mask: str = "ignored"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.gptq"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={

@@ -32,6 +32,7 @@ class GradientDistill(Technique):
     rate: Exact = default(Fraction(1))
 
     # n:m is not among these: where the mask is broken, weights that it keeps may fill what was within the pattern.
+    kernel_module: ClassVar[str] = "compcomp.kernels.gradient_distill"
     declared: ClassVar[Declared] = Declared(
         keeps=frozenset({"mask", "shape", "factors"}),
         never_increases=frozenset({"output_l2"}),

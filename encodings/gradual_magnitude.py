@@ -37,6 +37,7 @@ class GradualMagnitude(Technique):
     per: str = "tensor"
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.gradual_magnitude"
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={
             "sparsity": (Fraction(1, 2), Fraction(7, 10)),

@@ -26,6 +26,7 @@ class Hadamard(Technique):
 
     block: int | None = None
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.hadamard"
     fixtures: ClassVar[Fixtures] = Fixtures(values={"block": (None, 1, 4)})
 
     def __post_init__(self) -> None:

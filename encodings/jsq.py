@@ -124,6 +124,7 @@ class JSQ(Technique):
     ties: str = "first"
     rounding: str = "half_even"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.jsq"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {
         "sparsity": ("1/2", "1/4", "3/4", "1/3"),
         "bits": (4, 3, 2, 8),

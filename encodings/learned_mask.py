@@ -58,6 +58,7 @@ class LearnedMask(Technique):
     rate: Exact = default(Fraction(1, 10))
     seed: int = 0
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.learned_mask"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": ("1/2", "1/4", "3/4", "1/3")}
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={

@@ -33,6 +33,7 @@ class LoftQ(Technique):
     group: int | None = None
     rounding: str = "half_even"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.loftq"
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={
             "bits": (2, 3),

@@ -49,6 +49,7 @@ class LoRA(Technique):
     merged: bool = False
     masked: bool = False
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.lora"
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={
             "rank": (1, 2),

@@ -34,6 +34,7 @@ class LoSparse(Technique):
     size: int = 1
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.losparse"
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={
             "rank": (1, 2),

@@ -43,6 +43,7 @@ class LPLR(Technique):
     seed: int = 0
     rounding: str = "half_even"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.lplr"
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={
             "rank": (1, 2),

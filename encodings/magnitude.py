@@ -40,6 +40,7 @@ class Magnitude(Technique):
     ties: str = "first"
     of: str = "current"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.magnitude"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": ("1/2", "1/4", "3/4", "1/3")}
 
     def __post_init__(self) -> None:

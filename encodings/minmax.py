@@ -43,6 +43,7 @@ class MinMax(Technique):
     rounding: str = "half_even"
     per: str = "tensor"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.minmax"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
 
     def __post_init__(self) -> None:

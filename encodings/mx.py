@@ -39,6 +39,7 @@ class MX(Technique):
     group: int = 32
     rounding: str = "half_even"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.mx"
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={
             "format": tuple(FORMATS),

@@ -38,6 +38,7 @@ class NF4(Technique):
     rounding: str = "half_even"
     scales: str = "exact"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.nf4"
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={
             "group": (None, 2),

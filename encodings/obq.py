@@ -56,6 +56,7 @@ class OBQ(Technique):
     rounding: str = "half_even"
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.obq"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={

@@ -54,6 +54,7 @@ class OBS(Technique):
     damping: Exact = default(Fraction(1, 100))
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.obs"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": ("1/2", "1/4", "3/4", "1/3")}
 
     def __post_init__(self) -> None:

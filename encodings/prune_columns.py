@@ -31,6 +31,7 @@ class PruneColumns(Technique):
     score: str = "l1"
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.prune_columns"
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={
             "sparsity": (Fraction(1, 2), Fraction(7, 10)),

@@ -30,6 +30,7 @@ class PruneHeads(Technique):
     score: str = "l2"
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.prune_heads"
     whole_model: ClassVar[bool] = True
     fixtures: ClassVar[Fixtures] = Fixtures(values={"score": SCORES, "sparsity": ("1/2",)}, exact_scores=True)
 

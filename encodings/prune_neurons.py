@@ -40,6 +40,7 @@ class PruneNeurons(Technique):
     score: str = "l2"
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.prune_neurons"
     whole_model: ClassVar[bool] = True
     fixtures: ClassVar[Fixtures] = Fixtures(values={"score": SCORES, "sparsity": ("1/3", "1/2")}, exact_scores=True)
 

@@ -30,6 +30,7 @@ class PruneRows(Technique):
     score: str = "l1"
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.prune_rows"
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={
             "sparsity": (Fraction(1, 2), Fraction(7, 10)),

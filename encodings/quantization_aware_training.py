@@ -45,6 +45,7 @@ class QuantizationAwareTraining(Technique):
     iterations: int = 100
     rate: Exact = default(Fraction(1))
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.quantization_aware_training"
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={
             "bits": (2, 4),

@@ -39,6 +39,7 @@ class RemoveBlocks(Technique):
     score: str = "influence"
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.remove_blocks"
     whole_model: ClassVar[bool] = True
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={

@@ -80,6 +80,7 @@ class RIA(Technique):
     power: Exact = default(Fraction(1, 2))
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.ria"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": ("1/2", "1/4", "3/4", "1/3")}
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={

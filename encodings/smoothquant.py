@@ -64,6 +64,7 @@ class SmoothQuant(Technique):
     alpha: Exact = default(Fraction(1, 2))
     scales: str = "exact"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.smoothquant"
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={"alpha": ("1/2", "3/4", 0, 1), "scales": SCALES}, exact_layer=exact_layer
     )

@@ -67,6 +67,7 @@ class SparseGPT(Technique):
     ties: str = "first"
     mask: str = "ignored"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.sparse_gpt"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": ("1/2", "1/4", "3/4", "1/3"), "bits": (4, 3, 2, 8)}
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={

@@ -47,6 +47,7 @@ class Taylor(Technique):
     per: str = "tensor"
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.taylor"
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={
             "sparsity": (Fraction(1, 2),),

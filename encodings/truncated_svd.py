@@ -40,6 +40,7 @@ class TruncatedSVD(Technique):
     residual: bool = False
     metric: str = "weight"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.truncated_svd"
     fixtures: ClassVar[Fixtures] = Fixtures(values={"metric": METRICS})
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ class Wanda(Technique):
     pattern: str = "unstructured"
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.wanda"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": ("1/2", "1/4", "3/4", "1/3")}
 
     def __post_init__(self) -> None:

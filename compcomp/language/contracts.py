@@ -17,8 +17,9 @@ HINTS = frozenset({"landmarks", "trivial_side"})
 class Contract:
     """What is known about a field of :class:`Declared`.
 
-    law: what holds for every layer and every choice if it is declared, in one line. rules: the modules that rely on it,
-    of ``compcomp.proving.rules`` where no room is named. weaker: not declaring it is the promise.
+    law: what holds for every layer and every choice if it is declared, in one line.
+    rules: the rules that rely on it, by the names of their modules, each with a page of its own in docs/proofs/.
+    weaker: declaring it promises less.
     """
 
     name: str
@@ -27,8 +28,8 @@ class Contract:
     weaker: bool = False
 
 
-def _contract(default: object, law: str, *rules: str, weaker: bool = False) -> Any:
-    return field(default=default, metadata={"law": law, "rules": rules, "weaker": weaker})
+def _law(law: str, *rules: str, weaker: bool = False) -> dict[str, Any]:
+    return {"law": law, "rules": rules, "weaker": weaker}
 
 
 @dataclass(frozen=True)
@@ -50,65 +51,103 @@ class Declared:
     restores: "mask": every weight that the mask before it drops is zero, and the mask after it drops it as well.
     never_increases: names of losses, of the layer in the basis that is there.
     rests: an equal state is the same weight, mask, grid and inputs, and a low-rank term of the same product.
-    zeros: "weights": a weight that is zero is zero after it. "rows": where a row of the weight and that of the low-rank
-        term are zero, both are after it. "columns": the same of columns.
+    changes_inputs: weight, reference and format stay as they are. A technique that does not declare it leaves the
+        inputs alone.
+    homogeneous: the layer is its weight and its reference.
+    zeros: whatever the format says of them. "weights": a weight that is zero is zero after it. "rows": where a row of
+        the weight and that of the low-rank term are zero, both are after it. "columns": the same of columns.
     changes_basis: weight and format change with the transform. A technique that does not declare it leaves the
         transform alone, and is shown the layer in the basis that is there.
     input_bits: one of the multiples is 0, and the inputs are those in the basis that is there. None: not known.
     optimum: the weights that it admits for the weight that the technique finds.
     """
 
-    keeps: frozenset[str] = _contract(
-        frozenset(), "an invariant of these that holds before it holds after it", "kept", "fits", "normal", "optimum"
+    keeps: frozenset[str] = field(
+        default=frozenset(),
+        metadata=_law("an invariant of these that holds before it holds after it", "kept", "normal", "optimum"),
     )
-    restores: frozenset[str] = _contract(
-        frozenset(), "an invariant of these holds after it whatever the weights were before", "kept", "fits"
+    restores: frozenset[str] = field(
+        default=frozenset(),
+        metadata=_law("an invariant of these holds after it whatever the weights were before", "kept"),
     )
-    never_increases: frozenset[str] = _contract(
-        frozenset(), "these losses are no larger after it than before it, on dense inputs", "improvement", "optimum"
+    never_increases: frozenset[str] = field(
+        default=frozenset(),
+        metadata=_law("these losses are no larger after it than before it, on dense inputs", "last_step", "optimum"),
     )
-    any_inputs: bool = _contract(
-        False, "what it never increases it does not increase on changed inputs either", "improvement"
+    any_inputs: bool = field(
+        default=False,
+        metadata=_law("what it never increases it does not increase on changed inputs either", "last_step"),
     )
-    rests: bool = _contract(False, "changes nothing where the effective weight equals the reference", "normal")
-    holds_reference: bool = _contract(
-        False, "leaves the effective weight alone where it equals the reference", "normal"
+    rests: bool = field(
+        default=False,
+        metadata=_law(
+            "changes nothing where the effective weight equals the reference and the inputs are the dense ones",
+            "normal",
+        ),
     )
-    leaves_weight: bool = _contract(False, "adds a low-rank term beside the weight, and changes nothing else", "normal")
-    changes_inputs: bool = _contract(
-        False, "acts on the inputs alone, and what it makes of them depends on them alone", "inputs", "fits"
+    holds_reference: bool = field(
+        default=False,
+        metadata=_law("leaves effective weight and inputs alone where they equal the reference", "normal"),
     )
-    homogeneous: bool = _contract(
-        True, "homogeneous: scaling the layer by t > 0 scales its result by t", "compcomp.proving.premises"
+    leaves_weight: bool = field(
+        default=False, metadata=_law("adds a low-rank term beside the weight, and changes nothing else", "normal")
     )
-    deterministic: bool = _contract(
-        True, "deterministic: its conventions leave nothing free, so equal inputs give equal results", "same"
+    changes_inputs: bool = field(
+        default=False,
+        metadata=_law(
+            "acts on the inputs alone, and what it makes of them depends on them alone",
+            "inputs",
+            "fits",
+            "normal",
+        ),
     )
-    changes_basis: bool = _contract(
-        False, "changes the basis of the inputs alone: effective weight, inputs and every loss stay", "basis"
+    homogeneous: bool = field(
+        default=True, metadata=_law("homogeneous: scaling the layer by t > 0 scales its result by t", "reuse")
     )
-    optimum: Optimum | None = _contract(
-        None, "leaves one of the weights that this admits, and none of them loses less", "optimum", "fits"
+    deterministic: bool = field(
+        default=True,
+        metadata=_law(
+            "deterministic: its conventions leave nothing free, so equal inputs give equal results",
+            "normal",
+            "orthogonal",
+        ),
     )
-    zeros: frozenset[str] = _contract(frozenset(), "zero weights, rows or columns stay zero", "kept")
-    removes_rows: bool = _contract(False, "removes rows as its cut says, and of weights drops these alone", "kept")
-    removes_columns: bool = _contract(
-        False, "removes columns as its cut says, and of weights drops these alone", "kept"
+    changes_basis: bool = field(
+        default=False,
+        metadata=_law(
+            "changes the basis of the inputs alone: effective weight, inputs and every loss stay",
+            "basis",
+            "fits",
+            "last_step",
+            "normal",
+        ),
     )
-    input_bits: int | None = _contract(
-        None, "each token's inputs are among 2^input_bits neighbouring multiples of a step of its own", "fits"
+    optimum: Optimum | None = field(
+        default=None,
+        metadata=_law("leaves one of the weights that this admits, and none of them loses less", "optimum", "fits"),
     )
-    format_varies: bool = _contract(
-        False,
-        "numbers in its format (levels, pattern, ranks) depend on weights, inputs or shape",
-        "fits",
-        weaker=True,
+    zeros: frozenset[str] = field(default=frozenset(), metadata=_law("zero weights, rows or columns stay zero", "kept"))
+    removes_rows: bool = field(
+        default=False, metadata=_law("removes rows as its cut says, and of weights drops these alone", "kept")
     )
-    sees_factors: bool = _contract(
-        False,
-        "what it makes of a layer depends on more of the low-rank term than its product",
-        "normal",
-        weaker=True,
+    removes_columns: bool = field(
+        default=False, metadata=_law("removes columns as its cut says, and of weights drops these alone", "kept")
+    )
+    input_bits: int | None = field(
+        default=None,
+        metadata=_law("each token's inputs are among 2^input_bits neighbouring multiples of a step of its own", "fits"),
+    )
+    format_varies: bool = field(
+        default=False,
+        metadata=_law(
+            "numbers in its format (levels, pattern, ranks) depend on weights, inputs or shape", "fits", weaker=True
+        ),
+    )
+    sees_factors: bool = field(
+        default=False,
+        metadata=_law(
+            "what it makes of a layer depends on more of the low-rank term than its product", "normal", weaker=True
+        ),
     )
 
     def __new__(cls, *given: object, **named: object) -> Declared:
