@@ -466,7 +466,7 @@ def without_factor_grid(technique: Technique, layer: LayerState) -> LayerState:
 def in_place(technique: Technique) -> Kernel:
     def run(_: Technique, layer: LayerState) -> LayerState:
         after = technique.kernel()(technique, layer)
-        layer.weight.copy_(after.weight)  # type: ignore[attr-defined]
+        layer.weight.copy_(after.weight)
         return after
 
     return run

@@ -172,7 +172,7 @@ def test_a_registered_class_without_a_kernel_says_so(monkeypatch: pytest.MonkeyP
 def test_a_class_is_checked_in_all_its_conventions() -> None:
     coverage = check_encoding(AbsMax, max_examples=2, shapes=[(1, 4), (2, 2)])
     assert coverage.promises >= 4 * 3 * 3  # bits, groups, roundings that fit, some layers of each
-    with pytest.raises(InputError, match=r"AbsMax\.tried"):
+    with pytest.raises(InputError, match="the fixtures of AbsMax"):
         check_encoding(AbsMax, shapes=[])
 
 

@@ -80,14 +80,11 @@ class Declared:
     )
     rests: bool = field(
         default=False,
-        metadata=_law(
-            "changes nothing where the effective weight equals the reference and the inputs are the dense ones",
-            "normal",
-        ),
+        metadata=_law("changes nothing where the effective weight equals the reference on dense inputs", "normal"),
     )
     holds_reference: bool = field(
         default=False,
-        metadata=_law("leaves effective weight and inputs alone where they equal the reference", "normal"),
+        metadata=_law("leaves the effective weight and the inputs alone where they equal the reference", "normal"),
     )
     leaves_weight: bool = field(
         default=False, metadata=_law("adds a low-rank term beside the weight, and changes nothing else", "normal")
@@ -96,9 +93,7 @@ class Declared:
         default=False,
         metadata=_law(
             "acts on the inputs alone, and what it makes of them depends on them alone",
-            "inputs",
-            "fits",
-            "normal",
+            *("inputs", "fits", "normal"),
         ),
     )
     homogeneous: bool = field(
@@ -108,18 +103,14 @@ class Declared:
         default=True,
         metadata=_law(
             "deterministic: its conventions leave nothing free, so equal inputs give equal results",
-            "normal",
-            "orthogonal",
+            *("normal", "orthogonal"),
         ),
     )
     changes_basis: bool = field(
         default=False,
         metadata=_law(
             "changes the basis of the inputs alone: effective weight, inputs and every loss stay",
-            "basis",
-            "fits",
-            "last_step",
-            "normal",
+            *("basis", "fits", "last_step", "normal"),
         ),
     )
     optimum: Optimum | None = field(
