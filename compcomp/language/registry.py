@@ -52,8 +52,6 @@ class Registered:
             technique: a subclass of ``Technique``.
             kernel: the module. None: its ``kernel_module``, else the module that defines the class.
         """
-        if not ours(technique.__module__):
-            hooks.offered("load catalogue")()
         taken = Registered.known().get(technique.__name__)
         if taken is not None and not _same_class(taken, technique):
             where = f"{technique.__module__}.{technique.__qualname__}"
@@ -64,16 +62,14 @@ class Registered:
 
     @classmethod
     def known(cls) -> dict[str, type[Self]]:
-        """Return every registered class by its name; of one that was defined again the last."""
+        """Return every technique of this library and every registered class by name; of one defined again the last."""
+        hooks.offered("load catalogue")()
         return {technique.__name__: technique for technique in Registered.kernels}
 
     @classmethod
     def named(cls, name: str) -> type[Self]:
         """Return the class of this name, registered or installed with another package; InputError if there is none."""
         known = cls.known()
-        if name not in known:
-            hooks.offered("load catalogue")()
-            known = cls.known()
         if name in known:
             return known[name]
         found: type[Self] | None = hooks.offered("find installed")(name)
