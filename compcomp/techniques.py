@@ -47,9 +47,13 @@ from compcomp.encodings.jsq import JSQ as JSQ
 from compcomp.encodings.adaptive_sparse_training import AdaptiveSparseTraining as AdaptiveSparseTraining
 
 # isort: on
+from typing import TYPE_CHECKING
+
 from compcomp.language.technique import Technique
 
-__all__ = [name for name, kind in globals().items() if isinstance(kind, type) and kind is not Technique]
+_kinds = [kind for kind in list(globals().values()) if isinstance(kind, type) and kind is not Technique]
+for _kind in _kinds:
+    Technique.register(_kind)
 
-for _name in __all__:
-    Technique.register(globals()[_name])
+if not TYPE_CHECKING:  # type checkers read the lines above
+    __all__ = [kind.__name__ for kind in _kinds]

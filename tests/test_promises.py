@@ -139,8 +139,7 @@ def test_a_false_promise_is_caught(technique: Technique, lie: dict[str, Any]) ->
     message = "promise any_inputs|never_increases" if name == "any_inputs" else f"promise .*{told[0]}.* is false"
     check_encoding(Lying(technique), max_examples=40, minimise=False)  # without the lie it passes
     few = name == "any_inputs"  # a layer that shows it is rare
-    shapes = ((1, 2), (2, 2)) if few else SHAPES[1:] if told == ["n:m"] else SHAPES
-    caught(Lying(technique, lie), message, shapes, 3000 if few else 500)
+    caught(Lying(technique, lie), message, ((1, 2), (2, 2)) if few else SHAPES, 3000 if few else 500)
 
 
 def test_a_fixed_scale_is_not_homogeneous() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, Phase, given, reject, settings
+from hypothesis import HealthCheck, Phase, given, reject, seed, settings
 from hypothesis import strategies as st
 
 from compcomp.algebra.grids import off_grid
@@ -42,6 +42,10 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 TOLERANCE = 1e-7
 """Relative to the largest magnitude of the layer."""
+
+
+SEED = 0x272EA1AB43FF13FE587908C80894327A0EA251719510635671C51B049CC45C8611984AFB4B501DC79434F8E4705BAA18
+"""Of the layers that are drawn: the same ones whatever becomes of the function that examines them."""
 
 
 @dataclass
@@ -95,6 +99,7 @@ def check_encoding(
         raise InputError(", ".join(f"{m}x{n}" for m, n in shapes), "a shape that fits", f"{technique}")
     coverage = Coverage()
 
+    @seed(SEED)
     @settings(
         max_examples=max_examples,
         deadline=None,
