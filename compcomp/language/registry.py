@@ -40,8 +40,8 @@ class Registered:
             with suppress(OSError):
                 cls.read_from = source_now(file)
 
-    @staticmethod
-    def register(technique: type[Registered], kernel: str | None = None) -> None:
+    @classmethod
+    def register(cls, technique: type[Registered], kernel: str | None = None) -> None:
         """Make a technique usable in text, and run it by the ``kernel`` function of a module.
 
         A class that is defined again (a module reloaded, a cell run again) takes the place of the one before. Raises
@@ -52,19 +52,19 @@ class Registered:
             technique: a subclass of ``Technique``.
             kernel: the module. None: its ``kernel_module``, else the module that defines the class.
         """
-        taken = Registered.known().get(technique.__name__)
+        taken = cls.known().get(technique.__name__)
         if taken is not None and not _same_class(taken, technique):
             where = f"{technique.__module__}.{technique.__qualname__}"
             given = f"{where}, named like the technique of {taken.__module__}"
             raise InputError(given, "a class whose name no other technique has", "Technique.register")
-        Registered.kernels.pop(technique, None)  # so that it is the last of its name
-        Registered.kernels[technique] = kernel or _kernel_module(technique)
+        cls.kernels.pop(technique, None)  # so that it is the last of its name
+        cls.kernels[technique] = kernel or _kernel_module(technique)
 
     @classmethod
     def known(cls) -> dict[str, type[Self]]:
         """Return every technique of this library and every registered class by name; of one defined again the last."""
         hooks.offered("load catalogue")()
-        return {technique.__name__: technique for technique in Registered.kernels}
+        return {technique.__name__: technique for technique in cls.kernels}
 
     @classmethod
     def named(cls, name: str) -> type[Self]:
