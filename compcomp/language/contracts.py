@@ -131,7 +131,9 @@ class Declared:
     format_varies: bool = field(
         default=False,
         metadata=_law(
-            "numbers in its format (levels, pattern, ranks) depend on weights, inputs or shape", "fits", weaker=True
+            "numbers in its format (levels, pattern, ranks) depend on weights, inputs or shape",
+            *("fits", "zero_selection"),
+            weaker=True,
         ),
     )
     sees_factors: bool = field(
