@@ -8,10 +8,10 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from itertools import combinations
 from math import ceil, lcm
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compcomp.errors import InputError
-from compcomp.language.claim import Claim, Scope, dominates, equal, keeps
+from compcomp.language.claim import Claim, Scope, dominates, keeps, same_state
 from compcomp.language.loss import loss_named
 from compcomp.language.named import sources_of
 from compcomp.language.size import no_larger
@@ -19,8 +19,9 @@ from compcomp.language.steps import Selection
 from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status, Verdict
+from compcomp.layers.batches import stack
 from compcomp.layers.state import Format, LayerState
-from compcomp.ordering.ask import Asker, Prover, decide
+from compcomp.ordering.ask import Asker, Decide
 from compcomp.ordering.conditional import CLAIM_SECONDS, TECHNIQUES, conclusion, conditional
 from compcomp.ordering.dag import Orderings
 from compcomp.ordering.explore import Explored, Explorer
@@ -41,6 +42,9 @@ from compcomp.ordering.screen import (
 )
 from compcomp.ordering.space import GRANULARITIES, Prefix, Slot, Space
 from compcomp.ordering.store import Store
+
+if TYPE_CHECKING:
+    from compcomp.proving.prove import Prover
 
 LARGEST = 8
 """Techniques an order may have."""
@@ -73,7 +77,7 @@ def search(
     granularity: str = "model",
     size: float | None = None,
     confidence: float | None = CONFIDENCE,
-    prover: Prover = decide,
+    prover: Prover | Decide | None = None,
     executor: Executor | None = None,
     store: Store | None = None,
     notify: Notify = lambda event: None,
@@ -83,8 +87,9 @@ def search(
 
     Without a bench, orders that no proof excludes are ranked by their mean loss on generated layers. ``size``: the
     compression rate that the order has to reach. ``confidence``: of the race that stops measuring what cannot win,
-    None for none. Raises InputError when there are too few or too many techniques, when they fit no common layer, or
-    when no order reaches the size.
+    None for none. ``prover``: decides claims, a :class:`compcomp.proving.prove.Prover` or a function of claim, scope
+    and options; None is the prover that this process shares. Raises InputError when there are too few or too many
+    techniques, when they fit no common layer, or when no order reaches the size.
     """
     if size is not None and bench is None:
         raise InputError("a size without a model", "a model to measure sizes on", "size")
@@ -141,7 +146,6 @@ class _Search:
         self.states: dict[Prefix, LayerState] = {}
         self.sketches: dict[Prefix, Sketch] = {}
         self.formats: dict[Prefix, Format] = {}
-        self.side = max(t.promises().trivial_side for t in self.orderings.techniques)
         self.compared: dict[tuple[Prefix, Prefix], bool] = {}
         shape = small_shape(self.orderings.techniques, ENTRIES)
         if shape is None and bench is None:
@@ -240,7 +244,7 @@ class _Search:
     def ask_resting(self) -> None:
         """Which techniques change nothing on the dense layer (law 1), and never lose anything at the end (law 3)."""
         known = self.orderings.techniques
-        self.ask_equal([equal(t, Order()) for t in known if t.promises().rests], "what changes nothing at first")
+        self.ask_equal([same_state(t, Order()) for t in known if t.promises().rests], "what changes nothing at first")
         candidates = [
             technique
             for step, technique in enumerate(known)
@@ -269,12 +273,12 @@ class _Search:
         for a, b in pairs:
             sides = [(a,), (b,), *([(b, a)] if b < a else [])]
             claims += [
-                equal(known[a] >> known[b], orderings.order(side)) for side in sides if self.may_be(side, (a, b))
+                same_state(known[a] >> known[b], orderings.order(side)) for side in sides if self.may_be(side, (a, b))
             ]
         self.ask_equal(claims, "what absorbs what")
         beside = [x for x in places if known[x].promises().leaves_weight]
         triples = [
-            equal(known[a] >> known[x] >> known[b], known[a] >> known[x])
+            same_state(known[a] >> known[x] >> known[b], known[a] >> known[x])
             for a, b in pairs
             if orderings.after_word((a,), b)[0] == (a,)
             for x in beside
@@ -299,14 +303,24 @@ class _Search:
         return self.compared[better, worse]
 
     def stored_alike(self, one: Prefix, other: Prefix) -> bool:
-        """Whether equal states after two orders are recorded alike: which fields there are depends on techniques alone.
+        """Return True if equal states after two orders are recorded alike, which the generated layers decide.
 
-        Ranks do so on layers that are larger.
+        Fields and numbers of a format depend on the techniques alone, unless one declares otherwise (`format_varies`).
+        A rank as large as the generated layers, or a cut that removes nothing from them, shows nothing of larger ones.
         """
-        if self.screen is None or min(self.screen.shape) <= self.side:
+        if self.screen is None or any(t.promises().format_varies for t in self.orderings.techniques):
             return False
         first, second = self.format(one), self.format(other)
+        if any(self.saturated(form, self.screen) for form in (first, second)):
+            return False
         return no_larger(first, second, self.screen.layers, 0) and no_larger(second, first, self.screen.layers, 0)
+
+    @staticmethod
+    def saturated(form: Format, screen: Screen) -> bool:
+        """Return True if the generated layers are too small for a rank or a cut of this format to show on them."""
+        rank = max(form.rank or 0, 0 if form.factors is None else form.factors.rank)
+        kept = () if form.cut is None else (form.cut.rows, form.cut.columns)
+        return rank >= min(screen.shape) or (form.cut is not None and all(stack(k, screen.layers).all() for k in kept))
 
     def format(self, order: Prefix) -> Format:
         """How the generated layers would be stored after this order."""
@@ -392,7 +406,9 @@ class _Search:
                     busy.add(second)
                     turn.append((first, second))
             turn = turn[: CANDIDATES - asked]
-            self.ask_equal([equal(self.orderings.order(a), self.orderings.order(b)) for a, b in turn], "equal prefixes")
+            self.ask_equal(
+                [same_state(self.orderings.order(a), self.orderings.order(b)) for a, b in turn], "equal prefixes"
+            )
             asked, candidates = asked + len(turn), later
 
     def screened(self) -> None:

@@ -20,10 +20,9 @@ from compcomp.language.parameters import ANY
 from compcomp.language.steps import Element, Selection
 from compcomp.language.technique import Sequence, Technique, as_sequence
 from compcomp.layers.partition import Partition
-from compcomp.proving.prove import prove
+from compcomp.proving.prove import default_prover, prove
 from compcomp.proving.rules.optimum import joint_optimum
 from compcomp.proving.session import Session
-from compcomp.proving.solver import default_solver
 from compcomp.techniques import (
     AbsMax,
     JointPruneQuantize,
@@ -72,7 +71,7 @@ LARGEST_EIGHTH = Scored(LARGEST_FIRST.score, Fraction(1, 8))
         (joint(bits=4), prune(ties="all") >> AbsMax(4)),
         (joint(bits=4), prune(ties="any") >> AbsMax(4, rounding="any")),
         (joint(bits=4), prune(of="dense") >> AbsMax(4)),
-        (joint(bits=4, per="row"), AbsMax(4) >> Wanda("1/2")),  # type: ignore[arg-type]
+        (joint(bits=4, per="row"), AbsMax(4) >> Wanda("1/2")),
         (joint(bits=4), prune() >> AbsMax(2)),  # 0 and the largest are values of every grid
         (joint(bits=4, pattern="2:4", ratios="1, 3/4"), prune(pattern="2:4") >> AbsMax(4)),
         (joint(0, 4), AbsMax(4)),
@@ -124,7 +123,7 @@ def test_what_leaves_the_set_is_not_proved(left: Any, right: Any) -> None:
 @pytest.mark.parametrize("loss", ["weight_l1", "weight_l3", "output_l2"])
 def test_another_loss_is_not_proved(loss: str) -> None:
     claim = dominates(joint(), prune() >> AbsMax(2), loss=loss)
-    assert joint_optimum(claim, Session(default_solver(), time.monotonic() + 10)) is None
+    assert joint_optimum(claim, Session(default_prover().solver, time.monotonic() + 10)) is None
 
 
 def test_a_selection_that_drops_the_largest_changes_the_scale() -> None:
@@ -134,7 +133,7 @@ def test_a_selection_that_drops_the_largest_changes_the_scale() -> None:
     losses = [LOSSES["weight_l2"].of(as_sequence(s).encode(weights)) for s in (left, right)]
     assert losses[1] < losses[0]
     assert not prove(dominates(left, right), "any", timeout=6, stages=("rule",), second=None).proved
-    wanda = dominates(joint(per="row"), Wanda("1/2") >> AbsMax(2))  # type: ignore[arg-type]
+    wanda = dominates(joint(per="row"), Wanda("1/2") >> AbsMax(2))
     assert not prove(wanda, "any", timeout=6, stages=("rule",), second=None).proved
 
 
@@ -164,7 +163,7 @@ STEPS: list[Technique] = [
 @given(st.sampled_from(JOINT), st.lists(st.sampled_from([*STEPS, *JOINT]), min_size=1, max_size=4))
 def test_nothing_false_is_proved(left: Technique, right: list[Technique]) -> None:
     claim = dominates(left, Sequence(tuple(right)))
-    if joint_optimum(claim, Session(default_solver(), time.monotonic() + 10)) is not None:
+    if joint_optimum(claim, Session(default_prover().solver, time.monotonic() + 10)) is not None:
         assert not counterexample(claim, 4), claim
 
 
@@ -173,5 +172,5 @@ def test_every_pair_of_steps(right: tuple[Technique, Technique]) -> None:
     """Against two joint steps: a proof only where no 1 x 4 layer refutes it."""
     for left in (joint("1/4", 3), joint(group=2)):
         claim = dominates(left, Sequence(right))
-        if joint_optimum(claim, Session(default_solver(), time.monotonic() + 10)) is not None:
+        if joint_optimum(claim, Session(default_prover().solver, time.monotonic() + 10)) is not None:
             assert not counterexample(claim, 4)

@@ -21,11 +21,9 @@ from compcomp.language.text import parse_claim
 from compcomp.layers.basis import Scaling
 from compcomp.layers.partition import Partition
 from compcomp.layers.state import LayerState
-from compcomp.proving.prove import prove
+from compcomp.proving.prove import default_prover, prove
 from compcomp.proving.rules.basis import simplified
 from compcomp.proving.rules.scaling import invariant
-from compcomp.proving.session import Session
-from compcomp.proving.solver import default_solver
 from compcomp.techniques import RIA, AbsMax, GradualMagnitude, Hadamard, Magnitude, TruncatedSVD, Wanda
 from compcomp.terms import Abs
 from tests.helpers import layer
@@ -73,7 +71,7 @@ def test_a_certificate(tmp_path: Path) -> None:
 
 
 def test_conditions_that_see_the_scale_leave_it_in() -> None:
-    session = Session(default_solver(), float("inf"))
+    session = default_prover().session(float("inf"))
     for given, gone in (("", True), (" given diagonal_gram", True), (" given no_ties", False)):
         claim, contracts = simplified(parse_claim(f"{S} >> {W} dominates {W}{given}", "output_l2"), session)
         assert bool(contracts) is gone and claim.changes_basis is not gone
@@ -135,7 +133,7 @@ INVARIANT = ("wanda", "minus wanda", "dense wanda", "error", "constant", "produc
 @pytest.mark.parametrize("name", SCORES)
 def test_which_scores_are_invariant(name: str) -> None:
     (step,) = Scored(SCORES[name]).steps()
-    assert invariant(step, Session(default_solver(), float("inf"))) is (name in INVARIANT)
+    assert invariant(step, default_prover().session(float("inf"))) is (name in INVARIANT)
 
 
 SCALES = [Scale(tuple(map(Fraction, scales))) for scales in ((2, 1), (1, "1/3"), (3, "1/2", 1), (5,))]
@@ -169,7 +167,7 @@ def losses(sequence: Sequence, dense: LayerState) -> list[Any]:
 
 def test_what_is_left_out_changes_no_loss() -> None:
     """Every sequence of up to three such techniques around scalings, on exact layers; others are seen to matter."""
-    session, dense = Session(default_solver(), float("inf")), exact_layers(3)
+    session, dense = default_prover().session(float("inf")), exact_layers(3)
     left_out = matters = 0
     pruners = [t for t in PRUNERS if not isinstance(t, RIA | TruncatedSVD)]
     for scale, first, last in itertools.product(SCALES[:1], pruners[::2], pruners[1::8]):
@@ -188,7 +186,7 @@ def test_what_is_left_out_changes_no_loss() -> None:
 
 
 def test_the_end_of_the_second_part_of_an_orthogonality_claim() -> None:
-    session = Session(default_solver(), float("inf"))
+    session = default_prover().session(float("inf"))
     claim = orthogonal(AbsMax(3), SCALES[0] >> Wanda("1/2"), "output_l2")  # type: ignore[arg-type]
     shorter = simplified(claim, session)[0]
     assert str(shorter.right) == "Wanda(sparsity=1/2)" and shorter.left == claim.left
@@ -198,6 +196,6 @@ def test_the_end_of_the_second_part_of_an_orthogonality_claim() -> None:
 
 @pytest.mark.parametrize("technique", PRUNERS[-4:-1], ids=str)
 def test_what_else_comes_after_a_scaling_keeps_it(technique: Technique) -> None:
-    session = Session(default_solver(), float("inf"))
+    session = default_prover().session(float("inf"))
     sequence = SCALES[0] >> technique
     assert simplified(dominates(sequence, Sequence((technique,)), "output_l2"), session)[0].left == sequence

@@ -19,7 +19,7 @@ from compcomp.proving.functions import scored
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.exchange import majorized
 from compcomp.proving.rules.facts import MapFacts, keeps_largest
-from compcomp.proving.rules.fits import zeros
+from compcomp.proving.rules.fits import zeros_at_end
 from compcomp.proving.rules.kept import Contracts, Run, dropped_stay
 from compcomp.proving.rules.normal import normal_form
 from compcomp.proving.rules.optimum import enough, feasible
@@ -115,7 +115,7 @@ def _zeros_left(
                 return None
             contracts.append(contract(technique, "leaves the low-rank term alone"))
     run = Run(techniques, formats, session)
-    for partition, share, found in [*_open_shares(run, selection), *zeros(run)]:
+    for partition, share, found in [*_open_shares(run, selection), *zeros_at_end(run)]:
         if enough(partition, share, selection.partition, selection.share, shape):
             return [*contracts, *found]
     return None
