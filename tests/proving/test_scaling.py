@@ -178,6 +178,9 @@ def test_what_is_left_out_changes_no_loss() -> None:
             for one in dense:
                 if shorter != sequence:
                     assert losses(sequence, one) == losses(shorter, one), (str(sequence), str(shorter))
+            rotated = Sequence((Hadamard(block=4), *techniques)), Sequence((Hadamard(block=4), *shorter))
+            if shorter != sequence:  # in another basis as well
+                assert losses(rotated[0], dense[2]) == losses(rotated[1], dense[2]), str(rotated[0])
             left_out += shorter != sequence
             bare = Sequence(tuple(t for t in techniques if not isinstance(t, Scale)))
             if shorter == sequence:

@@ -138,9 +138,9 @@ def _on_grid(
     if not selection.partition.refines(step.partition) or not keeps_largest(selection, step, session, dense=True):
         return None
     assert claim.loss is not None
-    target = Optimum(
-        claim.loss.name, selection.partition, selection.share, replace(step, rounding="any"), (Fraction(1),)
-    )
+    # Perhaps a codebook, of which no technique declares an optimum.
+    grid: Any = replace(step, rounding="any")
+    target = Optimum(claim.loss.name, selection.partition, selection.share, grid, (Fraction(1),))
     right = normal_form(claim.right, session)
     own = feasible(right.atoms, target, session, shape)
     return None if own is None else [*own, *right.assumptions]
