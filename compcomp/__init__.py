@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from compcomp.ordering.space import optional as optional
     from compcomp.proving.conditions import Finding as Finding
     from compcomp.proving.conditions import find_condition as find_condition
+    from compcomp.proving.prove import Prover as Prover
     from compcomp.proving.prove import prove as prove
 
 _HOMES = {
@@ -74,12 +75,14 @@ _HOMES = {
     "optional": "compcomp.ordering.space",
     "Finding": "compcomp.proving.conditions",
     "find_condition": "compcomp.proving.conditions",
+    "Prover": "compcomp.proving.prove",
     "prove": "compcomp.proving.prove",
 }
 
 _OFFERS = {
     "Plan.report": ("compcomp.reporting", "write_report"),
     "Verdict.save": ("compcomp.language.saved", "save"),
+    "Verdict.certified": ("compcomp.proving.prove", "certify"),
     "Verdict.to_latex": ("compcomp.language.latex", "verdict_to_latex"),
     "installed names": ("compcomp.language.installed", "installed_names"),
     "find installed": ("compcomp.language.installed", "find_installed"),

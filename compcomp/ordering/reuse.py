@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
@@ -288,7 +289,7 @@ def _can_be_met(claim: Claim, scope: Scope) -> bool:
     """Whether a layer is found on which every condition of the claim holds."""
     from compcomp.proving.fitting import example
 
-    return any(example(instance, scope, SECONDS) is not None for instance in claim.instances())
+    return any(example(instance, scope, time.monotonic() + SECONDS) is not None for instance in claim.instances())
 
 
 def _needed(source: Verdict, claim: Claim, scale: Fraction) -> tuple[str, ...] | None:
