@@ -42,6 +42,10 @@ from compcomp.proving.session import Session
 # |G| is a multiple of c. With open parameters: if R = P and s, s' are one parameter.
 
 
+Zeros = tuple[Partition, Fraction | Unknown, Contracts]
+"""Groups, the share of each that is zero at the end at the least, and the contracts on which that rests."""
+
+
 def zero_selection(claim: Claim, session: Session) -> Proof | None:
     """Both sequences are the same but for selections at their ends that drop zeros alone."""
     if not isinstance(claim, Dominates | Equals):
