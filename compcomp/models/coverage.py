@@ -7,14 +7,13 @@ out of. Each is a layer of its own, so the proof holds for it where the conditio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from compcomp.bench import Coverage
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim
 from compcomp.language.conditions import (
@@ -39,38 +38,6 @@ Given the runs of all sequences of the claim and how many units the layer has.""
 
 CHECKS: dict[type[Condition], Check] = {}
 """By kind of condition; one that is not here holds nowhere."""
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """What a claim that is proved under conditions says of one layer.
-
-    ``weights``: of the layer; ``covered``: of them, those in units where every condition surely holds and the floats
-    follow the exact runs. ``conditions``: for each condition by its text the weights of the units where it holds.
-    ``groups``: for each the groups it was checked in, over all steps of all sequences, and those in which it holds.
-    ``left``, ``right``: what the sides of a claim of dominance lose, over the covered units and over the others; None
-    for other claims. ``contradicted``: covered units in which the floats contradict the proof, beyond their error.
-    """
-
-    weights: int
-    covered: int
-    conditions: dict[str, int]
-    groups: dict[str, tuple[int, int]]
-    left: tuple[float, float] | None
-    right: tuple[float, float] | None
-    contradicted: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "weights": self.weights,
-            "covered": self.covered,
-            "conditions": self.conditions,
-            "groups": {name: list(counts) for name, counts in self.groups.items()},
-            "left": None if self.left is None else list(self.left),
-            "right": None if self.right is None else list(self.right),
-            "contradicted": self.contradicted,
-        }
 
 
 def coverage(claims: Sequence[Claim], name: str, layer: LayerState) -> list[Coverage]:
@@ -226,12 +193,12 @@ def _on(kind: type[Condition]) -> Callable[[Check], Check]:
 
 @_on(NoTies)
 def no_ties(condition: Condition, claim: Claim, runs: Sequence[FollowedRun], count: int) -> list[Groups]:
-    """Every selection parts its scores, by more than their error unless they are exact."""
+    """Every selection separates its scores, by more than their error unless they are exact."""
     return [
-        followed.parted.within(run.known(count, k))
+        followed.separated.within(run.known(count, k))
         for run in runs
         for k, followed in enumerate(run.steps)
-        if followed.parted is not None
+        if followed.separated is not None
     ]
 
 

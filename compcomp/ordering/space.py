@@ -16,7 +16,7 @@ from compcomp.language.text import parse_sequence
 Prefix = tuple[int, ...]
 """An order, or the beginning of one: positions in :attr:`Space.techniques`."""
 Used = tuple[tuple[int, ...], frozenset[int]]
-"""How many of each slot are filled, and which techniques that others have to come before were met."""
+"""How many of each slot are filled, and which techniques of the ``before`` pairs are applied already."""
 
 
 GRANULARITIES = ("model", "layer")
@@ -171,10 +171,10 @@ class Space:
 
     def after(self, used: Used, step: int) -> Used:
         """What is used after one more technique."""
-        filled, met = used
+        filled, applied = used
         home = self.home[step]
         now = (*filled[:home], filled[home] + 1, *filled[home + 1 :])
-        return now, met | {step} if step in self.bound else met
+        return now, applied | {step} if step in self.bound else applied
 
     def used(self, prefix: Prefix) -> Used:
         """What a prefix has used."""

@@ -32,7 +32,7 @@ MEANING = (
     *("ordering/reuse.py", "ordering/dag.py", "ordering/space.py"),
 )
 """The sources a verdict depends on: a change in one of them makes every earlier verdict unfindable."""
-MEASURING = (*MEANING, "kernels", "models")
+MEASURING = (*MEANING, "record.py", "bench.py", "kernels", "models")
 """The sources a measurement depends on."""
 
 FORMAT = 2
