@@ -29,6 +29,7 @@ from compcomp.proving.rules.basis import simplified
 from compcomp.proving.rules.likeness import standing
 from compcomp.proving.sample import formats_along
 from compcomp.proving.search import ROUNDS, Found, search
+from compcomp.proving.session import Session
 from compcomp.proving.solver import Solver, default_solver, second_solver
 from compcomp.proving.strict import strict
 from compcomp.proving.theorems import keep_theorem, known_theorem
@@ -112,8 +113,8 @@ class _Attempt:
             return self.verdict(Status.VACUOUS, cause="no layer fits all of its techniques", stage="rule")
         if self.scope.shape is not None:
             instances[0].check(self.scope.shape)
-        if self.claim.kind == "keeps" and not self._establishes():
-            return self.verdict(Status.VACUOUS, cause=f"no step establishes a {self.claim.invariant}", stage="rule")
+        if empty := self.claim.says_nothing(lambda: formats_along(self.claim, self.scope)):
+            return self.verdict(Status.VACUOUS, cause=empty, stage="rule")
         if "rule" in stages and (known := known_theorem(self.claim, self.solver, self.second)) is not None:
             return replace(known, claim=self.claim, scope=self.scope, work={**known.work, "seconds": self._seconds()})
         if "rule" in stages and (proof := self._rule(self.claim)) is not None:
@@ -143,11 +144,6 @@ class _Attempt:
             left = min(FURTHER * seconds / len(instances), self.until - time.monotonic())
             yield search(instance, self.scope, left, rounds_each=1, further=True)
 
-    def _establishes(self) -> bool:
-        """Whether the sequence sets up the invariant at all; True when that cannot be told."""
-        formats = formats_along(self.claim, self.scope)
-        return formats is None or any(f.get(self.claim.invariant or "") is not None for f in formats)
-
     def _rule(self, claim: Claim) -> Proof | None:
         told = standing(claim)
         if told is None:
@@ -156,7 +152,7 @@ class _Attempt:
         for rule in RULES:
             if claim.changes_basis and rule not in ANY_BASIS:
                 continue
-            proof = rule(claim, self.solver, self.until - time.monotonic())
+            proof = rule(claim, Session(self.solver, self.until))
             if proof is not None:
                 if standing(asked) != told:
                     return None

@@ -16,7 +16,6 @@ from compcomp.ordering.conditional import percent
 from compcomp.ordering.dag import ON_THIS_MODEL, OUTCOMES, UNDER_CONDITIONS, Outcome
 
 if TYPE_CHECKING:
-    from compcomp.language.claim import Claim
     from compcomp.ordering.measurement import Measurement
     from compcomp.ordering.plan import PlanData
 
@@ -364,11 +363,6 @@ def tally(verdicts: Iterable[Verdict]) -> str:
     """How many there are of each status, such as "3 PROVED, 1 UNKNOWN"."""
     given = [v.status for v in verdicts]
     return ", ".join(f"{given.count(s):,} {s}" for s in STATUSES if s in given) or "none"
-
-
-def verb(claim: Claim) -> str:
-    """What a claim says of its two sides."""
-    return {"equal": "equals", "orthogonal": "is orthogonal to", "keeps": "keeps"}.get(claim.kind, claim.kind)
 
 
 def decided_by(verdict: Verdict) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -10,13 +11,15 @@ import pytest
 import compcomp as cc
 from compcomp.errors import InputError, NotExactError
 from compcomp.language.claim import Scope, fits
+from compcomp.language.claims.fits import misfits
 from compcomp.language.samples import sample
 from compcomp.language.scheme import Scheme
 from compcomp.language.technique import Sequence, Technique
 from compcomp.layers.state import Format
 from compcomp.proving.candidates import Candidates
-from compcomp.proving.meaning import fails, misfits
+from compcomp.proving.meaning import fails
 from compcomp.proving.rules.fits import fits_scheme
+from compcomp.proving.session import Session
 from compcomp.proving.solver import default_solver
 from compcomp.techniques import (
     FP4,
@@ -67,7 +70,7 @@ def missed(sequence: Sequence, schemes: list[str], seed: int = 0) -> dict[str, t
 
 def proved(sequence: Sequence, schemes: list[str]) -> list[str]:
     solver = default_solver()
-    return [s for s in schemes if fits_scheme(fits(sequence, s), solver, 10) is not None]
+    return [s for s in schemes if fits_scheme(fits(sequence, s), Session(solver, time.monotonic() + 10)) is not None]
 
 
 KINDS = list(Technique.kernels)
