@@ -83,7 +83,7 @@ def optimize_order(
     of those of the largest rate; ``plan.pareto`` has the best of each size.
     confidence: where ``evaluate`` has ``parts`` (docs/measuring.md), that of its intervals, and that the best order is
     not among those stopped early. None or 1: every order is measured on all parts.
-    progress: True for bars on standard error, or a function that is told each event, a dict.
+    progress: True for bars on standard error, or a function that is called with each event, a dict.
     targets, ignore: patterns of the names or classes of the layers to compress, and to leave alone: also of modules
     that they lie in, or regular expressions after "re:" (docs/recipes.md).
 
@@ -151,12 +151,12 @@ def optimize_order(
 
 
 def _couples(techniques: Iterable[Technique]) -> bool:
-    """Whether one of them acts on the whole model."""
+    """Return True if one of the techniques acts on the whole model."""
     return any(technique.whole_model for technique in techniques)
 
 
 def _share(given: Any, where: str, usable: bool = True) -> float | None:
-    """A number from 0 to 1, or None."""
+    """Read a number from 0 to 1, or None."""
     if given is None:
         return None
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= 1:

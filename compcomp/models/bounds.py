@@ -36,7 +36,7 @@ def least_loss(layer: LayerState, loss: str, kept: Collection[str]) -> float:
     """
     if "factors" not in kept or layer.format.transform is not None:
         return 0.0
-    form, target = layer.format, _reference(layer) - _beside(layer)
+    form, target = layer.format, _reference(layer) - _low_rank(layer)
     mask = form.mask if "mask" in kept and _fits(layer) else None
     grid = form.grid if "grid" in kept and form.grid is not None and _lies_on(layer, form.grid) else None
     part, bounds = loss_named(loss), [0.0]
@@ -76,7 +76,7 @@ def _reference(layer: LayerState) -> Tensor:
     return _tensor(layer.reference).to(torch.float64)
 
 
-def _beside(layer: LayerState) -> Tensor:
+def _low_rank(layer: LayerState) -> Tensor:
     return effective_weight(layer).to(torch.float64) - _tensor(layer.weight).to(torch.float64)
 
 

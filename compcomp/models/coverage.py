@@ -53,7 +53,7 @@ def coverage(claims: Sequence[Claim], name: str, layer: LayerState) -> list[Cove
 
 
 def units(claim: Claim) -> Partition:
-    """The smallest parts of a layer that are layers of their own to a claim.
+    """Return the smallest parts of a layer that a claim treats as independent layers.
 
     Every group of every step lies inside one. A loss of outputs adds over rows only. A condition that is not local, or
     a technique that is not a single selection or map, has the whole layer as its unit.
@@ -114,7 +114,7 @@ def _covered(claim: Claim, runs: Sequence[FollowedRun], layer: LayerState) -> Co
 
 
 class _Lost:
-    """What one run loses, unit by unit, and how far the exact run may be from that where it is followed."""
+    """The loss of one run, unit by unit, and how far the loss of the exact run may be from it."""
 
     def __init__(self, loss: Loss, run: FollowedRun, count: int) -> None:
         self.degree = loss.degree
@@ -147,16 +147,16 @@ class _Lost:
             self.slack = 2 * relative * (size**root + self.norm)
 
     def parts(self, covered: Tensor) -> tuple[float, float]:
-        """The loss over the covered units, and over the others."""
+        """Return the loss over the covered units, and over the others."""
         return float(self.values[covered].sum()), float(self.values[~covered].sum())
 
     def least(self) -> Tensor:
-        """What the exact run loses at least, as a norm."""
+        """Return a lower bound of the exact run's loss, as a norm."""
         least: Tensor = self.norm - self.slack
         return least
 
     def most(self) -> Tensor:
-        """What the exact run loses at most, as a norm."""
+        """Return an upper bound of the exact run's loss, as a norm."""
         most: Tensor = self.norm + self.slack
         return most
 

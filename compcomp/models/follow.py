@@ -199,7 +199,7 @@ def _read(function: Callable[[Any], Any], given: Any) -> Factor | None:
 
 
 def _select(selection: Selection, before: LayerState, after: LayerState, error: float) -> tuple[Groups, Groups]:
-    """Where a selection is followed, and where it parts its scores.
+    """Where a selection is followed, and where it separates its scores.
 
     Exact scores (magnitudes of the dense floats are) are compared as they are, and their ties are broken as in exact
     arithmetic. Others part the group where they differ by more than the error that both may have. Both the kernel's

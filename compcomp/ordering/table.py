@@ -1,4 +1,4 @@
-"""What destroys what: for each ordered pair of techniques and each invariant, whether the second keeps the first's."""
+"""For each ordered pair of techniques and each invariant: whether the second keeps what the first set up."""
 
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ class Table:
     cells: dict[tuple[str, str, str], Cell]
 
     def of(self, first: str, second: str, invariant: str) -> Cell:
-        """One cell."""
+        """Return one cell."""
         return self.cells.get((first, second, invariant), Cell(first, second, invariant, NOTHING))
 
     def firsts(self, invariant: str) -> list[str]:
-        """The techniques that set up the invariant."""
+        """Return the techniques that set up the invariant."""
         found = {first for first, _, name in self.cells if name == invariant}
         return [technique for technique in self.techniques if technique in found]
 
     def counts(self) -> dict[str, int]:
-        """How many cells have each status, those without a claim left out."""
+        """Return how many cells have each status, without those that have no claim."""
         counted: dict[str, int] = {}
         for cell in self.cells.values():
             counted[cell.status] = counted.get(cell.status, 0) + 1
@@ -108,7 +108,7 @@ def keeps_table(
 
 
 def registered() -> list[Technique]:
-    """The representatives of every registered class, in the order of the registry."""
+    """Return the representatives of every registered class, in the order of the registry."""
     return [technique for kind in Technique.known().values() for technique in representatives(kind)]
 
 
@@ -170,7 +170,7 @@ def decide(job: CellJob) -> Cell:
 
 
 def _is_new(invariant: str, formats: Sequence[Format] | None, second: Technique) -> bool:
-    """Whether the claim is about the grid or rank that the second technique sets up, where the first's is gone."""
+    """Return True if the claim is about a grid or rank that the second technique sets up in place of the first's."""
     if formats is None or invariant in second.promises().keeps:
         return False
     before, after = formats[-2:]
@@ -188,7 +188,7 @@ def _detail(verdict: Verdict) -> tuple[str, ...]:
 
 
 def witness_line(witness: Witness) -> str:
-    """The dense weight, the inputs, and the weight after each step, on one line."""
+    """Return the dense weight, the inputs, and the weight after each step, on one line."""
     steps = witness.traces[0].steps
     parts = [f"W = {matrix_line(witness.weight)}"]
     if witness.inputs is not None:
