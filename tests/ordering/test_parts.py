@@ -259,7 +259,7 @@ def test_what_other_sources_measured_is_not_used(
     """Neither whole models nor layers; without a digest of the sources nothing is kept either."""
     first, again, last = (InParts(TECHNIQUES) for _ in range(3))
     search(TECHNIQUES, bench=first, prover=unknown(), store=Store(tmp_path / "s.db"))
-    for module in ("search", "explore"):
+    for module in ("on_model", "explore"):
         monkeypatch.setattr(f"compcomp.ordering.{module}.sources_of", lambda _: sources)
     for bench in (again, last):
         search(TECHNIQUES, bench=bench, prover=unknown(), store=Store(tmp_path / "s.db"))
