@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.named import find_registered, registrations
@@ -14,20 +15,35 @@ from compcomp.language.verdict import Status, Verdict
 from compcomp.ordering.reuse import family, follows, said
 from compcomp.ordering.store import Store, verdict_from_json, verdict_to_json
 
+if TYPE_CHECKING:
+    from compcomp.proving.prove import Prover
+
 Options = dict[str, Any]
 """How hard to try: ``timeout`` (seconds) and ``stages`` of the prover."""
-Prover = Callable[[Claim, Scope, Options], Verdict]
+Decide = Callable[[Claim, Scope, Options], Verdict]
+"""Decides a claim: what a prover does, or stands in for one."""
 Key = tuple[Hashable, str]
 """Claim and scope."""
 FAILED = "the prover failed"
 """How the cause of a verdict begins that says nothing of the claim."""
 
 
-def decide(claim: Claim, scope: Scope, options: Options) -> Verdict:
-    """Return the verdict of :func:`compcomp.proving.prove.prove`."""
-    from compcomp.proving.prove import prove
+def decide(claim: Claim, scope: Scope, options: Options, prover: Prover | None = None) -> Verdict:
+    """Return the verdict of a prover; of the one that this process shares where None."""
+    from compcomp.proving.prove import default_prover
 
-    return prove(claim, scope, **options)
+    return (prover or default_prover()).prove(claim, scope, **options)
+
+
+def decided_by(prover: Prover | Decide | None) -> Decide:
+    """Return what decides claims: the prover's own method, or the function itself.
+
+    A prover stays in its process, with all its solvers: an executor of processes decides by the prover of each process
+    where None is given, and leaves claims to this process where a prover is.
+    """
+    if prover is None:
+        return decide
+    return prover if callable(prover) else partial(decide, prover=prover)
 
 
 @dataclass(frozen=True)
@@ -55,7 +71,7 @@ class ClaimJob:
         return cls(claim_from_json(data), Scope.of(data["scope"]), data["options"], data["register"])
 
 
-def decide_job(data: dict[str, Any], prover: Prover) -> dict[str, Any]:
+def decide_job(data: dict[str, Any], prover: Decide) -> dict[str, Any]:
     """Decide a :class:`ClaimJob`, given as plain data, in a worker. Return the verdict as plain data."""
     job = ClaimJob.from_json(data)
     return verdict_to_json(_decided(prover, job.claim, job.scope, job.options))
@@ -67,7 +83,7 @@ def job_of(claim: Claim, scope: Scope, options: Options) -> ClaimJob | None:
     return None if register is None else ClaimJob(claim, scope, options, register)
 
 
-def _decided(prover: Prover, claim: Claim, scope: Scope, options: Options) -> Verdict:
+def _decided(prover: Decide, claim: Claim, scope: Scope, options: Options) -> Verdict:
     """Return the prover's verdict; UNKNOWN if it raises an exception."""
     try:
         return prover(claim, scope, options)
@@ -84,9 +100,9 @@ class Asker:
     """
 
     def __init__(
-        self, prover: Prover = decide, *, executor: Executor | None = None, store: Store | None = None
+        self, prover: Prover | Decide | None = None, *, executor: Executor | None = None, store: Store | None = None
     ) -> None:
-        self.prover, self.executor, self.store = prover, executor, store
+        self.prover, self.executor, self.store = decided_by(prover), executor, store
         self.asked = self.reused = 0
         self._known: dict[Key, Verdict] = {}
         self._families: dict[str, list[Verdict]] = {}

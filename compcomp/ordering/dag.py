@@ -2,15 +2,16 @@
 
 Laws (each is checked here, so that no search can break it):
 
-1. *Normal forms.* Every prefix has a normal form: techniques that lead to a state equal to its own. A PROVED ``equal``
-   that covers the layers at hand rewrites normal forms: to fewer techniques, or to the order in which techniques were
-   given. It does so anywhere inside if the proof holds from every state. Otherwise it does so only if the normal form
-   is one of its sides, and no technique of the search reads the factors of the low-rank term: equal states agree in
-   their product alone. A state records more than equality compares. So a prefix has a path as well: techniques that
-   lead to a state which is its own in every recorded field. A path is shortened by proofs from every state, and by
-   proofs whose techniques all leave the low-rank term alone. Prefixes with one normal form that have used the same
-   techniques become one node if their paths are the same, or are known to be stored alike (``stored_alike``): every
-   continuation of one is one of the other, with the same result of the same size. The path is run.
+1. *Normal forms.* Every prefix has a normal form: techniques that lead to a state equal to its own. A PROVED
+   ``same_state`` that covers the layers at hand rewrites normal forms: to fewer techniques, or to the order in which
+   techniques were given. It does so anywhere inside if the proof holds from every state. Otherwise it does so only if
+   the normal form is one of its sides, and no technique of the search reads the factors of the low-rank term: equal
+   states agree in their product alone. A state records more than equality compares. So a prefix has a path as well:
+   techniques that lead to a state which is its own in every recorded field. A path is shortened by proofs from every
+   state, and by proofs whose techniques all leave the low-rank term alone. Prefixes with one normal form that have
+   used the same techniques become one node if their paths are the same, or are known to be stored alike
+   (``stored_alike``): every continuation of one is one of the other, with the same result of the same size. The path
+   is run.
 2. *Dominance.* A complete order is dropped by a PROVED ``dominates`` under the loss of the search that covers the
    layers at hand, for another complete order of the same techniques that takes no more to store (``no_larger``).
 3. *Deferred.* Let T be proved equal to doing nothing on the dense layer, and let ``X >> T dominates X`` be proved from
@@ -37,7 +38,7 @@ import networkx as nx
 
 from compcomp.bench import Shape
 from compcomp.language.assumption import Assumption
-from compcomp.language.claim import Claim, Dominates, Equals
+from compcomp.language.claim import Claim, Dominates, SameState
 from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Verdict
@@ -335,7 +336,7 @@ class Orderings(Space):
     def merge(self, verdict: Verdict) -> bool:
         """Law 1: rewrite by a proof of equality. Return False, and change nothing, if the law forbids its use."""
         claim = verdict.claim
-        if not isinstance(claim, Equals) or not self.covered(verdict):
+        if not isinstance(claim, SameState) or not self.covered(verdict):
             return False
         sides = [self._positions(sequence) for sequence in claim.sequences]
         if sides[0] is None or sides[1] is None or sides[0] == sides[1]:

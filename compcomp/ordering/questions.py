@@ -8,7 +8,7 @@ from math import lcm
 from typing import Any
 
 from compcomp.bench import Bench
-from compcomp.language.claim import Claim, Scope, dominates, equal, keeps
+from compcomp.language.claim import Claim, Scope, dominates, keeps, same_state
 from compcomp.language.loss import Loss
 from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
@@ -111,7 +111,7 @@ class Questions:
     def ask_idle(self) -> None:
         """Ask which techniques are no-ops on the dense layer (law 1), and never lose anything at the end (law 3)."""
         known = self.orderings.techniques
-        self.ask_equal([equal(t, Order()) for t in known if t.promises().rests], "no-ops on the dense layer")
+        self.ask_equal([same_state(t, Order()) for t in known if t.promises().rests], "no-ops on the dense layer")
         candidates = [
             technique
             for step, technique in enumerate(known)
@@ -140,14 +140,14 @@ class Questions:
         for a, b in pairs:
             sides = [(a,), (b,), *([(b, a)] if b < a else [])]
             claims += [
-                equal(known[a] >> known[b], orderings.order(side))
+                same_state(known[a] >> known[b], orderings.order(side))
                 for side in sides
                 if self.generated.may_be_equal(side, (a, b))
             ]
         self.ask_equal(claims, "what absorbs what")
         factors = [x for x in places if known[x].promises().leaves_weight]
         triples = [
-            equal(known[a] >> known[x] >> known[b], known[a] >> known[x])
+            same_state(known[a] >> known[x] >> known[b], known[a] >> known[x])
             for a, b in pairs
             if orderings.normal_after((a,), b)[0] == (a,)
             for x in factors
@@ -208,7 +208,9 @@ class Questions:
                     busy.add(second)
                     turn.append((first, second))
             turn = turn[: CANDIDATES - asked]
-            self.ask_equal([equal(self.orderings.order(a), self.orderings.order(b)) for a, b in turn], "equal prefixes")
+            self.ask_equal(
+                [same_state(self.orderings.order(a), self.orderings.order(b)) for a, b in turn], "equal prefixes"
+            )
             asked, candidates = asked + len(turn), later
 
     # ------------------------------------------------------------------------------------ complete orders

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
+from typing import TYPE_CHECKING
 
 from compcomp.bench import Bench
 from compcomp.errors import InputError
 from compcomp.language.loss import loss_named
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status
-from compcomp.ordering.ask import Asker, Prover, decide
+from compcomp.ordering.ask import Asker, Decide
 from compcomp.ordering.dag import Orderings
 from compcomp.ordering.generated import Generated
 from compcomp.ordering.measurement import Ranking, pareto
@@ -22,6 +23,9 @@ from compcomp.ordering.progress import Notify, Progress
 from compcomp.ordering.questions import Questions
 from compcomp.ordering.space import GRANULARITIES, Slot, Space
 from compcomp.ordering.store import Store
+
+if TYPE_CHECKING:
+    from compcomp.proving.prove import Prover
 
 LARGEST = 8
 """Techniques an order may have."""
@@ -37,7 +41,7 @@ def search(
     granularity: str = "model",
     size: float | None = None,
     confidence: float | None = CONFIDENCE,
-    prover: Prover = decide,
+    prover: Prover | Decide | None = None,
     executor: Executor | None = None,
     store: Store | None = None,
     notify: Notify = lambda event: None,
@@ -47,8 +51,9 @@ def search(
 
     Without a bench, orders that no proof excludes are ranked by their mean loss on generated layers. ``size``: the
     compression rate that the order has to reach. ``confidence``: of the race that stops measuring orders that cannot
-    win, None to measure all on all parts. Raises InputError when there are too few or too many techniques, when they
-    fit no common layer, or when no order reaches the size.
+    win, None to measure all on all parts. ``prover``: decides claims, a :class:`compcomp.proving.prove.Prover` or a
+    function of claim, scope and options; None is the prover that this process shares. Raises InputError when there are
+    too few or too many techniques, when they fit no common layer, or when no order reaches the size.
     """
     _check(techniques, bench, granularity, size)
     asker, progress = Asker(prover, executor=executor, store=store), Progress(notify)
