@@ -6,6 +6,7 @@ from compcomp.errors import InputError
 from compcomp.language.loss import Loss
 from compcomp.language.size import no_larger
 from compcomp.language.steps import Selection
+from compcomp.layers.batches import stack
 from compcomp.layers.state import Format, LayerState
 from compcomp.ordering.dag import Orderings
 from compcomp.ordering.measure import Tree
@@ -32,7 +33,6 @@ class Generated:
         self._sketches: dict[Prefix, Sketch] = {}
         self._formats: dict[Prefix, Format] = {}
         self._compared: dict[tuple[Prefix, Prefix], bool] = {}
-        self._side = max(t.promises().trivial_side for t in orderings.techniques)
         self.screen: Screen | None = None
         shape = small_shape(orderings.techniques, ENTRIES)
         if shape is None:
@@ -117,13 +117,16 @@ class Generated:
         return self._compared[better, worse]
 
     def stored_alike(self, one: Prefix, other: Prefix) -> bool:
-        """Return True if equal states after two orders have the same recorded fields.
+        """Return True if equal states after two orders are recorded alike, which the generated layers decide.
 
-        Which fields there are depends on the techniques alone, and ranks do not depend on the size of large layers.
+        Fields and numbers of a format depend on the techniques alone, unless one declares otherwise (`format_varies`).
+        A rank as large as the generated layers, or a cut that removes nothing from them, shows nothing of larger ones.
         """
-        if self.screen is None or min(self.screen.shape) <= self._side:
+        if self.screen is None or any(t.promises().format_varies for t in self.orderings.techniques):
             return False
         first, second = self.format(one), self.format(other)
+        if any(_saturated(form, self.screen) for form in (first, second)):
+            return False
         return no_larger(first, second, self.screen.layers, 0) and no_larger(second, first, self.screen.layers, 0)
 
     # ------------------------------------------------------------------------------------ ranking
@@ -158,3 +161,10 @@ class Generated:
         orders.sort(key=lambda order: (len(order) != most, rank(rows[order], name, None, True)))
         chosen = tuple(rows[order] for order in orders)
         return Ranking(tuple(orders), chosen, len(eligible), screen.applications, among)
+
+
+def _saturated(form: Format, screen: Screen) -> bool:
+    """Return True if the generated layers are too small for a rank or a cut of this format to show on them."""
+    rank = max(form.rank or 0, 0 if form.factors is None else form.factors.rank)
+    kept = () if form.cut is None else (form.cut.rows, form.cut.columns)
+    return rank >= min(screen.shape) or (form.cut is not None and all(stack(k, screen.layers).all() for k in kept))
