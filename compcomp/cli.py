@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from compcomp.language.claim import Claim
     from compcomp.language.verdict import Status, Verdict
-    from compcomp.ordering.plan import Plan
+    from compcomp.plan import Plan
     from compcomp.recipe import Recipe
 
 app = typer.Typer(
