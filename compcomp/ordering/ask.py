@@ -23,10 +23,10 @@ FAILED = "the prover failed"
 
 
 def decide(claim: Claim, scope: Scope, options: Options) -> Verdict:
-    """The verdict of :func:`compcomp.proving.prove.prove`."""
+    """The verdict of :func:`compcomp.proving.prove.prove`, without looking for what to try where it is unknown."""
     from compcomp.proving.prove import prove
 
-    return prove(claim, scope, **options)
+    return prove(claim, scope, **{"explain": False, **options})
 
 
 def decide_job(job: dict[str, Any], prover: Prover) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
+from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.verdict import Grade, Query, Status, Verdict
 from compcomp.proving.bounded import Outcome, bounded
 from compcomp.proving.crosscheck import SECONDS, cross_check
@@ -24,15 +25,12 @@ from compcomp.proving.replay import (
     without_kernel,
     witness_of,
 )
-from compcomp.proving.rules import ANY_BASIS, RULES
-from compcomp.proving.rules.basis import simplified
-from compcomp.proving.rules.likeness import standing
 from compcomp.proving.sample import formats_along
 from compcomp.proving.search import ROUNDS, Found, search
-from compcomp.proving.session import Session
 from compcomp.proving.solver import Solver, default_solver, second_solver
 from compcomp.proving.strict import strict
 from compcomp.proving.theorems import keep_theorem, known_theorem
+from compcomp.proving.why import asked_of_rules, cause_of, explained
 from compcomp.version import __version__
 
 STAGES = ("search", "rule", "bounded")
@@ -60,6 +58,7 @@ def prove(
     second: Solver | Literal["auto"] | None = "auto",
     second_seconds: float = SECONDS,
     certify: bool = False,
+    explain: bool = True,
 ) -> Verdict:
     """Prove or refute a claim for every layer in a scope.
 
@@ -68,6 +67,8 @@ def prove(
     order. solver: another solver than z3 in a worker process. second: the one that checks a proof again; "auto"
     is cvc5 where it is installed, None leaves the check out. second_seconds: for that check, out of ``timeout``.
     certify: also look for certificates that need no solver, for at most another ``timeout`` (docs/certificates.md).
+    explain: of a claim that stays unknown, look for values on which the lemma of the nearest rule fails, and for what
+    to try, for about a second within ``timeout``. ``verdict.tried`` has the reasons of all rules in any case.
 
     PROVED and REFUTED are only ever said of what a stage has shown; a deadline, an error or a missing
     solver gives UNKNOWN with its cause. Raises InputError when claim and scope do not fit each other.
@@ -84,7 +85,7 @@ def prove(
 
         def decide(claim: Claim, stages: tuple[str, ...] = tuple(s for s in stages if s != "bounded")) -> Verdict:
             attempt = _Attempt(claim, where, until - time.monotonic(), solver or default_solver())
-            attempt.second, attempt.second_seconds = checker, second_seconds
+            attempt.second, attempt.second_seconds, attempt.explain = checker, second_seconds, explain
             return attempt.run(stages, search_seconds)
 
         verdict = of_parts(claim, where, decide) if claim.parts() else decide(claim, stages)
@@ -103,6 +104,8 @@ class _Attempt:
         self.start = time.monotonic()
         self.until = self.start + timeout
         self.queries: list[Query] = []
+        self.refusals: tuple[Refusal, ...] = ()
+        self.explain = True
         self.second: Solver | None = None
         self.second_seconds, self.second_version = SECONDS, ""
 
@@ -117,7 +120,8 @@ class _Attempt:
             return self.verdict(Status.VACUOUS, cause=f"no step establishes a {self.claim.invariant}", stage="rule")
         if "rule" in stages and (known := known_theorem(self.claim, self.solver, self.second)) is not None:
             return replace(known, claim=self.claim, scope=self.scope, work={**known.work, "seconds": self._seconds()})
-        if "rule" in stages and (proof := self._rule(self.claim)) is not None:
+        proof, self.refusals = self._rule(self.claim) if "rule" in stages else (None, ())
+        if proof is not None:
             verdict = self._proved(proof, "rule")
             keep_theorem(verdict, self.solver, self.second)
             return verdict
@@ -128,7 +132,7 @@ class _Attempt:
         if "bounded" in stages and len(instances) == 1:
             outcome = bounded(self.claim, self.scope, self.solver, self.until - time.monotonic())
             return self._after_bounded(outcome, gap)
-        return self._unknown("no counterexample found and no rule applies", gap)
+        return self._unknown("", gap)
 
     def _searched(self, instances: Sequence[Claim], seconds: float) -> Iterator[Found | None]:
         """What the search finds for each instance: for moments first, if they are many, as any of them may do.
@@ -149,20 +153,9 @@ class _Attempt:
         formats = formats_along(self.claim, self.scope)
         return formats is None or any(f.get(self.claim.invariant or "") is not None for f in formats)
 
-    def _rule(self, claim: Claim) -> Proof | None:
-        told = standing(claim)
-        if told is None:
-            return None
-        asked, (claim, contracts) = claim, simplified(claim)
-        for rule in RULES:
-            if claim.changes_basis and rule not in ANY_BASIS:
-                continue
-            proof = rule(claim, Session(self.solver, self.until))
-            if proof is not None:
-                if standing(asked) != told:
-                    return None
-                return replace(proof, assumptions=(*proof.assumptions, *contracts))
-        return None
+    def _rule(self, claim: Claim) -> tuple[Proof | None, tuple[Refusal, ...]]:
+        """Ask the rules in turn: the first proof, and the refusals before it, the most telling first."""
+        return asked_of_rules(claim, self.solver, self.until)
 
     def _after_bounded(self, outcome: Outcome, gap: Found | None) -> Verdict:
         self.queries += outcome.queries
@@ -181,7 +174,11 @@ class _Attempt:
 
     def _proved(self, proof: Proof, stage: str) -> Verdict:
         if problem := unmet(self.claim, self.scope, self.solver, self.until - time.monotonic()):
-            return self.verdict(problem[0], cause=problem[1], stage=stage)
+            status, cause = problem
+            if status is not Status.UNKNOWN:
+                return self.verdict(status, cause=cause, stage=stage)
+            missing = Refusal(cause, proof.rule, Reached.LEMMA)
+            return self.verdict(status, cause=str(missing), stage=stage, tried=(missing, *self.refusals))
         left = min(self.second_seconds, self.until - time.monotonic())
         check = cross_check(proof.queries, self.second, left)
         self.queries, self.second_version = list(check.queries), check.solver
@@ -211,7 +208,7 @@ class _Attempt:
 
         def proves(claim: Claim) -> bool:
             if stage == "rule":
-                return self._rule(claim) is not None
+                return self._rule(claim)[0] is not None
             left = min(most, self.until - time.monotonic())
             return left > 0 and bounded(claim, self.scope, self.solver, left).proof is not None
 
@@ -228,9 +225,15 @@ class _Attempt:
         )
 
     def _unknown(self, cause: str, gap: Found | None) -> Verdict:
-        if gap is not None:
-            cause = f"float gap: fails in exact arithmetic but not in torch float64 ({gap.witness.reason}); {cause}"
-        return self.verdict(Status.UNKNOWN, cause=cause, witness=gap.witness if gap else None)
+        """UNKNOWN, with why the last stage gave up and what the nearest rule misses."""
+        tried = self.refusals
+        if self.explain:
+            tried = explained(self.claim, self.scope, tried, self.solver, self.until)
+        float_gap = "float gap: fails in exact arithmetic but not in torch float64"
+        causes = [f"{float_gap} ({gap.witness.reason})"] if gap else []
+        causes += [text for text in (cause, cause_of(tried)) if text]
+        cause = "; ".join(causes) or "no counterexample found, and no rule was asked"
+        return self.verdict(Status.UNKNOWN, cause=cause, witness=gap.witness if gap else None, tried=tried)
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self.start, 3)
