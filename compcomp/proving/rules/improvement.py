@@ -33,7 +33,7 @@ SAME = "normal form"
 """The rule (same state) in refusals: a proof names the rewriting that it uses."""
 LAST = "last step"
 NEEDS_SAME = "deterministic sequences with one normal form, after rest, absorption and changed inputs"
-NEEDS_LAST = "the left sequence is the right one, in normal form, continued by techniques that promise never to increase the loss"
+NEEDS_LAST = "a left sequence that continues the right one, in normal form, by techniques that never increase the loss"
 
 
 @rule(SAME, "dominates", "equal", needs=f"either of the next two rules without (rest): {NEEDS_SAME}")
