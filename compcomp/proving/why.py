@@ -103,8 +103,8 @@ def with_values(refusal: Refusal, solver: Solver, until: float) -> Refusal:
 def values_of(model: dict[str, str]) -> tuple[tuple[str, str], ...]:
     """Name the variables of a lemma as its rule does.
 
-    Weights are called a and b, then come scales, norms h of inputs, and results of maps: ``B2(a)`` is what step 2 of the
-    second sequence makes of a.
+    Weights are called a and b, then come scales, norms h of inputs, and results of maps: ``B2(a)`` is what step 2 of
+    the second sequence makes of a.
     """
     contexts = sorted(name for name in model if re.match(r"c\d*_", name))
     found: list[tuple[int, str, str]] = []
