@@ -2,7 +2,7 @@
 
 A rule takes a claim and a :class:`Session` of its own, and returns a :class:`Proof`, or a :class:`Refusal` that says
 what is missing. It reads what techniques declare and their steps, never their names: these occur in reasons alone. Its
-argument is in docs/proofs.md, its attack in tests/proving.
+argument is in docs/proofs/, its attack in tests/proving.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from compcomp.proving.proof import Rule
 from compcomp.proving.rules.exchange import exchange
 from compcomp.proving.rules.fits import fits_scheme
-from compcomp.proving.rules.improvement import from_every_state, last_step_improves, same_state
 from compcomp.proving.rules.kept import invariant_is_kept
+from compcomp.proving.rules.last_step import from_every_state, last_step_improves, same_state
 from compcomp.proving.rules.optimum import joint_optimum
-from compcomp.proving.rules.orthogonality import orthogonality
+from compcomp.proving.rules.orthogonal import orthogonality
 from compcomp.proving.rules.same import same_states
 
 RULES: tuple[Rule, ...] = (
