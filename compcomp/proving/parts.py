@@ -42,7 +42,7 @@ def of_parts(claim: Claim, scope: Scope, decide: Callable[[Claim], Verdict]) -> 
     if all(verdict.proved for verdict in told):
         if not (_same_before(claim) and _by_promises(claim)):
             reason = "other techniques come before units go, and which go depends on other layers"
-            missing = Refusal(reason, "coupled layers", Reached.FACT)
+            missing = Refusal(reason, "parts", Reached.FACT)
             unknown = {"status": Status.UNKNOWN, "cause": str(missing), "tried": (missing,)}
             return _of(claim, scope, found, told[0], reason="", grade=None, **unknown)
         return _of(

@@ -14,10 +14,10 @@ from compcomp.language.conditions import TEMPLATES
 from compcomp.language.refusal import Refusal
 from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.proof import Proof, Rule
+from compcomp.proving.reasons import convention, listed
 from compcomp.proving.rules import ANY_BASIS, RULES
 from compcomp.proving.rules.basis import simplified
 from compcomp.proving.rules.likeness import standing, unreliable
-from compcomp.proving.rules.reasons import convention, listed
 from compcomp.proving.session import Session
 from compcomp.proving.solver import Solver
 from compcomp.terms import ROUNDINGS, TIES
@@ -30,7 +30,7 @@ CONVENTIONS = {"ties": TIES, "rounding": ROUNDINGS}
 """Parameters of techniques that are conventions, with their values."""
 SMALL = ("2x4", "1x4", "1x8")
 """Scopes to try in place of a larger one."""
-TELLING = ("exchange", "orthogonal", "kept", "fits", "last step", "normal form")
+TELLING = ("exchange", "orthogonal", "kept", "fits", "last step", "normal")
 """Rules of which a reason says most, among those that came equally far."""
 
 

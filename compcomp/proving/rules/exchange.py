@@ -16,8 +16,8 @@ from compcomp.language.steps import ScaledMap, Selection, Step, at_most, leaves_
 from compcomp.layers.partition import Partition
 from compcomp.proving.functions import of_measure, of_score, scored
 from compcomp.proving.proof import EXACT, Proof, rule
+from compcomp.proving.reasons import convention, failing, listed, owner, without_steps
 from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest, settled, unit_norms
-from compcomp.proving.rules.reasons import convention, failing, listed, owner, without_steps
 from compcomp.proving.session import LEMMA_SECONDS, Session
 from compcomp.terms import Abs, If, Term
 

@@ -14,8 +14,8 @@ from compcomp.language.steps import CodebookMap, RangeMap, ScaledMap, Selection,
 from compcomp.language.technique import Technique, unknowns
 from compcomp.layers.state import Format
 from compcomp.proving.proof import EXACT, Proof, rule
+from compcomp.proving.reasons import failing
 from compcomp.proving.rules.facts import MapFacts, has_zero, keeps_zero, lies_on_grid
-from compcomp.proving.rules.reasons import failing
 from compcomp.proving.sample import formats_along
 from compcomp.proving.session import Session
 

@@ -10,8 +10,8 @@ from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import Step
 from compcomp.language.technique import Technique
 from compcomp.proving.proof import DENSE_INPUTS, EXACT, SAME_BASIS, Proof, rule
+from compcomp.proving.reasons import convention, owner
 from compcomp.proving.rules.normal import Normal, normal_form
-from compcomp.proving.rules.reasons import convention, owner
 from compcomp.proving.session import Session
 
 # Rule (same state). If A and B have one normal form and are deterministic, they map every dense state to equal
@@ -29,7 +29,7 @@ from compcomp.proving.session import Session
 # for another f it is an assumption of the proof that nothing in a longer sequence changes it.
 
 
-SAME = "normal form"
+SAME = "normal"
 """The rule (same state) in refusals: a proof names the rewriting that it uses."""
 LAST = "last step"
 NEEDS_SAME = "deterministic sequences with one normal form, after rest, absorption and changed inputs"

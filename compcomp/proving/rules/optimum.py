@@ -14,9 +14,9 @@ from compcomp.language.steps import GridMap, Optimum, Selection, Step, at_most
 from compcomp.language.technique import Technique
 from compcomp.layers.partition import Partition
 from compcomp.proving.proof import EXACT, Proof, rule
+from compcomp.proving.reasons import failing, listed, owner
 from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest
 from compcomp.proving.rules.normal import normal_form
-from compcomp.proving.rules.reasons import failing, listed, owner
 from compcomp.proving.session import Session
 
 # Rule (optimum). Let J declare an optimum (language/steps.py): from weights w it leaves one of the set F(w) of all

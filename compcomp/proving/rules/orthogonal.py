@@ -8,8 +8,8 @@ from compcomp.language.claim import Claim
 from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import ScaledMap, Selection, Step
 from compcomp.proving.proof import EXACT, Proof, rule
+from compcomp.proving.reasons import convention, without_steps
 from compcomp.proving.rules.exchange import Problem, setting
-from compcomp.proving.rules.reasons import convention, without_steps
 from compcomp.proving.session import Session
 from compcomp.terms import Abs
 
