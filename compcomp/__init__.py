@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from compcomp.proving.conditions import Finding as Finding
     from compcomp.proving.conditions import find_condition as find_condition
     from compcomp.proving.prove import prove as prove
+    from compcomp.proving.prove import why as why
 
 _HOMES = {
     "ANY": "compcomp.language.parameters",
@@ -73,6 +74,7 @@ _HOMES = {
     "Finding": "compcomp.proving.conditions",
     "find_condition": "compcomp.proving.conditions",
     "prove": "compcomp.proving.prove",
+    "why": "compcomp.proving.prove",
 }
 
 _OFFERS = {

@@ -36,7 +36,7 @@ class Refusal:
 
     Args:
         reason: one line that names the technique, parameter or lemma.
-        rule: the name of the rule, as in docs/proofs.md.
+        rule: the name of the rule, as in docs/proofs/.
         reached: how far the rule came.
         lemma: the question whose answer is not the one that the rule needs.
         values: a counterexample to the lemma, as names and exact numbers. It speaks of what is proved about the steps,
@@ -104,3 +104,44 @@ class Refusal:
             layer=None if layer is None else tuple(tuple(Fraction(x) for x in row) for row in layer),
             advice=tuple(data["advice"]),
         )
+
+
+@dataclass(frozen=True)
+class RuleAnswer:
+    """What one rule says of a claim.
+
+    Args:
+        rule: its name, as in docs/proofs/.
+        needs: what it asks of a claim, in one line.
+        refusal: what is missing; None where the rule proves the claim.
+        part: the kind of layer that was asked about, for a claim about layers that share units.
+    """
+
+    rule: str
+    needs: str
+    refusal: Refusal | None
+    part: str = ""
+
+    @property
+    def lines(self) -> tuple[tuple[str, str], ...]:
+        """What it needs and what is missing, as pairs of a title and a text."""
+        if self.refusal is None:
+            return ("needs", self.needs), ("proves", "the claim, for every shape")
+        if self.refusal.about_other_claims:
+            return ("needs", self.needs), ("no rule for it", self.refusal.reason)
+        missing = str(self.refusal).partition(": ")[2]
+        advice = " or ".join(self.refusal.advice)
+        return ("needs", self.needs), ("missing", missing), *([("try", advice)] if advice else [])
+
+    def __str__(self) -> str:
+        return "\n".join([self.rule, *(f"  {title}: {text}" for title, text in self.lines)])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: what ``--json`` prints."""
+        return {
+            "rule": self.rule,
+            "needs": self.needs,
+            "part": self.part,
+            "proves": self.refusal is None,
+            "refusal": None if self.refusal is None else self.refusal.to_json(),
+        }

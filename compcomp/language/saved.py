@@ -12,7 +12,7 @@ from compcomp.errors import InputError
 from compcomp.language.named import is_named
 from compcomp.language.verdict import Verdict
 
-FORMAT = 4
+FORMAT = 5
 STATED = (
     "claim",
     "loss",
@@ -28,6 +28,7 @@ STATED = (
     "reason",
     "grade",
     "cause",
+    "tried",
     "notes",
     "versions",
 )

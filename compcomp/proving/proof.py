@@ -36,7 +36,7 @@ class Rule:
     """A rule that proves claims for every shape.
 
     Args:
-        name: as in docs/proofs.md, and in refusals.
+        name: as in docs/proofs/, and in refusals.
         claims: the kinds of claims that it is about.
         needs: what it asks of a claim, in one line.
         prove: the rule itself, for claims of these kinds. A refusal without a rule's name gets this one.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
-from compcomp.language.refusal import Reached, Refusal
+from compcomp.language.refusal import Reached, Refusal, RuleAnswer
 from compcomp.language.verdict import Grade, Query, Status, Verdict
 from compcomp.proving.bounded import Outcome, bounded
 from compcomp.proving.crosscheck import SECONDS, cross_check
@@ -30,7 +30,7 @@ from compcomp.proving.search import ROUNDS, Found, search
 from compcomp.proving.solver import Solver, default_solver, second_solver
 from compcomp.proving.strict import strict
 from compcomp.proving.theorems import keep_theorem, known_theorem
-from compcomp.proving.why import asked_of_rules, cause_of, explained
+from compcomp.proving.why import answers, asked_of_rules, cause_of, explained
 from compcomp.version import __version__
 
 STAGES = ("search", "rule", "bounded")
@@ -73,10 +73,7 @@ def prove(
     PROVED and REFUTED are only ever said of what a stage has shown; a deadline, an error or a missing
     solver gives UNKNOWN with its cause. Raises InputError when claim and scope do not fit each other.
     """
-    if not isinstance(claim, Claim):
-        raise InputError(repr(claim)[:80], "a claim from dominates, equal or keeps", "prove")
-    if isinstance(timeout, bool) or not 0 < timeout <= 10**6:
-        raise InputError(f"timeout={timeout!r}"[:80], "seconds, more than 0", "prove")
+    _check(claim, timeout, "prove")
     if unknown := [s for s in stages if s not in STAGES]:
         raise InputError(f"stages {unknown}", ", ".join(STAGES), "prove")
     with _one_at_a_time, strict():
@@ -94,6 +91,32 @@ def prove(
 
             return certified(verdict, timeout)
         return verdict
+
+
+def why(claim: Claim, *, timeout: float = 60.0, solver: Solver | None = None) -> tuple[RuleAnswer, ...]:
+    """Ask every rule about a claim for every shape: what it needs, and what is missing.
+
+    Args:
+        claim: as for :func:`prove`. No counterexample is searched for, and no formula is written for one shape.
+        timeout: seconds for the whole of it.
+        solver: another one than z3 in a worker process. It is asked only about lemmas that a rule reaches.
+
+    Returns:
+        What each rule says: those that prove the claim, then those that miss least.
+
+    Raises:
+        InputError: no claim, or no number of seconds.
+    """
+    _check(claim, timeout, "why")
+    with _one_at_a_time, strict():
+        return answers(claim, solver or default_solver(), time.monotonic() + timeout)
+
+
+def _check(claim: object, timeout: object, where: str) -> None:
+    if not isinstance(claim, Claim):
+        raise InputError(repr(claim)[:80], "a claim from dominates, equal or keeps", where)
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= 10**6:
+        raise InputError(f"timeout={timeout!r}"[:80], "seconds, more than 0", where)
 
 
 class _Attempt:

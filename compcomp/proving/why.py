@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from dataclasses import fields, is_dataclass, replace
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.conditions import TEMPLATES
-from compcomp.language.refusal import Refusal
+from compcomp.language.refusal import Refusal, RuleAnswer
 from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.proof import Proof, Rule
 from compcomp.proving.reasons import convention, listed
@@ -97,7 +96,16 @@ def with_values(refusal: Refusal, solver: Solver, until: float) -> Refusal:
     lemma, seconds = refusal.lemma, min(VALUE_SECONDS, until - time.monotonic())
     if lemma is None or lemma.answer != "sat" or seconds <= 0:
         return refusal
-    return replace(refusal, values=values_of(solver.ask(lemma.smtlib, seconds).model))
+    scales = re.findall(r"^\(declare-fun (\|?c\d*_\S.*?) \(\) Real\)$", lemma.smtlib, re.MULTILINE)
+    known = "".join(f"(assert (= {name} 1.0))\n" for name in scales[:1])  # most lemmas hold at every scale or at none
+    model: dict[str, str] = {}
+    for text in dict.fromkeys((lemma.smtlib.replace("(check-sat)", f"{known}(check-sat)"), lemma.smtlib)):
+        answer = solver.ask(text, seconds)
+        if answer.answer == "sat":
+            model = answer.model
+            break
+    unused = {name for name in model if lemma.smtlib.count(name) <= 2}  # declared, and perhaps said to be at least 0
+    return replace(refusal, values=values_of({name: x for name, x in model.items() if name not in unused}))
 
 
 def values_of(model: dict[str, str]) -> tuple[tuple[str, str], ...]:
@@ -184,44 +192,7 @@ def cause_of(refusals: tuple[Refusal, ...]) -> str:
 # -------------------------------------------------------------------------------------------- why
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What one rule says of a claim.
-
-    Args:
-        rule: its name, as in docs/proofs.md.
-        needs: what it asks of a claim, in one line.
-        refusal: what is missing; None where it proves the claim.
-        part: the kind of layer that was asked about, for a claim about layers that share units.
-    """
-
-    rule: str
-    needs: str
-    refusal: Refusal | None
-    part: str = ""
-
-    def __str__(self) -> str:
-        about = f" for {self.part}" if self.part else ""
-        if self.refusal is None:
-            says = "proves the claim"
-        elif self.refusal.about_other_claims:
-            says = self.refusal.reason
-        else:
-            says = f"missing: {str(self.refusal).partition(': ')[2]}"
-        return f"{self.rule}{about}\n  needs {self.needs}\n  {says}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data: what ``--json`` prints."""
-        return {
-            "rule": self.rule,
-            "needs": self.needs,
-            "part": self.part,
-            "proves": self.refusal is None,
-            "refusal": None if self.refusal is None else self.refusal.to_json(),
-        }
-
-
-def answers(claim: Claim, solver: Solver, until: float) -> tuple[Answer, ...]:
+def answers(claim: Claim, solver: Solver, until: float) -> tuple[RuleAnswer, ...]:
     """Ask every rule about a claim, and list those first that prove it or miss least.
 
     A rule looks at the form of the techniques first, and asks the solver only about lemmas that it reaches.
@@ -233,15 +204,15 @@ def answers(claim: Claim, solver: Solver, until: float) -> tuple[Answer, ...]:
     needs = {rule.name: rule.needs for rule in RULES}
     if standing(claim) is None:
         refusal = Refusal(unreliable(claim), "likeness")
-        return tuple(Answer(name, needs[name], refusal) for name in needs)
+        return tuple(RuleAnswer(name, needs[name], refusal) for name in needs)
     simple, _ = simplified(claim)
-    proved: dict[str, Answer] = {}
+    proved: dict[str, RuleAnswer] = {}
     refusals: list[Refusal] = []
     for rule in RULES:
         found = _of(rule, simple, solver, until)
         if isinstance(found, Refusal):
             refusals.append(with_values(found, solver, until))
         else:
-            proved[rule.name] = Answer(rule.name, rule.needs, None)
+            proved[rule.name] = RuleAnswer(rule.name, rule.needs, None)
     missed = [r for r in ranked(refusals) if r.rule not in proved]
-    return (*proved.values(), *(Answer(r.rule, needs.get(r.rule, ""), r) for r in missed))
+    return (*proved.values(), *(RuleAnswer(r.rule, needs.get(r.rule, ""), r) for r in missed))
