@@ -134,13 +134,13 @@ def _advice(claim: Claim, solver: Solver, until: float) -> Iterator[str]:
         if condition not in claim.given and condition.concerns(claim):
             stronger = replace(claim, given=(*claim.given, condition))
             if proved := _proved(stronger, solver, until):
-                yield f"given {condition}, it is proved by rule {proved}"
+                yield f"given {condition} (proved by rule {proved})"
                 break
     for name, values in CONVENTIONS.items():
         for value in values:
             other = None if value == "any" else _under(claim, name, value)
             if other is not None and (proved := _proved(other, solver, until)):
-                yield f"with {convention(name, value)}, it is proved by rule {proved}"
+                yield f"{convention(name, value)} (proved by rule {proved})"
                 break
 
 

@@ -302,7 +302,7 @@ class Problem:
             return Refusal(f"no weight meets the premises of the {goal} lemma", lemma=query, reached=Reached.LEMMA)
         if query.answer == "unknown":
             return Refusal(f"the {goal} lemma was not decided in time", lemma=query, reached=Reached.LEMMA)
-        return Refusal(f"the {goal} lemma fails ({LEMMAS[goal]})", lemma=query, reached=Reached.LEMMA)
+        return Refusal(f"{LEMMAS[goal]}: the {goal} lemma fails", lemma=query, reached=Reached.LEMMA)
 
     def holds(self, goal: str) -> bool:
         """Whether a premise of the rule is proved: "kept", "pair" or "alone", or of the rule `same`: "same value"

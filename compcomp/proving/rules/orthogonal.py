@@ -70,7 +70,7 @@ def _failed(session: Session) -> Refusal:
     says = "two weights, of which only one is dropped," if query.name == "pair" else f"one {query.name} weight"
     if query.answer == "unknown":
         return Refusal(f"the lemma about {says} was not decided in time", lemma=query, reached=Reached.LEMMA)
-    reason = f"the lemma about {says} fails: the errors of both parts may be less than that of the composition"
+    reason = f"the errors of both parts may be less than that of the composition: the lemma about {says} fails"
     return Refusal(reason, lemma=query, reached=Reached.LEMMA)
 
 
