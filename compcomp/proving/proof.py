@@ -37,24 +37,25 @@ class Rule:
 
     Args:
         name: as in docs/proofs/, and in refusals.
-        claims: the kinds of claims that it is about.
+        claims: the classes of the claims that it is about.
         needs: what it asks of a claim, in one line.
         prove: the rule itself, for claims of these kinds. A refusal without a rule's name gets this one.
     """
 
     name: str
-    claims: tuple[str, ...]
+    claims: tuple[type[Claim], ...]
     needs: str
     prove: Callable[[Claim, Session], Proof | Refusal]
 
     def __call__(self, claim: Claim, session: Session) -> Proof | Refusal:
         """Prove the claim, or say what is missing."""
-        if claim.kind not in self.claims:
-            return Refusal(f"it is about claims of kind {' or '.join(self.claims)}", self.name, Reached.OTHER_CLAIM)
+        if not isinstance(claim, self.claims):
+            kinds = " or ".join(kind.kind for kind in self.claims)
+            return Refusal(f"it is about claims of kind {kinds}", self.name, Reached.OTHER_CLAIM)
         found = self.prove(claim, session)
         return replace(found, rule=self.name) if isinstance(found, Refusal) and not found.rule else found
 
 
-def rule(name: str, *claims: str, needs: str) -> Callable[[Callable[[Claim, Session], Proof | Refusal]], Rule]:
-    """Make a function a :class:`Rule` of this name, about these kinds of claims."""
+def rule(name: str, *claims: type[Claim], needs: str) -> Callable[[Callable[[Claim, Session], Proof | Refusal]], Rule]:
+    """Make a function a :class:`Rule` of this name, about claims of these classes."""
     return lambda prove: Rule(name, claims, needs, prove)

@@ -58,7 +58,7 @@ def asked_of_rules(claim: Claim, solver: Solver, until: float) -> tuple[Proof | 
 
 def _of(rule: Rule, claim: Claim, solver: Solver, until: float) -> Proof | Refusal:
     """Ask one rule, unless its argument does not hold in a basis that the claim's techniques change."""
-    if claim.changes_basis and claim.kind in rule.claims and rule not in ANY_BASIS:
+    if claim.changes_basis and isinstance(claim, rule.claims) and rule not in ANY_BASIS:
         changing = listed(t for sequence in claim.sequences for t in sequence if t.promises().changes_basis)
         return Refusal(f"{changing} changes the basis of the inputs, in which the rule does not hold", rule.name)
     return rule(claim, Session(solver, until))
@@ -161,8 +161,7 @@ def _under(claim: Claim, name: str, value: str) -> Claim | None:
         return technique
 
     try:
-        left, right = (Sequence(tuple(map(of, sequence))) for sequence in (claim.left, claim.right))
-        changed = replace(claim, left=left, right=right)
+        changed = claim.with_sides(*(Sequence(tuple(map(of, side))) for side in claim.sides))
     except (InputError, TypeError, ValueError):
         return None
     return None if str(changed) == str(claim) else changed

@@ -9,7 +9,7 @@ from typing import Any
 
 import z3
 
-from compcomp.language.claim import Claim
+from compcomp.language.claim import Claim, Dominates
 from compcomp.language.identity import all_but, identity, same_but
 from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import ScaledMap, Selection, Step, at_most, leaves_free
@@ -154,7 +154,7 @@ LEMMAS = {
 
 @rule(
     "exchange",
-    "dominates",
+    Dominates,
     needs="both sequences made of selections over one partition and scaled maps, a loss that adds over weights, "
     "at most one selection on the left that drops no more than the right; then kept, pair and alone lemmas",
 )
@@ -380,7 +380,7 @@ class Problem:
             for sequence in self.steps
         )
         assumed = frozenset(fact for condition in claim.given for fact in condition.assumes)
-        key = (rule, claim.kind, claim.loss, claim.slack, assumed, self.group, self.counts, steps)
+        key = (rule, type(claim), claim.loss, claim.slack, assumed, self.group, self.counts, steps)
         return self.lemmas.session.once(key, premises)
 
     def _start(self) -> int:

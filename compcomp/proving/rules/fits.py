@@ -7,7 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from compcomp.language.assumption import contract
-from compcomp.language.claim import Claim, Scope
+from compcomp.language.claim import Claim, Fits, Scope
 from compcomp.language.parameters import Unknown
 from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.scheme import Scheme
@@ -60,7 +60,7 @@ from compcomp.proving.session import Session
 #          inputs alone, and no later one changes their basis.
 
 
-@rule("fits", "fits", needs="techniques that keep, one by one, what each part of the scheme asks for")
+@rule("fits", Fits, needs="techniques that keep, one by one, what each part of the scheme asks for")
 def fits_scheme(claim: Claim, session: Session) -> Proof | Refusal:
     """Every word of the scheme is proved on its own."""
     if claim.scheme is None:

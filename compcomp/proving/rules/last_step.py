@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compcomp.language.assumption import Assumption, contract
-from compcomp.language.claim import Claim
+from compcomp.language.claim import Claim, Dominates, Equals
 from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import Step
 from compcomp.language.technique import Technique
@@ -36,22 +36,22 @@ NEEDS_SAME = "deterministic sequences with one normal form, after rest, absorpti
 NEEDS_LAST = "a left sequence that continues the right one, in normal form, by techniques that never increase the loss"
 
 
-@rule(SAME, "dominates", "equal", needs=f"either of the next two rules without (rest): {NEEDS_SAME}")
+@rule(SAME, Dominates, Equals, needs=f"either of the next two rules without (rest): {NEEDS_SAME}")
 def from_every_state(claim: Claim, session: Session) -> Proof | Refusal:
     """Either rule without (rest), so that the proof may be used inside longer sequences."""
     found = _same_state(claim, session, dense=False)
-    if isinstance(found, Refusal) and claim.kind == "dominates":
+    if isinstance(found, Refusal) and isinstance(claim, Dominates):
         return _last_step(claim, session, dense=False)
     return found
 
 
-@rule(SAME, "dominates", "equal", needs=NEEDS_SAME)
+@rule(SAME, Dominates, Equals, needs=NEEDS_SAME)
 def same_state(claim: Claim, session: Session) -> Proof | Refusal:
     """Both sequences have one normal form."""
     return _same_state(claim, session, dense=True)
 
 
-@rule(LAST, "dominates", needs=NEEDS_LAST)
+@rule(LAST, Dominates, needs=NEEDS_LAST)
 def last_step_improves(claim: Claim, session: Session) -> Proof | Refusal:
     """The left sequence is the right one, continued by techniques that never increase the loss."""
     return _last_step(claim, session, dense=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Items
 from fractions import Fraction
 
 from compcomp.language.assumption import Assumption, contract
-from compcomp.language.claim import Claim
+from compcomp.language.claim import Claim, Dominates
 from compcomp.language.identity import same_but
 from compcomp.language.parameters import Unknown
 from compcomp.language.refusal import Reached, Refusal
@@ -51,7 +51,7 @@ from compcomp.proving.session import Session
 
 @rule(
     "optimum",
-    "dominates",
+    Dominates,
     needs="a left sequence that begins with a technique that declares an optimum of this loss, and a right one that is "
     "proved to end in the set that this is the best of",
 )

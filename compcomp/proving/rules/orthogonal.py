@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import z3
 
-from compcomp.language.claim import Claim
+from compcomp.language.claim import Claim, Orthogonal
 from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import ScaledMap, Selection, Step
 from compcomp.proving.proof import EXACT, Proof, rule
@@ -29,7 +29,7 @@ from compcomp.terms import Abs
 
 @rule(
     "orthogonal",
-    "orthogonal",
+    Orthogonal,
     needs="sequences of selections over one partition and scaled maps, exactly one selection on one of the sides, a "
     "loss of weights, no free choice in the first; then the lemma about one weight, and about pairs under weight_l1",
 )

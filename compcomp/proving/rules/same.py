@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compcomp.language.claim import Claim
+from compcomp.language.claim import Claim, Dominates, Equals
 from compcomp.language.refusal import Reached, Refusal
 from compcomp.proving.proof import EXACT, Proof, rule
 from compcomp.proving.rules.exchange import problem_of
@@ -24,8 +24,8 @@ from compcomp.proving.session import Session
 
 @rule(
     "same",
-    "dominates",
-    "equal",
+    Dominates,
+    Equals,
     needs="both sequences made of selections over one partition and scaled maps, at most one selection each and of "
     "the same share; then no pair and same value lemmas, and for equality the same grid at the end",
 )
@@ -36,7 +36,7 @@ def same_states(claim: Claim, session: Session) -> Proof | Refusal:
         return problem
     if problem.counts != "equal":
         return Refusal("the sequences may drop unlike numbers of weights")
-    if claim.kind == "equal" and not problem.same_grids():
+    if isinstance(claim, Equals) and not problem.same_grids():
         return Refusal("it is not proved that both sequences end with the same grid", reached=Reached.FACT)
     goals = ["same value", *(["no pair"] if problem.selects else [])]
     if not problem.once("same", lambda: all(problem.holds(goal) for goal in goals)):
