@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compcomp.language.assumption import Assumption, contract
-from compcomp.language.claim import Claim
+from compcomp.language.claim import Claim, Dominates, Orthogonal
 from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.rules.inputs import weights_alone
 
@@ -38,9 +38,9 @@ def simplified(claim: Claim) -> tuple[Claim, tuple[Assumption, ...]]:
 
 
 def _ends(claim: Claim) -> tuple[Claim, tuple[Assumption, ...]]:
-    if claim.loss is None or claim.kind not in ("dominates", "orthogonal"):
+    if claim.loss is None or not isinstance(claim, Dominates | Orthogonal):
         return claim, ()
-    left, of_left = _shortened(claim.left) if claim.kind == "dominates" else (claim.left, ())
+    left, of_left = _shortened(claim.left) if isinstance(claim, Dominates) else (claim.left, ())
     right, of_right = _shortened(claim.right)
     return claim.with_sides(left, right), of_left + of_right
 
