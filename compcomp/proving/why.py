@@ -157,7 +157,7 @@ def _under(claim: Claim, name: str, value: str) -> Claim | None:
 
     def of(technique: Technique) -> Technique:
         if is_dataclass(technique) and any(f.name == name and f.init for f in fields(technique)):
-            return replace(technique, **{name: value})  # type: ignore[type-var]
+            return replace(technique, **{name: value})
         return technique
 
     try:

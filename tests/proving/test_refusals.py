@@ -106,6 +106,8 @@ def test_a_rule_says_what_it_needs_and_has_a_page(rule: Any) -> None:
     assert rule.needs and "\n" not in rule.needs
     pages = Path(__file__).resolve().parents[2] / "docs" / "proofs"
     assert (pages / f"{rule.name.replace(' ', '_')}.md").is_file()
+    last = {each.name: each.needs for each in RULES}[rule.name]
+    assert f"| {rule.name} | {last} |" in (pages / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("text", "loss", "scope", "expected"), CLAIMS)

@@ -66,7 +66,7 @@ def joint_optimum(claim: Claim, session: Session) -> Proof | Refusal:
     joint, rest = (left.atoms[0], left.atoms[1:]) if left.atoms else (None, ())
     optimum = _optimum(joint)
     if optimum is None:
-        first = "nothing" if joint is None else joint if isinstance(joint, Technique) else owner(claim, joint)
+        first = "nothing" if joint is None else str(joint) if isinstance(joint, Technique) else owner(claim, joint)
         return Refusal(f"the left sequence begins with {first}, which declares no optimum")
     if optimum.loss != claim.loss.name:
         return Refusal(f"{joint} is the optimum of {optimum.loss}, not of {claim.loss.name}")
