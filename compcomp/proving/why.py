@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
 
 from compcomp.errors import InputError
@@ -21,6 +21,9 @@ from compcomp.proving.session import Session
 from compcomp.proving.solver import Solver
 from compcomp.terms import ROUNDINGS, TIES
 
+Begin = Callable[[float], Session]
+"""Begins the queries of one proof, until a time on the clock of ``time.monotonic``."""
+
 ADVICE_SECONDS = 1.0
 """For what to try, once a claim is unknown: the rules are asked again under conditions and other conventions."""
 VALUE_SECONDS = 1.0
@@ -33,7 +36,7 @@ TELLING = ("exchange", "orthogonal", "kept", "fits", "last step", "normal")
 """Rules of which a reason says most, among those that came equally far."""
 
 
-def asked_of_rules(claim: Claim, solver: Solver, until: float) -> tuple[Proof | None, tuple[Refusal, ...]]:
+def asked_of_rules(claim: Claim, begin: Begin, until: float) -> tuple[Proof | None, tuple[Refusal, ...]]:
     """Ask the rules in turn until one proves the claim.
 
     Returns:
@@ -46,7 +49,7 @@ def asked_of_rules(claim: Claim, solver: Solver, until: float) -> tuple[Proof | 
     asked, (claim, contracts) = claim, simplified(claim)
     refusals: list[Refusal] = []
     for rule in RULES:
-        found = _of(rule, claim, solver, until)
+        found = _of(rule, claim, begin, until)
         if isinstance(found, Refusal):
             refusals.append(found)
         elif standing(asked) != told:
@@ -56,12 +59,12 @@ def asked_of_rules(claim: Claim, solver: Solver, until: float) -> tuple[Proof | 
     return None, ranked(refusals)
 
 
-def _of(rule: Rule, claim: Claim, solver: Solver, until: float) -> Proof | Refusal:
+def _of(rule: Rule, claim: Claim, begin: Begin, until: float) -> Proof | Refusal:
     """Ask one rule, unless its argument does not hold in a basis that the claim's techniques change."""
     if claim.changes_basis and isinstance(claim, rule.claims) and rule not in ANY_BASIS:
         changing = listed(t for sequence in claim.sequences for t in sequence if t.promises().changes_basis)
         return Refusal(f"{changing} changes the basis of the inputs, in which the rule does not hold", rule.name)
-    return rule(claim, Session(solver, until))
+    return rule(claim, begin(until))
 
 
 def ranked(refusals: Iterable[Refusal]) -> tuple[Refusal, ...]:
@@ -79,12 +82,12 @@ def ranked(refusals: Iterable[Refusal]) -> tuple[Refusal, ...]:
 
 
 def explained(
-    claim: Claim, scope: Scope, refusals: tuple[Refusal, ...], solver: Solver, until: float
+    claim: Claim, scope: Scope, refusals: tuple[Refusal, ...], begin: Begin, until: float
 ) -> tuple[Refusal, ...]:
     """Add to refusals the counterexamples of failed lemmas, and to the first of them what to try."""
-    found = [with_values(refusal, solver, until) for refusal in refusals]
+    found = [with_values(refusal, begin(until).solver, until) for refusal in refusals]
     if found and not found[0].about_other_claims and found[0].rule != "likeness":
-        verified = tuple(_advice(claim, solver, min(until, time.monotonic() + ADVICE_SECONDS)))
+        verified = tuple(_advice(claim, begin, min(until, time.monotonic() + ADVICE_SECONDS)))
         smaller = smaller_scope(claim, scope)
         more = verified or found[0].advice
         found[0] = replace(found[0], advice=(*more, *((f"--scope {smaller}",) if smaller else ())))
@@ -128,27 +131,27 @@ def values_of(model: dict[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for _, name, value in sorted(found))
 
 
-def _advice(claim: Claim, solver: Solver, until: float) -> Iterator[str]:
+def _advice(claim: Claim, begin: Begin, until: float) -> Iterator[str]:
     """Conditions, and other conventions, under which some rule proves the claim."""
     for condition in TEMPLATES:
         if condition not in claim.given and condition.concerns(claim):
             stronger = replace(claim, given=(*claim.given, condition))
-            if proved := _proved(stronger, solver, until):
+            if proved := _proved(stronger, begin, until):
                 yield f"given {condition} (proved by rule {proved})"
                 break
     for name, values in CONVENTIONS.items():
         for value in values:
             other = None if value == "any" else _under(claim, name, value)
-            if other is not None and (proved := _proved(other, solver, until)):
+            if other is not None and (proved := _proved(other, begin, until)):
                 yield f"{convention(name, value)} (proved by rule {proved})"
                 break
 
 
-def _proved(claim: Claim, solver: Solver, until: float) -> str:
+def _proved(claim: Claim, begin: Begin, until: float) -> str:
     """Return the name of the rule that proves a claim in time, or an empty text."""
     if until <= time.monotonic():
         return ""
-    proof, _ = asked_of_rules(claim, solver, until)
+    proof, _ = asked_of_rules(claim, begin, until)
     return "" if proof is None else proof.rule
 
 
@@ -191,14 +194,14 @@ def cause_of(refusals: tuple[Refusal, ...]) -> str:
 # -------------------------------------------------------------------------------------------- why
 
 
-def answers(claim: Claim, solver: Solver, until: float) -> tuple[RuleAnswer, ...]:
+def answers(claim: Claim, begin: Begin, until: float) -> tuple[RuleAnswer, ...]:
     """Ask every rule about a claim, and list those first that prove it or miss least.
 
     A rule looks at the form of the techniques first, and asks the solver only about lemmas that it reaches.
     """
     if parts := claim.parts():
         return tuple(
-            replace(answer, part=name) for name, part in parts.items() for answer in answers(part, solver, until)
+            replace(answer, part=name) for name, part in parts.items() for answer in answers(part, begin, until)
         )
     needs = {rule.name: rule.needs for rule in RULES}
     if standing(claim) is None:
@@ -208,9 +211,9 @@ def answers(claim: Claim, solver: Solver, until: float) -> tuple[RuleAnswer, ...
     proved: dict[str, RuleAnswer] = {}
     refusals: list[Refusal] = []
     for rule in RULES:
-        found = _of(rule, simple, solver, until)
+        found = _of(rule, simple, begin, until)
         if isinstance(found, Refusal):
-            refusals.append(with_values(found, solver, until))
+            refusals.append(with_values(found, begin(until).solver, until))
         else:
             proved[rule.name] = RuleAnswer(rule.name, rule.needs, None)
     missed = [r for r in ranked(refusals) if r.rule not in proved]

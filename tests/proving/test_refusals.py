@@ -28,10 +28,10 @@ from compcomp.ordering.ask import decide
 from compcomp.ordering.store import verdict_from_json, verdict_to_json
 from compcomp.proving import why
 from compcomp.proving.proof import Proof
-from compcomp.proving.prove import prove
+from compcomp.proving.prove import default_prover, prove
 from compcomp.proving.rules import RULES
 from compcomp.proving.session import Session
-from compcomp.proving.solver import Answer, default_solver
+from compcomp.proving.solver import Answer
 from tests.claims import CLAIMS
 
 ALL_TIES = (
@@ -45,6 +45,7 @@ OF_EACH_KIND = [
     "SmoothQuant() >> AbsMax(bits=4) dominates AbsMax(bits=4)",
     "AbsMax(bits=8) >> AbsMax(bits=4) equals AbsMax(bits=4)",
     "MinMax(bits=4) >> MinMax(bits=4) equals MinMax(bits=4)",
+    "MinMax(bits=4) >> MinMax(bits=4) same state as MinMax(bits=4)",
     "Magnitude(sparsity=1/2) >> GPTQ(bits=4) keeps mask",
     "AbsMax(bits=4) >> TruncatedSVD(rank=1) keeps grid",
     "TruncatedSVD(rank=1) >> AbsMax(bits=4) keeps rank",
@@ -70,7 +71,7 @@ class Counted:
 
     def ask(self, smtlib: str, deadline: float) -> Answer:
         self.asked += 1
-        return default_solver().ask(smtlib, deadline)
+        return default_prover().solver.ask(smtlib, deadline)
 
 
 def by_rules(claim: Claim, **options: Any) -> Verdict:
@@ -87,7 +88,7 @@ def names_a_rule(verdict: Verdict) -> bool:
 @pytest.mark.parametrize("text", OF_EACH_KIND)
 def test_a_rule_returns_a_proof_or_a_refusal(rule: Any, text: str) -> None:
     claim = parse_claim(text)
-    found = rule(claim, Session(default_solver(), time.monotonic() + 20))
+    found = rule(claim, Session(default_prover().solver, time.monotonic() + 20))
     assert isinstance(found, Proof | Refusal)
     if isinstance(found, Refusal):
         assert found.rule and found.reason and "\n" not in str(found)
@@ -154,7 +155,7 @@ def test_a_lemma_that_fails_comes_with_its_question_and_values() -> None:
         if x in ("a", "b") and v >= 0
     )
     again = refusal.lemma.smtlib.replace("(check-sat)", f"{fixed}(check-sat)")
-    assert default_solver().ask(again, 10).answer == "sat"
+    assert default_prover().solver.ask(again, 10).answer == "sat"
 
 
 def test_a_condition_that_is_advised_proves_the_claim() -> None:

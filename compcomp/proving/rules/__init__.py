@@ -15,6 +15,7 @@ from compcomp.proving.rules.last_step import from_every_state, last_step_improve
 from compcomp.proving.rules.optimum import joint_optimum
 from compcomp.proving.rules.orthogonal import orthogonality
 from compcomp.proving.rules.same import same_states
+from compcomp.proving.rules.zero_selection import zero_selection
 
 RULES: tuple[Rule, ...] = (
     from_every_state,
@@ -24,6 +25,7 @@ RULES: tuple[Rule, ...] = (
     fits_scheme,
     exchange,
     same_states,
+    zero_selection,
     orthogonality,
     joint_optimum,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compcomp.language.assumption import Assumption, contract
-from compcomp.language.claim import Claim, Dominates, Equals
+from compcomp.language.claim import Claim, Dominates, Equals, SameState
 from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import Step
 from compcomp.language.technique import Technique
@@ -15,7 +15,7 @@ from compcomp.proving.rules.normal import Normal, normal_form
 from compcomp.proving.session import Session
 
 # Rule (same state). If A and B have one normal form and are deterministic, they map every dense state to equal
-# states: A equals B, and neither loses more than the other.
+# states: A same state as B, A equals B, and neither loses more than the other.
 # Where (rest) is not used, this holds from every state.
 #
 # Rule (last step). Let T declare that it never increases the loss f: f(T(s)) <= f(s) for every state s and every
@@ -36,7 +36,7 @@ NEEDS_SAME = "deterministic sequences with one normal form, after rest, absorpti
 NEEDS_LAST = "a left sequence that continues the right one, in normal form, by techniques that never increase the loss"
 
 
-@rule(SAME, Dominates, Equals, needs=f"either of the next two rules without (rest): {NEEDS_SAME}")
+@rule(SAME, Dominates, Equals, SameState, needs=f"either of the next two rules without (rest): {NEEDS_SAME}")
 def from_every_state(claim: Claim, session: Session) -> Proof | Refusal:
     """Either rule without (rest), so that the proof may be used inside longer sequences."""
     found = _same_state(claim, session, dense=False)
@@ -45,7 +45,7 @@ def from_every_state(claim: Claim, session: Session) -> Proof | Refusal:
     return found
 
 
-@rule(SAME, Dominates, Equals, needs=NEEDS_SAME)
+@rule(SAME, Dominates, Equals, SameState, needs=NEEDS_SAME)
 def same_state(claim: Claim, session: Session) -> Proof | Refusal:
     """Both sequences have one normal form."""
     return _same_state(claim, session, dense=True)
