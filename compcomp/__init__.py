@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from compcomp.proving.conditions import find_condition as find_condition
     from compcomp.proving.prove import Prover as Prover
     from compcomp.proving.prove import prove as prove
+    from compcomp.proving.prove import why as why
 
 _HOMES = {
     "ANY": "compcomp.language.parameters",
@@ -78,6 +79,7 @@ _HOMES = {
     "find_condition": "compcomp.proving.conditions",
     "Prover": "compcomp.proving.prove",
     "prove": "compcomp.proving.prove",
+    "why": "compcomp.proving.prove",
 }
 
 _OFFERS = {

@@ -29,10 +29,13 @@ FAILED = "the prover failed"
 
 
 def decide(claim: Claim, scope: Scope, options: Options, prover: Prover | None = None) -> Verdict:
-    """Return the verdict of a prover; of the one that this process shares where None."""
+    """Return the verdict of a prover; of the one that this process shares where None.
+
+    It does not look for what to try where the verdict is unknown.
+    """
     from compcomp.proving.prove import default_prover
 
-    return (prover or default_prover()).prove(claim, scope, **options)
+    return (prover or default_prover()).prove(claim, scope, **{"explain": False, **options})
 
 
 def decided_by(prover: Prover | Decide | None) -> Decide:

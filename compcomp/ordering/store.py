@@ -17,6 +17,7 @@ from compcomp.errors import InputError
 from compcomp.language.assumption import Assumption
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.named import sources_of
+from compcomp.language.refusal import Refusal
 from compcomp.language.text import claim_from_json
 from compcomp.language.verdict import Grade, Matrix, Query, Status, Trace, Verdict, Witness
 from compcomp.ordering.reuse import canonical, family, narrowed, restated
@@ -308,6 +309,7 @@ def verdict_from_json(data: Mapping[str, Any], claim: Claim | None = None) -> Ve
         notes=tuple(data.get("notes", ())),
         congruent=bool(data.get("congruent", False)),
         needed=None if data.get("needed") is None else tuple(data["needed"]),
+        tried=tuple(map(Refusal.from_json, data["tried"])),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from compcomp.language.assumption import Assumption
+from compcomp.language.refusal import Refusal
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status, Verdict
 from compcomp.ordering.conditional import percent
@@ -372,6 +373,11 @@ def decided_by(verdict: Verdict) -> str:
     if verdict.status is Status.REFUTED:
         return "counterexample" + (f" ({verdict.stage})" if verdict.stage else "")
     return verdict.reason or verdict.cause or verdict.stage or "no reason given"
+
+
+def missed(verdict: Verdict) -> tuple[Refusal, ...]:
+    """Why rules about such claims do not prove an unknown one, but for the first, which its cause names."""
+    return tuple(refusal for refusal in verdict.tried[1:] if not refusal.about_other_claims)
 
 
 def graded(verdict: Verdict) -> str:

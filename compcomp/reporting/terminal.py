@@ -13,6 +13,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from compcomp.language.refusal import RuleAnswer
 from compcomp.language.verdict import Status, Verdict
 from compcomp.ordering.plan import NOT_ACCURACY
 from compcomp.reporting import summary
@@ -59,6 +60,10 @@ class _Portable:
             yield Segment.line()
 
 
+OTHER_RULES = 4
+"""Rules of an unknown claim whose reasons are shown, beside the nearest one."""
+
+
 # ------------------------------------------------------------------------------------------- one verdict
 
 
@@ -85,6 +90,8 @@ def verdict_view(verdict: Verdict) -> RenderableType:
         fact("decided by", summary.decided_by(verdict) + stage + replayed)
     if verdict.status is not Status.VACUOUS:
         fact("cause", verdict.cause)
+    for k, refusal in enumerate(summary.missed(verdict)[:OTHER_RULES]):
+        fact("" if k else "other rules", str(refusal))
     if not verdict.refuted:
         fact("grade", summary.graded(verdict))
     for k, assumption in enumerate(verdict.assumptions):
@@ -97,6 +104,25 @@ def verdict_view(verdict: Verdict) -> RenderableType:
     parts: list[RenderableType] = [_heading(verdict), Padding(facts, (1, 0, 0, 2))]
     if verdict.witness is not None:
         parts.append(Padding(witness_view(verdict.witness, verdict.refuted), (1, 0, 0, 2)))
+    return _Portable(Group(*parts))
+
+
+def answers_view(answers: Iterable[RuleAnswer]) -> RenderableType:
+    """What each rule needs of a claim, and what is missing."""
+    parts: list[RenderableType] = []
+    asked = list(answers)
+    other = dict.fromkeys(a.rule for a in asked if a.refusal is not None and a.refusal.about_other_claims)
+    for answer in (a for a in asked if a.rule not in other):
+        about = f" for {answer.part}" if answer.part else ""
+        parts.append(Text(f"{answer.rule}{about}", style="bold"))
+        rows = Table.grid(padding=(0, 2))
+        rows.add_column(style="dim", no_wrap=True)
+        rows.add_column(overflow="fold")
+        for name, value in answer.lines:
+            rows.add_row(Text(name), Text(value))
+        parts.append(Padding(rows, (0, 0, 1, 2)))
+    if other:
+        parts.append(Text(f"About other kinds of claims: {', '.join(other)}.", style="dim"))
     return _Portable(Group(*parts))
 
 
