@@ -9,12 +9,14 @@ import z3
 
 from compcomp.language.assumption import Assumption
 from compcomp.language.claim import Claim, Dominates, Equals, Scope
+from compcomp.language.parameters import Unknown
 from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import Selection, at_most
 from compcomp.language.technique import Sequence, Technique
+from compcomp.layers.partition import Partition
 from compcomp.proving.functions import scored
 from compcomp.proving.proof import EXACT, Proof, rule
-from compcomp.proving.rules.fits import Zeros, zeros_at_end
+from compcomp.proving.rules.fits import zeros_at_end
 from compcomp.proving.rules.kept import Contracts, Run, dropped_stay
 from compcomp.proving.rules.normal import normal_form
 from compcomp.proving.sample import formats_along
@@ -39,6 +41,10 @@ from compcomp.proving.session import Session
 # Enough zeros, from zeros in groups of R at a share of s' that stay to the end of B (rule fits, zeros): if R = P and
 # s <= s', as int(|P| s) grows with s; or if R cuts groups of P into blocks of c, of which int(c s') >= c s are zero, as
 # |G| is a multiple of c. With open parameters: if R = P and s, s' are one parameter.
+
+
+Zeros = tuple[Partition, Fraction | Unknown, Contracts]
+"""Groups, the share of each that is zero at the end at the least, and the contracts on which that rests."""
 
 
 @rule(
@@ -96,7 +102,7 @@ def _drops_zeros(claim: Claim, before: Sequence, last: Technique, session: Sessi
 
 
 def _zeros(run: Run) -> Iterator[Zeros]:
-    """Groups, the share of each that is zero at the end at the least, and the contracts on which that rests."""
+    """Yield what is known to be zero at the end of a run."""
     yield from zeros_at_end(run)
     for k, technique in enumerate(run.techniques):  # shares left open
         steps = [s for s in technique.steps() if isinstance(s, Selection) and not isinstance(s.share, Fraction)]
