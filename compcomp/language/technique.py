@@ -36,6 +36,12 @@ def source_now(file: str) -> Source:
     return file, found.st_mtime_ns, found.st_size
 
 
+NO_OP = ("always", "on a grid", "plain dense")
+"""When a technique may change nothing. "on a grid": the format has a grid. "plain dense": the effective weight equals
+the reference, the inputs are the dense ones, and the format is plain: no mask, pattern, grid, rank or cut is recorded
+(a low-rank term and a transform may be)."""
+
+
 @dataclass(frozen=True)
 class Declared:
     """What a technique promises, for every layer and every choice. Each promise is tested.
@@ -81,6 +87,10 @@ class Declared:
     trivial_side: layers with no more rows or columns than this lose nothing (a hint for the search).
     optimum: the weight it leaves is one of those that this admits for the weight that it finds, and none of them loses
         less against that, whatever is left free.
+    no_op: circumstances, out of :data:`NO_OP`, in which it returns an equal state, whatever is left free.
+    idempotent: applied to a state that it returned, it returns an equal state, whatever is left free; of a technique
+        for the whole model, on every layer of a model.
+    involution: applied twice in a row to a state with a plain format, it returns an equal state.
     """
 
     keeps: frozenset[str] = frozenset()
@@ -103,6 +113,9 @@ class Declared:
     input_bits: int | None = None
     format_varies: bool = False
     sees_factors: bool = False
+    no_op: frozenset[str] = frozenset()
+    idempotent: bool = False
+    involution: bool = False
 
 
 class Technique:
