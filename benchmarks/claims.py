@@ -22,7 +22,8 @@ from typing import Any
 from rich.progress import track
 
 import compcomp as cc
-from benchmarks.proving import Ours, machine
+from benchmarks.machine import heading, machine
+from benchmarks.proving import Ours
 from compcomp.checking.directory import check_directory
 from compcomp.language.text import parse_claim
 from tests.claims import CLAIMS
@@ -112,7 +113,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     about = machine("z3-solver", "cvc5", "torch")
     (given.out / "claims.json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
-    (given.out / "claims.md").write_text(summary(rows))
+    (given.out / "claims.md").write_text(f"{heading(about)}\n\n{summary(rows)}")
     draw(rows, given.out / "claims.png")
     print(summary(rows))
     if any(row["status"] != row["expected"] for row in rows):

@@ -1,12 +1,12 @@
 """Every registered technique with every convention: kernel against encoding on hundreds of exact layers each.
 
-    python benchmarks/conformance.py [--layers 200] [--only Magnitude,AbsMax] [--out benchmarks/results]
+    python -m benchmarks.conformance [--layers 200] [--only Magnitude,AbsMax] [--out benchmarks/results]
 
 The check that the tests run on a few layers a convention (tests/test_conformance.py), on many: layers are drawn until
 so many were compared. Counted apart: layers away from ties and midpoints, layers at a tie or midpoint that floats meet
 exactly, and layers that were left out, as floats may choose otherwise there or the result is not rational. Writes
-conformance.json and conformance.md, where --only leaves the rows of other techniques as they are; exits with 1 where a
-technique fails, or a convention has fewer layers compared.
+conformance.md (and conformance.json with a row for each convention), where --only leaves the lines of other techniques
+as they are; exits with 1 where a technique fails, or a convention has fewer layers compared.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from loky import get_reusable_executor
 from rich.progress import Progress
 
 import compcomp.techniques
+from benchmarks.machine import heading, machine
 from compcomp.language.technique import Technique
 from compcomp.language.text import parse_sequence
 from compcomp.testing import check_encoding, conventions
@@ -60,25 +61,33 @@ def checked(text: str, layers: int) -> Row:
     return {"technique": type(technique).__name__, "text": text, "seconds": time.perf_counter() - start, **found}
 
 
-def table(rows: Iterable[Row], layers: int) -> str:
-    """One line for each technique: its conventions together."""
+def table(rows: Iterable[Row], layers: int, others: Iterable[str] = ()) -> str:
+    """Return one line for each technique, its conventions together. ``others``: such lines of an earlier run."""
     kinds: dict[str, list[Row]] = {}
     for row in rows:
         kinds.setdefault(row["technique"], []).append(row)
     lines = [
-        f"at least {layers} layers compared for each convention, torch {torch.__version__}, float64 on the CPU",
+        f"at least {layers} layers compared for each convention, float64 on the CPU; {heading(machine('torch'))}",
         "",
         "| technique | conventions | compared, clear of ties | compared, at ties and midpoints | left out | failures |",
         "|---|---|---|---|---|---|",
     ]
-    for kind in sorted(kinds):
+    done = list[str]()
+    for kind in kinds:
         total = Counter[str]()
         for row in kinds[kind]:
             total.update({k: row[k] for k in ("clear", "at_ties", "skipped") if k in row})
             total["failures"] += "failure" in row
         counts = (f"{total[k]:,}" for k in ("clear", "at_ties", "skipped", "failures"))
-        lines.append(f"| {kind} | {len(kinds[kind])} | {' | '.join(counts)} |")
-    return "\n".join(lines) + "\n"
+        done.append(f"| {kind} | {len(kinds[kind])} | {' | '.join(counts)} |")
+    return "\n".join([*lines, *sorted([*done, *others])]) + "\n"
+
+
+def lines_of_others(path: Path, done: set[str]) -> list[str]:
+    """Return the lines of an earlier table that are about techniques other than those in ``done``."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [line for line in lines if line.startswith("| ") and not line.startswith("| technique ")]
+    return [line for line in rows if line.split()[1] not in done]
 
 
 def main() -> int:
@@ -98,15 +107,14 @@ def main() -> int:
             if "failure" in rows[-1]:
                 progress.console.print(rows[-1]["failure"], style="red")
             progress.advance(task)
-    path = given.out / "conformance.json"
-    if given.only and path.exists():
-        done = {kind.__name__ for kind in kinds}
-        rows += [row for row in json.loads(path.read_text()) if row["technique"] not in done]
     rows.sort(key=lambda row: row["text"])
     given.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=1) + "\n")
-    (given.out / "conformance.md").write_text(table(rows, given.layers))
-    print(table(rows, given.layers))
+    (given.out / "conformance.json").write_text(json.dumps(rows, indent=1) + "\n")
+    path = given.out / "conformance.md"
+    others = lines_of_others(path, {kind.__name__ for kind in kinds}) if given.only else []
+    text = table(rows, given.layers, others)
+    path.write_text(text)
+    print(text)
     return int(any("failure" in row for row in rows))
 
 

@@ -1,6 +1,6 @@
 """How much of the full prefix tree a search applies: sets with and without members that absorb each other, in one run.
 
-    python benchmarks/ordering.py [--sets schedule,four] [--out benchmarks/results]
+    python -m benchmarks.ordering [--sets schedule,four] [--out benchmarks/results]
 
 Every set is searched on the embedded model, from nothing, with ``evaluate`` where the table says so. "applied" counts
 kernel runs on single layers, divided by the number of layers, and is checked: the runs are counted a second time, where
@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import compcomp as cc
+from benchmarks.machine import heading, machine
 from compcomp.models import embedded, states
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
 
@@ -157,17 +155,12 @@ def main() -> None:
     counted = checked(given.check)
     given.out.mkdir(parents=True, exist_ok=True)
     about = {
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "versions": {name: metadata.version(name) for name in ("torch", "z3-solver", "cvc5")},
+        **machine("torch", "z3-solver", "cvc5"),
         "checked": {"set": given.check, "kernel runs, counted a second time": counted},
     }
     (given.out / "ordering.json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     text = table(rows)
-    where = (
-        f"The embedded model, {len(list_layers())} layers, {os.cpu_count()} cores, torch {metadata.version('torch')}"
-    )
+    where = f"The embedded model, {len(list_layers())} layers; {heading(about)}"
     (given.out / "ordering.md").write_text(f"{where}\n\n{text}\n")
     print(text)
 

@@ -1,6 +1,6 @@
 """Time to decide one claim: the paper's plain formula in z3 and in cvc5, and this library, side by side in one run.
 
-    python benchmarks/proving.py [--limit 60] [--bits 4] [--out benchmarks/results]
+    python -m benchmarks.proving [--limit 60] [--bits 4] [--out benchmarks/results]
 
 The claim is "prune half, then quantize, dominates the reverse" (weight_l1 and weight_l2), for 1 x n layers. The plain
 formula is the If/Abs encoding of both sequences over n real weights and the negated claim, as in [hu2026] with its
@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +30,7 @@ import z3
 from rich.progress import track
 
 import compcomp as cc
+from benchmarks.machine import heading, machine
 from compcomp.layers.state import LayerState
 from compcomp.proving.meaning import fails
 from compcomp.proving.solver import FIRST_RLIMIT, Cvc5Process, Portfolio, Remembering, Z3Process
@@ -177,12 +176,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def machine(*packages: str) -> dict[str, Any]:
-    """What a result was measured with."""
-    versions = {name: metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), "machine": platform.machine(), "versions": versions}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=float, default=60.0, help="seconds for one question")
@@ -193,9 +186,8 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     about = {"bits": given.bits, "limit": given.limit, **machine("z3-solver", "cvc5")}
     (given.out / "proving.json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
-    solvers = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    heading = f"{given.bits} bits, {given.limit:g} s for one question, {solvers}"
-    (given.out / "proving.md").write_text(f"{heading}\n\n{table(rows)}\n")
+    asked = f"{given.bits} bits, {given.limit:g} s for one question"
+    (given.out / "proving.md").write_text(f"{asked}; {heading(about)}\n\n{table(rows)}\n")
     draw(rows, given.out / "proving.png")
     print(table(rows))
 

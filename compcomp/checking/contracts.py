@@ -1,6 +1,6 @@
 """Proofs that need no solver, made anew from what the techniques of a claim promise: a few lines each.
 
-docs/proofs.md has the arguments (rest, last step, kept). What is not derived here may be true all the same.
+docs/proofs/ has the arguments (rest, last step, kept). What is not derived here may be true all the same.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from compcomp.language.verdict import Query
 
 @dataclass(frozen=True)
 class Proof:
-    """A proof of a claim. ``reach``: what it covers, in words. ``rule``: its name, as in docs/proofs.md.
+    """A proof of a claim. ``reach``: what it covers, in words. ``rule``: its name, as in docs/proofs/.
 
     ``congruent``: it holds from every state, see :class:`compcomp.language.verdict.Verdict`.
     """

@@ -29,6 +29,7 @@ from compcomp.proving.rules.basis import simplified
 from compcomp.proving.rules.likeness import standing
 from compcomp.proving.sample import formats_along
 from compcomp.proving.search import ROUNDS, Found, search
+from compcomp.proving.session import Session
 from compcomp.proving.solver import Solver, default_solver, second_solver
 from compcomp.proving.strict import strict
 from compcomp.proving.theorems import keep_theorem, known_theorem
@@ -156,7 +157,7 @@ class _Attempt:
         for rule in RULES:
             if claim.changes_basis and rule not in ANY_BASIS:
                 continue
-            proof = rule(claim, self.solver, self.until - time.monotonic())
+            proof = rule(claim, Session(self.solver, self.until))
             if proof is not None:
                 if standing(asked) != told:
                     return None

@@ -103,7 +103,7 @@ def markdown(table: Table, picture: str | None = None) -> str:
         "The claim is `first >> second keeps invariant`, for every layer of every shape.",
         "Written by `compcomp keeps`; do not edit.",
         "",
-        "- PROVED: by the rule [kept](proofs.md#kept), under the assumptions listed below each matrix.",
+        "- PROVED: by the rule [kept](proofs/kept.md), under the assumptions listed below each matrix.",
         f"- PROVED*: proved, where {NEW}.",
         "- REFUTED: on a layer that is shown below, in exact arithmetic and in torch.",
         "- UNKNOWN: neither; the reason is below.",

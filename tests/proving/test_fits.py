@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from compcomp.layers.state import Format
 from compcomp.proving.candidates import Candidates
 from compcomp.proving.meaning import fails, misfits
 from compcomp.proving.rules.fits import fits_scheme
+from compcomp.proving.session import Session
 from compcomp.proving.solver import default_solver
 from compcomp.techniques import (
     FP4,
@@ -67,7 +69,7 @@ def missed(sequence: Sequence, schemes: list[str], seed: int = 0) -> dict[str, t
 
 def proved(sequence: Sequence, schemes: list[str]) -> list[str]:
     solver = default_solver()
-    return [s for s in schemes if fits_scheme(fits(sequence, s), solver, 10) is not None]
+    return [s for s in schemes if fits_scheme(fits(sequence, s), Session(solver, time.monotonic() + 10)) is not None]
 
 
 KINDS = list(Technique.kernels)

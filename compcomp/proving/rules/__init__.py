@@ -1,7 +1,7 @@
 """Rules that prove a claim for every shape. One rule a module, each with its formal statement.
 
-A rule is a function from a claim to a :class:`Proof` or None; it reads what techniques declare and their
-steps, never their names. Its argument is in docs/proofs.md, its attack in tests/proving.
+A rule takes a claim and a :class:`Session` of its own, and returns a :class:`Proof` or None. It reads what techniques
+declare and their steps, never their names. Its argument is in docs/proofs/, its attack in tests/proving.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from compcomp.language.claim import Claim
 from compcomp.proving.proof import Proof
 from compcomp.proving.rules.exchange import exchange
 from compcomp.proving.rules.fits import fits_scheme
-from compcomp.proving.rules.improvement import from_every_state, last_step_improves, same_state
 from compcomp.proving.rules.kept import invariant_is_kept
+from compcomp.proving.rules.last_step import from_every_state, last_step_improves, same_state
 from compcomp.proving.rules.optimum import joint_optimum
-from compcomp.proving.rules.orthogonality import orthogonality
+from compcomp.proving.rules.orthogonal import orthogonality
 from compcomp.proving.rules.same import same_states
-from compcomp.proving.solver import Solver
+from compcomp.proving.session import Session
 
-Rule = Callable[[Claim, Solver, float], Proof | None]
+Rule = Callable[[Claim, Session], Proof | None]
 
 RULES: tuple[Rule, ...] = (
     from_every_state,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, fields
@@ -18,7 +17,6 @@ from compcomp.proving.functions import of_measure, of_score, scored
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest, settled, unit_norms
 from compcomp.proving.session import LEMMA_SECONDS, Session
-from compcomp.proving.solver import Solver
 from compcomp.terms import Abs, If, Term
 
 # Rule (exchange). Let A and B be sequences of selections and maps, and the loss a sum of l(r, v) over weights (under
@@ -142,11 +140,11 @@ class _Lemmas:
         return self.nested[-1][2]
 
 
-def exchange(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
+def exchange(claim: Claim, session: Session) -> Proof | None:
     """Both sequences select and map, and weights can be compared one by one or in pairs."""
     if claim.kind != "dominates" or claim.part is None:
         return None
-    problem = problem_of(claim, Session(solver, time.monotonic() + deadline))
+    problem = problem_of(claim, session)
     if problem is None:
         return None
     goals = ["kept", *(["pair"] if problem.selects else []), *(["alone"] if problem.counts == "fewer" else [])]

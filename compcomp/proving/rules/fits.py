@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -28,7 +27,6 @@ from compcomp.proving.rules.kept import (
 )
 from compcomp.proving.sample import formats_along
 from compcomp.proving.session import Session
-from compcomp.proving.solver import Solver
 
 # Rule (fits). A sequence S fits a scheme if it does what each of its words asks for.
 #
@@ -60,7 +58,7 @@ from compcomp.proving.solver import Solver
 #          inputs alone, and no later one changes their basis.
 
 
-def fits_scheme(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
+def fits_scheme(claim: Claim, session: Session) -> Proof | None:
     """Every word of the scheme is proved on its own."""
     if claim.kind != "fits" or claim.scheme is None:
         return None
@@ -68,7 +66,6 @@ def fits_scheme(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
     formats = formats_along(claim, Scope("any"))
     if formats is None or any(t.promises().format_varies for t in techniques):
         return None
-    session = Session(solver, time.monotonic() + deadline)
     run = Run(techniques, formats, session)
     contracts: Contracts = []
     for word in (_grid, _pattern, _sparsity, _rank, _beside, _inputs):

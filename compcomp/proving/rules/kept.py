@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.facts import MapFacts, has_zero, keeps_zero, lies_on_grid
 from compcomp.proving.sample import formats_along
 from compcomp.proving.session import Session
-from compcomp.proving.solver import Solver
 
 # Rule (kept). Let the run of S establish the invariant, for the last time after step k. If every step after
 # k keeps it, it holds at the end of S. (For the mask: every step after the first mask keeps all masks so
@@ -61,14 +59,13 @@ from compcomp.proving.solver import Solver
 # between is of no interest.
 
 
-def invariant_is_kept(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
+def invariant_is_kept(claim: Claim, session: Session) -> Proof | None:
     """Every technique after the one that establishes or restores the invariant keeps it."""
     if claim.kind != "keeps" or claim.invariant is None:
         return None
     formats = formats_along(claim, Scope("any"))
     if formats is None or all(form.get(claim.invariant) is None for form in formats):
         return None
-    session = Session(solver, time.monotonic() + deadline)
     run = Run(claim.left.techniques, formats, session)
     contracts = _KEPT[claim.invariant](run)
     if contracts is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence as Items
 from fractions import Fraction
 
@@ -17,7 +16,6 @@ from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest
 from compcomp.proving.rules.normal import normal_form
 from compcomp.proving.session import Session
-from compcomp.proving.solver import Solver
 
 # Rule (optimum). Let J declare an optimum (language/steps.py): from weights w it leaves one of the set F(w) of all
 # weights that have enough zeros in every group of a partition R and lie, in every group of a partition P, on the grid
@@ -49,11 +47,10 @@ from compcomp.proving.solver import Solver
 # normal form stands, whose results are those of B, choice by choice.
 
 
-def joint_optimum(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
+def joint_optimum(claim: Claim, session: Session) -> Proof | None:
     """The left sequence takes the best of a set of weights in which the right one's result lies."""
     if claim.kind != "dominates" or claim.loss is None or claim.loss.element is None or claim.changes_inputs:
         return None
-    session = Session(solver, time.monotonic() + deadline)
     left = normal_form(claim.left, session)
     joint, rest = (left.atoms[0], left.atoms[1:]) if left.atoms else (None, ())
     optimum = _optimum(joint)

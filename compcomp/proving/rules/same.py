@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 from compcomp.language.claim import Claim
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.exchange import problem_of
 from compcomp.proving.session import Session
-from compcomp.proving.solver import Solver
 
 # Rule (same). Take sequences A and B as in rule exchange, with at most one selection each, of the same share, or
 # none on both sides: so |D_A| = |D_B| in every group of R. Suppose that
@@ -24,11 +21,11 @@ from compcomp.proving.solver import Solver
 # nothing is left may have any context; so for grids to be equal something has to be left of every group.
 
 
-def same_states(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
+def same_states(claim: Claim, session: Session) -> Proof | None:
     """Both sequences drop the same weights and leave the same values."""
     if claim.kind not in ("dominates", "equal"):
         return None
-    problem = problem_of(claim, Session(solver, time.monotonic() + deadline))
+    problem = problem_of(claim, session)
     if problem is None or problem.counts != "equal":
         return None
     if claim.kind == "equal" and not problem.same_grids():

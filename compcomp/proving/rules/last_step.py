@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 from compcomp.language.assumption import Assumption, contract
 from compcomp.language.claim import Claim
 from compcomp.language.technique import Technique
 from compcomp.proving.proof import DENSE_INPUTS, EXACT, SAME_BASIS, Proof
 from compcomp.proving.rules.normal import normal_form
 from compcomp.proving.session import Session
-from compcomp.proving.solver import Solver
 
 # Rule (same state). If A and B have one normal form and are deterministic, they map every dense state to equal
 # states: A equals B, and neither loses more than the other.
@@ -27,20 +24,19 @@ from compcomp.proving.solver import Solver
 # for another f it is an assumption of the proof that nothing in a longer sequence changes it.
 
 
-def from_every_state(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
+def from_every_state(claim: Claim, session: Session) -> Proof | None:
     """Either rule without (rest), so that the proof may be used inside longer sequences."""
-    session = Session(solver, time.monotonic() + deadline)
     return _same_state(claim, session, dense=False) or _last_step(claim, session, dense=False)
 
 
-def same_state(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
+def same_state(claim: Claim, session: Session) -> Proof | None:
     """Both sequences have one normal form."""
-    return _same_state(claim, Session(solver, time.monotonic() + deadline), dense=True)
+    return _same_state(claim, session, dense=True)
 
 
-def last_step_improves(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
+def last_step_improves(claim: Claim, session: Session) -> Proof | None:
     """The left sequence is the right one, continued by techniques that never increase the loss."""
-    return _last_step(claim, Session(solver, time.monotonic() + deadline), dense=True)
+    return _last_step(claim, session, dense=True)
 
 
 def _same_state(claim: Claim, session: Session, *, dense: bool) -> Proof | None:

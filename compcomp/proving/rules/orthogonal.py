@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import z3
 
 from compcomp.language.claim import Claim
@@ -11,7 +9,6 @@ from compcomp.language.steps import ScaledMap, Selection, Step
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.exchange import Problem, setting
 from compcomp.proving.session import Session
-from compcomp.proving.solver import Solver
 from compcomp.terms import Abs
 
 # Rule (orthogonal). Let f and g be sequences of selections and maps as in rule exchange, one of them with exactly one
@@ -28,7 +25,7 @@ from compcomp.terms import Abs
 #   Pair D' \ D with D \ D' and sum: |e|_1 <= |e_f|_1 + |e_g|_1 + slack * (sum of s over D).
 
 
-def orthogonality(claim: Claim, solver: Solver, deadline: float) -> Proof | None:
+def orthogonality(claim: Claim, session: Session) -> Proof | None:
     """Errors of the composition are bounded weight by weight, or in pairs."""
     if claim.kind != "orthogonal" or claim.loss is None or claim.loss.element is None:
         return None
@@ -37,7 +34,7 @@ def orthogonality(claim: Claim, solver: Solver, deadline: float) -> Proof | None
     counts = [sum(isinstance(s, Selection) for t in part for s in t.steps()) for part in (claim.left, claim.right)]
     if sorted(counts) != [0, 1]:
         return None
-    problem = setting(claim, Session(solver, time.monotonic() + deadline))
+    problem = setting(claim, session)
     if problem is None:
         return None
     if counts == [1, 0]:
