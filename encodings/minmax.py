@@ -55,7 +55,7 @@ class MinMax(Technique):
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"} if self.zero == "exact" else {"factors"}),
             deterministic=self.rounding != "any",
-            landmarks=() if isinstance(self.levels, Unknown) else (self.levels,),
+            landmarks=() if isinstance(self.levels, Unknown) else (self.levels, self.levels + 2),
         )
 
     def steps(self) -> tuple[RangeMap]:

@@ -49,6 +49,7 @@ class PruneRows(Technique):
         return Declared(
             keeps=frozenset({"mask", "n:m", "grid", "rank", "shape"}),
             deterministic=self.ties != "any",
+            idempotent=self.ties != "any",
             removes_rows=True,
             trivial_side=trivial_side(self.sparsity, self.size),
         )

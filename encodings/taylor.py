@@ -77,6 +77,7 @@ class Taylor(Technique):
             keeps=kept | ({"factors"} if single else {"rank"}),
             deterministic=self.ties != "any",
             removes_rows=self.group == "row",
+            idempotent=self.group == "row" and self.ties != "any",
             trivial_side=0 if single else trivial_side(self.sparsity, self.size),
         )
 

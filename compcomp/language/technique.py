@@ -36,10 +36,10 @@ def source_now(file: str) -> Source:
     return file, found.st_mtime_ns, found.st_size
 
 
-NO_OP = ("always", "on a grid", "plain dense")
-"""When a technique may change nothing. "on a grid": the format has a grid. "plain dense": the effective weight equals
-the reference, the inputs are the dense ones, and the format is plain: no mask, pattern, grid, rank or cut is recorded
-(a low-rank term and a transform may be)."""
+NO_OP = ("always", "on a grid", "plain", "plain dense")
+"""When a technique may change nothing. "on a grid": the format records a grid. "plain": it records no mask, pattern,
+grid, rank or cut (it may a low-rank term and a transform). "plain dense": and the effective weight equals the
+reference, and the inputs are the dense ones."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Declared:
     leaves_weight: weight, mask, grid, rank and inputs are after it what they were before; all it may do is add a
         low-rank term beside the weight.
     changes_basis: all it does is change the basis of the inputs: the effective weight, the reference and the inputs
-        are what they were, and so is every loss; weight and format change with the transform. A technique that does
-        not say so leaves the transform alone, and never sees one: it is shown the layer in the basis that is there.
+        are what they were, and so is every loss; weight and format change with the transform, and a plain format
+        stays plain. A technique that does not say so leaves the transform alone, and never sees one: it is shown the layer in the basis that is there.
     changes_inputs: it acts on the inputs instead of the weight. What it makes of them depends on them alone, and
         weight, reference and format stay as they are. A technique that does not say so leaves the inputs alone.
     sees_factors: what it makes of a layer depends on more of the low-rank term than its product, such as on its rank.
@@ -87,10 +87,11 @@ class Declared:
     trivial_side: layers with no more rows or columns than this lose nothing (a hint for the search).
     optimum: the weight it leaves is one of those that this admits for the weight that it finds, and none of them loses
         less against that, whatever is left free.
-    no_op: circumstances, out of :data:`NO_OP`, in which it returns an equal state, whatever is left free.
-    idempotent: applied to a state that it returned, it returns an equal state, whatever is left free; of a technique
-        for the whole model, on every layer of a model.
-    involution: applied twice in a row to a state with a plain format, it returns an equal state.
+    no_op: circumstances, out of :data:`NO_OP`, in which it returns an equal state with the same factors, whatever is
+        left free.
+    idempotent: applied to a state that it returned, it returns an equal state with the same factors, whatever is left
+        free; of a technique for the whole model, on every layer of a model.
+    involution: applied twice in a row to a state with a plain format, it returns an equal state with the same factors.
     """
 
     keeps: frozenset[str] = frozenset()

@@ -46,6 +46,7 @@ def _same_state(claim: Claim, session: Session, *, dense: bool) -> Proof | None:
     if left.atoms != right.atoms or not (left.deterministic and right.deterministic):
         return None
     rule = "absorption" if left.absorbed or right.absorbed else "inputs" if left.moved or right.moved else "rest"
+    rule = "no op" if left.idle or right.idle else rule
     assumptions = dict.fromkeys((EXACT, *left.assumptions, *right.assumptions))
     return Proof(rule, "any shape", tuple(assumptions), tuple(session.queries), not dense)
 

@@ -31,11 +31,12 @@ def double_rounding(first: ScaledMap, second: ScaledMap, session: Session) -> bo
     places = _places(first), _places(second)
     if None in places or not same_but(first.partition, second.partition) or of_measure(first) != of_measure(second):
         return False
-    facts = MapFacts(first, session)
-    if not (facts.even and facts.inside and facts.keeps_largest):
-        return False
     key = ("double rounding", of_measure(first), *(all_but(step, "measure", "partition") for step in (first, second)))
-    return session.once((*key, type(first).__name__, type(second).__name__), lambda: _once(first, second, session))
+    kinds = type(first).__name__, type(second).__name__
+    if not session.once((*key, *kinds), lambda: _once(first, second, session)):
+        return False
+    facts = MapFacts(first, session)
+    return facts.even and facts.inside and facts.keeps_largest
 
 
 def _places(step: ScaledMap) -> Fraction | None:
