@@ -18,7 +18,6 @@ import numpy as np
 
 from compcomp import hooks
 from compcomp.errors import InputError
-from compcomp.language.identity import ours
 from compcomp.language.parameters import ANY
 from compcomp.language.steps import Optimum, Selection, Step, leaves_free
 from compcomp.layers.partition import Partition
@@ -308,8 +307,6 @@ class Technique:
         again (a module reloaded, a cell run again) takes the place of the one before. Raises InputError where the name
         is that of another technique: text, stores and other processes know a technique by its name.
         """
-        if not ours(technique.__module__):
-            hooks.offered("load catalogue")()
         taken = Technique.known().get(technique.__name__)
         if taken is not None and not _same_class(taken, technique):
             where = f"{technique.__module__}.{technique.__qualname__}"
@@ -320,16 +317,14 @@ class Technique:
 
     @staticmethod
     def known() -> dict[str, type[Technique]]:
-        """Every registered class by its name; of one that was defined again the last."""
+        """Every technique of this library and every registered class, by its name; of one defined again the last."""
+        hooks.offered("load catalogue")()
         return {technique.__name__: technique for technique in Technique.kernels}
 
     @staticmethod
     def named(name: str) -> type[Technique]:
         """The technique class of this name, registered or installed beside us; InputError when there is none."""
         known = Technique.known()
-        if name not in known:
-            hooks.offered("load catalogue")()
-            known = Technique.known()
         if name in known:
             return known[name]
         found: type[Technique] | None = hooks.offered("find installed")(name)
