@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "terms": set(),
     "layers": {"terms"},
     "algebra": {"terms", "layers"},
-    "language": {"hooks", "terms", "layers"},
+    "language": {"hooks", "terms", "layers", "algebra"},
     "encodings": {"terms", "layers", "algebra", "language"},
     "kernels": {"layers", "algebra", "language", "encodings"},
     "techniques": {"language", "encodings", "kernels"},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 
-from compcomp.language.claim import Claim
+from compcomp.language.claim import Claim, Dominates, Equals, Keeps
 from compcomp.language.identity import same
 from compcomp.language.technique import Sequence, Technique
 
@@ -19,11 +19,11 @@ def derived(claim: Claim) -> bool:
     """Whether the claim holds for every layer by the promises of its techniques alone."""
     if parts := claim.parts():
         return all(map(derived, parts.values()))
-    if claim.kind == "keeps":
+    if isinstance(claim, Keeps):
         return claim.invariant in KEPT and all(
             claim.invariant in technique.promises().keeps for technique in claim.left.techniques[1:]
         )
-    if claim.kind not in ("equal", "dominates"):
+    if not isinstance(claim, Equals | Dominates):
         return False
     techniques = [t for sequence in claim.sequences for t in sequence]
     if any(t.promises().changes_inputs or t.promises().changes_basis for t in techniques):
@@ -32,9 +32,9 @@ def derived(claim: Claim) -> bool:
     more = left[len(right) :]
     if not _same(left[: len(right)], right) or not claim.right.is_deterministic:
         return False
-    if claim.kind == "equal":
+    if isinstance(claim, Equals):
         return not more and claim.left.is_deterministic
-    return claim.loss is not None and all(claim.loss.name in t.promises().never_increases for t in more)
+    return all(claim.loss.name in t.promises().never_increases for t in more)
 
 
 def _same(left: Items[Technique], right: Items[Technique]) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from compcomp.algebra.grids import off_grid
 from compcomp.algebra.low_rank import rank_exceeds
 from compcomp.checking.farkas import Invalid, number
-from compcomp.language.claim import Claim, Scope
+from compcomp.language.claim import Claim, Dominates, Equals, Fits, Keeps, Orthogonal, Scope
 from compcomp.language.scheme import Scheme
 from compcomp.language.size import DENSE, values_of
 from compcomp.language.technique import run_kernel
@@ -81,16 +81,18 @@ def replay(claim: Claim, scope: Scope, witness: dict[str, Any]) -> str:
 def _reason(claim: Claim, traces: list[dict[str, Any]], end: LayerState) -> str:
     """What a witness says of a claim that it refutes."""
     loses = [f"{trace['sequence']} loses {trace['loss']}" for trace in traces]
-    if claim.kind == "dominates":
-        return f"{loses[0]}, {traces[1]['sequence']} only {traces[1]['loss']}"
-    if claim.kind == "orthogonal":
-        return f"{loses[0]}; {loses[1]}, {traces[2]['sequence']} {traces[2]['loss']}"
-    if claim.kind == "equal":
-        return "the two sequences give different states"
-    if claim.kind == "fits":
-        assert claim.scheme is not None
-        return f"what does not fit {claim.scheme} at the end: {', '.join(_misfits(claim.scheme, end))}"
-    return f"the {claim.invariant} is broken at the end"
+    match claim:
+        case Dominates():
+            return f"{loses[0]}, {traces[1]['sequence']} only {traces[1]['loss']}"
+        case Orthogonal():
+            return f"{loses[0]}; {loses[1]}, {traces[2]['sequence']} {traces[2]['loss']}"
+        case Equals():
+            return "the two sequences give different states"
+        case Fits(scheme=scheme):
+            return f"what does not fit {scheme} at the end: {', '.join(_misfits(scheme, end))}"
+        case Keeps(invariant=invariant):
+            return f"the {invariant} is broken at the end"
+    raise Invalid(f"a claim of kind {claim.kind} is not replayed here")
 
 
 def _in_floats(claim: Claim, weight: Array, inputs: Array | None, recorded: list[float | None]) -> str:
@@ -129,22 +131,21 @@ def _listed(state: LayerState) -> LayerState:
 def _fails(claim: Claim, runs: list[Run]) -> bool:
     """Whether the claim's statement is false of these exact runs."""
     ends = [run[-1] for run in runs]
-    if claim.kind == "equal":
-        return _differ(ends[0], ends[1])
-    if claim.kind == "keeps":
-        return _broken(claim.invariant or "", runs[0])
-    if claim.kind == "fits":
-        assert claim.scheme is not None
-        return bool(_misfits(claim.scheme, ends[0]))
-    assert claim.loss is not None
-    losses = [Fraction(claim.loss.of(end)) for end in ends]
-    if claim.kind == "dominates":
-        return losses[0] > losses[1]
-    if claim.kind == "orthogonal":
-        both, first, second = losses
-        more = both - first - second - claim.slack * _dropped_steps(ends[0])
-        # In norms that are square roots: sqrt(a) > sqrt(b) + sqrt(c) iff a - b - c > 2 sqrt(b c).
-        return more > 0 if claim.loss.name == "weight_l1" else more > 0 and more * more > 4 * first * second
+    losses = [] if claim.loss is None else [Fraction(claim.loss.of(end)) for end in ends]
+    match claim:
+        case Equals():
+            return _differ(ends[0], ends[1])
+        case Keeps(invariant=invariant):
+            return _broken(invariant, runs[0])
+        case Fits(scheme=scheme):
+            return bool(_misfits(scheme, ends[0]))
+        case Dominates():
+            return losses[0] > losses[1]
+        case Orthogonal(slack=slack, loss=loss):
+            both, first, second = losses
+            more = both - first - second - slack * _dropped_steps(ends[0])
+            # In norms that are square roots: sqrt(a) > sqrt(b) + sqrt(c) iff a - b - c > 2 sqrt(b c).
+            return more > 0 if loss.name == "weight_l1" else more > 0 and more * more > 4 * first * second
     raise Invalid(f"a claim of kind {claim.kind} is not replayed here")
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 from fractions import Fraction
 from typing import Any
 
 from compcomp.errors import InputError
-from compcomp.language.claim import Claim, dominates, equal, fits, keeps, orthogonal
+from compcomp.language.claim import KINDS, Claim
 from compcomp.language.conditions import conditions
 from compcomp.language.parameters import ANY, LARGEST
 from compcomp.language.parameters import LONGEST as LONGEST_NUMBER
@@ -97,29 +98,37 @@ def _part(node: ast.expr, where: str) -> Any:
 
 
 def parse_claim(text: str, loss: str = "weight_l2") -> Claim:
-    """``A dominates B``, ``A equals B``, ``A keeps mask`` or ``A fits W4 2:4`` as a Claim, each also ``given x``."""
+    """Return the claim of a text such as ``A dominates B``, ``A keeps mask`` or ``A fits W4 2:4 given no_ties``.
+
+    A kind of claim is found by its verb (:data:`compcomp.language.claim.KINDS`). loss: for kinds that have one.
+    """
     if len(text) > 2 * LONGEST + LONGEST_GIVEN:  # before an expression that takes long on blanks
         raise InputError(f"{len(text)} characters", f"at most {2 * LONGEST + LONGEST_GIVEN}", "claim")
     text, *after = re.split(r"\s+given\s+", text.strip(), maxsplit=1)
     if after and len(after[0]) > LONGEST_GIVEN:
         raise InputError(f"{len(after[0])} characters", f"at most {LONGEST_GIVEN}", "given")
-    parts = re.split(r"\s+(dominates|equals|keeps|fits|is\s+orthogonal\s+to)\s+", text.strip())
+    verbs = "|".join(verb.replace(" ", r"\s+") for verb in sorted(KINDS, key=len, reverse=True))
+    parts = re.split(rf"\s+({verbs})\s+", text.strip())
     if len(text) > 2 * LONGEST or len(parts) != 3:
-        raise InputError(
-            _shorten(text),
-            "'A dominates B', 'A equals B', 'A keeps mask', 'A fits W4 2:4' or 'A is orthogonal to B' with sequences",
-            "claim",
-        )
+        *forms, last = (f"'A {verb} {kind.example}'" for verb, kind in KINDS.items())
+        raise InputError(_shorten(text), f"{', '.join(forms)} or {last} with sequences", "claim")
     left, given = parse_sequence(parts[0]), conditions(after[0]) if after else ()
-    if parts[1] == "keeps":
-        return keeps(left, parts[2].strip(), given=given)
-    if parts[1] == "fits":
-        return fits(left, parts[2], given=given)
-    if parts[1].startswith("is"):
-        second, *slack = re.split(r"\s+within\s+", parts[2], maxsplit=1)
-        return orthogonal(left, parse_sequence(second), loss, slack=slack[0] if slack else 0, given=given)
-    right = parse_sequence(parts[2])
-    return equal(left, right, given=given) if parts[1] == "equals" else dominates(left, right, loss=loss, given=given)
+    kind = KINDS[" ".join(parts[1].split())]
+    return kind.read(left, parts[2], loss=loss, given=given, sequence=parse_sequence)
+
+
+def claim_from_json(data: Mapping[str, Any], claim: Claim | None = None) -> Claim:
+    """Return the claim that :meth:`Claim.to_json` wrote.
+
+    claim: the one that the data must speak of, for techniques that no text names; read from the text where None.
+    Raises InputError, KeyError, TypeError or ValueError on anything else.
+    """
+    loss = data["loss"]
+    if claim is None:
+        claim = parse_claim(data["claim"], **({} if loss is None else {"loss": loss}))
+    if claim.to_json() != {key: data[key] for key in claim.to_json()}:
+        raise ValueError(f"the data speaks of another claim: {data['claim']}")
+    return claim
 
 
 def _shorten(text: str) -> str:

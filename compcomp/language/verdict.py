@@ -167,15 +167,13 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """Plain data: what ``--json`` prints."""
         return {
-            "claim": str(self.claim),
-            "loss": self.claim.loss.name if self.claim.loss else None,
+            **self.claim.to_json(),
             "status": str(self.status),
             "scope": str(self.scope),
             "reach": self.reach,
             "grade": str(self.grade) if self.grade else None,
             "assumptions": list(map(str, self.assumptions)),
             "assumed": [assumption.to_json() for assumption in self.assumptions],
-            "given": list(map(str, self.claim.given)),
             "needed": None if self.needed is None else list(self.needed),
             "congruent": self.congruent,
             "stage": self.stage,

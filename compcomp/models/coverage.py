@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from compcomp.errors import InputError
-from compcomp.language.claim import Claim
+from compcomp.language.claim import Claim, Dominates, Equals
 from compcomp.language.conditions import (
     Box,
     Condition,
@@ -134,11 +134,11 @@ def _covered(claim: Claim, runs: Sequence[FollowedRun], layer: LayerState) -> Co
         covered &= run.known(count)
     left = right = None
     contradicted = 0
-    if claim.kind == "dominates" and claim.loss is not None:
+    if isinstance(claim, Dominates):
         one, other = (_Lost(claim.loss, run, count) for run in runs)
         left, right = one.parts(covered), other.parts(covered)
         contradicted = int((covered & (one.least() > other.most())).sum())
-    elif claim.kind == "equal":
+    elif isinstance(claim, Equals):
         contradicted = int((covered & _differ(runs[0], runs[1], count)).sum())
     return Coverage(weight.numel(), int(covered.sum()) * size, held, counted, left, right, contradicted)
 

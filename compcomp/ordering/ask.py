@@ -8,7 +8,7 @@ from typing import Any
 
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.named import find_registered, registrations
-from compcomp.language.text import parse_claim
+from compcomp.language.text import claim_from_json
 from compcomp.language.verdict import Status, Verdict
 from compcomp.ordering.reuse import family, follows, said
 from compcomp.ordering.store import Store, verdict_from_json, verdict_to_json
@@ -32,8 +32,7 @@ def decide(claim: Claim, scope: Scope, options: Options) -> Verdict:
 def decide_job(job: dict[str, Any], prover: Prover) -> dict[str, Any]:
     """One claim as plain data in, its verdict as plain data out, in whatever process this runs."""
     find_registered(job["register"])
-    claim = parse_claim(job["claim"], job["loss"]) if job["loss"] else parse_claim(job["claim"])
-    return verdict_to_json(_decided(prover, claim, Scope.of(job["scope"]), job["options"]))
+    return verdict_to_json(_decided(prover, claim_from_json(job), Scope.of(job["scope"]), job["options"]))
 
 
 def job_of(claim: Claim, scope: Scope, options: Options) -> dict[str, Any] | None:
@@ -42,8 +41,7 @@ def job_of(claim: Claim, scope: Scope, options: Options) -> dict[str, Any] | Non
     if register is None:
         return None
     return {
-        "claim": str(claim),
-        "loss": claim.loss.name if claim.loss else None,
+        **claim.to_json(),
         "scope": str(scope),
         "options": options,
         "register": register,

@@ -36,7 +36,7 @@ from typing import Any
 import networkx as nx
 
 from compcomp.language.assumption import Assumption
-from compcomp.language.claim import Claim
+from compcomp.language.claim import Claim, Dominates, Equals
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Verdict
 from compcomp.ordering.space import Prefix, Slot, Space, Used
@@ -96,9 +96,9 @@ def covers(verdict: Verdict, shapes: Collection[Shape] | None, held: Collection[
 
 
 def _acts_in_blocks(claim: Claim, size: int) -> bool:
-    if claim.loss is not None and claim.loss.element is None:
+    if not claim.adds or (claim.loss is not None and claim.loss.element is None):
         return False
-    if claim.scheme is not None and any(p.size is None or size % p.size for p in claim.scheme.partitions):
+    if any(p.size is None or size % p.size for p in claim.partitions):
         return False
     for technique in (t for sequence in claim.sequences for t in sequence):
         sizes = [step.sees.size for step in technique.steps()]
@@ -332,7 +332,7 @@ class Orderings(Space):
     def merge(self, verdict: Verdict) -> bool:
         """Law 1: use what a verdict says of two words; False, and no change, when the law forbids it."""
         claim = verdict.claim
-        if claim.kind != "equal" or not self.covered(verdict):
+        if not isinstance(claim, Equals) or not self.covered(verdict):
             return False
         sides = [self._positions(sequence) for sequence in claim.sequences]
         if sides[0] is None or sides[1] is None or sides[0] == sides[1]:
@@ -358,7 +358,7 @@ class Orderings(Space):
     def improves_last(self, verdict: Verdict) -> bool:
         """Law 3: note that ``X >> T`` never loses more than ``X``; False when the law forbids to use it."""
         claim = verdict.claim
-        if claim.kind != "dominates" or claim.loss is None or claim.loss.name != self.loss or not verdict.congruent:
+        if not isinstance(claim, Dominates) or claim.loss.name != self.loss or not verdict.congruent:
             return False
         longer, shorter = (self._positions(sequence) for sequence in claim.sequences)
         if longer is None or shorter is None or len(shorter) != 1 or longer[:-1] != shorter:
@@ -375,7 +375,7 @@ class Orderings(Space):
         Of orders that dominate each other one always stays.
         """
         claim = verdict.claim
-        if claim.kind != "dominates" or claim.loss is None or claim.loss.name != self.loss:
+        if not isinstance(claim, Dominates) or claim.loss.name != self.loss:
             return False
         better, worse = (self.prefix(sequence.techniques) for sequence in claim.sequences)
         if better is None or worse is None or sorted(better) != sorted(worse):

@@ -11,7 +11,7 @@ import numpy as np
 
 from compcomp.errors import InputError
 from compcomp.language.assumption import Assumption, contract
-from compcomp.language.claim import Claim, Scope
+from compcomp.language.claim import Claim, Dominates, Equals, Scope
 from compcomp.language.conditions import Box, Condition, follow
 from compcomp.language.identity import or_itself, same
 from compcomp.language.parameters import ANY
@@ -96,8 +96,8 @@ def canonical(claim: Claim) -> Claim:
     if size and _scales(claim):
         given = sorted(_scaled(given, 1 / size), key=str)
     claim = replace(claim, given=tuple(given))
-    if claim.kind == "equal" and claim.is_deterministic and str(claim.right) < str(claim.left):
-        return _swapped(claim)
+    if claim.symmetric and claim.is_deterministic and str(claim.right) < str(claim.left):
+        return claim.swapped()
     return claim
 
 
@@ -113,7 +113,7 @@ def restated(source: Verdict, claim: Claim, scope: Scope) -> Verdict | None:
 def said(claim: Claim) -> Hashable:
     """What tells a claim from all others: not its text alone, which may hide what techniques of one's own hold."""
     loss = claim.loss.name if claim.loss else None
-    return str(claim), loss, *(tuple(map(or_itself, sequence)) for sequence in (claim.left, claim.right))
+    return str(claim), loss, *(tuple(map(or_itself, sequence)) for sequence in claim.sides)
 
 
 def family(claim: Claim) -> str:
@@ -121,10 +121,8 @@ def family(claim: Claim) -> str:
 
     The techniques on both sides without the parameters that a claim may leave open; no loss, no conditions.
     """
-    sides = [_outline(claim.left), _outline(claim.right)]
-    if claim.kind in ("equal", "dominates"):
-        return " and ".join(sorted(sides))
-    return f"{claim.kind} {claim.invariant} {claim.scheme} {claim.slack} {' and '.join(sides)}"
+    sides = map(_outline, claim.sides)
+    return f"{claim.family} {' and '.join(sorted(sides))}"
 
 
 def _outline(sequence: Sequence) -> str:
@@ -182,26 +180,21 @@ def implies(one: Claim, other: Claim) -> Implication | None:
 
 def _forms(one: Claim, other: Claim) -> Iterator[tuple[Claim, tuple[str, ...], bool]]:
     """What the one claim says, of the kind of the other, by which laws, and whether of the same runs."""
-    if one.kind == other.kind:
+    if type(one) is type(other):
         yield one, (), True
-        if one.kind == "equal":
-            yield _swapped(one), ("equality holds either way",), False
-    elif (one.kind, other.kind) == ("equal", "dominates"):
-        for sides in (one, _swapped(one)):
-            yield replace(sides, kind="dominates", loss=other.loss), ("equal states lose the same",), False
-
-
-def _swapped(claim: Claim) -> Claim:
-    return replace(claim, left=claim.right, right=claim.left)
+        if one.symmetric:
+            yield one.swapped(), ("equality holds either way",), False
+    elif isinstance(one, Equals) and isinstance(other, Dominates):
+        for left, right in (one.sides, one.swapped().sides):
+            yield Dominates(left, right, other.loss, given=one.given), ("equal states lose the same",), False
 
 
 def _values(general: Claim, special: Claim) -> dict[str, Any] | None:
     """A value for each parameter that is open in the general claim, with which it says what the special one does."""
-    alike = ("kind", "loss", "invariant", "slack", "scheme")
-    if any(getattr(general, name) != getattr(special, name) for name in alike):
+    if general.terms != special.terms:
         return None
     values: dict[str, Any] = {}
-    for left, right in ((general.left, special.left), (general.right, special.right)):
+    for left, right in zip(general.sides, special.sides, strict=True):
         if len(left) != len(right):
             return None
         for one, other in zip(left, right, strict=True):
@@ -228,7 +221,7 @@ def _scale(one: Claim, other: Claim) -> Fraction | None:
 def _scales(claim: Claim) -> bool:
     """Whether law (scale) speaks of this claim."""
     homogeneous = all(t.is_homogeneous for s in claim.sequences for t in s)
-    return homogeneous and all(isinstance(c, Box) for c in claim.given)
+    return claim.scales and homogeneous and all(isinstance(c, Box) for c in claim.given)
 
 
 def _scaled(given: Any, factor: Fraction) -> tuple[Condition, ...]:
@@ -341,9 +334,9 @@ def _replayed(claim: Claim, refuted: Claim, witness: Witness, found: Implication
     """The witness for the claim that is asked, where it fails that claim too."""
     from compcomp.proving.replay import Suspect, confirmed, torch_agrees, witness_of
 
-    instances = [replace(claim, left=refuted.left, right=refuted.right)]
-    if claim.kind == "equal":
-        instances.append(_swapped(instances[0]))
+    instances = [claim.with_sides(*refuted.sides)]
+    if claim.symmetric:
+        instances.append(instances[0].swapped())
     instance = next((i for i in instances if _values(claim, i) is not None), None)
     if instance is None:
         return None

@@ -17,7 +17,7 @@ from compcomp.errors import InputError
 from compcomp.language.assumption import Assumption
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.named import sources_of
-from compcomp.language.text import parse_claim
+from compcomp.language.text import claim_from_json
 from compcomp.language.verdict import Grade, Matrix, Query, Status, Trace, Verdict, Witness
 from compcomp.ordering.reuse import canonical, family, narrowed, restated
 from compcomp.version import __version__
@@ -286,13 +286,8 @@ def verdict_from_json(data: Mapping[str, Any], claim: Claim | None = None) -> Ve
     ``claim``: what it must speak of, for techniques that no text names; read from the data when None.
     Raises InputError, KeyError, TypeError or ValueError on anything else.
     """
-    loss = data["loss"]
-    if claim is None:
-        claim = parse_claim(data["claim"], **({} if loss is None else {"loss": loss}))
-    if str(claim) != data["claim"] or (claim.loss.name if claim.loss else None) != loss:
-        raise ValueError(f"the data speaks of another claim: {data['claim']}")
     return Verdict(
-        claim=claim,
+        claim=claim_from_json(data, claim),
         scope=Scope.of(data["scope"]),
         status=Status(data["status"]),
         reach=data["reach"],

@@ -14,14 +14,14 @@ import z3
 
 from compcomp.errors import NotExactError
 from compcomp.language.assumption import SYMMETRIES, Assumption, Kind, assumption
-from compcomp.language.claim import Claim, Scope
+from compcomp.language.claim import Claim, Dominates, Scope
 from compcomp.language.steps import ScaledMap, Selection, Step
 from compcomp.language.technique import Sequence
 from compcomp.language.verdict import Query
 from compcomp.layers.partition import Partition
 from compcomp.layers.state import LayerState
 from compcomp.proving.functions import of_measure, on_leaves, scored
-from compcomp.proving.meaning import establishes, fails
+from compcomp.proving.meaning import fails
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.basis import simplified
 from compcomp.proving.rules.facts import unit_norms
@@ -53,7 +53,7 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
         return Outcome(None, "a technique changes the inputs, and a formula would speak of one number of tokens only")
     if _looks_at_tokens(claim):  # what they see of the inputs is not in a Gram matrix either
         return Outcome(None, "a technique looks at single inputs, and a formula would have one number of tokens only")
-    if claim.scheme is not None and claim.scheme.needs_inputs:
+    if claim.sees_tokens:
         return Outcome(None, "a formula would speak of one number of tokens only")
     session = Session(solver, time.monotonic() + seconds)
     if not all(_not_negative(step, session) for step, _ in _contexts(claim, (1, claim.unit))):
@@ -169,11 +169,6 @@ def _looks_at_tokens(claim: Claim) -> bool:
     return any(t.needs_tokens or t.needs_magnitudes for sequence in claim.sequences for t in sequence)
 
 
-def _additive(claim: Claim) -> bool:
-    of_rank = claim.invariant == "rank" or (claim.scheme is not None and claim.scheme.rank is not None)
-    return not of_rank and (claim.loss is None or claim.part is not None)
-
-
 def _one_block(claim: Claim, scope: Scope) -> tuple[tuple[int, int], str, tuple[Assumption, ...]]:
     """The shape to look at, what a proof there covers, and what has to be said about it."""
     assert scope.shape is not None
@@ -185,12 +180,12 @@ def _one_block(claim: Claim, scope: Scope) -> tuple[tuple[int, int], str, tuple[
     reach, notes = scope.describe(), tuple[Assumption, ...]()
     if scope.kind == "block":
         block = Partition.blocks(scope.columns)
-        inside = _only_steps(claim) and all(partition.refines(block) for partition in partitions)
+        inside = _only_steps(claim) and claim.adds and all(partition.refines(block) for partition in partitions)
         if inside:
             reach = f"block of {scope.columns}: every matrix made of such blocks"
         else:
             notes = (assumption(Kind.INSIDE_BLOCK),)
-    if _only_steps(claim) and _additive(claim) and steps:
+    if _only_steps(claim) and claim.adds and steps:
         for whole in (Partition.rows(), _common_block(partitions)):
             if whole is not None and all(partition.refines(whole) for partition in partitions):
                 shape = (1, whole.group_size(shape))
@@ -205,7 +200,7 @@ def _local(claim: Claim) -> bool:
 
 def _partitions(claim: Claim) -> list[Partition]:
     """The groups in which the claim's steps act, and those of which its scheme speaks."""
-    return [*(step.sees for step in _steps(claim)), *(() if claim.scheme is None else claim.scheme.partitions)]
+    return [*(step.sees for step in _steps(claim)), *claim.partitions]
 
 
 def _common_block(partitions: list[Partition]) -> Partition | None:
@@ -219,11 +214,11 @@ def _common_block(partitions: list[Partition]) -> Partition | None:
 def _plans(claim: Claim, shape: tuple[int, int], session: Session) -> list[Plan]:
     """Sets of reductions to try, the strongest first, each justified by its own queries."""
     reducible = all(isinstance(step, Selection | ScaledMap) for step in _steps(claim)) and not _by_layer(claim)
-    if not reducible or not _only_steps(claim) or not _additive(claim) or not _local(claim):
+    if not reducible or not _only_steps(claim) or not claim.adds or not _local(claim):
         return [Plan()]
     signs, scale, order = (check(claim, shape, session) for check in (_signs_hold, _scale_holds, _order_holds))
     plans = [Plan(signs, scale, order and signs), Plan(signs, scale, False)]
-    if claim.kind in ("equal", "orthogonal"):  # with ties taken adversely hardly anything is equal
+    if not claim.any_ties:  # with ties taken adversely hardly anything is equal
         plans = plans[1:]
     return list(dict.fromkeys(plans))
 
@@ -344,8 +339,8 @@ def _attempt(claim: Claim, shape: tuple[int, int], plan: Plan, session: Session)
         layer = LayerState.dense(weight, inputs, gram, choices)
         runs.append(_adverse(sequence, layer) if plan.order else sequence.trace(layer))
         known += choices.premises
-    if claim.kind == "keeps" and not establishes(claim.invariant or "", runs[0]):
-        return Outcome(None, f"no step establishes a {claim.invariant}", tuple(session.queries), vacuous=True)
+    if empty := claim.says_nothing(lambda: [state.format for state in runs[0]]):
+        return Outcome(None, empty, tuple(session.queries), vacuous=True)
     if session.ask("premises with choices", known, "sat").answer != "sat":
         return Outcome(None, "the premises could not be shown to be satisfiable", tuple(session.queries))
     # That some layer meets the conditions as well is shown apart from this (premises.unmet).
@@ -371,7 +366,7 @@ def _inputs(claim: Claim, shape: tuple[int, int], session: Session) -> tuple[Arr
     if not claim.needs_inputs:
         return None, None, []
     columns = shape[1]
-    norms_alone = _only_steps(claim) and _additive(claim) and not _by_layer(claim)
+    norms_alone = _only_steps(claim) and claim.adds and not _by_layer(claim)
     if norms_alone or claim.assumes("diagonal Gram"):
         gram = np.array([[z3.RealVal(0)] * columns for _ in range(columns)], dtype=object)
         norms = [z3.Real(f"h_{j}") for j in range(columns)]
@@ -434,7 +429,7 @@ def _as_z3(term: Any) -> Term:
 
 def _negated(claim: Claim, runs: list[list[LayerState]]) -> Term:
     """That the claim fails, with a loss that adds over weights centred at every weight's own zero."""
-    if claim.kind != "dominates" or claim.part is None:
+    if not isinstance(claim, Dominates) or claim.part is None:
         return _as_z3(fails(claim, runs))
     part, total = claim.part, []
     ends = [run[-1] for run in runs]

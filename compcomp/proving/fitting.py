@@ -9,7 +9,7 @@ from math import ceil
 import numpy as np
 
 from compcomp.errors import NotExactError
-from compcomp.language.claim import Claim, Scope
+from compcomp.language.claim import Claim, Fits, Scope
 from compcomp.language.conditions import Box
 from compcomp.language.steps import Selection
 from compcomp.proving.candidates import Candidates, looks_at_gram, rounds, shapes_to_try
@@ -34,7 +34,7 @@ def fitted(claim: Claim, candidates: Candidates, random: np.random.Generator) ->
             steps = random.integers(-STEPS, STEPS + 1, size=weights.shape)
             steps[: len(steps) // 4] = np.sign(steps[: len(steps) // 4]) * STEPS  # its corners
             weights = centre + steps * (float(condition.radius) / STEPS)
-    if claim.scheme is not None and claim.scheme.needs_inputs and inputs is not None:  # integers of too many bits
+    if isinstance(claim, Fits) and claim.sees_tokens and inputs is not None:  # integers of too many bits
         inputs = inputs * 2**claim.scheme.inputs + random.integers(0, 2, size=inputs.shape)
     facts = frozenset[str]().union(*(condition.assumes for condition in claim.given))  # of the dense inputs
     if inputs is not None and "diagonal Gram" in facts:

@@ -113,8 +113,8 @@ class _Attempt:
             return self.verdict(Status.VACUOUS, cause="no layer fits all of its techniques", stage="rule")
         if self.scope.shape is not None:
             instances[0].check(self.scope.shape)
-        if self.claim.kind == "keeps" and not self._establishes():
-            return self.verdict(Status.VACUOUS, cause=f"no step establishes a {self.claim.invariant}", stage="rule")
+        if empty := self.claim.says_nothing(lambda: formats_along(self.claim, self.scope)):
+            return self.verdict(Status.VACUOUS, cause=empty, stage="rule")
         if "rule" in stages and (known := known_theorem(self.claim, self.solver, self.second)) is not None:
             return replace(known, claim=self.claim, scope=self.scope, work={**known.work, "seconds": self._seconds()})
         if "rule" in stages and (proof := self._rule(self.claim)) is not None:
@@ -143,11 +143,6 @@ class _Attempt:
         for instance in instances:
             left = min(FURTHER * seconds / len(instances), self.until - time.monotonic())
             yield search(instance, self.scope, left, rounds_each=1, further=True)
-
-    def _establishes(self) -> bool:
-        """Whether the sequence sets up the invariant at all; True when that cannot be told."""
-        formats = formats_along(self.claim, self.scope)
-        return formats is None or any(f.get(self.claim.invariant or "") is not None for f in formats)
 
     def _rule(self, claim: Claim) -> Proof | None:
         told = standing(claim)

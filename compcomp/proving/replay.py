@@ -19,7 +19,7 @@ from compcomp.language.technique import run as applied
 from compcomp.language.verdict import Matrix, Trace, Witness
 from compcomp.layers import walk
 from compcomp.layers.state import LayerState
-from compcomp.proving.meaning import Run, fails, misfits
+from compcomp.proving.meaning import Run, fails
 from compcomp.terms import Array, Choices, RandomChoices, each
 
 FLOAT_TOLERANCE = 1e-9
@@ -127,7 +127,7 @@ def witness_of(claim: Claim, suspect: Suspect) -> Witness:
             )
         )
     inputs = None if suspect.inputs is None else _matrix(suspect.inputs)
-    return Witness(_matrix(suspect.weight), inputs, suspect.seed, tuple(traces), _reason(claim, traces, runs))
+    return Witness(_matrix(suspect.weight), inputs, suspect.seed, tuple(traces), claim.reason(runs))
 
 
 def _changed_inputs(run: Run) -> tuple[Matrix | None, ...]:
@@ -142,23 +142,6 @@ def _changed_inputs(run: Run) -> tuple[Matrix | None, ...]:
 
 def _names(sequence: Sequence) -> list[str]:
     return ["dense", *map(str, sequence)]
-
-
-def _reason(claim: Claim, traces: list[Trace], runs: list[Run]) -> str:
-    if claim.kind == "dominates":
-        return f"{traces[0].sequence} loses {traces[0].loss}, {traces[1].sequence} only {traces[1].loss}"
-    if claim.kind == "orthogonal":
-        whole, first, second = traces
-        return (
-            f"{whole.sequence} loses {whole.loss}; {first.sequence} loses {first.loss}, {second.sequence} {second.loss}"
-        )
-    if claim.kind == "equal":
-        return "the two sequences give different states"
-    if claim.kind == "fits":
-        assert claim.scheme is not None
-        wrong = [part for part, terms in misfits(claim.scheme, runs[0][-1]).items() if any(map(bool, terms))]
-        return f"what does not fit {claim.scheme} at the end: {', '.join(wrong)}"
-    return f"the {claim.invariant} is broken at the end"
 
 
 def _matrix(values: Array) -> Matrix:

@@ -80,7 +80,7 @@ def search(
         place = spent.index(min(spent))
         spent[place] += costs[place]
         candidates = next(sources[place])
-        if claim.given or claim.scheme is not None:
+        if claim.given or claim.sees_tokens:
             candidates = fitted(claim, candidates, random)
         found = _round(claim, candidates, random, clock, gram)
         if found is not None and found.agrees:

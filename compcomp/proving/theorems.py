@@ -18,7 +18,6 @@ from compcomp.proving.solver import Solver
 # its steps and promises as they are now. Claims that something is kept or fits are left out, as their rules look at a
 # layer of the scope, and so are those with conditions, which have to be shown to be satisfiable at every shape.
 
-KINDS = ("dominates", "equal", "orthogonal")
 MOST = 4000
 """Theorems that are kept for one solver."""
 
@@ -38,7 +37,7 @@ def keep_theorem(verdict: Verdict, solver: Solver, second: Solver | None) -> Non
     """Keep a proof, if another try would make nothing better of it."""
     checked = verdict.grade in (Grade.TWO_SOLVERS, Grade.NO_SOLVER) or second is None
     claim = verdict.claim
-    if not (verdict.proved and verdict.stage == "rule" and checked) or claim.given or claim.kind not in KINDS:
+    if not (verdict.proved and verdict.stage == "rule" and checked) or claim.given or claim.reads_layers:
         return
     known = _theorems.setdefault(solver, {})
     if len(known) >= MOST:
@@ -49,9 +48,8 @@ def keep_theorem(verdict: Verdict, solver: Solver, second: Solver | None) -> Non
 
 def _key(claim: Claim, second: Solver | None) -> Hashable:
     every = [t for sequence in claim.sequences for t in sequence]
-    said = (claim.kind, claim.loss, claim.invariant, claim.given, claim.slack, claim.scheme)
     sides = tuple(map(len, claim.sequences))
-    return said, sides, tuple(map(_technique, every)), None if second is None else ref(second)
+    return claim.terms, claim.given, sides, tuple(map(_technique, every)), None if second is None else ref(second)
 
 
 def _technique(technique: Technique) -> Hashable:

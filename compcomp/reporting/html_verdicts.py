@@ -81,11 +81,10 @@ def _claim(verdict: Verdict) -> str:
     claim = verdict.claim
     given = ", ".join(map(str, claim.given))
     after = f'<br><span class="verb">given</span> {escape(given)}' if given else ""
-    if claim.kind in ("keeps", "fits"):
-        what = escape(str(claim.invariant or claim.scheme))
-        return f'{code(str(claim.left))} <span class="verb">{claim.kind}</span> {what}{after}'
-    verb = escape(summary.verb(claim))
-    return f'{code(str(claim.left))}<br><span class="verb">{verb}</span> {code(str(claim.right))}{after}'
+    verb = f'<span class="verb">{escape(claim.verb)}</span>'
+    if len(claim.sides) == 1:
+        return f"{code(str(claim.left))} {verb} {escape(claim.object)}{after}"
+    return f"{code(str(claim.left))}<br>{verb} {code(claim.object)}{after}"
 
 
 def _inside(verdict: Verdict) -> str:

@@ -16,7 +16,6 @@ from compcomp.ordering.conditional import conclusion, percent
 from compcomp.ordering.dag import FATES, ON_THIS_MODEL, UNDER_CONDITIONS, Fate
 
 if TYPE_CHECKING:
-    from compcomp.language.claim import Claim
     from compcomp.ordering.plan import Plan
 
 STATUSES = tuple(Status)
@@ -366,11 +365,6 @@ def tally(verdicts: Iterable[Verdict]) -> str:
     """How many there are of each status, such as "3 PROVED, 1 UNKNOWN"."""
     given = [v.status for v in verdicts]
     return ", ".join(f"{given.count(s):,} {s}" for s in STATUSES if s in given) or "none"
-
-
-def verb(claim: Claim) -> str:
-    """What a claim says of its two sides."""
-    return {"equal": "equals", "orthogonal": "is orthogonal to", "keeps": "keeps"}.get(claim.kind, claim.kind)
 
 
 def decided_by(verdict: Verdict) -> str:

@@ -117,10 +117,8 @@ def _claim(verdict: Verdict, bold: bool = True) -> Text:
     claim = verdict.claim
     style = "bold" if bold else ""
     text = Text(str(claim.left), style=style)
-    if claim.kind in ("keeps", "fits"):
-        text.append(f"\n{claim.kind} ", "not bold cyan").append(f"{claim.invariant or claim.scheme}", "not bold")
-    else:
-        text.append(f"\n{summary.verb(claim)} ", "not bold cyan").append(str(claim.right), style)
+    text.append(f"\n{claim.verb} ", "not bold cyan")
+    text.append(claim.object, "not bold" if len(claim.sides) == 1 else style)
     if claim.given:
         text.append("\ngiven ", "not bold cyan").append(", ".join(map(str, claim.given)), "not bold")
     return text

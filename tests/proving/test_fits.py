@@ -11,12 +11,13 @@ import pytest
 import compcomp as cc
 from compcomp.errors import InputError, NotExactError
 from compcomp.language.claim import Scope, fits
+from compcomp.language.claims.fits import misfits
 from compcomp.language.samples import sample
 from compcomp.language.scheme import Scheme
 from compcomp.language.technique import Sequence, Technique
 from compcomp.layers.state import Format
 from compcomp.proving.candidates import Candidates
-from compcomp.proving.meaning import fails, misfits
+from compcomp.proving.meaning import fails
 from compcomp.proving.rules.fits import fits_scheme
 from compcomp.proving.session import Session
 from compcomp.proving.solver import default_solver

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from compcomp.language.assumption import Assumption, contract
 from compcomp.language.claim import Claim
 from compcomp.language.technique import Sequence, Technique
@@ -44,7 +42,7 @@ def _ends(claim: Claim) -> tuple[Claim, tuple[Assumption, ...]]:
         return claim, ()
     left, of_left = _shortened(claim.left) if claim.kind == "dominates" else (claim.left, ())
     right, of_right = _shortened(claim.right)
-    return replace(claim, left=left, right=right), of_left + of_right
+    return claim.with_sides(left, right), of_left + of_right
 
 
 def _shortened(sequence: Sequence) -> tuple[Sequence, tuple[Assumption, ...]]:

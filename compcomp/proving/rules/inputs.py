@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from compcomp.language.assumption import Assumption, contract
-from compcomp.language.claim import Claim
+from compcomp.language.claim import Claim, Orthogonal
 from compcomp.language.technique import Sequence, Technique
 
 # Reduction (weights alone). Let a claim be about weights and formats alone: it says "keeps", or "fits" with no word on
@@ -18,12 +16,12 @@ from compcomp.language.technique import Sequence, Technique
 
 def weights_alone(claim: Claim) -> tuple[Claim, tuple[Assumption, ...]]:
     """The claim without techniques that change inputs nobody looks at, and the contracts that this rests on."""
-    looks = any(part is not None and part.needs_inputs for part in (claim.loss, claim.scheme))
-    if not claim.changes_inputs or claim.kind == "equal" or looks:
+    if not claim.changes_inputs or claim.compares_inputs:
         return claim, ()
-    follows = claim.right.needs_inputs if claim.kind == "orthogonal" else False
-    left, right = _without(claim.left, follows), _without(claim.right, False)
-    return replace(claim, left=left[0], right=right[0]), tuple(dict.fromkeys(left[1] + right[1]))
+    follows = isinstance(claim, Orthogonal) and claim.right.needs_inputs  # after the left side comes the right one
+    sides = [_without(side, follows and number == 0) for number, side in enumerate(claim.sides)]
+    shorter = claim.with_sides(*(side for side, _ in sides))
+    return shorter, tuple(dict.fromkeys(one for _, contracts in sides for one in contracts))
 
 
 def _without(sequence: Sequence, follows: bool) -> tuple[Sequence, tuple[Assumption, ...]]:

@@ -1,0 +1,67 @@
+"""``A dominates B``: one sequence never loses more than another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from compcomp.language.claims.claim import Claim, Comparison
+from compcomp.language.conditions import Condition, Given, Run, conditions
+from compcomp.language.loss import LOSSES, Loss, loss_named
+from compcomp.language.technique import Sequence, Technique, as_sequence
+from compcomp.terms import Term
+
+
+@dataclass(frozen=True)
+class Dominates(Comparison):
+    """``left`` loses no more than ``right`` on every layer."""
+
+    loss: Loss = field(default=LOSSES["weight_l2"])
+
+    kind: ClassVar[str] = "dominates"
+    verb: ClassVar[str] = "dominates"
+    scales: ClassVar[bool] = True
+    reads_layers: ClassVar[bool] = False
+    any_ties: ClassVar[bool] = True
+
+    @classmethod
+    def read(
+        cls, left: Sequence, after: str, *, loss: str, given: tuple[Condition, ...], sequence: Callable[[str], Any]
+    ) -> Claim:
+        return dominates(left, sequence(after), loss, given=given)
+
+    @property
+    def family(self) -> str:
+        return "compared"
+
+    @property
+    def compares_inputs(self) -> bool:
+        return self.loss.needs_inputs
+
+    @property
+    def needs_inputs(self) -> bool:
+        return self.loss.needs_inputs or super().needs_inputs
+
+    @property
+    def adds(self) -> bool:
+        return self.part is not None
+
+    def contradicted(self, runs: Items[Run], tolerance: float = 0) -> Term:
+        left, right = (self.loss.of(run[-1]) for run in runs)
+        return left - right > tolerance * (1 + right) if tolerance else left > right
+
+    def reason(self, runs: Items[Run]) -> str:
+        losses = [self.loss.of(run[-1]) for run in runs]
+        return f"{self.left} loses {losses[0]}, {self.right} only {losses[1]}"
+
+
+def dominates(
+    left: Technique | Sequence, right: Technique | Sequence, loss: str = "weight_l2", *, given: Given = ()
+) -> Dominates:
+    """The claim that ``left`` never loses more than ``right``, on the layers on which the conditions hold.
+
+    given: conditions or their names, such as ``["no_ties", "diagonal_gram"]``.
+    """
+    return Dominates(as_sequence(left), as_sequence(right), loss_named(loss), given=conditions(given))

@@ -1,0 +1,109 @@
+"""``A is orthogonal to B``: together two sequences lose no more than each alone [harma2025]."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, ClassVar
+
+from compcomp.errors import InputError
+from compcomp.language.claims.claim import Claim, Comparison
+from compcomp.language.conditions import Condition, Given, Run, conditions
+from compcomp.language.loss import LOSSES, Loss, loss_named
+from compcomp.language.parameters import number
+from compcomp.language.technique import Sequence, Technique, as_sequence
+from compcomp.layers.state import LayerState
+from compcomp.terms import And, If, Sum, Term
+
+NORMS = ("weight_l1", "weight_l2", "output_l2")
+"""The losses whose norms claims of orthogonality are about."""
+
+
+@dataclass(frozen=True)
+class Orthogonal(Comparison):
+    """``left >> right`` loses no more, in the norm, than ``left`` and ``right`` alone together [harma2025].
+
+    slack: grid steps of error allowed for every weight that is dropped.
+    """
+
+    loss: Loss = field(default=LOSSES["weight_l1"])
+    slack: Fraction = Fraction(0)
+
+    kind: ClassVar[str] = "orthogonal"
+    verb: ClassVar[str] = "is orthogonal to"
+    scales: ClassVar[bool] = True
+    reads_layers: ClassVar[bool] = False
+
+    @classmethod
+    def read(
+        cls, left: Sequence, after: str, *, loss: str, given: tuple[Condition, ...], sequence: Callable[[str], Any]
+    ) -> Claim:
+        second, *slack = re.split(r"\s+within\s+", after, maxsplit=1)
+        return orthogonal(left, sequence(second), loss, slack=slack[0] if slack else 0, given=given)
+
+    @property
+    def object(self) -> str:
+        return f"{self.right} within {self.slack}" if self.slack else str(self.right)
+
+    @property
+    def sequences(self) -> tuple[Sequence, ...]:
+        return (self.left >> self.right, self.left, self.right)
+
+    @property
+    def compares_inputs(self) -> bool:
+        return self.loss.needs_inputs
+
+    @property
+    def needs_inputs(self) -> bool:
+        return self.loss.needs_inputs or super().needs_inputs
+
+    @property
+    def adds(self) -> bool:
+        return self.part is not None
+
+    def contradicted(self, runs: Items[Run], tolerance: float = 0) -> Term:
+        whole, first, second = (self.loss.of(run[-1]) for run in runs)
+        excess = whole - first - second - self._allowance(runs[0][-1])
+        slack = tolerance * (1 + whole)
+        if self.loss.degree == 1:
+            return excess > slack
+        # The root of the whole exceeds the sum of the two roots: squared twice, so that numbers stay rational.
+        return And(excess > slack, excess * excess > 4 * first * second + slack * slack)
+
+    def _allowance(self, end: LayerState) -> Term:
+        """``slack`` grid steps for every weight that is dropped in the end."""
+        mask, grid = end.format.mask, end.format.grid
+        if not self.slack or mask is None or grid is None:
+            return 0
+        dropped = (If(keep, 0, step) for keep, step in zip(mask.ravel(), grid.step.ravel(), strict=True))
+        return self.slack * Sum(dropped)
+
+    def reason(self, runs: Items[Run]) -> str:
+        losses = [self.loss.of(run[-1]) for run in runs]
+        whole, first, second = self.sequences
+        return f"{whole} loses {losses[0]}; {first} loses {losses[1]}, {second} {losses[2]}"
+
+
+def orthogonal(
+    first: Technique | Sequence,
+    second: Technique | Sequence,
+    loss: str = "weight_l1",
+    *,
+    slack: Any = 0,
+    given: Given = (),
+) -> Orthogonal:
+    """The claim that ``first >> second`` adds no error beyond the sum of both alone [harma2025].
+
+    It speaks of norms: of the square root of weight_l2 and output_l2. slack: grid steps of error allowed for every
+    weight that is dropped (weight_l1 only).
+    """
+    if loss not in NORMS:
+        raise InputError(f"loss {loss!r}", ", ".join(NORMS), "orthogonal")
+    more = number(slack, "orthogonal.slack", "a number such as 1/2, at least 0")
+    if more < 0 or (more and loss != "weight_l1"):
+        raise InputError(f"slack {more} under {loss}", "at least 0, and weight_l1", "orthogonal")
+    left, right = as_sequence(first), as_sequence(second)
+    return Orthogonal(left, right, loss_named(loss), more, given=conditions(given))
