@@ -67,7 +67,8 @@ class Declared:
         low-rank term beside the weight.
     changes_basis: all it does is change the basis of the inputs: the effective weight, the reference and the inputs
         are what they were, and so is every loss; weight and format change with the transform, and a plain format
-        stays plain. A technique that does not say so leaves the transform alone, and never sees one: it is shown the layer in the basis that is there.
+        stays plain. A technique that does not say so leaves the transform alone, and never sees one: it is shown the
+        layer in the basis that is there.
     changes_inputs: it acts on the inputs instead of the weight. What it makes of them depends on them alone, and
         weight, reference and format stay as they are. A technique that does not say so leaves the inputs alone.
     sees_factors: what it makes of a layer depends on more of the low-rank term than its product, such as on its rank.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import permutations, product
 
@@ -93,14 +93,16 @@ def test_proofs_on_layers(states: list[LayerState]) -> None:
 
 PROVED = (
     "GPTQ(bits=3) >> DistillHidden(iterations=2) equals GPTQ(bits=3)",
-    "AbsMax(bits=4) >> Magnitude(sparsity=1/2) >> DistillLogits(iterations=1) equals AbsMax(bits=4) >> Magnitude(sparsity=1/2)",
+    "AbsMax(bits=4) >> Magnitude(sparsity=1/2) >> DistillLogits(iterations=1) equals "
+    "AbsMax(bits=4) >> Magnitude(sparsity=1/2)",
     "MinMax(bits=3, zero='none') >> Magnitude(sparsity=1/2) >> DistillLogits(iterations=1) dominates "
     "MinMax(bits=3, zero='none') >> Magnitude(sparsity=1/2)",
     "Hadamard(block=4) >> LoRA(rank=1, iterations=1, merged=True) >> AbsMax(bits=4) equals "
     "Hadamard(block=4) >> AbsMax(bits=4)",
     "Hadamard() >> Hadamard() >> Hadamard() equals Hadamard()",
     "AbsMaxInputs(bits=4) >> Hadamard() >> Hadamard() equals AbsMaxInputs(bits=4)",
-    "AbsMaxInputs(bits=4) >> Hadamard(block=1) >> Wanda(sparsity=1/2) equals AbsMaxInputs(bits=4) >> Wanda(sparsity=1/2)",
+    "AbsMaxInputs(bits=4) >> Hadamard(block=1) >> Wanda(sparsity=1/2) equals "
+    "AbsMaxInputs(bits=4) >> Wanda(sparsity=1/2)",
     "PruneRows(sparsity=1/2) >> AWQ(alphas=(0,)) >> PruneRows(sparsity=1/2) equals PruneRows(sparsity=1/2)",
     "PruneRows(sparsity=1/2) >> AbsMaxInputs(bits=4) >> PruneRows(sparsity=1/2) equals "
     "PruneRows(sparsity=1/2) >> AbsMaxInputs(bits=4)",
@@ -118,9 +120,11 @@ NOT_PROVED = (
     "LoSparse(rank=1, sparsity=1/2) >> DistillLogits(iterations=1) equals LoSparse(rank=1, sparsity=1/2)",
     "AbsMax(bits=4) >> GradientDistill(iterations=1) >> DistillLogits(iterations=1) equals "
     "AbsMax(bits=4) >> GradientDistill(iterations=1)",
-    "AbsMax(bits=4) >> TruncatedSVD(rank=1) >> DistillLogits(iterations=1) equals AbsMax(bits=4) >> TruncatedSVD(rank=1)",
+    "AbsMax(bits=4) >> TruncatedSVD(rank=1) >> DistillLogits(iterations=1) equals "
+    "AbsMax(bits=4) >> TruncatedSVD(rank=1)",
     # What stands between changes what it looks at.
-    "PruneRows(sparsity=1/2) >> AbsMax(bits=2) >> PruneRows(sparsity=1/2) equals PruneRows(sparsity=1/2) >> AbsMax(bits=2)",
+    "PruneRows(sparsity=1/2) >> AbsMax(bits=2) >> PruneRows(sparsity=1/2) equals "
+    "PruneRows(sparsity=1/2) >> AbsMax(bits=2)",
     "Taylor(sparsity=1/2, group='row') >> AbsMaxInputs(bits=2) >> Taylor(sparsity=1/2, group='row') equals "
     "Taylor(sparsity=1/2, group='row') >> AbsMaxInputs(bits=2)",
     "PruneRows(sparsity=1/4) >> PruneRows(sparsity=1/2) equals PruneRows(sparsity=1/4)",
@@ -155,7 +159,7 @@ def test_losparse_twice_is_not_once() -> None:
 class Once(Technique):
     """Halve the weight, and say something false of it."""
 
-    lie: Declared = Declared()
+    lie: Declared = field(default_factory=Declared)
 
     def promises(self) -> Declared:
         return self.lie

@@ -1,4 +1,4 @@
-"""What is proved of two neighbouring maps holds for every group: brute force in exact numbers, over every convention."""
+"""Facts about two neighbouring maps hold for every group: brute force in exact numbers, for every convention."""
 
 from __future__ import annotations
 

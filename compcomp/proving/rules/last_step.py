@@ -45,8 +45,8 @@ def _same_state(claim: Claim, session: Session, *, dense: bool) -> Proof | None:
     left, right = (normal_form(sequence, session, dense=dense) for sequence in (claim.left, claim.right))
     if left.atoms != right.atoms or not (left.deterministic and right.deterministic):
         return None
-    rule = "absorption" if left.absorbed or right.absorbed else "inputs" if left.moved or right.moved else "rest"
-    rule = "no op" if left.idle or right.idle else rule
+    absorbed, moved = left.absorbed or right.absorbed, left.moved or right.moved
+    rule = "no op" if left.idle or right.idle else "absorption" if absorbed else "inputs" if moved else "rest"
     assumptions = dict.fromkeys((EXACT, *left.assumptions, *right.assumptions))
     return Proof(rule, "any shape", tuple(assumptions), tuple(session.queries), not dense)
 

@@ -11,10 +11,10 @@ from compcomp.language.samples import sets_up
 from compcomp.language.steps import CodebookMap, GridMap, Selection
 from compcomp.language.technique import Sequence, Technique, unknowns
 
-# Rule (no op). Let s be the state before T in H1 >> ... >> Hk >> T >> R. T may be left out if it declares that it returns
-# an equal state, with the very factors, from every state of a kind (`no_op`), and s is of that kind:
+# Rule (no op). Let s be the state before T in H1 >> ... >> Hk >> T >> R. T may be left out if it declares that it
+# returns an equal state, with the very factors, from every state of a kind (`no_op`), and s is of that kind:
 #   always       any state;
-#   on a grid    s records a grid. A map sets one up; a selection leaves the format's grid alone, and so does a technique
+#   on a grid    s records a grid. A map sets one up; a selection leaves the format's grid alone. So does a technique
 #                that declares `changes_inputs` or `leaves_weight`. One that declares to keep a grid does so where the
 #                weights lie on it: after a map, or after a map with 0 on its grid and selections. Of other techniques
 #                without steps one run from the dense state shows whether a grid is recorded at the end, unless one of
@@ -26,8 +26,8 @@ from compcomp.language.technique import Sequence, Technique, unknowns
 # T may be left out as well if it declares `idempotent` and s is what the same technique T returned: between the two
 # stands nothing but what has been left out, or moved ahead by rule inputs.
 #
-# Rule (involution). Let T declare `involution`, and let the state before T >> T have a plain format: then the two return
-# an equal state, with the very factors, and both may be left out.
+# Rule (involution). Let T declare `involution`, and let the state before T >> T have a plain format: then the two
+# return an equal state, with the very factors, and both may be left out.
 #
 # Whether T leaves anything free does not matter: the declarations are about every choice.
 

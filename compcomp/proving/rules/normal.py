@@ -56,15 +56,16 @@ from compcomp.proving.session import Session
 # (maps) Let one map follow itself directly, let it be a function, idempotent, and leave every group its step
 # (facts.py): the context is what it was, or the step follows from the power of two below the context, and the context
 # stays between the same two. Then the grid of the second use is that of the first, and every value is a fixed point:
-# the second use changes nothing. (In a group of zeros both uses have step 0.) A range map that follows itself, and a map
-# that changes nothing of what the next map makes: rounding_twice.py.
+# the second use changes nothing. (In a group of zeros both uses have step 0.) A range map that follows itself, and a
+# map that changes nothing of what the next map makes: rounding_twice.py.
 #
 # (beside) Let T declare `leaves_weight`: weight, mask, grid and rank are after T what they were before. Selections
 # and maps see nothing else of a state but the reference and the inputs, and change nothing else. So if, by the last
 # two, a step b right after a step a would change nothing, it changes nothing in a >> T1 >> ... >> Tk >> b either.
 #
-# All but (rest), and those of no_op.py that need the dense state, start from any state at all. Two sequences whose normal forms are reached without it and are one
-# therefore give equal states from every state: they may be exchanged inside longer sequences.
+# All but (rest), and those of no_op.py that need the dense state, start from any state at all. Two sequences whose
+# normal forms are reached without it and are one therefore give equal states from every state: they may be exchanged
+# inside longer sequences.
 
 
 @dataclass(frozen=True)
