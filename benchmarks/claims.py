@@ -36,9 +36,9 @@ HEAD = ["| seconds | claim | loss | scope |", "|---|---|---|---|"]
 
 
 def decide(ours: Ours, text: str, loss: str, scope: str, expected: str) -> dict[str, Any]:
-    claim, solvers = parse_claim(text, loss), ours.from_nothing()
+    claim, prover = parse_claim(text, loss), ours.from_nothing()
     start = time.perf_counter()
-    verdict = cc.prove(claim, scope, timeout=LIMIT, **solvers)
+    verdict = prover.prove(claim, scope, timeout=LIMIT)
     seconds = time.perf_counter() - start
     kind = str(verdict.status).lower()
     if verdict.proved:
@@ -57,7 +57,7 @@ def decide(ours: Ours, text: str, loss: str, scope: str, expected: str) -> dict[
 def checked(claim: cc.Claim) -> str:
     """What the checker says of the saved proof, without solvers."""
     with TemporaryDirectory() as folder:
-        saved = cc.prove(claim, "any", timeout=LIMIT, certify=True).save(Path(folder) / "proof")
+        saved = cc.prove(claim, "any", timeout=LIMIT).save(Path(folder) / "proof")
         return check_directory(saved, solvers=False).outcome
 
 

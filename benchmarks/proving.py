@@ -80,10 +80,10 @@ class Ours:
             process.ask("(declare-const x Real)(assert (> x 0))(check-sat)", 20)
         self._known = self.from_nothing()
 
-    def from_nothing(self) -> dict[str, Remembering]:
-        """The solvers, to remember their answers and lemmas from now on: none is known."""
+    def from_nothing(self) -> cc.Prover:
+        """A prover that remembers answers and lemmas from now on: none is known."""
         first, second = self._processes
-        return {"solver": Remembering(first), "second": Remembering(second)}
+        return cc.Prover(Remembering(first), Remembering(second))
 
     def decide(self, claim: cc.Claim, scope: Any, limit: float, *, known: bool) -> dict[str, Any]:
         if known:
@@ -91,11 +91,11 @@ class Ours:
         return timed_proof(claim, scope, limit, self.from_nothing(), 1)
 
 
-def timed_proof(claim: cc.Claim, scope: Any, limit: float, solvers: dict[str, Any], times: int) -> dict[str, Any]:
+def timed_proof(claim: cc.Claim, scope: Any, limit: float, prover: cc.Prover, times: int) -> dict[str, Any]:
     seconds = []
     for _ in range(times):
         start = time.perf_counter()
-        verdict = cc.prove(claim, scope, timeout=limit, **solvers)
+        verdict = prover.prove(claim, scope, timeout=limit)
         seconds.append(time.perf_counter() - start)
     return {
         "seconds": round(median(seconds), 7),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from compcomp.language.claim import fits as fits
     from compcomp.language.claim import keeps as keeps
     from compcomp.language.claim import orthogonal as orthogonal
+    from compcomp.language.claim import same_state as same_state
     from compcomp.language.conditions import Condition as Condition
     from compcomp.language.parameters import ANY as ANY
     from compcomp.language.size import size as size
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from compcomp.ordering.space import optional as optional
     from compcomp.proving.conditions import Finding as Finding
     from compcomp.proving.conditions import find_condition as find_condition
+    from compcomp.proving.prove import Prover as Prover
     from compcomp.proving.prove import prove as prove
 
 _HOMES = {
@@ -55,6 +57,7 @@ _HOMES = {
     "fits": "compcomp.language.claim",
     "keeps": "compcomp.language.claim",
     "orthogonal": "compcomp.language.claim",
+    "same_state": "compcomp.language.claim",
     "Condition": "compcomp.language.conditions",
     "size": "compcomp.language.size",
     "Sequence": "compcomp.language.technique",
@@ -72,12 +75,14 @@ _HOMES = {
     "optional": "compcomp.ordering.space",
     "Finding": "compcomp.proving.conditions",
     "find_condition": "compcomp.proving.conditions",
+    "Prover": "compcomp.proving.prove",
     "prove": "compcomp.proving.prove",
 }
 
 _OFFERS = {
     "Plan.report": ("compcomp.reporting", "write_report"),
     "Verdict.save": ("compcomp.language.saved", "save"),
+    "Verdict.certified": ("compcomp.proving.prove", "certify"),
     "Verdict.to_latex": ("compcomp.language.latex", "verdict_to_latex"),
     "installed names": ("compcomp.language.installed", "installed_names"),
     "find installed": ("compcomp.language.installed", "find_installed"),

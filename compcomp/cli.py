@@ -39,7 +39,10 @@ Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or
 def prove(
     claim: Annotated[
         str,
-        typer.Argument(help="'A dominates B', 'A equals B', 'A keeps mask' or 'A fits W4 2:4'; also '... given x'."),
+        typer.Argument(
+            help="'A dominates B', 'A equals B', 'A same state as B', 'A keeps mask' or 'A fits W4 2:4'; also "
+            "'... given x'."
+        ),
     ],
     loss: Annotated[str, typer.Option(help="weight_l1, weight_l2, weight_l3, weight_l4 or output_l2.")] = "weight_l2",
     scope: Annotated[str, typer.Option(help="any, 2x4 (out x in) or block:32.")] = "any",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compcomp.models.bench import ModelBench
+    from compcomp.proving.prove import Prover
 
 Patterns = str | Iterable[str] | None
 
@@ -52,6 +53,7 @@ def optimize_order(
     confidence: float | None = CONFIDENCE,
     targets: Patterns = None,
     ignore: Patterns = ("lm_head",),
+    prover: Prover | None = None,
 ) -> Plan:
     """Find the order in which to apply 1 to 8 techniques; one that is listed twice is applied twice.
 
@@ -83,6 +85,7 @@ def optimize_order(
     progress: True for bars on standard error, or a function that is told each event, a dict.
     targets, ignore: patterns of the names or classes of the layers to compress, and to leave alone: also of modules
     that they lie in, or regular expressions after "re:" (docs/recipes.md).
+    prover: who decides claims, a ``cc.Prover``. None: the one that this process shares.
 
     Raises InputError when something given cannot be used.
     """
@@ -137,6 +140,7 @@ def optimize_order(
             granularity=granularity,
             size=size,
             confidence=None if confidence == 1 else confidence,
+            prover=prover,
             executor=executor,
             store=store,
             notify=notify,

@@ -96,6 +96,27 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     (f"Hadamard(block=1) >> {Q} equals {Q}", "weight_l2", "any", "PROVED"),
     (f"Hadamard(block=4) >> {Q} equals {Q}", *_REFUTED),
     (f"Hadamard() >> Hadamard() >> {Q} equals {Q}", "weight_l2", "any", "PROVED"),
+    # All of it in every recorded field.
+    (_twice("PruneRows(sparsity=1/2)").replace("equals", "same state as"), *_PROVED),
+    (f"AbsMax(bits=5) >> {Q3} same state as {Q3}", *_PROVED),
+    (f"{Q} >> {OPEN} same state as {Q}", *_PROVED),
+    (f"Hadamard() >> Hadamard() >> {Q} same state as {Q}", *_PROVED),
+    (f"{P} >> Hadamard(block=1) same state as {P}", *_REFUTED),  # a rotation forgets the mask
+    (f"{Q} >> {MERGED} same state as {Q}", *_REFUTED),
+    # Equal weights and inputs, other records: a last selection that finds enough zeros, a last change of basis.
+    (f"{P} >> {Q} >> {P} equals {P} >> {Q}", "weight_l2", "any", "PROVED"),
+    (f"{P} >> {Q} >> {P} same state as {P} >> {Q}", "weight_l2", "any", "REFUTED"),
+    (f"{N} >> Magnitude(sparsity=1/2, per='row') equals {N}", "weight_l2", "any", "PROVED"),
+    (f"{N} >> Magnitude(sparsity=1/2, per='row') same state as {N}", "weight_l2", "any", "REFUTED"),
+    (f"{ANY_P} >> {ANY_Q} >> {ANY_P} equals {ANY_P} >> {ANY_Q}", "weight_l2", "any", "PROVED"),
+    (f"{P} >> {Q} dominates {P} >> {Q} >> {P}", "output_l2", "any", "PROVED"),
+    (f"{P} >> {W} equals {P}", "weight_l2", "any", "REFUTED"),
+    (f"{Q} >> {P} equals {Q}", "weight_l2", "any", "REFUTED"),
+    (f"{Q} >> Hadamard() equals {Q}", "weight_l2", "any", "PROVED"),
+    (f"{Q} >> Hadamard() same state as {Q}", "weight_l2", "any", "REFUTED"),
+    (f"{ANY_Q} >> {ANY_Q} same state as {ANY_Q}", "weight_l2", "any", "PROVED"),
+    (f"{D} >> {P} >> {Q} same state as {P} >> {Q}", "weight_l2", "any", "PROVED"),
+    (f"{P} >> {Q} same state as {Q} >> {P}", "weight_l2", "1x4", "REFUTED"),
     # Harma et al., theorems 3.5 (and for Wanda), 3.6, 3.7 with an explicit bound, 3.9.
     (f"{ANY_P} is orthogonal to {ANY_Q}", "weight_l1", "any", "PROVED"),
     (f"{N} is orthogonal to AbsMax(bits=Any, group=32)", "weight_l2", "any", "PROVED"),

@@ -1,51 +1,99 @@
-"""Proofs that need no solver, made anew from what the techniques of a claim promise: a few lines each.
+"""Prove a claim anew from what its techniques promise, where no solver is needed: a few lines for each argument.
 
-docs/proofs/ has the arguments (rest, last step, kept). What is not derived here may be true all the same.
+docs/proofs has the arguments. This module shares no code with the prover. Claims that are not derived here may be true
+all the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
+from fractions import Fraction
+from itertools import pairwise, product
 
-from compcomp.language.claim import Claim, Dominates, Equals, Keeps
+import numpy as np
+
+from compcomp.errors import NotExactError
+from compcomp.language.claim import Claim, Dominates, Equals, Fits, Keeps, SameState
 from compcomp.language.identity import same
-from compcomp.language.technique import Sequence, Technique
+from compcomp.language.scheme import Scheme
+from compcomp.language.size import DENSE
+from compcomp.language.steps import Selection
+from compcomp.language.technique import Sequence, Technique, unknowns
+from compcomp.layers.state import Format, LayerState
 
-KEPT = ("mask", "n:m", "rank")
-"""The invariants of which a promise says all: of grids and shapes it depends on more."""
+KEPT = ("mask", "n:m", "rank", "shape")
+"""The invariants of which a promise to keep says all. Of a grid of which zero is no value it says less."""
+SMALL = (1, 2, 3, 4, 8, 16)
+"""Multiples of rows and columns of the layers that are tried for one run."""
 
 
 def derived(claim: Claim) -> bool:
-    """Whether the claim holds for every layer by the promises of its techniques alone."""
+    """Return whether the claim holds for every layer by the promises and parameters of its techniques alone."""
     if parts := claim.parts():
         return all(map(derived, parts.values()))
     if isinstance(claim, Keeps):
-        return claim.invariant in KEPT and all(
-            claim.invariant in technique.promises().keeps for technique in claim.left.techniques[1:]
-        )
-    if not isinstance(claim, Equals | Dominates):
-        return False
-    techniques = [t for sequence in claim.sequences for t in sequence]
-    if any(t.promises().changes_inputs or t.promises().changes_basis for t in techniques):
+        return _keeps(claim)
+    if isinstance(claim, Fits):
+        return _fits(claim)
+    return isinstance(claim, Equals | SameState | Dominates) and _compares(claim)
+
+
+# ------------------------------------------------------------------------------------ two sequences
+
+
+def _compares(claim: Equals | SameState | Dominates) -> bool:
+    """Whether both sides do the same, or the left one continues the right one by steps that never increase the loss."""
+    if claim.changes_basis:
         return _same(claim.left.techniques, claim.right.techniques) and claim.left.is_deterministic
-    left, right = _active(claim.left), _active(claim.right)
-    more = left[len(right) :]
-    if not _same(left[: len(right)], right) or not claim.right.is_deterministic:
+    left, right = claim.left, claim.right
+    if isinstance(claim, Dominates) and not claim.loss.needs_inputs:
+        left, right = _weights_alone(left), _weights_alone(right)
+    if not right.is_deterministic:
         return False
-    if isinstance(claim, Equals):
-        return not more and claim.left.is_deterministic
-    return all(claim.loss.name in t.promises().never_increases for t in more)
+    first, second = _active(left), _active(right)
+    more = first[len(second) :]
+    if not _same(first[: len(second)], second):
+        return False
+    if isinstance(claim, Equals | SameState):
+        return not more and left.is_deterministic
+    promised = [technique.promises() for technique in more]
+    return all(claim.loss.name in p.never_increases and (p.any_inputs or not left.changes_inputs) for p in promised)
 
 
 def _same(left: Items[Technique], right: Items[Technique]) -> bool:
     return len(left) == len(right) and all(map(same, left, right))
 
 
+def _looks(technique: Technique) -> bool:
+    """Whether what it does depends on the inputs, or changes them."""
+    return technique.needs_inputs or technique.needs_magnitudes or technique.needs_tokens
+
+
+def _weights_alone(sequence: Sequence) -> Sequence:
+    """The sequence without changes of the inputs at which no later technique looks, for a loss of weights."""
+    found, looked = list[Technique](), False
+    for technique in reversed(sequence.techniques):
+        if technique.promises().changes_inputs and not looked:
+            continue
+        looked = looked or _looks(technique)
+        found.append(technique)
+    return Sequence(tuple(reversed(found)))
+
+
 def _active(sequence: Sequence) -> tuple[Technique, ...]:
-    """The techniques without those that change nothing where they stand, as the layer is the dense one still."""
+    """The techniques that change something, with changes of the inputs ahead of techniques that do not look at them.
+
+    A technique that rests is left out where the layer is still the dense one.
+    """
     found, at_reference = list[Technique](), True
     for number, technique in enumerate(sequence):
         promises = technique.promises()
+        if promises.changes_inputs:
+            at_reference, place = False, len(found)
+            while place and not _looks(found[place - 1]):
+                place -= 1
+            found.insert(place, technique)
+            continue
         later = sequence.techniques[number + 1 :]
         unseen = "factors" in promises.keeps or not any(t.promises().sees_factors for t in later)
         if at_reference and promises.rests and unseen:
@@ -53,3 +101,178 @@ def _active(sequence: Sequence) -> tuple[Technique, ...]:
         at_reference = at_reference and promises.holds_reference
         found.append(technique)
     return tuple(found)
+
+
+# -------------------------------------------------------------------------------------- invariants
+
+
+def _keeps(claim: Keeps) -> bool:
+    sequence, techniques, invariant = claim.left, claim.left.techniques, claim.invariant
+    if invariant in KEPT and _all_keep(invariant, techniques[1:]):
+        return True
+    if sequence.changes_basis:
+        return False
+    if invariant == "mask" and _restored(techniques):
+        return True
+    if invariant in ("mask", "shape"):
+        return _lines_stay(techniques)
+    formats = _formats(claim)
+    if formats is None:
+        return False
+    if invariant == "n:m":
+        return not _open(sequence) and _pattern_anew(techniques, formats)
+    return _rank_stays(techniques, formats) if invariant == "rank" else _grid_stays(techniques, formats)
+
+
+def _all_keep(invariant: str, techniques: Items[Technique]) -> bool:
+    return all(invariant in technique.promises().keeps for technique in techniques)
+
+
+def _restored(techniques: Items[Technique]) -> bool:
+    """Whether all that masks drop is put back to zero at some place, and stays zero.
+
+    Up to there each mask drops all that the one before it drops: steps add to it, and so do techniques that promise to
+    keep or to restore it.
+    """
+    places = [k for k, technique in enumerate(techniques) if k and "mask" in technique.promises().restores]
+    if not places:
+        return False
+    adds = (t.steps() or "mask" in t.promises().keeps | t.promises().restores for t in techniques[1 : places[-1]])
+    return all(adds) and _all_keep("mask", techniques[places[-1] + 1 :])
+
+
+def _lines_stay(techniques: Items[Technique]) -> bool:
+    """Whether the first technique removes rows (or columns) alone, and all after it leave rows of zeros as they are.
+
+    Before the last technique nothing else may be dropped: those between change the inputs alone, or add to the low-rank
+    term alone. What the last one drops itself is zero after it.
+    """
+    first = techniques[0].promises()
+    if techniques[0].steps() or first.removes_rows == first.removes_columns:
+        return False
+    lines = "rows" if first.removes_rows else "columns"
+    others = [technique.promises() for technique in techniques[1:]]
+    between = all(p.changes_inputs or (p.leaves_weight and lines in p.zeros) for p in others[:-1])
+    return between and all(p.changes_inputs or lines in p.zeros for p in others[-1:])
+
+
+def _pattern_anew(techniques: Items[Technique], formats: Items[Format]) -> bool:
+    """Whether some selection leaves every pattern recorded so far, and all patterns are kept from there on.
+
+    A promise to keep them speaks of those that the format then has.
+    """
+    for k, technique in enumerate(techniques):
+        last = technique.steps()[-1] if technique.steps() else None
+        if not isinstance(last, Selection) or not _all_keep("n:m", techniques[k + 1 :]):
+            continue
+        recorded = {pattern for form in formats[: k + 2] for pattern in form.pattern or ()}
+        known = [{m: n for n, m in form.pattern or ()} for form in formats[k + 1 :]]
+        if all(_leaves(last, n, m) and all(form.get(m, m) <= n for form in known) for n, m in recorded):
+            return True
+    return False
+
+
+def _leaves(selection: Selection, n: int, m: int) -> bool:
+    """Whether at most ``n`` of every ``m`` consecutive weights of a row are left after it."""
+    size, share = selection.partition.size, selection.share
+    if size is None or not isinstance(share, Fraction):
+        return False
+    left = size - int(size * share)
+    return (m % size == 0 and m // size * left <= n) or (size % m == 0 and left <= n)
+
+
+def _rank_stays(techniques: Items[Technique], formats: Items[Format]) -> bool:
+    """Whether the last technique that sets up a rank where none is recorded is followed by ones that keep it."""
+    if formats[-1].rank is None:
+        return False
+    source = max(k for k, form in enumerate(formats) if form.rank is None)
+    return not techniques[source].steps() and _all_keep("rank", techniques[source + 1 :])
+
+
+def _grid_stays(techniques: Items[Technique], formats: Items[Format]) -> bool:
+    """Whether a technique sets up the last grid, zero is on it, and later ones keep it or set weights to zero alone."""
+    changed = [k for k, (before, after) in enumerate(pairwise(formats)) if after.grid is not before.grid]
+    grid = formats[-1].grid
+    if not changed or grid is None or not grid.zero or techniques[changed[-1]].steps():
+        return False
+    later = techniques[changed[-1] + 1 :]
+    return all("grid" in t.promises().keeps or _selects_alone(t) for t in later)
+
+
+def _selects_alone(technique: Technique) -> bool:
+    return bool(technique.steps()) and all(isinstance(step, Selection) for step in technique.steps())
+
+
+# ----------------------------------------------------------------------------------------- schemes
+
+
+def _fits(claim: Fits) -> bool:
+    """Whether every word of the scheme is met; of words on grids nothing is derived."""
+    sequence, scheme = claim.left, claim.scheme
+    formats = None if sequence.changes_basis else _formats(claim)
+    if formats is None or _open(sequence) or scheme.weights < DENSE or scheme.inputs < DENSE:
+        return False
+    end, zeros = formats[-1], list(_zeros(sequence.techniques, formats))
+    if end.factors is not None and end.factors.rank > scheme.beside:
+        return False
+    if scheme.rank is not None:
+        known = end.rank is not None and end.rank <= scheme.rank
+        if not (known and _rank_stays(sequence.techniques, formats)):
+            return False
+    if scheme.pattern is not None and not any(_leaves(selection, *scheme.pattern) for selection in zeros):
+        return False
+    return not scheme.sparsity or any(_sparse(selection, scheme) for selection in zeros)
+
+
+def _zeros(techniques: Items[Technique], formats: Items[Format]) -> list[Selection]:
+    """Selections, each the last step of a technique, of which all that they drop is zero at the end."""
+    found = []
+    for k, technique in enumerate(techniques):
+        last = technique.steps()[-1] if technique.steps() else None
+        kept = formats[k].mask is None and _all_keep("mask", techniques[k + 1 :])
+        if isinstance(last, Selection) and (kept or _restored(techniques[k:])):
+            found.append(last)
+    return found
+
+
+def _sparse(selection: Selection, scheme: Scheme) -> bool:
+    """Whether it drops as much as the scheme asks for, in each of the scheme's groups."""
+    partition, share, size = selection.partition, selection.share, selection.partition.size
+    if not isinstance(share, Fraction):
+        return False
+    if partition == scheme.share_of:
+        return share >= scheme.sparsity
+    return size is not None and partition.refines(scheme.share_of) and int(size * share) >= size * scheme.sparsity
+
+
+# ----------------------------------------------------------------------------------------- one run
+
+
+def _open(sequence: Sequence) -> bool:
+    """Whether parameters are left open, so that a run shows the numbers of one value of them only."""
+    return any(unknowns(technique) for technique in sequence)
+
+
+def _formats(claim: Claim) -> list[Format] | None:
+    """The formats from the dense layer on, of a run on one small layer; None where that shows nothing of others.
+
+    Which fields are set, and the numbers in them, depend on techniques and parameters alone, unless `format_varies`.
+    """
+    if any(technique.promises().format_varies for technique in claim.left):
+        return None
+    claim = claim.instances()[0]
+    units = claim.row_unit, claim.unit
+    for rows, columns in sorted(product(SMALL, SMALL), key=lambda shape: (shape == (1, 1), sum(shape))):
+        shape = rows * units[0], columns * units[1]
+        if not claim.fits(shape):
+            continue
+        weight, inputs = np.full(shape, Fraction(0), dtype=object), np.full((shape[1], shape[1]), Fraction(0))
+        for k in range(min(shape)):
+            weight[k, k] = Fraction(k + 1)
+        for k in range(shape[1]):
+            inputs[k, k] = Fraction(1)
+        try:
+            return [state.format for state in claim.left.trace(LayerState.dense(weight, inputs))]
+        except NotExactError:
+            return None
+    return None

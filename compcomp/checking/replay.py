@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from compcomp.algebra.grids import off_grid
 from compcomp.algebra.low_rank import rank_exceeds
 from compcomp.checking.farkas import Invalid, number
-from compcomp.language.claim import Claim, Dominates, Equals, Fits, Keeps, Orthogonal, Scope
+from compcomp.language.claim import Claim, Dominates, Equals, Fits, Keeps, Orthogonal, SameState, Scope
 from compcomp.language.scheme import Scheme
 from compcomp.language.size import DENSE, values_of
 from compcomp.language.technique import run_kernel
@@ -72,13 +71,13 @@ def replay(claim: Claim, scope: Scope, witness: dict[str, Any]) -> str:
         return "the layer does not refute the claim"
     if (seed is None) != instance.is_deterministic or (seed is not None and seed < 0):
         return "the seed is not one of choices that the techniques leave free"
-    reason = _reason(instance, witness["traces"], runs[0][-1])
+    reason = _reason(instance, witness["traces"], [run[-1] for run in runs])
     if witness["reason"] not in [Claim.of_part(reason, n, claim.parts()[n]) if n else reason for n, _ in found]:
         return "the reason is not what differs"
     return _in_floats(instance, weight, tokens, [trace["torch_loss"] for trace in witness["traces"]])
 
 
-def _reason(claim: Claim, traces: list[dict[str, Any]], end: LayerState) -> str:
+def _reason(claim: Claim, traces: list[dict[str, Any]], ends: list[LayerState]) -> str:
     """What a witness says of a claim that it refutes."""
     loses = [f"{trace['sequence']} loses {trace['loss']}" for trace in traces]
     match claim:
@@ -87,9 +86,11 @@ def _reason(claim: Claim, traces: list[dict[str, Any]], end: LayerState) -> str:
         case Orthogonal():
             return f"{loses[0]}; {loses[1]}, {traces[2]['sequence']} {traces[2]['loss']}"
         case Equals():
-            return "the two sequences give different states"
+            return f"the two sequences give different {' and '.join(_computes_apart(*ends))}"
+        case SameState():
+            return f"the two sequences give different states: they differ in {', '.join(_differ(*ends))}"
         case Fits(scheme=scheme):
-            return f"what does not fit {scheme} at the end: {', '.join(_misfits(scheme, end))}"
+            return f"what does not fit {scheme} at the end: {', '.join(_misfits(scheme, ends[0]))}"
         case Keeps(invariant=invariant):
             return f"the {invariant} is broken at the end"
     raise Invalid(f"a claim of kind {claim.kind} is not replayed here")
@@ -134,7 +135,9 @@ def _fails(claim: Claim, runs: list[Run]) -> bool:
     losses = [] if claim.loss is None else [Fraction(claim.loss.of(end)) for end in ends]
     match claim:
         case Equals():
-            return _differ(ends[0], ends[1])
+            return bool(_computes_apart(*ends))
+        case SameState():
+            return bool(_differ(*ends))
         case Keeps(invariant=invariant):
             return _broken(invariant, runs[0])
         case Fits(scheme=scheme):
@@ -156,32 +159,48 @@ def _dropped_steps(end: LayerState) -> Fraction:
     return Fraction(sum(end.format.grid.step[~_mask(end)], start=Fraction(0)))
 
 
-def _differ(left: LayerState, right: LayerState) -> bool:
-    if not _same(left.weight, right.weight) or not _same(_mask(left), _mask(right)):
-        return True
-    one, other = left.format.grid, right.format.grid
-    if (one is None) != (other is None):
-        return True
-    if one is not None and other is not None:
-        kinds = [replace(grid, step=0, offset=grid.offset is None, scales=0) for grid in (one, other)]
-        if kinds[0] != kinds[1] or not _same(one.step, other.step):
-            return True
-        if one.offset is not None and other.offset is not None and not _same(one.offset, other.offset):
-            return True
-    if left.format.pattern != right.format.pattern:
-        return True
-    if any(a != b for a, b in unlike(left.format.transform, right.format.transform, left.weight.shape[1])):
-        return True
-    cuts = left.format.cut, right.format.cut
-    if (cuts[0] is None) != (cuts[1] is None):
-        return True
-    if cuts[0] is not None and cuts[1] is not None:
-        for side in ("rows", "columns"):
-            if not _same(getattr(cuts[0], side).astype(bool), getattr(cuts[1], side).astype(bool)):
-                return True
-    if left.inputs is not None and right.inputs is not None and not _same(left.inputs, right.inputs):
-        return True
-    return not _same(left.effective() - left.weight, right.effective() - right.weight)
+def _computes_apart(left: LayerState, right: LayerState) -> list[str]:
+    """What the two layers compute with and is not the same."""
+    found = [] if _same(left.effective(), right.effective()) else ["effective weights"]
+    changed = left.reference_inputs is not None or right.reference_inputs is not None
+    return [*found, *(["inputs"] if changed and not _alike(left.inputs, right.inputs) else [])]
+
+
+GRID = {
+    "step": "grid step",
+    "offset": "grid offset",
+    "levels": "grid levels",
+    "zero": "zero on the grid",
+    "codes": "grid codes",
+    "scale_bits": "bits of a grid scale",
+    "shared_bits": "bits that grid scales share",
+}
+"""The fields of a grid that count in the equality of states, and what they are called."""
+
+
+def _differ(left: LayerState, right: LayerState) -> list[str]:
+    """The fields in which the states differ, in the order of the state."""
+    one, other = left.format, right.format
+    found = {"weight": _same(left.weight, right.weight), "mask": _same(_mask(left), _mask(right))}
+    for name, said in GRID.items():
+        found[said] = _alike(getattr(one.grid, name, None), getattr(other.grid, name, None))
+    found["pattern"] = one.pattern == other.pattern
+    found["transform"] = all(a == b for a, b in unlike(one.transform, other.transform, left.weight.shape[1]))
+    for side in ("rows", "columns"):
+        kept = [None if form.cut is None else getattr(form.cut, side).astype(bool) for form in (one, other)]
+        found[f"kept {side}"] = _alike(*kept)
+    changed = left.reference_inputs is not None or right.reference_inputs is not None
+    found["inputs"] = not changed or _alike(left.inputs, right.inputs)
+    if one.factors is not None or other.factors is not None:
+        found["low-rank product"] = _same(left.effective() - left.weight, right.effective() - right.weight)
+    return [name for name, same in found.items() if not same]
+
+
+def _alike(left: Any, right: Any) -> bool:
+    """Whether both are the same, or both are missing."""
+    if left is None or right is None:
+        return left is right
+    return _same(left, right) if isinstance(left, np.ndarray) else bool(left == right)
 
 
 def _broken(invariant: str, run: Run) -> bool:

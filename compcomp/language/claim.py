@@ -15,6 +15,8 @@ from compcomp.language.claims.keeps import keeps as keeps
 from compcomp.language.claims.orthogonal import NORMS as NORMS
 from compcomp.language.claims.orthogonal import Orthogonal as Orthogonal
 from compcomp.language.claims.orthogonal import orthogonal as orthogonal
+from compcomp.language.claims.same_state import SameState as SameState
+from compcomp.language.claims.same_state import same_state as same_state
 from compcomp.language.claims.scope import LARGEST_BLOCK as LARGEST_BLOCK
 from compcomp.language.claims.scope import LARGEST_SIDE as LARGEST_SIDE
 from compcomp.language.claims.scope import Scope as Scope

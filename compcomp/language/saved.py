@@ -8,11 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from compcomp import hooks
 from compcomp.errors import InputError
 from compcomp.language.named import is_named
 from compcomp.language.verdict import Verdict
 
-FORMAT = 4
+FORMAT = 5
+"""Of the directory. In earlier ones "A equals B" spoke of every field of a state: they are not read."""
 STATED = (
     "claim",
     "loss",
@@ -34,10 +36,19 @@ STATED = (
 """What of claim.json the binding covers, in this order."""
 
 
-def save(verdict: Verdict, directory: Path | str) -> Path:
+def save(verdict: Verdict, directory: Path | str, timeout: float = 60.0) -> Path:
     """Write claim, queries, answers, certificates, witness and a manifest of hashes.
 
-    Raises InputError where the folder is not empty, or text would be read as other techniques than those of the claim.
+    Args:
+        verdict: certificates that it lacks are looked for.
+        directory: a new folder, or an empty one.
+        timeout: seconds for certificates.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: the folder is not empty, or text would be read as other techniques than those of the claim.
     """
     for technique in (t for sequence in verdict.claim.sequences for t in sequence):
         if not is_named(technique):
@@ -47,6 +58,8 @@ def save(verdict: Verdict, directory: Path | str) -> Path:
     folder = Path(directory)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{str(folder)!r}, which is there already", "a directory that is new or empty", "Verdict.save")
+    if verdict.proved and any(query.answer == query.expected and not query.certificate for query in verdict.queries):
+        verdict = hooks.offered("Verdict.certified")(verdict, timeout)
     files = {path: text.encode() for path, text in _files(verdict).items()}
     manifest = {
         "format": FORMAT,

@@ -151,13 +151,23 @@ class Verdict:
         """The questions put to the solver, one SMT-LIB script after another."""
         return "\n".join(f"; {q.name}: expected {q.expected}, answered {q.answer}\n{q.smtlib}" for q in self.queries)
 
-    def save(self, directory: Path | str) -> Path:
+    def save(self, directory: Path | str, *, timeout: float = 60.0) -> Path:
         """Write the verdict to a new directory that ``compcomp check`` re-checks without the prover.
 
-        claim.json, queries/*.smt2, answers.json, certificates/*.json (after ``prove(..., certify=True)``),
-        witness.json, and manifest.json with the hash of each.
+        It holds claim.json, queries/*.smt2, answers.json, certificates/*.json, witness.json, and manifest.json with the
+        hash of each. Certificates of a proof are looked for now, unless ``prove(..., certify=True)`` has done so.
+
+        Args:
+            directory: a new folder, or an empty one.
+            timeout: seconds for the search for certificates. A query without one rests on its solvers.
+
+        Returns:
+            The folder.
+
+        Raises:
+            InputError: the folder is not empty, or text does not say all of the claim's techniques.
         """
-        folder: Path = hooks.offered("Verdict.save")(self, directory)
+        folder: Path = hooks.offered("Verdict.save")(self, directory, timeout)
         return folder
 
     def to_latex(self) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from compcomp.errors import InputError
-from compcomp.language.claim import Claim, Dominates, Equals
+from compcomp.language.claim import Claim, Dominates, Equals, SameState
 from compcomp.language.conditions import (
     Box,
     Condition,
@@ -138,7 +138,7 @@ def _covered(claim: Claim, runs: Sequence[FollowedRun], layer: LayerState) -> Co
         one, other = (_Lost(claim.loss, run, count) for run in runs)
         left, right = one.parts(covered), other.parts(covered)
         contradicted = int((covered & (one.least() > other.most())).sum())
-    elif isinstance(claim, Equals):
+    elif isinstance(claim, Equals | SameState):
         contradicted = int((covered & _differ(runs[0], runs[1], count)).sum())
     return Coverage(weight.numel(), int(covered.sum()) * size, held, counted, left, right, contradicted)
 

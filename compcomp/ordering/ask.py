@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Executor, Future
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.named import find_registered, registrations
@@ -13,23 +14,38 @@ from compcomp.language.verdict import Status, Verdict
 from compcomp.ordering.reuse import family, follows, said
 from compcomp.ordering.store import Store, verdict_from_json, verdict_to_json
 
+if TYPE_CHECKING:
+    from compcomp.proving.prove import Prover
+
 Options = dict[str, Any]
 """How hard to try: ``timeout`` (seconds) and ``stages`` of the prover."""
-Prover = Callable[[Claim, Scope, Options], Verdict]
+Decide = Callable[[Claim, Scope, Options], Verdict]
+"""Decides a claim: what a prover does, or stands in for one."""
 Key = tuple[Hashable, str]
 """Claim and scope."""
 FAILED = "the prover failed"
 """How the cause of a verdict begins that says nothing of the claim."""
 
 
-def decide(claim: Claim, scope: Scope, options: Options) -> Verdict:
-    """The verdict of :func:`compcomp.proving.prove.prove`."""
-    from compcomp.proving.prove import prove
+def decide(claim: Claim, scope: Scope, options: Options, prover: Prover | None = None) -> Verdict:
+    """Return the verdict of a prover; of the one that this process shares where None."""
+    from compcomp.proving.prove import default_prover
 
-    return prove(claim, scope, **options)
+    return (prover or default_prover()).prove(claim, scope, **options)
 
 
-def decide_job(job: dict[str, Any], prover: Prover) -> dict[str, Any]:
+def decided_by(prover: Prover | Decide | None) -> Decide:
+    """Return what decides claims: the prover's own method, or the function itself.
+
+    A prover stays in its process, with all its solvers: an executor of processes decides by the prover of each process
+    where None is given, and leaves claims to this process where a prover is.
+    """
+    if prover is None:
+        return decide
+    return prover if callable(prover) else partial(decide, prover=prover)
+
+
+def decide_job(job: dict[str, Any], prover: Decide) -> dict[str, Any]:
     """One claim as plain data in, its verdict as plain data out, in whatever process this runs."""
     find_registered(job["register"])
     return verdict_to_json(_decided(prover, claim_from_json(job), Scope.of(job["scope"]), job["options"]))
@@ -48,7 +64,7 @@ def job_of(claim: Claim, scope: Scope, options: Options) -> dict[str, Any] | Non
     }
 
 
-def _decided(prover: Prover, claim: Claim, scope: Scope, options: Options) -> Verdict:
+def _decided(prover: Decide, claim: Claim, scope: Scope, options: Options) -> Verdict:
     """The prover's verdict; what it cannot handle is unknown."""
     try:
         return prover(claim, scope, options)
@@ -65,9 +81,9 @@ class Asker:
     """
 
     def __init__(
-        self, prover: Prover = decide, *, executor: Executor | None = None, store: Store | None = None
+        self, prover: Prover | Decide | None = None, *, executor: Executor | None = None, store: Store | None = None
     ) -> None:
-        self.prover, self.executor, self.store = prover, executor, store
+        self.prover, self.executor, self.store = decided_by(prover), executor, store
         self.asked = self.reused = 0
         self._known: dict[Key, Verdict] = {}
         self._families: dict[str, list[Verdict]] = {}

@@ -36,7 +36,7 @@ from typing import Any
 import networkx as nx
 
 from compcomp.language.assumption import Assumption
-from compcomp.language.claim import Claim, Dominates, Equals
+from compcomp.language.claim import Claim, Dominates, SameState
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Verdict
 from compcomp.ordering.space import Prefix, Slot, Space, Used
@@ -332,7 +332,7 @@ class Orderings(Space):
     def merge(self, verdict: Verdict) -> bool:
         """Law 1: use what a verdict says of two words; False, and no change, when the law forbids it."""
         claim = verdict.claim
-        if not isinstance(claim, Equals) or not self.covered(verdict):
+        if not isinstance(claim, SameState) or not self.covered(verdict):
             return False
         sides = [self._positions(sequence) for sequence in claim.sequences]
         if sides[0] is None or sides[1] is None or sides[0] == sides[1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
@@ -11,7 +12,7 @@ import numpy as np
 
 from compcomp.errors import InputError
 from compcomp.language.assumption import Assumption, contract
-from compcomp.language.claim import Claim, Dominates, Equals, Scope
+from compcomp.language.claim import Claim, Dominates, Equals, SameState, Scope
 from compcomp.language.conditions import Box, Condition, follow
 from compcomp.language.identity import or_itself, same
 from compcomp.language.parameters import ANY
@@ -30,9 +31,11 @@ from compcomp.proving.rules.likeness import stands_for
 # (conditions)  Let C and D differ in their conditions only, and let each condition of C follow from one of D. Then
 #               L(D) is part of L(C), and C implies D.
 # (either way)  "A equals B" implies "B equals A", under the same conditions: these speak of the runs of A and of B,
-#               in no order.
+#               in no order. The same of "A same state as B".
+# (state)       "A same state as B" implies "A equals B" under the same conditions: weight, low-rank product, transform
+#               and inputs are fields of the state. The reverse is no law: masks or grids may differ.
 # (equal)       "A equals B" implies "A dominates B" and "B dominates A" under every loss and the same conditions: a
-#               loss is a function of the state, and equal states agree in all it reads.
+#               loss is a function of the dense layer, the effective weight and the inputs.
 # (scale)       Let every technique of C be homogeneous, let C have no conditions but boxes, and let D be C with every
 #               box scaled by t > 0. Then C implies D: W is in L(D) iff W / t is in L(C); states of W are those of W / t
 #               times t, so they are equal, keep a mask, a grid or a rank, iff those of W / t do, and all losses are
@@ -184,9 +187,12 @@ def _forms(one: Claim, other: Claim) -> Iterator[tuple[Claim, tuple[str, ...], b
         yield one, (), True
         if one.symmetric:
             yield one.swapped(), ("equality holds either way",), False
-    elif isinstance(one, Equals) and isinstance(other, Dominates):
+    elif isinstance(one, SameState) and isinstance(other, Equals):
         for left, right in (one.sides, one.swapped().sides):
-            yield Dominates(left, right, other.loss, given=one.given), ("equal states lose the same",), False
+            yield Equals(left, right, given=one.given), ("equal states compute the same",), False
+    elif isinstance(one, Equals | SameState) and isinstance(other, Dominates):
+        for left, right in (one.sides, one.swapped().sides):
+            yield Dominates(left, right, other.loss, given=one.given), ("what computes the same loses the same",), False
 
 
 def _values(general: Claim, special: Claim) -> dict[str, Any] | None:
@@ -283,7 +289,7 @@ def _can_be_met(claim: Claim, scope: Scope) -> bool:
     """Whether a layer is found on which every condition of the claim holds."""
     from compcomp.proving.fitting import example
 
-    return any(example(instance, scope, SECONDS) is not None for instance in claim.instances())
+    return any(example(instance, scope, time.monotonic() + SECONDS) is not None for instance in claim.instances())
 
 
 def _needed(source: Verdict, claim: Claim, scale: Fraction) -> tuple[str, ...] | None:

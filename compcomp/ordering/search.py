@@ -8,10 +8,10 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from itertools import combinations
 from math import ceil, lcm
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compcomp.errors import InputError
-from compcomp.language.claim import Claim, Scope, dominates, equal, keeps
+from compcomp.language.claim import Claim, Scope, dominates, keeps, same_state
 from compcomp.language.loss import loss_named
 from compcomp.language.named import sources_of
 from compcomp.language.size import no_larger
@@ -20,7 +20,7 @@ from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status, Verdict
 from compcomp.layers.state import Format, LayerState
-from compcomp.ordering.ask import Asker, Prover, decide
+from compcomp.ordering.ask import Asker, Decide
 from compcomp.ordering.conditional import CLAIM_SECONDS, TECHNIQUES, conclusion, conditional
 from compcomp.ordering.dag import Orderings
 from compcomp.ordering.explore import Explored, Explorer
@@ -41,6 +41,9 @@ from compcomp.ordering.screen import (
 )
 from compcomp.ordering.space import GRANULARITIES, Prefix, Slot, Space
 from compcomp.ordering.store import Store
+
+if TYPE_CHECKING:
+    from compcomp.proving.prove import Prover
 
 LARGEST = 8
 """Techniques an order may have."""
@@ -73,7 +76,7 @@ def search(
     granularity: str = "model",
     size: float | None = None,
     confidence: float | None = CONFIDENCE,
-    prover: Prover = decide,
+    prover: Prover | Decide | None = None,
     executor: Executor | None = None,
     store: Store | None = None,
     notify: Notify = lambda event: None,
@@ -83,8 +86,9 @@ def search(
 
     Without a bench, orders that no proof excludes are ranked by their mean loss on generated layers. ``size``: the
     compression rate that the order has to reach. ``confidence``: of the race that stops measuring what cannot win,
-    None for none. Raises InputError when there are too few or too many techniques, when they fit no common layer, or
-    when no order reaches the size.
+    None for none. ``prover``: decides claims, a :class:`compcomp.proving.prove.Prover` or a function of claim, scope
+    and options; None is the prover that this process shares. Raises InputError when there are too few or too many
+    techniques, when they fit no common layer, or when no order reaches the size.
     """
     if size is not None and bench is None:
         raise InputError("a size without a model", "a model to measure sizes on", "size")
@@ -240,7 +244,7 @@ class _Search:
     def ask_resting(self) -> None:
         """Which techniques change nothing on the dense layer (law 1), and never lose anything at the end (law 3)."""
         known = self.orderings.techniques
-        self.ask_equal([equal(t, Order()) for t in known if t.promises().rests], "what changes nothing at first")
+        self.ask_equal([same_state(t, Order()) for t in known if t.promises().rests], "what changes nothing at first")
         candidates = [
             technique
             for step, technique in enumerate(known)
@@ -269,12 +273,12 @@ class _Search:
         for a, b in pairs:
             sides = [(a,), (b,), *([(b, a)] if b < a else [])]
             claims += [
-                equal(known[a] >> known[b], orderings.order(side)) for side in sides if self.may_be(side, (a, b))
+                same_state(known[a] >> known[b], orderings.order(side)) for side in sides if self.may_be(side, (a, b))
             ]
         self.ask_equal(claims, "what absorbs what")
         beside = [x for x in places if known[x].promises().leaves_weight]
         triples = [
-            equal(known[a] >> known[x] >> known[b], known[a] >> known[x])
+            same_state(known[a] >> known[x] >> known[b], known[a] >> known[x])
             for a, b in pairs
             if orderings.after_word((a,), b)[0] == (a,)
             for x in beside
@@ -392,7 +396,9 @@ class _Search:
                     busy.add(second)
                     turn.append((first, second))
             turn = turn[: CANDIDATES - asked]
-            self.ask_equal([equal(self.orderings.order(a), self.orderings.order(b)) for a, b in turn], "equal prefixes")
+            self.ask_equal(
+                [same_state(self.orderings.order(a), self.orderings.order(b)) for a, b in turn], "equal prefixes"
+            )
             asked, candidates = asked + len(turn), later
 
     def screened(self) -> None:

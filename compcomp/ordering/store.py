@@ -35,9 +35,12 @@ MEANING = (
 MEASURING = (*MEANING, "kernels", "models")
 """The sources a measurement depends on."""
 
-FORMAT = 2
-"""Of the file. Files of earlier formats lose their verdicts, which this version would not find in any case."""
-_FORMER = ["key", "claim", "scope", "status", "verdict", "made"]
+FORMAT = 3
+"""Of the file. Files of earlier formats lose their verdicts: in these, "A equals B" spoke of every field of a state."""
+_FORMER = (
+    ["key", "claim", "scope", "status", "verdict", "made"],
+    ["key", "family", "claim", "scope", "status", "seconds", "verdict", "made"],
+)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS verdicts (
     key TEXT PRIMARY KEY, family TEXT, claim TEXT NOT NULL, scope TEXT NOT NULL, status TEXT NOT NULL,
@@ -97,7 +100,7 @@ class Store:
         if found > FORMAT:
             raise InputError(f"{str(self.path)!r}, of a later version", f"a store up to format {FORMAT}", "store")
         there = [name for _, name, *_ in self._run("PRAGMA table_info(verdicts)")]
-        if found < FORMAT and there == _FORMER:
+        if found < FORMAT and there in _FORMER:
             self._run("DROP TABLE verdicts")
         elif found < FORMAT and there:
             raise InputError(f"{str(self.path)!r}, a database of something else", "a file of verdicts", "store")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -26,7 +25,7 @@ from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.basis import simplified
 from compcomp.proving.rules.facts import unit_norms
 from compcomp.proving.session import Session
-from compcomp.proving.solver import Answer, Solver
+from compcomp.proving.solver import Answer
 from compcomp.terms import Array, Choices, SymbolicChoices, Term, each
 
 LARGEST_LAYER = 4096
@@ -44,7 +43,7 @@ class Outcome:
     suspect: tuple[Array, Array | None] | None = None
 
 
-def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outcome:
+def bounded(claim: Claim, scope: Scope, session: Session) -> Outcome:
     """Try to prove the claim at the scope's shape. Anything but a clear proof comes back with its cause."""
     if scope.shape is None:
         return Outcome(None, "no rule decides this claim for any shape")
@@ -55,7 +54,6 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
         return Outcome(None, "a technique looks at single inputs, and a formula would have one number of tokens only")
     if claim.sees_tokens:
         return Outcome(None, "a formula would speak of one number of tokens only")
-    session = Session(solver, time.monotonic() + seconds)
     if not all(_not_negative(step, session) for step, _ in _contexts(claim, (1, claim.unit))):
         return Outcome(None, "a measure may be negative", tuple(session.queries))
     shape, reach, assumptions = _one_block(claim, scope)
@@ -78,12 +76,11 @@ def bounded(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> Outco
     return replace(outcome, queries=tuple(session.queries))
 
 
-def satisfiable(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> str:
+def satisfiable(claim: Claim, scope: Scope, session: Session) -> str:
     """Whether some layer of the scope's shape meets the claim's conditions: "sat", "unsat" or "unknown"."""
     assert scope.shape is not None
     if scope.shape[0] * scope.shape[1] > LARGEST_LAYER or _looks_at_tokens(claim):
         return "unknown"
-    session = Session(solver, time.monotonic() + seconds)
     weight = each(lambda index: z3.Real(f"w_{index[0]}_{index[1]}"), _indices(scope.shape))
     inputs, gram, known = _inputs(claim, scope.shape, session)
     runs = []
@@ -455,14 +452,14 @@ def _from_model(
     answer: Answer, weight: Array, inputs: Array | None, gram: Array | None
 ) -> tuple[Array, Array | None] | None:
     def value(variable: Term) -> Fraction:
-        return Fraction(answer.model.get(str(variable), "0"))
+        return Fraction(answer.model.get(variable.decl().name(), "0"))
 
     try:
         if inputs is None and gram is not None:  # one token a feature, as long as its norm, nearly
             inputs = each(lambda _: Fraction(0), gram)
             for j in range(len(gram)):
                 norm = gram[j, j]
-                square = Fraction(str(norm)) if z3.is_rational_value(norm) else value(norm)
+                square = norm.as_fraction() if z3.is_rational_value(norm) else value(norm)
                 inputs[j, j] = Fraction(float(square) ** 0.5).limit_denominator(1000)
             return each(value, weight), inputs
         return each(value, weight), None if inputs is None else each(value, inputs)

@@ -21,7 +21,7 @@ from compcomp.language.conditions import (
     follow,
 )
 from compcomp.language.verdict import Verdict
-from compcomp.proving.prove import prove
+from compcomp.proving.prove import Prover, default_prover
 from compcomp.proving.solver import Solver
 
 TEMPLATES: tuple[Condition, ...] = (NoTies(), LargestKept(), ScaleUnchanged(), DiagonalGram(), OrthogonalInputs())
@@ -96,18 +96,26 @@ def find_condition(
     *,
     timeout: float = 60.0,
     solver: Solver | None = None,
+    prover: Prover | None = None,
     ask: Callable[[Claim, Scope], Verdict] | None = None,
 ) -> Finding:
     """The fewest conditions out of the templates under which the claim is proved: none, then one, then two.
 
-    templates: conditions or their names, those that ask less first; :data:`TEMPLATES` where None. timeout:
-    seconds for the whole of it. ask: decides a claim at a scope in place of ``prove``, in a time of its own. The
-    claim's own conditions stay.
+    The claim's own conditions stay.
+
+    Args:
+        templates: conditions or their names, those that ask less first; :data:`TEMPLATES` where None.
+        timeout: seconds for the whole of it.
+        solver: another solver than z3 in worker processes, for this call alone.
+        prover: who decides; the default one where both are None.
+        ask: decides a claim at a scope in place of the prover, in a time of its own.
     """
     if not isinstance(claim, Claim):
         raise InputError(repr(claim)[:80], "a claim from dominates, equal or keeps", "find_condition")
     if isinstance(timeout, bool) or not 0 < timeout <= 10**6:
         raise InputError(f"timeout={timeout!r}"[:80], "seconds, more than 0", "find_condition")
+    if prover is None:
+        prover = default_prover() if solver is None else Prover(solver, default_prover().second)
     until, where = time.monotonic() + timeout, Scope.of(scope)
     family = TEMPLATES if templates is None else conditions(tuple(templates))
     known = set(claim.given)
@@ -126,9 +134,10 @@ def find_condition(
             if any(follow(weaker, added) for weaker, _ in proofs):
                 continue
             with_added = replace(claim, given=(*claim.given, *added))
-            verdict = (
-                prove(with_added, where, timeout=seconds, solver=solver) if ask is None else ask(with_added, where)
-            )
+            if ask is None:
+                verdict = prover.prove(with_added, where, timeout=seconds)
+            else:
+                verdict = ask(with_added, where)
             tried.append(verdict)
             if verdict.proved:
                 proofs.append((added, verdict))

@@ -28,12 +28,14 @@ class CrossCheck:
     solver: str = ""
 
 
-def cross_check(queries: Iterable[Query], second: Solver | None, seconds: float) -> CrossCheck:
+def cross_check(queries: Iterable[Query], second: Solver | None, until: float) -> CrossCheck:
     """Ask again every question whose answer the proof may rest on: those that were answered as a proof needs.
 
     Questions answered otherwise were not used (a fact that does not hold, a reduction that was left out). The
-    cheapest go first, each with what is left of the budget; one without an answer does not end the check, as a
-    later one may still be contradicted.
+    cheapest go first; one without an answer does not end the check, as a later one may still be contradicted.
+
+    Args:
+        until: when to stop, on the clock of ``time.monotonic``.
     """
     asked = list(queries)
     relied = sorted((i for i, q in enumerate(asked) if q.answer == q.expected), key=lambda i: asked[i].rlimit)
@@ -41,7 +43,7 @@ def cross_check(queries: Iterable[Query], second: Solver | None, seconds: float)
         return CrossCheck(Grade.NO_SOLVER, tuple(asked))
     if second is None:
         return CrossCheck(Grade.ONE_SOLVER, tuple(asked), note="no second solver was asked")
-    until, conflict, open_, name = time.monotonic() + seconds, "", list[str](), ""
+    conflict, open_, name = "", list[str](), ""
     for i in relied:
         left = until - time.monotonic()
         if left <= 0:

@@ -57,12 +57,15 @@ def exact_values(claim: Claim, weights: np.ndarray[tuple[int, ...], np.dtype[np.
     return np.array([[exact(float(x)) for x in row] for row in weights], dtype=object)
 
 
-def example(claim: Claim, scope: Scope, seconds: float) -> Suspect | None:
+def example(claim: Claim, scope: Scope, until: float) -> Suspect | None:
     """A layer in the scope, not all zero, on which every condition of the claim holds in exact arithmetic.
 
     In scope "any" one in which every selection drops something. None means that none was found.
+
+    Args:
+        until: when to stop, on the clock of ``time.monotonic``. Some are looked at in any case.
     """
-    random, until = np.random.default_rng(0), time.monotonic() + seconds
+    random = np.random.default_rng(0)
     techniques = [t for sequence in claim.sequences for t in sequence]
     sources = []
     for shape in _shapes(claim, scope):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from math import lcm
@@ -12,7 +13,7 @@ from compcomp.language.conditions import Box, Condition
 from compcomp.language.verdict import Status
 from compcomp.proving.bounded import satisfiable
 from compcomp.proving.fitting import example
-from compcomp.proving.solver import Solver
+from compcomp.proving.session import Session
 
 EXAMPLE_SECONDS = 2.0
 
@@ -49,17 +50,20 @@ def within(claim: Claim, scope: Scope) -> Scope:
     return scope
 
 
-def unmet(claim: Claim, scope: Scope, solver: Solver, seconds: float) -> tuple[Status, str] | None:
+def unmet(claim: Claim, scope: Scope, session: Session) -> tuple[Status, str] | None:
     """None where some layer in the scope meets all conditions of the claim; else what the claim's verdict is, and why.
 
     A layer is looked for first; where none is found, at one shape the solver decides.
     """
-    instances = claim.instances()
-    if not claim.given or any(example(c, scope, min(seconds, EXAMPLE_SECONDS)) is not None for c in instances):
+    if not claim.given:
         return None
+    instances = claim.instances()
+    for instance in instances:
+        if example(instance, scope, min(session.until, time.monotonic() + EXAMPLE_SECONDS)) is not None:
+            return None
     if scope.shape is None:
         return Status.VACUOUS, "no layer was found on which the conditions hold"
-    answer = satisfiable(instances[0], scope, solver, seconds)
+    answer = satisfiable(instances[0], scope, session)
     if answer == "sat":
         return None
     if answer == "unsat":

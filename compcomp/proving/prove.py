@@ -1,4 +1,4 @@
-"""``prove``: a claim and a scope in, a verdict out."""
+"""Decide claims: a :class:`Prover` owns what is remembered, ``prove`` asks the one that this process shares."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+import z3
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.verdict import Grade, Query, Status, Verdict
+from compcomp.proving import context
 from compcomp.proving.bounded import Outcome, bounded
 from compcomp.proving.crosscheck import SECONDS, cross_check
 from compcomp.proving.parts import of_parts
@@ -29,10 +32,10 @@ from compcomp.proving.rules.basis import simplified
 from compcomp.proving.rules.likeness import standing
 from compcomp.proving.sample import formats_along
 from compcomp.proving.search import ROUNDS, Found, search
-from compcomp.proving.session import Session
-from compcomp.proving.solver import Solver, default_solver, second_solver
+from compcomp.proving.session import Lemmas, Session
+from compcomp.proving.solver import Solver, close, default_solver, second_solver
 from compcomp.proving.strict import strict
-from compcomp.proving.theorems import keep_theorem, known_theorem
+from compcomp.proving.theorems import Theorems
 from compcomp.version import __version__
 
 STAGES = ("search", "rule", "bounded")
@@ -44,9 +47,115 @@ LOOKS = ((0.01, 2), (0.025, ROUNDS))
 FURTHER = 0.3
 """Share of the time of a search that is added for special layers, where nothing was found."""
 
-_one_at_a_time = threading.RLock()
-"""All z3 terms live in one context, which no two threads may use at once. Solving happens in other processes, so a
-pool of processes proves side by side, a pool of threads one claim after the other."""
+CERTIFY_SECONDS = 60.0
+"""For the certificates of one proof, where the caller sets no other budget."""
+
+
+class Prover:
+    """Decide claims, and remember what was found: answers of solvers, lemmas, theorems and certificates.
+
+    Provers share nothing. Each has solvers in processes of its own, which ``close`` ends, and a z3 context of its own,
+    so that provers in several threads do not wait for each other. One prover decides one claim at a time: z3 allows one
+    thread in a context. A prover is a context manager.
+
+    Args:
+        solver: another solver than z3 in worker processes. The caller closes it.
+        second: the solver that checks each proof again. "auto" is cvc5 where it is installed, None is no check. One
+            that is given the caller closes.
+    """
+
+    def __init__(self, solver: Solver | None = None, second: Solver | Literal["auto"] | None = "auto") -> None:
+        own_second = second_solver() if second == "auto" else None
+        self.solver: Solver = default_solver() if solver is None else solver
+        self.second: Solver | None = own_second if second == "auto" else second
+        self.lemmas: Lemmas = {}
+        self.theorems = Theorems()
+        self.certificates: dict[tuple[str, str], dict[str, Any]] = {}
+        self.closed = False
+        self._own = [own_second, *([self.solver] if solver is None else [])]
+        self._context = context.ready(z3.Context())
+        self._one_at_a_time = threading.RLock()
+
+    def prove(
+        self,
+        claim: Claim,
+        scope: Any = "any",
+        *,
+        timeout: float = 60.0,
+        stages: tuple[str, ...] = STAGES,
+        search_seconds: float = 0.4,
+        second: Solver | Literal["auto"] | None = "auto",
+        second_seconds: float = SECONDS,
+        certify: bool = False,
+    ) -> Verdict:
+        """Prove or refute a claim for every layer in a scope, as :func:`prove` does.
+
+        Args:
+            second: "auto" is the prover's own second solver, None leaves its check out.
+        """
+        if not isinstance(claim, Claim):
+            raise InputError(repr(claim)[:80], "a claim from dominates, equal or keeps", "prove")
+        if isinstance(timeout, bool) or not 0 < timeout <= 10**6:
+            raise InputError(f"timeout={timeout!r}"[:80], "seconds, more than 0", "prove")
+        if unknown := [s for s in stages if s not in STAGES]:
+            raise InputError(f"stages {unknown}", ", ".join(STAGES), "prove")
+        with self._one_at_a_time, strict(), context.inside(self._context):
+            if self.closed:
+                raise InputError("a prover that was closed", "an open one", "prove")
+            where, until = within(claim, Scope.of(scope)), time.monotonic() + timeout
+            checker = self.second if second == "auto" else second
+
+            def decide(claim: Claim, stages: tuple[str, ...] = tuple(s for s in stages if s != "bounded")) -> Verdict:
+                attempt = _Attempt(self, claim, where, until)
+                attempt.second, attempt.second_seconds = checker, second_seconds
+                return attempt.run(stages, search_seconds)
+
+            verdict = of_parts(claim, where, decide) if claim.parts() else decide(claim, stages)
+        return self.certify(verdict, timeout) if certify else verdict
+
+    def session(self, until: float) -> Session:
+        """Begin the queries of one proof. ``until``: their deadline, on the clock of ``time.monotonic``."""
+        return Session(self.solver, until, self.lemmas)
+
+    def certify(self, verdict: Verdict, timeout: float = CERTIFY_SECONDS) -> Verdict:
+        """Return a proved verdict with certificates that need no solver (docs/certificates.md), any other as it is.
+
+        Args:
+            timeout: seconds for all certificates together. Queries without one at the end are named in the notes.
+        """
+        from compcomp.proving.certificate.certify import certified
+
+        return certified(verdict, time.monotonic() + timeout, self.certificates)
+
+    def close(self) -> None:
+        """Forget everything and end the processes, once no proof is under way. Solvers that were given stay open."""
+        with self._one_at_a_time:
+            self.closed = True
+            self.lemmas.clear()
+            self.theorems.clear()
+            self.certificates.clear()
+            for solver in self._own:
+                close(solver)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+
+_default: Prover | None = None
+"""The only thing that this room remembers between calls."""
+_making = threading.Lock()
+
+
+def default_prover() -> Prover:
+    """Return the prover that ``prove`` asks. It is made when it is first needed, and anew after it was closed."""
+    global _default
+    with _making:
+        if _default is None or _default.closed:
+            _default = Prover()
+        return _default
 
 
 def prove(
@@ -63,45 +172,53 @@ def prove(
 ) -> Verdict:
     """Prove or refute a claim for every layer in a scope.
 
-    claim: from ``dominates``, ``equal`` or ``keeps``. scope: "any", "2x4" or (2, 4) (out x in), "block:32"
-    or ("block", 32). timeout: seconds for the whole of it. stages: which of :data:`STAGES` to run, in that
-    order. solver: another solver than z3 in a worker process. second: the one that checks a proof again; "auto"
-    is cvc5 where it is installed, None leaves the check out. second_seconds: for that check, out of ``timeout``.
-    certify: also look for certificates that need no solver, for at most another ``timeout`` (docs/certificates.md).
+    PROVED and REFUTED are only ever said of what a stage has shown. A deadline, an error or a missing solver gives
+    UNKNOWN with its cause.
 
-    PROVED and REFUTED are only ever said of what a stage has shown; a deadline, an error or a missing
-    solver gives UNKNOWN with its cause. Raises InputError when claim and scope do not fit each other.
+    Args:
+        claim: from ``dominates``, ``equal``, ``keeps``, ``fits`` or ``orthogonal``.
+        scope: "any", "2x4" or (2, 4) (out x in), "block:32" or ("block", 32).
+        timeout: seconds for the whole of it.
+        stages: which of :data:`STAGES` to run, in that order.
+        search_seconds: for the search for a counterexample, out of ``timeout``.
+        solver: another solver than z3 in worker processes. Nothing is remembered then; a :class:`Prover` remembers.
+        second: the solver that checks a proof again. "auto" is cvc5 where it is installed, None leaves the check out.
+        second_seconds: for that check, out of ``timeout``.
+        certify: look for certificates that need no solver at once, for at most another ``timeout``
+            (docs/certificates.md). Otherwise ``Verdict.save`` looks for them.
+
+    Raises:
+        InputError: claim and scope do not fit each other.
     """
-    if not isinstance(claim, Claim):
-        raise InputError(repr(claim)[:80], "a claim from dominates, equal or keeps", "prove")
-    if isinstance(timeout, bool) or not 0 < timeout <= 10**6:
-        raise InputError(f"timeout={timeout!r}"[:80], "seconds, more than 0", "prove")
-    if unknown := [s for s in stages if s not in STAGES]:
-        raise InputError(f"stages {unknown}", ", ".join(STAGES), "prove")
-    with _one_at_a_time, strict():
-        where, until = within(claim, Scope.of(scope)), time.monotonic() + timeout
-        checker = second_solver() if second == "auto" else second
+    prover = default_prover()
+    if solver is not None:
+        prover = Prover(solver, prover.second if second == "auto" else second)
+    return prover.prove(
+        claim,
+        scope,
+        timeout=timeout,
+        stages=stages,
+        search_seconds=search_seconds,
+        second=second,
+        second_seconds=second_seconds,
+        certify=certify,
+    )
 
-        def decide(claim: Claim, stages: tuple[str, ...] = tuple(s for s in stages if s != "bounded")) -> Verdict:
-            attempt = _Attempt(claim, where, until - time.monotonic(), solver or default_solver())
-            attempt.second, attempt.second_seconds = checker, second_seconds
-            return attempt.run(stages, search_seconds)
 
-        verdict = of_parts(claim, where, decide) if claim.parts() else decide(claim, stages)
-        if certify and verdict.proved:
-            from compcomp.proving.certificate.certify import certified
+def certify(verdict: Verdict, timeout: float = CERTIFY_SECONDS) -> Verdict:
+    """Return a proved verdict with certificates, found by the default prover unless they were looked for before."""
+    from compcomp.proving.certificate.certify import MISSING
 
-            return certified(verdict, timeout)
-        return verdict
+    looked = any(note.startswith(MISSING) for note in verdict.notes)
+    return verdict if looked else default_prover().certify(verdict, timeout)
 
 
 class _Attempt:
-    """One claim on its way through the stages."""
+    """One claim on its way through the stages, until a time on the clock of ``time.monotonic``."""
 
-    def __init__(self, claim: Claim, scope: Scope, timeout: float, solver: Solver) -> None:
-        self.claim, self.scope, self.solver = claim, scope, solver
+    def __init__(self, prover: Prover, claim: Claim, scope: Scope, until: float) -> None:
+        self.prover, self.claim, self.scope, self.until = prover, claim, scope, until
         self.start = time.monotonic()
-        self.until = self.start + timeout
         self.queries: list[Query] = []
         self.second: Solver | None = None
         self.second_seconds, self.second_version = SECONDS, ""
@@ -115,18 +232,18 @@ class _Attempt:
             instances[0].check(self.scope.shape)
         if empty := self.claim.says_nothing(lambda: formats_along(self.claim, self.scope)):
             return self.verdict(Status.VACUOUS, cause=empty, stage="rule")
-        if "rule" in stages and (known := known_theorem(self.claim, self.solver, self.second)) is not None:
+        if "rule" in stages and (known := self.prover.theorems.get(self.claim, self.second)) is not None:
             return replace(known, claim=self.claim, scope=self.scope, work={**known.work, "seconds": self._seconds()})
         if "rule" in stages and (proof := self._rule(self.claim)) is not None:
             verdict = self._proved(proof, "rule")
-            keep_theorem(verdict, self.solver, self.second)
+            self.prover.theorems.keep(verdict, self.second)
             return verdict
         for found in self._searched(instances, search_seconds) if "search" in stages else []:
             if found is not None and found.agrees:
                 return self._refuted(found, "search")
             gap = gap or found
         if "bounded" in stages and len(instances) == 1:
-            outcome = bounded(self.claim, self.scope, self.solver, self.until - time.monotonic())
+            outcome = bounded(self.claim, self.scope, self.prover.session(self.until))
             return self._after_bounded(outcome, gap)
         return self._unknown("no counterexample found and no rule applies", gap)
 
@@ -138,11 +255,10 @@ class _Attempt:
         passes = [*(LOOKS if len(instances) > 1 else ()), (seconds, ROUNDS)]
         for seed, (most, rounds_each) in zip(reversed(range(len(passes))), passes, strict=True):
             for instance in instances:
-                left = min(most, seconds, self.until - time.monotonic())
-                yield search(instance, self.scope, left, seed, rounds_each)
+                yield search(instance, self.scope, min(most, seconds), self.until, seed, rounds_each)
         for instance in instances:
-            left = min(FURTHER * seconds / len(instances), self.until - time.monotonic())
-            yield search(instance, self.scope, left, rounds_each=1, further=True)
+            most = FURTHER * seconds / len(instances)
+            yield search(instance, self.scope, most, self.until, rounds_each=1, further=True)
 
     def _rule(self, claim: Claim) -> Proof | None:
         told = standing(claim)
@@ -152,7 +268,7 @@ class _Attempt:
         for rule in RULES:
             if claim.changes_basis and rule not in ANY_BASIS:
                 continue
-            proof = rule(claim, Session(self.solver, self.until))
+            proof = rule(claim, self.prover.session(self.until))
             if proof is not None:
                 if standing(asked) != told:
                     return None
@@ -175,10 +291,10 @@ class _Attempt:
         return self._unknown(outcome.cause, gap)
 
     def _proved(self, proof: Proof, stage: str) -> Verdict:
-        if problem := unmet(self.claim, self.scope, self.solver, self.until - time.monotonic()):
+        if problem := unmet(self.claim, self.scope, self.prover.session(self.until)):
             return self.verdict(problem[0], cause=problem[1], stage=stage)
-        left = min(self.second_seconds, self.until - time.monotonic())
-        check = cross_check(proof.queries, self.second, left)
+        until = min(self.until, time.monotonic() + self.second_seconds)
+        check = cross_check(proof.queries, self.second, until)
         self.queries, self.second_version = list(check.queries), check.solver
         if check.conflict:
             return self.verdict(Status.DISAGREE, cause=check.conflict, stage=stage)
@@ -207,8 +323,8 @@ class _Attempt:
         def proves(claim: Claim) -> bool:
             if stage == "rule":
                 return self._rule(claim) is not None
-            left = min(most, self.until - time.monotonic())
-            return left > 0 and bounded(claim, self.scope, self.solver, left).proof is not None
+            until = min(self.until, time.monotonic() + most)
+            return bounded(claim, self.scope, self.prover.session(until)).proof is not None
 
         return tuple(map(str, needed(self.claim, proves)))
 

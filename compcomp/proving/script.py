@@ -61,12 +61,13 @@ def has_text(term: Term) -> bool:
 
 class _Writer:
     def __init__(self) -> None:
-        self._context = z3.main_ctx().ref()
+        self._context: Any = None
         self._nodes: dict[int, tuple[str, tuple[int, ...]]] = {}  # text of a leaf, or operator and arguments
         self._sorts: dict[str, str] = {}
         self._names: dict[int, str] = {}
 
     def text(self, assertions: list[Term]) -> str:
+        self._context = assertions[0].ctx.ref() if assertions else None
         roots = [self._read(assertion.as_ast()) for assertion in assertions]
         asserted = [f"(assert {self._written(root)})" for root in roots]
         declared = [f"(declare-fun {name} () {sort})" for name, sort in self._sorts.items()]

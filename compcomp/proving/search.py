@@ -37,14 +37,15 @@ class Found:
 
 
 class Clock:
-    """The time a search may take, without the second or two that torch takes to load."""
+    """The time a search may take, without the second or two that torch takes to load, and when it has to end."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds, self._start = seconds, time.monotonic()
+    def __init__(self, seconds: float, until: float) -> None:
+        self._seconds, self._until, self._start = seconds, until, time.monotonic()
 
     def runs(self, early: bool) -> bool:
         """Whether to go on; ``early`` rounds may take four times as long."""
-        return time.monotonic() - self._start < self._seconds * (4 if early else 1)
+        now = time.monotonic()
+        return now < self._until and now - self._start < self._seconds * (4 if early else 1)
 
     def load_torch(self) -> None:
         """Load what a replay needs, and do not count it."""
@@ -54,11 +55,22 @@ class Clock:
 
 
 def search(
-    claim: Claim, scope: Scope, seconds: float, seed: int = 0, rounds_each: int = ROUNDS, further: bool = False
+    claim: Claim,
+    scope: Scope,
+    seconds: float,
+    until: float = float("inf"),
+    seed: int = 0,
+    rounds_each: int = ROUNDS,
+    further: bool = False,
 ) -> Found | None:
     """Look for a layer in the scope on which the claim fails. None means nothing was found, never a proof.
 
-    further: at other shapes, and among layers that small integers hardly meet (:mod:`.special`).
+    Args:
+        seconds: how long to search. The first rounds may take four times as long.
+        until: when to end in any case, on the clock of ``time.monotonic``.
+        seed: of the layers that are drawn.
+        rounds_each: rounds for each shape that are always run.
+        further: look at other shapes, and among layers that small integers hardly meet (:mod:`.special`).
     """
     random = np.random.default_rng(seed)
     shapes = []
@@ -75,7 +87,7 @@ def search(
     sources = [draw(techniques, shape, claim.needs_inputs, random, _size(shape, gram)) for shape in shapes]
     costs = [max(rows * columns, ALIKE) for rows, columns in shapes]
     spent = list(costs)
-    clock, gap, turn = Clock(seconds), None, 0
+    clock, gap, turn = Clock(seconds, until), None, 0
     while sources and clock.runs(turn < rounds_each * len(sources)):
         place = spent.index(min(spent))
         spent[place] += costs[place]

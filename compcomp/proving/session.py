@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import z3
 
@@ -15,24 +14,28 @@ from compcomp.proving.script import script
 from compcomp.proving.solver import Answer, Solver
 from compcomp.terms import Term
 
-# The garbage collector may drop a term in a thread that is not proving.
-z3.Z3_enable_concurrent_dec_ref(z3.main_ctx().ref())
-
 LEMMA_SECONDS = 5.0
 """For a lemma that only makes the main question easier."""
 
 T = TypeVar("T")
 
-_lemmas: WeakKeyDictionary[Solver, dict[Hashable, tuple[Any, tuple[Query, ...]]]] = WeakKeyDictionary()
-"""What was made of the answers of one solver, and the questions it was made of, by a key that decides both."""
+Lemmas = dict[Hashable, tuple[Any, tuple[Query, ...]]]
+"""Results of lemmas by one solver, and the queries they rest on, by a key that decides both."""
 
 
 @dataclass
 class Session:
-    """The questions of one proof: each is asked once, kept as text, and within one deadline (monotonic ``until``)."""
+    """The queries of one proof: each is asked once and kept as text.
+
+    Args:
+        solver: who answers them.
+        until: the deadline of all of them, on the clock of ``time.monotonic``.
+        lemmas: results that earlier sessions with the same solver found, and where this one keeps its own.
+    """
 
     solver: Solver
     until: float
+    lemmas: Lemmas = field(default_factory=dict)
     queries: list[Query] = field(default_factory=list)
 
     def ask(self, name: str, assertions: list[Term], expected: str, most: float = float("inf")) -> Answer:
@@ -48,7 +51,7 @@ class Session:
 
         Every proof that uses it lists them all the same. Kept only where each of them got a clear answer.
         """
-        known = _lemmas.setdefault(self.solver, {})
+        known = self.lemmas
         if key not in known:
             first = len(self.queries)
             result, asked = lemma(), tuple(self.queries[first:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import importlib.util
 import json
@@ -12,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,15 +39,19 @@ class Answer:
 
 
 class Solver(Protocol):
-    """Whatever answers SMT-LIB scripts."""
+    """Whatever answers an SMT-LIB script within so many seconds."""
 
-    def ask(self, smtlib: str, deadline: float) -> Answer: ...
+    def ask(self, smtlib: str, seconds: float, /) -> Answer: ...
 
 
 class SolverProcess:
     """A solver in a worker process that is reused, killed at the deadline, and started again when it is gone.
 
-    ``command`` lets a test put another program in a worker's place. ``request``: sent along with every script.
+    The process ends with this object at the latest.
+
+    Args:
+        command: another program in the worker's place, for tests.
+        request: sent along with every script.
     """
 
     name = "solver"
@@ -56,17 +60,21 @@ class SolverProcess:
     def __init__(self, command: list[str] | None = None, **request: Any) -> None:
         self._command = command or [sys.executable, "-m", self.worker]
         self._request, self._lock = request, threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
+        self._running: list[subprocess.Popen[str]] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.version = ""
-        atexit.register(self.close)
+        weakref.finalize(self, _end, self._running)
 
-    def ask(self, smtlib: str, deadline: float) -> Answer:
-        """Check the script before the deadline (seconds from now)."""
+    @property
+    def _process(self) -> subprocess.Popen[str] | None:
+        return self._running[-1] if self._running else None
+
+    def ask(self, smtlib: str, seconds: float) -> Answer:
+        """Check the script in so many seconds at the most."""
         start = time.monotonic()
         with self._lock:
             try:
-                reply = self._exchange(smtlib, start + deadline)
+                reply = self._exchange(smtlib, start + seconds)
             except (OSError, ValueError) as error:
                 self.close()
                 reply = {"answer": "unknown", "cause": f"solver process failed: {error}"}
@@ -84,8 +92,9 @@ class SolverProcess:
         )
 
     def _exchange(self, smtlib: str, until: float) -> dict[str, Any]:
-        if self._process is None or self._process.poll() is not None:
-            self._start()
+        process = self._process
+        if process is None or process.poll() is not None:
+            process = self._start()
             hello = self._read(max(until, time.monotonic() + 20))
             if "ready" not in hello:
                 self.close()
@@ -94,20 +103,21 @@ class SolverProcess:
                     "cause": hello.get("cause") or "the solver process did not start",
                 }
             self.version = str(hello["ready"])
-        assert self._process is not None and self._process.stdin is not None
+        assert process.stdin is not None
         milliseconds = int(1000 * max(0.0, until - time.monotonic()))
         request = {"smtlib": smtlib, "milliseconds": milliseconds, **self._request}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
         reply = self._read(until)
         if reply.get("fatal"):
             self.close()
         return reply
 
-    def _start(self) -> None:
+    def _start(self) -> subprocess.Popen[str]:
+        self.close()
         home = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(p for p in (home, os.environ.get("PYTHONPATH")) if p)
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -115,8 +125,10 @@ class SolverProcess:
             text=True,
             env={**KEEP_MEMORY, **os.environ, "PYTHONPATH": path},
         )
+        self._running.append(process)
         self._lines = queue.Queue()
-        threading.Thread(target=_pump, args=(self._process.stdout, self._lines), daemon=True).start()
+        threading.Thread(target=_pump, args=(process.stdout, self._lines), daemon=True).start()
+        return process
 
     def _read(self, until: float) -> dict[str, Any]:
         try:
@@ -132,14 +144,7 @@ class SolverProcess:
 
     def close(self) -> None:
         """End the process; the next question starts another."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):  # an unsent request may still be in the buffer
-                        pipe.close()
+        _end(self._running)
 
 
 class Z3Process(SolverProcess):
@@ -160,6 +165,20 @@ class Cvc5Process(SolverProcess):
         super().__init__(command, rlimit=rlimit)
 
 
+def _end(running: list[subprocess.Popen[str]]) -> None:
+    while running:
+        try:
+            process = running.pop()
+        except IndexError:  # another thread ends it
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):  # an unsent request may still be in the buffer
+                    pipe.close()
+
+
 def _pump(stream: Any, lines: queue.Queue[str | None]) -> None:
     try:
         for line in stream:
@@ -175,10 +194,10 @@ class Portfolio:
     def __init__(self, *solvers: Solver) -> None:
         self.solvers = solvers
 
-    def ask(self, smtlib: str, deadline: float) -> Answer:
-        answer, start = Answer("unknown", cause="no solver"), time.monotonic()
+    def ask(self, smtlib: str, seconds: float) -> Answer:
+        answer, until = Answer("unknown", cause="no solver"), time.monotonic() + seconds
         for turn, solver in enumerate(self.solvers):
-            left = deadline - (time.monotonic() - start)
+            left = until - time.monotonic()
             if left <= 0:
                 break
             answer = solver.ask(smtlib, left / (len(self.solvers) - turn))
@@ -186,11 +205,19 @@ class Portfolio:
                 break
         return answer
 
+    def close(self) -> None:
+        """End the processes of all of them."""
+        for solver in self.solvers:
+            close(solver)
+
 
 class Remembering:
-    """Asks a solver each script once: clear answers are kept by the script's text, unknowns are not.
+    """Ask a solver each script once: clear answers are kept by the script's text, unknowns are not.
 
-    patient=False: a script that had no answer is asked again only with more time than before.
+    Args:
+        solver: who answers a script that is new.
+        most: answers that are kept.
+        patient: whether a script without an answer is asked again each time, or only with more time than before.
     """
 
     def __init__(self, solver: Solver, most: int = 4000, *, patient: bool = True) -> None:
@@ -198,39 +225,40 @@ class Remembering:
         self._known: dict[str, Answer] = {}
         self._open: dict[str, tuple[float, Answer]] = {}
 
-    def ask(self, smtlib: str, deadline: float) -> Answer:
+    def ask(self, smtlib: str, seconds: float) -> Answer:
         known = self._known.get(smtlib)
         given, unknown = self._open.get(smtlib, (0.0, None))
-        if unknown is not None and deadline <= given:
+        if unknown is not None and seconds <= given:
             return unknown
         if known is None:
-            known = self.solver.ask(smtlib, deadline)
+            known = self.solver.ask(smtlib, seconds)
             if known.answer != "unknown":
                 if len(self._known) >= self.most:
                     self._known.clear()
                 self._known[smtlib] = known
             elif not self.patient:
-                self._open[smtlib] = (deadline, known)
+                self._open[smtlib] = (seconds, known)
         return known
 
-
-_default: Remembering | None = None
-
-
-def default_solver() -> Solver:
-    """z3's simple solver first, then its full one, in processes that this process reuses."""
-    global _default
-    if _default is None:
-        _default = Remembering(Portfolio(Z3Process(rlimit=FIRST_RLIMIT), Z3Process(simple=False)))
-    return _default
+    def close(self) -> None:
+        """Forget all answers and end the solver's processes."""
+        self._known.clear()
+        self._open.clear()
+        close(self.solver)
 
 
-_second: Remembering | None = None
+def close(solver: Solver | None) -> None:
+    """End a solver's processes, where it has any."""
+    end = getattr(solver, "close", None)
+    if end is not None:
+        end()
 
 
-def second_solver() -> Solver | None:
-    """cvc5 in a process that this process reuses; None where it is not installed."""
-    global _second
-    if _second is None and importlib.util.find_spec("cvc5") is not None:
-        _second = Remembering(Cvc5Process(), patient=False)
-    return _second
+def default_solver() -> Remembering:
+    """Make a solver: z3's simple one first, then its full one, each in a process of its own."""
+    return Remembering(Portfolio(Z3Process(rlimit=FIRST_RLIMIT), Z3Process(simple=False)))
+
+
+def second_solver() -> Remembering | None:
+    """Make a solver that shares no code with the first: cvc5 in a process. None where it is not installed."""
+    return None if importlib.util.find_spec("cvc5") is None else Remembering(Cvc5Process(), patient=False)

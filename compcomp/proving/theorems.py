@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from contextlib import suppress
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 from compcomp.language.claim import Claim
 from compcomp.language.identity import Unidentified, identity
@@ -19,31 +19,39 @@ from compcomp.proving.solver import Solver
 # layer of the scope, and so are those with conditions, which have to be shown to be satisfiable at every shape.
 
 MOST = 4000
-"""Theorems that are kept for one solver."""
-
-_theorems: WeakKeyDictionary[Solver, dict[Hashable, Verdict]] = WeakKeyDictionary()
+"""Theorems that are kept."""
 
 
-def known_theorem(claim: Claim, solver: Solver, second: Solver | None) -> Verdict | None:
-    """The proof for any shape of this very claim, if the same two solvers have answered for it."""
-    known = _theorems.get(solver)
-    try:
-        return None if known is None else known.get(_key(claim, second))
-    except (TypeError, Unidentified):  # something in the key has no identity, or no weak reference: nothing was kept
-        return None
+class Theorems:
+    """Proofs for any shape that one solver has answered for, by claim and second solver."""
 
+    def __init__(self) -> None:
+        self._known: dict[Hashable, Verdict] = {}
 
-def keep_theorem(verdict: Verdict, solver: Solver, second: Solver | None) -> None:
-    """Keep a proof, if another try would make nothing better of it."""
-    checked = verdict.grade in (Grade.TWO_SOLVERS, Grade.NO_SOLVER) or second is None
-    claim = verdict.claim
-    if not (verdict.proved and verdict.stage == "rule" and checked) or claim.given or claim.reads_layers:
-        return
-    known = _theorems.setdefault(solver, {})
-    if len(known) >= MOST:
-        known.clear()
-    with suppress(TypeError, Unidentified):
-        known[_key(claim, second)] = verdict
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, claim: Claim, second: Solver | None) -> Verdict | None:
+        """Return the proof of this very claim, if the same second solver has checked it."""
+        try:
+            return self._known.get(_key(claim, second)) if self._known else None
+        except (TypeError, Unidentified):  # something in the key has no identity or no weak reference: nothing was kept
+            return None
+
+    def keep(self, verdict: Verdict, second: Solver | None) -> None:
+        """Keep a proof whose grade cannot improve: the second solver agreed, none was needed, or there is none."""
+        checked = verdict.grade in (Grade.TWO_SOLVERS, Grade.NO_SOLVER) or second is None
+        claim = verdict.claim
+        if not (verdict.proved and verdict.stage == "rule" and checked) or claim.given or claim.reads_layers:
+            return
+        if len(self._known) >= MOST:
+            self._known.clear()
+        with suppress(TypeError, Unidentified):
+            self._known[_key(claim, second)] = verdict
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._known.clear()
 
 
 def _key(claim: Claim, second: Solver | None) -> Hashable:

@@ -29,6 +29,7 @@ from compcomp.techniques import (
     TruncatedSVD,
     Wanda,
 )
+from tests.amount import spread
 from tests.architectures import ARCHITECTURES, Architecture
 from tests.by_hand import compressed, memory, modes, places, same, seen
 
@@ -192,12 +193,12 @@ def test_there_are_enough() -> None:
     assert len(ARCHITECTURES) >= 34
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", spread(ARCHITECTURES, 23))
 def test_search_apply_save_and_load(name: str, tmp_path: Path) -> None:
     planned(ARCHITECTURES[name], 0, tmp_path)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", spread([*reversed(ARCHITECTURES)], 23))
 def test_prune_cut_save_and_load(name: str, tmp_path: Path) -> None:
     for place, order in enumerate(UNITS[:3] if len(name) % 2 else UNITS[3:5]):
         cut(ARCHITECTURES[name], 0, order, tmp_path / str(place))

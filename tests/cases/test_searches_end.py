@@ -21,6 +21,7 @@ from compcomp.ordering.screen import COLUMNS, small_shape
 from compcomp.ordering.space import pairs_of
 from compcomp.recipe import LIST, PAIRS, recipe_of
 from compcomp.techniques import OBS, AbsMax, Hadamard, LeastSquaresDistill, LoRA, Magnitude, PruneColumns, PruneRows
+from tests.amount import spread
 
 EXTREMES: dict[str, tuple[Any, ...]] = {
     "sparsity": (F(0), F(1, 100), F(99, 100), F(1, 2)),
@@ -56,7 +57,7 @@ def drawn(random_: random.Random) -> Technique:
             continue
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", spread(LOSSES, 2))
 @pytest.mark.parametrize(
     "techniques",
     [
@@ -76,7 +77,7 @@ def test_techniques_that_ended_in_nothing(techniques: list[Technique], loss: str
 
 @pytest.mark.slow
 @pytest.mark.parametrize("given", [True, False])
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", spread(range(8), 2))
 def test_any_set_of_techniques(seed: int, given: bool) -> None:
     random_ = random.Random(seed)
     techniques = [drawn(random_) for _ in range(random_.randint(2, 4))]
@@ -90,7 +91,7 @@ def test_any_set_of_techniques(seed: int, given: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", spread(range(30), 12))
 def test_any_claim(seed: int) -> None:
     random_ = random.Random(seed)
     left, right = (cc.Sequence(tuple(drawn(random_) for _ in range(random_.randint(1, 3)))) for _ in range(2))
@@ -111,7 +112,7 @@ def test_any_claim(seed: int) -> None:
     assert time.monotonic() - start < 60
 
 
-@pytest.mark.parametrize("block", [None, 2, 4, 8])
+@pytest.mark.parametrize("block", spread([None, 2, 4, 8], 2))
 @pytest.mark.parametrize("scope", ["any", "1x2", "2x8", "block:8"])
 def test_rotations_in_claims_of_equality(block: int | None, scope: str) -> None:
     """Where a root is not rational, floats find no proof and no refutation."""

@@ -32,6 +32,7 @@ from compcomp.techniques import (
 )
 from compcomp.terms import ROUNDINGS, Choices, RandomChoices, SymbolicChoices, each
 from compcomp.testing import conventions, layers
+from tests.amount import spread
 from tests.helpers import layer
 
 FEW = settings(max_examples=15, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -101,7 +102,7 @@ def fields(state: LayerState) -> Iterator[list[Any]]:
             yield [number(x) for x in state.format.grid.offset.ravel()]
 
 
-@pytest.mark.parametrize("technique", SETTLED, ids=str)
+@pytest.mark.parametrize("technique", spread(SETTLED, 40), ids=str)
 def test_z3_and_sympy_agree_with_fractions(technique: Technique) -> None:
     @FEW
     @given(layers((2, 4), started=False))

@@ -230,6 +230,6 @@ def test_prove_from_a_shell_reuses_what_is_in_the_store(
     assert run("AbsMax(bits=4) equals AbsMax(bits=3)") == (1, found)
     assert run("AbsMax(bits=3) equals AbsMax(bits=4)")[0] == 1
     status, found = run("AbsMax(bits=4) dominates AbsMax(bits=4) >> AbsMax(bits=4)", "--loss", "output_l2")
-    assert (status, found["reach"]) == (0, "any shape") and "equal states lose the same" in found["notes"][-1]
+    assert (status, found["reach"]) == (0, "any shape") and "computes the same loses the same" in found["notes"][-1]
     (tmp_path / "s.db").write_text("no database, but long enough to be looked at " * 50)
     assert run("AbsMax(bits=4) equals AbsMax(bits=3)")[0] == 2

@@ -10,7 +10,7 @@ import networkx as nx
 import pytest
 
 from compcomp.language.assumption import contract
-from compcomp.language.claim import dominates, equal
+from compcomp.language.claim import dominates, same_state
 from compcomp.language.technique import Sequence, Technique
 from compcomp.language.verdict import Status
 from compcomp.ordering.dag import Orderings, covers
@@ -24,7 +24,7 @@ UNPROVED = [status for status in Status if status is not Status.PROVED]
 
 
 def same(orderings: Orderings, one: Prefix, other: Prefix, status: Status = Status.PROVED) -> bool:
-    return orderings.merge(verdict(equal(orderings.order(one), orderings.order(other)), status))
+    return orderings.merge(verdict(same_state(orderings.order(one), orderings.order(other)), status))
 
 
 def worse(orderings: Orderings, one: Prefix, other: Prefix, status: Status = Status.PROVED) -> bool:
@@ -69,14 +69,14 @@ def test_a_merged_prefix_takes_its_continuations_with_it() -> None:
     assert orderings.representative((1, 0, 3, 2)) == (0, 1, 3, 2)
     (fate,) = orderings.fates([(1, 0, 3, 2)])
     assert (fate.fate, fate.by) == ("merged", orderings.text((0, 1, 3, 2)))
-    assert "equals" in fate.because
+    assert "same state as" in fate.because
 
 
 def test_what_may_not_merge() -> None:
     orderings = Orderings([A, B, C], "weight_l2")
-    assert not orderings.merge(verdict(equal(A >> D, D >> A), Status.PROVED))  # D is not of this search
+    assert not orderings.merge(verdict(same_state(A >> D, D >> A), Status.PROVED))  # D is not of this search
     assert not orderings.merge(verdict(dominates(A >> B, B >> A), Status.PROVED))
-    assert not orderings.merge(verdict(equal(A >> B, B >> A), Status.PROVED, assumptions=("the layer is square",)))
+    assert not orderings.merge(verdict(same_state(A >> B, B >> A), Status.PROVED, assumptions=("the layer is square",)))
     assert orderings.counted()["measured"] == 6
 
 
@@ -91,7 +91,7 @@ def test_equal_states_with_other_techniques_left_are_no_one_order() -> None:
 
 def test_from_every_state_a_proof_serves_inside_an_order_else_only_at_its_start() -> None:
     anywhere, dense = (Orderings([A, B, C], "weight_l2") for _ in range(2))
-    claim = equal(A >> B, B >> A)
+    claim = same_state(A >> B, B >> A)
     assert anywhere.merge(verdict(claim, Status.PROVED, congruent=True)) and dense.merge(verdict(claim, Status.PROVED))
     assert anywhere.representative((2, 1, 0)) == (2, 0, 1) and dense.representative((2, 1, 0)) == (2, 1, 0)
     assert (anywhere.counted()["merged"], dense.counted()["merged"]) == (3 - 1, 1)
@@ -103,7 +103,7 @@ def resting(given: list[Technique], step: int, congruent: bool = True) -> Orderi
     """Orderings in which one technique changes nothing at first, and never loses anything at the end."""
     orderings = Orderings(given, "weight_l2")
     technique = orderings.techniques[step]
-    assert orderings.merge(verdict(equal(technique, Sequence()), Status.PROVED))
+    assert orderings.merge(verdict(same_state(technique, Sequence()), Status.PROVED))
     for last in orderings.techniques:
         claim = dominates(last >> technique, last, loss="weight_l2")
         assert orderings.improves_last(verdict(claim, Status.PROVED, congruent=congruent)) == congruent
@@ -115,7 +115,7 @@ def test_what_changes_nothing_at_first_comes_last() -> None:
     assert orderings.counted() == {"total": 6, "merged": 0, "dropped": 2, "measured": 4}
     (fate,) = orderings.fates([(2, 1, 0)])
     assert (fate.fate, fate.by) == ("dropped", orderings.text((1, 0, 2)))
-    assert [str(p.claim) for p in fate.proofs] == [f"{C} equals identity", f"{A >> C} dominates {A}"]
+    assert [str(p.claim) for p in fate.proofs] == [f"{C} same state as identity", f"{A >> C} dominates {A}"]
     assert orderings.node((2, 1)) is None
 
 
@@ -129,15 +129,15 @@ def test_what_leaves_factors_is_not_left_out_before_what_sees_them(seer: Techniq
     """Equal states agree in the product of their factors; that DistillFactors makes of them the same, nobody says."""
     for resting in (LoRA(rank=1, iterations=1), LeastSquaresDistill()):
         orderings = Orderings([A, resting, seer or B], "output_l2")
-        left_out = orderings.merge(verdict(equal(resting, Sequence()), Status.PROVED))
+        left_out = orderings.merge(verdict(same_state(resting, Sequence()), Status.PROVED))
         assert left_out is (seer is None or resting == LeastSquaresDistill())
-        anywhere = verdict(equal(A >> resting, resting >> A), Status.PROVED, congruent=True)
+        anywhere = verdict(same_state(A >> resting, resting >> A), Status.PROVED, congruent=True)
         assert orderings.merge(anywhere), "a proof from every state leaves the very same factors"
 
 
 def test_nothing_is_deferred_to_a_place_it_may_not_take() -> None:
     orderings = Orderings([A, B, C], "weight_l2", before=[(C, B)])
-    orderings.merge(verdict(equal(C, Sequence()), Status.PROVED))
+    orderings.merge(verdict(same_state(C, Sequence()), Status.PROVED))
     for last in (A, B, C):
         orderings.improves_last(verdict(dominates(last >> C, last), Status.PROVED, congruent=True))
     assert orderings.total == 3 and orderings.counted()["dropped"] == 0
@@ -174,7 +174,7 @@ def test_what_may_not_drop() -> None:
     assert not worse(orderings, (0, 1), (1, 0))  # a prefix: what follows might turn it round
     claim = dominates(A >> B >> C, B >> A >> C, loss="weight_l1")
     assert not orderings.drop(verdict(claim, Status.PROVED))
-    assert not orderings.drop(verdict(equal(A >> B >> C, B >> A >> C), Status.PROVED))
+    assert not orderings.drop(verdict(same_state(A >> B >> C, B >> A >> C), Status.PROVED))
 
 
 def test_of_orders_that_dominate_each_other_one_stays() -> None:
@@ -228,7 +228,7 @@ def test_a_block_says_nothing_of_a_layer_that_is_more_than_its_blocks(claim: obj
 
 
 def test_an_assumption_must_be_known_to_hold() -> None:
-    claim = equal(A >> B, B >> A)
+    claim = same_state(A >> B, B >> A)
     harmless = verdict(claim, Status.PROVED, assumptions=(EXACT, contract("T", "never increases weight_l2")))
     strict = verdict(claim, Status.PROVED, assumptions=(EXACT, "no ties at the threshold"))
     assert covers(harmless, None) and not covers(strict, None)
@@ -294,5 +294,5 @@ def test_the_graph_is_plain_data_and_a_dag() -> None:
     assert graph.nodes[orderings.text((0, 1))]["orders"] == 2
     assert graph.nodes[orderings.text((2, 1, 0))]["fate"] == "dropped"
     merged = graph.edges[orderings.text((1,)), orderings.text((0, 1))]
-    assert merged["merged"] and merged["technique"] == str(A) and "equals" in merged["because"]
+    assert merged["merged"] and merged["technique"] == str(A) and "same state as" in merged["because"]
     assert sum(graph.nodes[n]["orders"] for n in graph if graph.nodes[n]["level"] == 3) == 6

@@ -23,6 +23,7 @@ from compcomp.techniques import (
     TruncatedSVD,
     Wanda,
 )
+from tests.amount import spread
 from tests.ordering.fakes import LayerBench, by_rules, exhaustive
 
 FAMILY: list[Technique] = [
@@ -64,7 +65,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", range(BATCHES))
+@pytest.mark.parametrize("batch", spread(range(BATCHES), 5))
 def test_the_winner_is_the_exhaustive_winner(batch: int, store: Store) -> None:
     for turn in range(EACH):
         seed = EACH * batch + turn

@@ -11,7 +11,7 @@ import networkx as nx
 import pytest
 
 from compcomp.errors import InputError
-from compcomp.language.claim import dominates, equal
+from compcomp.language.claim import dominates, same_state
 from compcomp.language.verdict import Status, Verdict
 from compcomp.ordering import plan as module
 from compcomp.ordering.ask import Options
@@ -29,7 +29,7 @@ KEYS = {
 
 def some(claim, scope, options: Options) -> Verdict:  # type: ignore[no-untyped-def]
     """Proves that distillation and factoring commute at first, and that it is best done last."""
-    rules = [equal(D >> L, L >> D), dominates(P >> L >> D, D >> L >> P, loss="output_l2")]
+    rules = [same_state(D >> L, L >> D), dominates(P >> L >> D, D >> L >> P, loss="output_l2")]
     proved = any(str(claim) == str(rule) for rule in rules)
     return verdict(claim, Status.PROVED if proved else Status.UNKNOWN, reason="rule r" if proved else "")
 
@@ -49,7 +49,7 @@ def test_the_counts(plan: Plan) -> None:
 def test_explain_a_dropped_order(plan: Plan) -> None:
     text = plan.explain(L >> D >> P)
     assert text.startswith(f"{L >> D >> P}: dropped.")
-    assert f"{D >> L} equals {L >> D}" in text and f"{P >> L >> D} dominates {D >> L >> P}" in text
+    assert f"{D >> L} same state as {L >> D}" in text and f"{P >> L >> D} dominates {D >> L >> P}" in text
     assert "any shape (rule r)" in text and NOT_ACCURACY in text
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.amount import spread
+
 HERE = Path(__file__).resolve().parents[2]
 RUN = """
 import json, os, signal, sys, threading
@@ -21,6 +23,7 @@ torch.set_num_threads(1)
 import compcomp as cc
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD
 from tests.models.fakes import Tiny, tokens
+from tests.amount import spread
 
 def evaluate(model):
     return {"loss": float(model(tokens()[0]).detach().square().mean())}
@@ -63,16 +66,17 @@ def run(store: Path, events: int = NEVER, delay: float = 0.0) -> dict[str, Any] 
 
 
 @pytest.mark.slow
-def test_twenty_kills(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", spread([4, 20], 1))
+def test_kills(most: int, tmp_path: Path) -> None:
     """Runs are killed with all their workers somewhere on their way, and go on from their store to the same plan.
 
-    Twenty in all, on as many stores as it takes: one that is nearly done has no way left on which to be killed.
+    So many in all, on as many stores as it takes: one that is nearly done has no way left on which to be killed.
     """
     whole, chance, kills, number = run(tmp_path / "whole.db"), random.Random(0), 0, 0
     assert whole is not None
-    while kills < 20:
+    while kills < most:
         store, number = tmp_path / f"killed {number}.db", number + 1
-        while (end := run(store, chance.randint(1, 150), chance.uniform(0, 0.05))) is None and kills < 20:
+        while (end := run(store, chance.randint(1, 150), chance.uniform(0, 0.05))) is None and kills < most:
             kills += 1
         end = end or run(store)
         assert end is not None and end["plan"] == whole["plan"]

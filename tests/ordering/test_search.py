@@ -53,7 +53,7 @@ def test_without_proofs_everything_is_measured(status: Status) -> None:
 
 def test_proved_equality_merges() -> None:
     bench = LayerBench([D, L])
-    plan = search([D, L], "output_l2", bench, prover=Prover(lambda c: PROVED if c.kind == "equal" else UNKNOWN))
+    plan = search([D, L], "output_l2", bench, prover=Prover(lambda c: PROVED if c.kind == "same state" else UNKNOWN))
     consistent(plan)
     assert plan.orders == {"total": 2, "merged": 1, "dropped": 0, "measured": 1}
     assert plan.optimality == "proved" and bench.applications == plan.applications["done"] == 1, "its factors"

@@ -8,7 +8,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
-from compcomp.language.claim import Claim, dominates, equal
+from compcomp.language.claim import Claim, dominates, same_state
 from compcomp.language.technique import Sequence, Technique
 from compcomp.language.verdict import Status
 from compcomp.layers.state import LayerState
@@ -62,7 +62,7 @@ def mistaken(claim: Claim, state: LayerState, tolerance: float = 1e-7) -> bool:
     """Whether the claim fails from this state, on some layer."""
     with np.errstate(all="ignore"):
         left, right = (sequence.encode(state) for sequence in claim.sequences)
-    if claim.kind == "equal":
+    if claim.kind == "same state":
         terms = differences(left, right, tolerance)
         return any(np.any(getattr(term, "values", term)) for term in terms)
     assert claim.loss is not None
@@ -72,9 +72,9 @@ def mistaken(claim: Claim, state: LayerState, tolerance: float = 1e-7) -> bool:
 
 def claims() -> list[Claim]:
     pairs = list(product(FAMILY, repeat=2))
-    found = [equal(a >> b, side) for a, b in pairs for side in (a, b, b >> a) if str(a >> b) != str(side)]
+    found = [same_state(a >> b, side) for a, b in pairs for side in (a, b, b >> a) if str(a >> b) != str(side)]
     beside = [t for t in FAMILY if t.promises().leaves_weight or t.promises().changes_inputs]
-    found += [equal(a >> x >> b, other) for a, b in pairs for x in beside for other in (a >> x, b >> x, x >> b)]
+    found += [same_state(a >> x >> b, other) for a, b in pairs for x in beside for other in (a >> x, b >> x, x >> b)]
     found += [dominates(a >> b, a, loss=loss) for a, b in pairs for loss in ("output_l2", "weight_l2")]
     return found
 
@@ -98,15 +98,15 @@ def test_proofs_from_every_state() -> None:
 
 
 def test_what_rests_is_no_proof_from_every_state() -> None:
-    rests = prove(equal(LeastSquaresDistill(), Sequence()), "any", stages=("rule",), second=None)
+    rests = prove(same_state(LeastSquaresDistill(), Sequence()), "any", stages=("rule",), second=None)
     assert rests.proved and not rests.congruent
     assert any(mistaken(rests.claim, state) for _, state in states())
 
 
 def test_a_larger_selection_is_not_absorbed_past_a_low_rank_term() -> None:
     few, many, beside = Magnitude("1/4"), Magnitude("1/2"), TruncatedSVD(1, residual=True)  # type: ignore[arg-type]
-    assert prove(equal(many >> beside >> few, many >> beside), "any", stages=("rule",), second=None).congruent
+    assert prove(same_state(many >> beside >> few, many >> beside), "any", stages=("rule",), second=None).congruent
     for other in (few >> beside, many >> beside, beside >> many):
-        wrong = equal(few >> beside >> many, other)
+        wrong = same_state(few >> beside >> many, other)
         assert not prove(wrong, "any", stages=("rule",), second=None).proved
         assert any(mistaken(wrong, state) for _, state in states())

@@ -16,10 +16,10 @@ from compcomp.language.steps import CodebookMap, GridMap, ScaledMap
 from compcomp.layers import codebooks
 from compcomp.layers.partition import Partition
 from compcomp.proving.functions import on_leaves
+from compcomp.proving.prove import default_prover
 from compcomp.proving.rules import facts as rule
 from compcomp.proving.rules.facts import MapFacts
 from compcomp.proving.session import Session
-from compcomp.proving.solver import default_solver
 from compcomp.terms import ROUNDINGS, Abs, Choices, RandomChoices
 
 CODES = {
@@ -47,7 +47,7 @@ MAPS: list[ScaledMap] = [
 
 
 def facts_of(step: ScaledMap) -> dict[str, bool]:
-    facts = MapFacts(step, Session(default_solver(), time.monotonic() + 60))
+    facts = MapFacts(step, Session(default_prover().solver, time.monotonic() + 60))
     names = [name for name, value in vars(MapFacts).items() if isinstance(value, cached_property)]
     return {name: getattr(facts, name) for name in names}
 
@@ -133,9 +133,9 @@ def test_long_tables_are_monotone_where_short_ones_are(
 ) -> None:
     """Of one weight between midpoints it follows what is asked of two of a short table."""
     step = CodebookMap(Abs, CODES[codes], rounding, Partition.tensor(), scale)
-    usual = MapFacts(step, Session(default_solver(), time.monotonic() + 60)).monotone
+    usual = MapFacts(step, Session(default_prover().solver, time.monotonic() + 60)).monotone
     monkeypatch.setattr(rule, "LONG_TABLE", 0)
-    session = Session(default_solver(), time.monotonic() + 60)
+    session = Session(default_prover().solver, time.monotonic() + 60)
     assert MapFacts(step, session).monotone is usual is (rounding != "any")
     assert usual is any(query.name.startswith("between") for query in session.queries)
 
@@ -143,7 +143,7 @@ def test_long_tables_are_monotone_where_short_ones_are(
 def test_a_weight_outside_its_midpoints_is_found() -> None:
     """The question can fail: of another table's values it does."""
     step = CodebookMap(Abs, CODES["short"], "half_even", Partition.tensor())
-    known = MapFacts(step, Session(default_solver(), time.monotonic() + 60))
+    known = MapFacts(step, Session(default_prover().solver, time.monotonic() + 60))
     moved = CodebookMap(Abs, tuple(map(Fraction, (-2, 2, 3))), "half_even", Partition.tensor())
     low, middle, high = step.codes
 

@@ -21,9 +21,9 @@ from compcomp.language.text import parse_claim
 from compcomp.language.verdict import Grade, Status, Verdict
 from compcomp.layers.partition import Partition
 from compcomp.layers.state import LayerState
-from compcomp.proving.prove import prove
+from compcomp.proving.prove import Prover, default_prover, prove
 from compcomp.proving.replay import Suspect, confirmed
-from compcomp.proving.solver import Answer, Remembering, default_solver
+from compcomp.proving.solver import Answer, Remembering
 from compcomp.proving.strict import strict
 from compcomp.techniques import AbsMax, Magnitude
 from compcomp.terms import Abs, If, Max, each
@@ -63,7 +63,7 @@ def first_better(technique: Technique, quantize: Technique = QUANTIZE) -> Claim:
 
 def asked() -> Any:
     """A solver that knows nothing yet."""
-    return Remembering(default_solver())
+    return Remembering(default_prover().solver)
 
 
 # ------------------------------------------------------------------------------------------ changed code
@@ -138,11 +138,11 @@ def test_functions_that_say_the_same_are_told_apart_from_one_used_twice() -> Non
     def dense(element: Element) -> Any:
         return Abs(element.reference)
 
-    solver = asked()
+    prover = Prover(asked(), second=None)
     for scores in ((dense, dense), (dense, another), (dense, dense)):
         one, two = map(Scored, scores)
         claim = equal(one >> QUANTIZE, QUANTIZE >> two)
-        told = prove(claim, stages=RULES, solver=solver, second=None)
+        told = prover.prove(claim, stages=RULES)
         alone = prove(claim, stages=RULES, solver=asked(), second=None)
         assert told.status is alone.status
         assert told.queries == alone.queries
@@ -519,7 +519,8 @@ def test_an_instance_of_a_theorem_has_the_verdict_of_a_proof(text: str, loss: st
 def test_a_theorem_serves_every_shape_that_its_techniques_fit() -> None:
     solver, second = asked(), asked()
     claim = first_better(Magnitude("1/2", pattern="2:4"), AbsMax(4, group=4))  # type: ignore[arg-type]
-    theorem = prove(claim, "any", solver=solver, second=second)
+    prover = Prover(solver, second)
+    theorem = prover.prove(claim)
     assert theorem.proved
 
     class Never:
@@ -528,11 +529,11 @@ def test_a_theorem_serves_every_shape_that_its_techniques_fit() -> None:
 
     solver.solver = second.solver = Never()
     for scope in ((1, 4), (3, 8), ("block", 128)):
-        verdict = prove(claim, scope, solver=solver, second=second)
+        verdict = prover.prove(claim, scope)
         assert (verdict.status, verdict.grade) == (Status.PROVED, Grade.TWO_SOLVERS)
         assert (str(verdict.scope), verdict.reach) == (str(scope_text(scope)), "any shape")
         assert verdict.queries == theorem.queries
-    refused(lambda: prove(claim, (1, 6), solver=solver, second=second), "groups of 4", "1x6")
+    refused(lambda: prover.prove(claim, (1, 6)), "groups of 4", "1x6")
 
 
 def scope_text(scope: Any) -> str:
@@ -544,12 +545,12 @@ def test_a_theorem_is_known_to_the_solvers_that_answered_alone() -> None:
         def ask(self, smtlib: str, deadline: float) -> Answer:
             return Answer("sat", solver="liar")
 
-    claim, solver = first_better(Magnitude("1/2")), asked()  # type: ignore[arg-type]
-    assert prove(claim, solver=solver).grade is Grade.TWO_SOLVERS
-    assert prove(claim, solver=solver, second=None).grade is Grade.ONE_SOLVER
-    assert prove(claim, solver=solver, second=Says()).status is Status.DISAGREE
-    assert prove(claim, solver=solver).grade is Grade.TWO_SOLVERS
-    assert not prove(claim, solver=Says(), second=None, stages=RULES).proved
+    claim, prover = first_better(Magnitude("1/2")), Prover(asked())  # type: ignore[arg-type]
+    assert prover.prove(claim).grade is Grade.TWO_SOLVERS
+    assert prover.prove(claim, second=None).grade is Grade.ONE_SOLVER
+    assert prover.prove(claim, second=Says()).status is Status.DISAGREE
+    assert prover.prove(claim).grade is Grade.TWO_SOLVERS
+    assert not Prover(Says(), second=None).prove(claim, stages=RULES).proved
 
 
 def test_a_proof_that_might_be_better_checked_is_not_kept() -> None:
@@ -559,9 +560,10 @@ def test_a_proof_that_might_be_better_checked_is_not_kept() -> None:
         def ask(self, smtlib: str, deadline: float) -> Answer:
             if self.answer == "unknown":
                 return Answer("unknown", cause="busy")
-            return default_solver().ask(smtlib, deadline)
+            return default_prover().solver.ask(smtlib, deadline)
 
-    claim, solver, second = first_better(Magnitude("1/4")), asked(), Busy()  # type: ignore[arg-type]
-    assert prove(claim, solver=solver, second=second).grade is Grade.ONE_SOLVER
+    claim, second = first_better(Magnitude("1/4")), Busy()  # type: ignore[arg-type]
+    prover = Prover(asked(), second)
+    assert prover.prove(claim).grade is Grade.ONE_SOLVER
     second.answer = "as it is"
-    assert prove(claim, solver=solver, second=second).grade is Grade.TWO_SOLVERS
+    assert prover.prove(claim).grade is Grade.TWO_SOLVERS

@@ -9,8 +9,8 @@ import pytest
 
 from compcomp.language.claim import dominates
 from compcomp.language.verdict import Status
-from compcomp.proving.prove import prove
-from compcomp.proving.solver import Answer, Portfolio, Z3Process, default_solver
+from compcomp.proving.prove import Prover, default_prover, prove
+from compcomp.proving.solver import Answer, Portfolio, Z3Process
 from compcomp.techniques import AbsMax, Magnitude
 
 UNSAT = "(declare-const x Real)(assert (< x 0))(assert (> x 0))(check-sat)"
@@ -116,7 +116,7 @@ def test_unsat_to_everything_is_caught_by_the_premises() -> None:
 
 
 def test_a_portfolio_goes_on_after_unknown() -> None:
-    assert Portfolio(Always("unknown"), default_solver()).ask(UNSAT, 20).answer == "unsat"
+    assert Portfolio(Always("unknown"), default_prover().solver).ask(UNSAT, 20).answer == "unsat"
     assert Portfolio().ask(UNSAT, 20).answer == "unknown"
 
 
@@ -128,34 +128,36 @@ class Counting:
 
     def ask(self, smtlib: str, deadline: float) -> Answer:
         self.asked += 1
-        return Answer(self.lie) if self.lie else default_solver().ask(smtlib, deadline)
+        return Answer(self.lie) if self.lie else default_prover().solver.ask(smtlib, deadline)
 
 
 def test_a_theorem_is_asked_once_for_all_sparsities_and_bits() -> None:
     solver = Counting()
-    first = prove(CLAIM, "any", solver=solver, second=None)
+    prover = Prover(solver, second=None)
+    first = prover.prove(CLAIM)
     asked = solver.asked
     other = dominates(Magnitude("3/4") >> AbsMax(8), AbsMax(8) >> Magnitude("3/4"), loss="weight_l1")  # type: ignore[arg-type]
-    second = prove(other, "1x8", solver=solver, second=None)
+    second = prover.prove(other, "1x8")
     assert first.proved and second.proved and asked > 0
     assert solver.asked == asked
     assert [q.smtlib for q in second.queries] == [q.smtlib for q in first.queries], "a proof lists all it rests on"
 
 
 def test_what_tells_claims_apart_is_asked_again() -> None:
-    solver = Counting()
-    assert prove(CLAIM, "any", solver=solver, second=None).proved
+    prover = Prover(Counting(), second=None)
+    assert prover.prove(CLAIM).proved
     wrong = dominates(AbsMax(4) >> Magnitude("1/2"), Magnitude("1/2") >> AbsMax(4), loss="weight_l1")  # type: ignore[arg-type]
     fewer = dominates(Magnitude("1/2"), Magnitude("1/4"), loss="weight_l1")  # type: ignore[arg-type]
     finer = dominates(AbsMax(8), AbsMax(4), loss="weight_l1")
-    assert prove(dominates(AbsMax(7), AbsMax(4), loss="weight_l1"), "any", solver=solver, second=None).proved
+    assert prover.prove(dominates(AbsMax(7), AbsMax(4), loss="weight_l1")).proved
     for claim in (wrong, fewer, finer):
-        assert not prove(claim, "any", stages=("rule",), solver=solver, second=None).proved
+        assert not prover.prove(claim, stages=("rule",)).proved
 
 
-def test_lemmas_of_one_solver_serve_no_other() -> None:
-    assert prove(CLAIM, "any", solver=Counting(), second=None).proved
+def test_lemmas_of_one_prover_serve_no_other() -> None:
+    assert Prover(Counting(), second=None).prove(CLAIM).proved
     silent = Counting("unknown")
-    assert not prove(CLAIM, "any", stages=("rule",), solver=silent, second=None).proved
+    prover = Prover(silent, second=None)
+    assert not prover.prove(CLAIM, stages=("rule",)).proved
     silent.lie = ""
-    assert prove(CLAIM, "any", stages=("rule",), solver=silent, second=None).proved, "no unknown is kept"
+    assert prover.prove(CLAIM, stages=("rule",)).proved, "no unknown is kept"

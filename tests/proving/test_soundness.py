@@ -24,10 +24,9 @@ from compcomp.layers.partition import Partition
 from compcomp.layers.state import LayerState
 from compcomp.proving.candidates import Candidates
 from compcomp.proving.meaning import fails
-from compcomp.proving.prove import prove
+from compcomp.proving.prove import default_prover, prove
 from compcomp.proving.rules.facts import keeps_largest
 from compcomp.proving.session import Session
-from compcomp.proving.solver import default_solver
 from compcomp.techniques import (
     FP4,
     MX,
@@ -442,7 +441,7 @@ def test_both_directions_of_every_pair(pair: tuple[Technique, Technique]) -> Non
 def test_a_dense_score_keeps_the_largest_of_the_dense_weights_only() -> None:
     (selection,) = Magnitude("1/2", of="dense").steps()  # type: ignore[arg-type]
     (quantize,) = AbsMax(4).steps()
-    session = Session(default_solver(), time.monotonic() + 30)
+    session = Session(default_prover().solver, time.monotonic() + 30)
     assert keeps_largest(selection, quantize, session, dense=True)
     assert not keeps_largest(selection, quantize, session)
 

@@ -10,7 +10,7 @@ from itertools import permutations
 from typing import Any
 
 from compcomp.language.assumption import Assumption, Kind, assumption, contract
-from compcomp.language.claim import Claim, Scope, dominates, equal, fits, keeps
+from compcomp.language.claim import Claim, Scope, dominates, equal, fits, keeps, same_state
 from compcomp.language.technique import Sequence, Technique
 from compcomp.language.verdict import Grade, Query, Status, Trace, Verdict, Witness
 from compcomp.ordering.dag import Orderings
@@ -120,7 +120,7 @@ def orderings(techniques: list[Technique], merge: bool = True, drop: bool = True
     """Every order of the techniques, some merged and some dropped."""
     found = Orderings(techniques, "output_l2", [(8, 8)], held=(EXACT, CONTRACT))
     if merge and len(techniques) > 1:
-        assert found.merge(proved(equal(techniques[1] >> techniques[0], techniques[0] >> techniques[1])))
+        assert found.merge(proved(same_state(techniques[1] >> techniques[0], techniques[0] >> techniques[1])))
     if drop:
         orders = [Sequence(order) for order in permutations(techniques)]
         for k, order in enumerate(orders):

@@ -1,4 +1,4 @@
-"""``A equals B``: two sequences give the same state."""
+"""``A equals B``: two sequences leave the same effective weight and the same inputs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from typing import Any, ClassVar
 from compcomp.language.claims.claim import Claim, Comparison, holds_some
 from compcomp.language.conditions import Condition, Given, Run, conditions
 from compcomp.language.technique import Sequence, Technique, as_sequence
-from compcomp.layers import walk
+from compcomp.layers.state import LayerState
+from compcomp.layers.walk import apart
 from compcomp.terms import Term
 
 
 @dataclass(frozen=True)
 class Equals(Comparison):
-    """Both sequences give the same state: weight, mask, grid, low-rank product and inputs."""
+    """Both sequences leave the same effective weight (with the low-rank term, in the dense basis) and the same inputs.
+
+    So both layers compute the same. What is recorded about the weight, such as mask and grid, may differ: that it does
+    not is the claim :class:`compcomp.language.claims.same_state.SameState`.
+    """
 
     kind: ClassVar[str] = "equal"
     verb: ClassVar[str] = "equals"
@@ -39,13 +44,31 @@ class Equals(Comparison):
         return True
 
     def contradicted(self, runs: Items[Run], tolerance: float = 0) -> Term:
-        found = walk.differences(runs[0][-1], runs[1][-1], tolerance)
+        found = computes_apart(runs[0][-1], runs[1][-1], tolerance)
         return holds_some([term for terms in found.values() for term in terms])
 
     def reason(self, runs: Items[Run]) -> str:
-        return "the two sequences give different states"
+        found = computes_apart(runs[0][-1], runs[1][-1])
+        return f"the two sequences give different {' and '.join(name for name, terms in found.items() if any(terms))}"
+
+
+def computes_apart(one: LayerState, other: LayerState, tolerance: float = 0) -> dict[str, list[Term]]:
+    """By what the layer computes with: truth-valued terms, one of which holds where two states differ in it.
+
+    tolerance: relative slack for floats; 0 is exact. Inputs that no technique has changed are the same.
+    """
+    found = {"effective weights": _unlike(one.effective(), other.effective(), tolerance)}
+    if one.reference_inputs is not None or other.reference_inputs is not None:
+        found["inputs"] = _unlike(one.inputs, other.inputs, tolerance)
+    return found
+
+
+def _unlike(one: Any, other: Any, tolerance: float) -> list[Term]:
+    if one is None or other is None:
+        return [one is not other]
+    return [apart(x, y, tolerance) for x, y in zip(one.ravel(), other.ravel(), strict=True)]
 
 
 def equal(left: Technique | Sequence, right: Technique | Sequence, *, given: Given = ()) -> Equals:
-    """The claim that both sequences always give the same state, on the layers on which the conditions hold."""
+    """The claim that both sequences always leave the same effective weight and inputs, where the conditions hold."""
     return Equals(as_sequence(left), as_sequence(right), given=conditions(given))

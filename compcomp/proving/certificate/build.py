@@ -33,9 +33,9 @@ class GaveUp(Exception):
     """The search ran out of time, of cases, or of ideas."""
 
 
-def refute(script: Script, seconds: float) -> Tree:
+def refute(script: Script, until: float) -> Tree:
     """A case tree that the checker accepts for this script; GaveUp when none is found."""
-    search = _Search(script, time.monotonic() + seconds)
+    search = _Search(script, until)
     try:
         tree = search.case(Known(script), search.relevant(), 0)
         tree = search.pruned(tree, Known(script), script.assertions)

@@ -16,60 +16,66 @@ from compcomp.proving.certificate.build import GaveUp, refute
 SECONDS = 20.0
 """For the certificate of one query."""
 
-_found: dict[
-    tuple[str, str], dict[str, Any]
-] = {}  # by script and answer; most claims share the facts about their steps
+Certificates = dict[tuple[str, str], dict[str, Any]]
+"""By script and answer: most claims share the facts about their steps."""
 MOST_KEPT = 2000
+MISSING = "no certificate was found for "
 
 
-def certified(verdict: Verdict, seconds: float = 60.0) -> Verdict:
-    """The verdict with a certificate for every query that its proof relies on, as far as one is found in time.
+def certified(verdict: Verdict, until: float, known: Certificates) -> Verdict:
+    """Return the verdict with a certificate for every query that its proof relies on, as far as one is found in time.
 
     Only a proof whose every such query has a certificate that the checker accepts gets the grade "certified".
+
+    Args:
+        until: when to stop, on the clock of ``time.monotonic``.
+        known: certificates that were found before, to which those that are found now are added.
     """
     if verdict.status is not Status.PROVED or not any(q.answer == q.expected for q in verdict.queries):
         return verdict
-    until, queries, missing = time.monotonic() + seconds, list[Query](), list[str]()
+    queries, missing = list[Query](), list[str]()
     for query in verdict.queries:
-        if query.answer == query.expected:
-            found = certificate_for(query.smtlib, query.expected, min(SECONDS, until - time.monotonic()))
+        if query.answer == query.expected and query.certificate is None:
+            found = certificate_for(query.smtlib, query.expected, until, known)
             query = replace(query, certificate=found)
             if found is None:
                 missing.append(query.name)
         queries.append(query)
+    notes = tuple(note for note in verdict.notes if not note.startswith(MISSING))
     if missing:
-        note = f"no certificate was found for {', '.join(dict.fromkeys(missing))}"
-        return replace(verdict, queries=tuple(queries), notes=(*verdict.notes, note))
-    return replace(verdict, queries=tuple(queries), grade=Grade.CERTIFIED)
+        note = f"{MISSING}{', '.join(dict.fromkeys(missing))}"
+        return replace(verdict, queries=tuple(queries), notes=(*notes, note))
+    return replace(verdict, queries=tuple(queries), notes=notes, grade=Grade.CERTIFIED)
 
 
-def certificate_for(smtlib: str, expected: str, seconds: float) -> dict[str, Any] | None:
-    """A certificate that the checker accepts for this answer, or None."""
-    if (found := _found.get((smtlib, expected))) is not None:
+def certificate_for(smtlib: str, expected: str, until: float, known: Certificates) -> dict[str, Any] | None:
+    """Return a certificate that the checker accepts for this answer, or None."""
+    if (found := known.get((smtlib, expected))) is not None:
         return found
+    until = min(until, time.monotonic() + SECONDS)
+    if time.monotonic() >= until:
+        return None
     try:
-        content = {"model": _model(smtlib, seconds)} if expected == "sat" else _refutation(smtlib, seconds)
+        content = (
+            {"model": _model(smtlib, until)} if expected == "sat" else {"refutation": refute(Script(smtlib), until)}
+        )
         digest = hashlib.sha256(smtlib.encode()).hexdigest()
         certificate = {"format": 1, "script_sha256": digest, **content}
         if check_certificate(smtlib, certificate) != expected:
             return None
     except (Invalid, GaveUp, z3.Z3Exception):
         return None
-    if len(_found) >= MOST_KEPT:
-        _found.clear()
-    _found[smtlib, expected] = certificate
+    if len(known) >= MOST_KEPT:
+        known.clear()
+    known[smtlib, expected] = certificate
     return certificate
 
 
-def _refutation(smtlib: str, seconds: float) -> dict[str, Any]:
-    return {"refutation": refute(Script(smtlib), seconds)}
-
-
-def _model(smtlib: str, seconds: float) -> dict[str, Any]:
+def _model(smtlib: str, until: float) -> dict[str, Any]:
     """Values that satisfy the script, as exact text."""
     context = z3.Context()
     solver = z3.SimpleSolver(ctx=context)
-    solver.set("timeout", max(1, int(1000 * seconds)))
+    solver.set("timeout", max(1, int(1000 * (until - time.monotonic()))))
     solver.from_string(smtlib)
     if solver.check() != z3.sat:
         raise GaveUp("no model")

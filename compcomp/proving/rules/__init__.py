@@ -17,6 +17,7 @@ from compcomp.proving.rules.last_step import from_every_state, last_step_improve
 from compcomp.proving.rules.optimum import joint_optimum
 from compcomp.proving.rules.orthogonal import orthogonality
 from compcomp.proving.rules.same import same_states
+from compcomp.proving.rules.zero_selection import zero_selection
 from compcomp.proving.session import Session
 
 Rule = Callable[[Claim, Session], Proof | None]
@@ -29,6 +30,7 @@ RULES: tuple[Rule, ...] = (
     fits_scheme,
     exchange,
     same_states,
+    zero_selection,
     orthogonality,
     joint_optimum,
 )

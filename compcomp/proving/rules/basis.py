@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from compcomp.language.assumption import Assumption, contract
-from compcomp.language.claim import Claim
+from compcomp.language.claim import Claim, Dominates, Equals, Orthogonal
 from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.rules.inputs import weights_alone
 
 # Reduction (basis). Let T declare `changes_basis`: effective weight, reference and inputs are after it what they were.
-# Every loss is a function of these. So in a claim about losses T may be left out where it comes last: at the end of
-# either side of "A dominates B", and at the end of g in "f is orthogonal to g", whose three sequences are f >> g, f
-# and g. This holds from every state.
+# Every loss is a function of these, and "A equals B" compares them alone. So T may be left out where it comes last: at
+# the end of either side of "A dominates B" and "A equals B", and at the end of g in "f is orthogonal to g", whose three
+# sequences are f >> g, f and g. This holds from every state.
 #
 # Which rules hold in a changed basis. A state with a transform M holds weight and format in the basis of M x; a
 # technique is shown the *view*: the state of the layer W M^-1 on the inputs M x, without a transform. Its contracts and
@@ -38,9 +38,9 @@ def simplified(claim: Claim) -> tuple[Claim, tuple[Assumption, ...]]:
 
 
 def _ends(claim: Claim) -> tuple[Claim, tuple[Assumption, ...]]:
-    if claim.loss is None or claim.kind not in ("dominates", "orthogonal"):
+    if not isinstance(claim, Dominates | Equals | Orthogonal):
         return claim, ()
-    left, of_left = _shortened(claim.left) if claim.kind == "dominates" else (claim.left, ())
+    left, of_left = (claim.left, ()) if isinstance(claim, Orthogonal) else _shortened(claim.left)
     right, of_right = _shortened(claim.right)
     return claim.with_sides(left, right), of_left + of_right
 

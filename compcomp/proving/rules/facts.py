@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from itertools import pairwise
+from typing import Any, Generic, TypeVar
 
 import z3
 
@@ -16,6 +16,8 @@ from compcomp.language.steps import CodebookMap, GridMap, RangeMap, ScaledMap, S
 from compcomp.proving.functions import of_measure, of_score, on_leaves, scored
 from compcomp.proving.session import Session
 from compcomp.terms import Abs, Max, SymbolicChoices, Term, nearest
+
+T = TypeVar("T")
 
 # A map rounds to a grid of step s that follows from the context c, the largest measure of its group.
 #
@@ -43,6 +45,24 @@ LONG_TABLE = 64
 """Codes of the longest table of which the cells of two weights are looked at."""
 
 
+class lazy(Generic[T]):
+    """A property that is computed once for each object.
+
+    Python 3.11's ``cached_property`` holds a lock meanwhile that all objects share, and a fact waits for its solver: so
+    proofs in two threads would wait for each other.
+    """
+
+    def __init__(self, function: Callable[[Any], T]) -> None:
+        self._function = function
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> T:
+        found = vars(instance)[self._name] = self._function(instance)
+        return found
+
+
 class MapFacts:
     """What is proved of a map q at a context c > 0 and weights of measure at most c, for every c (and any levels).
 
@@ -62,7 +82,7 @@ class MapFacts:
         self._v, self._w = z3.Real("v"), z3.Real("w")
         self._key = (type(step).__name__, of_measure(step), *all_but(step, "measure", "partition", "levels"))
 
-    @cached_property
+    @lazy
     def _unit(self) -> _Unit:
         return _Unit.of(self._step)
 
@@ -82,23 +102,23 @@ class MapFacts:
     def _fact(self, name: str, conclusion: Callable[[Callable[[Term], Term]], Term], *extra: Term) -> bool:
         return self.even and self._once(name, lambda: self._ask(name, conclusion, *extra))
 
-    @cached_property
+    @lazy
     def function(self) -> bool:
         return self._fact("function", lambda q: q(self._w) == q(self._w))
 
-    @cached_property
+    @lazy
     def zero(self) -> bool:
         return self._fact("zero", lambda q: q(z3.RealVal(0)) == 0)
 
-    @cached_property
+    @lazy
     def even(self) -> bool:
         return self._once("even, homogeneous (measure)", lambda: _even(self._session, self._step.measure, self._w))
 
-    @cached_property
+    @lazy
     def odd(self) -> bool:
         return self.function and self._fact("odd", lambda q: q(-self._w) == -q(self._w))
 
-    @cached_property
+    @lazy
     def monotone(self) -> bool:
         if isinstance(self._step, CodebookMap) and len(self._step.codes) > LONG_TABLE:
             return self.function and self._fact("between its midpoints", self._between)
@@ -117,35 +137,35 @@ class MapFacts:
 
         return z3.And(at(below) <= w, w <= at(above))
 
-    @cached_property
+    @lazy
     def inside(self) -> bool:
         return self._fact("inside", lambda q: self._step.measure(q(self._w)) <= self._unit.context)
 
-    @cached_property
+    @lazy
     def keeps_largest(self) -> bool:
         largest, measure = self._unit.context, self._step.measure
         return self._fact("keeps the largest", lambda q: measure(q(self._w)) == largest, measure(self._w) == largest)
 
-    @cached_property
+    @lazy
     def idempotent(self) -> bool:
         return self._fact("idempotent", lambda q: _again(q, self._w))
 
-    @cached_property
+    @lazy
     def nearest(self) -> bool:
         v, w = self._v, self._w
         return self._fact("nearest", lambda q: Abs(w - q(w)) <= Abs(w - q(v)))
 
-    @cached_property
+    @lazy
     def ordered(self) -> bool:
         if not self.even:
             return False
         return (self.odd and self.monotone) or self._once("ordered", lambda: _ordered(self._ask, self._v, self._w))
 
-    @cached_property
+    @lazy
     def half(self) -> bool:
         return self._fact("half a step", lambda q: 2 * Abs(self._w - q(self._w)) <= 1)
 
-    @cached_property
+    @lazy
     def same_step(self) -> bool:
         if not self.even:
             return False

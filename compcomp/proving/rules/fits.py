@@ -109,7 +109,7 @@ Zeros = tuple[Partition, Fraction, Contracts]
 """Groups, the share of each that is zero at the end at the least, and the contracts on which that rests."""
 
 
-def _zeros(run: Run) -> Iterator[Zeros]:
+def zeros_at_end(run: Run) -> Iterator[Zeros]:
     for k, technique in enumerate(run.techniques):
         steps = [step for step in technique.steps() if isinstance(step, Selection)]
         shares = [(step.partition, step.share) for step in steps if isinstance(step.share, Fraction)]
@@ -143,7 +143,7 @@ def _pattern(scheme: Scheme, run: Run) -> Contracts | None:
     n, m = scheme.pattern
     if n == m:
         return []
-    for partition, share, contracts in _zeros(run):
+    for partition, share, contracts in zeros_at_end(run):
         size = partition.size
         if size is not None and leaves_at_most(size - int(size * share), size, n, m):
             return contracts
@@ -153,7 +153,7 @@ def _pattern(scheme: Scheme, run: Run) -> Contracts | None:
 def _sparsity(scheme: Scheme, run: Run) -> Contracts | None:
     if not scheme.sparsity:
         return []
-    for partition, share, contracts in _zeros(run):
+    for partition, share, contracts in zeros_at_end(run):
         if partition == scheme.share_of and share >= scheme.sparsity:
             return contracts
         size = partition.size

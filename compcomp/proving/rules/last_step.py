@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from compcomp.language.assumption import Assumption, contract
-from compcomp.language.claim import Claim
+from compcomp.language.claim import Claim, Dominates, Equals, SameState
 from compcomp.language.technique import Technique
 from compcomp.proving.proof import DENSE_INPUTS, EXACT, SAME_BASIS, Proof
 from compcomp.proving.rules.normal import normal_form
 from compcomp.proving.session import Session
 
 # Rule (same state). If A and B have one normal form and are deterministic, they map every dense state to equal
-# states: A equals B, and neither loses more than the other.
+# states: A same state as B, A equals B, and neither loses more than the other.
 # Where (rest) is not used, this holds from every state.
 #
 # Rule (last step). Let T declare that it never increases the loss f: f(T(s)) <= f(s) for every state s and every
@@ -40,7 +40,7 @@ def last_step_improves(claim: Claim, session: Session) -> Proof | None:
 
 
 def _same_state(claim: Claim, session: Session, *, dense: bool) -> Proof | None:
-    if claim.kind not in ("equal", "dominates"):
+    if not isinstance(claim, Dominates | Equals | SameState):
         return None
     left, right = (normal_form(sequence, session, dense=dense) for sequence in (claim.left, claim.right))
     if left.atoms != right.atoms or not (left.deterministic and right.deterministic):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compcomp.language.claim import Claim
+from compcomp.language.claim import Claim, Dominates, Equals, SameState
 from compcomp.proving.proof import EXACT, Proof
 from compcomp.proving.rules.exchange import problem_of
 from compcomp.proving.session import Session
@@ -12,8 +12,8 @@ from compcomp.proving.session import Session
 #   same value   m_A(w) = m_B(w)                                              for w in neither D_A nor D_B,
 #   no pair      there are no a in D_A \ D_B and b in D_B \ D_A               in one group of R.
 # Then D_A = D_B, as of two sets of one size, if they differ, each has an element that the other lacks. So both
-# leave the same weights: A loses no more than B under every loss, as a loss depends on the reference, the weight
-# and the inputs alone (selections and maps leave no low-rank term). The masks are equal: the complement of
+# leave the same weights: A equals B, and loses no more than B under every loss, as a loss depends on the reference, the
+# weight and the inputs alone (selections and maps leave no low-rank term). The masks are equal: the complement of
 # D_A = D_B, or none. If the last maps are the same up to rounding and both find the dense contexts, the grids are
 # equal too, and with them the states.
 #
@@ -23,12 +23,12 @@ from compcomp.proving.session import Session
 
 def same_states(claim: Claim, session: Session) -> Proof | None:
     """Both sequences drop the same weights and leave the same values."""
-    if claim.kind not in ("dominates", "equal"):
+    if not isinstance(claim, Dominates | Equals | SameState):
         return None
     problem = problem_of(claim, session)
     if problem is None or problem.counts != "equal":
         return None
-    if claim.kind == "equal" and not problem.same_grids():
+    if isinstance(claim, SameState) and not problem.same_grids():
         return None
     goals = ["same value", *(["no pair"] if problem.selects else [])]
     if not problem.once("same", lambda: all(problem.holds(goal) for goal in goals)):

@@ -1,0 +1,57 @@
+"""``A same state as B``: two sequences leave layers that agree in every recorded field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from compcomp.language.claims.claim import Claim, Comparison, holds_some
+from compcomp.language.conditions import Condition, Given, Run, conditions
+from compcomp.language.technique import Sequence, Technique, as_sequence
+from compcomp.layers import walk
+from compcomp.terms import Term
+
+
+@dataclass(frozen=True)
+class SameState(Comparison):
+    """Both sequences leave the same state: weight, mask, grid, pattern, basis, cut, low-rank product and inputs.
+
+    So every technique that follows does the same after both, unless it looks at single factors
+    (:data:`compcomp.layers.walk.FIELDS` says how each field counts). It implies that both sequences are equal.
+    """
+
+    kind: ClassVar[str] = "same state"
+    verb: ClassVar[str] = "same state as"
+    scales: ClassVar[bool] = True
+    symmetric: ClassVar[bool] = True
+    reads_layers: ClassVar[bool] = False
+
+    @classmethod
+    def read(
+        cls, left: Sequence, after: str, *, loss: str, given: tuple[Condition, ...], sequence: Callable[[str], Any]
+    ) -> Claim:
+        return same_state(left, sequence(after), given=given)
+
+    @property
+    def family(self) -> str:
+        return "compared"
+
+    @property
+    def adds(self) -> bool:
+        return True
+
+    def contradicted(self, runs: Items[Run], tolerance: float = 0) -> Term:
+        found = walk.differences(runs[0][-1], runs[1][-1], tolerance)
+        return holds_some([term for terms in found.values() for term in terms])
+
+    def reason(self, runs: Items[Run]) -> str:
+        found = walk.differences(runs[0][-1], runs[1][-1])
+        names = ", ".join(name for name, terms in found.items() if any(terms))
+        return f"the two sequences give different states: they differ in {names}"
+
+
+def same_state(left: Technique | Sequence, right: Technique | Sequence, *, given: Given = ()) -> SameState:
+    """The claim that both sequences always leave the same state, in every recorded field, where the conditions hold."""
+    return SameState(as_sequence(left), as_sequence(right), given=conditions(given))
