@@ -26,6 +26,7 @@ def _twice(technique: str) -> str:
     return f"{technique} >> {technique} equals {technique}"
 
 
+_PROVED = ("weight_l2", "any", "PROVED")
 _REFUTED = ("weight_l2", "any", "REFUTED")
 X = "AbsMaxInputs(bits=4)"
 G, OPEN = "GradientDistill(iterations=2)", "DistillLogits(iterations=2)"
