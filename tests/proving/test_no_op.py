@@ -9,7 +9,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
-from compcomp.language.claim import Claim, dominates, equal
+from compcomp.language.claim import Claim, dominates, same_state
 from compcomp.language.technique import Declared, Sequence, Technique
 from compcomp.language.text import parse_claim, parse_sequence
 from compcomp.layers.state import LayerState
@@ -68,7 +68,9 @@ def states() -> list[LayerState]:
 def claims() -> list[Claim]:
     """A continued sequence against what is left when one, two or all of its techniques are left out."""
     random = np.random.default_rng(1)
-    found = [equal(a >> b, side) for a, b in product(FAMILY, repeat=2) for side in (Sequence((a,)), Sequence((b,)))]
+    found = [
+        same_state(a >> b, side) for a, b in product(FAMILY, repeat=2) for side in (Sequence((a,)), Sequence((b,)))
+    ]
     for _ in range(160):
         picked = [FAMILY[k] for k in random.integers(len(FAMILY), size=random.integers(1, 4))]
         again = random.integers(len(picked))
@@ -76,7 +78,7 @@ def claims() -> list[Claim]:
         gone = set(random.integers(len(picked), size=random.integers(1, 3)).tolist())
         left = Sequence(tuple(picked))
         rest = Sequence(tuple(t for k, t in enumerate(picked) if k not in gone))
-        found.append(equal(left, rest) if random.random() < 0.7 else dominates(rest, left, loss="output_l2"))
+        found.append(same_state(left, rest) if random.random() < 0.7 else dominates(rest, left, loss="output_l2"))
     return found
 
 
@@ -183,8 +185,8 @@ def test_each_contract_is_named(lie: Declared, text: str) -> None:
     left, right = (
         Sequence(tuple(names[name] for name in side.split(" >> ") if name in names)) for side in text.split(" equals ")
     )
-    verdict = prove(equal(left, right), "any", stages=("rule",), second=None)
+    verdict = prove(same_state(left, right), "any", stages=("rule",), second=None)
     assert verdict.proved and verdict.reason == "rule no op"
     assert [a for a in verdict.assumptions if a.technique == str(names["T"])]
-    truth = equal(Sequence((Once(),)), Sequence())
+    truth = same_state(Sequence((Once(),)), Sequence())
     assert not prove(truth, "any", stages=("rule",), second=None).proved
