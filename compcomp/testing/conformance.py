@@ -439,7 +439,7 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
             raise broken("optimum", ("what it leaves", better), after)
         if promised.leaves_weight and not _weight_left(layer, result):
             raise broken("leaves_weight=True", after)
-        _check_no_ops(technique, layer, result, make)
+        _check_no_ops(technique, layer, result, make if promised.deterministic else lambda: RandomChoices(seed + 1))
         if not promised.homogeneous:
             continue
         larger = technique.encode(replace(scaled(layer, factor), choices=make()))
