@@ -9,11 +9,13 @@ import z3
 
 from compcomp.language.assumption import Assumption
 from compcomp.language.claim import Claim, Dominates, Equals, Scope
+from compcomp.language.parameters import Unknown
 from compcomp.language.steps import Selection, at_most
 from compcomp.language.technique import Sequence, Technique
+from compcomp.layers.partition import Partition
 from compcomp.proving.functions import scored
 from compcomp.proving.proof import EXACT, Proof
-from compcomp.proving.rules.fits import Zeros, zeros_at_end
+from compcomp.proving.rules.fits import zeros_at_end
 from compcomp.proving.rules.kept import Contracts, Run, dropped_stay
 from compcomp.proving.rules.normal import normal_form
 from compcomp.proving.sample import formats_along
@@ -87,7 +89,10 @@ def _drops_zeros(claim: Dominates | Equals, before: Sequence, last: Technique, s
     return contracts
 
 
-def _zeros(run: Run) -> Iterator[Zeros]:
+Dropped = tuple[Partition, Fraction | Unknown, Contracts]
+
+
+def _zeros(run: Run) -> Iterator[Dropped]:
     """Groups, the share of each that is zero at the end at the least, and the contracts on which that rests."""
     yield from zeros_at_end(run)
     for k, technique in enumerate(run.techniques):  # shares left open
@@ -97,7 +102,7 @@ def _zeros(run: Run) -> Iterator[Zeros]:
             yield from ((step.partition, step.share, contracts) for step in steps)
 
 
-def _enough(step: Selection, zeros: Zeros) -> Contracts | None:
+def _enough(step: Selection, zeros: Dropped) -> Contracts | None:
     """The contracts, where so many zeros are enough for the selection to drop zeros alone."""
     partition, share, contracts = zeros
     if partition == step.partition and at_most(step.share, share):
