@@ -61,8 +61,9 @@ class Declared:
     homogeneous: the layer is its weight and its reference.
     zeros: whatever the format says of them. "weights": a weight that is zero is zero after it. "rows": where a row of
         the weight and that of the low-rank term are zero, both are after it. "columns": the same of columns.
-    changes_basis: weight and format change with the transform, and a plain format stays plain. A technique that does not declare it leaves the
-        transform alone, and is shown the layer in the basis that is there.
+    changes_basis: weight and format change with the transform, and a plain format (:data:`NO_OP`) stays plain. A
+        technique that does not declare it leaves the transform alone, and is shown the layer in the basis that is
+        there.
     input_bits: one of the multiples is 0, and the inputs are those in the basis that is there. None: not known.
     optimum: the weights that it admits for the weight that the technique finds.
     no_op: out of :data:`NO_OP`. An equal state, with the same factors, whatever is left free; so for the next two.
