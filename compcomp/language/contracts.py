@@ -94,9 +94,7 @@ class Declared:
     )
     holds_reference: bool = field(
         default=False,
-        metadata=_law(
-            "leaves the effective weight and the inputs alone where they equal the reference", "no_op", "normal"
-        ),
+        metadata=_law("leaves the effective weight and the inputs alone where they equal the reference", "no_op"),
     )
     leaves_weight: bool = field(
         default=False,
