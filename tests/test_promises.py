@@ -22,9 +22,12 @@ from compcomp.techniques import (
     AbsMaxInputs,
     ApplyMask,
     DistillFactors,
+    GradientDistill,
     Magnitude,
     MinMax,
+    PruneRows,
     SmoothQuant,
+    Taylor,
     TruncatedSVD,
 )
 from compcomp.terms import And, If, each
@@ -129,6 +132,14 @@ LIES: list[tuple[Technique, dict[str, Any]]] = [
     (HALF, {"removes_rows": True}),
     (HALF, {"removes_columns": True}),
     (SmoothQuant(), {"changes_basis": False}),
+    (LOW, {"idempotent": True}),
+    (Taylor("1/2", group="column"), {"idempotent": True}),  # type: ignore[arg-type]
+    (PruneRows("1/2", ties="any"), {"idempotent": True}),  # type: ignore[arg-type]
+    (SmoothQuant(), {"involution": True}),
+    (ApplyMask(), {"no_op": frozenset({"always"})}),  # of a mask that is broken it changes something
+    (GradientDistill(1), {"no_op": frozenset({"on a grid"})}),
+    (GradientDistill(1), {"no_op": frozenset({"plain"})}),
+    (HALF, {"no_op": frozenset({"plain dense"})}),
 ]
 
 

@@ -65,7 +65,8 @@ def _same_state(claim: Claim, session: Session, *, dense: bool) -> Proof | Refus
         return Refusal(f"normal forms differ: {_differ(claim, left, right)}", lemma=query, reached=reached)
     if not (left.deterministic and right.deterministic):
         return _free(claim)
-    name = "absorption" if left.absorbed or right.absorbed else "inputs" if left.moved or right.moved else "rest"
+    absorbed, moved = left.absorbed or right.absorbed, left.moved or right.moved
+    name = "no op" if left.idle or right.idle else "absorption" if absorbed else "inputs" if moved else "rest"
     assumptions = dict.fromkeys((EXACT, *left.assumptions, *right.assumptions))
     return Proof(name, "any shape", tuple(assumptions), tuple(session.queries), not dense)
 

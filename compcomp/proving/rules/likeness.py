@@ -199,7 +199,7 @@ def _promised(technique: Technique, other: Technique) -> bool:
         return False
     if said.input_bits not in (None, kept.input_bits):
         return False
-    sets = ("keeps", "restores", "never_increases", "zeros")
+    sets = ("keeps", "restores", "never_increases", "zeros", "no_op")
     if not all(getattr(said, name) <= getattr(kept, name) for name in sets):
         return False
     if any(getattr(said, name) and not getattr(kept, name) for name in STRONGER):
@@ -215,7 +215,7 @@ def _promised(technique: Technique, other: Technique) -> bool:
 
 STRONGER = (
     *("any_inputs", "rests", "holds_reference", "leaves_weight", "removes_rows", "removes_columns"),
-    *("homogeneous", "deterministic"),
+    *("homogeneous", "deterministic", "idempotent", "involution"),
 )
 """Promises that are kept where they are made."""
 WEAKER = tuple(name for name, contract in contracts().items() if contract.weaker)
