@@ -11,50 +11,6 @@ import pytest
 
 from tests.blocks import ROOT, documentation, program
 
-GIVEN = """
-from fractions import Fraction
-from typing import Any
-
-import torch
-from torch import nn
-
-import compcomp as cc
-from compcomp.language.technique import Kernel, Technique
-from compcomp.layers.state import LayerState
-from compcomp.techniques import *
-
-P, Q, Q3, Q4 = Magnitude("1/2"), AbsMax(bits=4), AbsMax(bits=3), AbsMax(bits=4)
-D, L = LeastSquaresDistill(), TruncatedSVD(rank=8, residual=True)
-model: nn.Module = nn.Linear(2, 2)
-batches: list[torch.Tensor] = []
-
-
-def perplexity(model: nn.Module) -> float:
-    return 1.0
-
-
-def negative_log_likelihood(model: nn.Module, part: int) -> float:
-    return 1.0
-
-
-def tokens(part: int) -> int:
-    return 1
-
-
-class Binarize(Technique):
-    pass
-
-
-def another_kernel(technique: Technique, layer: LayerState) -> LayerState:
-    return layer
-"""
-"""Names that pages take from the text around their code."""
-
-FIRST = (
-    "import given; from given import *; import compcomp as cc; from compcomp.techniques import *; model = given.model"
-)
-"""The first line of each page, where Markdown has its title: so errors name lines of the page."""
-
 USER = """
 import typing
 from decimal import Decimal
@@ -124,10 +80,10 @@ def checked(folder: Path, files: dict[str, str]) -> dict[str, list[str]]:
 def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Of all that is checked here, in one run."""
     pages = {re.sub(r"\W", "_", str(path.relative_to(ROOT))).lower(): program(path) for path in documentation()}
-    found = {f"page_{name}": f"{FIRST}{code}" for name, code in pages.items() if code.strip()}
-    assert len(found) > 4 and all(code.split("\n")[0] == FIRST for code in found.values())
-    files = {"given": GIVEN, "user": USER, **found}
-    files["example"] = (ROOT / "examples" / "own_technique.py").read_text(encoding="utf-8")
+    found = {f"page_{name}": code for name, code in pages.items() if code.strip()}
+    assert len(found) > 4
+    files = {"user": USER, **found}
+    files["own_technique"] = (ROOT / "examples" / "own_technique.py").read_text(encoding="utf-8")  # pages import it
     start = "from fractions import Fraction\nimport compcomp as cc\nfrom compcomp.techniques import *\n"
     files |= {f"wrong_{k}": start + code + "\n" for k, code in enumerate(WRONG)}
     return checked(tmp_path_factory.mktemp("project"), files)

@@ -42,6 +42,10 @@ from compcomp.proving.session import Session
 # |G| is a multiple of c. With open parameters: if R = P and s, s' are one parameter.
 
 
+Zeros = tuple[Partition, Fraction | Unknown, Contracts]
+"""Groups, the share of each that is zero at the end at the least, and the contracts on which that rests."""
+
+
 def zero_selection(claim: Claim, session: Session) -> Proof | None:
     """Both sequences are the same but for selections at their ends that drop zeros alone."""
     if not isinstance(claim, Dominates | Equals):
@@ -89,11 +93,8 @@ def _drops_zeros(claim: Dominates | Equals, before: Sequence, last: Technique, s
     return contracts
 
 
-Dropped = tuple[Partition, Fraction | Unknown, Contracts]
-
-
-def _zeros(run: Run) -> Iterator[Dropped]:
-    """Groups, the share of each that is zero at the end at the least, and the contracts on which that rests."""
+def _zeros(run: Run) -> Iterator[Zeros]:
+    """Yield what is known to be zero at the end of a run."""
     yield from zeros_at_end(run)
     for k, technique in enumerate(run.techniques):  # shares left open
         steps = [s for s in technique.steps() if isinstance(s, Selection) and not isinstance(s.share, Fraction)]
@@ -102,7 +103,7 @@ def _zeros(run: Run) -> Iterator[Dropped]:
             yield from ((step.partition, step.share, contracts) for step in steps)
 
 
-def _enough(step: Selection, zeros: Dropped) -> Contracts | None:
+def _enough(step: Selection, zeros: Zeros) -> Contracts | None:
     """The contracts, where so many zeros are enough for the selection to drop zeros alone."""
     partition, share, contracts = zeros
     if partition == step.partition and at_most(step.share, share):
