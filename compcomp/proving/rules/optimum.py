@@ -73,7 +73,7 @@ def joint_optimum(claim: Claim, session: Session) -> Proof | Refusal:
     contracts = [contract(joint, f"leaves the weight of least {optimum.loss} among those it may choose from")]
     for technique in rest:
         if not isinstance(technique, Technique) or claim.loss.name not in technique.promises().never_increases:
-            name = technique if isinstance(technique, Technique) else owner(claim, technique)
+            name = str(technique) if isinstance(technique, Technique) else owner(claim, technique)
             return Refusal(f"{name} does not promise never to increase {claim.loss.name}", reached=Reached.FACT)
         contracts.append(contract(technique, f"never increases {claim.loss.name}"))
     right = normal_form(claim.right, session)

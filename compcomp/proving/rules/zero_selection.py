@@ -9,12 +9,14 @@ import z3
 
 from compcomp.language.assumption import Assumption
 from compcomp.language.claim import Claim, Dominates, Equals, Scope
+from compcomp.language.parameters import Unknown
 from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import Selection, at_most
 from compcomp.language.technique import Sequence, Technique
+from compcomp.layers.partition import Partition
 from compcomp.proving.functions import scored
 from compcomp.proving.proof import EXACT, Proof, rule
-from compcomp.proving.rules.fits import Zeros, zeros_at_end
+from compcomp.proving.rules.fits import zeros_at_end
 from compcomp.proving.rules.kept import Contracts, Run, dropped_stay
 from compcomp.proving.rules.normal import normal_form
 from compcomp.proving.sample import formats_along
@@ -95,7 +97,11 @@ def _drops_zeros(claim: Claim, before: Sequence, last: Technique, session: Sessi
     return contracts
 
 
-def _zeros(run: Run) -> Iterator[Zeros]:
+OpenZeros = tuple[Partition, Fraction | Unknown, Contracts]
+"""As zeros of rule fits, but the share may be an open parameter."""
+
+
+def _zeros(run: Run) -> Iterator[OpenZeros]:
     """Groups, the share of each that is zero at the end at the least, and the contracts on which that rests."""
     yield from zeros_at_end(run)
     for k, technique in enumerate(run.techniques):  # shares left open
@@ -105,7 +111,7 @@ def _zeros(run: Run) -> Iterator[Zeros]:
             yield from ((step.partition, step.share, contracts) for step in steps)
 
 
-def _enough(step: Selection, zeros: Zeros) -> Contracts | None:
+def _enough(step: Selection, zeros: OpenZeros) -> Contracts | None:
     """The contracts, where so many zeros are enough for the selection to drop zeros alone."""
     partition, share, contracts = zeros
     if partition == step.partition and at_most(step.share, share):
