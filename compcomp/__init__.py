@@ -11,7 +11,8 @@ import importlib.util
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from typing import Any as Any  # cc.Any leaves a parameter of a claim open, as ANY does
 
 from compcomp import hooks
 from compcomp.version import __version__

@@ -10,6 +10,7 @@ from dataclasses import MISSING, dataclass, fields
 from fractions import Fraction
 from typing import Any
 
+from compcomp.language.contracts import contracts
 from compcomp.language.samples import VALUES, conventions, representatives, sets_up
 from compcomp.language.steps import Selection
 from compcomp.language.technique import Technique
@@ -19,16 +20,6 @@ SHAPE = (128, 256)
 """The layer (out, in) whose bits are counted."""
 KEY = re.compile(r"\[((?:[a-z]+\d{4}[a-z]?(?:, )?)+)\]")
 """Citation keys, as in docs/references.md."""
-
-CONTRACTS = {
-    "rests": "changes nothing where the effective weight equals the reference",
-    "holds_reference": "leaves the effective weight alone where it equals the reference",
-    "leaves_weight": "adds a low-rank term beside the weight, and changes nothing else",
-    "changes_inputs": "acts on the inputs alone",
-    "homogeneous": "homogeneous: scaling the layer by t > 0 scales its result by t",
-    "deterministic": "deterministic: its conventions leave nothing free",
-}
-"""Promises that hold or do not, in words."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +122,7 @@ def _split(lines: list[str], names: list[str]) -> tuple[list[str], dict[str, str
 
 
 def _parameter(kind: type[Technique], field: Any, meanings: dict[str, str]) -> Parameter:
-    known = kind.tried.get(field.name) or VALUES.get(field.name, ())
+    known = kind.fixtures.values.get(field.name) or VALUES.get(field.name, ())
     given = field.default if field.default is not MISSING else MISSING
     if field.default_factory is not MISSING:
         given = field.default_factory()
@@ -146,16 +137,16 @@ def _written(value: Any) -> str:
 
 def _behaviour(technique: Technique) -> Behaviour:
     promised = technique.promises()
-    contracts = [words for name, words in CONTRACTS.items() if getattr(promised, name)]
-    if promised.any_inputs and promised.never_increases:
-        contracts.append("what it never increases it does not increase on changed inputs either")
+    laws = {name: contract.law for name, contract in contracts().items() if getattr(promised, name) is True}
+    if not promised.never_increases:
+        laws.pop("any_inputs", None)
     return Behaviour(
         technique=str(technique),
         sets_up=tuple(sorted(sets_up(technique))),
         keeps=tuple(sorted(promised.keeps)),
         restores=tuple(sorted(promised.restores)),
         never_increases=tuple(sorted(promised.never_increases)),
-        contracts=tuple(contracts),
+        contracts=tuple(laws.values()),
         needs_inputs=technique.needs_inputs,
         acts="; then ".join(
             f"{'selects' if isinstance(step, Selection) else 'rounds'} in {step.partition}"
@@ -197,9 +188,9 @@ def markdown(entries: list[Entry]) -> str:
     lines = [
         "# Techniques",
         "",
-        "Written by `compcomp catalogue` from the docstrings and promises in `encodings/`; do not edit. What a promise",
-        "means is said at `Declared` in `compcomp/language/technique.py`; every one of them is tested. Which technique",
-        "destroys what another set up is in [keeps.md](keeps.md). Invariants: a mask, an n:m pattern of it, a grid,",
+        "Written by `compcomp catalogue` from the docstrings and contracts in `encodings/`; do not edit. The laws of",
+        "the contracts are at the [end](#contracts). Which technique destroys what another set up is in",
+        "[keeps.md](keeps.md). Invariants: a mask, an n:m pattern of it, a grid,",
         'a rank, and the shape left when rows and columns are removed; "factors" is a low-rank term beside the weight.',
         f"Bits: of each weight of a {rows} x {columns} layer of random weights after the technique, with all scales,",
         "masks and factors that have to be stored; a dense weight takes 16.",
@@ -231,6 +222,12 @@ def markdown(entries: list[Entry]) -> str:
             ]
         for behaviour in entry.behaviours:
             lines += ["", f"`{behaviour.technique}`:", "", *(f"- {text}" for text in _said(behaviour))]
+    lines += ["", "## Contracts", "", "Proofs rest on these. `check_encoding` looks for layers that break them.", ""]
+    lines += ["| contract | law | rules that rely on it |", "|---|---|---|"]
+    for contract in contracts().values():
+        rules = ", ".join(f"[{rule.replace('_', ' ')}](proofs/{rule}.md)" for rule in contract.rules)
+        weaker = " (declaring it promises less)" if contract.weaker else ""
+        lines.append(f"| `{contract.name}` | {_escaped(contract.law)}{weaker} | {rules} |")
     return "\n".join(lines) + "\n"
 
 

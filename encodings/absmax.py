@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
-from compcomp.language.parameters import ANY, Unknown, bit_width, grid_partition, one_of
+from compcomp.language.parameters import ANY, BitsOrAny, Unknown, bit_width, grid_partition, one_of, parametrized
 from compcomp.language.steps import GridMap
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Hints, Technique
 from compcomp.terms import ROUNDINGS, Abs
 
 
-@dataclass(frozen=True)
+@parametrized
 class AbsMax(Technique):
     """Round every weight to the nearest of ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = max|w| / L.
 
@@ -22,11 +21,12 @@ class AbsMax(Technique):
     An all-zero group stays zero. Source: [dettmers2022].
     """
 
-    bits: int | Unknown
+    bits: BitsOrAny
     group: int | None = None
     rounding: str = "half_even"
     per: str = "tensor"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.absmax"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
 
     def __post_init__(self) -> None:
@@ -43,8 +43,10 @@ class AbsMax(Technique):
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"}),
             deterministic=self.rounding != "any",
-            landmarks=() if isinstance(self.levels, Unknown) else (2 * self.levels,),
         )
+
+    def hints(self) -> Hints:
+        return Hints() if isinstance(self.levels, Unknown) else Hints(landmarks=(2 * self.levels,))
 
     def steps(self) -> tuple[GridMap]:
         partition = grid_partition(self.group, self.per, "AbsMax")

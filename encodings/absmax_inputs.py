@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from compcomp.encodings.absmax import AbsMax
 from compcomp.errors import InputError
-from compcomp.language.parameters import Unknown, bit_width, one_of, shown, whole
+from compcomp.language.parameters import BitsOrAny, Unknown, bit_width, one_of, parametrized, shown, whole
 from compcomp.language.technique import Declared, Technique
 from compcomp.layers.gram import gram_of
 from compcomp.layers.state import Array, LayerState
 from compcomp.terms import ROUNDINGS
 
 
-@dataclass(frozen=True)
+@parametrized
 class AbsMaxInputs(Technique):
     """Round the layer's inputs to the nearest of ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = max|x| / L.
 
@@ -26,11 +25,12 @@ class AbsMaxInputs(Technique):
     not tell them. Source: [yao2022] (token-wise); the grid is that of [dettmers2022].
     """
 
-    bits: int | Unknown
+    bits: BitsOrAny
     per: str = "token"
     group: int | None = None
     rounding: str = "half_even"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.absmax_inputs"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import ClassVar
 
@@ -11,10 +11,19 @@ import numpy as np
 
 from compcomp.algebra import second_order
 from compcomp.errors import InputError
-from compcomp.language.parameters import one_of, selection_partition, share, step_length, whole
+from compcomp.language.parameters import (
+    Exact,
+    default,
+    one_of,
+    parametrized,
+    selection_partition,
+    share,
+    step_length,
+    whole,
+)
 from compcomp.language.samples import unlike
 from compcomp.language.steps import Selection
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Fixtures, Technique
 from compcomp.layers.gram import dense_products
 from compcomp.layers.partition import Partition
 from compcomp.layers.state import LayerState
@@ -27,7 +36,15 @@ def sizes(layer: LayerState) -> Array:
     return each(lambda keep, w: If(keep, Abs(w), -1), free, layer.weight)
 
 
-@dataclass(frozen=True)
+def exact_layer(technique: AdaptiveSparseTraining, layer: LayerState, numbers: Sequence[int]) -> LayerState:
+    """Unless the first number is 2 hardly two weights other than zero are alike: of whole numbers most tie."""
+    if numbers[0] == 2:
+        return layer
+    weight = each(lambda w, moved: moved if w else w, layer.weight, unlike(layer.weight, numbers))
+    return replace(layer, weight=weight, format=replace(layer.format, grid=None, rank=None))
+
+
+@parametrized
 class AdaptiveSparseTraining(Technique):
     """Train the weights towards the dense layer's outputs through a mask that is found again as they change (AST).
 
@@ -48,25 +65,29 @@ class AdaptiveSparseTraining(Technique):
     Source: [huang2024]; straight-through masks with decay [zhou2021].
     """
 
-    sparsity: Fraction
+    sparsity: Exact
     pattern: str = "unstructured"
     per: str = "tensor"
     iterations: int = 100
     every: int = 10
-    rate: Fraction = Fraction(1)
-    decay: Fraction = Fraction(1, 10)
+    rate: Exact = default(Fraction(1))
+    decay: Exact = default(Fraction(1, 10))
     ties: str = "first"
 
-    tried: ClassVar[dict[str, Sequence[object]]] = {
-        "sparsity": (Fraction(1, 2),),
-        "pattern": ("unstructured", "2:4"),
-        "per": ("tensor", "row"),
-        "iterations": (3,),
-        "every": (1, 2),
-        "rate": (Fraction(1), Fraction(3, 2)),
-        "decay": (Fraction(1, 10),),
-        "ties": ("first",),
-    }
+    kernel_module: ClassVar[str] = "compcomp.kernels.adaptive_sparse_training"
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "sparsity": (Fraction(1, 2),),
+            "pattern": ("unstructured", "2:4"),
+            "per": ("tensor", "row"),
+            "iterations": (3,),
+            "every": (1, 2),
+            "rate": (Fraction(1), Fraction(3, 2)),
+            "decay": (Fraction(1, 10),),
+            "ties": ("first",),
+        },
+        exact_layer=exact_layer,
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", share(self.sparsity, "AdaptiveSparseTraining.sparsity"))
@@ -122,10 +143,3 @@ class AdaptiveSparseTraining(Technique):
             else:
                 pruned = replace(pruned, weight=each(lambda keep, v: If(keep, v, 0), kept, latent))
         return pruned
-
-    def rational(self, layer: LayerState, numbers: Sequence[int]) -> LayerState:
-        """Unless the first number is 2 hardly two weights other than zero are alike: of whole numbers most tie."""
-        if numbers[0] == 2:
-            return layer
-        weight = each(lambda w, moved: moved if w else w, layer.weight, unlike(layer.weight, numbers))
-        return replace(layer, weight=weight, format=replace(layer.format, grid=None, rank=None))

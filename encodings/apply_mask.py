@@ -18,6 +18,7 @@ class ApplyMask(Technique):
     Source: the step that keeps weights pruned while they are changed otherwise, as in [mishra2021].
     """
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.apply_mask"
     declared: ClassVar[Declared] = Declared(
         keeps=frozenset({"mask", "n:m", "shape", "grid", "factors"}),
         restores=frozenset({"mask"}),

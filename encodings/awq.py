@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from math import lcm
 from typing import Any, ClassVar
@@ -14,9 +14,9 @@ from compcomp.encodings.absmax import AbsMax
 from compcomp.encodings.smoothquant import SCALES, rooted, unless_dead
 from compcomp.errors import InputError
 from compcomp.language.loss import LOSSES
-from compcomp.language.parameters import number, one_of, shown
+from compcomp.language.parameters import Number, Parameter, default, number, one_of, parametrized, shown
 from compcomp.language.samples import unlike
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Fixtures, Technique
 from compcomp.layers.basis import Scaling
 from compcomp.layers.gram import gram_of, squared_error
 from compcomp.layers.partition import Partition
@@ -26,7 +26,26 @@ from compcomp.terms import Array, Div, Equal, If, Repeated, Term, each, reading
 ALPHAS = (Fraction(0), Fraction(1, 4), Fraction(1, 2), Fraction(3, 4), Fraction(1))
 
 
-@dataclass(frozen=True)
+def exact_layer(technique: AWQ, layer: LayerState, numbers: Items[int]) -> LayerState:
+    """Inputs scaled so that mean magnitudes are powers whose degree the denominators of alphas divide.
+
+    No two are alike, and unless the first number is 2 neither are weights, which then fit no format: of whole
+    numbers most alphas are equally good.
+    """
+    degree = lcm(*(alpha.denominator for alpha in technique.alphas))
+    if layer.inputs is None:
+        return layer
+    inputs, weight, form = layer.inputs.copy(), layer.weight, layer.format
+    for j, t in enumerate(numbers):
+        if size := sum(map(abs, inputs[j]), start=Fraction(0)):
+            inputs[j] *= (1 + Fraction(t + 3 * j, 4)) ** degree * len(inputs[j]) / size
+    if numbers[0] != 2:
+        weight, form = unlike(weight, numbers), Format(factors=form.factors)
+    gram = None if layer.gram is None else np.asarray(inputs @ inputs.T)
+    return replace(layer, weight=weight, inputs=inputs, gram=gram, format=form)
+
+
+@parametrized
 class AWQ(Technique):
     """W' = W diag(s) on the inputs X' = diag(1/s) X, with s_j = mean|X_j|^alpha for the best alpha of a grid.
 
@@ -43,17 +62,21 @@ class AWQ(Technique):
     magnitudes and Gram matrix. Source: [lin2024].
     """
 
-    alphas: tuple[Fraction, ...] = ALPHAS
+    alphas: Parameter[tuple[Fraction, ...], tuple[Number, ...] | list[Number]] = default(ALPHAS)
     bits: int = 4
     group: int | None = 128
     scales: str = "exact"
 
-    tried: ClassVar[dict[str, Items[object]]] = {
-        "alphas": (("1/2", 0, 1), ("3/4", "1/4")),
-        "bits": (3,),
-        "group": (None, 2),
-        "scales": SCALES,
-    }
+    kernel_module: ClassVar[str] = "compcomp.kernels.awq"
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "alphas": (("1/2", 0, 1), ("3/4", "1/4")),
+            "bits": (3,),
+            "group": (None, 2),
+            "scales": SCALES,
+        },
+        exact_layer=exact_layer,
+    )
 
     def __post_init__(self) -> None:
         allowed = "one or more numbers in [0, 1] such as (0, 1/2, 1), of at most 3 decimals"
@@ -123,21 +146,3 @@ class AWQ(Technique):
     def _lost(self, scaling: Scaling, layer: LayerState, gram: Array) -> Term:
         scaled = LayerState.dense(scaling.weights(layer.weight), choices=layer.choices)
         return squared_error(scaling.weights_back(self.rounded.encode(scaled).weight) - layer.weight, gram)
-
-    def rational(self, layer: LayerState, numbers: Items[int]) -> LayerState:
-        """Inputs scaled so that mean magnitudes are powers whose degree the denominators of alphas divide.
-
-        No two are alike, and unless the first number is 2 neither are weights, which then fit no format: of whole
-        numbers most alphas are equally good.
-        """
-        degree = lcm(*(alpha.denominator for alpha in self.alphas))
-        if layer.inputs is None:
-            return layer
-        inputs, weight, form = layer.inputs.copy(), layer.weight, layer.format
-        for j, t in enumerate(numbers):
-            if size := sum(map(abs, inputs[j]), start=Fraction(0)):
-                inputs[j] *= (1 + Fraction(t + 3 * j, 4)) ** degree * len(inputs[j]) / size
-        if numbers[0] != 2:
-            weight, form = unlike(weight, numbers), Format(factors=form.factors)
-        gram = None if layer.gram is None else np.asarray(inputs @ inputs.T)
-        return replace(layer, weight=weight, inputs=inputs, gram=gram, format=form)

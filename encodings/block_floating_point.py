@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from compcomp.language.parameters import grid_partition, one_of, whole
 from compcomp.language.steps import CodebookMap
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Fixtures, Hints, Technique
 from compcomp.layers import codebooks
 from compcomp.terms import ROUNDINGS, Abs
 
@@ -28,7 +27,8 @@ class BlockFloatingPoint(Technique):
     group: int | None = 16
     rounding: str = "half_even"
 
-    tried: ClassVar[dict[str, Sequence[object]]] = {"bits": (2, 3, 4, 8), "rounding": ("half_even", "half_up", "any")}
+    kernel_module: ClassVar[str] = "compcomp.kernels.block_floating_point"
+    fixtures: ClassVar[Fixtures] = Fixtures(values={"bits": (2, 3, 4, 8), "rounding": ("half_even", "half_up", "any")})
 
     def __post_init__(self) -> None:
         whole(self.bits, 2, 8, "BlockFloatingPoint.bits")
@@ -40,8 +40,10 @@ class BlockFloatingPoint(Technique):
             keeps=frozenset({"mask", "n:m", "shape", "factors"}),
             homogeneous=False,
             deterministic=self.rounding != "any",
-            landmarks=(2 ** (self.bits - 1) - 1, 2 ** (self.bits + 1) - 1),
         )
+
+    def hints(self) -> Hints:
+        return Hints(landmarks=(2 ** (self.bits - 1) - 1, 2 ** (self.bits + 1) - 1))
 
     def steps(self) -> tuple[CodebookMap]:
         partition = grid_partition(self.group, "tensor", "BlockFloatingPoint")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar
@@ -12,7 +11,7 @@ import numpy as np
 from compcomp.encodings.truncated_svd import beside
 from compcomp.errors import InputError
 from compcomp.language.parameters import whole
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Fixtures, Technique
 from compcomp.layers.state import Factors, LayerState
 from compcomp.terms import Div, Sum
 
@@ -30,7 +29,8 @@ class BlockMeans(Technique):
 
     rank: int
 
-    tried: ClassVar[dict[str, Sequence[object]]] = {"rank": (1, 2, 4)}
+    kernel_module: ClassVar[str] = "compcomp.kernels.block_means"
+    fixtures: ClassVar[Fixtures] = Fixtures(values={"rank": (1, 2, 4)})
     declared: ClassVar[Declared] = Declared(
         keeps=frozenset({"mask", "n:m", "grid", "rank"}),
         never_increases=frozenset({"weight_l2"}),

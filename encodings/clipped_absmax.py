@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import ClassVar
 
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.language.parameters import grid_partition, number, one_of, shown, whole
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.parameters import Exact, default, grid_partition, number, one_of, parametrized, shown, whole
+from compcomp.language.technique import Declared, Fixtures, Hints, Technique
 from compcomp.layers.partition import Partition
 from compcomp.layers.state import Grid, LayerState
 from compcomp.terms import ROUNDINGS, Abs, Choices, Div, If, Max, Sum, Term, nearest, reading
 
 
-@dataclass(frozen=True)
+@parametrized
 class ClippedAbsMax(Technique):
     """Round every weight to the nearest of ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = r max|w| / L, r by group.
 
@@ -32,16 +31,19 @@ class ClippedAbsMax(Technique):
 
     bits: int
     group: int | None = None
-    smallest: Fraction = Fraction(1, 2)
+    smallest: Exact = default(Fraction(1, 2))
     ratios: int = 10
     rounding: str = "half_even"
 
-    tried: ClassVar[dict[str, Sequence[object]]] = {
-        "bits": (3,),
-        "group": (None, 2),
-        "ratios": (4,),
-        "rounding": ("half_even", "half_up", "any"),
-    }
+    kernel_module: ClassVar[str] = "compcomp.kernels.clipped_absmax"
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "bits": (3,),
+            "group": (None, 2),
+            "ratios": (4,),
+            "rounding": ("half_even", "half_up", "any"),
+        }
+    )
 
     def __post_init__(self) -> None:
         whole(self.bits, 2, 16, "ClippedAbsMax.bits")
@@ -77,8 +79,10 @@ class ClippedAbsMax(Technique):
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"}),
             deterministic=self.rounding != "any",
-            landmarks=(2 * self.levels,),
         )
+
+    def hints(self) -> Hints:
+        return Hints(landmarks=(2 * self.levels,))
 
     def encode(self, layer: LayerState) -> LayerState:
         self.check(layer.weight.shape)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from compcomp.algebra.least_squares import least_solution, output_target, right_factor
 from compcomp.errors import InputError
 from compcomp.language.parameters import whole
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Fixtures, Technique
 from compcomp.layers.state import Factors, LayerState
 
 
@@ -25,7 +24,8 @@ class DistillFactors(Technique):
 
     sweeps: int = 1
 
-    tried: ClassVar[dict[str, Sequence[object]]] = {"sweeps": (1, 2)}
+    kernel_module: ClassVar[str] = "compcomp.kernels.distill_factors"
+    fixtures: ClassVar[Fixtures] = Fixtures(values={"sweeps": (1, 2)})
     declared: ClassVar[Declared] = Declared(
         keeps=frozenset({"mask", "n:m", "grid", "rank"}),
         never_increases=frozenset({"output_l2"}),

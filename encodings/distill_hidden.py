@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
 from compcomp.algebra.free import any_weights, is_any_weights
 from compcomp.encodings.distill_logits import OPEN, check_training
 from compcomp.errors import InputError
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.parameters import Exact, default, parametrized
+from compcomp.language.technique import Declared, Fixtures, Technique
 from compcomp.layers.state import LayerState
 from compcomp.terms import Term
 
 
-@dataclass(frozen=True)
+@parametrized
 class DistillHidden(Technique):
     """Train the compressed model towards the dense one's hidden states: sum over blocks of |H - H'|_F^2 / |H|_F^2.
 
@@ -27,13 +26,14 @@ class DistillHidden(Technique):
     """
 
     iterations: int
-    rate: Fraction = Fraction(1, 1000)
+    rate: Exact = default(Fraction(1, 1000))
     targets: str = "data"
     seed: int = 0
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.distill_hidden"
     whole_model: ClassVar[bool] = True
     declared: ClassVar[Declared] = OPEN
-    tried: ClassVar[dict[str, Sequence[object]]] = {"iterations": (2,)}
+    fixtures: ClassVar[Fixtures] = Fixtures(values={"iterations": (2,)})
 
     def __post_init__(self) -> None:
         check_training(self)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
 from compcomp.algebra.free import any_weights, is_any_weights
 from compcomp.errors import InputError
-from compcomp.language.parameters import number, one_of, shown, whole
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.parameters import Exact, default, number, one_of, parametrized, shown, whole
+from compcomp.language.technique import Declared, Fixtures, Technique
 from compcomp.layers.state import LayerState
 from compcomp.terms import Term
 
@@ -20,7 +18,7 @@ OPEN = Declared(keeps=frozenset({"mask", "n:m", "shape", "grid", "factors"}), ho
 """What holds of any weights that training may lead to."""
 
 
-@dataclass(frozen=True)
+@parametrized
 class DistillLogits(Technique):
     """Train the compressed model towards the dense one's next tokens: T^2 KL(p || p'), a mean over tokens.
 
@@ -38,14 +36,15 @@ class DistillLogits(Technique):
     """
 
     iterations: int
-    rate: Fraction = Fraction(1, 1000)
-    temperature: Fraction = Fraction(1)
+    rate: Exact = default(Fraction(1, 1000))
+    temperature: Exact = default(Fraction(1))
     targets: str = "data"
     seed: int = 0
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.distill_logits"
     whole_model: ClassVar[bool] = True
     declared: ClassVar[Declared] = OPEN
-    tried: ClassVar[dict[str, Sequence[object]]] = {"iterations": (2,), "temperature": (1, 2)}
+    fixtures: ClassVar[Fixtures] = Fixtures(values={"iterations": (2,), "temperature": (1, 2)})
 
     def __post_init__(self) -> None:
         check_training(self)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from compcomp.language.parameters import grid_partition, one_of
 from compcomp.language.steps import CodebookMap
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Hints, Technique
 from compcomp.layers import codebooks
 from compcomp.terms import ROUNDINGS, Abs
 
@@ -24,6 +25,8 @@ class FP4(Technique):
     group: int | None = 32
     rounding: str = "half_even"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.fp4"
+
     def __post_init__(self) -> None:
         grid_partition(self.group, "tensor", "FP4")
         one_of(self.rounding, ROUNDINGS, "FP4.rounding")
@@ -32,8 +35,10 @@ class FP4(Technique):
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"}),
             deterministic=self.rounding != "any",
-            landmarks=(24,),
         )
+
+    def hints(self) -> Hints:
+        return Hints(landmarks=(24,))
 
     def steps(self) -> tuple[CodebookMap]:
         partition = grid_partition(self.group, "tensor", "FP4")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from compcomp.errors import InputError
 from compcomp.language.parameters import one_of, shown, whole
 from compcomp.language.steps import CodebookMap
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Hints, Technique
 from compcomp.layers import codebooks
 from compcomp.layers.partition import Partition
 from compcomp.terms import ROUNDINGS, Abs
@@ -31,6 +32,8 @@ class FP8(Technique):
     group: int | None = None
     rounding: str = "half_even"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.fp8"
+
     def __post_init__(self) -> None:
         one_of(self.format, tuple(FORMATS), "FP8.format")
         one_of(self.per, ("tensor", "row"), "FP8.per")
@@ -44,8 +47,10 @@ class FP8(Technique):
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"}),
             deterministic=self.rounding != "any",
-            landmarks=(896,),
         )
+
+    def hints(self) -> Hints:
+        return Hints(landmarks=(896,))
 
     def steps(self) -> tuple[CodebookMap]:
         whole_rows = Partition.rows() if self.per == "row" else Partition.tensor()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from compcomp.encodings.fp8 import FORMATS, FP8
 from compcomp.errors import InputError
@@ -27,6 +28,8 @@ class FP8Inputs(Technique):
     format: str = "e4m3"
     per: str = "token"
     rounding: str = "half_even"
+
+    kernel_module: ClassVar[str] = "compcomp.kernels.fp8_inputs"
 
     def __post_init__(self) -> None:
         one_of(self.format, tuple(FORMATS), "FP8Inputs.format")

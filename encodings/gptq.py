@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import ClassVar
 
@@ -11,8 +10,21 @@ import numpy as np
 
 from compcomp.algebra import second_order
 from compcomp.errors import InputError
-from compcomp.language.parameters import ANY, Unknown, bit_width, damping, known, one_of, shown, whole
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.parameters import (
+    ANY,
+    BitsOrAny,
+    Exact,
+    Unknown,
+    bit_width,
+    damping,
+    default,
+    known,
+    one_of,
+    parametrized,
+    shown,
+    whole,
+)
+from compcomp.language.technique import Declared, Fixtures, Hints, Technique
 from compcomp.layers.partition import Partition
 from compcomp.layers.state import Grid, LayerState
 from compcomp.terms import ROUNDINGS, Array, Div, If
@@ -20,7 +32,7 @@ from compcomp.terms import ROUNDINGS, Array, Div, If
 ORDERS = ("left_to_right", "activation")
 
 
-@dataclass(frozen=True)
+@parametrized
 class GPTQ(Technique):
     """Round the columns of the weight W one after the other, each to its grid, and update those that follow.
 
@@ -46,23 +58,26 @@ class GPTQ(Technique):
     Source: [frantar2023].
     """
 
-    bits: int | Unknown
+    bits: BitsOrAny
     group: int | None = None
-    damping: Fraction = Fraction(1, 100)
+    damping: Exact = default(Fraction(1, 100))
     order: str = "left_to_right"
     static_groups: bool = False
     rounding: str = "half_even"
     mask: str = "ignored"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.gptq"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
-    tried: ClassVar[dict[str, Sequence[object]]] = {
-        "bits": (3,),
-        "group": (None, 2),
-        "order": ORDERS,
-        "static_groups": (False, True),
-        "rounding": ("half_even", "any"),
-        "mask": second_order.MASKS,
-    }
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "bits": (3,),
+            "group": (None, 2),
+            "order": ORDERS,
+            "static_groups": (False, True),
+            "rounding": ("half_even", "any"),
+            "mask": second_order.MASKS,
+        }
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", bit_width(self.bits, "GPTQ.bits"))
@@ -97,8 +112,10 @@ class GPTQ(Technique):
             restores=frozenset({"mask"} if kept else ()),
             zeros=frozenset({"rows"}),
             deterministic=self.rounding != "any",
-            landmarks=() if isinstance(self.levels, Unknown) else (2 * self.levels,),
         )
+
+    def hints(self) -> Hints:
+        return Hints() if isinstance(self.levels, Unknown) else Hints(landmarks=(2 * self.levels,))
 
     def encode(self, layer: LayerState) -> LayerState:
         self.check(layer.weight.shape)

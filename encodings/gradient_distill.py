@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import ClassVar
 
 from compcomp.errors import InputError
-from compcomp.language.parameters import step_length, whole
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.parameters import Exact, default, parametrized, step_length, whole
+from compcomp.language.technique import Declared, Fixtures, Technique
 from compcomp.layers.gram import dense_products
 from compcomp.layers.state import LayerState
 from compcomp.terms import Div, If, Sum, each
 
 
-@dataclass(frozen=True)
+@parametrized
 class GradientDistill(Technique):
     """Gradient steps W' <- W' - eta grad |W X - W' X'|_F^2 against the dense layer's outputs.
 
@@ -30,19 +29,22 @@ class GradientDistill(Technique):
     """
 
     iterations: int
-    rate: Fraction = Fraction(1)
+    rate: Exact = default(Fraction(1))
 
     # n:m is not among these: where the mask is broken, weights that it keeps may fill what was within the pattern.
+    kernel_module: ClassVar[str] = "compcomp.kernels.gradient_distill"
     declared: ClassVar[Declared] = Declared(
         keeps=frozenset({"mask", "shape", "factors"}),
         never_increases=frozenset({"output_l2"}),
         any_inputs=True,
         holds_reference=True,
     )
-    tried: ClassVar[dict[str, Sequence[object]]] = {
-        "iterations": (1, 3),
-        "rate": (Fraction(1, 2), Fraction(1), Fraction(3, 2)),
-    }
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "iterations": (1, 3),
+            "rate": (Fraction(1, 2), Fraction(1), Fraction(3, 2)),
+        }
+    )
 
     def __post_init__(self) -> None:
         whole(self.iterations, 1, 10_000, "GradientDistill.iterations")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from compcomp.encodings.magnitude import Magnitude
-from compcomp.language.parameters import one_of, selection_partition, share, whole
+from compcomp.language.parameters import Exact, one_of, parametrized, selection_partition, share, whole
 from compcomp.language.steps import Selection
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Fixtures, Technique
 from compcomp.terms import TIES
 
 SCHEDULES = ("cubic", "linear")
 
 
-@dataclass(frozen=True)
+@parametrized
 class GradualMagnitude(Technique):
     """Magnitude pruning in rounds t = 1 .. T to the sparsities s (1 - (1 - t / T)^3), or s t / T.
 
@@ -31,20 +30,23 @@ class GradualMagnitude(Technique):
     Source: [zhu2017], with initial sparsity 0; score as [han2015].
     """
 
-    sparsity: Fraction
+    sparsity: Exact
     rounds: int = 3
     schedule: str = "cubic"
     pattern: str = "unstructured"
     per: str = "tensor"
     ties: str = "first"
 
-    tried: ClassVar[dict[str, Any]] = {
-        "sparsity": (Fraction(1, 2), Fraction(7, 10)),
-        "rounds": (3,),
-        "schedule": SCHEDULES,
-        "pattern": ("unstructured", "2:4"),
-        "per": ("tensor", "row"),
-    }
+    kernel_module: ClassVar[str] = "compcomp.kernels.gradual_magnitude"
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "sparsity": (Fraction(1, 2), Fraction(7, 10)),
+            "rounds": (3,),
+            "schedule": SCHEDULES,
+            "pattern": ("unstructured", "2:4"),
+            "per": ("tensor", "row"),
+        }
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", share(self.sparsity, "GradualMagnitude.sparsity"))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import ClassVar
 
 from compcomp.errors import InputError
 from compcomp.language.loss import LOSSES
 from compcomp.language.parameters import shown, whole
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Fixtures, Technique
 from compcomp.layers.basis import Rotation
 from compcomp.layers.state import LayerState
 
@@ -27,7 +26,8 @@ class Hadamard(Technique):
 
     block: int | None = None
 
-    tried: ClassVar[dict[str, Items[object]]] = {"block": (None, 1, 4)}
+    kernel_module: ClassVar[str] = "compcomp.kernels.hadamard"
+    fixtures: ClassVar[Fixtures] = Fixtures(values={"block": (None, 1, 4)})
 
     def __post_init__(self) -> None:
         if self.block is not None and not _power_of_two(whole(self.block, 1, 2**20, "Hadamard.block")):

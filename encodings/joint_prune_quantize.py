@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -12,17 +11,20 @@ import numpy as np
 from compcomp.errors import InputError
 from compcomp.language.parameters import (
     ANY,
+    BitsOrAny,
+    ExactOrAny,
     Unknown,
     bit_width,
     grid_partition,
     number,
     one_of,
+    parametrized,
     selection_partition,
     shown,
     sparsity,
 )
 from compcomp.language.steps import GridMap, Optimum, Selection
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Fixtures, Hints, Technique
 from compcomp.layers.partition import Index, Partition
 from compcomp.layers.state import Grid, LayerState
 from compcomp.terms import ROUNDINGS, Abs, And, Array, Choices, If, Not, Sum, Term, each, nearest, reading, smallest
@@ -30,7 +32,7 @@ from compcomp.terms import ROUNDINGS, Abs, And, Array, Choices, If, Not, Sum, Te
 TIES = ("first", "any")
 
 
-@dataclass(frozen=True)
+@parametrized
 class JointPruneQuantize(Technique):
     """Drop ``int(n * sparsity)`` weights of every group of n and round the others, at the least sum of (w - w')^2.
 
@@ -51,8 +53,8 @@ class JointPruneQuantize(Technique):
     Factors beside the weight stay, and are not looked at. Joint instead of sequential: [hu2026].
     """
 
-    sparsity: Fraction | Unknown
-    bits: int | Unknown
+    sparsity: ExactOrAny
+    bits: BitsOrAny
     pattern: str = "unstructured"
     per: str = "tensor"
     group: int | None = None
@@ -60,20 +62,23 @@ class JointPruneQuantize(Technique):
     ties: str = "first"
     rounding: str = "half_even"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.joint_prune_quantize"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {
         "sparsity": ("1/2", "1/4", "3/4", "1/3"),
         "bits": (4, 3, 2, 8),
     }
-    tried: ClassVar[dict[str, Sequence[object]]] = {
-        "sparsity": (Fraction(1, 4), Fraction(1, 2)),
-        "bits": (3,),
-        "pattern": ("unstructured", "1:2"),
-        "per": ("tensor", "row"),
-        "group": (None, 2),
-        "ratios": ("1", "1, 1/2"),
-        "ties": ("first",),
-        "rounding": ("half_even",),
-    }
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "sparsity": (Fraction(1, 4), Fraction(1, 2)),
+            "bits": (3,),
+            "pattern": ("unstructured", "1:2"),
+            "per": ("tensor", "row"),
+            "group": (None, 2),
+            "ratios": ("1", "1, 1/2"),
+            "ties": ("first",),
+            "rounding": ("half_even",),
+        }
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", sparsity(self.sparsity, "JointPruneQuantize.sparsity"))
@@ -118,9 +123,11 @@ class JointPruneQuantize(Technique):
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"}),
             deterministic="any" not in (self.ties, self.rounding),
-            landmarks=() if isinstance(grid.levels, Unknown) else (2 * grid.levels,),
             optimum=Optimum("weight_l2", selection.partition, selection.share, grid, self.clip_ratios),
         )
+
+    def hints(self) -> Hints:
+        return Hints() if isinstance(self.grid_map.levels, Unknown) else Hints(landmarks=(2 * self.grid_map.levels,))
 
     def encode(self, layer: LayerState) -> LayerState:
         self.check(layer.weight.shape)

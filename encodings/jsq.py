@@ -12,10 +12,14 @@ import numpy as np
 from compcomp.encodings.absmax import AbsMax
 from compcomp.errors import InputError
 from compcomp.language.parameters import (
-    Unknown,
+    BitsOrAny,
+    Exact,
+    ExactOrAny,
     bit_width,
+    default,
     number,
     one_of,
+    parametrized,
     selection_partition,
     shown,
     sparsity,
@@ -23,7 +27,7 @@ from compcomp.language.parameters import (
 )
 from compcomp.language.samples import unlike
 from compcomp.language.steps import GridMap, Selection
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Fixtures, Technique
 from compcomp.layers.state import Array, Format, LayerState
 from compcomp.terms import ROUNDINGS, TIES, Abs, Max, Min, Root, Sum, Term
 
@@ -68,7 +72,25 @@ def inputs_of(layer: LayerState, where: str) -> Array:
     return layer.inputs
 
 
-@dataclass(frozen=True)
+def exact_layer(technique: JSQ, layer: LayerState, numbers: Items[int]) -> LayerState:
+    """One more token for the 2-norm: (S / t - t) / 2 for a feature whose squares sum to S makes it (S / t + t) / 2.
+
+    Unless the first number is 2 no two weights are alike, which then fit no format: of whole numbers most tie.
+    """
+    if numbers[0] != 2:
+        layer = replace(layer, weight=unlike(layer.weight, numbers), format=Format(factors=layer.format.factors))
+    if layer.inputs is None or technique.norm != "l2":
+        return layer
+    squares: list[Any] = [sum(x * x for x in row) for row in layer.inputs]
+    token = [(Fraction(s) / t - t) / 2 if s else Fraction(0) for s, t in zip(squares, numbers, strict=True)]
+    added = np.array(token, dtype=object)[:, None]
+    inputs = np.hstack([layer.inputs, added])
+    dense = None if layer.reference_inputs is None else np.hstack([layer.reference_inputs, added])
+    gram = None if layer.gram is None else np.asarray(inputs @ inputs.T)
+    return replace(layer, inputs=inputs, gram=gram, reference_inputs=dense)
+
+
+@parametrized
 class JSQ(Technique):
     """Drop ``int(n * sparsity)`` weights of every group of n by a score for both steps; round the others as AbsMax.
 
@@ -92,31 +114,35 @@ class JSQ(Technique):
     Needs the inputs themselves: their Gram matrix does not tell the range. Source: [guo2024].
     """
 
-    sparsity: Fraction | Unknown
-    bits: int | Unknown
+    sparsity: ExactOrAny
+    bits: BitsOrAny
     pattern: str = "unstructured"
     per: str = "row"
     group: int | None = None
-    lam: Fraction = Fraction(21, 10)
+    lam: Exact = default(Fraction(21, 10))
     norm: str = "l1"
     ties: str = "first"
     rounding: str = "half_even"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.jsq"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {
         "sparsity": ("1/2", "1/4", "3/4", "1/3"),
         "bits": (4, 3, 2, 8),
     }
-    tried: ClassVar[dict[str, Items[object]]] = {
-        "sparsity": (Fraction(1, 2),),
-        "bits": (3,),
-        "pattern": ("unstructured", "1:2"),
-        "per": ("row", "tensor"),
-        "group": (None, 2),
-        "norm": NORMS,
-        "lam": (Fraction(21, 10),),
-        "ties": ("first",),
-        "rounding": ("half_even",),
-    }
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "sparsity": (Fraction(1, 2),),
+            "bits": (3,),
+            "pattern": ("unstructured", "1:2"),
+            "per": ("row", "tensor"),
+            "group": (None, 2),
+            "norm": NORMS,
+            "lam": (Fraction(21, 10),),
+            "ties": ("first",),
+            "rounding": ("half_even",),
+        },
+        exact_layer=exact_layer,
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", sparsity(self.sparsity, "JSQ.sparsity"))
@@ -155,20 +181,3 @@ class JSQ(Technique):
 
     def steps(self) -> tuple[Selection, GridMap]:
         return (self.selection, *self.rounded.steps())
-
-    def rational(self, layer: LayerState, numbers: Items[int]) -> LayerState:
-        """One more token for the 2-norm: (S / t - t) / 2 for a feature whose squares sum to S makes it (S / t + t) / 2.
-
-        Unless the first number is 2 no two weights are alike, which then fit no format: of whole numbers most tie.
-        """
-        if numbers[0] != 2:
-            layer = replace(layer, weight=unlike(layer.weight, numbers), format=Format(factors=layer.format.factors))
-        if layer.inputs is None or self.norm != "l2":
-            return layer
-        squares: list[Any] = [sum(x * x for x in row) for row in layer.inputs]
-        token = [(Fraction(s) / t - t) / 2 if s else Fraction(0) for s, t in zip(squares, numbers, strict=True)]
-        added = np.array(token, dtype=object)[:, None]
-        inputs = np.hstack([layer.inputs, added])
-        dense = None if layer.reference_inputs is None else np.hstack([layer.reference_inputs, added])
-        gram = None if layer.gram is None else np.asarray(inputs @ inputs.T)
-        return replace(layer, inputs=inputs, gram=gram, reference_inputs=dense)

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.language.parameters import Unknown, number, one_of, selection_partition, shown, sparsity, whole
+from compcomp.language.parameters import (
+    Exact,
+    ExactOrAny,
+    default,
+    number,
+    one_of,
+    parametrized,
+    selection_partition,
+    shown,
+    sparsity,
+    whole,
+)
 from compcomp.language.steps import Element, Selection
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Fixtures, Technique
 from compcomp.layers import walk
 from compcomp.layers.state import LayerState
 from compcomp.terms import And, Equal, If, Not, Or, Sum, Term
@@ -24,7 +35,7 @@ def score(element: Element) -> Term:
     return 0 * element.weight
 
 
-@dataclass(frozen=True)
+@parametrized
 class LearnedMask(Technique):
     """Set some ``int(n * sparsity)`` weights of every group of n to zero: those that trained gates value least.
 
@@ -40,19 +51,22 @@ class LearnedMask(Technique):
     Needs calibration inputs. Source: [louizos2018]; masks under a constraint of their number [xia2022].
     """
 
-    sparsity: Fraction | Unknown
+    sparsity: ExactOrAny
     pattern: str = "unstructured"
     per: str = "tensor"
     iterations: int = 200
-    rate: Fraction = Fraction(1, 10)
+    rate: Exact = default(Fraction(1, 10))
     seed: int = 0
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.learned_mask"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": ("1/2", "1/4", "3/4", "1/3")}
-    tried: ClassVar[dict[str, Any]] = {
-        "pattern": ("unstructured", "2:4", "1:2"),
-        "per": ("tensor", "row"),
-        "iterations": (0, 20),
-    }
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "pattern": ("unstructured", "2:4", "1:2"),
+            "per": ("tensor", "row"),
+            "iterations": (0, 20),
+        }
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", sparsity(self.sparsity, "LearnedMask.sparsity"))

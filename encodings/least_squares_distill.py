@@ -27,6 +27,7 @@ class LeastSquaresDistill(Technique):
     Source: [hubara2021] (within a mask), [frantar2022] (the layer-wise objective).
     """
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.least_squares_distill"
     declared: ClassVar[Declared] = Declared(
         keeps=frozenset({"mask", "shape", "grid", "factors"}),
         never_increases=frozenset({"output_l2"}),

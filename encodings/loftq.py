@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from compcomp.algebra.low_rank import best_rank
 from compcomp.language.parameters import bit_width, grid_partition, one_of, whole
 from compcomp.language.steps import GridMap
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Fixtures, Hints, Technique
 from compcomp.layers.partition import Partition
 from compcomp.layers.state import Format, LayerState
 from compcomp.terms import ROUNDINGS, Abs
@@ -34,13 +33,16 @@ class LoftQ(Technique):
     group: int | None = None
     rounding: str = "half_even"
 
-    tried: ClassVar[dict[str, Sequence[object]]] = {
-        "bits": (2, 3),
-        "rank": (1, 2),
-        "rounds": (1, 3),
-        "group": (None, 2),
-        "rounding": ("half_even",),
-    }
+    kernel_module: ClassVar[str] = "compcomp.kernels.loftq"
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "bits": (2, 3),
+            "rank": (1, 2),
+            "rounds": (1, 3),
+            "group": (None, 2),
+            "rounding": ("half_even",),
+        }
+    )
 
     def __post_init__(self) -> None:
         whole(bit_width(self.bits, "LoftQ.bits"), 2, 16, "LoftQ.bits")
@@ -63,9 +65,10 @@ class LoftQ(Technique):
         return Declared(
             zeros=frozenset({"rows", "columns"}),
             deterministic=self.rounding != "any",
-            landmarks=(2 * self.grid_map.known_levels,),
-            trivial_side=self.rank,
         )
+
+    def hints(self) -> Hints:
+        return Hints(landmarks=(2 * self.grid_map.known_levels,), trivial_side=self.rank)
 
     def encode(self, layer: LayerState) -> LayerState:
         self.check(layer.weight.shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar
@@ -14,7 +13,7 @@ from compcomp.algebra.least_squares import output_target
 from compcomp.encodings.truncated_svd import beside
 from compcomp.errors import InputError, NotExactError
 from compcomp.language.parameters import shown, whole
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Fixtures, Technique
 from compcomp.layers.gram import squared_error
 from compcomp.layers.state import Factors, LayerState
 from compcomp.terms import Array, Choices, Div, If, Sum, SymbolicChoices, Term, each, reading
@@ -50,12 +49,15 @@ class LoRA(Technique):
     merged: bool = False
     masked: bool = False
 
-    tried: ClassVar[dict[str, Sequence[object]]] = {
-        "rank": (1, 2),
-        "iterations": (1, 3),
-        "merged": (False, True),
-        "masked": (False, True),
-    }
+    kernel_module: ClassVar[str] = "compcomp.kernels.lora"
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "rank": (1, 2),
+            "iterations": (1, 3),
+            "merged": (False, True),
+            "masked": (False, True),
+        }
+    )
 
     def __post_init__(self) -> None:
         whole(self.rank, 1, 2**16, "LoRA.rank")

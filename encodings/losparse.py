@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import ClassVar
 
@@ -11,13 +10,13 @@ import numpy as np
 
 from compcomp.algebra.low_rank import best_rank
 from compcomp.errors import InputError
-from compcomp.language.parameters import number, one_of, whole
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.parameters import Exact, number, one_of, parametrized, whole
+from compcomp.language.technique import Declared, Fixtures, Hints, Technique
 from compcomp.layers.state import Format, LayerState
 from compcomp.terms import TIES, If, Not, Sum, each, smallest
 
 
-@dataclass(frozen=True)
+@parametrized
 class LoSparse(Technique):
     """Split the effective weight W into L = SVD_r(W) and S = W - L, and set whole rows of S to zero.
 
@@ -31,16 +30,19 @@ class LoSparse(Technique):
     """
 
     rank: int
-    sparsity: Fraction
+    sparsity: Exact
     size: int = 1
     ties: str = "first"
 
-    tried: ClassVar[dict[str, Sequence[object]]] = {
-        "rank": (1, 2),
-        "sparsity": (Fraction(1, 3), Fraction(1, 2)),
-        "size": (1, 2),
-        "ties": ("first",),
-    }
+    kernel_module: ClassVar[str] = "compcomp.kernels.losparse"
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "rank": (1, 2),
+            "sparsity": (Fraction(1, 3), Fraction(1, 2)),
+            "size": (1, 2),
+            "ties": ("first",),
+        }
+    )
 
     def __post_init__(self) -> None:
         whole(self.rank, 1, 2**16, "LoSparse.rank")
@@ -60,7 +62,10 @@ class LoSparse(Technique):
             raise InputError(f"{shape[0]} rows", f"rows that divide into runs of {self.size}", str(self))
 
     def promises(self) -> Declared:
-        return Declared(deterministic=self.ties != "any", trivial_side=self.rank)
+        return Declared(deterministic=self.ties != "any")
+
+    def hints(self) -> Hints:
+        return Hints(trivial_side=self.rank)
 
     def count(self, rows: int) -> int:
         """How many runs of a weight with this many rows go."""

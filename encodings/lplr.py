@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from compcomp.algebra.least_squares import right_factor
 from compcomp.language.parameters import one_of, whole
 from compcomp.language.steps import GridMap
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Fixtures, Technique
 from compcomp.layers.partition import Partition
 from compcomp.layers.state import Factors, Format, Grid, LayerState
 from compcomp.terms import ROUNDINGS, Abs, Array, Choices
@@ -44,14 +43,17 @@ class LPLR(Technique):
     seed: int = 0
     rounding: str = "half_even"
 
-    tried: ClassVar[dict[str, Sequence[object]]] = {
-        "rank": (1, 2),
-        "bits": (3,),
-        "right_bits": (None, 2),
-        "sketch": SKETCHES,
-        "seed": (0, 1),
-        "rounding": ("half_even",),
-    }
+    kernel_module: ClassVar[str] = "compcomp.kernels.lplr"
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "rank": (1, 2),
+            "bits": (3,),
+            "right_bits": (None, 2),
+            "sketch": SKETCHES,
+            "seed": (0, 1),
+            "rounding": ("half_even",),
+        }
+    )
 
     def __post_init__(self) -> None:
         whole(self.rank, 1, 2**16, "LPLR.rank")

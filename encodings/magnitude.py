@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from fractions import Fraction
 from typing import ClassVar
 
-from compcomp.language.parameters import Unknown, one_of, selection_partition, sparsity
+from compcomp.language.parameters import ExactOrAny, one_of, parametrized, selection_partition, sparsity
 from compcomp.language.steps import Element, Selection
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import TIES, Abs, Term
@@ -24,7 +22,7 @@ def dense_score(element: Element) -> Term:
     return Abs(element.reference)
 
 
-@dataclass(frozen=True)
+@parametrized
 class Magnitude(Technique):
     """Set the ``int(n * sparsity)`` weights of least magnitude in every group of n to zero.
 
@@ -36,12 +34,13 @@ class Magnitude(Technique):
     Source: [han2015]; N:M [mishra2021].
     """
 
-    sparsity: Fraction | Unknown
+    sparsity: ExactOrAny
     pattern: str = "unstructured"
     per: str = "tensor"
     ties: str = "first"
     of: str = "current"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.magnitude"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": ("1/2", "1/4", "3/4", "1/3")}
 
     def __post_init__(self) -> None:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
-from compcomp.language.parameters import ANY, Unknown, grid_partition, is_unknown, one_of, whole
+from compcomp.language.parameters import (
+    ANY,
+    BitsOrAny,
+    Unknown,
+    grid_partition,
+    is_unknown,
+    one_of,
+    parametrized,
+    whole,
+)
 from compcomp.language.steps import RangeMap
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Hints, Technique
 from compcomp.terms import ROUNDINGS
 
 ZEROS = ("exact", "none")
 
 
-@dataclass(frozen=True)
+@parametrized
 class MinMax(Technique):
     """Round every weight to the nearest of 2^bits values, evenly spaced over the range of its group.
 
@@ -29,12 +37,13 @@ class MinMax(Technique):
     the weights stay as they are. Source: [jacob2018].
     """
 
-    bits: int | Unknown
+    bits: BitsOrAny
     group: int | None = None
     zero: str = "exact"
     rounding: str = "half_even"
     per: str = "tensor"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.minmax"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
 
     def __post_init__(self) -> None:
@@ -55,8 +64,10 @@ class MinMax(Technique):
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"} if self.zero == "exact" else {"factors"}),
             deterministic=self.rounding != "any",
-            landmarks=() if isinstance(self.levels, Unknown) else (self.levels,),
         )
+
+    def hints(self) -> Hints:
+        return Hints() if isinstance(self.levels, Unknown) else Hints(landmarks=(self.levels,))
 
     def steps(self) -> tuple[RangeMap]:
         partition = grid_partition(self.group, self.per, "MinMax")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
 from compcomp.language.parameters import one_of, whole
 from compcomp.language.steps import CodebookMap
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Fixtures, Hints, Technique
 from compcomp.layers import codebooks
 from compcomp.layers.partition import Partition
 from compcomp.terms import ROUNDINGS, Abs
@@ -40,11 +39,14 @@ class MX(Technique):
     group: int = 32
     rounding: str = "half_even"
 
-    tried: ClassVar[dict[str, Sequence[object]]] = {
-        "format": tuple(FORMATS),
-        "group": (2, 4),
-        "rounding": ("half_even", "half_away", "any"),
-    }
+    kernel_module: ClassVar[str] = "compcomp.kernels.mx"
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "format": tuple(FORMATS),
+            "group": (2, 4),
+            "rounding": ("half_even", "half_away", "any"),
+        }
+    )
 
     def __post_init__(self) -> None:
         one_of(self.format, tuple(FORMATS), "MX.format")
@@ -56,8 +58,10 @@ class MX(Technique):
             keeps=frozenset({"mask", "n:m", "shape", "factors"}),
             homogeneous=False,
             deterministic=self.rounding != "any",
-            landmarks=(28,),
         )
+
+    def hints(self) -> Hints:
+        return Hints(landmarks=(28,))
 
     def steps(self) -> tuple[CodebookMap]:
         return (CodebookMap(Abs, FORMATS[self.format], self.rounding, Partition.blocks(self.group), "power_of_two"),)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar
 
 from compcomp.language.parameters import grid_partition, one_of
 from compcomp.language.steps import CodebookMap
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Fixtures, Hints, Technique
 from compcomp.layers import codebooks
 from compcomp.layers.partition import Partition
 from compcomp.layers.state import Grid, LayerState
@@ -39,11 +38,14 @@ class NF4(Technique):
     rounding: str = "half_even"
     scales: str = "exact"
 
-    tried: ClassVar[dict[str, Sequence[object]]] = {
-        "group": (None, 2),
-        "rounding": ("half_even", "half_away", "any"),
-        "scales": SCALES,
-    }
+    kernel_module: ClassVar[str] = "compcomp.kernels.nf4"
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "group": (None, 2),
+            "rounding": ("half_even", "half_away", "any"),
+            "scales": SCALES,
+        }
+    )
 
     def __post_init__(self) -> None:
         grid_partition(self.group, "tensor", "NF4")
@@ -54,8 +56,10 @@ class NF4(Technique):
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"}),
             deterministic=self.rounding != "any",
-            landmarks=(1000,),
         )
+
+    def hints(self) -> Hints:
+        return Hints(landmarks=(1000,))
 
     @property
     def step_map(self) -> CodebookMap:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import ClassVar
 
 import numpy as np
 
 from compcomp.algebra import second_order
-from compcomp.language.parameters import ANY, Unknown, bit_width, damping, known, one_of
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.parameters import (
+    ANY,
+    BitsOrAny,
+    Exact,
+    Unknown,
+    bit_width,
+    damping,
+    default,
+    known,
+    one_of,
+    parametrized,
+)
+from compcomp.language.technique import Declared, Fixtures, Hints, Technique
 from compcomp.layers.state import Grid, LayerState
 from compcomp.terms import ROUNDINGS, If, Term, nearest
 
 TIES = ("first", "any")
 
 
-@dataclass(frozen=True)
+@parametrized
 class OBQ(Technique):
     """In every row, round the weight whose rounding error the others can best make up for, until all are rounded.
 
@@ -41,16 +51,19 @@ class OBQ(Technique):
     Source: [frantar2022].
     """
 
-    bits: int | Unknown
-    damping: Fraction = Fraction(1, 100)
+    bits: BitsOrAny
+    damping: Exact = default(Fraction(1, 100))
     rounding: str = "half_even"
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.obq"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
-    tried: ClassVar[dict[str, Sequence[object]]] = {
-        "bits": (3,),
-        "rounding": ("half_even", "any"),
-    }
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "bits": (3,),
+            "rounding": ("half_even", "any"),
+        }
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", bit_width(self.bits, "OBQ.bits"))
@@ -73,8 +86,10 @@ class OBQ(Technique):
             keeps=frozenset({"mask", "n:m", "shape", "factors"}),
             zeros=frozenset({"weights", "rows"}),
             deterministic=self.rounding != "any" and self.ties != "any",
-            landmarks=() if isinstance(self.levels, Unknown) else (2 * self.levels,),
         )
+
+    def hints(self) -> Hints:
+        return Hints() if isinstance(self.levels, Unknown) else Hints(landmarks=(2 * self.levels,))
 
     def encode(self, layer: LayerState) -> LayerState:
         levels, choices = known(self.levels, "OBQ.bits"), layer.choices

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import ClassVar
 
 import numpy as np
 
 from compcomp.algebra import second_order
-from compcomp.language.parameters import Unknown, damping, known, one_of, selection_partition, sparsity
+from compcomp.language.parameters import (
+    Exact,
+    ExactOrAny,
+    Unknown,
+    damping,
+    default,
+    known,
+    one_of,
+    parametrized,
+    selection_partition,
+    sparsity,
+)
 from compcomp.language.technique import Declared, Technique
 from compcomp.layers.partition import Partition
 from compcomp.layers.state import LayerState
@@ -18,7 +29,7 @@ from compcomp.terms import If, Or, Sum, Term
 TIES = ("first", "any")
 
 
-@dataclass(frozen=True)
+@parametrized
 class OBS(Technique):
     """In every row, ``int(n * sparsity)`` times, remove the weight whose loss the others can best make up for.
 
@@ -38,11 +49,12 @@ class OBS(Technique):
     Source: [hassibi1993]; row by row [frantar2022].
     """
 
-    sparsity: Fraction | Unknown
+    sparsity: ExactOrAny
     pattern: str = "unstructured"
-    damping: Fraction = Fraction(1, 100)
+    damping: Exact = default(Fraction(1, 100))
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.obs"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": ("1/2", "1/4", "3/4", "1/3")}
 
     def __post_init__(self) -> None:

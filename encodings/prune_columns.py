@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from compcomp.algebra.cuts import SCORES, check_size, column_scores, least, remove, trivial_side
-from compcomp.language.parameters import one_of, share, whole
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.parameters import Exact, one_of, parametrized, share, whole
+from compcomp.language.technique import Declared, Fixtures, Hints, Technique
 from compcomp.layers.state import LayerState
 from compcomp.terms import TIES
 
 
-@dataclass(frozen=True)
+@parametrized
 class PruneColumns(Technique):
     """Set the ``int(n * sparsity)`` of n groups of consecutive columns that score least to zero.
 
@@ -27,18 +26,21 @@ class PruneColumns(Technique):
     Source: channel pruning [he2017]; norms as in [li2017]; by activations [muralidharan2024].
     """
 
-    sparsity: Fraction
+    sparsity: Exact
     size: int = 1
     score: str = "l1"
     ties: str = "first"
 
-    exact_scores: ClassVar[bool] = True
-    tried: ClassVar[dict[str, Any]] = {
-        "sparsity": (Fraction(1, 2), Fraction(7, 10)),
-        "size": (1, 2),
-        "score": SCORES,
-        "ties": TIES,
-    }
+    kernel_module: ClassVar[str] = "compcomp.kernels.prune_columns"
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "sparsity": (Fraction(1, 2), Fraction(7, 10)),
+            "size": (1, 2),
+            "score": SCORES,
+            "ties": TIES,
+        },
+        exact_scores=True,
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", share(self.sparsity, "PruneColumns.sparsity"))
@@ -51,8 +53,10 @@ class PruneColumns(Technique):
             keeps=frozenset({"mask", "n:m", "grid", "rank", "shape"}),
             deterministic=self.ties != "any",
             removes_columns=True,
-            trivial_side=trivial_side(self.sparsity, self.size),
         )
+
+    def hints(self) -> Hints:
+        return Hints(trivial_side=trivial_side(self.sparsity, self.size))
 
     @property
     def needs_inputs(self) -> bool:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Mapping
 from typing import ClassVar
 
 from compcomp.algebra.cuts import SCORES
 from compcomp.encodings.prune_neurons import UNITS, check_units, rows_and_columns, without_units
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.parameters import Exact, parametrized
+from compcomp.language.technique import Declared, Fixtures, Technique
 from compcomp.layers.state import LayerState
 
 
-@dataclass(frozen=True)
+@parametrized
 class PruneHeads(Technique):
     """Drop the ``int(n * sparsity)`` heads of least score of every attention, n heads, whole.
 
@@ -27,13 +26,13 @@ class PruneHeads(Technique):
     Source: heads [michel2019]; groups of coupled weights [ma2023, fang2023].
     """
 
-    sparsity: Fraction
+    sparsity: Exact
     score: str = "l2"
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.prune_heads"
     whole_model: ClassVar[bool] = True
-    exact_scores: ClassVar[bool] = True
-    tried: ClassVar[dict[str, Sequence[object]]] = {"score": SCORES, "sparsity": ("1/2",)}
+    fixtures: ClassVar[Fixtures] = Fixtures(values={"score": SCORES, "sparsity": ("1/2",)}, exact_scores=True)
 
     def __post_init__(self) -> None:
         check_units(self)

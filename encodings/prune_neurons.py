@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import ClassVar
 
 from compcomp.algebra.cuts import SCORES, least, remove, row_scores
 from compcomp.encodings.prune_columns import PruneColumns
 from compcomp.encodings.prune_rows import PruneRows
-from compcomp.language.parameters import one_of, share
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.parameters import Exact, one_of, parametrized, share
+from compcomp.language.technique import Declared, Fixtures, Technique
 from compcomp.layers.state import LayerState
 from compcomp.terms import TIES
 
@@ -19,7 +18,7 @@ UNITS = frozenset({"mask", "n:m", "grid", "rank", "shape"})
 """What dropping whole rows keeps: rows of zeros fit every pattern, grid of which zero is a value, and rank."""
 
 
-@dataclass(frozen=True)
+@parametrized
 class PruneNeurons(Technique):
     """Drop the ``int(n * sparsity)`` neurons of least score of every feed-forward network, n neurons, whole.
 
@@ -37,13 +36,13 @@ class PruneNeurons(Technique):
     Source: groups of coupled weights [ma2023, fang2023].
     """
 
-    sparsity: Fraction
+    sparsity: Exact
     score: str = "l2"
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.prune_neurons"
     whole_model: ClassVar[bool] = True
-    exact_scores: ClassVar[bool] = True
-    tried: ClassVar[dict[str, Sequence[object]]] = {"score": SCORES, "sparsity": ("1/3", "1/2")}
+    fixtures: ClassVar[Fixtures] = Fixtures(values={"score": SCORES, "sparsity": ("1/3", "1/2")}, exact_scores=True)
 
     def __post_init__(self) -> None:
         check_units(self)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from compcomp.algebra.cuts import SCORES, check_size, least, remove, row_scores, trivial_side
-from compcomp.language.parameters import one_of, share, whole
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.parameters import Exact, one_of, parametrized, share, whole
+from compcomp.language.technique import Declared, Fixtures, Hints, Technique
 from compcomp.layers.state import LayerState
 from compcomp.terms import TIES
 
 
-@dataclass(frozen=True)
+@parametrized
 class PruneRows(Technique):
     """Set the ``int(n * sparsity)`` of n groups of consecutive rows that score least to zero.
 
@@ -26,18 +25,21 @@ class PruneRows(Technique):
     Source: filter norms [li2017]; groups of language models [ma2023].
     """
 
-    sparsity: Fraction
+    sparsity: Exact
     size: int = 1
     score: str = "l1"
     ties: str = "first"
 
-    exact_scores: ClassVar[bool] = True
-    tried: ClassVar[dict[str, Any]] = {
-        "sparsity": (Fraction(1, 2), Fraction(7, 10)),
-        "size": (1, 2),
-        "score": SCORES,
-        "ties": TIES,
-    }
+    kernel_module: ClassVar[str] = "compcomp.kernels.prune_rows"
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "sparsity": (Fraction(1, 2), Fraction(7, 10)),
+            "size": (1, 2),
+            "score": SCORES,
+            "ties": TIES,
+        },
+        exact_scores=True,
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", share(self.sparsity, "PruneRows.sparsity"))
@@ -50,8 +52,10 @@ class PruneRows(Technique):
             keeps=frozenset({"mask", "n:m", "grid", "rank", "shape"}),
             deterministic=self.ties != "any",
             removes_rows=True,
-            trivial_side=trivial_side(self.sparsity, self.size),
         )
+
+    def hints(self) -> Hints:
+        return Hints(trivial_side=trivial_side(self.sparsity, self.size))
 
     @property
     def needs_inputs(self) -> bool:

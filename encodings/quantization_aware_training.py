@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import ClassVar
 
@@ -11,8 +10,8 @@ import numpy as np
 
 from compcomp.algebra.free import alike
 from compcomp.errors import InputError
-from compcomp.language.parameters import grid_partition, number, shown, whole
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.parameters import Exact, default, grid_partition, number, parametrized, shown, whole
+from compcomp.language.technique import Declared, Fixtures, Hints, Technique
 from compcomp.layers import walk
 from compcomp.layers.partition import Partition
 from compcomp.layers.state import Format, Grid, LayerState
@@ -21,7 +20,7 @@ from compcomp.terms import Abs, And, Choices, Div, Equal, If, Max, Term, each, n
 RATES = "a number above 0, up to 1000000"
 
 
-@dataclass(frozen=True)
+@parametrized
 class QuantizationAwareTraining(Technique):
     """Train the weights (out x in) on the grid ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = max|w| / L.
 
@@ -44,14 +43,17 @@ class QuantizationAwareTraining(Technique):
     group: int | None = None
     per: str = "tensor"
     iterations: int = 100
-    rate: Fraction = Fraction(1)
+    rate: Exact = default(Fraction(1))
 
-    tried: ClassVar[dict[str, Sequence[object]]] = {
-        "bits": (2, 4),
-        "group": (None, 2),
-        "per": ("tensor", "channel"),
-        "iterations": (0, 5),
-    }
+    kernel_module: ClassVar[str] = "compcomp.kernels.quantization_aware_training"
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "bits": (2, 4),
+            "group": (None, 2),
+            "per": ("tensor", "channel"),
+            "iterations": (0, 5),
+        }
+    )
 
     def __post_init__(self) -> None:
         whole(self.bits, 2, 16, "QuantizationAwareTraining.bits")
@@ -85,8 +87,10 @@ class QuantizationAwareTraining(Technique):
             restores=frozenset({"mask"}),
             zeros=frozenset() if self.partition.kind == "tensor" else frozenset({"rows"}),
             deterministic=False,
-            landmarks=(2 * self.levels,),
         )
+
+    def hints(self) -> Hints:
+        return Hints(landmarks=(2 * self.levels,))
 
     def encode(self, layer: LayerState) -> LayerState:
         self.check(layer.weight.shape)

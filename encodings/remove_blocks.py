@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
@@ -12,15 +10,15 @@ import numpy as np
 from compcomp.algebra.cuts import remove
 from compcomp.encodings.prune_neurons import UNITS
 from compcomp.errors import InputError
-from compcomp.language.parameters import number, one_of, shown, whole
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.parameters import Number, Parameter, default, number, one_of, parametrized, shown, whole
+from compcomp.language.technique import Declared, Fixtures, Technique
 from compcomp.layers.state import LayerState
 from compcomp.terms import Abs, Array, Div, Or, Sum, Term, smallest
 
 SCORES = ("influence", "angular")
 
 
-@dataclass(frozen=True)
+@parametrized
 class RemoveBlocks(Technique):
     """Drop whole residual blocks: h_(b+1) = h_b + f_b(h_b) becomes h_(b+1) = h_b.
 
@@ -37,19 +35,21 @@ class RemoveBlocks(Technique):
     """
 
     count: int | None = None
-    sparsity: Fraction | None = None
+    sparsity: Parameter[Fraction | None, Number | None] = default(None)
     score: str = "influence"
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.remove_blocks"
     whole_model: ClassVar[bool] = True
-    tried: ClassVar[dict[str, Sequence[object]]] = {
-        "count": (None, 1, 2),
-        "sparsity": (None, "1/2"),
-        "score": SCORES,
-        "ties": ("first", "any"),
-    }
-
-    tried_shapes: ClassVar[tuple[tuple[int, int], ...]] = ((3, 1), (6, 2), (8, 2))
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "count": (None, 1, 2),
+            "sparsity": (None, "1/2"),
+            "score": SCORES,
+            "ties": ("first", "any"),
+        },
+        shapes=((3, 1), (6, 2), (8, 2)),
+    )
 
     def __post_init__(self) -> None:
         if (self.count is None) == (self.sparsity is None):

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.language.parameters import Unknown, number, one_of, selection_partition, shown, sparsity
+from compcomp.language.parameters import (
+    Exact,
+    ExactOrAny,
+    default,
+    number,
+    one_of,
+    parametrized,
+    selection_partition,
+    shown,
+    sparsity,
+)
 from compcomp.language.steps import Selection
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Fixtures, Technique
 from compcomp.layers.state import Array, LayerState
 from compcomp.terms import TIES, Abs, Div, Sum, Term
 
@@ -50,7 +60,7 @@ def _power(x: Term, exponent: int) -> Term:
     return result
 
 
-@dataclass(frozen=True)
+@parametrized
 class RIA(Technique):
     """Set the ``int(n * sparsity)`` weights of least relative importance and activation in every group of n to zero.
 
@@ -64,19 +74,22 @@ class RIA(Technique):
     Source: [zhang2024].
     """
 
-    sparsity: Fraction | Unknown
+    sparsity: ExactOrAny
     pattern: str = "unstructured"
     per: str = "tensor"
-    power: Fraction = Fraction(1, 2)
+    power: Exact = default(Fraction(1, 2))
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.ria"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": ("1/2", "1/4", "3/4", "1/3")}
-    tried: ClassVar[dict[str, Any]] = {
-        "sparsity": (Fraction(1, 2), Fraction(7, 10)),
-        "pattern": ("unstructured", "2:4"),
-        "per": ("tensor", "row"),
-        "power": (Fraction(0), Fraction(1, 2)),
-    }
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "sparsity": (Fraction(1, 2), Fraction(7, 10)),
+            "pattern": ("unstructured", "2:4"),
+            "per": ("tensor", "row"),
+            "power": (Fraction(0), Fraction(1, 2)),
+        }
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", sparsity(self.sparsity, "RIA.sparsity"))

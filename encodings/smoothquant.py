@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from math import gcd
 from typing import ClassVar
@@ -12,8 +12,8 @@ import numpy as np
 
 from compcomp.errors import InputError
 from compcomp.language.loss import LOSSES
-from compcomp.language.parameters import number, one_of, shown
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.parameters import Exact, default, number, one_of, parametrized, shown
+from compcomp.language.technique import Declared, Fixtures, Technique
 from compcomp.layers.basis import Scaling
 from compcomp.layers.state import LayerState
 from compcomp.terms import Abs, Choices, Div, Equal, If, Max, Or, PowerOfTwo, Repeated, Root, Term, each
@@ -31,7 +31,23 @@ def rooted(ratio: Term, degree: int, scales: str, choices: Choices) -> Term:
     return Root(ratio, degree) if scales == "exact" else PowerOfTwo(ratio, degree, choices)
 
 
-@dataclass(frozen=True)
+def exact_layer(technique: SmoothQuant, layer: LayerState, numbers: Items[int]) -> LayerState:
+    """Inputs scaled so that max|X_j|^p = max|W_:j|^(q - p) t^q for some t: then s_j = t, alpha = p/q."""
+    p, q = technique.alpha.as_integer_ratio()
+    if layer.inputs is None or technique.scales != "exact" or p == 0:
+        return layer
+    assert gcd(p, q) == 1
+    times = next(k for k in range(p) if (q - p + k * q) % p == 0)
+    inputs = layer.inputs.copy()
+    for j, t in enumerate(numbers):
+        largest, column = max(map(abs, inputs[j])), max(map(abs, layer.weight[:, j]))
+        if largest and column:  # a power t^p of the number, so that t^q has a root of degree p
+            inputs[j] *= Fraction(column) ** ((q - p + times * q) // p) * t**q / largest
+    gram = None if layer.gram is None else inputs @ inputs.T
+    return replace(layer, inputs=inputs, gram=gram)
+
+
+@parametrized
 class SmoothQuant(Technique):
     """W' = W diag(s) on the inputs X' = diag(1/s) X, with s_j = max|X_j|^alpha / max|W_:j|^(1 - alpha).
 
@@ -45,10 +61,13 @@ class SmoothQuant(Technique):
     Gram matrix does not tell them. Source: [xiao2023].
     """
 
-    alpha: Fraction = Fraction(1, 2)
+    alpha: Exact = default(Fraction(1, 2))
     scales: str = "exact"
 
-    tried: ClassVar[dict[str, Items[object]]] = {"alpha": ("1/2", "3/4", 0, 1), "scales": SCALES}
+    kernel_module: ClassVar[str] = "compcomp.kernels.smoothquant"
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={"alpha": ("1/2", "3/4", 0, 1), "scales": SCALES}, exact_layer=exact_layer
+    )
 
     def __post_init__(self) -> None:
         allowed = "a number in [0, 1] such as 1/2 or 0.5, of at most 3 decimals"
@@ -88,18 +107,3 @@ class SmoothQuant(Technique):
             return rooted(ratio, degree, self.scales, layer.choices)
 
         return layer.rebased(Scaling(each(scale, inputs, np.array(columns, dtype=object))))
-
-    def rational(self, layer: LayerState, numbers: Items[int]) -> LayerState:
-        """Inputs scaled so that max|X_j|^p = max|W_:j|^(q - p) t^q for some t: then s_j = t, alpha = p/q."""
-        p, q = self.alpha.as_integer_ratio()
-        if layer.inputs is None or self.scales != "exact" or p == 0:
-            return layer
-        assert gcd(p, q) == 1
-        times = next(k for k in range(p) if (q - p + k * q) % p == 0)
-        inputs = layer.inputs.copy()
-        for j, t in enumerate(numbers):
-            largest, column = max(map(abs, inputs[j])), max(map(abs, layer.weight[:, j]))
-            if largest and column:  # a power t^p of the number, so that t^q has a root of degree p
-                inputs[j] *= Fraction(column) ** ((q - p + times * q) // p) * t**q / largest
-        gram = None if layer.gram is None else inputs @ inputs.T
-        return replace(layer, inputs=inputs, gram=gram)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import ClassVar
 
@@ -11,22 +10,28 @@ import numpy as np
 
 from compcomp.algebra import second_order
 from compcomp.language.parameters import (
+    AnyValue,
+    Exact,
+    ExactOrAny,
+    Parameter,
     Unknown,
     bit_width,
     damping,
+    default,
     known,
     one_of,
+    parametrized,
     selection_partition,
     sparsity,
     whole,
 )
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Fixtures, Hints, Technique
 from compcomp.layers.partition import Partition
 from compcomp.layers.state import Grid, LayerState
 from compcomp.terms import ROUNDINGS, TIES, Array, If, Not, Or
 
 
-@dataclass(frozen=True)
+@parametrized
 class SparseGPT(Technique):
     """Set weights of the weight W to zero, column by column, and update those that follow.
 
@@ -53,25 +58,28 @@ class SparseGPT(Technique):
     Needs calibration inputs. Source: [frantar2023a].
     """
 
-    sparsity: Fraction | Unknown
+    sparsity: ExactOrAny
     pattern: str = "unstructured"
     block: int = 128
-    damping: Fraction = Fraction(1, 100)
-    bits: int | Unknown | None = None
+    damping: Exact = default(Fraction(1, 100))
+    bits: Parameter[int | Unknown | None, int | AnyValue | None] = default(None)
     rounding: str = "half_even"
     ties: str = "first"
     mask: str = "ignored"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.sparse_gpt"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": ("1/2", "1/4", "3/4", "1/3"), "bits": (4, 3, 2, 8)}
-    tried: ClassVar[dict[str, Sequence[object]]] = {
-        "sparsity": (Fraction(1, 2),),
-        "pattern": ("unstructured", "2:4"),
-        "block": (2,),
-        "bits": (None, 3),
-        "rounding": ("half_even",),
-        "ties": ("first", "all"),
-        "mask": second_order.MASKS,
-    }
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "sparsity": (Fraction(1, 2),),
+            "pattern": ("unstructured", "2:4"),
+            "block": (2,),
+            "bits": (None, 3),
+            "rounding": ("half_even",),
+            "ties": ("first", "all"),
+            "mask": second_order.MASKS,
+        }
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", sparsity(self.sparsity, "SparseGPT.sparsity"))
@@ -109,8 +117,10 @@ class SparseGPT(Technique):
             restores=frozenset({"mask"} if kept else ()),
             zeros=frozenset({"rows"}),
             deterministic=self.ties != "any" and (self.bits is None or self.rounding != "any"),
-            landmarks=() if isinstance(self.bits, Unknown) or self.levels is None else (2 * self.levels,),
         )
+
+    def hints(self) -> Hints:
+        return Hints() if isinstance(self.bits, Unknown) or self.levels is None else Hints(landmarks=(2 * self.levels,))
 
     def count(self, size: int) -> int:
         """How many of so many weights go."""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from compcomp.algebra.cuts import check_size, least, remove, trivial_side
 from compcomp.errors import InputError
-from compcomp.language.parameters import one_of, selection_partition, share, whole
+from compcomp.language.parameters import Exact, one_of, parametrized, selection_partition, share, whole
 from compcomp.language.steps import Selection
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Fixtures, Hints, Technique
 from compcomp.layers.state import Array, LayerState
 from compcomp.terms import TIES, Abs, Sum, each
 
@@ -25,7 +24,7 @@ def importance(layer: LayerState) -> Array:
     return each(lambda w, g: Abs(w * g), weight, weight @ layer.gram)
 
 
-@dataclass(frozen=True)
+@parametrized
 class Taylor(Technique):
     """Set the weights, rows or columns to zero that change the layer's output energy least, to first order.
 
@@ -41,21 +40,24 @@ class Taylor(Technique):
     Needs calibration inputs. Source: [molchanov2019]; summed magnitudes over groups [ma2023].
     """
 
-    sparsity: Fraction
+    sparsity: Exact
     group: str = "weight"
     size: int = 1
     pattern: str = "unstructured"
     per: str = "tensor"
     ties: str = "first"
 
-    exact_scores: ClassVar[bool] = True
-    tried: ClassVar[dict[str, Any]] = {
-        "sparsity": (Fraction(1, 2),),
-        "group": GROUPS,
-        "size": (1, 2),
-        "pattern": ("unstructured", "2:4"),
-        "per": ("tensor", "row"),
-    }
+    kernel_module: ClassVar[str] = "compcomp.kernels.taylor"
+    fixtures: ClassVar[Fixtures] = Fixtures(
+        values={
+            "sparsity": (Fraction(1, 2),),
+            "group": GROUPS,
+            "size": (1, 2),
+            "pattern": ("unstructured", "2:4"),
+            "per": ("tensor", "row"),
+        },
+        exact_scores=True,
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sparsity", share(self.sparsity, "Taylor.sparsity"))
@@ -77,8 +79,10 @@ class Taylor(Technique):
             keeps=kept | ({"factors"} if single else {"rank"}),
             deterministic=self.ties != "any",
             removes_rows=self.group == "row",
-            trivial_side=0 if single else trivial_side(self.sparsity, self.size),
         )
+
+    def hints(self) -> Hints:
+        return Hints() if self.group == "weight" else Hints(trivial_side=trivial_side(self.sparsity, self.size))
 
     @property
     def needs_inputs(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,7 +11,7 @@ from compcomp.algebra.least_squares import output_target
 from compcomp.algebra.low_rank import best_rank
 from compcomp.errors import InputError
 from compcomp.language.parameters import one_of, shown, whole
-from compcomp.language.technique import Declared, Technique
+from compcomp.language.technique import Declared, Fixtures, Hints, Technique
 from compcomp.layers.state import Factors, Format, LayerState
 
 METRICS = ("weight", "output")
@@ -41,7 +40,8 @@ class TruncatedSVD(Technique):
     residual: bool = False
     metric: str = "weight"
 
-    tried: ClassVar[dict[str, Sequence[object]]] = {"metric": METRICS}
+    kernel_module: ClassVar[str] = "compcomp.kernels.truncated_svd"
+    fixtures: ClassVar[Fixtures] = Fixtures(values={"metric": METRICS})
 
     def __post_init__(self) -> None:
         whole(self.rank, 1, 2**16, "TruncatedSVD.rank")
@@ -55,7 +55,7 @@ class TruncatedSVD(Technique):
 
     def promises(self) -> Declared:
         if not self.residual:
-            return Declared(zeros=frozenset({"rows", "columns"}), trivial_side=self.rank)
+            return Declared(zeros=frozenset({"rows", "columns"}))
         # Towards W X on changed inputs, the weight may move away from the dense one.
         lessens = {"output_l2"} if self.needs_inputs else {"weight_l2", "output_l2"}
         return Declared(
@@ -65,8 +65,10 @@ class TruncatedSVD(Technique):
             rests=True,
             holds_reference=True,
             leaves_weight=True,
-            trivial_side=self.rank,
         )
+
+    def hints(self) -> Hints:
+        return Hints(trivial_side=self.rank)
 
     def encode(self, layer: LayerState) -> LayerState:
         gram = None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from fractions import Fraction
 from typing import ClassVar
 
-from compcomp.language.parameters import Unknown, one_of, selection_partition, sparsity
+from compcomp.language.parameters import ExactOrAny, one_of, parametrized, selection_partition, sparsity
 from compcomp.language.steps import Element, Selection
 from compcomp.language.technique import Declared, Technique
 from compcomp.terms import TIES, Term
@@ -17,7 +15,7 @@ def score(element: Element) -> Term:
     return element.weight * element.weight * element.norm2
 
 
-@dataclass(frozen=True)
+@parametrized
 class Wanda(Technique):
     """Set the ``int(n * sparsity)`` weights of least |w_ij| |x_j|_2 in every group of an output row to zero.
 
@@ -27,10 +25,11 @@ class Wanda(Technique):
     Needs calibration inputs. Source: [sun2024].
     """
 
-    sparsity: Fraction | Unknown
+    sparsity: ExactOrAny
     pattern: str = "unstructured"
     ties: str = "first"
 
+    kernel_module: ClassVar[str] = "compcomp.kernels.wanda"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": ("1/2", "1/4", "3/4", "1/3")}
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import compcomp.techniques  # noqa: F401  (what is registered when a test begins)
 from compcomp.language.technique import Technique
 
 

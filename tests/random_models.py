@@ -181,7 +181,7 @@ class Model(nn.Module):
         self.parts = nn.ModuleList(pieces)
         self.lm_head = nn.Linear(width, VOCABULARY, bias=False)
         if tied and tokens:
-            self.lm_head.weight = self.enter.weight  # type: ignore[assignment]
+            self.lm_head.weight = self.enter.weight
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         x = self.enter(input_ids)
@@ -274,7 +274,7 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> None:
                 if id(parameter) not in made:
                     start = parameter.untyped_storage().data_ptr()
                     if start not in bases:
-                        whole = torch.empty(0, dtype=parameter.dtype).set_(parameter.untyped_storage())  # type: ignore[call-overload]
+                        whole = torch.empty(0, dtype=parameter.dtype).set_(parameter.untyped_storage())
                         bases[start] = whole.to(dtype)
                     view = bases[start].as_strided(parameter.shape, parameter.stride(), parameter.storage_offset())
                     made[id(parameter)] = nn.Parameter(view, parameter.requires_grad)

@@ -1,20 +1,96 @@
-"""The documentation: its links lead somewhere, the files it names exist, and each rule has its page."""
+"""The documentation: its blocks run, its links lead somewhere, the files it names exist, each rule has its page."""
 
 from __future__ import annotations
 
 import ast
 import re
+import shlex
+import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from typer.testing import CliRunner
 
-from tests.blocks import ROOT, markdown_files, without_blocks
+from compcomp.cli import app
+from tests.blocks import OUTPUT, PYTHON, ROOT, SHELL, Block, blocks, documentation, markdown_files, without_blocks
 
 FILES = markdown_files()
 
 
 def names(path: Path) -> str:
     return str(path.relative_to(ROOT))
+
+
+# Blocks
+
+SLOW = {"README.md", "docs/certificates.md", "docs/whole_models.md"}
+RUN = [
+    pytest.param(path, marks=[pytest.mark.slow] if names(path) in SLOW else [], id=names(path))
+    for path in documentation()
+    if any(block.language in PYTHON + SHELL for block in blocks(path))
+]
+
+
+def commands(block: Block) -> Iterator[list[str]]:
+    """The commands of a shell block: one a line, without comments and prompts, continued by a backslash."""
+    for line in block.code.replace("\\\n", " ").splitlines():
+        if command := shlex.split(line.removeprefix("$ "), comments=True):
+            yield command
+
+
+def run_shell(block: Block) -> str:
+    """Run each command through the shell's own entry point; all have to succeed.
+
+    On a busy machine the search for certificates may end early: `check` then says "holey", which is no failure.
+    """
+    shown = ""
+    for name, *arguments in commands(block):
+        assert name == "compcomp", f"{block.place} runs {name}: say why it is not run"
+        result = CliRunner().invoke(app, arguments)
+        allowed = {0, 3} if arguments[0] == "check" else {0}
+        assert result.exit_code in allowed, f"{block.place}: {shlex.join(arguments)}\n{result.output}"
+        shown += result.output
+    return shown
+
+
+@pytest.mark.parametrize("path", RUN)
+def test_the_blocks_of_a_page_run(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In order, Python in one namespace, all in one folder. A text right after a block is its output."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    module = ModuleType("blocks_of_the_page")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    output, end = "", 0
+    for block in blocks(path):
+        if block.language in OUTPUT and output and block.line <= end + 3:
+            assert block.code.split() == output.split(), block.place
+        output, end = "", block.line + block.code.count("\n")
+        if block.not_run:
+            continue
+        if block.language in PYTHON:
+            exec(compile(block.padded, str(path), "exec"), vars(module))
+            output = capsys.readouterr().out
+        elif block.language in SHELL:
+            output = run_shell(block)
+
+
+def test_blocks_that_are_not_run_say_why() -> None:
+    """A reason is one sentence; there are few."""
+    left = [block for path in documentation() for block in blocks(path) if block.not_run]
+    assert all(len(block.not_run.split()) >= 4 for block in left)
+    assert len(left) <= 4, [block.place for block in left]
+
+
+def test_code_stands_in_fenced_blocks() -> None:
+    """What is only indented would not be run."""
+    command = re.compile(r"^ {4}(compcomp|make|pip|import|from|>>>|\$) ?\S", re.MULTILINE)
+    texts = {names(path): without_blocks(path.read_text(encoding="utf-8")) for path in documentation()}
+    assert not [name for name, text in texts.items() if command.search(text)]
 
 
 # Links and paths
@@ -100,6 +176,7 @@ def test_a_missing_path_is_found() -> None:
 RULES = ROOT / "docs" / "proofs"
 
 
+@cache
 def printed_rules() -> set[str]:
     """The names of rules that verdicts print: the first arguments of Proof(...), in all of compcomp/proving."""
     found = set()
@@ -147,3 +224,36 @@ def test_a_page_of_a_rule_is_headed_by_its_name_and_listed(path: Path) -> None:
 def test_each_module_of_a_rule_has_its_page() -> None:
     modules = {path.stem for path in (ROOT / "compcomp" / "proving" / "rules").glob("*.py")} - {"__init__"}
     assert not [module for module in modules if not (RULES / f"{module}.md").is_file()]
+
+
+# The glossary
+
+GLOSSARY = ROOT / "docs" / "glossary.md"
+_LINK = re.compile(r"\[([^\]]*)\]\((?:\.\./|docs/)*glossary\.md#([\w-]+)\)")
+
+
+def test_every_term_has_its_meaning_and_a_synonym() -> None:
+    terms = re.split(r"^## ", GLOSSARY.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    assert len(terms) >= 30
+    assert [term.splitlines()[0] for term in terms] == sorted((term.splitlines()[0] for term in terms), key=str.lower)
+    assert all(re.search(r"Synonyms?:\s+\S", term) for term in terms)
+
+
+def test_every_term_is_linked_from_a_page() -> None:
+    linked = {anchor for path in documentation() for _, anchor in _LINK.findall(path.read_text(encoding="utf-8"))}
+    assert linked == anchors(GLOSSARY) - {"glossary"}
+
+
+def test_a_term_is_linked_once_a_page_and_at_its_first_use() -> None:
+    """First use in running text, that is outside headings, tables, code and other links."""
+    late = []
+    for path in documentation():
+        text = re.sub(r"^(?:#|\|| {4}).*$", "", without_blocks(path.read_text(encoding="utf-8")), flags=re.MULTILINE)
+        text = re.sub(r"`[^`]*`", "", text)
+        links = list(_LINK.finditer(text))
+        assert len({link[2] for link in links}) == len(links), f"{names(path)} links a term twice"
+        for link in links:
+            before = re.sub(r"\*\*[^*]*\*\*|\[[^\]]*\](?:\([^)]*\))?", "", text[: link.start()])
+            if re.search(rf"(?<![\w-]){re.escape(link[1])}(?![\w-])", before.replace("\n", " ")):
+                late.append((names(path), link[1]))
+    assert not late, "a term is used before its link: move the link to the first use"

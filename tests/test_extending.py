@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,13 +167,125 @@ def test_a_registered_class_without_a_kernel_says_so(monkeypatch: pytest.MonkeyP
         AbsMax(4).kernel()
 
 
+# A technique of the library: what CONTRIBUTING.md lists is all that it takes
+
+ENCODING = '''"""Clipping: weights beyond a share of the largest of their row are moved to it [migacz2017]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import ClassVar
+
+from compcomp.language.parameters import Exact, default, number, parametrized
+from compcomp.language.technique import Declared, Fixtures, Technique
+from compcomp.layers.state import LayerState
+from compcomp.terms import Abs, If, Max, each
+
+
+@parametrized
+class Clip(Technique):
+    """Move every weight to the nearest of [-a, a], a = at * max |w| over its row.
+
+    at: a share of the largest weight, in (0, 1].
+    """
+
+    at: Exact = default(Fraction(1, 2))
+
+    kernel_module: ClassVar[str] = "compcomp.kernels.clip"
+    fixtures: ClassVar[Fixtures] = Fixtures(values={"at": (Fraction(1, 2), Fraction(1))})
+    declared: ClassVar[Declared] = Declared(keeps=frozenset({"mask", "n:m", "shape", "factors"}))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "at", number(self.at, "Clip.at", "a number in (0, 1]"))
+
+    def encode(self, layer: LayerState) -> LayerState:
+        most = layer.weight.copy()
+        for row in most:
+            row[:] = Max(map(Abs, row)) * self.at
+        weight = each(lambda w, a: If(w > a, a, If(w < -a, -a, w)), layer.weight, most)
+        return replace(layer, weight=weight, format=replace(layer.format, grid=None, rank=None))
+'''
+
+KERNEL = '''"""Clip on torch tensors."""
+
+from dataclasses import dataclass, replace
+
+from compcomp.encodings.clip import Clip
+from compcomp.layers.state import LayerState
+
+
+def kernel(technique: Clip, layer: LayerState) -> LayerState:
+    most = layer.weight.abs().amax(dim=1, keepdim=True) * float(technique.at)
+    form = replace(layer.format, grid=None, rank=None)
+    return replace(layer, weight=layer.weight.clamp(-most, most), format=form)
+'''
+
+WORKS = """
+import compcomp as cc
+from compcomp.catalogue import catalogue, markdown
+from compcomp.ordering.table import registered
+from compcomp.techniques import Clip, Magnitude
+from compcomp.testing import check_encoding
+
+assert cc.__file__.startswith({folder!r})
+assert Clip(at="3/4").at == 3 / 4 and cc.Technique.named("Clip") is Clip
+assert check_encoding(Clip, max_examples=40).clear > 30
+assert cc.prove(cc.parse_claim("Magnitude(sparsity=1/2) >> Clip() keeps mask")).proved
+assert cc.prove(cc.parse_claim("Clip() dominates Clip(at=1)"), scope="1x2").refuted
+(entry,) = catalogue([Clip])
+assert entry.sources == ("migacz2017",) and entry.parameters[0].tried == ("1/2", "1")
+assert "| [Clip](#clip) | Clipping" in markdown([entry])
+assert Clip() in registered()
+assert cc.optimize_order([Clip(), Magnitude("1/2")]).order
+print("works")
+"""
+
+
+def test_a_new_technique_is_two_files_and_one_line(tmp_path: Path) -> None:
+    """In a copy of the library; nothing else of it is changed."""
+    for folder in ("compcomp", "encodings"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "encodings" / "clip.py").write_text(ENCODING)
+    (tmp_path / "compcomp" / "kernels" / "clip.py").write_text(KERNEL)
+    registry, last = tmp_path / "compcomp" / "techniques.py", "\n# isort: on"
+    line = "from compcomp.encodings.clip import Clip as Clip\n"
+    registry.write_text(registry.read_text().replace(last, line + last))
+    done = subprocess.run(
+        [sys.executable, "-c", WORKS.format(folder=str(tmp_path))],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "works\n"
+
+
+def test_a_class_of_others_does_not_inherit_a_kernel_of_ours() -> None:
+    @dataclass(frozen=True)
+    class Mine(AbsMax):
+        pass
+
+    known = dict(Technique.kernels)
+    try:
+        Technique.register(Mine)
+        assert Technique.kernels[Mine] == Mine.__module__
+        assert Technique.kernels[AbsMax] == AbsMax.kernel_module == "compcomp.kernels.absmax"
+    finally:
+        Technique.kernels.clear()
+        Technique.kernels.update(known)
+
+
 # What compcomp.testing gives
 
 
 def test_a_class_is_checked_in_all_its_conventions() -> None:
     coverage = check_encoding(AbsMax, max_examples=2, shapes=[(1, 4), (2, 2)])
     assert coverage.promises >= 4 * 3 * 3  # bits, groups, roundings that fit, some layers of each
-    with pytest.raises(InputError, match=r"AbsMax\.tried"):
+    with pytest.raises(InputError, match="the fixtures of AbsMax"):
         check_encoding(AbsMax, shapes=[])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from compcomp.language.contracts import contracts
 from compcomp.language.loss import LOSSES
 from compcomp.language.steps import GridMap
 from compcomp.language.technique import Declared, Kernel, Technique
@@ -29,7 +30,7 @@ from compcomp.techniques import (
 from compcomp.terms import And, If, each
 from compcomp.testing import check_encoding, conformance
 
-HALF, PAIRS = Magnitude("1/2"), Magnitude("1/2", pattern="1:2")  # type: ignore[arg-type]
+HALF, PAIRS = Magnitude("1/2"), Magnitude("1/2", pattern="1:2")
 FREE, LOW = MinMax(3, zero="none"), TruncatedSVD(1, residual=True)
 
 SHAPES = ((1, 2), (2, 2), (2, 4))
@@ -121,7 +122,7 @@ LIES: list[tuple[Technique, dict[str, Any]]] = [
     (HALF, {"leaves_weight": True}),
     (HALF, {"changes_inputs": True}),
     (AbsMaxInputs(2), {"changes_inputs": False}),
-    (Magnitude("1/2", ties="any"), {"deterministic": True}),  # type: ignore[arg-type]
+    (Magnitude("1/2", ties="any"), {"deterministic": True}),
     (AbsMax(2, rounding="any"), {"deterministic": True}),
     (FREE, {"zeros": frozenset({"weights"})}),
     (FREE, {"zeros": frozenset({"rows"})}),
@@ -151,13 +152,10 @@ def test_a_fixed_scale_is_not_homogeneous() -> None:
 
 
 def test_no_promise_goes_without_a_lie() -> None:
-    """Landmarks and the trivial side are hints for the search alone: nothing false follows from wrong ones.
-
-    Of the optimum, the bits of inputs and formats that vary tests/test_conformance.py tells lies.
-    """
+    """Of the optimum, the bits of inputs and formats that vary tests/test_conformance.py tells lies."""
     elsewhere = {"homogeneous", "optimum", "input_bits", "format_varies"}
-    told = {name for _, lie in LIES for name in lie} | elsewhere | {"landmarks", "trivial_side"}
-    assert told == {f.name for f in fields(Declared)}
+    told = {name for _, lie in LIES for name in lie} | elsewhere
+    assert told == contracts().keys()
     kept = {name for t, lie in LIES for name in set(lie.get("keeps", ())) - t.promises().keeps}
     assert kept == {*INVARIANTS, "factors"}
 

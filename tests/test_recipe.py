@@ -16,7 +16,7 @@ from compcomp.recipe import load_recipe, recipe_of
 from compcomp.techniques import AbsMax, Magnitude
 from compcomp.testing import conventions
 
-P, Q4, Q8 = Magnitude("1/2"), AbsMax(bits=4), AbsMax(bits=8)  # type: ignore[arg-type]
+P, Q4, Q8 = Magnitude("1/2"), AbsMax(bits=4), AbsMax(bits=8)
 RECIPE = """
 techniques:
   - optional: Magnitude(sparsity=1/2)

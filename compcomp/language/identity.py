@@ -273,8 +273,8 @@ def _check_attribute(kind: type, name: str, attribute: Any, above: tuple[Any, ..
         raise Unidentified(f"{kind.__name__}.{name}, which may change")
 
 
-_DECLARED = frozenset({"examples", "tried", "samples", "tried_shapes", "kernels"})
-"""What techniques have in their class for tests and tables."""
+_DECLARED = frozenset({"examples", "kernels"})
+"""Dictionaries that techniques have in their class."""
 
 
 def _generated(function: FunctionType) -> bool:

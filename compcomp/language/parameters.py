@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, Generic, TypeAlias, TypeVar, dataclass_transform
 
 import numpy as np
 
@@ -44,6 +45,53 @@ def is_unknown(given: object) -> bool:
     """Whether a parameter is given as Any."""
     return given is ANY or given is Any
 
+
+# ------------------------------------------------------------------------------------------------ types
+
+Number: TypeAlias = int | float | str | Fraction | Decimal | np.integer[Any] | np.floating[Any]
+"""How an exact number may be given: see :func:`number`."""
+AnyValue: TypeAlias = Unknown | type[Any]
+"""How Any may be given: ``compcomp.ANY``, or ``typing.Any``."""
+
+Read = TypeVar("Read", covariant=True)
+Given = TypeVar("Given", contravariant=True)
+Kind = TypeVar("Kind")
+
+
+class Parameter(Generic[Read, Given]):
+    """The type of a parameter that is given as one thing and reads as another, as its class checks and converts it.
+
+    For type checkers alone, in classes that :func:`parametrized` decorates: while a program runs it is an attribute
+    like any other.
+    """
+
+    def __get__(self, technique: object, kind: object) -> Read:
+        raise NotImplementedError
+
+    def __set__(self, technique: Any, value: Given) -> None:
+        raise NotImplementedError
+
+
+Exact: TypeAlias = Parameter[Fraction, Number]
+"""An exact number."""
+ExactOrAny: TypeAlias = Parameter[Fraction | Unknown, Number | AnyValue]
+"""An exact number, or Any in claims."""
+BitsOrAny: TypeAlias = Parameter[int | Unknown, int | AnyValue]
+"""A whole number, or Any in claims."""
+
+
+def default(value: object) -> Any:
+    """Return the value: the default of a parameter whose type is a :class:`Parameter`."""
+    return value
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def parametrized(kind: type[Kind]) -> type[Kind]:
+    """Make a frozen dataclass, of which type checkers know how a :class:`Parameter` may be given."""
+    return dataclass(frozen=True)(kind)
+
+
+# ------------------------------------------------------------------------------------------------ checks
 
 LARGEST = 10**9
 """Magnitude that a number may have: text says it of every number but those of a quotient."""

@@ -50,12 +50,12 @@ def unlike(weight: Array, numbers: Sequence[int]) -> Array:
 
 
 def conventions(kind: type[Technique], **values: Sequence[Any]) -> list[Technique]:
-    """Every technique of this class with parameters from ``values``, its own ``tried``, or else :data:`VALUES`.
+    """Every technique of this class with parameters from ``values``, its own fixtures, or else :data:`VALUES`.
 
     Parameters in neither stay at their defaults. Combinations that the class refuses with InputError are
     left out, so the result is empty when no combination is allowed.
     """
-    known: Mapping[str, Sequence[Any]] = VALUES | kind.tried | values
+    known: Mapping[str, Sequence[Any]] = {**VALUES, **kind.fixtures.values, **values}
     names = [f.name for f in fields(kind) if f.init and f.name in known]  # type: ignore[arg-type]
     return list(_allowed(kind, (dict(zip(names, c, strict=True)) for c in product(*(known[n] for n in names)))))
 
@@ -63,16 +63,16 @@ def conventions(kind: type[Technique], **values: Sequence[Any]) -> list[Techniqu
 def representatives(kind: type[Technique]) -> list[Technique]:
     """One technique for each way in which those of this class behave: a sample, and what differs from it.
 
-    The class's own ``samples``, where it has any. Otherwise the first has its required parameters from ``examples``,
-    ``tried``, :data:`USUAL` or :data:`VALUES` and the others at their defaults (at the first value tried, where the
-    default is too large to be tried), and fits a layer of at most eight columns where some parameters do. Others differ
-    from it in one parameter, and in what they set up or promise.
+    Those of its fixtures, where it has any. Otherwise the first has its required parameters from ``examples``, the
+    values of its fixtures, :data:`USUAL` or :data:`VALUES` and the others at their defaults (at the first value tried,
+    where the default is too large to be tried), and fits a layer of at most eight columns where some parameters do.
+    Others differ from it in one parameter, and in what they set up or promise.
     """
-    if kind.samples:
-        return [kind(**parameters) for parameters in kind.samples]
+    if given := kind.fixtures.representatives:
+        return [kind(**parameters) for parameters in given]
     first = _first(kind)
     found = {_behaviour(first): first}
-    known: Mapping[str, Sequence[Any]] = VALUES | kind.tried
+    known: Mapping[str, Sequence[Any]] = {**VALUES, **kind.fixtures.values}
     for name in _names(kind):
         changed = (_parameters(first) | {name: value} for value in known.get(name, ()))
         for technique in _allowed(kind, changed):
@@ -115,13 +115,13 @@ def _is_small(technique: Technique) -> bool:
 
 
 def _first(kind: type[Technique]) -> Technique:
-    required = {}
+    required, tried = {}, kind.fixtures.values
     for f in fields(kind):  # type: ignore[arg-type]
         if f.init and f.default is MISSING and f.default_factory is MISSING:
-            known = kind.examples.get(f.name) or kind.tried.get(f.name)
+            known = kind.examples.get(f.name) or tried.get(f.name)
             required[f.name] = known[0] if known else USUAL.get(f.name, next(iter(VALUES.get(f.name, ())), None))
-        elif f.init and type(f.default) is int and f.default not in kind.tried.get(f.name, (f.default,)):
-            required[f.name] = kind.tried[f.name][0]
+        elif f.init and type(f.default) is int and f.default not in tried.get(f.name, (f.default,)):
+            required[f.name] = tried[f.name][0]
     usual = next(_allowed(kind, [required]), None)
     if usual is not None and _is_small(usual):
         return usual
@@ -134,7 +134,7 @@ def _first(kind: type[Technique]) -> Technique:
 
     candidates = [*([] if usual is None else [usual]), *others]
     if not candidates:
-        raise InputError(f"{kind.__name__}.samples", "a combination of parameters that it allows", "samples")
+        raise InputError(f"the fixtures of {kind.__name__}", "a combination of parameters that it allows", "samples")
     return min(candidates, key=changed)
 
 

@@ -1,13 +1,14 @@
-"""Techniques, and the sequences they form."""
+"""Techniques, and the sequences they form: ``P >> Q`` makes either of the other, so both are here.
+
+A technique has three parts that must not be confused: contracts (:mod:`compcomp.language.contracts`), on which proofs
+rest; hints (:mod:`compcomp.language.hints`), where the search looks first; and fixtures
+(:mod:`compcomp.language.fixtures`), on which it is tested.
+"""
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Items
-from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import wraps
@@ -16,132 +17,64 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from compcomp import hooks
 from compcomp.errors import InputError
+from compcomp.language.contracts import Declared as Declared
+from compcomp.language.fixtures import Fixtures as Fixtures
+from compcomp.language.fixtures import fixtures_of
+from compcomp.language.hints import Hints as Hints
 from compcomp.language.parameters import ANY
-from compcomp.language.steps import Optimum, Selection, Step, leaves_free
+from compcomp.language.registry import Registered, Source, source_now
+from compcomp.language.steps import Selection, Step, leaves_free
 from compcomp.layers.partition import Partition
 from compcomp.layers.state import LayerState
 from compcomp.terms import Term
 
+__all__ = [
+    "Declared",
+    "Fixtures",
+    "Hints",
+    "Kernel",
+    "Sequence",
+    "Source",
+    "Technique",
+    "as_sequence",
+    "run",
+    "run_kernel",
+    "source_now",
+    "unknowns",
+]
+
 Kernel = Callable[[Any, LayerState], LayerState]
-Source = tuple[str, int, int]
-"""A file, the time of its last change (nanoseconds) and its size (bytes)."""
 
 
-def source_now(file: str) -> Source:
-    """The file as it is now; OSError where it cannot be read."""
-    found = os.stat(file)
-    return file, found.st_mtime_ns, found.st_size
-
-
-@dataclass(frozen=True)
-class Declared:
-    """What a technique promises, for every layer and every choice. Each promise is tested.
-
-    Every technique promises that what it sets up holds after it ("fits"): weights that it drops are zero, a pattern is
-    one of its mask, its mask drops what it removes, and in removed rows and columns the low-rank term is zero too; the
-    weights have the rank, and lie on the grid (of one of which zero is no value: those that the mask keeps). And that
-    its steps, where it has any, are all that it does. And that it maps equal states to equal states: of a low-rank term
-    beside the weight it sees the product alone, unless it says `sees_factors`.
-
-    keeps: invariants that survive it where they hold, out of :data:`compcomp.layers.state.INVARIANTS` and
-        "factors". For the mask also, for
-        any weights: the mask after it drops all that the mask before it drops. For a grid of which zero is no value:
-        of the weights that the mask keeps. "factors": the low-rank term is what it was, none where there was none.
-    restores: invariants that hold after it whatever the weights were: "mask", every weight is zero that the mask before
-        it drops, and the mask after it drops these as well.
-    never_increases: losses that are no larger after it than before it, while the inputs are the dense ones and in the
-        basis that is there: of the layer as it sees it.
-    any_inputs: what never_increases promises holds where the inputs have been changed as well.
-    rests: where the effective weight equals the reference and the inputs are the dense ones, it returns an equal
-        state: the same weight, mask, grid and inputs, and a low-rank term of the same product.
-    holds_reference: then it leaves the effective weight and the inputs alone.
-    leaves_weight: weight, mask, grid, rank and inputs are after it what they were before; all it may do is add a
-        low-rank term beside the weight.
-    changes_basis: all it does is change the basis of the inputs: the effective weight, the reference and the inputs
-        are what they were, and so is every loss; weight and format change with the transform. A technique that does
-        not say so leaves the transform alone, and never sees one: it is shown the layer in the basis that is there.
-    changes_inputs: it acts on the inputs instead of the weight. What it makes of them depends on them alone, and
-        weight, reference and format stay as they are. A technique that does not say so leaves the inputs alone.
-    sees_factors: what it makes of a layer depends on more of the low-rank term than its product, such as on its rank.
-    zeros: which zeros stay, whatever the format says of them. "weights": a weight that is zero is zero after it.
-        "rows": where a row of the weight and that of the low-rank term are zero, both are after it. "columns": the same
-        of columns.
-    removes_rows: what it removes is rows, as the cut says, and of weights it drops these alone.
-    removes_columns: the same of columns.
-    input_bits: after it the inputs of every token, in the basis that is there, are among 2^input_bits neighbouring
-        multiples of a step of the token's own, 0 one of them. None: not known.
-    format_varies: numbers in the format it leaves (levels, pattern, ranks) depend on weights, inputs or shape, not on
-        the technique and the numbers in the format before alone.
-    homogeneous: scaling weight and reference by t > 0 scales its result by t.
-    deterministic: its conventions leave nothing free ("any"): equal inputs give equal results.
-    landmarks: largest magnitudes for which its rounding midpoints fall on integers (a hint for the search).
-    trivial_side: layers with no more rows or columns than this lose nothing (a hint for the search).
-    optimum: the weight it leaves is one of those that this admits for the weight that it finds, and none of them loses
-        less against that, whatever is left free.
-    """
-
-    keeps: frozenset[str] = frozenset()
-    restores: frozenset[str] = frozenset()
-    never_increases: frozenset[str] = frozenset()
-    any_inputs: bool = False
-    rests: bool = False
-    holds_reference: bool = False
-    leaves_weight: bool = False
-    changes_inputs: bool = False
-    homogeneous: bool = True
-    deterministic: bool = True
-    landmarks: tuple[int, ...] = ()
-    trivial_side: int = 0
-    changes_basis: bool = False
-    optimum: Optimum | None = None
-    zeros: frozenset[str] = frozenset()
-    removes_rows: bool = False
-    removes_columns: bool = False
-    input_bits: int | None = None
-    format_varies: bool = False
-    sees_factors: bool = False
-
-
-class Technique:
+class Technique(Registered):
     """One compression technique with its parameters: a frozen dataclass in ``compcomp.encodings``.
 
     A subclass gives either ``steps()``, from which the encoding follows, or its own ``encode``. Its torch
     kernel is found through the registry by module path, so that no encoding imports torch.
     """
 
-    kernels: ClassVar[dict[type, str]] = {}
-    examples: ClassVar[dict[str, tuple[object, ...]]] = {}
-    """Values to try for parameters that a claim leaves open (Any)."""
-    tried: ClassVar[dict[str, Items[object]]] = {}
-    """Values of parameters worth testing, beside those that :data:`compcomp.language.samples.VALUES` has by name."""
-    samples: ClassVar[tuple[Mapping[str, Any], ...]] = ()
-    """Parameters of its representatives in tables; see :func:`compcomp.language.samples.representatives`."""
+    # Contracts: proofs rest on these, on steps() and encode(), and on the properties that say what it looks at.
+
     declared: ClassVar[Declared] = Declared()
-    kernel_module: ClassVar[str | None] = None
-    """The module with its ``kernel`` function, where it is registered without one; None is the module of the class."""
-    tried_shapes: ClassVar[Items[tuple[int, int]]] = ()
-    """Shapes (out, in) worth testing, beside those that are tested anyway."""
-    exact_scores: ClassVar[bool] = False
-    """Whether it compares sums and products of the layer's numbers alone, which floats hold where these are small
-    integers: the conformance test then looks at ties of such layers as well."""
-    read_from: ClassVar[Source | None] = None
-    """The file of this class as it was when the class was made; None where there is none."""
+    """What it promises, where that is the same for all parameters."""
+    examples: ClassVar[dict[str, tuple[object, ...]]] = {}
+    """The parameters that a claim may leave open (Any), with at least two values of each. What is declared of Any is
+    relied on at these values, and at numbers of the kind that they are."""
     whole_model: ClassVar[bool] = False
     """Whether it acts on all layers of a model together. Its kernel's module then has ``kernel_model`` as well, from a
     :class:`compcomp.layers.whole.WholeModel` to the states of its layers, and what the encoding says of one layer
     is said of each of them, or of a matrix that stands for several (its docstring says which)."""
 
+    # Fixtures: what it is tested on. Hints are what hints() returns. Neither has a part in any verdict.
+
+    fixtures: ClassVar[Fixtures] = Fixtures()
+
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
+        cls.fixtures = fixtures_of(cls)
         if (own := cls.__dict__.get("__post_init__")) is not None:
             cls.__post_init__ = _after_plain(own)  # type: ignore[method-assign]
-        cls.read_from = None
-        file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-        if file is not None:
-            with suppress(OSError):
-                cls.read_from = source_now(file)
 
     def __post_init__(self) -> None:
         """Take numbers of numpy for numbers of Python, before a class looks at its parameters: text knows no others."""
@@ -166,8 +99,12 @@ class Technique:
         return last.count(size), size
 
     def promises(self) -> Declared:
-        """What holds for these parameters."""
+        """Return the contracts for these parameters."""
         return self.declared
+
+    def hints(self) -> Hints:
+        """Return what makes counterexamples easier to find. No verdict depends on it."""
+        return Hints()
 
     @property
     def is_deterministic(self) -> bool:
@@ -193,10 +130,6 @@ class Technique:
     def needs_tokens(self) -> bool:
         """Whether it looks at the inputs themselves, which neither Gram matrix nor magnitudes tell."""
         return self.promises().changes_inputs
-
-    def rational(self, layer: LayerState, numbers: Items[int]) -> LayerState:
-        """An exact layer like this one for which roots it takes are rational, for tests. ``numbers``: in, all > 0."""
-        return layer
 
     @property
     def partitions(self) -> Items[Partition]:
@@ -243,14 +176,9 @@ class Technique:
         return None
 
     def kernel(self) -> Kernel:
-        """The torch kernel: ``kernel(technique, layer)`` with tensors in the layer's fields."""
-        if type(self) not in self.kernels:
-            raise InputError(type(self).__name__, "a technique registered with a kernel", "Technique.kernel")
-        name = self.kernels[type(self)]
-        kernel: Kernel | None = getattr(importlib.import_module(name), "kernel", None)
-        if kernel is None:
-            raise InputError(f"{name} without one", "a module with a function kernel(technique, layer)", f"{self}")
-        return kernel
+        """Return the torch kernel: ``kernel(technique, layer)`` with tensors in the layer's fields."""
+        found: Kernel = self.kernel_function("kernel")
+        return found
 
     def parts(self) -> Mapping[str, Technique]:
         """What it is to each kind of single layer that shares units with others, by what goes there; empty elsewhere.
@@ -267,11 +195,10 @@ class Technique:
         return type(self) in self.kernels or type(self).kernel is not Technique.kernel
 
     def kernel_model(self) -> Callable[[Any, Any], Mapping[str, LayerState]]:
-        """The torch kernel of a technique that acts on a whole model."""
-        if not self.whole_model or type(self) not in self.kernels:
+        """Return the torch kernel of a technique that acts on a whole model."""
+        if not self.whole_model:
             raise InputError(type(self).__name__, "a registered technique for whole models", "Technique.kernel_model")
-        found: Callable[[Any, Any], Mapping[str, LayerState]]
-        found = importlib.import_module(self.kernels[type(self)]).kernel_model
+        found: Callable[[Any, Any], Mapping[str, LayerState]] = self.kernel_function("kernel_model")
         return found
 
     def __str__(self) -> str:
@@ -284,40 +211,6 @@ class Technique:
 
     def __rshift__(self, other: Technique | Sequence) -> Sequence:
         return Sequence((self,)) >> other
-
-    @staticmethod
-    def register(technique: type[Technique], kernel: str | None = None) -> None:
-        """Make a technique known: usable in text, and run by the ``kernel`` function of that module.
-
-        Without one, that of its ``kernel_module``, or of the module that defines the class. A class that is defined
-        again (a module reloaded, a cell run again) takes the place of the one before. Raises InputError where the name
-        is that of another technique: text, stores and other processes know a technique by its name.
-        """
-        taken = Technique.known().get(technique.__name__)
-        if taken is not None and not _same_class(taken, technique):
-            where = f"{technique.__module__}.{technique.__qualname__}"
-            given = f"{where}, named like the technique of {taken.__module__}"
-            raise InputError(given, "a class whose name no other technique has", "Technique.register")
-        Technique.kernels.pop(technique, None)  # so that it is the last of its name
-        Technique.kernels[technique] = kernel or technique.kernel_module or technique.__module__
-
-    @staticmethod
-    def known() -> dict[str, type[Technique]]:
-        """Every technique of this library and every registered class, by its name; of one defined again the last."""
-        hooks.offered("load catalogue")()
-        return {technique.__name__: technique for technique in Technique.kernels}
-
-    @staticmethod
-    def named(name: str) -> type[Technique]:
-        """The technique class of this name, registered or installed beside us; InputError when there is none."""
-        known = Technique.known()
-        if name in known:
-            return known[name]
-        found: type[Technique] | None = hooks.offered("find installed")(name)
-        if found is None:
-            names = {*known, *hooks.offered("installed names")()}
-            raise InputError(f"technique {name!r}", ", ".join(sorted(names)), "sequence")
-        return found
 
 
 def _after_plain(own: Callable[..., None]) -> Callable[..., None]:
@@ -339,14 +232,6 @@ def _shown(value: object) -> str:
     if isinstance(value, tuple):
         return "(" + ", ".join(map(_shown, value)) + ("," if len(value) == 1 else "") + ")"
     return str(value) if isinstance(value, Fraction) else repr(value)
-
-
-def _same_class(one: type[Technique], other: type[Technique]) -> bool:
-    """Whether two classes are one, or one that was defined again."""
-    if one is other or one.__qualname__ != other.__qualname__:
-        return one is other
-    files = [None if kind.read_from is None else kind.read_from[0] for kind in (one, other)]
-    return one.__module__ == other.__module__ or (files[0] is not None and files[0] == files[1])
 
 
 def run(technique: Technique, layer: LayerState) -> LayerState:

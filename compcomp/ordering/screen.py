@@ -50,7 +50,7 @@ def small_shape(techniques: Iterable[Technique], entries: int = ENTRIES) -> Shap
     """
     techniques = list(techniques)
     unit = lcm(*(t.unit for t in techniques))
-    side = max((t.promises().trivial_side for t in techniques), default=0) + 1
+    side = max((t.hints().trivial_side for t in techniques), default=0) + 1
     narrowest, columns = (unit * ceil(least / unit) for least in (6, max(side, 6)))
     columns = narrowest if seconds_on(techniques, columns) > SLOW else columns
     rows = max(side + 1, 4)
@@ -116,7 +116,7 @@ def generated(
     The inputs themselves are there only if some technique looks at them or at their magnitudes.
     """
     techniques = list(techniques)
-    marks = sorted({mark for t in techniques for mark in t.promises().landmarks if 0 < mark < 10**6}) or [6]
+    marks = sorted({mark for t in techniques for mark in t.hints().landmarks if 0 < mark < 10**6}) or [6]
     sizes = [step.partition.size for t in techniques for step in t.steps()]
     block = min((size for size in sizes if size is not None and size > 1), default=shape[1])
     weights, inputs = np.zeros((layers, *shape)), np.zeros((layers, shape[1], shape[1] + 4))

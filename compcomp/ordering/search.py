@@ -19,6 +19,7 @@ from compcomp.language.steps import Selection
 from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status, Verdict
+from compcomp.layers.batches import stack
 from compcomp.layers.state import Format, LayerState
 from compcomp.ordering.ask import Asker, Decide
 from compcomp.ordering.conditional import CLAIM_SECONDS, TECHNIQUES, conclusion, conditional
@@ -145,7 +146,6 @@ class _Search:
         self.states: dict[Prefix, LayerState] = {}
         self.sketches: dict[Prefix, Sketch] = {}
         self.formats: dict[Prefix, Format] = {}
-        self.side = max(t.promises().trivial_side for t in self.orderings.techniques)
         self.compared: dict[tuple[Prefix, Prefix], bool] = {}
         shape = small_shape(self.orderings.techniques, ENTRIES)
         if shape is None and bench is None:
@@ -303,14 +303,24 @@ class _Search:
         return self.compared[better, worse]
 
     def stored_alike(self, one: Prefix, other: Prefix) -> bool:
-        """Whether equal states after two orders are recorded alike: which fields there are depends on techniques alone.
+        """Return True if equal states after two orders are recorded alike, which the generated layers decide.
 
-        Ranks do so on layers that are larger.
+        Fields and numbers of a format depend on the techniques alone, unless one declares otherwise (`format_varies`).
+        A rank as large as the generated layers, or a cut that removes nothing from them, shows nothing of larger ones.
         """
-        if self.screen is None or min(self.screen.shape) <= self.side:
+        if self.screen is None or any(t.promises().format_varies for t in self.orderings.techniques):
             return False
         first, second = self.format(one), self.format(other)
+        if any(self.saturated(form, self.screen) for form in (first, second)):
+            return False
         return no_larger(first, second, self.screen.layers, 0) and no_larger(second, first, self.screen.layers, 0)
+
+    @staticmethod
+    def saturated(form: Format, screen: Screen) -> bool:
+        """Return True if the generated layers are too small for a rank or a cut of this format to show on them."""
+        rank = max(form.rank or 0, 0 if form.factors is None else form.factors.rank)
+        kept = () if form.cut is None else (form.cut.rows, form.cut.columns)
+        return rank >= min(screen.shape) or (form.cut is not None and all(stack(k, screen.layers).all() for k in kept))
 
     def format(self, order: Prefix) -> Format:
         """How the generated layers would be stored after this order."""

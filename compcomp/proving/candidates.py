@@ -54,7 +54,7 @@ def shapes_to_try(claim: Claim, scope: Scope) -> list[tuple[int, int]]:
     unit = claim.unit
     if unit > 256:
         return []
-    side = max([t.promises().trivial_side for t in techniques], default=0) + 1
+    side = max([t.hints().trivial_side for t in techniques], default=0) + 1
     columns = [unit * k for k in (1, 2, 3, 4) if unit * k >= side and unit * k <= max(4, 2 * unit)]
     if not columns:
         columns = [unit * -(-side // unit)]
@@ -75,8 +75,8 @@ def rounds(
 ) -> Iterator[Candidates]:
     """Ever larger integers: single digits first, then the techniques' landmarks and their multiples."""
     techniques = list(techniques)
-    landmarks = sorted({mark for t in techniques for mark in t.promises().landmarks if mark < 10**6})
-    rank = max((t.promises().trivial_side for t in techniques), default=0)
+    landmarks = sorted({mark for t in techniques for mark in t.hints().landmarks if mark < 10**6})
+    rank = max((t.hints().trivial_side for t in techniques), default=0)
     largest = [3, 9, *landmarks, 2, 5, *(2 * mark for mark in landmarks), 20, *(3 * mark for mark in landmarks), 99]
     for turn in range(10**6):
         top = largest[turn % len(largest)]

@@ -52,7 +52,7 @@ def special(
     techniques = list(techniques)
     tables = list(dict.fromkeys(t.codes for q in techniques for t in q.steps() if isinstance(t, CodebookMap)))
     kinds: list[Callable[[], Values]] = [partial(_of_table, _values(t), shape, random, size) for t in tables]
-    if any(t.promises().trivial_side for t in techniques):
+    if any(t.hints().trivial_side for t in techniques):
         kinds.append(partial(_rational, shape, random, size))
     kinds.append(partial(_of_every_size, shape, random, size))
     for turn in range(10**6):

@@ -127,7 +127,7 @@ def test_no_proof_is_contradicted_by_a_model(kind: str) -> None:
             picked = [structured[random.integers(len(structured))]]
             picked += [others[k] for k in random.integers(len(others), size=random.integers(1, 3))]
             if random.random() < 0.3:
-                random.shuffle(picked)  # type: ignore[arg-type]
+                random.shuffle(picked)
             if random.random() < 0.3:
                 picked.append(structured[random.integers(len(structured))])
             sequence = Sequence(tuple(picked))
@@ -143,7 +143,7 @@ def test_no_proof_is_contradicted_by_a_model(kind: str) -> None:
 
 def test_the_model_test_bites(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decided on the stacked matrix alone, a proof is contradicted by the layer that reads."""
-    claim = keeps(PruneNeurons("1/2") >> GPTQ(bits=4), "shape")  # type: ignore[arg-type]
+    claim = keeps(PruneNeurons("1/2") >> GPTQ(bits=4), "shape")
     monkeypatch.setattr(Claim, "parts", lambda self: {})
     assert proved(claim)
     with ModelBench(model_of("gated, shared keys"), IDS, device="cpu", keep_batches=True) as bench:
@@ -186,31 +186,31 @@ def test_a_part_is_refuted_with_a_layer_that_replays(tmp_path: Any) -> None:
 
 def test_at_one_shape_scores_of_one_layer_prove_nothing() -> None:
     """At 1 x 2 one column goes by its own score; in a model by the scores of all layers."""
-    claim = cc.dominates(PruneNeurons("1/2") >> AbsMax(3), PruneNeurons("1/2") >> AbsMax(2), "weight_l1")  # type: ignore[arg-type]
+    claim = cc.dominates(PruneNeurons("1/2") >> AbsMax(3), PruneNeurons("1/2") >> AbsMax(2), "weight_l1")
     for scope in ("1x2", "2x2"):
         verdict = prove(claim, scope)
         assert verdict.stage != "bounded" and not verdict.proved
 
 
 def test_units_of_other_layers_are_left_alone() -> None:
-    neurons, heads = PruneNeurons("1/2"), PruneHeads("1/2")  # type: ignore[arg-type]
+    neurons, heads = PruneNeurons("1/2"), PruneHeads("1/2")
     assert prove(equal(neurons >> heads, heads >> neurons)).proved
     other = prove(equal(AbsMax(4) >> neurons >> heads, neurons >> AbsMax(4) >> heads))
     assert not other.proved
     # Which neurons go depends on all of their layers, as another step left them.
-    assert not prove(equal(Magnitude("1/4") >> neurons, neurons >> Magnitude("1/4"))).proved  # type: ignore[arg-type]
+    assert not prove(equal(Magnitude("1/4") >> neurons, neurons >> Magnitude("1/4"))).proved
 
 
 def test_one_technique_alone_is_about_the_stacked_matrix() -> None:
-    alone = equal(PruneNeurons("1/2"), PruneNeurons("1/2", score="l1"))  # type: ignore[arg-type]
+    alone = equal(PruneNeurons("1/2"), PruneNeurons("1/2", score="l1"))
     assert alone.parts() == {}
-    assert keeps(Magnitude("1/2") >> AbsMax(4), "mask").parts() == {}  # type: ignore[arg-type]
-    mixed = keeps(PruneNeurons("1/2") >> PruneHeads("1/3") >> AbsMax(4), "mask").parts()  # type: ignore[arg-type]
+    assert keeps(Magnitude("1/2") >> AbsMax(4), "mask").parts() == {}
+    mixed = keeps(PruneNeurons("1/2") >> PruneHeads("1/3") >> AbsMax(4), "mask").parts()
     assert [str(claim.left) for claim in mixed.values()] == [
-        f"{PruneRows('1/2', score='l2')} >> AbsMax(bits=4)",  # type: ignore[arg-type]
-        f"{PruneColumns('1/2', score='l2')} >> AbsMax(bits=4)",  # type: ignore[arg-type]
-        f"{PruneRows('1/3', score='l2')} >> AbsMax(bits=4)",  # type: ignore[arg-type]
-        f"{PruneColumns('1/3', score='l2')} >> AbsMax(bits=4)",  # type: ignore[arg-type]
+        f"{PruneRows('1/2', score='l2')} >> AbsMax(bits=4)",
+        f"{PruneColumns('1/2', score='l2')} >> AbsMax(bits=4)",
+        f"{PruneRows('1/3', score='l2')} >> AbsMax(bits=4)",
+        f"{PruneColumns('1/3', score='l2')} >> AbsMax(bits=4)",
     ]
 
 
@@ -223,7 +223,7 @@ class Channels(PruneNeurons):
 
 
 def test_parts_are_read_from_the_contract() -> None:
-    mine = Channels("1/2")  # type: ignore[arg-type]
+    mine = Channels("1/2")
     assert prove(keeps(mine >> AbsMax(4), "shape")).proved
     verdict = prove(keeps(mine >> GPTQ(bits=4), "shape"))
     assert verdict.refuted and "for channels" in verdict.reason
@@ -238,5 +238,5 @@ class Stepped(PruneNeurons):
 
 
 def test_a_part_of_steps_proves_nothing() -> None:
-    claim = keeps(Stepped("1/2") >> AbsMax(4), "mask")  # type: ignore[arg-type]
+    claim = keeps(Stepped("1/2") >> AbsMax(4), "mask")
     assert not prove(claim).proved

@@ -26,7 +26,7 @@ LOW_RANK = [
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("text", LOW_RANK)
-@pytest.mark.parametrize("first", [PruneRows("1/2"), PruneColumns("1/2")], ids=str)  # type: ignore[arg-type]
+@pytest.mark.parametrize("first", [PruneRows("1/2"), PruneColumns("1/2")], ids=str)
 def test_removed_rows_and_columns_stay_zero(first: Technique, text: str, dtype: torch.dtype) -> None:
     source = torch.Generator().manual_seed(7)
     weight = torch.randn(24, 32, generator=source).to(dtype)
@@ -106,7 +106,7 @@ def dust_in_bfloat16(before: LayerState, after: LayerState) -> LayerState:
     return dust_everywhere(before, after) if after.weight.dtype is torch.bfloat16 else after
 
 
-ROWS, COLUMNS = PruneRows("1/2"), PruneColumns("1/2")  # type: ignore[arg-type]
+ROWS, COLUMNS = PruneRows("1/2"), PruneColumns("1/2")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from tests.helpers import refused
 from tests.ordering.fakes import verdict
 
 ANYWHERE = Scope.of("any")
-P, Q = Magnitude("1/2"), AbsMax(4)  # type: ignore[arg-type]
+P, Q = Magnitude("1/2"), AbsMax(4)
 
 OWN = '''
 from dataclasses import dataclass, field, replace

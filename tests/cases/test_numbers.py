@@ -113,11 +113,11 @@ def test_as_many_weights_go_as_the_fraction_says(share: float, size: int, gone: 
     model = nn.Sequential(nn.Linear(size, 1, bias=False))
     with torch.no_grad():
         model[0].weight.copy_(torch.arange(1.0, size + 1))
-    cc.apply(Magnitude(share), model)  # type: ignore[arg-type]
+    cc.apply(Magnitude(share), model)
     assert int((model[0].weight == 0).sum()) == gone
 
 
 def test_a_plan_explains_its_own_order() -> None:
-    plan = cc.optimize_order([Magnitude(2 / 3), AbsMax(np.int64(4))])  # type: ignore[arg-type, list-item]
+    plan = cc.optimize_order([Magnitude(2 / 3), AbsMax(np.int64(4))])  # type: ignore[arg-type]
     assert plan.explain(str(plan.order))
-    assert str(GPTQ(4, damping=0.1 + 0.2)) == "GPTQ(bits=4, damping=3/10)"  # type: ignore[arg-type]
+    assert str(GPTQ(4, damping=0.1 + 0.2)) == "GPTQ(bits=4, damping=3/10)"

@@ -80,7 +80,7 @@ def test_regular_expressions_are_those_of_compressed_tensors(llama: Any, pattern
 def test_what_means_nothing_is_an_error(llama: Any, pattern: str) -> None:
     for where in ("targets", "ignore"):
         with pytest.raises(InputError, match=f"^{where}: .*which matches no (Linear layer|module)"):
-            find_layers(llama, **{where: ["lm_head", pattern]})  # type: ignore[arg-type]
+            find_layers(llama, **{where: ["lm_head", pattern]})
 
 
 def test_what_may_match_nothing() -> None:

@@ -46,8 +46,8 @@ def drawn(random_: random.Random) -> Technique:
     kinds = [kind for kind in Technique.kernels if not kind.whole_model]
     while True:
         kind, given = random_.choice(kinds), {}
-        known = {**VALUES, **kind.tried}
-        for f in dataclasses.fields(kind):  # type: ignore[arg-type]
+        known = {**VALUES, **kind.fixtures.values}
+        for f in dataclasses.fields(kind):
             values = [*known.get(f.name, ()), *EXTREMES.get(f.name, ())]
             if f.init and values and (f.default is dataclasses.MISSING or random_.random() < 0.5):
                 given[f.name] = random_.choice(values)

@@ -48,7 +48,7 @@ def test_a_mask_lasts_as_long_as_it_says() -> None:
 def test_one_mask_is_magnitude_and_gradient_steps() -> None:
     start = layer([[3, 1, -2, 5], [4, 2, 7, 1]], [[1, 2, 0], [0, 1, 1], [2, 0, 1], [1, 1, 1]])
     once = technique(iterations=3, every=3, pattern="2:4", decay=0).encode(start)
-    expected = GradientDistill(3).encode(Magnitude("1/2", pattern="2:4").encode(start))  # type: ignore[arg-type]
+    expected = GradientDistill(3).encode(Magnitude("1/2", pattern="2:4").encode(start))
     assert (once.weight == expected.weight).all() and (once.format.mask == expected.format.mask).all()
     assert once.format.pattern == expected.format.pattern == ((2, 4),)
 
@@ -92,7 +92,7 @@ def test_the_prover_reads_it_as_numbers_do() -> None:
 def test_joint_against_sequential_is_decided() -> None:
     """Neither dominates: the mask it ends with may be the better or the worse one."""
     joint = technique(pattern="1:2", iterations=3)
-    sequential = Magnitude("1/2", pattern="1:2") >> GradientDistill(3)  # type: ignore[arg-type]
+    sequential = Magnitude("1/2", pattern="1:2") >> GradientDistill(3)
     assert cc.prove(cc.dominates(joint, sequential, loss="output_l2")).refuted
     assert cc.prove(cc.dominates(sequential, joint, loss="output_l2")).refuted
     assert cc.prove(cc.fits(joint, "1:2 50%")).proved

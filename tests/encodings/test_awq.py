@@ -41,7 +41,7 @@ def test_the_best_of_the_grid_is_taken() -> None:
 def test_scales_are_powers_of_mean_magnitudes() -> None:
     start = layer([[1, 2, 3]], [[8, 0], [1, -1], [0, 0]])
     assert scales(AWQ((1,), group=None), start) == [4, 1, 1]
-    assert scales(AWQ(("1/2",), group=None), start) == [2, 1, 1]  # type: ignore[arg-type]
+    assert scales(AWQ(("1/2",), group=None), start) == [2, 1, 1]
     with pytest.raises(NotExactError):
         AWQ(group=None).encode(start)
     powers = AWQ((1,), group=None, scales="power_of_two")

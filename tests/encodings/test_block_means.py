@@ -11,7 +11,7 @@ from tests.helpers import HUGE, layer, refused
 
 
 def test_the_means_of_what_was_pruned() -> None:
-    start = Magnitude("1/2", pattern="2:4").encode(layer([[5, 1, 3, 7], [4, -4, 2, 2]]))  # type: ignore[arg-type]
+    start = Magnitude("1/2", pattern="2:4").encode(layer([[5, 1, 3, 7], [4, -4, 2, 2]]))
     after = BlockMeans(2).encode(start)
     assert after.format.factors is not None
     assert after.format.factors.left.tolist() == [[0.5, 1.5], [0, 2]]
@@ -22,7 +22,7 @@ def test_the_means_of_what_was_pruned() -> None:
 
 
 def test_a_run_a_column_mends_everything() -> None:
-    start = Magnitude("1/2").encode(layer([[5, 1, 3, 7]]))  # type: ignore[arg-type]
+    start = Magnitude("1/2").encode(layer([[5, 1, 3, 7]]))
     assert BlockMeans(4).encode(start).effective().tolist() == [[5, 1, 3, 7]]
     once = BlockMeans(1).encode(start)
     assert BlockMeans(1).encode(once).effective().tolist() == once.effective().tolist()

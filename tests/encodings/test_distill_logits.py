@@ -19,7 +19,7 @@ from tests.helpers import HUGE, layer, matrix, refused
 INPUTS = [[1, 2], [0, 1], [2, 0], [1, 1]]
 WEIGHT = [[3, 1, -2, 4], [2, 5, 1, -1]]
 KINDS = [DistillLogits, DistillHidden]
-P, Q = Magnitude("1/2"), AbsMax(bits=3)  # type: ignore[arg-type]
+P, Q = Magnitude("1/2"), AbsMax(bits=3)
 
 
 def start(*techniques: Any, seed: int | None = None) -> LayerState:
@@ -99,7 +99,7 @@ def test_a_claim_holds_only_for_every_outcome(claim: str, status: Status) -> Non
 
 
 def test_text_and_parameters() -> None:
-    technique = DistillLogits(100, rate="3/1000", temperature=2, targets="self", seed=7)  # type: ignore[arg-type]
+    technique = DistillLogits(100, rate="3/1000", temperature=2, targets="self", seed=7)
     text = "DistillLogits(iterations=100, rate=3/1000, temperature=2, targets='self', seed=7)"
     assert str(technique) == text and parse_sequence(text).techniques == (technique,)
     assert parse_sequence("DistillHidden(iterations=5, rate=0.01)").techniques == (DistillHidden(5, Fraction(1, 100)),)

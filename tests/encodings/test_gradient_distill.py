@@ -27,7 +27,7 @@ def test_one_step_by_hand() -> None:
     """G = [[1, 1], [1, 2]] with trace 3; the error is (6, -1), the step (1/3) (6, -1) G = (5/3, 4/3)."""
     start = replace(layer([[1, 2]], [[1, 0], [1, 1]]), weight=matrix([[7, 1]]))
     assert row(GradientDistill(1).encode(start)) == [7 - Fraction(5, 3), 1 - Fraction(4, 3)]
-    assert row(GradientDistill(1, rate="1/2").encode(start)) == [7 - Fraction(5, 6), 1 - Fraction(2, 3)]  # type: ignore[arg-type]
+    assert row(GradientDistill(1, rate="1/2").encode(start)) == [7 - Fraction(5, 6), 1 - Fraction(2, 3)]
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 3])
@@ -36,7 +36,7 @@ def test_the_closed_form_is_what_the_encoding_derives(iterations: int) -> None:
     reference, weight = (np.array(sympy.symbols(f"{name}:2"), dtype=object)[None] for name in "rw")
     a, b, c = sympy.symbols("a b c", positive=True)
     gram = np.array([[a, b], [b, c]], dtype=object)
-    technique = GradientDistill(iterations, rate="2/3")  # type: ignore[arg-type]
+    technique = GradientDistill(iterations, rate="2/3")
     after = technique.encode(LayerState(weight, reference, gram))
     factor = sympy.eye(2) - sympy.Rational(2, 3) / (a + c) * sympy.Matrix(gram)
     expected = sympy.Matrix(reference) + (sympy.Matrix(weight) - sympy.Matrix(reference)) * factor**iterations
@@ -54,7 +54,7 @@ def test_the_formulas_of_the_docs_are_derived() -> None:
     derived = []
     for steps in (1, 2, 3):
         one = LayerState(array([[w0]]), array([[w]]), array([[sympy.Integer(7)]]))
-        derived.append(GradientDistill(steps, rate="1/2").encode(one).weight[0, 0] - w)  # type: ignore[arg-type]
+        derived.append(GradientDistill(steps, rate="1/2").encode(one).weight[0, 0] - w)
     positive = dict(zip((a, c), sympy.symbols("a c", positive=True), strict=True))
     gram = array([[positive[a], 0], [0, positive[c]]])
     after = GradientDistill(2).encode(LayerState(array([[w01, w02]]), array([[w1, w2]]), gram))
@@ -65,7 +65,7 @@ def test_the_formulas_of_the_docs_are_derived() -> None:
 
 
 def test_each_step_descends_towards_the_optimum() -> None:
-    start = Magnitude(sparsity="1/2").encode(layer(WEIGHT, INPUTS))  # type: ignore[arg-type]
+    start = Magnitude(sparsity="1/2").encode(layer(WEIGHT, INPUTS))
     losses = [LOST(start)] + [LOST(GradientDistill(k).encode(start)) for k in (1, 2, 4, 8, 16)]
     assert all(later < earlier for earlier, later in pairwise(losses))
     best = LOST(LeastSquaresDistill().encode(start))

@@ -29,7 +29,7 @@ def test_what_rounds_badly_goes() -> None:
 def test_it_can_beat_both_orders() -> None:
     """6 is larger than 5, but rounds to 10, where 5 rounds to itself."""
     start = layer([[10, 6, 5, 5]])
-    prune, round_ = Magnitude("1/2"), AbsMax(2, group=2)  # type: ignore[arg-type]
+    prune, round_ = Magnitude("1/2"), AbsMax(2, group=2)
     after = joint("1/2", group=2).encode(start)
     assert row(after) == [10, 0, 0, 5]
     losses = [LOSSES["weight_l2"].of(s.encode(start)) for s in (prune >> round_, round_ >> prune)]
@@ -93,7 +93,7 @@ def test_what_fits() -> None:
 
 
 def test_it_looks_at_no_inputs() -> None:
-    assert not joint().needs_inputs and Wanda("1/2").needs_inputs  # type: ignore[arg-type]
+    assert not joint().needs_inputs and Wanda("1/2").needs_inputs
 
 
 @pytest.mark.parametrize(

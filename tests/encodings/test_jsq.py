@@ -35,7 +35,7 @@ def test_one_token_has_no_range_and_gives_the_score_of_wanda() -> None:
 def test_a_weight_whose_absence_lets_the_output_swing_stays() -> None:
     """The outputs of the first two cancel: without either the range is large, and the third weighs more alone."""
     start = layer([[1, -1, 3]], [[1, -1], [1, -1], [1, 1]])
-    assert row(JSQ("1/3", 3, lam=0).encode(start)) == [0, -1, 3]  # type: ignore[arg-type]
+    assert row(JSQ("1/3", 3, lam=0).encode(start)) == [0, -1, 3]
     assert row(JSQ("1/3", 3).encode(start)) == [1, -1, 0]
 
 

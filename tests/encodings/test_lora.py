@@ -31,14 +31,14 @@ def test_the_first_iteration_by_hand() -> None:
 @pytest.mark.parametrize("options", [{}, {"merged": True}, {"merged": True, "masked": True}], ids=str)
 def test_iterations_lower_the_output_error(options: dict[str, bool]) -> None:
     start = layer([[4, 1, -2], [1, 3, 2], [2, 2, 1]], INPUTS)
-    start = (Magnitude("1/3") >> AbsMax(bits=2)).encode(start)  # type: ignore[arg-type]
+    start = (Magnitude("1/3") >> AbsMax(bits=2)).encode(start)
     losses = [LOSSES["output_l2"].of(start)]
     losses += [LOSSES["output_l2"].of(LoRA(1, k, **options).encode(start)) for k in (1, 2, 3, 4)]
     assert all(b < a for a, b in itertools.pairwise(losses))
 
 
 def test_a_masked_adapter_keeps_zeros() -> None:
-    start = (Magnitude("1/2") >> AbsMax(bits=3)).encode(layer([[4, 1, -2, 3], [1, 3, 2, 1]], [*INPUTS, [1, 1, 0]]))  # type: ignore[arg-type]
+    start = (Magnitude("1/2") >> AbsMax(bits=3)).encode(layer([[4, 1, -2, 3], [1, 3, 2, 1]], [*INPUTS, [1, 1, 0]]))
     after = LoRA(1, 2, merged=True, masked=True).encode(start)
     assert np.array_equal(after.weight != 0, start.weight != 0)
     assert after.format.mask is start.format.mask and after.format.grid is None and after.format.factors is None

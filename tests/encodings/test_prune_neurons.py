@@ -50,7 +50,7 @@ def test_units_that_put_out_least_go(kind: type[PruneNeurons]) -> None:
 
 
 def test_the_low_rank_term_counts_and_goes_with_its_row() -> None:
-    start = Magnitude("2/3", per="row").encode(layer(STACK))  # type: ignore[arg-type]
+    start = Magnitude("2/3", per="row").encode(layer(STACK))
     corrected = TruncatedSVD(rank=3, residual=True).encode(start)  # what the layer computes with is dense again
     after = PruneNeurons(Fraction(1, 3), score="l1").encode(corrected)
     assert after.format.cut is not None and list(after.format.cut.rows) == [True, True, False]

@@ -20,7 +20,7 @@ WEIGHT = [[3, 1, -2, 4], [2, 5, 1, -1]]
 EYE = matrix([[1, 0], [0, 1]])
 T = QuantizationAwareTraining
 TRAINED = [T(3), T(2, per="channel"), T(4, group=2)]
-P = Magnitude("1/2")  # type: ignore[arg-type]
+P = Magnitude("1/2")
 
 
 def start(*techniques: Any, seed: int | None = None) -> LayerState:
@@ -128,7 +128,7 @@ def test_a_zero_row_stays_zero_with_a_scale_of_its_own_alone() -> None:
 
 
 def test_text_and_parameters() -> None:
-    technique = T(4, group=8, iterations=50, rate="3/2")  # type: ignore[arg-type]
+    technique = T(4, group=8, iterations=50, rate="3/2")
     text = "QuantizationAwareTraining(bits=4, group=8, iterations=50, rate=3/2)"
     assert str(technique) == text and parse_sequence(text).techniques == (technique,)
     assert technique.fits((2, 16)) and not technique.fits((2, 12))
@@ -145,4 +145,4 @@ def test_text_and_parameters() -> None:
 @pytest.mark.parametrize("value", [HUGE])
 def test_huge_numbers_are_refused(value: int) -> None:
     refused(lambda: T(value), "whole number")
-    refused(lambda: T(4, rate=value), "rate")  # type: ignore[arg-type]
+    refused(lambda: T(4, rate=value), "rate")

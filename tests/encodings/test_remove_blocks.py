@@ -38,8 +38,8 @@ def test_the_least_influence_goes() -> None:
     assert blocks([TURN, SMALL, BACK, GROW], RemoveBlocks(count=1)) == [True, True, True, False]
     assert blocks([TURN, SMALL, BACK, GROW], RemoveBlocks(count=2)) == [True, False, True, False]
     assert blocks([TURN, SMALL, BACK, GROW], RemoveBlocks(count=3)) == [False, False, True, False]
-    assert blocks([TURN, SMALL, BACK, GROW], RemoveBlocks(sparsity="1/2")) == [True, False, True, False]  # type: ignore[arg-type]
-    assert blocks([TURN, SMALL, BACK], RemoveBlocks(sparsity="1/4")) == [True] * 3  # type: ignore[arg-type]
+    assert blocks([TURN, SMALL, BACK, GROW], RemoveBlocks(sparsity="1/2")) == [True, False, True, False]
+    assert blocks([TURN, SMALL, BACK], RemoveBlocks(sparsity="1/4")) == [True] * 3
 
 
 def test_consecutive_blocks_of_least_angle_go() -> None:
@@ -104,4 +104,4 @@ def test_text_and_parameters() -> None:
     refused(lambda: RemoveBlocks(count=1, ties="all"), "'first'")
     refused(lambda: blocks([TURN, SMALL], RemoveBlocks(count=2)), "2 blocks")
     refused(lambda: RemoveBlocks(count=1).encode(layer([[1, 2, 3]], [[1], [1], [1]])), "square blocks")
-    refused(lambda: RemoveBlocks(count=1).encode(Magnitude("1/2").encode(layer([*TURN, *SMALL]))), "inputs")  # type: ignore[arg-type]
+    refused(lambda: RemoveBlocks(count=1).encode(Magnitude("1/2").encode(layer([*TURN, *SMALL]))), "inputs")

@@ -37,7 +37,7 @@ def test_powers_order_as_the_published_score_does(power: str) -> None:
     metric = metric * np.sqrt((inputs * inputs).sum(axis=1)) ** float(Fraction(power))
     expected = weight.copy()
     expected.ravel()[np.argsort(metric.ravel(), kind="stable")[:20]] = 0
-    state = RIA(Fraction(20, 48), power=power).encode(layer(weight.tolist(), inputs.tolist()))  # type: ignore[arg-type]
+    state = RIA(Fraction(20, 48), power=power).encode(layer(weight.tolist(), inputs.tolist()))
     assert state.weight.tolist() == expected.tolist()
 
 
@@ -71,4 +71,4 @@ def test_what_it_needs() -> None:
     ],
 )
 def test_bad_parameters(parameters: dict[str, Any], where: str) -> None:
-    refused(lambda: RIA(sparsity="1/2", **parameters), where)  # type: ignore[arg-type]
+    refused(lambda: RIA(sparsity="1/2", **parameters), where)

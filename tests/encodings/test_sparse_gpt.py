@@ -83,7 +83,7 @@ def test_pruning_with_updates_loses_less_than_without_where_inputs_are_alike() -
     inputs = [[3, 3, 3, 3, 1], [3, 3, 3, 1, 3], [3, 3, 1, 3, 3], [3, 1, 3, 3, 3]]
     start = layer([[4, 3, -1, 2], [1, 5, 6, -2]], inputs)
     after = SparseGPT("1/2", pattern="2:4").encode(start)
-    alone = replace(start, weight=start.weight * after.format.mask)  # type: ignore[operator]
+    alone = replace(start, weight=start.weight * after.format.mask)
     assert LOST(after) < LOST(alone)
 
 

@@ -59,12 +59,12 @@ def output_error(state: LayerState, weight: torch.Tensor) -> float:
 def test_svd_llm(shape: tuple[int, int], seed: int, rank: int) -> None:
     state = layer(shape, seed)
     w: Any = state.weight
-    s = torch.linalg.cholesky(state.gram)  # type: ignore[arg-type]
+    s = torch.linalg.cholesky(state.gram)
     expected = torch.linalg.solve_triangular(s, svd(w @ s, rank), upper=False, left=False)
     found = run(TruncatedSVD(rank, metric="output"), state).weight
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
     assert output_error(state, found) <= output_error(state, svd(w, rank)) * (1 + 1e-12)
-    singular = torch.linalg.svdvals(w @ state.inputs)  # type: ignore[operator]
+    singular = torch.linalg.svdvals(w @ state.inputs)
     assert output_error(state, found) == pytest.approx(float(singular[rank:].square().sum()), rel=1e-8)
 
 
@@ -73,7 +73,7 @@ def test_lorc_by_outputs(shape: tuple[int, int], seed: int) -> None:
     state = layer(shape, seed)
     rounded = absmax(state.weight, 3)
     after = run(TruncatedSVD(2, residual=True, metric="output"), replace(state, weight=rounded))
-    s = torch.linalg.cholesky(state.gram)  # type: ignore[arg-type]
+    s = torch.linalg.cholesky(state.gram)
     expected = svd((state.weight - rounded) @ s, 2) @ torch.linalg.inv(s)
     torch.testing.assert_close(after.effective() - rounded, expected, rtol=1e-7, atol=1e-7)
 
@@ -111,7 +111,7 @@ def test_losparse(shape: tuple[int, int], seed: int) -> None:
     rest: Any = state.weight - low
     order = rest.norm(dim=1).argsort()
     rest[order[: shape[0] // 2]] = 0
-    torch.testing.assert_close(run(LoSparse(2, "1/2"), state).weight, rest, rtol=1e-9, atol=1e-9)  # type: ignore[arg-type]
+    torch.testing.assert_close(run(LoSparse(2, "1/2"), state).weight, rest, rtol=1e-9, atol=1e-9)
 
 
 @each_case
@@ -121,7 +121,7 @@ def test_distilled_factors(shape: tuple[int, int], seed: int) -> None:
     x: Any = state.inputs
     rounded = absmax(state.weight, 3)
     left, right = torch.linalg.qr(state.weight - rounded)[0][:, :2].clone(), torch.eye(2, shape[1], dtype=torch.float64)
-    start = replace(state, weight=rounded, format=Format(factors=Factors(left, right)))  # type: ignore[arg-type]
+    start = replace(state, weight=rounded, format=Format(factors=Factors(left, right)))
     goal = (state.weight - rounded) @ x
     for _ in range(2):
         left = torch.linalg.lstsq((right @ x).T, goal.T).solution.T
@@ -149,7 +149,7 @@ def test_lora(shape: tuple[int, int], seed: int, masked: bool) -> None:
     for step in range(4):
         moved = step % 2
         factor = parts[moved].clone().requires_grad_()
-        loss(*[factor if k == moved else parts[k] for k in (0, 1)]).backward()  # type: ignore[no-untyped-call]
+        loss(*[factor if k == moved else parts[k] for k in (0, 1)]).backward()
         down: Any = -factor.grad  # type: ignore[operator]
         values = [float(loss(*[parts[k] + t * down if k == moved else parts[k] for k in (0, 1)])) for t in (0, 1, -1)]
         curve, slope = (values[1] + values[2]) / 2 - values[0], (values[1] - values[2]) / 2
@@ -163,7 +163,7 @@ def test_lora(shape: tuple[int, int], seed: int, masked: bool) -> None:
 def test_joint_pruning_and_rounding(seed: int, bits: int) -> None:
     """Every mask of rows of eight with four zeros, every one of three clip ratios."""
     weight: Any = layer((6, 8), seed).weight
-    technique = JointPruneQuantize("1/2", bits, pattern="4:8", group=8, ratios="1, 0.9, 0.7")  # type: ignore[arg-type]
+    technique = JointPruneQuantize("1/2", bits, pattern="4:8", group=8, ratios="1, 0.9, 0.7")
     after = run(technique, LayerState.dense(weight))
     levels = 2 ** (bits - 1) - 1
     for row, left in zip(weight, after.weight, strict=True):

@@ -82,7 +82,7 @@ def test_smoothquant_scales(shape: tuple[int, int], alpha: Any, seed: int) -> No
     inputs: Any = torch.cat([start.inputs, -start.inputs], dim=1)  # type: ignore[operator,list-item]
     state = LayerState.dense(start.weight, inputs)
     linear = torch.nn.Linear(shape[1], shape[0], bias=False, dtype=torch.float64)
-    linear.weight.data.copy_(state.weight)  # type: ignore[arg-type]
+    linear.weight.data.copy_(state.weight)
     modifier = SimpleNamespace(algorithm="smoothquant", smoothing_strength=float(Fraction(alpha)))
     extent = inputs.amax(dim=1) - inputs.amin(dim=1)
     with torch.no_grad():

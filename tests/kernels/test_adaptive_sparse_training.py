@@ -22,7 +22,7 @@ def test_a_mask_that_adapts_loses_less_than_the_first_one_trained(device: str, o
     """As many steps on the mask by magnitude: on correlated inputs its loss is a good deal more."""
     for seed in range(5, 9):
         layer = correlated(device, seed)
-        sequential = Magnitude("1/2", **options) >> GradientDistill(100)  # type: ignore[arg-type]
+        sequential = Magnitude("1/2", **options) >> GradientDistill(100)
         assert loss(kernel(technique(**options), layer)) < 0.85 * loss(sequential.kernel(layer))
 
 
@@ -30,7 +30,7 @@ def test_a_mask_that_adapts_loses_less_than_the_first_one_trained(device: str, o
 def test_a_mask_that_is_never_found_again_is_magnitude_and_gradient_steps(device: str) -> None:
     layer = correlated(device, 0)
     found = kernel(technique(pattern="2:4", iterations=20, every=20), layer)
-    expected = (Magnitude("1/2", pattern="2:4") >> GradientDistill(20)).kernel(layer)  # type: ignore[arg-type]
+    expected = (Magnitude("1/2", pattern="2:4") >> GradientDistill(20)).kernel(layer)
     assert torch.equal(found.format.mask, expected.format.mask)
     torch.testing.assert_close(found.weight, expected.weight)
 
@@ -45,7 +45,7 @@ def test_the_count_is_exact(options: dict[str, Any]) -> None:
 
 
 def test_what_an_earlier_mask_drops_stays_out_and_a_grid_is_given_up() -> None:
-    start = (Magnitude("1/4") >> AbsMax(4)).kernel(correlated("cpu", 2))  # type: ignore[arg-type]
+    start = (Magnitude("1/4") >> AbsMax(4)).kernel(correlated("cpu", 2))
     after = kernel(technique(), start)
     assert not (after.format.mask & ~start.format.mask).any()
     assert after.format.mask.sum() == 256
@@ -59,7 +59,7 @@ def test_it_makes_up_for_what_was_lost_before() -> None:
     start = (AbsMax(3) >> TruncatedSVD(2, residual=True)).kernel(correlated("cpu", 3))
     after = kernel(technique("1/4"), start)
     assert after.format.factors is start.format.factors
-    assert loss(after) < loss((Magnitude("1/4") >> GradientDistill(100)).kernel(start))  # type: ignore[arg-type]
+    assert loss(after) < loss((Magnitude("1/4") >> GradientDistill(100)).kernel(start))
 
 
 def test_the_branch_of_block_means_comes_after_it() -> None:

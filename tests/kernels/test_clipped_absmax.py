@@ -37,7 +37,7 @@ def test_half_precision(device: str, dtype: torch.dtype) -> None:
 
 def test_one_ratio_is_absmax() -> None:
     layer = tensors((8, 32))
-    only = ClippedAbsMax(4, 8, smallest=1)  # type: ignore[arg-type]
+    only = ClippedAbsMax(4, 8, smallest=1)
     assert torch.equal(kernel(only, layer).weight, AbsMax(4, 8).kernel()(AbsMax(4, 8), layer).weight)
 
 

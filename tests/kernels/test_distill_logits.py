@@ -18,7 +18,7 @@ PAIRS = [(DistillLogits(20), distill_logits.kernel), (DistillHidden(20), distill
 @pytest.mark.parametrize(("technique", "kernel"), PAIRS, ids=["logits", "hidden"])
 def test_a_layer_alone_comes_closer_to_its_outputs(technique: Any, kernel: Any, device: str) -> None:
     layer = tensors((6, 8), device)
-    start = Magnitude("1/2").kernel()(Magnitude("1/2"), layer)  # type: ignore[arg-type]
+    start = Magnitude("1/2").kernel()(Magnitude("1/2"), layer)
     after = kernel(technique, start)
     assert loss(after) < loss(start)
     assert not bool(after.weight[~start.format.mask].any())

@@ -15,8 +15,8 @@ from tests.helpers import DEVICES, HALVES, refused, tensors
 @pytest.mark.parametrize("schedule", ["cubic", "linear"])
 def test_rounds_come_to_one(device: str, options: dict[str, str], schedule: str) -> None:
     layer = tensors((24, 64), device, torch.bfloat16)  # with ties
-    one = Magnitude("1/2", **options)  # type: ignore[arg-type]
-    after = kernel(GradualMagnitude("1/2", 5, schedule, **options), layer)  # type: ignore[arg-type]
+    one = Magnitude("1/2", **options)
+    after = kernel(GradualMagnitude("1/2", 5, schedule, **options), layer)
     expected = one.kernel()(one, layer)
     assert torch.equal(after.weight, expected.weight)
     assert torch.equal(after.format.mask, expected.format.mask)

@@ -13,7 +13,7 @@ from compcomp.techniques import AbsMax, ApplyMask, Magnitude, QuantizationAwareT
 from tests.helpers import DEVICES, HALVES, loss, refused, tensors
 
 T = QuantizationAwareTraining
-TRAINED = [T(2), T(3, per="channel"), T(4, group=8), T(4, rate=8), T(16, iterations=5)]  # type: ignore[arg-type]
+TRAINED = [T(2), T(3, per="channel"), T(4, group=8), T(4, rate=8), T(16, iterations=5)]
 DTYPES = [torch.float32, torch.float64]
 
 
@@ -55,7 +55,7 @@ def test_on_the_absmax_grid_and_no_row_worse_than_rounding(technique: T, dtype: 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("technique", TRAINED[:3], ids=str)
 def test_the_mask_stays(technique: T, dtype: Any, device: str) -> None:
-    for prune in (Magnitude("1/2"), Magnitude("1/2", pattern="2:4")):  # type: ignore[arg-type]
+    for prune in (Magnitude("1/2"), Magnitude("1/2", pattern="2:4")):
         pruned = prune.kernel()(prune, tensors((8, 16), device, dtype, 4))
         after = kernel(technique, pruned)
         assert after.format.mask is pruned.format.mask and after.format.pattern == pruned.format.pattern
@@ -70,7 +70,7 @@ def test_the_mask_stays(technique: T, dtype: Any, device: str) -> None:
 def test_a_broken_mask_is_restored(technique: T, dtype: Any) -> None:
     """The grid is that of the weights it finds, so it loses no more than rounding them and applying the mask."""
     layer = tensors((8, 16), "cpu", dtype, 5)
-    mask = Magnitude("1/2").kernel()(Magnitude("1/2"), layer).format.mask  # type: ignore[arg-type]
+    mask = Magnitude("1/2").kernel()(Magnitude("1/2"), layer).format.mask
     broken = replace(layer, format=replace(layer.format, mask=mask))
     after = kernel(technique, broken)
     assert not after.weight[~mask].any()
@@ -99,7 +99,7 @@ def test_a_step_by_hand() -> None:
     weight, x = torch.tensor([[8, 3.5, 3.5, 3.5]]).double(), torch.tensor([[1.0], [1], [2], [0]]).double()
     layer = LayerState.dense(weight, x)
     assert kernel(T(2, iterations=1), layer).weight.tolist() == [[8, 0, 0, 0]]
-    assert kernel(T(2, iterations=1, rate="1/4"), layer).weight.tolist() == [[8, 0, 8, 0]]  # type: ignore[arg-type]
+    assert kernel(T(2, iterations=1, rate="1/4"), layer).weight.tolist() == [[8, 0, 8, 0]]
 
 
 def test_it_makes_up_for_what_was_lost_before() -> None:
@@ -123,7 +123,7 @@ def test_it_makes_up_for_what_was_lost_before() -> None:
 
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     for technique in TRAINED[:4]:
-        layer = Magnitude("1/2").kernel()(Magnitude("1/2"), tensors((16, 32), "cpu", torch.float64, 9))  # type: ignore[arg-type]
+        layer = Magnitude("1/2").kernel()(Magnitude("1/2"), tensors((16, 32), "cpu", torch.float64, 9))
         layer = TruncatedSVD(1, residual=True).kernel()(TruncatedSVD(1, residual=True), layer)
         monkeypatch.setattr(_shared, "MEMORY", 2**28)
         whole = kernel(technique, layer)

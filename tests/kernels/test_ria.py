@@ -26,7 +26,7 @@ def published(weight: torch.Tensor, norms2: torch.Tensor, power: float) -> torch
 def test_against_the_published_score(device: str, pattern: str, per: str, size: int, power: str) -> None:
     layer = tensors((24, 64), device, torch.float64)
     assert layer.gram is not None
-    technique = RIA(sparsity="1/2", pattern=pattern, per=per, power=power)  # type: ignore[arg-type]
+    technique = RIA(sparsity="1/2", pattern=pattern, per=per, power=power)
     metric = published(layer.weight, layer.gram.diagonal(), float(technique.power)).reshape(-1, size)
     order = metric.sort(dim=-1, stable=True).indices[:, : size // 2]
     kept = torch.ones_like(metric, dtype=torch.bool).scatter_(1, order, False).reshape(24, 64)
@@ -75,4 +75,4 @@ def test_what_it_cannot_use_is_refused() -> None:
     refused(lambda: kernel(RIA("1/2"), replace(layer, gram=None)), "no inputs")
     refused(lambda: kernel(RIA("1/2"), replace(layer, weight=layer.weight / 0)), "nan or infinite", "weight")
     refused(lambda: kernel(RIA("1/2", pattern="2:4"), tensors((4, 6))), "rows of 6")
-    assert kernel(RIA("1/2", power=0), replace(layer, gram=None)).format.mask.sum() == 16  # type: ignore[arg-type]
+    assert kernel(RIA("1/2", power=0), replace(layer, gram=None)).format.mask.sum() == 16

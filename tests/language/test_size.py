@@ -38,7 +38,7 @@ HALF = torch.arange(32).reshape(SHAPE) % 2 == 0
 
 
 def grid(levels: int, scales: int) -> Grid:
-    return Grid(step=torch.ones(SHAPE), levels=levels, scales=scales)  # type: ignore[arg-type]
+    return Grid(step=torch.ones(SHAPE), levels=levels, scales=scales)
 
 
 @pytest.mark.parametrize(
@@ -50,27 +50,27 @@ def test_bits_are_enough_for_all_values_of_a_grid(levels: int, bits: int) -> Non
 
 
 def ranged(levels: int, scales: int, zero: bool) -> Grid:
-    return Grid(torch.ones(SHAPE), levels, scales, offset=torch.zeros(SHAPE), zero=zero)  # type: ignore[arg-type]
+    return Grid(torch.ones(SHAPE), levels, scales, offset=torch.zeros(SHAPE), zero=zero)
 
 
 @pytest.mark.parametrize(
     ("form", "bits"),
     [
         (Format(), 32 * 16),
-        (Format(mask=HALF), 16 * 16 + 32),  # type: ignore[arg-type]
+        (Format(mask=HALF), 16 * 16 + 32),
         (Format(mask=HALF.numpy()), 16 * 16 + 32),
         (Format(grid=grid(7, 4)), 32 * 4 + 4 * 16),
-        (Format(mask=HALF, grid=grid(7, 1)), 16 * 4 + 32 + 16),  # type: ignore[arg-type]
-        (Format(mask=torch.ones(SHAPE, dtype=torch.bool), grid=grid(7, 1)), 32 * 4 + 16),  # type: ignore[arg-type]
+        (Format(mask=HALF, grid=grid(7, 1)), 16 * 4 + 32 + 16),
+        (Format(mask=torch.ones(SHAPE, dtype=torch.bool), grid=grid(7, 1)), 32 * 4 + 16),
         (Format(grid=ranged(15, 4, zero=True)), 32 * 4 + 4 * (16 + 4)),
         (Format(grid=ranged(15, 4, zero=False)), 32 * 4 + 4 * (16 + 16)),
-        (Format(mask=HALF, grid=ranged(15, 1, zero=True)), 16 * 4 + 32 + 16 + 4),  # type: ignore[arg-type]
-        (Format(mask=HALF, grid=ranged(15, 1, zero=False)), 32 * 4 + 32 + 16 + 16),  # type: ignore[arg-type]
+        (Format(mask=HALF, grid=ranged(15, 1, zero=True)), 16 * 4 + 32 + 16 + 4),
+        (Format(mask=HALF, grid=ranged(15, 1, zero=False)), 32 * 4 + 32 + 16 + 16),
         (Format(factors=Factors(np.zeros((4, 2)), np.zeros((2, 8)))), 32 * 16 + 2 * 12 * 16),
         (Format(rank=1), 12 * 16),
         (Format(rank=2), 24 * 16),
         (Format(rank=3), 32 * 16),
-        (Format(rank=1, mask=HALF), 16 * 16 + 32),  # type: ignore[arg-type]
+        (Format(rank=1, mask=HALF), 16 * 16 + 32),
         (Format(rank=1, grid=grid(7, 1)), 32 * 4 + 16),
     ],
 )
@@ -142,14 +142,14 @@ def test_the_theoretical_rate_of_the_paper() -> None:
 
 
 SEQUENCES = [
-    Magnitude("1/2") >> AbsMax(4, group=4),  # type: ignore[arg-type]
-    Magnitude("1/2", pattern="2:4") >> AbsMax(4),  # type: ignore[arg-type]
-    Magnitude("1/4", pattern="3:4") >> MinMax(3, group=8),  # type: ignore[arg-type]
-    Wanda("1/2") >> LeastSquaresDistill() >> MinMax(4, zero="none") >> ApplyMask(),  # type: ignore[arg-type]
+    Magnitude("1/2") >> AbsMax(4, group=4),
+    Magnitude("1/2", pattern="2:4") >> AbsMax(4),
+    Magnitude("1/4", pattern="3:4") >> MinMax(3, group=8),
+    Wanda("1/2") >> LeastSquaresDistill() >> MinMax(4, zero="none") >> ApplyMask(),
     AbsMax(4, group=2) >> TruncatedSVD(2, residual=True) >> TruncatedSVD(1, residual=True),
     Sequence((TruncatedSVD(2),)),
     AbsMax(4) >> TruncatedSVD(1),
-    Magnitude("1/4") >> Magnitude("1/2"),  # type: ignore[arg-type]
+    Magnitude("1/4") >> Magnitude("1/2"),
     Sequence(),
 ]
 
@@ -182,7 +182,7 @@ def test_bits_per_weight_in_the_limit() -> None:
 
 
 def test_shares_that_do_not_divide_are_rounded_up() -> None:
-    assert size(Magnitude("1/3"), (5, 5)).left == 17  # type: ignore[arg-type]
+    assert size(Magnitude("1/3"), (5, 5)).left == 17
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class Energy(TruncatedSVD):
 
 def test_what_has_no_size() -> None:
     for sequence, words in (
-        (Sequence((Magnitude("1/2"), Wanda("1/2"))), "depends on the weights"),  # type: ignore[arg-type]
+        (Sequence((Magnitude("1/2"), Wanda("1/2"))), "depends on the weights"),
         (Sequence((Energy(1),)), "depends on the weights"),
         (Sequence((AbsMax(ANY),)), "Any"),
         (Sequence((AbsMax(4, group=4096),)), "4096"),
@@ -205,7 +205,7 @@ def test_what_has_no_size() -> None:
         with pytest.raises(InputError, match=words):
             size(sequence)
     with pytest.raises(InputError, match="groups of 4"):
-        size(Magnitude("1/2", pattern="2:4"), (2, 6))  # type: ignore[arg-type]
+        size(Magnitude("1/2", pattern="2:4"), (2, 6))
 
 
 # Schemes

@@ -100,8 +100,8 @@ FITTING = [kind for kind in Technique.kernels if any(t.fits((3, 4)) for t in con
 def test_every_technique_acts_on_the_layer_as_it_sees_it(kind: type[Technique], data: st.DataObject) -> None:
     technique = data.draw(st.sampled_from([t for t in conventions(kind) if t.fits((3, 4))]))
     start = data.draw(layers((3, 4), gram_only=False))
-    if kind.rational is not Technique.rational:
-        start = technique.rational(start, data.draw(st.lists(st.integers(1, 3), min_size=4, max_size=4)))
+    if (exact_layer := kind.fixtures.exact_layer) is not None:
+        start = exact_layer(technique, start, data.draw(st.lists(st.integers(1, 3), min_size=4, max_size=4)))
     transform = data.draw(TRANSFORMS)
     assume(transform is not None)
     state = rebased(start, transform)

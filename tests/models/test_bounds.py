@@ -23,17 +23,17 @@ from tests.models.test_explore import tree
 
 D, L = LeastSquaresDistill(), TruncatedSVD(2, residual=True)
 STARTS: list[Sequence] = [
-    Sequence((Magnitude("1/2"),)),  # type: ignore[arg-type]
-    Magnitude("1/2") >> L,  # type: ignore[arg-type]
-    L >> Wanda("1/4", pattern="unstructured"),  # type: ignore[arg-type]
+    Sequence((Magnitude("1/2"),)),
+    Magnitude("1/2") >> L,
+    L >> Wanda("1/4", pattern="unstructured"),
     Sequence((AbsMax(3, group=4),)),
-    Magnitude("1/4") >> AbsMax(2),  # type: ignore[arg-type]
-    Magnitude("1/4") >> MinMax(2),  # type: ignore[arg-type]
-    Magnitude("1/4") >> NF4(group=4),  # type: ignore[arg-type]
+    Magnitude("1/4") >> AbsMax(2),
+    Magnitude("1/4") >> MinMax(2),
+    Magnitude("1/4") >> NF4(group=4),
     Sequence((MX(group=8),)),
 ]
-KEEP_MASK: list[Technique] = [D, Magnitude("3/4"), AbsMax(4), AbsMax(2, group=4), Wanda("1/2")]  # type: ignore[arg-type]
-KEEP_BOTH: list[Technique] = [D, Magnitude("3/4"), Wanda("1/2")]  # type: ignore[arg-type]
+KEEP_MASK: list[Technique] = [D, Magnitude("3/4"), AbsMax(4), AbsMax(2, group=4), Wanda("1/2")]
+KEEP_BOTH: list[Technique] = [D, Magnitude("3/4"), Wanda("1/2")]
 
 
 def layer(seed: int) -> LayerState:
@@ -64,7 +64,7 @@ def test_no_continuation_loses_less(start: Sequence, loss: str) -> None:
 
 
 def test_an_invariant_that_is_broken_already_bounds_nothing() -> None:
-    broken = Magnitude("1/2") >> MinMax(3, zero="none")  # type: ignore[arg-type]
+    broken = Magnitude("1/2") >> MinMax(3, zero="none")
     state = broken.kernel(layer(0))
     assert state.format.mask is not None and bool(state.weight[~state.format.mask].any())
     assert least_loss(state, "weight_l2", {"mask", "factors"}) == 0
@@ -77,13 +77,13 @@ def test_an_invariant_that_is_broken_already_bounds_nothing() -> None:
 
 
 def test_nothing_is_known_where_the_low_rank_term_may_change() -> None:
-    state = Magnitude("1/2").kernel()(Magnitude("1/2"), layer(0))  # type: ignore[arg-type]
+    state = Magnitude("1/2").kernel()(Magnitude("1/2"), layer(0))
     assert least_loss(state, "weight_l2", {"mask"}) == 0 < least_loss(state, "weight_l2", {"mask", "factors"})
 
 
 @pytest.mark.parametrize("loss", ["output_l2", "weight_l2"])
 def test_what_is_left_out_could_not_win(loss: str) -> None:
-    techniques: list[Technique] = [Magnitude("1/2"), Magnitude("3/4"), AbsMax(2, group=4), AbsMax(4), D]  # type: ignore[arg-type]
+    techniques: list[Technique] = [Magnitude("1/2"), Magnitude("3/4"), AbsMax(2, group=4), AbsMax(4), D]
     bench = ModelBench(Tiny(), tokens(), device="cpu")
     orders = list(permutations(range(5)))
     names = bench.layer_names()

@@ -96,7 +96,7 @@ def test_a_zero_on_an_asymmetric_grid_is_stored_exactly(dtype: torch.dtype) -> N
 
 
 def test_a_weight_off_its_grid_is_stored_as_it_is() -> None:
-    form = Format(grid=Grid(step=torch.full((8, 16), 0.1), levels=7, scales=1))  # type: ignore[arg-type]
+    form = Format(grid=Grid(step=torch.full((8, 16), 0.1), levels=7, scales=1))
     state = replace(LayerState.dense(WEIGHT), format=form)
     assert torch.equal(pack(state, torch.float32)["values"], WEIGHT)
 
@@ -104,7 +104,7 @@ def test_a_weight_off_its_grid_is_stored_as_it_is() -> None:
 def test_scales_that_are_no_runs_are_stored_for_every_weight() -> None:
     step = torch.tensor([0.5, 0.25]).repeat(8, 8)  # two groups, interleaved
     levels = torch.randint(-7, 8, (8, 16), generator=seeded())
-    form = Format(grid=Grid(step=step, levels=7, scales=2))  # type: ignore[arg-type]
+    form = Format(grid=Grid(step=step, levels=7, scales=2))
     state = replace(LayerState.dense(levels * step), format=form)
     packed = pack(state, torch.float32)
     assert torch.equal(packed["levels"], levels.to(torch.int8)) and packed["scales"].shape == (128,)

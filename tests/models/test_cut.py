@@ -18,7 +18,7 @@ from compcomp.techniques import DistillHidden, Magnitude, PruneHeads, PruneNeuro
 from tests.models.fakes import gpt2, qwen2
 from tests.models.test_structure import built, llama_like
 
-N, H, B = PruneNeurons("1/2"), PruneHeads("1/2"), RemoveBlocks(count=1)  # type: ignore[arg-type]
+N, H, B = PruneNeurons("1/2"), PruneHeads("1/2"), RemoveBlocks(count=1)
 IDS = {"input_ids": torch.arange(12).reshape(2, 6)}
 
 
@@ -37,7 +37,7 @@ def numbers(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("order", [N, H, B, B >> H >> N, N >> DistillHidden(2) >> Magnitude("1/4")], ids=str)  # type: ignore[arg-type]
+@pytest.mark.parametrize("order", [N, H, B, B >> H >> N, N >> DistillHidden(2) >> Magnitude("1/4")], ids=str)
 def test_outputs_stay_and_parameters_go(order: Technique | Sequence, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

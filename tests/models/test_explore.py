@@ -20,9 +20,9 @@ from tests.models.fakes import Tiny, tokens
 
 PLENTY = 2**30
 SETS: list[list[Technique]] = [
-    [Magnitude("1/4"), Magnitude("1/2"), AbsMax(4), TruncatedSVD(2, residual=True)],  # type: ignore[arg-type]
-    [Wanda("1/2", pattern="2:4"), AbsMax(3, group=4), LeastSquaresDistill()],  # type: ignore[arg-type]
-    [Magnitude("1/2", ties="all"), TruncatedSVD(2), AbsMax(2, rounding="half_away")],  # type: ignore[arg-type]
+    [Magnitude("1/4"), Magnitude("1/2"), AbsMax(4), TruncatedSVD(2, residual=True)],
+    [Wanda("1/2", pattern="2:4"), AbsMax(3, group=4), LeastSquaresDistill()],
+    [Magnitude("1/2", ties="all"), TruncatedSVD(2), AbsMax(2, rounding="half_away")],
 ]
 
 
@@ -62,7 +62,7 @@ def test_the_numbers_are_those_of_a_plain_run(techniques: list[Technique]) -> No
 
 def test_a_state_is_given_to_each_technique_once() -> None:
     bench = ModelBench(Tiny(), tokens(), device="cpu")
-    few, many = Magnitude("1/4"), Magnitude("1/2")  # type: ignore[arg-type]
+    few, many = Magnitude("1/4"), Magnitude("1/2")
     orders = [(1, 0), (0, 1), (1,)]
     for job in jobs(bench, [few, many], orders).values():
         result = explore(job)
@@ -110,7 +110,7 @@ def test_a_technique_without_a_name_stays_here() -> None:
     Technique.register(Unnamed, "compcomp.kernels.magnitude")
     try:
         Unnamed.__qualname__ = "here.Unnamed"
-        job = next(iter(jobs(bench, [Unnamed("1/2")], [(0,)]).values()))  # type: ignore[arg-type]
+        job = next(iter(jobs(bench, [Unnamed("1/2")], [(0,)]).values()))
         assert job["portable"] is False and len(explore(job)["bits"]) == 1
     finally:
         del Technique.kernels[Unnamed]
@@ -118,7 +118,7 @@ def test_a_technique_without_a_name_stays_here() -> None:
 
 def test_errors_name_layer_and_technique(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = ModelBench(Tiny(), tokens(), device="cpu")
-    name, job = next(iter(jobs(bench, [Magnitude("1/2")], [(0,)]).items()))  # type: ignore[arg-type]
+    name, job = next(iter(jobs(bench, [Magnitude("1/2")], [(0,)]).items()))
     from compcomp.kernels import magnitude
 
     kernel = magnitude.kernel

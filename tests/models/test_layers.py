@@ -193,9 +193,9 @@ def test_a_model_without_linear_layers_is_an_error() -> None:
 
 def test_a_sequence_that_does_not_fit_names_the_layer() -> None:
     layers = find_layers(nn.Sequential(nn.Linear(8, 4), nn.Linear(6, 4)))
-    check_sequence(layers, Magnitude(sparsity="1/2"))  # type: ignore[arg-type]
+    check_sequence(layers, Magnitude(sparsity="1/2"))
     with pytest.raises(InputError, match=r"layer 1: .*4x6 .*: rows of 6 weights; allowed: .*groups of 4"):
-        check_sequence(layers, Magnitude(sparsity="1/2", pattern="2:4") >> AbsMax(bits=4))  # type: ignore[arg-type]
+        check_sequence(layers, Magnitude(sparsity="1/2", pattern="2:4") >> AbsMax(bits=4))
 
 
 def test_a_compiled_model_shows_its_own_names() -> None:

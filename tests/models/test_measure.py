@@ -27,8 +27,8 @@ def test_losses_are_those_of_the_language(factors: bool) -> None:
     inputs = torch.randn(4, 6, generator=source).double()
     state = LayerState.dense(dense, gram=inputs @ inputs.T)
     left, right = torch.randn(3, 2, generator=source), torch.randn(2, 4, generator=source)
-    form: Any = Format(factors=Factors(left, right)) if factors else Format()  # type: ignore[arg-type]
-    state = replace(state, weight=torch.round(dense), format=form)  # type: ignore[arg-type]
+    form: Any = Format(factors=Factors(left, right)) if factors else Format()
+    state = replace(state, weight=torch.round(dense), format=form)
     language = LayerState(
         exact(state.weight),
         exact(dense),

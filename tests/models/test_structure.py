@@ -142,9 +142,9 @@ def test_layers_that_are_left_alone_are_in_no_group() -> None:
     assert [g.name for g in feed_forwards(model, layers)] == ["model.layers.1.mlp"]
     assert [g.name for g in attentions(model, layers)] == ["model.layers.0.self_attn"]
     with pytest.raises(InputError, match="no feed-forward network"):
-        apply(PruneNeurons("1/2"), qwen2(), device="cpu", targets=["*_attn.*"])  # type: ignore[arg-type]
+        apply(PruneNeurons("1/2"), qwen2(), device="cpu", targets=["*_attn.*"])
     with pytest.raises(InputError, match="no attention"):
-        apply(PruneHeads("1/2"), qwen2(), device="cpu", targets=["*mlp*"])  # type: ignore[arg-type]
+        apply(PruneHeads("1/2"), qwen2(), device="cpu", targets=["*mlp*"])
 
 
 def test_a_model_of_other_names_has_blocks_alone() -> None:

@@ -40,7 +40,7 @@ from compcomp.techniques import (
 )
 from tests.models.fakes import Tiny, tokens
 
-P: Any = Magnitude("1/2")  # type: ignore[arg-type]
+P: Any = Magnitude("1/2")
 Q, D, S, H = AbsMax(4, group=4), LeastSquaresDistill(), SmoothQuant(), Hadamard(8)
 SEQUENCES: list[Sequence] = [
     S >> Q,
@@ -91,7 +91,7 @@ def test_the_model_computes_with_the_transformed_weight_on_transformed_inputs(se
     wide = transform.map(lambda scales: scales.double())
     factors: Any = layer.format.factors
     working = layer.weight.double() + (0 if factors is None else factors.left.double() @ factors.right.double())
-    outputs = model.blocks[0].q(x.T.to(dtype)).T  # type: ignore[union-attr, operator]
+    outputs = model.blocks[0].q(x.T.to(dtype)).T  # type: ignore[operator]
     torch.testing.assert_close(outputs, (working @ wide.inputs(x)).to(dtype), rtol=1e-4, atol=1e-5)
 
 
@@ -171,7 +171,7 @@ def test_no_bound_and_no_coverage_in_another_basis() -> None:
 def test_an_order_with_a_change_of_basis_is_measured_on_a_language_model() -> None:
     model = embedded.load()
     plan = optimize_order(
-        [Magnitude("1/2"), SmoothQuant(), AbsMax(4, group=32)],  # type: ignore[arg-type]
+        [Magnitude("1/2"), SmoothQuant(), AbsMax(4, group=32)],
         loss="output_l2",
         model=model,
         calibration=embedded.calibration(1),
@@ -190,7 +190,7 @@ def test_an_order_with_a_change_of_basis_is_measured_on_a_language_model() -> No
 
 def test_bounds_leave_out_no_order_that_is_better() -> None:
     """Orders explored layer by layer, against all of them on the model."""
-    techniques = [Magnitude("3/4"), SmoothQuant(), AbsMax(3), LeastSquaresDistill()]  # type: ignore[arg-type]
+    techniques = [Magnitude("3/4"), SmoothQuant(), AbsMax(3), LeastSquaresDistill()]
     for loss in ("weight_l2", "output_l2"):
         plan = optimize_order(techniques, loss=loss, model=Tiny(), calibration=tokens(), progress=False)
         with ModelBench(Tiny(), tokens(), device="cpu", loss_names=[loss]) as bench:

@@ -30,9 +30,9 @@ from compcomp.techniques import (
 )
 from tests.models.fakes import Tiny, gpt2, qwen2, tokens
 
-P, Q = Magnitude("1/2", per="row"), AbsMax(bits=4)  # type: ignore[arg-type]
+P, Q = Magnitude("1/2", per="row"), AbsMax(bits=4)
 L, D = TruncatedSVD(rank=1, residual=True), LeastSquaresDistill()
-TRAINED: list[Technique] = [DistillLogits(12, rate="1/200"), DistillHidden(12, rate="1/200")]  # type: ignore[arg-type]
+TRAINED: list[Technique] = [DistillLogits(12, rate="1/200"), DistillHidden(12, rate="1/200")]
 
 
 def batches(model: Any, count: int = 2, length: int = 8) -> list[dict[str, torch.Tensor]]:
@@ -84,9 +84,9 @@ def test_a_model_without_blocks_shows_what_comes_out_of_its_layers() -> None:
         outputs = Whole(model, one.layers, one.start(), given).forward(given[0])
         assert [tuple(h.shape) for h in outputs.hidden] == [(5, 4), (5, 6), (5, 3)]
         with pytest.raises(InputError, match="no feed-forward network"):
-            one.apply(PruneNeurons("1/2"), one.start())  # type: ignore[arg-type]
+            one.apply(PruneNeurons("1/2"), one.start())
         with pytest.raises(InputError, match="no attention"):
-            one.apply(PruneHeads("1/2"), one.start())  # type: ignore[arg-type]
+            one.apply(PruneHeads("1/2"), one.start())
         with pytest.raises(InputError, match="without a list of blocks"):
             one.apply(RemoveBlocks(count=1), one.start())
 
@@ -200,7 +200,7 @@ def test_a_rate_that_leads_nowhere_is_refused() -> None:
     with bench(Steep(), [torch.ones(2, 4)]) as one:
         start = one.apply(P, one.start())
         with pytest.raises(InputError, match="allowed: a smaller rate"):
-            one.apply(DistillLogits(50, rate=1), start)  # type: ignore[arg-type]
+            one.apply(DistillLogits(50, rate=1), start)
 
 
 @pytest.mark.slow
@@ -331,7 +331,7 @@ def test_where_orders_with_one_are_refused(more: dict[str, Any], words: str) -> 
 
 
 def test_structure_needs_no_calibration() -> None:
-    model = apply(PruneNeurons("1/2") >> PruneHeads(0) >> Q, qwen2(), device="cpu")  # type: ignore[arg-type]
+    model = apply(PruneNeurons("1/2") >> PruneHeads(0) >> Q, qwen2(), device="cpu")
     down = model.model.layers[0].mlp.down_proj.weight  # type: ignore[union-attr, index]
     assert int((down == 0).all(dim=0).sum()) == 12
 
@@ -339,22 +339,22 @@ def test_structure_needs_no_calibration() -> None:
 def test_neurons_that_put_out_least_on_the_calibration_texts_go() -> None:
     model = qwen2()
     texts, seen = batches(model), list[torch.Tensor]()
-    down = model.model.layers[0].mlp.down_proj  # type: ignore[union-attr, index]
+    down = model.model.layers[0].mlp.down_proj
     handle = down.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().double().flatten(0, -2)))
     with torch.no_grad():
         for batch in texts:
             model(**batch)
     handle.remove()
     energies = torch.cat(seen).square().sum(dim=0)
-    after = apply(PruneNeurons("1/2", score="activation"), model, texts, device="cpu")  # type: ignore[arg-type]
+    after = apply(PruneNeurons("1/2", score="activation"), model, texts, device="cpu")
     left = after.model.layers[0].mlp.down_proj.weight.any(dim=0)  # type: ignore[union-attr, index]
     assert not bool(left[energies.argsort()[:12]].any()) and bool(left[energies.argsort()[12:]].all())
     with pytest.raises(InputError, match="calibration"):
-        apply(PruneNeurons("1/2", score="activation"), model, device="cpu")  # type: ignore[arg-type]
+        apply(PruneNeurons("1/2", score="activation"), model, device="cpu")
 
 
 def test_everything_in_one_order() -> None:
-    order = RemoveBlocks(count=1) >> PruneNeurons("1/2") >> DistillHidden(2) >> D >> L >> Q >> DistillLogits(2)  # type: ignore[arg-type]
+    order = RemoveBlocks(count=1) >> PruneNeurons("1/2") >> DistillHidden(2) >> D >> L >> Q >> DistillLogits(2)
     model = qwen2()
     with bench(model, batches(model)) as one:
         after = one.apply(order, one.start())

@@ -27,13 +27,13 @@ from tests.amount import spread
 from tests.ordering.fakes import LayerBench, by_rules, exhaustive
 
 FAMILY: list[Technique] = [
-    Magnitude("1/4"),  # type: ignore[arg-type]
-    Magnitude("1/2"),  # type: ignore[arg-type]
-    Magnitude("3/4", per="row", ties="all"),  # type: ignore[arg-type]
-    Magnitude("1/2", pattern="2:4"),  # type: ignore[arg-type]
-    Magnitude("1/2", of="dense"),  # type: ignore[arg-type]
-    Wanda("1/4"),  # type: ignore[arg-type]
-    Wanda("1/2"),  # type: ignore[arg-type]
+    Magnitude("1/4"),
+    Magnitude("1/2"),
+    Magnitude("3/4", per="row", ties="all"),
+    Magnitude("1/2", pattern="2:4"),
+    Magnitude("1/2", of="dense"),
+    Wanda("1/4"),
+    Wanda("1/2"),
     AbsMax(bits=2),
     AbsMax(bits=4),
     AbsMax(bits=7),

@@ -18,7 +18,7 @@ from compcomp.ordering.space import one_of, optional
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD
 from tests.ordering.fakes import LayerBench, Prover, bits
 
-P, D = Magnitude("1/2", pattern="2:4"), LeastSquaresDistill()  # type: ignore[arg-type]
+P, D = Magnitude("1/2", pattern="2:4"), LeastSquaresDistill()
 Q3, Q5, L = AbsMax(bits=3, group=4), AbsMax(bits=5, group=4), TruncatedSVD(rank=1, residual=True)
 
 

@@ -22,7 +22,7 @@ from compcomp.ordering.store import Store
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD
 from tests.ordering.fakes import LayerBench, Prover
 
-TECHNIQUES = [Magnitude("1/2", pattern="2:4"), AbsMax(bits=3, group=4), LeastSquaresDistill()]  # type: ignore[arg-type]
+TECHNIQUES = [Magnitude("1/2", pattern="2:4"), AbsMax(bits=3, group=4), LeastSquaresDistill()]
 LOW_RANK = TruncatedSVD(rank=1, residual=True)
 
 

@@ -96,8 +96,8 @@ def test_a_dask_cluster_of_which_a_worker_is_killed() -> None:
     from tests.models.fakes import Tiny, tokens
 
     techniques = [
-        Magnitude("1/4"),  # type: ignore[arg-type]
-        Magnitude("1/2"),  # type: ignore[arg-type]
+        Magnitude("1/4"),
+        Magnitude("1/2"),
         AbsMax(4, group=4),
         TruncatedSVD(2, residual=True),
         LeastSquaresDistill(),

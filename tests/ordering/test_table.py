@@ -9,11 +9,11 @@ import pytest
 
 import compcomp.techniques  # noqa: F401  (fills the registry)
 from compcomp.language.samples import conventions, representatives, sample, sets_up
-from compcomp.language.technique import Technique
+from compcomp.language.technique import Fixtures, Technique
 from compcomp.ordering.table import Table, keeps_table, matrix_line, registered
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, MinMax, TruncatedSVD
 
-P, N = Magnitude("1/2"), Magnitude("1/2", pattern="2:4")  # type: ignore[arg-type]
+P, N = Magnitude("1/2"), Magnitude("1/2", pattern="2:4")
 Q, M, O = AbsMax(4), MinMax(4), MinMax(4, zero="none")
 D, L = LeastSquaresDistill(), TruncatedSVD(2)
 
@@ -122,7 +122,7 @@ def test_ways_to_behave_are_found() -> None:
 
 
 def test_a_class_may_name_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AbsMax, "samples", ({"bits": 3}, {"bits": 8, "group": 4}))
+    monkeypatch.setattr(AbsMax, "fixtures", Fixtures(representatives=({"bits": 3}, {"bits": 8, "group": 4})))
     assert representatives(AbsMax) == [AbsMax(3), AbsMax(8, group=4)]
     assert sample(AbsMax) == AbsMax(3)
 

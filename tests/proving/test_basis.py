@@ -155,7 +155,7 @@ class Turned(Technique):
         return replace(layer, weight=layer.reference + (layer.weight - layer.reference)[:, ::-1], format=Format())
 
 
-HALF, FOUR, FIT = Magnitude("1/2"), AbsMax(4), Turned()  # type: ignore[arg-type]
+HALF, FOUR, FIT = Magnitude("1/2"), AbsMax(4), Turned()
 ROUNDED = AbsMaxInputs(4)
 
 
@@ -183,7 +183,7 @@ def test_an_improvement_of_weights_is_none_in_another_basis() -> None:
     assert verdict.congruent and SAME_BASIS in verdict.assumptions
     with np.errstate(all="ignore"):
         assert mistaken(verdict.claim, SmoothQuant().encode(dense()))
-    for more, used in ((Wanda("1/2"), True), (SmoothQuant(), False), (Hadamard(4), False)):  # type: ignore[arg-type]
+    for more, used in ((Wanda("1/2"), True), (SmoothQuant(), False), (Hadamard(4), False)):
         assert Orderings([FOUR, FIT, more], "weight_l2").improves_last(verdict) is used
     corrected = FOUR >> TruncatedSVD(1, residual=True)
     outputs = ruled(dominates(corrected, FOUR, loss="output_l2"))
@@ -195,11 +195,11 @@ def test_an_improvement_of_weights_is_none_in_another_basis() -> None:
 SHAPE, LAYERS = (3, 4), 24
 FAMILY: list[Technique] = [
     SmoothQuant(),
-    SmoothQuant("1/4", scales="power_of_two"),  # type: ignore[arg-type]
+    SmoothQuant("1/4", scales="power_of_two"),
     Hadamard(4),
-    Magnitude("1/2"),  # type: ignore[arg-type]
-    Magnitude("1/4", of="dense"),  # type: ignore[arg-type]
-    Wanda("1/2"),  # type: ignore[arg-type]
+    Magnitude("1/2"),
+    Magnitude("1/4", of="dense"),
+    Wanda("1/2"),
     AbsMax(4),
     AbsMax(3, group=2),
     MinMax(3, zero="none"),

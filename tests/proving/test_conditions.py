@@ -93,7 +93,7 @@ def test_bad_conditions_get_one_line(given: str) -> None:
 
 
 def test_conditions_may_be_named_or_given() -> None:
-    p, q = Magnitude("1/2"), AbsMax(4)  # type: ignore[arg-type]
+    p, q = Magnitude("1/2"), AbsMax(4)
     one = dominates(p >> q, q >> p, given=["no_ties", DiagonalGram()])
     assert one == dominates(p >> q, q >> p, given="no_ties, diagonal_gram")
     assert one.given == (NoTies(), DiagonalGram())
@@ -110,7 +110,7 @@ def test_claims_that_differ_in_conditions_differ() -> None:
 
 # ------------------------------------------------------------------------------------- what they mean
 
-PRUNE, QUANTIZE = Magnitude("1/2"), AbsMax(3)  # type: ignore[arg-type]
+PRUNE, QUANTIZE = Magnitude("1/2"), AbsMax(3)
 
 
 def _holds(condition: Condition, claim: Claim, weight: list[list[int]], inputs: list[list[int]] | None = None) -> bool:
@@ -144,7 +144,7 @@ def test_meaning(condition: Condition, weight: Any, inputs: Any, expected: bool)
 
 
 def test_wanda_may_drop_the_largest() -> None:
-    claim = dominates(Wanda("1/2") >> QUANTIZE, QUANTIZE)  # type: ignore[arg-type]
+    claim = dominates(Wanda("1/2") >> QUANTIZE, QUANTIZE)
     for condition in (LargestKept(), ScaleUnchanged()):
         assert not _holds(condition, claim, [[9, 1]], [[0], [1]])
         assert _holds(condition, claim, [[9, 1]], [[1], [1]])
@@ -159,8 +159,8 @@ def test_largest_kept_allows_a_group_to_be_emptied() -> None:
 READ = [NoTies(), LargestKept(), ScaleUnchanged(), DiagonalGram(), OrthogonalInputs()]
 CLAIMS = [
     dominates(PRUNE >> QUANTIZE, QUANTIZE >> PRUNE, "output_l2"),
-    dominates(Wanda("1/2") >> QUANTIZE, QUANTIZE >> Wanda("1/4"), "output_l2"),  # type: ignore[arg-type]
-    dominates(Magnitude("1/3", ties="all"), AbsMax(2, rounding="half_up") >> PRUNE, "output_l2"),  # type: ignore[arg-type]
+    dominates(Wanda("1/2") >> QUANTIZE, QUANTIZE >> Wanda("1/4"), "output_l2"),
+    dominates(Magnitude("1/3", ties="all"), AbsMax(2, rounding="half_up") >> PRUNE, "output_l2"),
 ]
 
 
@@ -358,15 +358,15 @@ def test_find_condition_takes_templates() -> None:
 # -------------------------------------------------------------------------------------------- attacks
 
 PRUNERS: list[Technique] = [
-    Magnitude("1/2"),  # type: ignore[arg-type]
-    Magnitude("1/2", per="row"),  # type: ignore[arg-type]
-    Magnitude("1/2", per="row", ties="all"),  # type: ignore[arg-type]
-    Magnitude("1/4", ties="any"),  # type: ignore[arg-type]
-    Magnitude("1/4", per="row"),  # type: ignore[arg-type]
-    Wanda("1/4"),  # type: ignore[arg-type]
-    Magnitude("1/2", pattern="1:2"),  # type: ignore[arg-type]
-    Wanda("1/2"),  # type: ignore[arg-type]
-    Wanda("1/4", ties="all"),  # type: ignore[arg-type]
+    Magnitude("1/2"),
+    Magnitude("1/2", per="row"),
+    Magnitude("1/2", per="row", ties="all"),
+    Magnitude("1/4", ties="any"),
+    Magnitude("1/4", per="row"),
+    Wanda("1/4"),
+    Magnitude("1/2", pattern="1:2"),
+    Wanda("1/2"),
+    Wanda("1/4", ties="all"),
 ]
 MAPS: list[Technique] = [
     AbsMax(2),

@@ -28,12 +28,12 @@ from compcomp.techniques import (
 )
 
 FAMILY: list[Technique] = [
-    Magnitude("1/4"),  # type: ignore[arg-type]
-    Magnitude("1/2"),  # type: ignore[arg-type]
-    Magnitude("1/2", ties="all"),  # type: ignore[arg-type]
-    Magnitude("1/2", of="dense"),  # type: ignore[arg-type]
-    Wanda("1/2"),  # type: ignore[arg-type]
-    Wanda("1/4"),  # type: ignore[arg-type]
+    Magnitude("1/4"),
+    Magnitude("1/2"),
+    Magnitude("1/2", ties="all"),
+    Magnitude("1/2", of="dense"),
+    Wanda("1/2"),
+    Wanda("1/4"),
     AbsMax(4),
     AbsMax(7),
     AbsMax(4, group=2),
@@ -104,7 +104,7 @@ def test_what_rests_is_no_proof_from_every_state() -> None:
 
 
 def test_a_larger_selection_is_not_absorbed_past_a_low_rank_term() -> None:
-    few, many, beside = Magnitude("1/4"), Magnitude("1/2"), TruncatedSVD(1, residual=True)  # type: ignore[arg-type]
+    few, many, beside = Magnitude("1/4"), Magnitude("1/2"), TruncatedSVD(1, residual=True)
     assert prove(same_state(many >> beside >> few, many >> beside), "any", stages=("rule",), second=None).congruent
     for other in (few >> beside, many >> beside, beside >> many):
         wrong = same_state(few >> beside >> many, other)

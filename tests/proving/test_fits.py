@@ -90,7 +90,7 @@ def test_no_pair_of_techniques_misses_what_is_proved(first: type[Technique]) -> 
 
 
 BASES = [
-    *(Magnitude("1/2", pattern="2:4"), Magnitude("1/2", pattern="1:2"), Magnitude("1/2")),  # type: ignore[arg-type]
+    *(Magnitude("1/2", pattern="2:4"), Magnitude("1/2", pattern="1:2"), Magnitude("1/2")),
     *(AbsMax(2), AbsMaxInputs(bits=3), MinMax(2, zero="none"), LeastSquaresDistill(), Hadamard(), SmoothQuant()),
     FP4(group=None),
     *(sample(kind) for kind in KINDS if kind.__name__ in ("ApplyMask", "SparseGPT", "PruneColumns", "TruncatedSVD")),
@@ -107,7 +107,7 @@ def test_no_three_techniques_miss_what_is_proved(first: int) -> None:
 
 
 def test_what_is_proved_of_codes_and_bases() -> None:
-    half = Magnitude("1/2", pattern="2:4")  # type: ignore[arg-type]
+    half = Magnitude("1/2", pattern="2:4")
     assert proved(half >> FP4(group=None), ["W4 2:4", "W3", "50%"]) == ["W4 2:4", "50%"]
     assert proved(Sequence((NF4(group=None),)), ["W4", "W3"]) == ["W4"]
     assert proved(Hadamard() >> half >> AbsMax(4), ["W4 2:4"]) == ["W4 2:4"]
@@ -127,7 +127,7 @@ def test_a_root_that_is_not_rational_is_no_error() -> None:
 
 def test_a_contract_about_a_broken_mask_says_nothing() -> None:
     """What is dropped before and moved from zero again is dropped by the mask, too."""
-    half, pattern = Magnitude("1/2"), Magnitude("1/2", pattern="2:4")  # type: ignore[arg-type]
+    half, pattern = Magnitude("1/2"), Magnitude("1/2", pattern="2:4")
     broken = half >> MinMax(2, zero="none") >> pattern
     assert proved(broken, ["2:4"]) == ["2:4"]
     for kind in KINDS:

@@ -159,7 +159,7 @@ def test_what_a_selection_establishes() -> None:
     for size, m in itertools.product((1, 2, 3, 4, 6), (2, 3, 4, 6)):
         width = int(np.lcm(size, m))
         for dropped, n in itertools.product(range(size), range(m)):
-            step = Magnitude(Fraction(dropped, size), pattern=f"{size - dropped}:{size}").steps()[0]  # type: ignore[arg-type]
+            step = Magnitude(Fraction(dropped, size), pattern=f"{size - dropped}:{size}").steps()[0]
             groups = [list(itertools.combinations(range(size), size - dropped))] * (width // size)
             ways = [{g * size + i for g, left in enumerate(way) for i in left} for way in itertools.product(*groups)]
             worst = max(sum(i in way for i in range(at, at + m)) for way in ways for at in range(0, width, m))
@@ -235,7 +235,7 @@ class Forgetful(Technique):
 
 R = RemoveRows()
 L = TruncatedSVD(1, residual=True)
-HALF, ASYMMETRIC = Magnitude("1/2"), MinMax(3, zero="none")  # type: ignore[arg-type]
+HALF, ASYMMETRIC = Magnitude("1/2"), MinMax(3, zero="none")
 
 
 @pytest.mark.parametrize(
@@ -258,8 +258,8 @@ HALF, ASYMMETRIC = Magnitude("1/2"), MinMax(3, zero="none")  # type: ignore[arg-
         ([HALF, R, TruncatedSVD(1)], "mask", None),
         ([R, ASYMMETRIC, TruncatedSVD(1)], "shape", None),
         ([HALF, Forgetful()], "mask", True),
-        ([Magnitude("1/2", pattern="1:2"), Forgetful(), AbsMax(3)], "n:m", True),  # type: ignore[arg-type]
-        ([HALF, Forgetful(), Magnitude("1/4"), L], "mask", None),  # type: ignore[arg-type]
+        ([Magnitude("1/2", pattern="1:2"), Forgetful(), AbsMax(3)], "n:m", True),
+        ([HALF, Forgetful(), Magnitude("1/4"), L], "mask", None),
         ([HALF, Forgetful(), ASYMMETRIC, ApplyMask()], "mask", False),
         ([R, Forgetful()], "shape", True),
         ([L, R], "shape", True),
@@ -268,10 +268,10 @@ HALF, ASYMMETRIC = Magnitude("1/2"), MinMax(3, zero="none")  # type: ignore[arg-
         ([R, Opaque(AbsMax(3), frozenset({"factors"}))], "shape", None),
         ([Opaque(HALF), AbsMax(3)], "mask", True),
         ([Opaque(HALF), ASYMMETRIC], "mask", False),
-        ([Opaque(Magnitude("1/2", pattern="1:2")), AbsMax(3)], "n:m", True),  # type: ignore[arg-type]
-        ([HALF, Opaque(Magnitude("1/2", pattern="1:2"))], "n:m", True),  # type: ignore[arg-type]
-        ([Opaque(Magnitude("1/2", pattern="1:2")), Opaque(AbsMax(3), frozenset({"n:m"}))], "n:m", True),  # type: ignore[arg-type]
-        ([Opaque(Magnitude("1/2", pattern="1:2")), Opaque(AbsMax(3), frozenset({"grid"}))], "n:m", None),  # type: ignore[arg-type]
+        ([Opaque(Magnitude("1/2", pattern="1:2")), AbsMax(3)], "n:m", True),
+        ([HALF, Opaque(Magnitude("1/2", pattern="1:2"))], "n:m", True),
+        ([Opaque(Magnitude("1/2", pattern="1:2")), Opaque(AbsMax(3), frozenset({"n:m"}))], "n:m", True),
+        ([Opaque(Magnitude("1/2", pattern="1:2")), Opaque(AbsMax(3), frozenset({"grid"}))], "n:m", None),
         ([Opaque(AbsMax(3)), HALF], "grid", True),
         ([Opaque(ASYMMETRIC), HALF], "grid", False),
         ([Opaque(ASYMMETRIC)], "grid", True),

@@ -73,7 +73,7 @@ LARGEST_EIGHTH = Scored(LARGEST_FIRST.score, Fraction(1, 8))
         (joint(bits=4), prune(ties="all") >> AbsMax(4)),
         (joint(bits=4), prune(ties="any") >> AbsMax(4, rounding="any")),
         (joint(bits=4), prune(of="dense") >> AbsMax(4)),
-        (joint(bits=4, per="row"), AbsMax(4) >> Wanda("1/2")),  # type: ignore[arg-type]
+        (joint(bits=4, per="row"), AbsMax(4) >> Wanda("1/2")),
         (joint(bits=4), prune() >> AbsMax(2)),  # 0 and the largest are values of every grid
         (joint(bits=4, pattern="2:4", ratios="1, 3/4"), prune(pattern="2:4") >> AbsMax(4)),
         (joint(0, 4), AbsMax(4)),
@@ -135,7 +135,7 @@ def test_a_selection_that_drops_the_largest_changes_the_scale() -> None:
     losses = [LOSSES["weight_l2"].of(as_sequence(s).encode(weights)) for s in (left, right)]
     assert losses[1] < losses[0]
     assert not prove(dominates(left, right), "any", timeout=6, stages=("rule",), second=None).proved
-    wanda = dominates(joint(per="row"), Wanda("1/2") >> AbsMax(2))  # type: ignore[arg-type]
+    wanda = dominates(joint(per="row"), Wanda("1/2") >> AbsMax(2))
     assert not prove(wanda, "any", timeout=6, stages=("rule",), second=None).proved
 
 

@@ -366,7 +366,7 @@ def test_an_encoding_with_a_truth_value() -> None:
 
     for stages in (("bounded",), ("search",)):
         with pytest.raises(TypeError, match="truth value"):
-            prove(equal(Encoded(), Magnitude(0)), (1, 2), stages=stages)  # type: ignore[arg-type]
+            prove(equal(Encoded(), Magnitude(0)), (1, 2), stages=stages)
 
 
 @pytest.mark.parametrize("factor", [0.1, 0.5, np.float32(0.1)])
@@ -518,7 +518,7 @@ def test_an_instance_of_a_theorem_has_the_verdict_of_a_proof(text: str, loss: st
 
 def test_a_theorem_serves_every_shape_that_its_techniques_fit() -> None:
     solver, second = asked(), asked()
-    claim = first_better(Magnitude("1/2", pattern="2:4"), AbsMax(4, group=4))  # type: ignore[arg-type]
+    claim = first_better(Magnitude("1/2", pattern="2:4"), AbsMax(4, group=4))
     prover = Prover(solver, second)
     theorem = prover.prove(claim)
     assert theorem.proved
@@ -545,7 +545,7 @@ def test_a_theorem_is_known_to_the_solvers_that_answered_alone() -> None:
         def ask(self, smtlib: str, deadline: float) -> Answer:
             return Answer("sat", solver="liar")
 
-    claim, prover = first_better(Magnitude("1/2")), Prover(asked())  # type: ignore[arg-type]
+    claim, prover = first_better(Magnitude("1/2")), Prover(asked())
     assert prover.prove(claim).grade is Grade.TWO_SOLVERS
     assert prover.prove(claim, second=None).grade is Grade.ONE_SOLVER
     assert prover.prove(claim, second=Says()).status is Status.DISAGREE
@@ -562,7 +562,7 @@ def test_a_proof_that_might_be_better_checked_is_not_kept() -> None:
                 return Answer("unknown", cause="busy")
             return default_prover().solver.ask(smtlib, deadline)
 
-    claim, second = first_better(Magnitude("1/4")), Busy()  # type: ignore[arg-type]
+    claim, second = first_better(Magnitude("1/4")), Busy()
     prover = Prover(asked(), second)
     assert prover.prove(claim).grade is Grade.ONE_SOLVER
     second.answer = "as it is"

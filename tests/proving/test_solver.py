@@ -15,7 +15,7 @@ from compcomp.techniques import AbsMax, Magnitude
 
 UNSAT = "(declare-const x Real)(assert (< x 0))(assert (> x 0))(check-sat)"
 SAT = "(declare-const x Real)(assert (> (* 2 x) 3))(check-sat)"
-CLAIM = dominates(Magnitude("1/2") >> AbsMax(4), AbsMax(4) >> Magnitude("1/2"), loss="weight_l1")  # type: ignore[arg-type]
+CLAIM = dominates(Magnitude("1/2") >> AbsMax(4), AbsMax(4) >> Magnitude("1/2"), loss="weight_l1")
 
 
 def stub(body: str) -> Z3Process:
@@ -136,7 +136,7 @@ def test_a_theorem_is_asked_once_for_all_sparsities_and_bits() -> None:
     prover = Prover(solver, second=None)
     first = prover.prove(CLAIM)
     asked = solver.asked
-    other = dominates(Magnitude("3/4") >> AbsMax(8), AbsMax(8) >> Magnitude("3/4"), loss="weight_l1")  # type: ignore[arg-type]
+    other = dominates(Magnitude("3/4") >> AbsMax(8), AbsMax(8) >> Magnitude("3/4"), loss="weight_l1")
     second = prover.prove(other, "1x8")
     assert first.proved and second.proved and asked > 0
     assert solver.asked == asked
@@ -146,8 +146,8 @@ def test_a_theorem_is_asked_once_for_all_sparsities_and_bits() -> None:
 def test_what_tells_claims_apart_is_asked_again() -> None:
     prover = Prover(Counting(), second=None)
     assert prover.prove(CLAIM).proved
-    wrong = dominates(AbsMax(4) >> Magnitude("1/2"), Magnitude("1/2") >> AbsMax(4), loss="weight_l1")  # type: ignore[arg-type]
-    fewer = dominates(Magnitude("1/2"), Magnitude("1/4"), loss="weight_l1")  # type: ignore[arg-type]
+    wrong = dominates(AbsMax(4) >> Magnitude("1/2"), Magnitude("1/2") >> AbsMax(4), loss="weight_l1")
+    fewer = dominates(Magnitude("1/2"), Magnitude("1/4"), loss="weight_l1")
     finer = dominates(AbsMax(8), AbsMax(4), loss="weight_l1")
     assert prover.prove(dominates(AbsMax(7), AbsMax(4), loss="weight_l1")).proved
     for claim in (wrong, fewer, finer):

@@ -51,17 +51,17 @@ LARGEST = 12
 WEIGHT_LOSSES = [f"weight_l{p}" for p in range(1, 5)]
 
 TECHNIQUES: list[Technique] = [
-    Magnitude("1/2"),  # type: ignore[arg-type]
-    Magnitude("1/3", ties="all"),  # type: ignore[arg-type]
-    Magnitude("1/3", ties="any"),  # type: ignore[arg-type]
-    Magnitude("2/3"),  # type: ignore[arg-type]
+    Magnitude("1/2"),
+    Magnitude("1/3", ties="all"),
+    Magnitude("1/3", ties="any"),
+    Magnitude("2/3"),
     AbsMax(2),
     AbsMax(3),
     AbsMax(3, rounding="half_up"),
     AbsMax(2, rounding="half_away"),
     AbsMax(3, rounding="any"),
-    Magnitude("1/2", of="dense"),  # type: ignore[arg-type]
-    Magnitude("1/3", of="dense", ties="all"),  # type: ignore[arg-type]
+    Magnitude("1/2", of="dense"),
+    Magnitude("1/3", of="dense", ties="all"),
     MinMax(2),
     MinMax(2, zero="none"),
     ApplyMask(),
@@ -69,17 +69,17 @@ TECHNIQUES: list[Technique] = [
 
 # Groups of two inside rows of four, for rules that reason over groups.
 GROUPED: list[Technique] = [
-    Magnitude("1/2", pattern="1:2"),  # type: ignore[arg-type]
-    Magnitude("1/2", per="row"),  # type: ignore[arg-type]
-    Magnitude("1/4", ties="any"),  # type: ignore[arg-type]
+    Magnitude("1/2", pattern="1:2"),
+    Magnitude("1/2", per="row"),
+    Magnitude("1/4", ties="any"),
     AbsMax(2, group=2),
     AbsMax(3, group=2, rounding="half_up"),
     AbsMax(3),
     AbsMax(5),
     AbsMax(2, rounding="half_away"),
-    Magnitude("1/2", pattern="1:2", of="dense"),  # type: ignore[arg-type]
-    Magnitude("1/4", of="dense"),  # type: ignore[arg-type]
-    Magnitude("1/2", pattern="1:2", of="dense", ties="all"),  # type: ignore[arg-type]
+    Magnitude("1/2", pattern="1:2", of="dense"),
+    Magnitude("1/4", of="dense"),
+    Magnitude("1/2", pattern="1:2", of="dense", ties="all"),
     MinMax(2, group=2),
     MinMax(3, zero="none"),
     ApplyMask(),
@@ -98,19 +98,19 @@ class Scored(Technique):
 
 # Where scores of the dense weights meet those of the current ones, and masks are broken and restored.
 SETTLED: list[Technique] = [
-    Magnitude("1/2", of="dense"),  # type: ignore[arg-type]
-    Magnitude("1/2", of="dense", ties="all"),  # type: ignore[arg-type]
-    Magnitude("1/2", of="dense", ties="any"),  # type: ignore[arg-type]
-    Magnitude("1/4", of="dense"),  # type: ignore[arg-type]
-    Magnitude("1/2"),  # type: ignore[arg-type]
+    Magnitude("1/2", of="dense"),
+    Magnitude("1/2", of="dense", ties="all"),
+    Magnitude("1/2", of="dense", ties="any"),
+    Magnitude("1/4", of="dense"),
+    Magnitude("1/2"),
     Scored(lambda element: -Abs(element.weight)),
     Scored(lambda element: Abs(element.weight - element.reference)),
     AbsMax(2),
     AbsMax(3, rounding="any"),
 ]
 MASKED: list[Technique] = [
-    Magnitude("1/2"),  # type: ignore[arg-type]
-    Magnitude("1/4", of="dense"),  # type: ignore[arg-type]
+    Magnitude("1/2"),
+    Magnitude("1/4", of="dense"),
     AbsMax(2),
     MinMax(2),
     MinMax(2, zero="none"),
@@ -123,11 +123,11 @@ MASKED: list[Technique] = [
 SCHEMES = ["W2", "W3", "1:2", "W3 1:2", "50%", "25%/row", "W2 50%/row", "r1", "W3 +r1", "1:2 +r2", "75%"]
 # What sets up formats and breaks them, in rows of two and four.
 FORMATS: list[Technique] = [
-    Magnitude("1/2", pattern="1:2"),  # type: ignore[arg-type]
-    Magnitude("1/2", pattern="2:4"),  # type: ignore[arg-type]
-    Magnitude("3/4", pattern="1:4", ties="all"),  # type: ignore[arg-type]
-    Magnitude("1/2", per="row"),  # type: ignore[arg-type]
-    Magnitude("1/3"),  # type: ignore[arg-type]
+    Magnitude("1/2", pattern="1:2"),
+    Magnitude("1/2", pattern="2:4"),
+    Magnitude("3/4", pattern="1:4", ties="all"),
+    Magnitude("1/2", per="row"),
+    Magnitude("1/3"),
     AbsMax(2),
     AbsMax(3, group=2),
     MinMax(2),
@@ -160,10 +160,10 @@ class Coded(Technique):
 
 # Grids of any values, with steps that scale along and steps that are powers of two.
 CODED: list[Technique] = [
-    Magnitude("1/2", pattern="1:2"),  # type: ignore[arg-type]
-    Magnitude("1/2", pattern="1:2", ties="any"),  # type: ignore[arg-type]
-    Magnitude("1/4"),  # type: ignore[arg-type]
-    Magnitude("1/2", pattern="1:2", of="dense"),  # type: ignore[arg-type]
+    Magnitude("1/2", pattern="1:2"),
+    Magnitude("1/2", pattern="1:2", ties="any"),
+    Magnitude("1/4"),
+    Magnitude("1/2", pattern="1:2", of="dense"),
     NF4(group=None),
     FP4(group=None),
     FP4(group=2, rounding="half_up"),
@@ -182,21 +182,21 @@ CODED: list[Technique] = [
 ]
 # Scores of the whole layer, of which rules know nothing, and several selections in one technique.
 BY_LAYER: list[Technique] = [
-    RIA("1/2", power=0),  # type: ignore[arg-type]
-    RIA("1/4", power=0, per="row"),  # type: ignore[arg-type]
-    RIA("1/2", power=0, pattern="1:2"),  # type: ignore[arg-type]
-    RIA("1/2", power=0, ties="any"),  # type: ignore[arg-type]
-    GradualMagnitude("1/2", 2),  # type: ignore[arg-type]
-    Magnitude("1/2"),  # type: ignore[arg-type]
-    Magnitude("1/4", per="row"),  # type: ignore[arg-type]
-    Magnitude("1/2", pattern="1:2"),  # type: ignore[arg-type]
+    RIA("1/2", power=0),
+    RIA("1/4", power=0, per="row"),
+    RIA("1/2", power=0, pattern="1:2"),
+    RIA("1/2", power=0, ties="any"),
+    GradualMagnitude("1/2", 2),
+    Magnitude("1/2"),
+    Magnitude("1/4", per="row"),
+    Magnitude("1/2", pattern="1:2"),
     AbsMax(2),
     AbsMax(3, group=2),
 ]
 CUTTING: list[Technique] = [
-    PruneRows("1/2"),  # type: ignore[arg-type]
-    PruneColumns("1/2", score="l2"),  # type: ignore[arg-type]
-    Magnitude("1/2", pattern="1:2"),  # type: ignore[arg-type]
+    PruneRows("1/2"),
+    PruneColumns("1/2", score="l2"),
+    Magnitude("1/2", pattern="1:2"),
     AbsMax(2),
     MinMax(2),
     MinMax(2, zero="none"),
@@ -303,7 +303,7 @@ def test_no_format_that_is_missed_is_proved_at_one_shape(techniques: list[Techni
 
 def test_what_reductions_may_not_do_to_schemes() -> None:
     """Sorted weights put two large ones into one pair and two small ones into another: no pattern survives that."""
-    half = Magnitude("1/2")  # type: ignore[arg-type]
+    half = Magnitude("1/2")
     for claim, shape in ((fits(half, "1:2"), (1, 4)), (fits(half, "50%/row"), (2, 2)), (fits(half, "2:4"), (2, 4))):
         verdict = prove(claim, shape, timeout=20, stages=("bounded",), second=None)
         assert verdict.refuted, verdict
@@ -358,7 +358,7 @@ def test_nothing_false_is_proved_of_scores_of_the_whole_layer(claim: Claim, shap
 
 def test_a_score_of_the_whole_layer_splits_into_no_blocks() -> None:
     """In a single row the column sums are the magnitudes, and both prune alike; in two rows they do not."""
-    claim = equal(RIA("1/2", pattern="1:2", power=0), Magnitude("1/2", pattern="1:2"))  # type: ignore[arg-type]
+    claim = equal(RIA("1/2", pattern="1:2", power=0), Magnitude("1/2", pattern="1:2"))
     assert prove(claim, (1, 2), stages=("bounded",), second=None).proved
     assert counterexample(claim, 2, rows=2)
     for stage in ("rule", "bounded"):
@@ -370,7 +370,7 @@ def test_a_score_of_the_whole_layer_splits_into_no_blocks() -> None:
 
 def test_what_is_left_is_scored_anew() -> None:
     """Dropping some weights changes the sums of the others, and so their order: two selections do not come to one."""
-    claim = equal(RIA("1/4", power=0) >> RIA("1/2", power=0), RIA("1/2", power=0))  # type: ignore[arg-type]
+    claim = equal(RIA("1/4", power=0) >> RIA("1/2", power=0), RIA("1/2", power=0))
     assert counterexample(claim, 2, rows=2)
     assert not prove(claim, "any", timeout=5, stages=("rule",), second=None).proved
 
@@ -439,15 +439,15 @@ def test_both_directions_of_every_pair(pair: tuple[Technique, Technique]) -> Non
 
 
 def test_a_dense_score_keeps_the_largest_of_the_dense_weights_only() -> None:
-    (selection,) = Magnitude("1/2", of="dense").steps()  # type: ignore[arg-type]
+    (selection,) = Magnitude("1/2", of="dense").steps()
     (quantize,) = AbsMax(4).steps()
     session = Session(default_prover().solver, time.monotonic() + 30)
     assert keeps_largest(selection, quantize, session, dense=True)
     assert not keeps_largest(selection, quantize, session)
 
 
-GONE = Magnitude("1/2", of="dense", ties="all", pattern="1:2")  # type: ignore[arg-type]
-ALL = Magnitude("1/2", of="dense", ties="all")  # type: ignore[arg-type]
+GONE = Magnitude("1/2", of="dense", ties="all", pattern="1:2")
+ALL = Magnitude("1/2", of="dense", ties="all")
 FALSE_WHERE_A_GROUP_GOES = [
     dominates(AbsMax(2) >> GONE, GONE >> AbsMax(2)),  # the largest weight goes with its equal
     equal(GONE >> AbsMax(2, group=4), AbsMax(2, group=4) >> GONE),
@@ -477,8 +477,8 @@ ON_INPUTS: list[Technique] = [
     AbsMaxInputs(4),
     AbsMaxInputs(3, per="tensor"),
     AbsMaxInputs(2, rounding="any"),
-    Magnitude("1/2"),  # type: ignore[arg-type]
-    Wanda("1/2"),  # type: ignore[arg-type]
+    Magnitude("1/2"),
+    Wanda("1/2"),
     AbsMax(3),
     LeastSquaresDistill(),
     TruncatedSVD(1, residual=True),
@@ -529,7 +529,7 @@ def test_nothing_false_is_proved_where_inputs_change(claim: Claim) -> None:
 
 
 X, D = AbsMaxInputs(4), LeastSquaresDistill()
-L, W, P = TruncatedSVD(1, residual=True), Wanda("1/2"), Magnitude("1/2")  # type: ignore[arg-type]
+L, W, P = TruncatedSVD(1, residual=True), Wanda("1/2"), Magnitude("1/2")
 FALSE_WHERE_INPUTS_CHANGE = [
     equal(X >> D, X),  # distillation rests only on the dense inputs
     equal(X >> W, W >> X),  # Wanda looks at them

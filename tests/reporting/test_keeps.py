@@ -136,7 +136,7 @@ def test_the_committed_page_lists_the_registered_techniques() -> None:
 
 
 def test_a_part_of_the_committed_page_is_current() -> None:
-    chosen = [Magnitude("1/2"), AbsMax(4), MinMax(4), MinMax(4, zero="none")]  # type: ignore[arg-type]
+    chosen = [Magnitude("1/2"), AbsMax(4), MinMax(4), MinMax(4, zero="none")]
     assert says(keeps_table(chosen)).items() <= committed().items()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim
+from compcomp.language.contracts import contracts
 from compcomp.language.identity import Unidentified, identity, is_ours, same
 from compcomp.language.parameters import Unknown, is_unknown
 from compcomp.language.samples import sets_up
@@ -217,7 +218,7 @@ STRONGER = (
     *("homogeneous", "deterministic"),
 )
 """Promises that are kept where they are made."""
-WEAKER = ("format_varies", "sees_factors")
+WEAKER = tuple(name for name, contract in contracts().items() if contract.weaker)
 """What is promised by not saying it."""
 
 

@@ -1,0 +1,108 @@
+"""Check the mechanical part of plain prose: how sentences open, how long they are, and private words.
+
+Prose is read from Markdown files and, with ``ast``, from docstrings.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.blocks import without_blocks
+
+LONGEST = 45
+"""Words that a sentence may have."""
+
+OPENINGS = ("What", "Of which", "Where not", "Of what", "Whose")
+"""No sentence opens with these: verb and object come first."""
+
+PRIVATE = {
+    r"told": "reported, or on_progress",
+    r"fates?": "outcome",
+    r"words?": "normal form (of a sequence), part (of a scheme), text",
+    r"trails?": "proofs",
+    r"rests": "is a no-op on the dense layer, depends on",
+    r"beside": "in the low-rank branch, next to",
+    r"congruent": "holds as a local rewrite",
+    r"parted": "apart",
+    r"settl(?:e|es|ed|ing)": "fixed, decided",
+    r"met": "satisfied, seen",
+}
+"""Words that this library alone used in a sense of its own, and the field's terms for them."""
+_PRIVATE = re.compile(rf"\b({'|'.join(PRIVATE)})\b", re.IGNORECASE)
+_ALLOWED = re.compile(r"in other words|key words?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence, and the line of its file where its paragraph begins."""
+
+    line: int
+    text: str
+
+
+def complaints(sentence: Sentence) -> list[str]:
+    """Return what is wrong with a sentence, nothing where it is plain."""
+    found = []
+    text = sentence.text
+    opening = next((o for o in OPENINGS if re.match(rf"{o}\b", text)), None)
+    if opening is not None:
+        found.append(f"opens with {opening!r}")
+    count = len(re.findall(r"[A-Za-z][\w'-]*|\d+", text))
+    if count > LONGEST:
+        found.append(f"has {count} words, more than {LONGEST}")
+    for match in _PRIVATE.finditer(_ALLOWED.sub("", text)):
+        better = next(b for word, b in PRIVATE.items() if re.fullmatch(word, match[1], re.IGNORECASE))
+        found.append(f"says {match[1]!r}; say {better}")
+    return [f"line {sentence.line}: {complaint}: {text[:90]}" for complaint in found]
+
+
+def of_markdown(text: str) -> Iterator[Sentence]:
+    """Return the sentences of a Markdown text, headings, list items and cells of tables included."""
+    text = re.sub(r"<!--.*?-->", lambda match: "\n" * match[0].count("\n"), without_blocks(text), flags=re.DOTALL)
+    start, paragraph = 1, list[str]()
+    for number, line in enumerate([*text.splitlines(), ""], start=1):
+        begins = re.match(r"\s*([-*]|\d+\.)\s+|#+ |\|", line)
+        if (not line.strip() or begins) and paragraph:
+            yield from _sentences(start, " ".join(paragraph))
+            paragraph = []
+        if line.startswith("    ") and not paragraph and not begins:
+            continue  # code by indent
+        if line.startswith("|"):
+            for cell in re.split(r"(?<!\\)\|", line):
+                yield from _sentences(number, cell)
+        elif line.strip():
+            start = start if paragraph else number
+            paragraph.append(re.sub(r"^\s*([-*]|\d+\.)\s+|^#+ ", "", line).strip())
+
+
+def of_docstrings(text: str) -> Iterator[Sentence]:
+    """Return the sentences of all docstrings in a Python source, and of the texts below attributes."""
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str(docstring))):
+                for sentence in of_markdown(re.sub(r"``([^`]*)``", r"`\1`", _dedented(docstring))):
+                    yield Sentence(node.lineno + sentence.line - 1, sentence.text)
+
+
+def _dedented(docstring: str) -> str:
+    first, *rest = docstring.split("\n")
+    return "\n".join([first.strip(), *(line.strip() for line in rest)])
+
+
+def of_file(path: Path) -> Iterator[Sentence]:
+    """Return the sentences of a Markdown or Python file."""
+    text = path.read_text(encoding="utf-8")
+    yield from of_docstrings(text) if path.suffix == ".py" else of_markdown(text)
+
+
+def _sentences(line: int, text: str) -> Iterator[Sentence]:
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    text = re.sub(r"`[^`]*`", "CODE", text)
+    text = re.sub(r"[*_]{1,2}([^*_]+)[*_]{1,2}", r"\1", text)
+    for part in re.split(r"(?<=[.!?])\s+(?=[A-Z(0-9])|(?<=:)\s+(?=[A-Z])", text.strip()):
+        if part.strip():
+            yield Sentence(line, part.strip())

@@ -1,0 +1,57 @@
+"""The prose that outsiders read: how sentences open, how long they are, and the field's words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.blocks import ROOT, documentation
+from tests.prose import LONGEST, complaints, of_docstrings, of_file, of_markdown
+
+GENERATED = {"techniques.md", "keeps.md"}
+"""Written from docstrings, which are not covered yet."""
+COVERED = [path for path in documentation() if path.name not in GENERATED]
+COVERED += [ROOT / folder / "README.md" for folder in ("tests", "benchmarks")]
+
+
+@pytest.mark.parametrize("path", COVERED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_prose_is_plain(path: Path) -> None:
+    assert not [complaint for sentence in of_file(path) for complaint in complaints(sentence)]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("It holds. What it needs is a mask.", "opens with 'What'"),
+        ("- Of which one is left.", "opens with 'Of which'"),
+        ("| a | Where not, it is left out. |", "opens with 'Where not'"),
+        ("This is told.", "says 'told'"),
+        ("The term beside\nthe weight.", "says 'beside'"),
+        ("It holds, " * LONGEST, "words, more than"),
+        ("# What it is", "opens with 'What'"),
+        ("1. What it is", "opens with 'What'"),
+    ],
+)
+def test_what_is_not_plain_is_found(text: str, complaint: str) -> None:
+    assert any(complaint in found for sentence in of_markdown(text) for found in complaints(sentence))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Say what it is. It says `What` in code.",
+        "```text\nWhat a block says is told.\n```",
+        "See [the terms](none.md#told).",
+        "    What stands in code by indent",
+        "\n".join(["| a short cell | and another |"] * LONGEST),
+    ],
+)
+def test_what_is_plain_passes(text: str) -> None:
+    assert not [found for sentence in of_markdown(text) for found in complaints(sentence)]
+
+
+def test_docstrings_are_read() -> None:
+    source = 'def f():\n    """Return it.\n\n    What is told.\n    """\n\nX = 1\n"""Of which one."""\n'
+    found = {(sentence.line, sentence.text) for sentence in of_docstrings(source)}
+    assert found == {(2, "Return it."), (4, "What is told."), (8, "Of which one.")}
