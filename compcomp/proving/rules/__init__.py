@@ -1,15 +1,13 @@
 """Rules that prove a claim for every shape. One rule a module, each with its formal statement.
 
-A rule takes a claim and a :class:`Session` of its own, and returns a :class:`Proof` or None. It reads what techniques
-declare and their steps, never their names. Its argument is in docs/proofs/, its attack in tests/proving.
+A rule takes a claim and a :class:`Session` of its own, and returns a :class:`Proof`, or a :class:`Refusal` that says
+what is missing. It reads what techniques declare and their steps, never their names: these occur in reasons alone. Its
+argument is in docs/proofs/, its attack in tests/proving.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from compcomp.language.claim import Claim
-from compcomp.proving.proof import Proof
+from compcomp.proving.proof import Rule
 from compcomp.proving.rules.exchange import exchange
 from compcomp.proving.rules.fits import fits_scheme
 from compcomp.proving.rules.kept import invariant_is_kept
@@ -18,9 +16,6 @@ from compcomp.proving.rules.optimum import joint_optimum
 from compcomp.proving.rules.orthogonal import orthogonality
 from compcomp.proving.rules.same import same_states
 from compcomp.proving.rules.zero_selection import zero_selection
-from compcomp.proving.session import Session
-
-Rule = Callable[[Claim, Session], Proof | None]
 
 RULES: tuple[Rule, ...] = (
     from_every_state,

@@ -43,6 +43,20 @@ def standing(claim: Claim) -> Hashable | None:
         return None
 
 
+def unreliable(claim: Claim) -> str:
+    """Say why :func:`standing` is None: which techniques rules may not rely on."""
+    techniques = [t for sequence in claim.sequences for t in sequence]
+    for technique in techniques:
+        try:
+            _told(technique)
+            tuple(map(of_step, technique.steps()))
+        except (TypeError, ValueError, Unidentified):
+            return f"what {technique} does is not known to be the same each time, so no rule relies on it"
+    if any(unknowns(technique) for technique in techniques):
+        return "what a technique says of Any is not known to hold of each value, or the values are not one number"
+    return "techniques or steps that compare equal are not known to be the same"
+
+
 def dependable(claim: Claim) -> bool:
     """Whether rules may rely on what the claim's techniques say."""
     return standing(claim) is not None
