@@ -94,7 +94,7 @@ def measure(name: str, executor: Any) -> dict[str, Any]:
         "seconds": {**plan.seconds, "wall": round(seconds, 1)},
         "order": str(plan.order),
         "standing": plan.standing,
-        "best": plan.best,
+        "best": plan.best.to_json(),
         "dense": plan.dense,
     }
 

@@ -18,6 +18,7 @@ from compcomp import hooks
 from compcomp.version import __version__
 
 if TYPE_CHECKING:
+    from compcomp.compress import apply as apply
     from compcomp.errors import InputError as InputError
     from compcomp.language.claim import Claim as Claim
     from compcomp.language.claim import Scope as Scope
@@ -38,15 +39,15 @@ if TYPE_CHECKING:
     from compcomp.language.verdict import Verdict as Verdict
     from compcomp.language.verdict import Witness as Witness
     from compcomp.models.cut import cut as cut
-    from compcomp.optimize import apply as apply
     from compcomp.optimize import optimize_order as optimize_order
-    from compcomp.ordering.plan import Plan as Plan
     from compcomp.ordering.space import one_of as one_of
     from compcomp.ordering.space import optional as optional
+    from compcomp.plan import Plan as Plan
     from compcomp.proving.conditions import Finding as Finding
     from compcomp.proving.conditions import find_condition as find_condition
     from compcomp.proving.prove import Prover as Prover
     from compcomp.proving.prove import prove as prove
+    from compcomp.proving.prove import why as why
 
 _HOMES = {
     "ANY": "compcomp.language.parameters",
@@ -68,20 +69,20 @@ _HOMES = {
     "Status": "compcomp.language.verdict",
     "Verdict": "compcomp.language.verdict",
     "Witness": "compcomp.language.verdict",
-    "apply": "compcomp.optimize",
+    "apply": "compcomp.compress",
     "cut": "compcomp.models.cut",
     "optimize_order": "compcomp.optimize",
-    "Plan": "compcomp.ordering.plan",
+    "Plan": "compcomp.plan",
     "one_of": "compcomp.ordering.space",
     "optional": "compcomp.ordering.space",
     "Finding": "compcomp.proving.conditions",
     "find_condition": "compcomp.proving.conditions",
     "Prover": "compcomp.proving.prove",
     "prove": "compcomp.proving.prove",
+    "why": "compcomp.proving.prove",
 }
 
 _OFFERS = {
-    "Plan.report": ("compcomp.reporting", "write_report"),
     "Verdict.save": ("compcomp.language.saved", "save"),
     "Verdict.certified": ("compcomp.proving.prove", "certify"),
     "Verdict.to_latex": ("compcomp.language.latex", "verdict_to_latex"),

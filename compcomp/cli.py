@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from compcomp.language.claim import Claim
     from compcomp.language.verdict import Status, Verdict
-    from compcomp.ordering.plan import Plan
+    from compcomp.plan import Plan
     from compcomp.recipe import Recipe
 
 app = typer.Typer(
@@ -54,17 +54,25 @@ def prove(
         Path | None,
         typer.Option("--store", help="A file of verdicts: what follows from one of them is not asked again."),
     ] = None,
+    why: Annotated[
+        bool, typer.Option("--why", help="In place of a verdict: for each rule, what it needs and what is missing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Prove or refute a claim.
 
     With --store the verdict is kept; with --save it is always found afresh, as its certificates are about this claim.
+    With --why the rules alone are asked, for every shape, and status 3 means that none proves the claim.
     Exit status: 0 proved, 1 refuted, 2 wrong use, 3 unknown or any other verdict.
     """
     import compcomp.techniques  # noqa: F401  (registers the techniques that a claim may name)
     from compcomp.language.text import parse_claim
 
     parsed = parse_claim(claim, loss)
+    if why:
+        if save is not None or store is not None:
+            raise InputError("--why with --save or --store", "--why alone: it finds no verdict", "prove")
+        _explain(parsed, timeout, as_json=as_json)
     with _waiting(f"deciding {parsed}"):
         verdict = _decided(parsed, scope, timeout, store, certify=save is not None)
     if save is not None:
@@ -76,6 +84,21 @@ def prove(
 
         _console().print(verdict_view(verdict))
     raise typer.Exit(_exit_status(verdict))
+
+
+def _explain(claim: Claim, timeout: float, *, as_json: bool) -> NoReturn:
+    """Print what each rule needs and misses. Exit status: 0 where one proves the claim, else 3."""
+    from compcomp.proving.prove import why
+
+    with _waiting(f"asking the rules about {claim}"):
+        answers = why(claim, timeout=timeout)
+    if as_json:
+        _print_json({"claim": str(claim), "rules": [answer.to_json() for answer in answers]})
+    else:
+        from compcomp.reporting.terminal import answers_view
+
+        _console().print(answers_view(answers))
+    raise typer.Exit(0 if any(answer.refusal is None for answer in answers) else 3)
 
 
 def _decided(claim: Claim, scope: str, timeout: float, path: Path | None, *, certify: bool) -> Verdict:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from compcomp.compress import Patterns, read_patterns
+from compcomp.compress import apply as apply
 from compcomp.errors import InputError
 from compcomp.language.loss import loss_named
 from compcomp.language.parameters import whole
-from compcomp.language.technique import Sequence, Technique, as_sequence
+from compcomp.language.technique import Sequence, Technique
+from compcomp.ordering.on_model import EVALUATED
 from compcomp.ordering.parts import CONFIDENCE
-from compcomp.ordering.plan import Plan
-from compcomp.ordering.search import EVALUATED, LARGEST, Notify, search
+from compcomp.ordering.plan import PlanData
+from compcomp.ordering.progress import Notify
+from compcomp.ordering.search import LARGEST, search
 from compcomp.ordering.space import Slot, Space, pairs_of
 from compcomp.ordering.store import Store
+from compcomp.plan import Plan, Setting
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -28,8 +33,6 @@ if TYPE_CHECKING:
 
     from compcomp.models.bench import ModelBench
     from compcomp.proving.prove import Prover
-
-Patterns = str | Iterable[str] | None
 
 PATIENCE = 2.0
 """Seconds before progress bars appear."""
@@ -82,14 +85,14 @@ def optimize_order(
     of those of the largest rate; ``plan.pareto`` has the best of each size.
     confidence: where ``evaluate`` has ``parts`` (docs/measuring.md), that of its intervals, and that the best order is
     not among those stopped early. None or 1: every order is measured on all parts.
-    progress: True for bars on standard error, or a function that is told each event, a dict.
+    progress: True for bars on standard error, or a function that is called with each event, a dict.
     targets, ignore: patterns of the names or classes of the layers to compress, and to leave alone: also of modules
     that they lie in, or regular expressions after "re:" (docs/recipes.md).
     prover: who decides claims, a ``cc.Prover``. None: the one that this process shares.
 
     Raises InputError when something given cannot be used.
     """
-    targets, ignore = _patterns(targets, ignore)
+    targets, ignore = read_patterns(targets, ignore)
     chosen, pairs = _techniques(techniques), pairs_of(before)
     known = Space(chosen, pairs).techniques
     whole(evaluations, 1, 10**6, "evaluations")
@@ -131,7 +134,7 @@ def optimize_order(
         notify: Notify = progress if callable(progress) else lambda event: None
         if progress is True:
             notify = stack.enter_context(Bars()).event
-        plan = search(
+        found = search(
             chosen,
             loss,
             bench,
@@ -145,57 +148,19 @@ def optimize_order(
             store=store,
             notify=notify,
         )
-    _make_applicable(plan, bench, calibration, device, targets, ignore)
-    return plan
-
-
-def apply(
-    sequence: Technique | Sequence,
-    model: nn.Module,
-    calibration: Any = None,
-    device: Any = "auto",
-    targets: Patterns = None,
-    ignore: Patterns = ("lm_head",),
-) -> nn.Module:
-    """Apply a sequence to a model, without a search, and return the same module with its new weights.
-
-    calibration: batches for the model; needed where a technique looks at inputs. The rest is as for
-    :func:`optimize_order`. What a plan would note is warned of. Raises InputError when something given cannot be used;
-    the model is then as it was.
-    """
-    sequence = as_sequence(sequence)
-    targets, ignore = _patterns(targets, ignore)
-    from compcomp.models.bench import ModelBench
-    from compcomp.models.modes import PLAIN, kept
-
-    needed = calibration if sequence.needs_inputs else None
-    couples = _couples(sequence)
-    with (
-        kept(),
-        PLAIN.on(),
-        ModelBench(model, needed, None, device, targets, ignore, loss_names=(), keep_batches=couples) as bench,
-    ):
-        bench.check(sequence)
-        written = bench.write(bench.apply(sequence, bench.start()))
-    for note in bench.notes:
-        warnings.warn(note, UserWarning, stacklevel=2)
-    return written
-
-
-def _patterns(targets: Patterns, ignore: Patterns) -> tuple[Patterns, Patterns]:
-    """Both as tuples, which can be read more than once."""
-    from compcomp.models.patterns import patterns_of
-
-    return None if targets is None else patterns_of(targets, "targets"), patterns_of(ignore, "ignore")
+    if bench is not None:
+        notes = [*found.notes, *bench.notes, *_suspicious(found)]
+        found = replace(found, notes=notes, outside=bench.outside)
+    return Plan.of(found, Setting(bench, calibration, device, targets, ignore))
 
 
 def _couples(techniques: Iterable[Technique]) -> bool:
-    """Whether one of them acts on the whole model."""
+    """Return True if one of the techniques acts on the whole model."""
     return any(technique.whole_model for technique in techniques)
 
 
 def _share(given: Any, where: str, usable: bool = True) -> float | None:
-    """A number from 0 to 1, or None."""
+    """Read a number from 0 to 1, or None."""
     if given is None:
         return None
     if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= 1:
@@ -237,74 +202,16 @@ def _check_model_arguments(
             raise InputError("no calibration", f"calibration batches, which {needing[0]} needs", "calibration")
 
 
-def _make_applicable(
-    plan: Plan,
-    bench: ModelBench | None,
-    calibration: Any,
-    device: Any,
-    targets: Patterns,
-    ignore: Patterns,
-) -> None:
-    """Let the plan compress models, its own one with the calibration that was collected."""
-    from compcomp.models.bench import ModelBench
-
-    def check(where: str) -> None:
-        """Raise InputError unless the model is as the search left it, or as this plan has written it."""
-        assert bench is not None
-        if (name := bench.changed()) is not None:
-            raise InputError(
-                f"a model whose weights have changed since the plan was made ({name})",
-                "the model as it was; compcomp.apply(plan.order, model, calibration) compresses what it is now",
-                where,
-            )
-
-    def compress(model: nn.Module, batches: Any) -> nn.Module:
-        if bench is None or not _is_same_model(model, bench.model) or batches is not None:
-            given = calibration if batches is None else batches
-            if not plan.layer_orders:
-                return apply(plan.order, model, given, device, targets, ignore)
-            with ModelBench(model, given, None, device, targets, ignore, loss_names=()) as other:
-                return other.write(_planned(plan, other))
-        check("Plan.apply")
-        with bench:
-            bench.write(_planned(plan, bench))
-        return model
-
-    def write_model(folder: Path) -> None:
-        assert bench is not None
-        from compcomp.models.save import save
-
-        check("Plan.save")
-        with bench:
-            about = {"order": str(plan.order), "optimality": plan.optimality, "layer_orders": plan.layer_orders}
-            save(bench.model, _planned(plan, bench), folder, about)
-
-    plan.compress = compress
-    if bench is not None:
-        plan.write_model = write_model
-        plan.notes += [*bench.notes, *_suspicious(plan)]
-        plan.outside = bench.outside
-
-
-def _is_same_model(one: Any, other: Any) -> bool:
-    """Whether two models are one, whatever compilers and data parallelism put around it."""
-    from torch import nn
-
-    from compcomp.models.wrappers import unwrap
-
-    return one is other or (isinstance(one, nn.Module) and unwrap(one) is unwrap(other))
-
-
 BEATEN = 0.1
 """Share of a metric of the uncompressed model by which it takes a remark to be beaten."""
 
 
-def _suspicious(plan: Plan) -> list[str]:
-    """What to say where compressed models are better than the uncompressed one by much."""
+def _suspicious(plan: PlanData) -> list[str]:
+    """Return a note if compressed models are better than the uncompressed one by much."""
     metric, dense = plan.metric, plan.dense.get(plan.metric or "")
     if metric is None or dense is None or not math.isfinite(dense):
         return []
-    values = [one["metrics"][metric] for one in plan.measurements if metric in one["metrics"]]
+    values = [one.metrics[metric] for one in plan.measurements if metric in one.metrics]
     sign = -1 if plan.lower else 1
     better = [value for value in values if sign * (value - dense) > BEATEN * abs(dense)]
     if not better:
@@ -315,14 +222,6 @@ def _suspicious(plan: Plan) -> list[str]:
         f"{BEATEN:.0%}, where {way} is taken for better: see that this is so (evaluate.higher_is_better says it) "
         "and that evaluate measures the model it is given"
     ]
-
-
-def _planned(plan: Plan, bench: ModelBench) -> Any:
-    """The state that the plan leads to."""
-    if not plan.layer_orders:
-        return bench.apply(plan.order, bench.start())
-    own = {name: plan.orderings.read(text) for name, text in plan.layer_orders.items()}
-    return bench.apply_each({name: own.get(name, plan.order) for name in bench.layer_names()} | own)
 
 
 class Bars:

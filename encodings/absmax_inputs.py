@@ -48,6 +48,7 @@ class AbsMaxInputs(Technique):
             changes_inputs=True,
             input_bits=None if isinstance(self.bits, Unknown) or self.group is not None else self.bits,
             deterministic=self.rounding != "any",
+            idempotent=True,
         )
 
     @property

@@ -22,6 +22,8 @@ class ApplyMask(Technique):
     declared: ClassVar[Declared] = Declared(
         keeps=frozenset({"mask", "n:m", "shape", "grid", "factors"}),
         restores=frozenset({"mask"}),
+        no_op=frozenset({"plain"}),
+        idempotent=True,
     )
 
     def encode(self, layer: LayerState) -> LayerState:

@@ -108,6 +108,7 @@ class AWQ(Technique):
             holds_reference=True,
             changes_basis=True,
             scales_inputs=True,
+            no_op=frozenset() if any(self.alphas) else frozenset({"always"}),
         )
 
     @property

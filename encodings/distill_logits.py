@@ -14,7 +14,12 @@ from compcomp.terms import Term
 
 TARGETS = ("data", "self")
 
-OPEN = Declared(keeps=frozenset({"mask", "n:m", "shape", "grid", "factors"}), homogeneous=False, deterministic=False)
+OPEN = Declared(
+    keeps=frozenset({"mask", "n:m", "shape", "grid", "factors"}),
+    homogeneous=False,
+    deterministic=False,
+    no_op=frozenset({"on a grid"}),
+)
 """What holds of any weights that training may lead to."""
 
 

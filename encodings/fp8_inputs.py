@@ -41,6 +41,7 @@ class FP8Inputs(Technique):
             keeps=frozenset({"mask", "n:m", "shape", "grid", "rank", "factors"}),
             changes_inputs=True,
             deterministic=self.rounding != "any",
+            idempotent=True,
         )
 
     @property

@@ -38,6 +38,7 @@ class GradientDistill(Technique):
         never_increases=frozenset({"output_l2"}),
         any_inputs=True,
         holds_reference=True,
+        no_op=frozenset({"plain dense"}),
     )
     fixtures: ClassVar[Fixtures] = Fixtures(
         values={

@@ -41,6 +41,8 @@ class Hadamard(Technique):
             any_inputs=True,
             holds_reference=True,
             changes_basis=True,
+            no_op=frozenset({"plain"}) if self.block == 1 else frozenset(),
+            involution=True,
         )
 
     @property

@@ -86,6 +86,7 @@ class LoRA(Technique):
             rests=not self.merged,
             holds_reference=True,
             leaves_weight=not self.merged,
+            no_op=frozenset({"plain dense"}) if self.merged else frozenset(),
         )
 
     def first(self, columns: int) -> npt.NDArray[np.int64]:

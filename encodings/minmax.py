@@ -67,7 +67,7 @@ class MinMax(Technique):
         )
 
     def hints(self) -> Hints:
-        return Hints() if isinstance(self.levels, Unknown) else Hints(landmarks=(self.levels,))
+        return Hints() if isinstance(self.levels, Unknown) else Hints(landmarks=(self.levels, self.levels + 2))
 
     def steps(self) -> tuple[RangeMap]:
         partition = grid_partition(self.group, self.per, "MinMax")

@@ -52,6 +52,7 @@ class PruneColumns(Technique):
         return Declared(
             keeps=frozenset({"mask", "n:m", "grid", "rank", "shape"}),
             deterministic=self.ties != "any",
+            idempotent=self.ties != "any",
             removes_columns=True,
         )
 

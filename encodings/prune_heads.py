@@ -38,7 +38,8 @@ class PruneHeads(Technique):
         check_units(self)
 
     def promises(self) -> Declared:
-        return Declared(keeps=UNITS, removes_rows=True, deterministic=self.ties != "any")
+        fixed = self.ties != "any"
+        return Declared(keeps=UNITS, removes_rows=True, deterministic=fixed, idempotent=fixed)
 
     def parts(self) -> Mapping[str, Technique]:
         return rows_and_columns("heads", self.sparsity, self.score, self.ties)

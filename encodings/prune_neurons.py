@@ -48,7 +48,8 @@ class PruneNeurons(Technique):
         check_units(self)
 
     def promises(self) -> Declared:
-        return Declared(keeps=UNITS, removes_rows=True, deterministic=self.ties != "any")
+        fixed = self.ties != "any"
+        return Declared(keeps=UNITS, removes_rows=True, deterministic=fixed, idempotent=fixed)
 
     def parts(self) -> Mapping[str, Technique]:
         return rows_and_columns("neurons", self.sparsity, self.score, self.ties)

@@ -51,6 +51,7 @@ class PruneRows(Technique):
         return Declared(
             keeps=frozenset({"mask", "n:m", "grid", "rank", "shape"}),
             deterministic=self.ties != "any",
+            idempotent=self.ties != "any",
             removes_rows=True,
         )
 

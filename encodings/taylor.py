@@ -79,6 +79,7 @@ class Taylor(Technique):
             keeps=kept | ({"factors"} if single else {"rank"}),
             deterministic=self.ties != "any",
             removes_rows=self.group == "row",
+            idempotent=self.group == "row" and self.ties != "any",
         )
 
     def hints(self) -> Hints:

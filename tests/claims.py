@@ -22,6 +22,12 @@ def _third(rounding: str, ties: str = "all") -> str:
     return f"{prune} >> {quantize} dominates {quantize} >> {prune}"
 
 
+def _twice(technique: str) -> str:
+    return f"{technique} >> {technique} equals {technique}"
+
+
+_PROVED = ("weight_l2", "any", "PROVED")
+_REFUTED = ("weight_l2", "any", "REFUTED")
 X = "AbsMaxInputs(bits=4)"
 G, OPEN = "GradientDistill(iterations=2)", "DistillLogits(iterations=2)"
 ANY_P, ANY_Q = "Magnitude(sparsity=Any)", "AbsMax(bits=Any)"
@@ -29,7 +35,8 @@ A1, Q2, F = "LoRA(rank=1, iterations=1)", "AbsMax(bits=2)", "DistillFactors()"
 T = "QuantizationAwareTraining(bits=4)"
 M, O, A = "MinMax(bits=4)", "MinMax(bits=4, zero='none')", "ApplyMask()"
 U, H = "PruneNeurons(sparsity=1/2)", "PruneHeads(sparsity=1/2)"
-UP = "AbsMax(bits=4, rounding='half_up')"
+UP4 = "AbsMax(bits=4, rounding='half_up')"
+Q3, UP, MERGED = "AbsMax(bits=3)", "AbsMax(bits=2, rounding='half_up')", "LoRA(rank=1, iterations=1, merged=True)"
 DENSE, HALF = "Magnitude(sparsity=Any, of='dense')", "Magnitude(sparsity=1/2, of='dense')"
 
 CLAIMS: list[tuple[str, str, str, str]] = [
@@ -57,6 +64,47 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     (f"{W} >> Wanda(sparsity=1/4) equals {W}", "weight_l2", "any", "PROVED"),
     (f"{W} >> {P} equals {P}", "weight_l2", "any", "REFUTED"),
     ("AbsMax(bits=8) >> AbsMax(bits=4) equals AbsMax(bits=4)", "weight_l2", "any", "REFUTED"),
+    # Rounding twice is rounding once where every midpoint of the second grid is one of the first, and goes its way.
+    ("AbsMax(bits=5) >> AbsMax(bits=3) equals AbsMax(bits=3)", "weight_l2", "any", "PROVED"),
+    (
+        "AbsMax(bits=13, group=4) >> AbsMax(bits=4, group=4) equals AbsMax(bits=4, group=4)",
+        "weight_l2",
+        "any",
+        "PROVED",
+    ),
+    (f"AbsMax(bits=9) >> AbsMax(bits=5) >> {Q3} equals {Q3}", "weight_l2", "any", "PROVED"),
+    ("AbsMax(bits=5) >> AbsMax(bits=3, per='channel') equals AbsMax(bits=3, per='channel')", *_REFUTED),
+    (f"AbsMax(bits=4) >> {Q3} equals {Q3}", *_REFUTED),
+    (f"AbsMax(bits=5, rounding='half_up') >> {Q3} equals {Q3}", *_REFUTED),
+    (f"AbsMax(bits=3, rounding='half_up') >> {UP} equals {UP}", "weight_l2", "any", "PROVED"),
+    (f"{Q3} >> {Q2} equals {Q2}", *_REFUTED),
+    (_twice("MinMax(bits=4, rounding='half_up')"), "weight_l2", "any", "PROVED"),
+    (_twice("MinMax(bits=Any, rounding='half_away', group=4)"), "weight_l2", "any", "PROVED"),
+    (_twice(O), "weight_l2", "any", "PROVED"),
+    (_twice(M), *_REFUTED),  # both ends of the range are midpoints, and only one goes outwards
+    # What changes nothing where it stands.
+    (f"{Q} >> {OPEN} equals {Q}", "weight_l2", "any", "PROVED"),
+    (f"GPTQ(bits=4) >> {OPEN} dominates GPTQ(bits=4)", "output_l2", "any", "PROVED"),
+    (f"{OPEN} >> {Q} equals {Q}", *_REFUTED),
+    (f"{Q} >> {G} >> {OPEN} equals {Q} >> {G}", *_REFUTED),
+    (_twice("PruneRows(sparsity=1/2)"), "weight_l2", "any", "PROVED"),
+    (_twice("PruneRows(sparsity=1/2, ties='any')"), *_REFUTED),
+    (_twice("Taylor(sparsity=1/2, group='row')"), "weight_l2", "any", "PROVED"),
+    (_twice("Taylor(sparsity=1/2, group='column')"), *_REFUTED),
+    (_twice(X), "weight_l2", "any", "PROVED"),
+    (f"{MERGED} >> {Q} equals {Q}", "weight_l2", "any", "PROVED"),
+    (f"{Q} >> {MERGED} equals {Q}", *_REFUTED),
+    (f"{P} >> AWQ(alphas=(0,)) >> {Q} equals {P} >> {Q}", "weight_l2", "any", "PROVED"),
+    (f"Hadamard(block=1) >> {Q} equals {Q}", "weight_l2", "any", "PROVED"),
+    (f"Hadamard(block=4) >> {Q} equals {Q}", *_REFUTED),
+    (f"Hadamard() >> Hadamard() >> {Q} equals {Q}", "weight_l2", "any", "PROVED"),
+    # All of it in every recorded field.
+    (_twice("PruneRows(sparsity=1/2)").replace("equals", "same state as"), *_PROVED),
+    (f"AbsMax(bits=5) >> {Q3} same state as {Q3}", *_PROVED),
+    (f"{Q} >> {OPEN} same state as {Q}", *_PROVED),
+    (f"Hadamard() >> Hadamard() >> {Q} same state as {Q}", *_PROVED),
+    (f"{P} >> Hadamard(block=1) same state as {P}", *_REFUTED),  # a rotation forgets the mask
+    (f"{Q} >> {MERGED} same state as {Q}", *_REFUTED),
     # Equal weights and inputs, other records: a last selection that finds enough zeros, a last change of basis.
     (f"{P} >> {Q} >> {P} equals {P} >> {Q}", "weight_l2", "any", "PROVED"),
     (f"{P} >> {Q} >> {P} same state as {P} >> {Q}", "weight_l2", "any", "REFUTED"),
@@ -347,12 +395,12 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     (f"JSQ(sparsity=1/2, bits=4, per='tensor') dominates {P} >> {Q}", "weight_l2", "any", "REFUTED"),
     (f"{ANY_P} >> {ANY_Q} dominates JSQ(sparsity=Any, bits=Any, per='tensor')", "weight_l2", "any", "REFUTED"),
     # The grid is symmetric: what is gained by keeping a weight depends on its magnitude, whichever way midpoints go.
-    (_reversed(P, UP), "weight_l1", "any", "PROVED"),
+    (_reversed(P, UP4), "weight_l1", "any", "PROVED"),
     (_reversed(ANY_P, "AbsMax(bits=Any, rounding='any')"), "weight_l2", "any", "PROVED"),
     (_reversed(N, "FP4(group=64, rounding='half_up')"), "weight_l3", "any", "PROVED"),
-    (_reversed("Magnitude(sparsity=1/3, ties='all')", UP), "weight_l1", "any", "REFUTED"),
+    (_reversed("Magnitude(sparsity=1/3, ties='all')", UP4), "weight_l1", "any", "REFUTED"),
     (_reversed(P, "NF4(group=None, rounding='half_up')"), "weight_l1", "any", "REFUTED"),
-    (_reversed(UP, P), "weight_l1", "any", "REFUTED"),
+    (_reversed(UP4, P), "weight_l1", "any", "REFUTED"),
     # The least weights of a larger group lose less than any as many of smaller ones, whatever becomes of the others.
     (f"{P} dominates {N}", "weight_l2", "any", "PROVED"),
     (f"{P} dominates {N} >> {Q} >> {D}", "weight_l1", "any", "PROVED"),
@@ -377,7 +425,7 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     (f"Hadamard(block=4) >> {W} dominates {W}", "output_l2", "any", "REFUTED"),
     # Rounds of magnitude pruning are one selection.
     (_reversed("GradualMagnitude(sparsity=1/2)", Q), "weight_l2", "any", "PROVED"),
-    (_reversed("GradualMagnitude(sparsity=1/2, rounds=5, pattern='2:4')", UP), "weight_l1", "any", "PROVED"),
+    (_reversed("GradualMagnitude(sparsity=1/2, rounds=5, pattern='2:4')", UP4), "weight_l1", "any", "PROVED"),
     (_reversed(Q, "GradualMagnitude(sparsity=1/2)"), "weight_l2", "any", "REFUTED"),
     (f"{Q} is orthogonal to GradualMagnitude(sparsity=1/2) within 1/2", "weight_l1", "any", "PROVED"),
 ]

@@ -18,7 +18,7 @@ from compcomp.errors import InputError
 from compcomp.language.text import parse_sequence
 from compcomp.models.save import load_weights
 from compcomp.optimize import Bars, apply, optimize_order
-from compcomp.ordering import search as searching
+from compcomp.ordering import on_model as measuring
 from compcomp.ordering.ask import Asker
 from compcomp.ordering.space import one_of, optional
 from compcomp.techniques import JSQ, AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD
@@ -293,7 +293,7 @@ def test_what_loses_more_on_some_layers_is_not_left_out_for_a_larger_model(
     techniques = [P, one_of(AbsMax(bits=2, group=8), AbsMax(bits=8, group=8)), optional(L), D]
     given = {"model": Tiny(), "calibration": tokens(), "device": "cpu"}
     whole = optimize_order(techniques, **given)  # type: ignore[arg-type]
-    monkeypatch.setattr(searching, "RANKED", wanted)
+    monkeypatch.setattr(measuring, "RANKED", wanted)
     plan = optimize_order(techniques, **given)  # type: ignore[arg-type]
     assert plan.orders["dropped"] > whole.orders["dropped"] and len(plan.pareto) > 3
     assert plan.pareto == whole.pareto and plan.best == whole.best

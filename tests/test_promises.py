@@ -22,10 +22,13 @@ from compcomp.techniques import (
     AbsMaxInputs,
     ApplyMask,
     DistillFactors,
+    GradientDistill,
     Hadamard,
     Magnitude,
     MinMax,
+    PruneRows,
     SmoothQuant,
+    Taylor,
     TruncatedSVD,
 )
 from compcomp.terms import And, If, each
@@ -131,6 +134,14 @@ LIES: list[tuple[Technique, dict[str, Any]]] = [
     (HALF, {"removes_columns": True}),
     (SmoothQuant(), {"changes_basis": False}),
     (Hadamard(block=4), {"scales_inputs": True}),
+    (LOW, {"idempotent": True}),
+    (Taylor("1/2", group="column"), {"idempotent": True}),  # type: ignore[arg-type]
+    (PruneRows("1/2", ties="any"), {"idempotent": True}),  # type: ignore[arg-type]
+    (SmoothQuant(), {"involution": True}),
+    (ApplyMask(), {"no_op": frozenset({"always"})}),  # of a mask that is broken it changes something
+    (GradientDistill(1), {"no_op": frozenset({"on a grid"})}),
+    (GradientDistill(1), {"no_op": frozenset({"plain"})}),
+    (HALF, {"no_op": frozenset({"plain dense"})}),
 ]
 
 

@@ -15,6 +15,20 @@ COVERED = [path for path in documentation() if path.name not in GENERATED]
 COVERED += [ROOT / folder / "README.md" for folder in ("tests", "benchmarks")]
 
 
+ROOMS: list[str] = [
+    "compcomp/errors.py",
+    "compcomp/version.py",
+]
+"""Globs of code files whose docstrings are covered."""
+CODE = sorted({path for room in ROOMS for path in ROOT.glob(room)})
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_docstrings_are_plain(path: Path) -> None:
+    found = of_docstrings(path.read_text(encoding="utf-8"))
+    assert not [complaint for sentence in found for complaint in complaints(sentence)]
+
+
 @pytest.mark.parametrize("path", COVERED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_prose_is_plain(path: Path) -> None:
     assert not [complaint for sentence in of_file(path) for complaint in complaints(sentence)]

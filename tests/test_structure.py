@@ -32,14 +32,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "techniques": {"language", "encodings", "kernels"},
     "checking": {"terms", "layers", "algebra", "language", "techniques"},
     "proving": {"version", "terms", "layers", "algebra", "language", "checking"},
-    "ordering": {"hooks", "version", "terms", "layers", "language", "proving"},
-    "models": {"layers", "language", "kernels"},
+    "record": set(),
+    "bench": {"record", "language"},
+    "ordering": {"record", "bench", "version", "terms", "layers", "language", "proving"},
+    "models": {"bench", "layers", "language", "kernels"},
+    "compress": {"language", "ordering", "models"},
+    "reporting": {"layers", "language", "ordering"},
+    "plan": {"language", "ordering", "models", "compress", "reporting"},
 }
 MAY_IMPORT["optimize"] = set(MAY_IMPORT)
 MAY_IMPORT["recipe"] = {"language", "ordering", "models"}
 MAY_IMPORT["systems"] = {"techniques", "language"}
 MAY_IMPORT["catalogue"] = {"layers", "language", "models"}
-MAY_IMPORT["reporting"] = {"layers", "language", "ordering"}
 MAY_IMPORT["testing"] = {"terms", "layers", "algebra", "language", "kernels"}
 
 FACE = "__init__"  # `import compcomp` itself: it reaches every room, so a room must not go through it

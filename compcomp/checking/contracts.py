@@ -43,9 +43,9 @@ def derived(claim: Claim) -> bool:
 
 def _compares(claim: Equals | SameState | Dominates) -> bool:
     """Whether both sides do the same, or the left one continues the right one by steps that never increase the loss."""
-    if claim.changes_basis:
-        return _same(claim.left.techniques, claim.right.techniques) and claim.left.is_deterministic
-    left, right = claim.left, claim.right
+    left, right = _changing(claim.left), _changing(claim.right)
+    if left.changes_basis or right.changes_basis:
+        return _same(left.techniques, right.techniques) and left.is_deterministic
     if isinstance(claim, Dominates) and not claim.loss.needs_inputs:
         left, right = _weights_alone(left), _weights_alone(right)
     if not right.is_deterministic:
@@ -67,6 +67,34 @@ def _same(left: Items[Technique], right: Items[Technique]) -> bool:
 def _looks(technique: Technique) -> bool:
     """Whether what it does depends on the inputs, or changes them."""
     return technique.needs_inputs or technique.needs_magnitudes or technique.needs_tokens
+
+
+def _changing(sequence: Sequence) -> Sequence:
+    """The sequence without techniques that change nothing where they stand: of circumstances that are easily seen."""
+    found = list[Technique]()
+    for technique in sequence:
+        promises, before = technique.promises(), [t.promises() for t in found]
+        plain = all(p.changes_inputs or p.changes_basis or p.leaves_weight for p in before)
+        dense = plain and all(p.holds_reference and not p.changes_inputs for p in before)
+        seen = {"always": True, "plain": plain, "plain dense": dense, "on a grid": _on_a_grid(found)}
+        again = bool(found) and same(found[-1], technique)
+        if any(seen[name] for name in promises.no_op) or (again and promises.idempotent):
+            continue
+        if again and plain and promises.involution:
+            found.pop()
+        else:
+            found.append(technique)
+    return Sequence(tuple(found))
+
+
+def _on_a_grid(techniques: Items[Technique]) -> bool:
+    """Whether the last step that is no selection sets up a grid, and nothing without steps follows."""
+    for technique in reversed(techniques):
+        if not technique.steps():
+            return False
+        if not _selects_alone(technique):
+            return True
+    return False
 
 
 def _weights_alone(sequence: Sequence) -> Sequence:

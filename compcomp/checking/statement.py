@@ -22,9 +22,14 @@ STATED: dict[str, Any] = {
     **dict.fromkeys(("claim", "status", "scope", "reach", "stage", "cause", "reason"), str),
     **dict.fromkeys(("loss", "grade"), (str, type(None))),
     **dict.fromkeys(("assumptions", "given", "notes"), TEXTS),
-    "assumed": list,
+    **dict.fromkeys(("assumed", "tried"), list),
     **{"format": int, "needed": (list, type(None)), "congruent": bool, "work": dict, "versions": dict},
 }
+TRIED: dict[str, Any] = {
+    **dict.fromkeys(("rule", "reason", "reached"), str),
+    **{"lemma": (dict, type(None)), "values": dict, "layer": (list, type(None)), "advice": TEXTS},
+}
+"""One refusal of a rule."""
 ANSWER: dict[str, Any] = {
     **dict.fromkeys(("name", "script", "expected", "answer", "solver", "second_answer", "second_solver"), str),
     **{"rlimit": int, "certificate": (str, type(None))},
@@ -44,7 +49,7 @@ PROOF_NOTES = (
     re.escape(FOLLOWS) + ".*",
 )
 STAGES = {"PROVED": ("rule", "bounded"), "REFUTED": ("search", "bounded"), "VACUOUS": ("rule", "bounded")}
-WITHOUT_QUERIES = ("absorption", "inputs", "rest", "last step", "kept", "fits", "optimum")
+WITHOUT_QUERIES = ("no op", "absorption", "inputs", "rest", "last step", "kept", "fits", "optimum")
 """The rules that may prove a claim without a query: from what techniques promise."""
 
 
@@ -73,6 +78,8 @@ def check_shape(stated: Any, answers: Any, witness: Any) -> None:
         raise Invalid(f"claim.json: format {stated['format']} is not known")
     for one in stated["assumed"]:
         check_fields(one, ASSUMED, "an assumption")
+    for one in stated["tried"]:
+        check_fields(one, TRIED, "a refusal")
     if stated["needed"] is not None and not all(isinstance(text, str) for text in stated["needed"]):
         raise Invalid("claim.json: needed is no list of texts")
     check_fields(stated["versions"], dict.fromkeys(("compcomp", "solver", "second solver"), str), "versions")
@@ -114,6 +121,7 @@ def problems(claim: Claim, stated: Data, answers: list[Data], witness: Data | No
     wrong(witness is None and status == "REFUTED", "a refutation needs a witness")
     wrong(bool(stated["cause"]) and status in ("PROVED", "REFUTED"), f"{status}, and a cause why it is not")
     wrong(bool(stated["reason"]) and status not in ("PROVED", "REFUTED"), f"{status}, and a reason why it holds")
+    wrong(bool(stated["tried"]) and status != "UNKNOWN", f"{status}, and rules that do not prove it")
     if status != "PROVED":
         assumes = stated["assumptions"] not in ([], [*map(str, claim.coupling)])
         bound = stated["congruent"] or stated["needed"] or assumes

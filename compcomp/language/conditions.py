@@ -488,3 +488,7 @@ def _parted(scores: list[Term], count: int, tolerance: float) -> Term:
         upto = 1 + Sum(If(s <= scores[i], 1, 0) for s in others)
         found.append(Or(below >= count, upto <= count))
     return And(*found)
+
+
+TEMPLATES: tuple[Condition, ...] = (NoTies(), LargestKept(), ScaleUnchanged(), DiagonalGram(), OrthogonalInputs())
+"""The conditions to try for a claim that is not proved, those that ask less first."""

@@ -9,6 +9,11 @@ from typing import Any
 from compcomp.errors import InputError
 from compcomp.language.steps import Optimum
 
+NO_OP = ("always", "on a grid", "plain", "plain dense")
+"""When a technique may change nothing. "on a grid": the format records a grid. "plain": the format records no mask,
+pattern, grid, rank or cut (it may record a low-rank term and a transform). "plain dense": the format is plain, the
+effective weight equals the reference, and the inputs are the dense ones."""
+
 HINTS = frozenset({"landmarks", "trivial_side"})
 """What :class:`Declared` held once and is now said by ``Technique.hints()``."""
 
@@ -56,15 +61,20 @@ class Declared:
     homogeneous: the layer is its weight and its reference.
     zeros: whatever the format says of them. "weights": a weight that is zero is zero after it. "rows": where a row of
         the weight and that of the low-rank term are zero, both are after it. "columns": the same of columns.
-    changes_basis: weight and format change with the transform. A technique that does not declare it leaves the
-        transform alone, and is shown the layer in the basis that is there.
+    changes_basis: weight and format change with the transform, and a plain format (:data:`NO_OP`) stays plain. A
+        technique that does not declare it leaves the transform alone, and is shown the layer in the basis that is
+        there.
     input_bits: one of the multiples is 0, and the inputs are those in the basis that is there. None: not known.
     optimum: the weights that it admits for the weight that the technique finds.
+    no_op: out of :data:`NO_OP`. An equal state, with the same factors, whatever is left free; so for the next two.
+    idempotent: of a technique for the whole model, on every layer of a model.
     """
 
     keeps: frozenset[str] = field(
         default=frozenset(),
-        metadata=_law("an invariant of these that holds before it holds after it", "kept", "normal", "optimum"),
+        metadata=_law(
+            "an invariant of these that holds before it holds after it", "kept", "no_op", "normal", "optimum"
+        ),
     )
     restores: frozenset[str] = field(
         default=frozenset(),
@@ -84,16 +94,17 @@ class Declared:
     )
     holds_reference: bool = field(
         default=False,
-        metadata=_law("leaves the effective weight and the inputs alone where they equal the reference", "normal"),
+        metadata=_law("leaves the effective weight and the inputs alone where they equal the reference", "no_op"),
     )
     leaves_weight: bool = field(
-        default=False, metadata=_law("adds a low-rank term beside the weight, and changes nothing else", "normal")
+        default=False,
+        metadata=_law("adds a low-rank term beside the weight, and changes nothing else", "no_op", "normal"),
     )
     changes_inputs: bool = field(
         default=False,
         metadata=_law(
             "acts on the inputs alone, and what it makes of them depends on them alone",
-            *("inputs", "fits", "normal"),
+            *("inputs", "exchange", "fits", "no_op", "normal"),
         ),
     )
     homogeneous: bool = field(
@@ -110,7 +121,7 @@ class Declared:
         default=False,
         metadata=_law(
             "changes the basis of the inputs alone: effective weight, inputs and every loss stay",
-            *("basis", "fits", "last_step", "normal"),
+            *("basis", "fits", "last_step", "no_op", "normal"),
         ),
     )
     scales_inputs: bool = field(
@@ -139,7 +150,7 @@ class Declared:
         default=False,
         metadata=_law(
             "numbers in its format (levels, pattern, ranks) depend on weights, inputs or shape",
-            *("fits", "zero_selection"),
+            *("fits", "no_op", "zero_selection"),
             weaker=True,
         ),
     )
@@ -148,6 +159,14 @@ class Declared:
         metadata=_law(
             "what it makes of a layer depends on more of the low-rank term than its product", "normal", weaker=True
         ),
+    )
+
+    no_op: frozenset[str] = field(default=frozenset(), metadata=_law("changes nothing in these circumstances", "no_op"))
+    idempotent: bool = field(
+        default=False, metadata=_law("changes nothing of a state that it returned", "no_op", "normal")
+    )
+    involution: bool = field(
+        default=False, metadata=_law("applied twice in a row changes nothing where the format is plain", "no_op")
     )
 
     def __new__(cls, *given: object, **named: object) -> Declared:

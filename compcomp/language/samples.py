@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from compcomp.errors import InputError
+from compcomp.language.technique import Sequence as Techniques
 from compcomp.language.technique import Technique
 from compcomp.layers.batches import unstack
 from compcomp.layers.state import INVARIANTS, LayerState
@@ -86,7 +87,7 @@ def sample(kind: type[Technique]) -> Technique:
     return representatives(kind)[0]
 
 
-def sets_up(technique: Technique) -> frozenset[str]:
+def sets_up(technique: Technique | Techniques) -> frozenset[str]:
     """The invariants of :data:`compcomp.layers.state.INVARIANTS` that it sets up on a dense layer."""
     random = np.random.default_rng(0)
     shape = next((s for s in _shapes() if technique.fits(s)), None)

@@ -30,6 +30,7 @@ STATED = (
     "reason",
     "grade",
     "cause",
+    "tried",
     "notes",
     "versions",
 )

@@ -11,8 +11,9 @@ from typing import Any
 from compcomp import hooks
 from compcomp.language.assumption import Assumption, assumptions
 from compcomp.language.claim import Claim, Scope
-
-Matrix = tuple[tuple[Fraction, ...], ...]
+from compcomp.language.query import Query as Query
+from compcomp.language.refusal import Matrix as Matrix
+from compcomp.language.refusal import Refusal
 
 
 class Status(StrEnum):
@@ -85,25 +86,6 @@ class Witness:
 
 
 @dataclass(frozen=True)
-class Query:
-    """One question a proof put to a solver, as SMT-LIB text. A proof needs the answer ``expected``.
-
-    ``second_answer``: what the second solver said, "" where it was not asked. ``certificate``: what shows the
-    answer without a solver (docs/certificates.md), None where there is none.
-    """
-
-    name: str
-    smtlib: str
-    expected: str
-    answer: str
-    solver: str = ""
-    rlimit: int = 0
-    second_answer: str = ""
-    second_solver: str = ""
-    certificate: dict[str, Any] | None = field(default=None, repr=False, hash=False)
-
-
-@dataclass(frozen=True)
 class Verdict:
     """The answer to one claim.
 
@@ -114,6 +96,7 @@ class Verdict:
     used anywhere in a longer sequence, and a dominance at its end.
     ``assumptions``: what a proof takes for granted. One given as text is of no known kind, and counts as restricting.
     ``needed``: of a proved claim with conditions, a smallest set of them with which the proof still goes through.
+    ``tried``: of an unknown, why each rule about such claims does not prove it, the most telling first.
     """
 
     claim: Claim
@@ -132,6 +115,7 @@ class Verdict:
     needed: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     congruent: bool = False
+    tried: tuple[Refusal, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "assumptions", assumptions(self.assumptions, "Verdict"))
@@ -191,6 +175,7 @@ class Verdict:
             "reason": self.reason,
             "notes": list(self.notes),
             "witness": self.witness.to_json() if self.witness else None,
+            "tried": [refusal.to_json() for refusal in self.tried],
             "queries": [_query(q) for q in self.queries],
             "work": self.work,
             "versions": self.versions,

@@ -98,6 +98,11 @@ class Format:
         """What an invariant of :data:`INVARIANTS` speaks of; None where nothing set it up."""
         return getattr(self, INVARIANTS[invariant])
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is recorded but a low-rank term and a transform."""
+        return all(self.get(invariant) is None for invariant in INVARIANTS)
+
     def with_pattern(self, kept: int, size: int) -> tuple[tuple[int, int], ...]:
         """The patterns once at most ``kept`` of every ``size`` weights are left."""
         known = {m: n for n, m in self.pattern or ()}

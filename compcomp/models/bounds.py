@@ -1,4 +1,4 @@
-"""What a layer loses at least, whatever the techniques to come make of it, by what they are known to keep."""
+"""Lower bound on a layer's final loss, given the invariants (mask, grid, factors) that later techniques preserve."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compcomp.layers.state import Grid, LayerState
 from compcomp.models.measure import effective_weight
 
 TOLERANCE = 1e-9
-"""Share by which a bound is lowered."""
+"""Relative amount by which a bound is lowered."""
 
 # Statement. Let every technique to come keep the low-rank term F beside the weight ("factors"), and let R be the
 # reference. In the end the layer computes with V + F for some weight V, and
@@ -29,15 +29,14 @@ TOLERANCE = 1e-9
 
 
 def least_loss(layer: LayerState, loss: str, kept: Collection[str]) -> float:
-    """A lower bound of the loss of this name after any techniques that keep these invariants; 0 where none is known.
+    """Return a lower bound of the loss after any techniques that keep these invariants, 0 where none is known.
 
-    None is known of a layer whose inputs have changed basis: mask and grid speak of other weights than its losses.
-
-    ``kept``: out of "mask", "grid", "factors". In float64, and lowered by what rounding may have added.
+    No bound is known for a layer whose inputs have changed basis: its mask and grid are in another basis than its loss.
+    loss: a name. kept: out of "mask", "grid", "factors". Computed in float64, and lowered by what rounding may add.
     """
     if "factors" not in kept or layer.format.transform is not None:
         return 0.0
-    form, target = layer.format, _reference(layer) - _beside(layer)
+    form, target = layer.format, _reference(layer) - _low_rank(layer)
     mask = form.mask if "mask" in kept and _fits(layer) else None
     grid = form.grid if "grid" in kept and form.grid is not None and _lies_on(layer, form.grid) else None
     part, bounds = loss_named(loss), [0.0]
@@ -54,12 +53,12 @@ def least_loss(layer: LayerState, loss: str, kept: Collection[str]) -> float:
 
 
 def _fits(layer: LayerState) -> bool:
-    """Whether all is zero that the mask drops: an invariant that is broken already is kept by nothing."""
+    """Return True if every masked weight is zero: no technique keeps an invariant that is broken already."""
     return layer.format.mask is not None and not bool(_tensor(layer.weight)[~_tensor(layer.format.mask)].any())
 
 
 def _lies_on(layer: LayerState, grid: Grid) -> bool:
-    """Whether the grid has no offsets and every weight one of its values, up to rounding."""
+    """Return True if the grid has no offsets and every weight is one of its values, up to rounding."""
     weight, step = _tensor(layer.weight).to(torch.float64), _tensor(grid.step).to(torch.float64)
     return grid.offset is None and bool(((weight - _nearest(weight, grid)).abs() <= 1e-5 * step).all())
 
@@ -77,7 +76,7 @@ def _reference(layer: LayerState) -> Tensor:
     return _tensor(layer.reference).to(torch.float64)
 
 
-def _beside(layer: LayerState) -> Tensor:
+def _low_rank(layer: LayerState) -> Tensor:
     return effective_weight(layer).to(torch.float64) - _tensor(layer.weight).to(torch.float64)
 
 

@@ -7,14 +7,13 @@ out of. Each is a layer of its own, so the proof holds for it where the conditio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from compcomp.bench import Coverage
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Dominates, Equals, SameState
 from compcomp.language.conditions import (
@@ -41,38 +40,6 @@ CHECKS: dict[type[Condition], Check] = {}
 """By kind of condition; one that is not here holds nowhere."""
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """What a claim that is proved under conditions says of one layer.
-
-    ``weights``: of the layer; ``covered``: of them, those in units where every condition surely holds and the floats
-    follow the exact runs. ``conditions``: for each condition by its text the weights of the units where it holds.
-    ``groups``: for each the groups it was checked in, over all steps of all sequences, and those in which it holds.
-    ``left``, ``right``: what the sides of a claim of dominance lose, over the covered units and over the others; None
-    for other claims. ``contradicted``: covered units in which the floats contradict the proof, beyond their error.
-    """
-
-    weights: int
-    covered: int
-    conditions: dict[str, int]
-    groups: dict[str, tuple[int, int]]
-    left: tuple[float, float] | None
-    right: tuple[float, float] | None
-    contradicted: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "weights": self.weights,
-            "covered": self.covered,
-            "conditions": self.conditions,
-            "groups": {name: list(counts) for name, counts in self.groups.items()},
-            "left": None if self.left is None else list(self.left),
-            "right": None if self.right is None else list(self.right),
-            "contradicted": self.contradicted,
-        }
-
-
 def coverage(claims: Sequence[Claim], name: str, layer: LayerState) -> list[Coverage]:
     """Of each claim, its coverage on the dense layer of this name; sequences that claims share are run once."""
     runs: dict[str, FollowedRun] = {}
@@ -86,7 +53,7 @@ def coverage(claims: Sequence[Claim], name: str, layer: LayerState) -> list[Cove
 
 
 def units(claim: Claim) -> Partition:
-    """The smallest parts of a layer that are layers of their own to a claim.
+    """Return the smallest parts of a layer that a claim treats as independent layers.
 
     Every group of every step lies inside one. A loss of outputs adds over rows only. A condition that is not local, or
     a technique that is not a single selection or map, has the whole layer as its unit.
@@ -147,7 +114,7 @@ def _covered(claim: Claim, runs: Sequence[FollowedRun], layer: LayerState) -> Co
 
 
 class _Lost:
-    """What one run loses, unit by unit, and how far the exact run may be from that where it is followed."""
+    """The loss of one run, unit by unit, and how far the loss of the exact run may be from it."""
 
     def __init__(self, loss: Loss, run: FollowedRun, count: int) -> None:
         self.degree = loss.degree
@@ -180,16 +147,16 @@ class _Lost:
             self.slack = 2 * relative * (size**root + self.norm)
 
     def parts(self, covered: Tensor) -> tuple[float, float]:
-        """The loss over the covered units, and over the others."""
+        """Return the loss over the covered units, and over the others."""
         return float(self.values[covered].sum()), float(self.values[~covered].sum())
 
     def least(self) -> Tensor:
-        """What the exact run loses at least, as a norm."""
+        """Return a lower bound of the exact run's loss, as a norm."""
         least: Tensor = self.norm - self.slack
         return least
 
     def most(self) -> Tensor:
-        """What the exact run loses at most, as a norm."""
+        """Return an upper bound of the exact run's loss, as a norm."""
         most: Tensor = self.norm + self.slack
         return most
 
@@ -226,12 +193,12 @@ def _on(kind: type[Condition]) -> Callable[[Check], Check]:
 
 @_on(NoTies)
 def no_ties(condition: Condition, claim: Claim, runs: Sequence[FollowedRun], count: int) -> list[Groups]:
-    """Every selection parts its scores, by more than their error unless they are exact."""
+    """Every selection separates its scores, by more than their error unless they are exact."""
     return [
-        followed.parted.within(run.known(count, k))
+        followed.separated.within(run.known(count, k))
         for run in runs
         for k, followed in enumerate(run.steps)
-        if followed.parted is not None
+        if followed.separated is not None
     ]
 
 

@@ -1,4 +1,4 @@
-"""One layer's part of a search: every word of techniques on it, each state once. Runs in any process."""
+"""One layer's part of a search: every node of a tree of techniques, each state once. Runs in any process."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, save
 
-from compcomp.language.named import find_registered
+from compcomp.bench import Caps, LayerJob, LayerResult
 from compcomp.language.size import layer_bits
-from compcomp.language.technique import Technique
-from compcomp.language.text import parse_sequence
 from compcomp.layers.state import LayerState, Magnitudes
 from compcomp.models.bounds import least_loss
 from compcomp.models.measure import layer_losses
@@ -25,55 +22,50 @@ BOUND_FROM = 4
 """Nodes that must lie behind one for it to be worth a bound: one costs about as much as a technique."""
 
 
-def explore(job: dict[str, Any]) -> dict[str, Any]:
-    """Losses of one layer after every word of a tree.
+def packed(layer: LayerState, *, magnitudes: bool) -> bytes:
+    """Return the dense layer as safetensors, for :class:`LayerJob`; with its magnitudes if a technique needs them."""
+    found = {"weight": layer.weight, **({} if layer.gram is None else {"gram": layer.gram})}
+    if layer.magnitudes is not None and magnitudes:
+        found |= {"largest": layer.magnitudes.largest, "mean": layer.magnitudes.mean}
+    return save({key: tensor.cpu().contiguous() for key, tensor in found.items()})
 
-    job: ``layer`` (its name), ``techniques`` (texts; the objects themselves where other processes could not find them)
-    and ``register`` (where they do), ``tensors`` (safetensors: weight, out x in, gram, in x in, and magnitudes, largest
-    and mean, if any), ``device``, ``parents`` and ``steps`` (node k > 0 is
-    technique ``steps[k]`` applied to node ``parents[k]`` < k; node 0 is the dense layer), ``ends`` (nodes), ``losses``
-    (names), ``memory`` (bytes that states may take). May have ``caps`` (for each end the largest loss named ``loss``
-    that is still of interest) with ``keeps`` (for "mask", "grid" and "factors", the techniques that keep it): then
-    what lies behind a state whose loss must come to more is not run.
 
-    Returns ``losses`` (by name, a number for each end), ``bits`` and ``digests`` (for each end; equal digests: bitwise
-    equal states), ``bounds`` (by place of an end that was not run, what it loses at least; its other entries are
-    None), ``applications`` (kernel runs; no technique is applied to one state twice), ``repeated`` (kernel runs
-    that were needed again as their result had not been kept) and ``seconds``. Plain data on both sides.
+def explore(job: LayerJob) -> LayerResult:
+    """Measure one layer after every end of the job's tree.
+
+    With caps, nodes behind a state whose loss must exceed all caps of its ends are not run.
     Raises InputError, naming the layer, where a technique does not fit or its result is not finite.
     """
     start = time.monotonic()
-    find_registered(job["register"])
-    techniques = [t if isinstance(t, Technique) else parse_sequence(t).techniques[0] for t in job["techniques"]]
-    given = {name: tensor.to(job["device"]) for name, tensor in load(job["tensors"]).items()}
+    given = {name: tensor.to(job.device) for name, tensor in load(job.tensors).items()}
     dense = LayerState.dense(given["weight"], gram=given.get("gram"))
     if "largest" in given:
         dense = replace(dense, magnitudes=Magnitudes(given["largest"], given["mean"]))
-    states = _States(dense, techniques, job)
+    states = _States(dense, job)
     with torch.no_grad():
         states.run(job)
-        ends = [states.digests[end] or None for end in job["ends"]]
-        measured = states.measured(dict.fromkeys(filter(None, ends)), job["losses"])
+        ends = [states.digests[end] or None for end in job.ends]
+        measured = states.measured(dict.fromkeys(filter(None, ends)), job.losses)
     names = next(iter(measured.values()))[0] if measured else {}
-    return {
-        "losses": {name: [end and measured[end][0][name] for end in ends] for name in names},
-        "bits": [end and measured[end][1] for end in ends],
-        "digests": ends,
-        "bounds": {str(place): states.bounds[node] for place, node in enumerate(job["ends"]) if node in states.bounds},
-        "applications": len(states.after),
-        "repeated": states.repeated,
-        "seconds": round(time.monotonic() - start, 3),
-    }
+    return LayerResult(
+        losses={name: tuple(None if end is None else measured[end][0][name] for end in ends) for name in names},
+        bits=tuple(None if end is None else measured[end][1] for end in ends),
+        digests=tuple(ends),
+        applications=len(states.after),
+        repeated=states.repeated,
+        bounds={place: states.bounds[node] for place, node in enumerate(job.ends) if node in states.bounds},
+        seconds=round(time.monotonic() - start, 3),
+    )
 
 
 class _States:
-    """The states of one layer by digest, those used last in memory, and how each was first reached.
+    """The states of one layer by digest, the most recently used in memory, and how each was first reached.
 
     ``digests``: of each node. ``after``: the digest after a technique on a state.
     """
 
-    def __init__(self, dense: LayerState, techniques: Sequence[Technique], job: Mapping[str, Any]) -> None:
-        self.dense, self.techniques, self.name, self.memory = dense, techniques, job["layer"], job["memory"]
+    def __init__(self, dense: LayerState, job: LayerJob) -> None:
+        self.dense, self.techniques, self.name, self.memory = dense, job.techniques, job.layer, job.memory
         self.digests = [digest(dense)]
         self.after: dict[tuple[str, int], str] = {}
         self.repeated = 0
@@ -85,20 +77,20 @@ class _States:
         self._bytes = 0
         self._results: dict[str, tuple[dict[str, float], int]] = {}
 
-    def run(self, job: Mapping[str, Any]) -> None:
-        """Find the state of every node, depth first, so that what is needed next was used last."""
-        parents, steps = job["parents"], job["steps"]
+    def run(self, job: LayerJob) -> None:
+        """Compute the state of every node, depth first, so that the state needed next is the last one used."""
+        parents, steps = job.parents, job.steps
         children: list[list[int]] = [[] for _ in parents]
         for node in range(1, len(parents)):
             children[parents[node]].append(node)
         self.digests += [""] * (len(parents) - 1)
-        ahead = _Ahead(job) if job.get("caps") is not None else None
+        ahead = None if job.caps is None else _Ahead(job, job.caps)
         stack = list(reversed(children[0]))
         while stack:
             node = stack.pop()
             self.digests[node] = self._step(self.digests[parents[node]], steps[node])
             if ahead is not None and ahead.sizes[node] >= BOUND_FROM:
-                least = self._least(self.digests[node], job["loss"], ahead.kept(node), ahead.caps[node])
+                least = self._least(self.digests[node], ahead.loss, ahead.kept(node), ahead.caps[node])
                 if least > ahead.caps[node]:
                     self.bounds |= dict.fromkeys(ahead.behind(node, children), least)
                     self.digests[node] = ""
@@ -106,9 +98,9 @@ class _States:
             stack += reversed(children[node])
 
     def _least(self, key: str, loss: str, kept: frozenset[str], cap: float) -> float:
-        """What the state of this digest loses at least under techniques that keep this.
+        """Return a lower bound of the loss after techniques that keep these invariants of a state.
 
-        Its own loss is never less than the bound: where that is within the cap the bound is not worth its work.
+        The state's own loss is never less than the bound, so a state within the cap is not bounded: the result is 0.
         """
         if (key, kept) not in self._bounds:
             if key not in self._own:
@@ -119,7 +111,7 @@ class _States:
         return self._bounds[key, kept]
 
     def measured(self, ends: Mapping[str, None], losses: Sequence[str]) -> dict[str, tuple[dict[str, float], int]]:
-        """Losses and bits of the states with these digests, those still in memory first."""
+        """Return losses and bits of the states with these digests, measuring those still in memory first."""
         order = sorted(ends, key=lambda key: key not in self._kept)
         for key in order:
             state = self._state(key)
@@ -138,7 +130,7 @@ class _States:
         return self.after[key]
 
     def _state(self, key: str) -> LayerState:
-        """The state of this digest, made again where it was not kept."""
+        """Return the state of this digest, computed again if it was not kept."""
         if key == self.digests[0]:
             return self.dense
         if key in self._kept:
@@ -162,14 +154,15 @@ class _States:
 
 
 class _Ahead:
-    """What lies behind each node: how many nodes, which techniques, and the largest cap among its ends."""
+    """The part of the tree behind each node: how many nodes, which techniques, and the largest cap of its ends."""
 
-    def __init__(self, job: Mapping[str, Any]) -> None:
-        parents, steps = job["parents"], job["steps"]
-        self.keeps = {name: frozenset(which) for name, which in job["keeps"].items()}
+    def __init__(self, job: LayerJob, caps: Caps) -> None:
+        parents, steps = job.parents, job.steps
+        self.loss = caps.loss
+        self.keeps = {name: frozenset(which) for name, which in caps.keeps.items()}
         self.sizes, self.caps = [0] * len(parents), [-math.inf] * len(parents)
         self.steps: list[frozenset[int]] = [frozenset()] * len(parents)
-        for end, cap in zip(job["ends"], job["caps"], strict=True):
+        for end, cap in zip(job.ends, caps.largest, strict=True):
             self.caps[end] = max(self.caps[end], cap)
         for node in range(len(parents) - 1, 0, -1):
             parent = parents[node]
@@ -178,11 +171,11 @@ class _Ahead:
             self.caps[parent] = max(self.caps[parent], self.caps[node])
 
     def kept(self, node: int) -> frozenset[str]:
-        """What every technique behind this node keeps."""
+        """Return the invariants that every technique behind this node keeps."""
         return frozenset(name for name, which in self.keeps.items() if self.steps[node] <= which)
 
     def behind(self, node: int, children: Sequence[Sequence[int]]) -> Iterator[int]:
-        """The node and all behind it."""
+        """Yield the node and all nodes behind it."""
         stack = [node]
         while stack:
             yield (one := stack.pop())
@@ -190,7 +183,7 @@ class _Ahead:
 
 
 def _size(state: LayerState) -> int:
-    """Bytes of the storages that the state does not share with the dense layer, each once."""
+    """Return the bytes of the storages that the state does not share with the dense layer, each once."""
     shared = state.reference.untyped_storage().data_ptr()
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors((state.weight, state.format))}
     return sum(storage.nbytes() for place, storage in storages.items() if place != shared)

@@ -97,7 +97,7 @@ class Followed:
     """One technique of a run. ``step``: what it does, None where that is not a single selection or map.
 
     ``error``: of the weights before it, relative, wherever the run was followed up to there. ``sure``: groups that are
-    followed through this step if they were before. ``parted``: of a selection, groups in which every score that
+    followed through this step if they were before. ``separated``: of a selection, groups in which every score that
     goes is surely less than every score that stays.
     """
 
@@ -106,7 +106,7 @@ class Followed:
     after: LayerState
     error: float
     sure: Groups
-    parted: Groups | None = None
+    separated: Groups | None = None
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ def follow(sequence: Sequence, name: str, layer: LayerState) -> FollowedRun:
         plain = plain and layer.format.transform is None  # in another basis steps see other weights than these
         step = steps[0] if len(steps) == 1 and plain else None
         if isinstance(step, Selection):
-            sure, parted = _select(step, layer, after, error)
-            found.append(Followed(step, layer, after, error, sure, parted))
+            sure, separated = _select(step, layer, after, error)
+            found.append(Followed(step, layer, after, error, sure, separated))
         elif isinstance(step, GridMap):
             sure, off = _map(step, layer, after, error)
             found.append(Followed(step, layer, after, error, sure))
@@ -199,7 +199,7 @@ def _read(function: Callable[[Any], Any], given: Any) -> Factor | None:
 
 
 def _select(selection: Selection, before: LayerState, after: LayerState, error: float) -> tuple[Groups, Groups]:
-    """Where a selection is followed, and where it parts its scores.
+    """Where a selection is followed, and where it separates its scores.
 
     Exact scores (magnitudes of the dense floats are) are compared as they are, and their ties are broken as in exact
     arithmetic. Others part the group where they differ by more than the error that both may have. Both the kernel's
@@ -208,7 +208,7 @@ def _select(selection: Selection, before: LayerState, after: LayerState, error: 
     weight: Tensor = before.weight
     size = selection.partition.group_size((weight.shape[0], weight.shape[1]))
     count = selection.count(size)
-    sure, parted = (_everywhere(selection.partition, before, False) for _ in range(2))
+    sure, separated = (_everywhere(selection.partition, before, False) for _ in range(2))
     whole = [slice(0, len(weight))] if selection.partition.kind == "tensor" else slices(weight)
     done = 0
     for rows in whole:
@@ -216,7 +216,7 @@ def _select(selection: Selection, before: LayerState, after: LayerState, error: 
         part = slice(done, done + len(groups))
         done = part.stop
         if count == 0:
-            parted.holds[part] = True
+            separated.holds[part] = True
             sure.holds[part] = (result == groups).all(dim=1)
             continue
         scores = _read(selection.score, _element(before, rows, error, selection.needs_inputs))
@@ -234,8 +234,8 @@ def _select(selection: Selection, before: LayerState, after: LayerState, error: 
             tied = (~strict).nonzero()[:, 0]
             gone = smallest(values[tied], count, selection.ties)
             agree[tied] = (result[tied] == groups[tied].masked_fill(gone, 0)).all(dim=1)
-        parted.holds[part], sure.holds[part] = strict, agree
-    return sure, parted
+        separated.holds[part], sure.holds[part] = strict, agree
+    return sure, separated
 
 
 def _element(layer: LayerState, rows: slice, error: float, needs_inputs: bool) -> Element:

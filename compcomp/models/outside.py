@@ -1,26 +1,21 @@
-"""What of a model no technique acts on: its share, and its largest tensors by name."""
+"""The parameters of a model that no technique acts on: their share, and the largest tensors by name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from compcomp.bench import Outside, Tensors
 from compcomp.models.layers import Layer, layers_by_name, unwrap
 
 SHOWN = 3
 """Tensors that are named."""
 
 
-def outside(model: nn.Module, layers: Iterable[Layer]) -> dict[str, Any]:
-    """The parameters that stay as they are, each counted once, however many names it has.
-
-    ``share``: of all parameters. ``parameters``, ``of``: how many, of how many. ``largest``: names and sizes of the
-    largest tensors among them. ``unsupported``: the same of weights that multiply what passes through the model, in
-    modules that are no layers to compcomp (fused experts, attention's in_proj_weight, convolutions, recurrent weights).
-    """
+def outside(model: nn.Module, layers: Iterable[Layer]) -> Outside:
+    """Find the parameters of a model that stay as they are when these layers are compressed."""
     model = unwrap(model)
     modules = [m for layer in layers for m in (*layer.modules, *(follower for _, follower in layer.followers))]
     inside = {id(module._parameters["weight"]) for module in modules}
@@ -41,31 +36,23 @@ def outside(model: nn.Module, layers: Iterable[Layer]) -> dict[str, Any]:
         matrix = sum(size > 1 for size in parameter.shape) > 1
         if matrix and id(parameter) not in known | others:
             foreign.append((name, parameter.numel()))
-    count = sum(size for _, size in left)
-    return {
-        "share": count / total if total else 0.0,
-        "parameters": count,
-        "of": total,
-        "largest": _largest(left),
-        "unsupported": {"parameters": sum(size for _, size in foreign), "largest": _largest(foreign)},
-    }
+    return Outside(_tensors(left), total, _tensors(foreign))
 
 
-def note_of(found: dict[str, Any]) -> str | None:
-    """One line on weights that no technique reaches; None where all weights are in layers or are embeddings."""
-    foreign = found["unsupported"]
-    if not foreign["parameters"]:
+def note_of(found: Outside) -> str | None:
+    """Return one line on weights that no technique reaches; None if all weights are in layers or are embeddings."""
+    foreign = found.unsupported
+    if not foreign.parameters:
         return None
-    named = ", ".join(f"{one['name']} ({one['parameters']:,})" for one in foreign["largest"])
+    named = ", ".join(f"{name} ({size:,})" for name, size in foreign.largest)
     return (
-        f"left dense: {foreign['parameters'] / found['of']:.1%} of the parameters are weights in modules other than "
-        f"Linear layers, the largest {named}; with all else that is outside {found['share']:.1%} stay as they were"
+        f"left dense: {foreign.parameters / found.of:.1%} of the parameters are weights in modules other than "
+        f"Linear layers, the largest {named}; with all else that is outside {found.share:.1%} stay as they were"
     )
 
 
-def _largest(tensors: list[tuple[str, int]]) -> list[dict[str, Any]]:
-    ranked = sorted(tensors, key=lambda one: -one[1])[:SHOWN]
-    return [{"name": name, "parameters": size} for name, size in ranked]
+def _tensors(found: list[tuple[str, int]]) -> Tensors:
+    return Tensors(sum(size for _, size in found), tuple(sorted(found, key=lambda one: -one[1])[:SHOWN]))
 
 
 def _is_table(module: nn.Module) -> bool:

@@ -21,8 +21,8 @@ from compcomp.errors import InputError
 from compcomp.language.size import dense_bits, layer_bits
 from compcomp.layers.basis import Part, Scaling
 from compcomp.layers.state import LayerState
-from compcomp.models.bench import check_range
 from compcomp.models.components import pack
+from compcomp.models.held import check_range
 from compcomp.models.layers import Layer, layers_by_name
 from compcomp.models.measure import effective_weight
 from compcomp.models.memory import place

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.named import find_registered, registrations
@@ -28,10 +29,13 @@ FAILED = "the prover failed"
 
 
 def decide(claim: Claim, scope: Scope, options: Options, prover: Prover | None = None) -> Verdict:
-    """Return the verdict of a prover; of the one that this process shares where None."""
+    """Return the verdict of a prover; of the one that this process shares where None.
+
+    It does not look for what to try where the verdict is unknown.
+    """
     from compcomp.proving.prove import default_prover
 
-    return (prover or default_prover()).prove(claim, scope, **options)
+    return (prover or default_prover()).prove(claim, scope, **{"explain": False, **options})
 
 
 def decided_by(prover: Prover | Decide | None) -> Decide:
@@ -45,27 +49,45 @@ def decided_by(prover: Prover | Decide | None) -> Decide:
     return prover if callable(prover) else partial(decide, prover=prover)
 
 
-def decide_job(job: dict[str, Any], prover: Decide) -> dict[str, Any]:
-    """One claim as plain data in, its verdict as plain data out, in whatever process this runs."""
-    find_registered(job["register"])
-    return verdict_to_json(_decided(prover, claim_from_json(job), Scope.of(job["scope"]), job["options"]))
+@dataclass(frozen=True)
+class ClaimJob:
+    """Decide one claim at a scope. ``register``: where its techniques are defined, for other processes."""
+
+    claim: Claim
+    scope: Scope
+    options: Options
+    register: list[list[str]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data: claim and scope as texts."""
+        return {
+            **self.claim.to_json(),
+            "scope": str(self.scope),
+            "options": self.options,
+            "register": self.register,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` returned. Raises OtherFiles where this process has other files of a technique."""
+        find_registered(data["register"])
+        return cls(claim_from_json(data), Scope.of(data["scope"]), data["options"], data["register"])
 
 
-def job_of(claim: Claim, scope: Scope, options: Options) -> dict[str, Any] | None:
-    """The claim as plain data; None where a technique has no name that another process could find."""
+def decide_job(data: dict[str, Any], prover: Decide) -> dict[str, Any]:
+    """Decide a :class:`ClaimJob`, given as plain data, in a worker. Return the verdict as plain data."""
+    job = ClaimJob.from_json(data)
+    return verdict_to_json(_decided(prover, job.claim, job.scope, job.options))
+
+
+def job_of(claim: Claim, scope: Scope, options: Options) -> ClaimJob | None:
+    """Return the claim as a job, None where a technique has no name that another process could find."""
     register = registrations(t for sequence in claim.sequences for t in sequence)
-    if register is None:
-        return None
-    return {
-        **claim.to_json(),
-        "scope": str(scope),
-        "options": options,
-        "register": register,
-    }
+    return None if register is None else ClaimJob(claim, scope, options, register)
 
 
 def _decided(prover: Decide, claim: Claim, scope: Scope, options: Options) -> Verdict:
-    """The prover's verdict; what it cannot handle is unknown."""
+    """Return the prover's verdict; UNKNOWN if it raises an exception."""
     try:
         return prover(claim, scope, options)
     except Exception as error:
@@ -74,7 +96,7 @@ def _decided(prover: Decide, claim: Claim, scope: Scope, options: Options) -> Ve
 
 
 class Asker:
-    """Asks claims and keeps every verdict. An executor changes where a claim is decided, not how.
+    """Ask claims and keep every verdict. An executor changes where a claim is decided, not how.
 
     ``asked``: claims put to the prover. ``reused``: claims answered by the store, or by a law from other verdicts
     (:mod:`compcomp.ordering.reuse`).
@@ -100,7 +122,7 @@ class Asker:
         options: Options | None = None,
         answered: Callable[[Verdict], None] = lambda _: None,
     ) -> list[Verdict]:
-        """The verdicts, in the order of the claims. ``answered`` is told each as it comes."""
+        """Return the verdicts, in the order of the claims. ``answered`` is called with each as it comes."""
         options, wanted = options or {}, list(claims)
         fresh: dict[Key, Claim] = {}
         for claim in wanted:
@@ -132,7 +154,7 @@ class Asker:
         return [self._known[_key(claim, scope)] for claim in wanted]
 
     def recall(self, claim: Claim, scope: Scope, options: Options | None = None) -> Verdict | None:
-        """What is known of a claim without asking; None where it has to be asked.
+        """Return the verdict on a claim that is known without asking, None where it has to be asked.
 
         This run's verdicts come first, then the store's: the claim's own verdict, then what it follows from. Only
         then an unknown, of the store, that was asked no less hard.
@@ -153,7 +175,7 @@ class Asker:
         return kept
 
     def learn(self, verdict: Verdict, options: Options | None = None) -> None:
-        """Keep what the prover said, for claims that follow from it and for later runs."""
+        """Keep a verdict of the prover, for claims that follow from it and for later runs."""
         self._remember(verdict)
         if self.store is not None and not verdict.cause.startswith(FAILED):
             self.store.put(verdict, options or {})
@@ -163,7 +185,7 @@ class Asker:
             self._families.setdefault(family(verdict.claim), []).append(verdict)
 
     def _related(self, claim: Claim) -> Iterator[Verdict]:
-        """Verdicts from which the claim may follow."""
+        """Yield verdicts from which the claim may follow."""
         yield from self._families.get(family(claim), ())
         if self.store is not None:
             yield from self.store.related(claim)
@@ -173,12 +195,12 @@ class Asker:
         if self.executor is None or job is None:
             return None
         try:
-            return self.executor.submit(decide_job, job, self.prover)
+            return self.executor.submit(decide_job, job.to_json(), self.prover)
         except RuntimeError:  # shut down, or broken by a worker that died
             return None
 
     def _result(self, claim: Claim, scope: Scope, options: Options, future: Future[dict[str, Any]] | None) -> Verdict:
-        """What the worker answered; where it was lost, this process decides the claim itself."""
+        """Return the verdict of the worker; if it was lost, decide the claim in this process."""
         if future is not None:
             try:
                 return verdict_from_json(future.result(), claim)

@@ -1,14 +1,16 @@
 """Pairs of techniques whose order is proved under conditions only: on how much of the model the conditions hold.
 
-What a proof covers is proved; what it does not cover is measured, never assumed. The outcome is about this model.
+Weights that a proof does not cover are measured, never assumed to behave alike. The outcome is about this model.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
+from compcomp.bench import Bench, Coverage
 from compcomp.language.assumption import Assumption
 from compcomp.language.claim import Claim, Scope, dominates
 from compcomp.language.conditions import (
@@ -20,11 +22,14 @@ from compcomp.language.conditions import (
     ScaleUnchanged,
 )
 from compcomp.language.loss import Loss
+from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
+from compcomp.language.text import parse_claim
 from compcomp.language.verdict import Verdict
 from compcomp.ordering.dag import covers
-from compcomp.ordering.measure import Bench
+from compcomp.ordering.progress import OnProgress, silent
 from compcomp.proving.conditions import find_condition
+from compcomp.record import Record
 
 TECHNIQUES = 6
 """Techniques up to which conditions are looked for."""
@@ -36,7 +41,122 @@ TEMPLATES: tuple[Condition, ...] = (NoTies(), LargestKept(), ScaleUnchanged())
 OUTPUT_TEMPLATES: tuple[Condition, ...] = (*TEMPLATES, DiagonalGram(), OrthogonalInputs())
 
 Ask = Callable[[Claim, Scope], Verdict]
-Told = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A loss in two parts: over the weights that a proof covers, and over the rest."""
+
+    covered: float
+    rest: float
+
+    def to_json(self) -> dict[str, float]:
+        """Return plain data."""
+        return {"covered": self.covered, "rest": self.rest}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, float]) -> Self:
+        """Read what :meth:`to_json` returned."""
+        return cls(data["covered"], data["rest"])
+
+
+@dataclass(frozen=True, eq=False)
+class ConditionalEntry(Record):
+    """A claim of dominance that is proved under conditions, and how far they hold on the model.
+
+    ``claim``: the claim with its conditions. ``coverage``: the share of the model's weights that the proof covers.
+    ``layers``: the same by layer. ``conditions``: by condition the share of weights in independent units where it
+    holds. ``groups``: by condition the share of the groups it was checked in, which may be smaller than units.
+    ``left_loss``, ``right_loss``: the measured loss of each side. ``holds``: whether the left side loses no more on
+    this model: proved where covered, measured on the rest. ``in_every_layer``: whether that is so in each layer.
+    ``contradicted``: layers whose floats contradict the proof: a float gap, or a defect of this library.
+    """
+
+    claim: Claim
+    coverage: float
+    layers: Mapping[str, float]
+    conditions: Mapping[str, float]
+    groups: Mapping[str, float]
+    left_loss: Lost
+    right_loss: Lost
+    holds: bool
+    in_every_layer: bool
+    contradicted: tuple[str, ...] = ()
+
+    @property
+    def left(self) -> Order:
+        """Return the side that loses no more."""
+        return self.claim.left
+
+    @property
+    def right(self) -> Order:
+        """Return the other side."""
+        return self.claim.right
+
+    @property
+    def given(self) -> list[str]:
+        """Return the conditions as texts."""
+        return [str(condition) for condition in self.claim.given]
+
+    @property
+    def loss(self) -> str | None:
+        """Return the name of the loss."""
+        return self.claim.loss.name if self.claim.loss else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data: claim, sides and conditions as texts."""
+        return {
+            "claim": str(self.claim),
+            "left": str(self.left),
+            "right": str(self.right),
+            "given": self.given,
+            "loss": self.loss,
+            "coverage": self.coverage,
+            "layers": dict(self.layers),
+            "conditions": dict(self.conditions),
+            "groups": dict(self.groups),
+            "left_loss": self.left_loss.to_json(),
+            "right_loss": self.right_loss.to_json(),
+            "holds": self.holds,
+            "in_every_layer": self.in_every_layer,
+            "contradicted": list(self.contradicted),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` returned."""
+        return cls(
+            parse_claim(data["claim"], data["loss"]),
+            data["coverage"],
+            dict(data["layers"]),
+            dict(data["conditions"]),
+            dict(data["groups"]),
+            Lost.from_json(data["left_loss"]),
+            Lost.from_json(data["right_loss"]),
+            holds=data["holds"],
+            in_every_layer=data["in_every_layer"],
+            contradicted=tuple(data["contradicted"]),
+        )
+
+    @property
+    def conclusion(self) -> str:
+        """Return in words how the left side compares with the right side on this model."""
+        share, left, right = percent(self.coverage), self.left, self.right
+        if self.contradicted:
+            return (
+                f"CONTRADICTION on {', '.join(self.contradicted)}: where the conditions hold, {left} loses more than "
+                f"{right} beyond any float error, though {self.claim} is proved. That is a float gap, or a defect of "
+                "the prover or of a kernel: please report it. Nothing was dropped for it"
+            )
+        rest = f"{self.loss} {self.left_loss.rest:.6g} against {self.right_loss.rest:.6g}"
+        if self.coverage == 0:
+            outcome = "no more" if self.holds else "more"
+            return f"is measured to lose {outcome} on this model ({rest}): the proof speaks of no part of it"
+        if self.coverage == 1:
+            return f"loses no more on this model: proved on {share} of the weights"
+        if self.holds:
+            return f"loses no more on this model: proved on {share} of the weights, measured on the rest ({rest})"
+        return f"proved to lose no more on {share} of the weights, but measured to lose more on the rest ({rest})"
 
 
 def conditional(
@@ -45,48 +165,41 @@ def conditional(
     bench: Bench,
     ask: Ask,
     held: Iterable[Assumption] = (),
-    told: Told = lambda done, total, text: None,
-) -> tuple[list[dict[str, Any]], list[Verdict]]:
-    """For each pair (A, B), both ways, whether A >> B loses no more than B >> A on this model, under conditions.
+    on_progress: OnProgress = silent,
+) -> tuple[list[ConditionalEntry], list[Verdict]]:
+    """Decide for each pair (A, B), both ways, whether A >> B loses no more than B >> A on this model.
 
-    pairs: of which neither order is proved to lose no more. ask: the prover. held: assumptions known to hold for
-    every layer. Each entry is plain data: ``claim``, its ``left`` and ``right`` side, ``given`` (conditions), ``loss``;
-    ``coverage``: the share of weights about which the proof speaks, of the model, and in ``layers`` by name;
-    ``conditions``: the share of weights in independent units where each holds, and ``groups``: of the groups it was
-    checked in, which may be smaller; ``left_loss``, ``right_loss``: what the sides lose where the proof
-    speaks (``covered``) and elsewhere (``rest``), measured; ``holds``: whether the left side loses no more on this
-    model, proved where covered and measured on the rest; ``in_every_layer``: whether that is so layer by layer;
-    ``contradicted``: layers whose floats contradict the proof, a float gap or a defect of this library. Also the
-    proofs that the entries rest on.
+    pairs: those of which neither order is proved to lose no more. ask: the prover. held: assumptions known to hold for
+    every layer. Returns at most one entry for each pair and way, and the proofs that the entries use.
     """
     wanted = [pair for pair in pairs if all(len(t.steps()) == 1 and not t.promises().changes_basis for t in pair)]
     if not wanted or next(iter(bench.coverage([])), None) is None:
         return [], []
-    until, found, used = time.monotonic() + SECONDS, list[dict[str, Any]](), list[Verdict]()
+    until, found, used = time.monotonic() + SECONDS, list[ConditionalEntry](), list[Verdict]()
     for k, (a, b) in enumerate(wanted):
-        told(k, len(wanted), f"conditions for {a} and {b}")
+        on_progress(k, len(wanted), f"conditions for {a} and {b}")
         sides = [_proofs(a, b, loss, ask, held, until), _proofs(b, a, loss, ask, held, until)]
         proofs = [verdict for side in sides for verdict in side]
-        layers = {}
+        layers: dict[str, list[Coverage]] = {}
         for name, rows in bench.coverage([v.claim for v in proofs]) if proofs else ():
             layers[name] = rows
-            told(k, len(wanted), f"conditions on {name}")
+            on_progress(k, len(wanted), f"conditions on {name}")
         if not layers:
             continue
         entries = [(_entry(v.claim, {name: rows[i] for name, rows in layers.items()}), v) for i, v in enumerate(proofs)]
         split = len(sides[0])
         for part in filter(None, (entries[:split], entries[split:])):
-            entry, proof = max(part, key=lambda pair: pair[0]["coverage"])
+            entry, proof = max(part, key=lambda pair: pair[0].coverage)
             found.append(entry)
             used.append(proof)
-    told(len(wanted), len(wanted), "conditions")
+    on_progress(len(wanted), len(wanted), "conditions")
     return found, used
 
 
 def _proofs(
     a: Technique, b: Technique, loss: Loss, ask: Ask, held: Iterable[Assumption], until: float
 ) -> list[Verdict]:
-    """Proofs that a >> b loses no more than b >> a, each under one of the smallest sets of conditions."""
+    """Return proofs that a >> b loses no more than b >> a, each under one of the smallest sets of conditions."""
     seconds = until - time.monotonic()
     if seconds <= 0:
         return []
@@ -98,61 +211,39 @@ def _proofs(
     return [v for v in proofs if covers(v, None, {*held, *(condition.assumption for condition in v.claim.given)})]
 
 
-def _entry(claim: Claim, layers: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    weights = sum(row["weights"] for row in layers.values())
+def _entry(claim: Claim, layers: Mapping[str, Coverage]) -> ConditionalEntry:
+    weights = sum(row.weights for row in layers.values())
 
-    def share(part: Callable[[dict[str, Any]], int]) -> float:
+    def share(part: Callable[[Coverage], int]) -> float:
         return float(sum(map(part, layers.values())) / weights)
 
-    def losses(side: str) -> dict[str, float]:
-        return {name: sum(row[side][k] for row in layers.values()) for k, name in enumerate(("covered", "rest"))}
+    def holding(condition: str) -> float:
+        return float(sum(row.conditions[condition] for row in layers.values()) / weights)
 
     def groups(condition: str) -> float:
-        counts = [row["groups"][condition] for row in layers.values()]
+        counts = [row.groups[condition] for row in layers.values()]
         return float(sum(held for _, held in counts) / max(1, sum(among for among, _ in counts)))
 
-    left, right = losses("left"), losses("right")
-    contradicted = [name for name, row in layers.items() if row["contradicted"]]
-    return {
-        "claim": str(claim),
-        "left": str(claim.left),
-        "right": str(claim.right),
-        "given": [str(condition) for condition in claim.given],
-        "loss": claim.loss.name if claim.loss else None,
-        "coverage": share(lambda row: row["covered"]),
-        "layers": {name: row["covered"] / row["weights"] for name, row in layers.items()},
-        "conditions": {str(c): share(lambda row, c=str(c): row["conditions"][c]) for c in claim.given},  # type: ignore[misc]
-        "groups": {str(c): groups(str(c)) for c in claim.given},
-        "left_loss": left,
-        "right_loss": right,
-        "holds": not contradicted and left["rest"] <= right["rest"],
-        "in_every_layer": not contradicted and all(row["left"][1] <= row["right"][1] for row in layers.values()),
-        "contradicted": contradicted,
-    }
-
-
-def conclusion(entry: dict[str, Any]) -> str:
-    """What an entry comes to, in words."""
-    share = percent(entry["coverage"])
-    if entry["contradicted"]:
-        return (
-            f"CONTRADICTION on {', '.join(entry['contradicted'])}: where the conditions hold, {entry['left']} loses "
-            f"more than {entry['right']} beyond any float error, though {entry['claim']} is proved. That is a float "
-            "gap, or a defect of the prover or of a kernel: please report it. Nothing was dropped for it"
-        )
-    rest = f"{entry['loss']} {entry['left_loss']['rest']:.6g} against {entry['right_loss']['rest']:.6g}"
-    if entry["coverage"] == 0:
-        outcome = "no more" if entry["holds"] else "more"
-        return f"is measured to lose {outcome} on this model ({rest}): the proof speaks of no part of it"
-    if entry["coverage"] == 1:
-        return f"loses no more on this model: proved on {share} of the weights"
-    if entry["holds"]:
-        return f"loses no more on this model: proved on {share} of the weights, measured on the rest ({rest})"
-    return f"proved to lose no more on {share} of the weights, but measured to lose more on the rest ({rest})"
+    pairs = [(row.left or (0.0, 0.0), row.right or (0.0, 0.0)) for row in layers.values()]
+    left, right = (Lost(sum(pair[side][0] for pair in pairs), sum(pair[side][1] for pair in pairs)) for side in (0, 1))
+    contradicted = tuple(name for name, row in layers.items() if row.contradicted)
+    given = [str(condition) for condition in claim.given]
+    return ConditionalEntry(
+        claim,
+        share(lambda row: row.covered),
+        {name: row.covered / row.weights for name, row in layers.items()},
+        {condition: holding(condition) for condition in given},
+        {condition: groups(condition) for condition in given},
+        left,
+        right,
+        holds=not contradicted and left.rest <= right.rest,
+        in_every_layer=not contradicted and all(one[1] <= other[1] for one, other in pairs),
+        contradicted=contradicted,
+    )
 
 
 def percent(share: float) -> str:
-    """A share as text, where only everything is "100 %" and only nothing "0 %"."""
+    """Return a share as text: "100 %" only for all of it, and "0 %" only for none."""
     if share in (0, 1):
         return f"{share:.0%}".replace("%", " %")
     return f"{min(max(100 * share, 0.1), 99.9):.1f} %"

@@ -2,15 +2,16 @@
 
 Laws (each is checked here, so that no search can break it):
 
-1. *Words.* Every prefix has a word: techniques that lead to a state equal to its own. A PROVED ``equal`` that covers
-   the layers at hand shortens words, or brings them into the order in which techniques were given: anywhere inside a
-   word where the proof holds from every state, else only where the word is one of its sides, and no technique of the
-   search sees factors that these may leave unlike: equal states agree in their product alone. More than that is
-   stored: so a prefix has a path as well, techniques that lead to a state which is its own in every recorded field. It
-   is shortened by proofs from every state, and by those of which every technique leaves the low-rank term alone.
-   Prefixes of one word that have used the same become one node where their paths are one, or are known to be stored
-   alike (``stored_alike``): every continuation of one is one of the other, with the same result of the same size. What
-   is run is the path.
+1. *Normal forms.* Every prefix has a normal form: techniques that lead to a state equal to its own. A PROVED
+   ``same_state`` that covers the layers at hand rewrites normal forms: to fewer techniques, or to the order in which
+   techniques were given. It does so anywhere inside if the proof holds from every state. Otherwise it does so only if
+   the normal form is one of its sides, and no technique of the search reads the factors of the low-rank term: equal
+   states agree in their product alone. A state records more than equality compares. So a prefix has a path as well:
+   techniques that lead to a state which is its own in every recorded field. A path is shortened by proofs from every
+   state, and by proofs whose techniques all leave the low-rank term alone. Prefixes with one normal form that have
+   used the same techniques become one node if their paths are the same, or are known to be stored alike
+   (``stored_alike``): every continuation of one is one of the other, with the same result of the same size. The path
+   is run.
 2. *Dominance.* A complete order is dropped by a PROVED ``dominates`` under the loss of the search that covers the
    layers at hand, for another complete order of the same techniques that takes no more to store (``no_larger``).
 3. *Deferred.* Let T be proved equal to doing nothing on the dense layer, and let ``X >> T dominates X`` be proved from
@@ -35,46 +36,47 @@ from typing import Any
 
 import networkx as nx
 
+from compcomp.bench import Shape
 from compcomp.language.assumption import Assumption
 from compcomp.language.claim import Claim, Dominates, SameState
+from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Verdict
 from compcomp.ordering.space import Prefix, Slot, Space, Used
 from compcomp.proving.proof import DENSE_INPUTS, SAME_BASIS
 
-Shape = tuple[int, int]
-
-FATES = ("merged", "dropped", "measured")
+OUTCOMES = ("merged", "dropped", "measured")
 ON_THIS_MODEL = "bitwise the same in every layer of this model, which says nothing of other models"
 UNDER_CONDITIONS = "under conditions that were checked on this model"
 
 
 @dataclass(frozen=True)
-class Fate:
-    """What became of one order.
+class Outcome:
+    """The outcome of a search for one order.
 
-    ``fate``: "merged" (another order gives the same state), "dropped" (another order never loses more) or
-    "measured". ``by``: the order that stands for it, itself when measured. ``proofs``: what this rests on.
-    ``note``: what it rests on beside proofs: what was measured on the model.
+    ``kind``: "merged" (another order gives the same state), "dropped" (another order never loses more) or
+    "measured". ``by``: the order that stands for it, itself when measured. ``proofs``: that merged or dropped it.
+    ``note``: the further reason that was measured on the model.
     """
 
-    order: str
-    fate: str
-    by: str
+    order: Order
+    kind: str
+    by: Order
     proofs: tuple[Verdict, ...] = ()
     note: str = ""
 
     @property
     def because(self) -> str:
-        """The proofs in one line."""
+        """Return the proofs and the note in one line."""
         return "; ".join([*map(str, self.proofs), *([self.note] if self.note else [])]) or "no proof excludes it"
 
     def to_json(self) -> dict[str, str]:
-        return {"order": self.order, "fate": self.fate, "because": self.because, "by": self.by}
+        """Return plain data; the kind is called ``fate`` there, as in files of earlier versions."""
+        return {"order": str(self.order), "fate": self.kind, "because": self.because, "by": str(self.by)}
 
 
 def covers(verdict: Verdict, shapes: Collection[Shape] | None, held: Collection[Assumption] = ()) -> bool:
-    """Whether a proof speaks of every layer of these shapes (out, in); None stands for layers of any shape.
+    """Return True if a proof covers every layer of these shapes (out, in); None stands for layers of any shape.
 
     An assumption that may restrict the layers (:attr:`Assumption.restricts`) must be among ``held``, those known to
     hold for them. A proof for one block covers layers made of such blocks where every
@@ -112,19 +114,20 @@ def _keeps_factors(sequence: Iterable[Technique]) -> bool:
 
 
 def _leaves_factors(proof: Verdict) -> bool:
-    """Whether the equal states of a proof have the very same low-rank term: all but (rest) leave what was there."""
+    """Return True if the equal states of a proof have the very same low-rank term, not only the same product."""
     return proof.congruent or all(map(_keeps_factors, proof.claim.sequences))
 
 
 @dataclass
 class Node:
-    """A class of prefixes: ``prefix`` is the first of them, ``ways`` how many lead here. ``path``: what is run for it.
+    """A class of prefixes: ``prefix`` is the first of them, ``ways`` how many lead here.
 
+    ``normal``: their normal form. ``used``: the slots they fill. ``path``: the techniques that are run.
     ``children``: by the technique that is applied. ``deferred``: techniques that law 3 does not apply here.
     """
 
     prefix: Prefix
-    word: Prefix
+    normal: Prefix
     used: Used
     path: Prefix = ()
     ways: int = 0
@@ -132,7 +135,7 @@ class Node:
     deferred: tuple[int, ...] = ()
 
 
-Trail = tuple[Verdict, ...]
+Proofs = tuple[Verdict, ...]
 
 
 class Orderings(Space):
@@ -170,76 +173,76 @@ class Orderings(Space):
         self._dominance: nx.DiGraph[Prefix] = nx.DiGraph()  # from the better order to the worse
         self._on_model: dict[Prefix, Prefix] = {}
         self._bounded: dict[Prefix, tuple[Prefix, str]] = {}
-        self._steps: dict[tuple[Prefix, int], tuple[Prefix, Trail]] = {}
+        self._steps: dict[tuple[Prefix, int], tuple[Prefix, Proofs]] = {}
         self._nodes: dict[tuple[Prefix, Used, Prefix], Node] | None = None
 
-    # ------------------------------------------------------------------------------------ words
+    # ------------------------------------------------------------------------------------ normal forms
 
-    def after_word(self, word: Prefix, step: int) -> tuple[Prefix, Trail]:
-        """The word after one more technique, and the proofs that this takes. Words only grow shorter or smaller."""
-        if (word, step) not in self._steps:
-            self._steps[word, step] = self._shortened((*word, step))
-        return self._steps[word, step]
+    def normal_after(self, normal: Prefix, step: int) -> tuple[Prefix, Proofs]:
+        """Return the normal form after one more technique, and the proofs used. They make it shorter or smaller."""
+        if (normal, step) not in self._steps:
+            self._steps[normal, step] = self._rewritten((*normal, step))
+        return self._steps[normal, step]
 
-    def _shortened(self, word: Prefix) -> tuple[Prefix, Trail]:
-        """The word of a word, all but whose last technique is one."""
-        if word in self._whole:
-            other, proof = self._whole[word]
-            shorter, trail = self.word(other)
-            return shorter, (proof, *trail)
-        for size in range(1, len(word) + 1):
-            if word[-size:] in self._inside:
-                end, proof = self._inside[word[-size:]]
-                found, trail = word[:-size], (proof,)
+    def _rewritten(self, form: Prefix) -> tuple[Prefix, Proofs]:
+        """Return the normal form of techniques of which all but the last are in normal form."""
+        if form in self._whole:
+            other, proof = self._whole[form]
+            shorter, proofs = self.normal_form(other)
+            return shorter, (proof, *proofs)
+        for size in range(1, len(form) + 1):
+            if form[-size:] in self._inside:
+                end, proof = self._inside[form[-size:]]
+                found, proofs = form[:-size], (proof,)
                 for step in end:
-                    found, more = self.after_word(found, step)
-                    trail += more
-                return found, trail
-        return word, ()
+                    found, more = self.normal_after(found, step)
+                    proofs += more
+                return found, proofs
+        return form, ()
 
-    def word(self, prefix: Prefix) -> tuple[Prefix, Trail]:
-        """The word of a prefix, and the proofs that lead there."""
-        word, trail = Prefix(), Trail()
+    def normal_form(self, prefix: Prefix) -> tuple[Prefix, Proofs]:
+        """Return the normal form of a prefix, and the proofs that lead there."""
+        normal, proofs = Prefix(), Proofs()
         for step in prefix:
-            word, more = self.after_word(word, step)
-            trail += more
-        return word, trail
+            normal, more = self.normal_after(normal, step)
+            proofs += more
+        return normal, proofs
 
     def path(self, prefix: Prefix) -> Prefix:
-        """What is run for a prefix: techniques that lead to its own state, in every recorded field."""
-        word, path = Prefix(), Prefix()
+        """Return what is run for a prefix: techniques that lead to its own state, in every recorded field."""
+        normal, path = Prefix(), Prefix()
         for step in prefix:
-            word, path = self.after_word(word, step)[0], self._after_path(path, word, step)
+            normal, path = self.normal_after(normal, step)[0], self._after_path(path, normal, step)
         return path
 
-    def _after_path(self, path: Prefix, word: Prefix, step: int) -> Prefix:
-        """The path after one more technique, from a state of this path and word."""
-        longer, trail = self.after_word(word, step)
-        if all(map(_leaves_factors, trail)):
-            if path == word:
+    def _after_path(self, path: Prefix, normal: Prefix, step: int) -> Prefix:
+        """Return the path after one more technique, from a state of this path and normal form."""
+        longer, proofs = self.normal_after(normal, step)
+        if all(map(_leaves_factors, proofs)):
+            if path == normal:
                 return longer
-            if longer == word:
+            if longer == normal:
                 return path
         return self._inside_alone((*path, step))
 
-    def _inside_alone(self, word: Prefix) -> Prefix:
-        """The word, all but whose last technique is one, shortened by what is proved from every state alone."""
-        for size in range(1, len(word) + 1):
-            if word[-size:] in self._inside:
-                found = word[:-size]
-                for step in self._inside[word[-size:]][0]:
+    def _inside_alone(self, form: Prefix) -> Prefix:
+        """Rewrite techniques, all but the last of which are rewritten, by proofs from every state alone."""
+        for size in range(1, len(form) + 1):
+            if form[-size:] in self._inside:
+                found = form[:-size]
+                for step in self._inside[form[-size:]][0]:
                     found = self._inside_alone((*found, step))
                 return found
-        return word
+        return form
 
     # ------------------------------------------------------------------------------------ nodes
 
     @property
     def nodes(self) -> Mapping[tuple[Prefix, Used, Prefix], Node]:
-        """Every class of prefixes by word, use and path, shorter prefixes first."""
+        """Every class of prefixes by normal form, use and path, shorter prefixes first."""
         if self._nodes is None:
             start = Node((), (), self.start, ways=1)
-            found = level = {(start.word, start.used, start.path): start}
+            found = level = {(start.normal, start.used, start.path): start}
             while level:
                 longer: dict[tuple[Prefix, Used, Prefix], Node] = {}
                 paths: dict[tuple[Prefix, Used], list[Prefix]] = {}
@@ -248,12 +251,13 @@ class Orderings(Space):
                     for step in self.steps_after(node.used):
                         if step in node.deferred:
                             continue
-                        word, used = self.after_word(node.word, step)[0], self.after(node.used, step)
-                        path, known = self._after_path(node.path, node.word, step), paths.setdefault((word, used), [])
+                        normal, used = self.normal_after(node.normal, step)[0], self.after(node.used, step)
+                        path = self._after_path(node.path, node.normal, step)
+                        known = paths.setdefault((normal, used), [])
                         alike = next((one for one in known if one == path or self.stored_alike(one, path)), path)
                         if alike == path and path not in known:
                             known.append(path)
-                        key = word, used, alike
+                        key = normal, used, alike
                         child = longer.setdefault(key, Node((*node.prefix, step), *key))
                         child.ways += node.ways
                         node.children[step] = child
@@ -262,14 +266,14 @@ class Orderings(Space):
         return self._nodes
 
     def _deferred_at(self, node: Node) -> tuple[int, ...]:
-        """Law 3: what is equal to nothing here and may as well come last."""
-        if node.word or not self._last:
+        """Return the techniques that law 3 defers: no-ops here, which may as well come last."""
+        if node.normal or not self._last:
             return ()
         following = self.steps_after(node.used)
         left = {
             i
             for i, home in enumerate(self.home)
-            if node.used[0][home] < self.counts[home] and self.after_word((), i)[0] != ()
+            if node.used[0][home] < self.counts[home] and self.normal_after((), i)[0] != ()
         }
         forced = any(
             not slot.optional
@@ -282,7 +286,7 @@ class Orderings(Space):
         return tuple(
             step
             for step in following
-            if self.after_word((), step)[0] == ()
+            if self.normal_after((), step)[0] == ()
             and not any(first == step for first, _ in self.before)
             and all(
                 (last, step) in self._last and self.no_larger((last, step), (step, last))
@@ -292,7 +296,7 @@ class Orderings(Space):
         )
 
     def node(self, prefix: Prefix) -> Node | None:
-        """The node of a prefix; None where it applies what law 3 defers."""
+        """Return the node of a prefix, None if it applies a technique that law 3 defers."""
         node = self.nodes[(), self.start, ()]
         for step in prefix:
             if step not in node.children:
@@ -301,36 +305,36 @@ class Orderings(Space):
         return node
 
     def representative(self, prefix: Prefix) -> Prefix:
-        """The prefix that stands for the class of this one; itself where law 3 leaves it out."""
+        """Return the prefix that represents the class of this one; itself if law 3 leaves it out."""
         node = self.node(prefix)
         return prefix if node is None else node.prefix
 
     def leaves(self) -> Iterator[Prefix]:
-        """The representatives that are complete orders."""
+        """Yield the representatives that are complete orders."""
         return (node.prefix for node in self.nodes.values() if self.complete(node.used))
 
     def _leaf(self, prefix: Prefix) -> Prefix | None:
-        """The representative of a complete order that no law leaves out."""
+        """Return the representative of a complete order, None if law 3 leaves it out."""
         node = self.node(prefix)
         return node.prefix if node is not None and self.complete(node.used) else None
 
     def sizes(self) -> dict[Prefix, int]:
-        """How many orders each complete representative stands for."""
+        """Return how many orders each complete representative stands for."""
         return {node.prefix: node.ways for node in self.nodes.values() if self.complete(node.used)}
 
     # ------------------------------------------------------------------------------------ laws
 
     def covered(self, verdict: Verdict) -> bool:
-        """Whether the verdict is a proof about all layers of this search."""
+        """Return True if the verdict is a proof about all layers of this search."""
         return covers(verdict, self.shapes, self.held)
 
     def _positions(self, techniques: Iterable[Technique]) -> Prefix | None:
-        """The positions of these techniques, in any number; None when one is not of this search."""
+        """Return the positions of these techniques, None when one is not of this search."""
         found = [next((i for i, t in enumerate(self.techniques) if t == given), None) for given in techniques]
         return None if None in found else tuple(i for i in found if i is not None)
 
     def merge(self, verdict: Verdict) -> bool:
-        """Law 1: use what a verdict says of two words; False, and no change, when the law forbids it."""
+        """Law 1: rewrite by a proof of equality. Return False, and change nothing, if the law forbids its use."""
         claim = verdict.claim
         if not isinstance(claim, SameState) or not self.covered(verdict):
             return False
@@ -343,20 +347,20 @@ class Orderings(Space):
         elif self._may_see_factors(verdict.claim):
             return False
         else:
-            words = sorted((self.word(side)[0] for side in sides if side is not None), key=lambda w: (len(w), w))
-            if words[0] == words[1]:
+            forms = sorted((self.normal_form(side)[0] for side in sides if side is not None), key=lambda w: (len(w), w))
+            if forms[0] == forms[1]:
                 return True
-            self._whole.setdefault(words[1], (words[0], verdict))
+            self._whole.setdefault(forms[1], (forms[0], verdict))
         self._changed()
         return True
 
     def _may_see_factors(self, claim: Claim) -> bool:
-        """Whether a technique that may follow tells states apart that the claim calls equal."""
+        """Return True if a later technique may give different results on states that the claim calls equal."""
         keep = all(map(_keeps_factors, claim.sequences))
         return not keep and any(technique.promises().sees_factors for technique in self.techniques)
 
     def improves_last(self, verdict: Verdict) -> bool:
-        """Law 3: note that ``X >> T`` never loses more than ``X``; False when the law forbids to use it."""
+        """Law 3: use a proof that ``X >> T`` never loses more than ``X``. Return False if the law forbids its use."""
         claim = verdict.claim
         if not isinstance(claim, Dominates) or claim.loss.name != self.loss or not verdict.congruent:
             return False
@@ -370,9 +374,9 @@ class Orderings(Space):
         return True
 
     def drop(self, verdict: Verdict) -> bool:
-        """Law 2: note that one complete order never loses more than another; False when a law forbids to use it.
+        """Law 2: use a proof that one complete order never loses more than another.
 
-        Of orders that dominate each other one always stays.
+        Of orders that dominate each other one always stays. Return False if a law forbids the use of the proof.
         """
         claim = verdict.claim
         if not isinstance(claim, Dominates) or claim.loss.name != self.loss:
@@ -386,7 +390,7 @@ class Orderings(Space):
         return True
 
     def same_on_model(self, states: Mapping[Prefix, Hashable]) -> None:
-        """Law 4: staying orders whose state is the same, exactly and in every layer, are one on this model."""
+        """Law 4: make one of staying orders whose state is bitwise the same in every layer of this model."""
         first: dict[Hashable, Prefix] = {}
         for leaf in sorted(states):
             stands = first.setdefault(states[leaf], leaf)
@@ -394,7 +398,7 @@ class Orderings(Space):
                 self._on_model[leaf] = stands
 
     def exceeds(self, leaf: Prefix, by: Prefix, because: str) -> None:
-        """Law 4: drop a staying order, as what is known of its loss is more than the whole loss of another."""
+        """Law 4: drop a staying order, as a part of its loss exceeds the whole loss of another."""
         self._bounded[leaf] = by, because
 
     def under_conditions(self, leaf: Prefix, by: Prefix, because: str) -> None:
@@ -406,13 +410,13 @@ class Orderings(Space):
         self._nodes = None
 
     def dominated(self, better: Prefix, worse: Prefix) -> bool:
-        """Whether it is already proved, perhaps in several steps, that ``better`` never loses more."""
+        """Return True if it is already proved, perhaps in several steps, that ``better`` never loses more."""
         graph = self._by_class()
         better, worse = self.representative(better), self.representative(worse)
         return better in graph and worse in graph and nx.has_path(graph, better, worse)
 
     def _by_class(self) -> nx.DiGraph[Prefix]:
-        """Proved dominance between representatives."""
+        """Return the graph of proved dominance between representatives."""
         graph: nx.DiGraph[Prefix] = nx.DiGraph()
         for better, worse, data in self._dominance.edges(data=True):
             one, other = self._leaf(better), self._leaf(worse)
@@ -421,11 +425,10 @@ class Orderings(Space):
         return graph
 
     def dropped(self) -> dict[Prefix, tuple[Prefix, ...]]:
-        """Each representative that law 2 drops, with the chain of orders that does, from one that stays down to it.
+        """Return each representative that law 2 drops, with the chain of orders from one that stays down to it.
 
-        Dominance is transitive, so an order may be dropped by one that is dropped itself: whatever drops
-        that one drops both. Where a set of orders dominate each other, and nothing else dominates them, the
-        first of them stays.
+        Dominance is transitive, so an order may be dropped by one that is dropped itself. If a set of orders dominate
+        each other, and no other order dominates them, the first of them stays.
         """
         graph = self._by_class()
         condensed = nx.condensation(graph)
@@ -442,20 +445,20 @@ class Orderings(Space):
         return chains
 
     def staying(self) -> Iterator[Prefix]:
-        """The complete representatives that nothing excludes."""
+        """Yield the complete representatives that nothing excludes."""
         dropped = self.dropped()
         out = (dropped, self._on_model, self._bounded)
         return (leaf for leaf in self.leaves() if not any(leaf in those for those in out))
 
     def proofs(self) -> list[Verdict]:
-        """Every proof that merged or may drop something."""
+        """Return every proof that merged orders or may drop one."""
         equal = [proof for rules in (self._inside, self._whole) for _, proof in rules.values()]
         return [*equal, *self._last.values(), *(data["verdict"] for _, _, data in self._dominance.edges(data=True))]
 
     # ------------------------------------------------------------------------------------ accounts
 
     def counted(self) -> dict[str, int]:
-        """How many orders there are, and how many were merged, dropped and left to measure."""
+        """Return how many orders there are, and how many were merged, dropped and left to measure."""
         dropped, sizes = self.dropped(), self.sizes()
         lost = sum(size for leaf, size in sizes.items() if leaf in dropped or leaf in self._bounded)
         lost += sum(sizes[leaf] for leaf, stands in self._on_model.items() if stands in self._bounded)
@@ -463,46 +466,48 @@ class Orderings(Space):
         stay = sum(1 for _ in self.staying())
         return {"total": self.total, "merged": self.total - lost - stay, "dropped": lost, "measured": stay}
 
-    def fates(self, orders: Iterable[Prefix] | None = None) -> Iterator[Fate]:
-        """What became of each of these complete orders, of all of them when None."""
+    def outcomes(self, orders: Iterable[Prefix] | None = None) -> Iterator[Outcome]:
+        """Yield the outcome of each of these complete orders, of all of them when None."""
         dropped, graph = self.dropped(), self._by_class()
         for order in self.orders() if orders is None else orders:
-            yield self._fate(order, dropped, graph)
+            yield self._outcome(order, dropped, graph)
 
-    def _fate(self, order: Prefix, dropped: Mapping[Prefix, tuple[Prefix, ...]], graph: nx.DiGraph[Prefix]) -> Fate:
+    def _outcome(
+        self, order: Prefix, dropped: Mapping[Prefix, tuple[Prefix, ...]], graph: nx.DiGraph[Prefix]
+    ) -> Outcome:
         moved, proofs = self._moved(order)
-        fate, note = "dropped" if moved != order else "measured", ""
+        kind, note = "dropped" if moved != order else "measured", ""
         leaf = self.representative(moved)
-        proofs += self.word(moved)[1] if leaf != moved else ()
-        if leaf != moved and fate == "measured":
-            fate = "merged"
+        proofs += self.normal_form(moved)[1] if leaf != moved else ()
+        if leaf != moved and kind == "measured":
+            kind = "merged"
         if leaf in dropped:
-            chain, fate = dropped[leaf], "dropped"
+            chain, kind = dropped[leaf], "dropped"
             proofs += tuple(graph.edges[link]["verdict"] for link in reversed(list(pairwise(chain))))
             leaf = chain[0]
         if leaf in self._on_model:
             leaf, note = self._on_model[leaf], ON_THIS_MODEL
-            fate = "merged" if fate == "measured" else fate
+            kind = "merged" if kind == "measured" else kind
         if leaf in self._bounded:
             leaf, because = self._bounded[leaf]
-            fate, note = "dropped", f"{note}; {because}" if note else because
-        return Fate(self.text(order), fate, self.text(leaf), tuple({id(p): p for p in proofs}.values()), note)
+            kind, note = "dropped", f"{note}; {because}" if note else because
+        return Outcome(self.order(order), kind, self.order(leaf), tuple({id(p): p for p in proofs}.values()), note)
 
-    def _moved(self, order: Prefix) -> tuple[Prefix, Trail]:
-        """The order with everything that law 3 defers at its end, and the proofs for it."""
+    def _moved(self, order: Prefix) -> tuple[Prefix, Proofs]:
+        """Return the order with all deferred techniques (law 3) at its end, and the proofs used."""
         proofs: list[Verdict] = []
         node, done = self.nodes[(), self.start, ()], 0
         while done < len(order):
             step = order[done]
             if step in node.deferred:
                 order = (*order[:done], *order[done + 1 :], step)
-                proofs += [*self.after_word((), step)[1], self._last[order[-2], step]]
+                proofs += [*self.normal_after((), step)[1], self._last[order[-2], step]]
             else:
                 node, done = node.children[step], done + 1
         return order, tuple(proofs)
 
     def graph(self) -> nx.DiGraph[str]:
-        """The DAG as plain data: a node for each class of prefixes, an edge for each technique applied.
+        """Return the DAG as plain data: a node for each class of prefixes, an edge for each technique applied.
 
         A node is the text of its representative. Nodes have ``level`` (techniques applied), ``orders`` (ways
         that lead there) and, where complete, ``fate``; edges have ``technique``, ``merged`` and ``because``. A prefix
@@ -519,13 +524,13 @@ class Orderings(Space):
         for node in self.nodes.values():
             for step, child in node.children.items():
                 merged = child.prefix != (*node.prefix, step)
-                trail = self.after_word(node.word, step)[1] if merged else ()
+                proofs = self.normal_after(node.normal, step)[1] if merged else ()
                 graph.add_edge(
                     self.text(node.prefix),
                     self.text(child.prefix),
                     technique=str(self.techniques[step]),
                     merged=merged,
-                    because="; ".join(map(str, trail)),
+                    because="; ".join(map(str, proofs)),
                 )
             for step in node.deferred:
                 text = self.text((*node.prefix, step))

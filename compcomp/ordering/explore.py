@@ -1,23 +1,24 @@
 """Losses of every staying order on a model, layer by layer: each layer is one job, whatever the number of workers.
 
-Techniques act on one layer at a time, so the tree of words is explored for each layer alone. There, what is bitwise
-equal is one state, and no technique is applied to one state twice.
+Techniques act on one layer at a time, so the tree of orders is explored for each layer alone. Bitwise equal states of a
+layer count as one, and no technique is applied to one state twice.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
+from compcomp.bench import Bench, Caps, LayerJob, LayerResult
 from compcomp.language.named import sources_of
 from compcomp.ordering.dag import Orderings
 from compcomp.ordering.jobs import pool, run
-from compcomp.ordering.measure import Bench, Tree
+from compcomp.ordering.measure import Tree
 from compcomp.ordering.parts import SAME_SIZE
+from compcomp.ordering.progress import OnProgress
 from compcomp.ordering.space import Prefix
 from compcomp.ordering.store import Store
 
@@ -30,9 +31,6 @@ POOL_FROM = 4000
 ABOVE = 1e-9
 """Relative excess at which a part of a loss counts as more than a whole one: sums of floats are no exact numbers."""
 
-Told = Callable[[int, int, str], None]
-"""Told how many layers are done, of how many, and the name of the last."""
-
 
 @dataclass
 class Explored:
@@ -42,38 +40,38 @@ class Explored:
     ``applications``: kernel runs on single layers.
     """
 
-    places: dict[str, dict[Prefix, tuple[dict[str, Any], int]]] = field(default_factory=dict)
+    places: dict[str, dict[Prefix, tuple[LayerResult, int]]] = field(default_factory=dict)
     applications: int = 0
 
     def on(self, layer: str, order: Prefix) -> dict[str, float]:
-        """Every named loss of the order on one layer."""
+        """Return every named loss of the order on one layer."""
         result, place = self.places[layer][order]
-        return {name: row[place] for name, row in result["losses"].items()}
+        return result.losses_at(place)
 
     def loss(self, name: str, order: Prefix, layers: Iterable[str] | None = None) -> float:
-        """The order's loss over these layers, over those that are explored where None."""
+        """Return the order's loss summed over those of these layers, of all where None, that it was explored on."""
         total = 0.0
         for layer in self.places if layers is None else layers:
             if order in self.places[layer]:
                 result, place = self.places[layer][order]
-                total += result["losses"][name][place]
+                total += result.loss_at(name, place)
         return total
 
     def best_by_layer(self, name: str, among: Sequence[Prefix]) -> dict[str, Prefix]:
-        """For each layer that of these orders that loses least on it, the first of several."""
+        """Return for each layer the order, out of these, that loses least on it, the first of several."""
         return {layer: min(among, key=lambda order: (self.on(layer, order)[name], order)) for layer in self.places}
 
     def bits(self, order: Prefix) -> int:
-        """Bits to store the layers after this order."""
-        return sum(result["bits"][place] for result, place in (layer[order] for layer in self.places.values()))
+        """Return the bits to store the layers after this order."""
+        return sum(result.bits_at(place) for result, place in (layer[order] for layer in self.places.values()))
 
     def state(self, order: Prefix) -> tuple[str, ...]:
-        """The same for two orders only if they leave every layer bitwise the same."""
-        return tuple(result["digests"][place] for result, place in (layer[order] for layer in self.places.values()))
+        """Return a key that is the same for two orders only if they leave every layer bitwise the same."""
+        return tuple(result.digest_at(place) for result, place in (layer[order] for layer in self.places.values()))
 
 
 class Explorer:
-    """Explores layers in rounds: first some of them whole, then the others for what can still be among the best."""
+    """Explore layers in rounds: some of them for every order, then the others for orders that can still win."""
 
     def __init__(
         self,
@@ -81,26 +79,27 @@ class Explorer:
         bench: Bench,
         executor: Executor | None,
         store: Store | None,
-        told: Told,
+        on_progress: OnProgress,
         keeps: Mapping[str, Sequence[int]],
         memory: int = MEMORY,
     ) -> None:
         self.orderings, self.bench, self.executor, self.store = orderings, bench, executor, store
-        self.told, self.keeps, self.memory, self.found = told, dict(keeps), memory, Explored()
+        self.on_progress, self.memory, self.found = on_progress, memory, Explored()
+        self.keeps = {name: tuple(which) for name, which in keeps.items()}
         self.names = bench.layer_names()
 
     def explore(self, keep: int, *, every: bool = False) -> Explored:
-        """Like :meth:`explored`, on processes of its own where there is much to do and no executor."""
+        """Do :meth:`explored`, on a pool of processes if there is much to do and no executor."""
         nodes = len(Tree.of(self.orderings, list(self.orderings.staying())).parents)
         wanted = self.bench.parallel and nodes * len(self.names) >= POOL_FROM
         with pool(self.executor, wanted=wanted) as self.executor:
             return self.explored(keep, every=every)
 
     def explored(self, keep: int, *, every: bool = False) -> Explored:
-        """Explore all layers for the staying orders; with ``every`` without leaving any out on the way.
+        """Explore all layers for the staying orders.
 
-        Orders whose loss on some layers is more than the whole loss of ``keep`` others of the same techniques and size
-        are noted in the orderings, and not explored on the layers that are left.
+        Orders whose loss on some layers exceeds the whole loss of ``keep`` others, of the same techniques and size, are
+        dropped in the orderings, and not explored on the other layers. With ``every`` none is dropped.
         """
         loss = self.orderings.loss
         staying = list(self.orderings.staying())
@@ -137,12 +136,8 @@ class Explorer:
                     self.orderings.exceeds(order, whole, because)
                     staying.remove(order)
             left = [order for order in staying if order in wholes]
-            more = {
-                "caps": [self._cap(order, wholes[order], done) for order in left],
-                "loss": loss,
-                "keeps": self.keeps,
-            }
-            for order, (layer, least) in self.layers(names, left, more=more).items():
+            caps = Caps(loss, tuple(self._cap(order, wholes[order], done) for order in left), self.keeps)
+            for order, (layer, least) in self.layers(names, left, caps=caps).items():
                 most = self.found.loss(loss, wholes[order])
                 because = (
                     f"whatever follows the beginning of it, its {loss} on {layer} is at least {least:.6g}, which with "
@@ -154,75 +149,61 @@ class Explorer:
         return self.found
 
     def _cap(self, order: Prefix, whole: Prefix, done: Sequence[str]) -> float:
-        """The most that an order may lose on a layer and still lose no more in all than another."""
+        """Return the largest loss on one layer with which an order loses no more in all than another."""
         loss = self.orderings.loss
         most = self.found.loss(loss, whole)
         return most + ABOVE * abs(most) - self.found.loss(loss, order, done)
 
     def layers(
-        self,
-        names: Sequence[str],
-        orders: Sequence[Prefix],
-        *,
-        counted: bool = True,
-        more: Mapping[str, Any] | None = None,
+        self, names: Sequence[str], orders: Sequence[Prefix], *, counted: bool = True, caps: Caps | None = None
     ) -> dict[Prefix, tuple[str, float]]:
         """Explore these layers for these orders.
 
-        Returns the orders that were bounded instead of run, each with the layer and what it loses there at least.
+        Returns the orders that exceed their caps, each with the layer and the lower bound of its loss there.
         """
         bounded: dict[Prefix, tuple[str, float]] = {}
         if not orders:
             return bounded
         tree, done = Tree.of(self.orderings, orders), 0
-        for name, result in self._results(names, tree, more):
-            for place, least in result.get("bounds", {}).items():
-                bounded.setdefault(tree.orders[int(place)], (name, least))
-            self.found.applications += result["applications"] + result["repeated"]
+        for name, result in self._results(names, tree, caps):
+            for place, least in result.bounds.items():
+                bounded.setdefault(tree.orders[place], (name, least))
+            self.found.applications += result.applications + result.repeated
             self.found.places.setdefault(name, {}).update(
                 (order, (result, place)) for place, order in enumerate(tree.orders)
             )
             if counted:
                 done += 1
-                self.told(done, len(names), name)
+                self.on_progress(done, len(names), name)
         return bounded
 
-    def _results(
-        self, names: Sequence[str], tree: Tree, more: Mapping[str, Any] | None
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The result for each layer: from the store, or from its job."""
-        keys, found = dict[str, str](), dict[str, dict[str, Any]]()
+    def _results(self, names: Sequence[str], tree: Tree, caps: Caps | None) -> Iterator[tuple[str, LayerResult]]:
+        """Yield the result for each layer: from the store, or from its job."""
+        keys, found = dict[str, str](), dict[str, LayerResult]()
         sources = sources_of(self.orderings.techniques)
-        for name, job in self._jobs(names, tree, more) if self.store is not None and sources is not None else ():
-            if not job.get("portable", True):
+        for job in self._jobs(names, tree, caps) if self.store is not None and sources is not None else ():
+            if not job.portable:
                 break
-            keys[name] = f"{key_of(job)} {sources}"
-            if (known := self.store.get_result(keys[name]) if self.store is not None else None) is not None:
-                found[name] = {**known, "applications": 0, "repeated": 0}
+            keys[job.layer] = f"{key_of(job)} {sources}"
+            if (known := self.store.get_result(keys[job.layer]) if self.store is not None else None) is not None:
+                found[job.layer] = replace(LayerResult.from_json(known), applications=0, repeated=0)
         open_ = [name for name in names if name not in found]
-        fresh = run(self.bench.explore, self._jobs(open_, tree, more), self.executor)
+        fresh = run(self.bench.explore, self._jobs(open_, tree, caps), self.executor)
         for name in names:
             if name not in found:
-                arrived, result = next(fresh)
-                assert arrived == name
+                job, result = next(fresh)
+                assert job.layer == name
                 if self.store is not None and name in keys and sources == sources_of(self.orderings.techniques):
-                    self.store.put_result(keys[name], result)
+                    self.store.put_result(keys[name], result.to_json())
                 found[name] = result
             yield name, found.pop(name)
 
-    def _jobs(
-        self, names: Sequence[str], tree: Tree, more: Mapping[str, Any] | None
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _jobs(self, names: Sequence[str], tree: Tree, caps: Caps | None) -> Iterator[LayerJob]:
         known = self.orderings.techniques
-        return self.bench.layer_jobs(known, tree.parents, tree.steps, tree.ends, self.memory, names, more)
+        return self.bench.layer_jobs(known, tree.parents, tree.steps, tree.ends, self.memory, names, caps)
 
 
-def key_of(job: dict[str, Any]) -> str:
-    """A digest of everything a job's result depends on: all of it but the memory it may take."""
-    digest = hashlib.sha256()
-    for key in sorted(job):
-        if key != "memory":
-            value = job[key]
-            digest.update(key.encode() + b"\0")
-            digest.update(value if isinstance(value, bytes) else json.dumps(value).encode())
-    return digest.hexdigest()
+def key_of(job: LayerJob) -> str:
+    """Return a digest of everything that the result of a portable job depends on: all of it but the memory."""
+    data = {**replace(job, tensors=b"", memory=0).to_json(), "tensors": hashlib.sha256(job.tensors).hexdigest()}
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

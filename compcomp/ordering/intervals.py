@@ -9,8 +9,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 
-Pair = tuple[float, float]
-"""The sum of a part, and over how many it runs."""
+from compcomp.bench import Pair
 
 
 def mean(pairs: Sequence[Pair]) -> float:

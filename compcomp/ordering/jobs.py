@@ -8,12 +8,29 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from compcomp.language.named import OtherFiles
 
-Job = dict[str, Any]
-"""Plain data, as is what a job returns."""
+
+class Job(Protocol):
+    """Something to do that can be sent to another process as plain data."""
+
+    @property
+    def portable(self) -> bool:
+        """True if another process can do the job: it finds the techniques by their texts."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the job as plain data."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Read what :meth:`to_json` returned. Raises OtherFiles where this process has other files of a technique."""
+
+
+J = TypeVar("J", bound=Job)
+R = TypeVar("R")
 
 AHEAD = 8
 """Jobs that are handed to an executor before the first of them is done."""
@@ -23,7 +40,7 @@ TRIES = 2
 
 @contextmanager
 def pool(executor: Executor | None, *, wanted: bool) -> Iterator[Executor | None]:
-    """The executor; where there is none and one is ``wanted``, a process for every core for a while.
+    """Yield the executor; if there is none and one is ``wanted``, a pool with a process for every core.
 
     The processes do not run the caller's main module again, and each computes with one thread.
     """
@@ -48,56 +65,60 @@ def _large_jobs() -> None:
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
 
 
-def run(
-    function: Callable[[Job], Job], jobs: Iterable[tuple[str, Job]], executor: Executor | None = None
-) -> Iterator[tuple[str, Job]]:
-    """Each job's name and result, in the order of the jobs, which are made no sooner than they are needed.
+def run(function: Callable[[J], R], jobs: Iterable[J], executor: Executor | None = None) -> Iterator[tuple[J, R]]:
+    """Yield each job and its result, in the order of the jobs, which are made no sooner than they are needed.
 
-    A job that says of itself that it is not ``portable`` holds what no other process would find: it runs here.
-
-    What a job raises is raised here. A worker that dies is no such thing: the job is handed over again, and in the end
-    run in this process, so that results do not depend on workers.
+    A job that is not ``portable`` runs in this process. An exception of a job is raised here. A worker that dies raises
+    nothing: the job is submitted again, and in the end run in this process, so that results do not depend on workers.
     """
     if executor is None:
-        for name, job in jobs:
-            yield name, function(job)
+        for job in jobs:
+            yield job, function(job)
         return
-    waiting: deque[tuple[str, Job, Future[Job] | None]] = deque()
+    waiting: deque[tuple[J, Future[_Reply[R]] | None]] = deque()
     source = iter(jobs)
     try:
         while True:
             while len(waiting) < AHEAD and (following := next(source, None)) is not None:
-                waiting.append((*following, _submit(executor, function, following[1])))
+                waiting.append((following, _submit(executor, function, following)))
             if not waiting:
                 return
-            name, job, future = waiting.popleft()
-            yield name, _result(executor, function, job, future)
+            job, future = waiting.popleft()
+            yield job, _result(executor, function, job, future)
     finally:
-        for _, _, future in waiting:
+        for _, future in waiting:
             if future is not None:
                 future.cancel()
 
 
-def _submit(executor: Executor, function: Callable[[Job], Job], job: Job) -> Future[Job] | None:
-    if not job.get("portable", True):
+@dataclass(frozen=True)
+class _Reply(Generic[R]):
+    """The result of a job in a worker, or the exception that it raised."""
+
+    result: R | None = None
+    error: Exception | None = None
+
+
+def _submit(executor: Executor, function: Callable[[J], R], job: J) -> Future[_Reply[R]] | None:
+    if not job.portable:
         return None
     try:
-        return executor.submit(guarded, function, job)
+        return executor.submit(_guarded, function, type(job), job.to_json())
     except RuntimeError:  # shut down, or broken by a worker that died
         return None
 
 
-def guarded(function: Callable[[Job], Job], job: Job) -> Job:
-    """The job's result, or what it raised, told apart from a worker that was lost."""
+def _guarded(function: Callable[[J], R], kind: type[J], data: dict[str, Any]) -> _Reply[R]:
+    """Run a job in a worker; an exception of the job is part of the reply, unlike the loss of a worker."""
     try:
-        return {"result": function(job)}
+        return _Reply(function(kind.from_json(data)))
     except OtherFiles:
         raise  # as if the worker were lost
     except Exception as error:
-        return {"error": error}
+        return _Reply(error=error)
 
 
-def _result(executor: Executor, function: Callable[[Job], Job], job: Job, future: Future[Job] | None) -> Job:
+def _result(executor: Executor, function: Callable[[J], R], job: J, future: Future[_Reply[R]] | None) -> R:
     for _ in range(TRIES):
         if future is None:
             break
@@ -106,8 +127,7 @@ def _result(executor: Executor, function: Callable[[Job], Job], job: Job, future
         except Exception:  # the worker is gone, or could not be reached
             future = _submit(executor, function, job)
             continue
-        if "error" in reply:
-            raise reply["error"]
-        result: Job = reply["result"]
-        return result
+        if reply.error is not None:
+            raise reply.error
+        return reply.result  # type: ignore[return-value]
     return function(job)

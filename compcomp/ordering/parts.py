@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
+from compcomp.bench import InParts, Sums
 from compcomp.errors import InputError
-from compcomp.ordering.intervals import Pair, difference, half_width, mean
+from compcomp.language.technique import Sequence as Order
+from compcomp.ordering.intervals import difference, half_width, mean
+from compcomp.ordering.measurement import Measurement
 from compcomp.ordering.store import Store
 
 FIRST = 8
@@ -23,30 +26,10 @@ CONFIDENCE = 0.99
 SAME_SIZE = 1e-3
 """Difference of compression rates up to which two orders count as equally large: masks may differ in their ties."""
 
-Sums = dict[str, list[Pair]]
-"""By metric the sum and the count of each part."""
-
-
-class InParts(Protocol):
-    """What a race needs of a bench."""
-
-    @property
-    def parts(self) -> int:
-        """How many independent parts the user's metrics are means over; 0 where that is not known."""
-
-    def evaluate_parts(self, state: Any, parts: Sequence[int]) -> Sums:
-        """By metric the sum and the count of each of these parts."""
-
-    def is_log(self, metric: str) -> bool:
-        """Whether the metric is exp of a mean over parts, as perplexity is, and not the mean itself."""
-
-    def lower_is_better(self, metric: str) -> bool:
-        """Which way one of the user's metrics goes."""
-
 
 @dataclass(frozen=True)
 class Kept:
-    """Measurements in a store under one key, or nowhere."""
+    """A view of a store that keeps measurements under one key; without a store nothing is kept."""
 
     store: Store | None = None
     key: str = ""
@@ -60,7 +43,10 @@ class Kept:
 
 
 def looks(total: int) -> list[int]:
-    """After how many parts a race looks: 8, 16, 32 ..., and all. A last stretch is no shorter than the one before."""
+    """Return after how many parts a race compares states: 8, 16, 32 ... and all.
+
+    The last stretch is no shorter than the one before.
+    """
     found, count = list[int](), FIRST
     while 2 * count <= total:
         found.append(count)
@@ -79,13 +65,13 @@ class Parts:
         self._stretches: dict[tuple[str, int], Sums] = {}
 
     def begun(self, digest: str) -> bool:
-        """Whether a state with this digest is known on the first parts."""
+        """Return True if the first parts of a state with this digest are known."""
         return self._known(digest, 0) is not None
 
     def sums(self, digest: str, look: int, state: Callable[[], Any]) -> Sums:
-        """What the state with this digest has on all parts up to a look, by its number. ``state`` is asked if need be.
+        """Return the sums of a state on all parts up to the look of this number. ``state`` is called only if needed.
 
-        Always evaluated in the same stretches, so that a sum is the same bits whenever it is found.
+        Parts are always evaluated in the same stretches, so that a sum has the same bits in every run.
         """
         found: Sums = {}
         for number in range(look + 1):
@@ -102,12 +88,12 @@ class Parts:
         return found
 
     def whole(self, digest: str, state: Callable[[], Any]) -> dict[str, float]:
-        """The metrics of this state over all parts."""
+        """Return the metrics of a state over all parts."""
         sums = self.sums(digest, len(self.looks) - 1, state)
         return {metric: self.value(metric, mean(pairs)) for metric, pairs in sums.items()}
 
     def value(self, metric: str, middle: float) -> float:
-        """The metric where its mean over parts is this."""
+        """Return the metric that belongs to this mean over parts."""
         if not self.bench.is_log(metric):
             return middle
         return math.exp(middle) if middle < 700 else math.nan if math.isnan(middle) else math.inf
@@ -130,7 +116,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Run:
-    """One state in a race: its sums, and where it was stopped the state that was better, and by how much."""
+    """One state in a race: its sums. If it was stopped, also the better state, and low and high by how much."""
 
     sums: Sums
     rival: str | None = None
@@ -158,7 +144,7 @@ class Race:
         self._whole: list[tuple[float, str]] = []  # compression rate and digest of what is measured on all parts
 
     def enter(self, digest: str, rate: float, state: Callable[[], Any]) -> None:
-        """Measure the state with this digest, as far as it takes."""
+        """Measure a state of this compression rate, until it is stopped or measured on all parts."""
         if digest in self.runs:
             return
         for look, count in enumerate(self.parts.looks):
@@ -171,7 +157,7 @@ class Race:
         self._whole.append((rate, digest))
 
     def _stopped(self, sums: Sums, rate: float) -> Run | None:
-        """The run as it ends here, where these sums are worse than those of the best no larger state on all parts."""
+        """Return the run as it ends here if the best state that is no larger has better sums, else None."""
         metric = next(iter(sums))
         sign = self._sign(metric)
 
@@ -193,7 +179,7 @@ class Race:
         return 1 if self.bench.lower_is_better(metric) else -1
 
     def _difference(self, sums: Sums, rival: str, metric: str, level: float) -> tuple[float, float]:
-        """How much worse these sums are than those of another state on the same parts, in the mean of the metric."""
+        """Return how much worse these sums are than those of another state on the same parts, and half the interval."""
         others = self.runs[rival].sums[metric]
         shared = min(len(sums[metric]), len(others))
         middle, half = difference(sums[metric][:shared], others[:shared], level)
@@ -201,14 +187,14 @@ class Race:
 
     # ------------------------------------------------------------------------------------ results
 
-    def row(self, digest: str, texts: Mapping[str, str]) -> dict[str, Any]:
-        """What a race adds to the measurement of a state: metrics, parts, intervals, and where it was stopped a note.
+    def completed(self, row: Measurement, digest: str, orders: Mapping[str, Order]) -> Measurement:
+        """Add metrics, parts and intervals to the measurement of a state, and a note if it was stopped early.
 
-        The metrics of a stopped state are estimates for all parts: what its rival has there, and the difference on
-        those that both were measured on. texts: an order for every digest.
+        The metrics of a stopped state are estimates for all parts: those of its rival, and the difference on the parts
+        that both were measured on. orders: for every digest one that leads to it.
         """
         run = self.runs[digest]
-        metrics, intervals = dict[str, float](), dict[str, list[float]]()
+        metrics, intervals = dict[str, float](), dict[str, tuple[float, float]]()
         for metric, pairs in run.sums.items():
             middle, half = mean(pairs), half_width(pairs, 1 - self.confidence)
             if run.rival is not None and math.isfinite(middle):
@@ -218,27 +204,28 @@ class Race:
                 half = math.hypot(half, half_width(whole, 1 - self.confidence))
             metrics[metric] = self.parts.value(metric, middle)
             if math.isfinite(half):
-                intervals[metric] = [self.parts.value(metric, middle + side * half) for side in (-1, 1)]
-        row: dict[str, Any] = {"metrics": metrics, "parts": run.parts, "intervals": intervals}
+                low, high = (self.parts.value(metric, middle + side * half) for side in (-1, 1))
+                intervals[metric] = low, high
+        note = ""
         if run.rival is not None:
-            row["note"] = f"stopped after {run.parts} of {self.parts.total} parts: {self._worse(run, texts[run.rival])}"
-        return row
+            note = f"stopped after {run.parts} of {self.parts.total} parts: {self._worse(run, orders[run.rival])}"
+        return replace(row, metrics=metrics, parts=run.parts, intervals=intervals, note=note)
 
-    def _worse(self, run: Run, rival: str) -> str:
+    def _worse(self, run: Run, rival: Order) -> str:
         (low, high), metric = run.apart, next(iter(run.sums))
         if math.isnan(low):
             return f"its {metric} is no finite number"
         return f"worse than {rival} by {low:.3g} to {high:.3g} in {self.name(metric)} at {100 * self.confidence:.6g} %"
 
-    def behind(self, digest: str, best: str) -> list[float] | None:
-        """How much worse a state is than the best one, low and high, in the mean of the first metric.
+    def behind(self, digest: str, best: str) -> tuple[float, float] | None:
+        """Return how much worse a state is than the best one, low and high, in the mean of the first metric.
 
-        All such intervals hold together with the confidence of the race. None where they say nothing.
+        All such intervals hold together with the confidence of the race. None where an end is not finite.
         """
         run = self.runs[digest]
         middle, half = self._difference(run.sums, best, next(iter(run.sums)), self.apart)
-        return [middle - half, middle + half] if math.isfinite(middle) and math.isfinite(half) else None
+        return (middle - half, middle + half) if math.isfinite(middle) and math.isfinite(half) else None
 
     def name(self, metric: str) -> str:
-        """What the mean of a metric is called."""
+        """Return the name of the mean of a metric."""
         return f"log {metric}" if self.bench.is_log(metric) else metric

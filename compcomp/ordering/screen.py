@@ -16,12 +16,13 @@ from math import ceil, lcm
 import numpy as np
 import numpy.typing as npt
 
+from compcomp.bench import Shape
 from compcomp.language.loss import Loss
 from compcomp.language.technique import Technique, run
 from compcomp.layers import walk
 from compcomp.layers.batches import stack, unstack
 from compcomp.layers.state import LayerState
-from compcomp.ordering.dag import Orderings, Shape
+from compcomp.ordering.dag import Orderings
 from compcomp.ordering.space import Prefix
 from compcomp.terms import Array, Batch, BatchChoices
 
@@ -43,7 +44,7 @@ AGREE = 1e-9
 
 
 def small_shape(techniques: Iterable[Technique], entries: int = ENTRIES) -> Shape | None:
-    """A small shape (out, in) that every technique fits and, if it can be found, does something at; None if none fits.
+    """Return a small shape (out, in) that all techniques fit and, if possible, change layers of; None if none fits.
 
     More rows and columns than the ranks, as far as so many entries allow. Wider layers are tried while something is
     expected of them: until the least share of the techniques is a whole weight of a row, and while trying is quick.
@@ -75,7 +76,7 @@ def small_shape(techniques: Iterable[Technique], entries: int = ENTRIES) -> Shap
 
 
 def seconds_on(techniques: Iterable[Technique], columns: int) -> float:
-    """About how long the slowest of them takes on layers so wide, to judge from its time on narrow ones."""
+    """Estimate the seconds of the slowest technique on layers of so many columns, from its time on narrow ones."""
     longest = 0.0
     for technique in techniques:
         narrow = technique.unit * ceil(NARROW / technique.unit)
@@ -89,7 +90,7 @@ def seconds_on(techniques: Iterable[Technique], columns: int) -> float:
 
 
 def _does_something(technique: Technique, shape: Shape) -> bool:
-    """Whether it changes a dense layer, or is not expected to, as it only mends what others do."""
+    """Return True if a technique changes a dense layer, or is not expected to, as it only corrects what others do."""
     promises = technique.promises()
     if promises.rests or promises.holds_reference or promises.restores or promises.changes_basis:
         return True
@@ -111,7 +112,7 @@ def generated(
     layers: int = LAYERS,
     kinds: tuple[str, ...] = KINDS,
 ) -> LayerState:
-    """Dense layers of every kind with Gram matrices of inputs, as one layer of batches.
+    """Generate dense layers of every kind with Gram matrices of inputs, as one layer of batches.
 
     The inputs themselves are there only if some technique looks at them or at their magnitudes.
     """
@@ -169,20 +170,20 @@ def _inputs(kind: str, shape: tuple[int, ...], random: np.random.Generator) -> V
 
 @dataclass(frozen=True)
 class Sketch:
-    """What two equal states have in common: ``format`` exactly, ``values`` (layers x fields) up to rounding."""
+    """A projection of a state: equal states have equal ``format``, and ``values`` (layers x fields) up to rounding."""
 
     format: tuple[object, ...]
     values: Values
 
     def agrees(self, other: Sketch) -> bool:
-        """Whether two states may well be equal on every layer."""
+        """Return True if two states may be equal on every layer."""
         return self.format == other.format and bool(
             np.all(np.abs(self.values - other.values) <= AGREE * (1 + np.abs(self.values)))
         )
 
 
 class Screen:
-    """Runs techniques on generated layers. ``applications`` counts how often."""
+    """Run techniques on generated layers. ``applications`` counts how often."""
 
     def __init__(self, orderings: Orderings, loss: Loss, shape: Shape, seed: int = 0) -> None:
         random = np.random.default_rng(seed)
@@ -200,21 +201,21 @@ class Screen:
         self._scale = np.where(scale == 0, 1.0, scale)
 
     def start(self) -> LayerState:
-        """The generated layers, uncompressed."""
+        """Return the generated layers, uncompressed."""
         return self._dense
 
     def apply(self, technique: int, state: LayerState) -> LayerState:
-        """The state after one more technique."""
+        """Return the state after one more technique."""
         self.applications += 1
         with np.errstate(all="ignore"):
             return run(self._techniques[technique], state)
 
     def losses(self, state: LayerState) -> Values:
-        """The loss on each layer, relative to that of a layer of zeros."""
+        """Return the loss on each layer, relative to that of a layer of zeros."""
         return self._values(self._loss.of(state)) / self._scale
 
     def sketch(self, state: LayerState) -> Sketch:
-        """Every field of the state, projected on one direction: different fields hardly ever look alike."""
+        """Project every field of the state on one random direction: different fields hardly ever agree."""
         values, known = [self._projected(state.effective() - state.weight) / self._size], list[object]()
         for field in walk.FIELDS:
             if not field.equal:
@@ -248,7 +249,7 @@ class Screen:
 
 
 def alike(sketches: dict[Prefix, Sketch]) -> list[tuple[Prefix, Prefix]]:
-    """Pairs of words whose states agree on every layer, first word first."""
+    """Return pairs of prefixes whose states agree on every layer, the smaller prefix first."""
     groups: dict[object, list[Prefix]] = {}
     for prefix, sketch in sketches.items():
         groups.setdefault(sketch.format, []).append(prefix)
@@ -261,10 +262,9 @@ def alike(sketches: dict[Prefix, Sketch]) -> list[tuple[Prefix, Prefix]]:
 
 
 def no_worse(losses: dict[Prefix, Values]) -> dict[Prefix, list[Prefix]]:
-    """For each complete order those of the same techniques that lose no more on any layer, those most like it first.
+    """Return for each complete order the orders of the same techniques that lose no more on any layer.
 
-    How alike two orders are is how many techniques stay in place relative to each other; of equally alike
-    ones the better on average comes first.
+    The orders with most techniques in the same relative order come first, then those that lose less on average.
     """
     found: dict[Prefix, list[Prefix]] = {}
     orders = sorted(losses)
@@ -279,7 +279,7 @@ def no_worse(losses: dict[Prefix, Values]) -> dict[Prefix, list[Prefix]]:
 
 
 def in_common(first: Prefix, second: Prefix) -> int:
-    """Length of the longest common subsequence."""
+    """Return the length of the longest common subsequence."""
     row = [0] * (len(second) + 1)
     for x in first:
         before = row[:]

@@ -1,4 +1,4 @@
-"""Which orders there are: slots to fill, which of them may stay empty, and what has to come before what."""
+"""The space of orders: slots to fill, optional slots, and pairs of which one comes before the other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compcomp.language.text import parse_sequence
 Prefix = tuple[int, ...]
 """An order, or the beginning of one: positions in :attr:`Space.techniques`."""
 Used = tuple[tuple[int, ...], frozenset[int]]
-"""How many of each slot are filled, and which techniques that others have to come before were met."""
+"""How many of each slot are filled, and which techniques of the ``before`` pairs are applied already."""
 
 
 GRANULARITIES = ("model", "layer")
@@ -27,7 +27,7 @@ _OTHER = "techniques that their texts tell apart: what they differ in as a param
 
 
 def distinct(items: Iterable[T]) -> tuple[T, ...]:
-    """Each once, by what it is (:mod:`compcomp.language.identity`), not by what it says of itself."""
+    """Return each item once, compared by identity (:mod:`compcomp.language.identity`), not by its own ``==``."""
     found: list[T] = []
     for item in items:
         if not any(same(item, other) for other in found):
@@ -48,7 +48,7 @@ class Slot:
 
 
 def optional(technique: Technique | Slot) -> Slot:
-    """A technique, or alternatives, that an order may also leave out."""
+    """Return a slot for a technique, or alternatives, that an order may also leave out."""
     return Slot(_slot(technique).alternatives, optional=True)
 
 
@@ -69,7 +69,7 @@ def _slot(given: Any) -> Slot:
 
 
 def pairs_of(given: Any) -> tuple[tuple[Technique, Technique], ...]:
-    """The pairs that ``before`` gives; InputError for all but tuples or lists of two techniques in an iterable."""
+    """Read ``before``. Raises InputError for all but tuples or lists of two techniques in an iterable."""
     allowed = "pairs of techniques, such as [(P, Q)]"
     if isinstance(given, str | bytes | Mapping | Technique | Slot | Order) or not isinstance(given, Iterable):
         raise InputError(str(given)[:80], allowed, "before")
@@ -108,11 +108,11 @@ class Space:
         self.bound = frozenset(i for pair in self.before for i in pair)
 
     def _place(self, technique: Any) -> int | None:
-        """The position of a technique, None where it is not one of these."""
+        """Return the position of a technique, None where it is not one of these."""
         return next((k for k, known in enumerate(self.techniques) if same(known, technique)), None)
 
     def placed(self, technique: Technique) -> int:
-        """The position of one of these techniques."""
+        """Return the position of one of these techniques."""
         place = self._place(technique)
         assert place is not None
         return place
@@ -143,21 +143,21 @@ class Space:
 
     @property
     def alike(self) -> bool:
-        """Whether every order has the same techniques: then sizes differ by the zeros of masks at most."""
+        """True if every order has the same techniques: then sizes differ by the zeros of masks at most."""
         return all(not slot.optional and len(slot.alternatives) == 1 for slot in self.slots)
 
     # ------------------------------------------------------------------------------------ prefixes
 
     def order(self, prefix: Prefix) -> Order:
-        """The techniques of a prefix, in its order."""
+        """Return the techniques of a prefix, in its order."""
         return Order(tuple(self.techniques[i] for i in prefix))
 
     def text(self, prefix: Prefix) -> str:
-        """The text form; the empty prefix is "identity"."""
+        """Return the text form; the empty prefix is "identity"."""
         return str(self.order(prefix))
 
     def read(self, text: str) -> Order:
-        """The order of a text: of these techniques themselves where it names them, else as any text is read."""
+        """Read an order: from these techniques if the text names them, otherwise like any text."""
         known = {str(technique): technique for technique in self.techniques}
         parts = [part.strip() for part in text.split(">>")]
         if all(part in known for part in parts):
@@ -166,52 +166,52 @@ class Space:
 
     @property
     def start(self) -> Used:
-        """What the empty prefix has used."""
+        """The slots that the empty prefix has used: none."""
         return (0,) * len(self.slots), frozenset()
 
     def after(self, used: Used, step: int) -> Used:
-        """What is used after one more technique."""
-        filled, met = used
+        """Return what is used after one more technique."""
+        filled, applied = used
         home = self.home[step]
         now = (*filled[:home], filled[home] + 1, *filled[home + 1 :])
-        return now, met | {step} if step in self.bound else met
+        return now, applied | {step} if step in self.bound else applied
 
     def used(self, prefix: Prefix) -> Used:
-        """What a prefix has used."""
+        """Return what a prefix has used."""
         used = self.start
         for i in prefix:
             used = self.after(used, i)
         return used
 
     def next_steps(self, prefix: Prefix) -> list[int]:
-        """The techniques that may follow."""
+        """Return the techniques that may follow a prefix."""
         return self.steps_after(self.used(prefix))
 
     def steps_after(self, used: Used) -> list[int]:
-        """The techniques that may follow what is used, and leave a way to fill every slot that has to be filled."""
+        """Return the techniques that may follow and still let every slot be filled that has to be."""
         open_ = [i for i, home in enumerate(self.home) if used[0][home] < self.counts[home] and not self._late(used, i)]
         return [i for i in open_ if self._fillable(self.after(used, i))] if self.before else open_
 
     def _late(self, used: Used, step: int) -> bool:
-        """Whether something is there already that the technique has to come before."""
+        """Return True if a technique is applied already that this one has to come before."""
         return any((step, other) in self.before for other in used[1])
 
     def _fillable(self, used: Used) -> bool:
-        """Whether no slot that has to be filled has come too late: the pairs have no circle, so that suffices."""
+        """Return True if every slot can still be filled that has to be: the pairs have no circle, so this suffices."""
         return all(
             slot.optional or filled == count or not all(self._late(used, self.placed(t)) for t in slot.alternatives)
             for slot, filled, count in zip(self.slots, used[0], self.counts, strict=True)
         )
 
     def complete(self, used: Used) -> bool:
-        """Whether every slot that has to be filled is."""
+        """Return True if every slot is filled that has to be."""
         return all(
             slot.optional or filled == count
             for slot, filled, count in zip(self.slots, used[0], self.counts, strict=True)
         )
 
     def prefix(self, techniques: Sequence[Technique]) -> Prefix | None:
-        """The positions of these techniques, None when they are no prefix of an order of these."""
+        """Return the positions of these techniques, None when they are no prefix of an order."""
         found: list[int] = []
         for technique in techniques:
             position = next((i for i in self.next_steps(tuple(found)) if same(self.techniques[i], technique)), None)
@@ -221,7 +221,7 @@ class Space:
         return tuple(found)
 
     def orders(self) -> Iterator[Prefix]:
-        """Every complete order, one at a time."""
+        """Yield every complete order."""
         stack: list[Prefix] = [()]
         while stack:
             prefix = stack.pop()
@@ -233,7 +233,7 @@ class Space:
 
     @property
     def total(self) -> int:
-        """How many different orders there are."""
+        """The number of different orders."""
         return self._counted[0]
 
     @property

@@ -17,6 +17,7 @@ from compcomp.errors import InputError
 from compcomp.language.assumption import Assumption
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.named import sources_of
+from compcomp.language.refusal import Refusal
 from compcomp.language.text import claim_from_json
 from compcomp.language.verdict import Grade, Matrix, Query, Status, Trace, Verdict, Witness
 from compcomp.ordering.reuse import canonical, family, narrowed, restated
@@ -25,10 +26,11 @@ from compcomp.version import __version__
 PACKAGE = Path(__file__).resolve().parent.parent
 
 DECIDED = (Status.PROVED, Status.REFUTED, Status.VACUOUS)
-"""What stays as it is. An unknown may be known with more time, and is kept with the time it had."""
+"""Statuses that are final. An unknown claim may be decided with more time, and is kept with the time it had."""
 
 MEANING = (
-    *("errors.py", "hooks.py", "terms.py", "layers", "algebra", "language", "checking", "proving", "encodings"),
+    *("errors.py", "hooks.py", "record.py", "bench.py", "terms.py"),
+    *("layers", "algebra", "language", "checking", "proving", "encodings"),
     *("ordering/reuse.py", "ordering/dag.py", "ordering/space.py"),
 )
 """The sources a verdict depends on: a change in one of them makes every earlier verdict unfindable."""
@@ -121,7 +123,7 @@ class Store:
     # ------------------------------------------------------------------------------------ verdicts
 
     def get(self, claim: Claim, scope: Scope, options: Options | None = None) -> Verdict | None:
-        """The verdict kept for this claim, in whatever words; None when there is none or it cannot be read.
+        """Return the verdict kept for this claim, or for one of the same canonical form; None if there is none.
 
         options: where given, an unknown counts too: one that was asked with the same stages and no less time.
         """
@@ -138,7 +140,7 @@ class Store:
         return restated(found, claim, scope)
 
     def related(self, claim: Claim) -> Iterator[Verdict]:
-        """The proofs and refutations kept of claims of one family, from which this one may follow."""
+        """Yield the proofs and refutations kept of claims of one family, from which this one may follow."""
         group = _group(claim)
         if group is not None:
             for text, row in self._run("SELECT claim, verdict FROM verdicts WHERE family = ? ORDER BY made", (group,)):
@@ -164,13 +166,13 @@ class Store:
         self._run(_ADD if derived else _PUT, (*row, json.dumps(verdict_to_json(verdict)), time.time()))
 
     def __len__(self) -> int:
-        """How many verdicts there are, of all versions."""
+        """Return the number of verdicts, of all versions."""
         return int(self._run("SELECT count(*) FROM verdicts")[0][0])
 
     # ------------------------------------------------------------------------------------ measurements
 
     def get_result(self, key: str) -> dict[str, Any] | None:
-        """What was put under this key by the same version of the library, its encodings, kernels and models.
+        """Return the data put under this key by the same version of the library, its encodings, kernels and models.
 
         The key says everything else it depends on: model, data, seed, and techniques or kernels of your own.
         """
@@ -197,7 +199,7 @@ class Store:
 
 
 def key_of(claim: Claim, scope: Scope) -> str | None:
-    """What a verdict is found by, the same for all claims that say the same in other words.
+    """Return the key of a verdict, the same for all claims of one canonical form.
 
     None where the source of a technique cannot be read or has changed, or claim and scope do not fit each other.
     """
@@ -210,7 +212,7 @@ def key_of(claim: Claim, scope: Scope) -> str | None:
 
 
 def _group(claim: Claim) -> str | None:
-    """What claims are found by that this one may follow from."""
+    """Return the key of the claims that this one may follow from."""
     return _digest(claim, [family(claim)])
 
 
@@ -220,7 +222,7 @@ def _digest(claim: Claim, parts: list[str | None]) -> str | None:
 
 
 def _tried(key: str, options: Options) -> str:
-    """The key of an unknown: all that was asked of the prover but the time."""
+    """Return the key of an unknown verdict: all options of the prover but the time."""
     stages = sorted(set(options.get("stages", STAGES)))
     others = sorted(f"{name}={value!r}" for name, value in options.items() if name not in ("timeout", "stages"))
     return hashlib.sha256(json.dumps([key, stages, others]).encode()).hexdigest()
@@ -268,7 +270,7 @@ def _version(package: str) -> str:
 
 
 def _read(text: str, claim: Claim | None) -> Verdict | None:
-    """A verdict as it was written; None where it cannot be read. claim: what it speaks of, if it is in these words."""
+    """Read a verdict, None where it cannot be read. claim: the claim it is about, if its text is the same."""
     try:
         data = json.loads(text)
         return verdict_from_json(data, claim if claim is not None and str(claim) == data["claim"] else None)
@@ -277,14 +279,14 @@ def _read(text: str, claim: Claim | None) -> Verdict | None:
 
 
 def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
-    """The verdict as plain data that :func:`verdict_from_json` reads back whole, SMT-LIB texts included."""
+    """Return the verdict as plain data that :func:`verdict_from_json` reads back whole, SMT-LIB texts included."""
     data = verdict.to_json()
     data["queries"] = [{**q, "smtlib": full.smtlib} for q, full in zip(data["queries"], verdict.queries, strict=True)]
     return data
 
 
 def verdict_from_json(data: Mapping[str, Any], claim: Claim | None = None) -> Verdict:
-    """The verdict that ``Verdict.to_json`` wrote (SMT-LIB texts are empty where they were left out).
+    """Read the verdict that ``Verdict.to_json`` wrote (SMT-LIB texts are empty where they were left out).
 
     ``claim``: what it must speak of, for techniques that no text names; read from the data when None.
     Raises InputError, KeyError, TypeError or ValueError on anything else.
@@ -308,6 +310,7 @@ def verdict_from_json(data: Mapping[str, Any], claim: Claim | None = None) -> Ve
         notes=tuple(data.get("notes", ())),
         congruent=bool(data.get("congruent", False)),
         needed=None if data.get("needed") is None else tuple(data["needed"]),
+        tried=tuple(map(Refusal.from_json, data["tried"])),
     )
 
 

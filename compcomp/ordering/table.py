@@ -1,4 +1,4 @@
-"""What destroys what: for each ordered pair of techniques and each invariant, whether the second keeps the first's."""
+"""For each ordered pair of techniques and each invariant: whether the second keeps what the first set up."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Self
 
 from compcomp.language.claim import Scope, keeps
 from compcomp.language.named import find_registered, registrations
@@ -16,7 +16,7 @@ from compcomp.language.text import parse_sequence
 from compcomp.language.verdict import Matrix, Verdict, Witness
 from compcomp.layers.state import INVARIANTS as INVARIANTS
 from compcomp.layers.state import Format
-from compcomp.ordering.jobs import Job, pool, run
+from compcomp.ordering.jobs import pool, run
 from compcomp.proving.prove import prove
 from compcomp.proving.sample import formats_along
 
@@ -61,16 +61,16 @@ class Table:
     cells: dict[tuple[str, str, str], Cell]
 
     def of(self, first: str, second: str, invariant: str) -> Cell:
-        """One cell."""
+        """Return one cell."""
         return self.cells.get((first, second, invariant), Cell(first, second, invariant, NOTHING))
 
     def firsts(self, invariant: str) -> list[str]:
-        """The techniques that set up the invariant."""
+        """Return the techniques that set up the invariant."""
         found = {first for first, _, name in self.cells if name == invariant}
         return [technique for technique in self.techniques if technique in found]
 
     def counts(self) -> dict[str, int]:
-        """How many cells have each status, those without a claim left out."""
+        """Return how many cells have each status, without those that have no claim."""
         counted: dict[str, int] = {}
         for cell in self.cells.values():
             counted[cell.status] = counted.get(cell.status, 0) + 1
@@ -97,59 +97,80 @@ def keeps_table(
     """
     chosen = list(techniques) if techniques is not None else registered()
     names = {str(technique): technique for technique in chosen}
-    jobs = list(_jobs(names, invariants, timeout))
+    jobs = list(_jobs(list(names.values()), invariants, timeout))
     cells = {}
     progress(0, len(jobs))
     with pool(executor, wanted=len(jobs) > 16) as workers:
-        for done, (_, result) in enumerate(run(decide, jobs, workers), start=1):
-            cell = Cell(**{**result, "detail": tuple(result["detail"])})
+        for done, (_, cell) in enumerate(run(decide, jobs, workers), start=1):
             cells[cell.first, cell.second, cell.invariant] = cell
             progress(done, len(jobs))
     return Table(tuple(names), cells)
 
 
 def registered() -> list[Technique]:
-    """The representatives of every registered class, in the order of the registry."""
+    """Return the representatives of every registered class, in the order of the registry."""
     return [technique for kind in Technique.known().values() for technique in representatives(kind)]
 
 
-def _jobs(names: dict[str, Technique], invariants: Sequence[str], timeout: float) -> Iterator[tuple[str, Job]]:
-    for first, technique in names.items():
-        set_up = sets_up(technique)
+@dataclass(frozen=True)
+class CellJob:
+    """Decide one cell. ``register``: where the techniques are defined, None where no other process would find them."""
+
+    first: Technique
+    second: Technique
+    invariant: str
+    timeout: float
+    register: list[list[str]] | None = None
+
+    @property
+    def portable(self) -> bool:
+        """Return True if another process can run the job."""
+        return self.register is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data: techniques as texts."""
+        return {
+            "first": str(self.first),
+            "second": str(self.second),
+            "invariant": self.invariant,
+            "timeout": self.timeout,
+            "register": self.register,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Read what :meth:`to_json` returned for a portable job."""
+        find_registered(data["register"])
+        first, second = (parse_sequence(data[name]).techniques[0] for name in ("first", "second"))
+        return cls(first, second, data["invariant"], data["timeout"], data["register"])
+
+
+def _jobs(techniques: Sequence[Technique], invariants: Sequence[str], timeout: float) -> Iterator[CellJob]:
+    for first in techniques:
+        set_up = sets_up(first)
         for invariant in invariants:
-            for second in names if invariant in set_up else ():
-                pair = [technique, names[second]]
-                known = registrations(pair)
-                job: Job = {"first": first, "second": second, "invariant": invariant, "timeout": timeout}
-                if known is None:  # no other process would find these by name
-                    job |= {"portable": False, "pair": pair}
-                else:
-                    job |= {"known": known}
-                yield f"{first} >> {second} keeps {invariant}", job
+            for second in techniques if invariant in set_up else ():
+                yield CellJob(first, second, invariant, timeout, registrations([first, second]))
 
 
-def decide(job: Job) -> Job:
-    """One cell, as plain data."""
-    if "pair" in job:
-        first, second = job["pair"]
-    else:
-        find_registered(job["known"])
-        first, second = (parse_sequence(job[name]).techniques[0] for name in ("first", "second"))
-    claim = keeps(first >> second, job["invariant"])
-    verdict = prove(claim, "any", timeout=job["timeout"], search_seconds=SEARCH_SECONDS)
-    cell = Cell(
-        **{name: job[name] for name in ("first", "second", "invariant")},
+def decide(job: CellJob) -> Cell:
+    """Decide one cell."""
+    claim = keeps(job.first >> job.second, job.invariant)
+    verdict = prove(claim, "any", timeout=job.timeout, search_seconds=SEARCH_SECONDS)
+    return Cell(
+        first=str(job.first),
+        second=str(job.second),
+        invariant=job.invariant,
         status=str(verdict.status),
-        new=_is_new(job["invariant"], formats_along(claim, Scope("any")), second),
+        new=_is_new(job.invariant, formats_along(claim, Scope("any")), job.second),
         detail=_detail(verdict),
         grade=str(verdict.grade or ""),
         seconds=float(verdict.work.get("seconds", 0)),
     )
-    return asdict(cell)
 
 
 def _is_new(invariant: str, formats: Sequence[Format] | None, second: Technique) -> bool:
-    """Whether the claim is about the grid or rank that the second technique sets up, where the first's is gone."""
+    """Return True if the claim is about a grid or rank that the second technique sets up in place of the first's."""
     if formats is None or invariant in second.promises().keeps:
         return False
     before, after = formats[-2:]
@@ -167,7 +188,7 @@ def _detail(verdict: Verdict) -> tuple[str, ...]:
 
 
 def witness_line(witness: Witness) -> str:
-    """The dense weight, the inputs, and the weight after each step, on one line."""
+    """Return the dense weight, the inputs, and the weight after each step, on one line."""
     steps = witness.traces[0].steps
     parts = [f"W = {matrix_line(witness.weight)}"]
     if witness.inputs is not None:

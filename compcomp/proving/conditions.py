@@ -10,22 +10,11 @@ from typing import Any
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
-from compcomp.language.conditions import (
-    Condition,
-    DiagonalGram,
-    LargestKept,
-    NoTies,
-    OrthogonalInputs,
-    ScaleUnchanged,
-    conditions,
-    follow,
-)
+from compcomp.language.conditions import TEMPLATES as TEMPLATES
+from compcomp.language.conditions import Condition, conditions, follow
 from compcomp.language.verdict import Verdict
 from compcomp.proving.prove import Prover, default_prover
 from compcomp.proving.solver import Solver
-
-TEMPLATES: tuple[Condition, ...] = (NoTies(), LargestKept(), ScaleUnchanged(), DiagonalGram(), OrthogonalInputs())
-"""The conditions to try, those that ask less first."""
 
 LEAST_SECONDS = 1.0
 

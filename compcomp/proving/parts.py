@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from compcomp.language.claim import EACH_KIND, Claim, Scope
 from compcomp.language.identity import same
+from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Grade, Status, Verdict
 
@@ -40,8 +41,10 @@ def of_parts(claim: Claim, scope: Scope, decide: Callable[[Claim], Verdict]) -> 
         return _of(claim, scope, found, verdict)
     if all(verdict.proved for verdict in told):
         if not (_same_before(claim) and _by_promises(claim)):
-            cause = "other techniques come before units go, and which go depends on other layers"
-            return _of(claim, scope, found, told[0], status=Status.UNKNOWN, cause=cause, reason="", grade=None)
+            reason = "other techniques come before units go, and which go depends on other layers"
+            missing = Refusal(reason, "parts", Reached.FACT)
+            unknown = {"status": Status.UNKNOWN, "cause": str(missing), "tried": (missing,)}
+            return _of(claim, scope, found, told[0], reason="", grade=None, **unknown)
         return _of(
             *(claim, scope, found, told[0]),
             reason=" and ".join(dict.fromkeys(v.reason for v in told)) + EACH_KIND,

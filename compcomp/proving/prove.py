@@ -6,13 +6,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal, Self
 
 import z3
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
+from compcomp.language.refusal import Reached, Refusal, RuleAnswer
 from compcomp.language.verdict import Grade, Query, Status, Verdict
 from compcomp.proving import context
 from compcomp.proving.bounded import Outcome, bounded
@@ -28,15 +28,13 @@ from compcomp.proving.replay import (
     without_kernel,
     witness_of,
 )
-from compcomp.proving.rules import ANY_BASIS, AT_SHAPE, RULES
-from compcomp.proving.rules.basis import simplified
-from compcomp.proving.rules.likeness import standing
 from compcomp.proving.sample import formats_along
 from compcomp.proving.search import ROUNDS, Found, search
 from compcomp.proving.session import Lemmas, Session
 from compcomp.proving.solver import Solver, close, default_solver, second_solver
 from compcomp.proving.strict import strict
 from compcomp.proving.theorems import Theorems
+from compcomp.proving.why import answers, asked_of_rules, cause_of, explained
 from compcomp.version import __version__
 
 STAGES = ("search", "rule", "bounded")
@@ -88,16 +86,14 @@ class Prover:
         second: Solver | Literal["auto"] | None = "auto",
         second_seconds: float = SECONDS,
         certify: bool = False,
+        explain: bool = True,
     ) -> Verdict:
         """Prove or refute a claim for every layer in a scope, as :func:`prove` does.
 
         Args:
             second: "auto" is the prover's own second solver, None leaves its check out.
         """
-        if not isinstance(claim, Claim):
-            raise InputError(repr(claim)[:80], "a claim from dominates, equal or keeps", "prove")
-        if isinstance(timeout, bool) or not 0 < timeout <= 10**6:
-            raise InputError(f"timeout={timeout!r}"[:80], "seconds, more than 0", "prove")
+        _check(claim, timeout, "prove")
         if unknown := [s for s in stages if s not in STAGES]:
             raise InputError(f"stages {unknown}", ", ".join(STAGES), "prove")
         with self._one_at_a_time, strict(), context.inside(self._context):
@@ -108,11 +104,19 @@ class Prover:
 
             def decide(claim: Claim, stages: tuple[str, ...] = tuple(s for s in stages if s != "bounded")) -> Verdict:
                 attempt = _Attempt(self, claim, where, until)
-                attempt.second, attempt.second_seconds = checker, second_seconds
+                attempt.second, attempt.second_seconds, attempt.explain = checker, second_seconds, explain
                 return attempt.run(stages, search_seconds)
 
             verdict = of_parts(claim, where, decide) if claim.parts() else decide(claim, stages)
         return self.certify(verdict, timeout) if certify else verdict
+
+    def why(self, claim: Claim, *, timeout: float = 60.0) -> tuple[RuleAnswer, ...]:
+        """Ask every rule about a claim for every shape, as :func:`why` does."""
+        _check(claim, timeout, "why")
+        with self._one_at_a_time, strict(), context.inside(self._context):
+            if self.closed:
+                raise InputError("a prover that was closed", "an open one", "why")
+            return answers(claim, self.session, time.monotonic() + timeout)
 
     def session(self, until: float) -> Session:
         """Begin the queries of one proof. ``until``: their deadline, on the clock of ``time.monotonic``."""
@@ -170,6 +174,7 @@ def prove(
     second: Solver | Literal["auto"] | None = "auto",
     second_seconds: float = SECONDS,
     certify: bool = False,
+    explain: bool = True,
 ) -> Verdict:
     """Prove or refute a claim for every layer in a scope.
 
@@ -187,6 +192,8 @@ def prove(
         second_seconds: for that check, out of ``timeout``.
         certify: look for certificates that need no solver at once, for at most another ``timeout``
             (docs/certificates.md). Otherwise ``Verdict.save`` looks for them.
+        explain: of a claim that stays unknown, look for values on which the lemma of the nearest rule fails, and for
+            what to try, for about a second of ``timeout``. ``Verdict.tried`` has the reasons of all rules in any case.
 
     Raises:
         InputError: claim and scope do not fit each other.
@@ -203,6 +210,7 @@ def prove(
         second=second,
         second_seconds=second_seconds,
         certify=certify,
+        explain=explain,
     )
 
 
@@ -214,6 +222,31 @@ def certify(verdict: Verdict, timeout: float = CERTIFY_SECONDS) -> Verdict:
     return verdict if looked else default_prover().certify(verdict, timeout)
 
 
+def why(claim: Claim, *, timeout: float = 60.0, solver: Solver | None = None) -> tuple[RuleAnswer, ...]:
+    """Ask every rule about a claim for every shape: what it needs, and what is missing.
+
+    Args:
+        claim: as for :func:`prove`. No counterexample is searched for, and no formula is written for one shape.
+        timeout: seconds for the whole of it.
+        solver: another one than z3 in a worker process. It is asked only about lemmas that a rule reaches.
+
+    Returns:
+        What each rule says: those that prove the claim, then those that miss least.
+
+    Raises:
+        InputError: no claim, or no number of seconds.
+    """
+    prover = default_prover() if solver is None else Prover(solver, None)
+    return prover.why(claim, timeout=timeout)
+
+
+def _check(claim: object, timeout: object, where: str) -> None:
+    if not isinstance(claim, Claim):
+        raise InputError(repr(claim)[:80], "a claim from dominates, equal or keeps", where)
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= 10**6:
+        raise InputError(f"timeout={timeout!r}"[:80], "seconds, more than 0", where)
+
+
 class _Attempt:
     """One claim on its way through the stages, until a time on the clock of ``time.monotonic``."""
 
@@ -221,6 +254,8 @@ class _Attempt:
         self.prover, self.claim, self.scope, self.until = prover, claim, scope, until
         self.start = time.monotonic()
         self.queries: list[Query] = []
+        self.refusals: tuple[Refusal, ...] = ()
+        self.explain = True
         self.second: Solver | None = None
         self.second_seconds, self.second_version = SECONDS, ""
 
@@ -235,7 +270,8 @@ class _Attempt:
             return self.verdict(Status.VACUOUS, cause=empty, stage="rule")
         if "rule" in stages and (known := self.prover.theorems.get(self.claim, self.second)) is not None:
             return replace(known, claim=self.claim, scope=self.scope, work={**known.work, "seconds": self._seconds()})
-        if "rule" in stages and (proof := self._rule(self.claim)) is not None:
+        proof, self.refusals = self._rule(self.claim) if "rule" in stages else (None, ())
+        if proof is not None:
             verdict = self._proved(proof, "rule")
             self.prover.theorems.keep(verdict, self.second)
             return verdict
@@ -246,7 +282,7 @@ class _Attempt:
         if "bounded" in stages and len(instances) == 1:
             outcome = bounded(self.claim, self.scope, self.prover.session(self.until))
             return self._after_bounded(outcome, gap)
-        return self._unknown("no counterexample found and no rule applies", gap)
+        return self._unknown("", gap)
 
     def _searched(self, instances: Sequence[Claim], seconds: float) -> Iterator[Found | None]:
         """What the search finds for each instance: for moments first, if they are many, as any of them may do.
@@ -261,23 +297,9 @@ class _Attempt:
             most = FURTHER * seconds / len(instances)
             yield search(instance, self.scope, most, self.until, rounds_each=1, further=True)
 
-    def _rule(self, claim: Claim) -> Proof | None:
-        told = standing(claim)
-        if told is None:
-            return None
-        asked, reducing = claim, self.prover.session(self.until)
-        claim, contracts = simplified(claim, reducing)
-        shape = self.scope.shape if self.scope.kind == "shape" and not claim.changes_basis else None
-        rules = [rule for rule in RULES if rule in ANY_BASIS or not claim.changes_basis]
-        rules += [partial(rule, shape) for rule in AT_SHAPE if shape is not None]
-        for rule in rules:
-            proof = rule(claim, self.prover.session(self.until))
-            if proof is not None:
-                if standing(asked) != told:
-                    return None
-                queries = (*reducing.queries, *proof.queries)
-                return replace(proof, assumptions=(*proof.assumptions, *contracts), queries=queries)
-        return None
+    def _rule(self, claim: Claim) -> tuple[Proof | None, tuple[Refusal, ...]]:
+        """Ask the rules in turn: the first proof, and the refusals before it, the most telling first."""
+        return asked_of_rules(claim, self.prover.session, self.until, self.scope)
 
     def _after_bounded(self, outcome: Outcome, gap: Found | None) -> Verdict:
         self.queries += outcome.queries
@@ -296,7 +318,11 @@ class _Attempt:
 
     def _proved(self, proof: Proof, stage: str) -> Verdict:
         if problem := unmet(self.claim, self.scope, self.prover.session(self.until)):
-            return self.verdict(problem[0], cause=problem[1], stage=stage)
+            status, cause = problem
+            if status is not Status.UNKNOWN:
+                return self.verdict(status, cause=cause, stage=stage)
+            missing = Refusal(cause, proof.rule, Reached.LEMMA)
+            return self.verdict(status, cause=str(missing), stage=stage, tried=(missing, *self.refusals))
         until = min(self.until, time.monotonic() + self.second_seconds)
         check = cross_check(proof.queries, self.second, until)
         self.queries, self.second_version = list(check.queries), check.solver
@@ -326,7 +352,7 @@ class _Attempt:
 
         def proves(claim: Claim) -> bool:
             if stage == "rule":
-                return self._rule(claim) is not None
+                return self._rule(claim)[0] is not None
             until = min(self.until, time.monotonic() + most)
             return bounded(claim, self.scope, self.prover.session(until)).proof is not None
 
@@ -343,9 +369,15 @@ class _Attempt:
         )
 
     def _unknown(self, cause: str, gap: Found | None) -> Verdict:
-        if gap is not None:
-            cause = f"float gap: fails in exact arithmetic but not in torch float64 ({gap.witness.reason}); {cause}"
-        return self.verdict(Status.UNKNOWN, cause=cause, witness=gap.witness if gap else None)
+        """UNKNOWN, with why the last stage gave up and what the nearest rule misses."""
+        tried = self.refusals
+        if self.explain:
+            tried = explained(self.claim, self.scope, tried, self.prover.session, self.until)
+        float_gap = "float gap: fails in exact arithmetic but not in torch float64"
+        causes = [f"{float_gap} ({gap.witness.reason})"] if gap else []
+        causes += [text for text in (cause, cause_of(tried)) if text]
+        cause = "; ".join(causes) or "no counterexample found, and no rule was asked"
+        return self.verdict(Status.UNKNOWN, cause=cause, witness=gap.witness if gap else None, tried=tried)
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self.start, 3)

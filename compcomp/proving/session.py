@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import z3
 
-from compcomp.language.verdict import Query
+from compcomp.language.query import Query
 from compcomp.proving.script import script
 from compcomp.proving.solver import Answer, Solver
 from compcomp.terms import Term
@@ -62,6 +62,14 @@ class Session:
             self.queries += known[key][1]
         found: T = known[key][0]
         return found
+
+    def missed(self, name: str = "", last: bool = False) -> Query | None:
+        """Return the latest question whose answer is not the expected one, of this name if one is given.
+
+        last: only if nothing was asked after it.
+        """
+        asked = self.queries[-1:] if last else reversed(self.queries)
+        return next((q for q in asked if q.answer != q.expected and q.name.startswith(name)), None)
 
     def holds(self, name: str, premises: list[Term], conclusion: Term, most: float = LEMMA_SECONDS) -> bool:
         """Whether the premises are proved to entail the conclusion, in so many seconds at the most."""

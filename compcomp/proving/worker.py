@@ -29,6 +29,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             value = model[declaration]
             if declaration.arity() == 0 and isinstance(value, z3.RatNumRef):
                 values[declaration.name()] = str(value.as_fraction())
+            elif declaration.arity() == 0 and isinstance(value, z3.IntNumRef):
+                values[declaration.name()] = str(value.as_long())
             elif declaration.arity() == 0 and isinstance(value, z3.AlgebraicNumRef):
                 values[declaration.name()] = str(value.approx(10).as_fraction())
         reply["model"] = values

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from compcomp.ordering.plan import Plan
+    from compcomp.ordering.plan import PlanData
 
 
-def write_report(plan: Plan, path: str | Path) -> None:
+def write_report(plan: PlanData, path: str | Path) -> None:
     """Write a plan as one self-contained HTML file: see :func:`compcomp.reporting.html.write_report`."""
     from compcomp.reporting.html import write_report as write
 

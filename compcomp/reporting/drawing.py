@@ -12,7 +12,7 @@ from compcomp.reporting import summary
 if TYPE_CHECKING:
     from networkx import DiGraph
 
-    from compcomp.ordering.plan import Plan
+    from compcomp.ordering.plan import PlanData
 
 MOST_LEAVES = 200
 """From here on only the path to the best order is drawn, and how many classes each level has."""
@@ -35,7 +35,7 @@ class _Size:
     step: float
 
 
-def drawable(plan: Plan) -> bool:
+def drawable(plan: PlanData) -> bool:
     """Whether there are few enough orders to draw them all."""
     return plan.orders["total"] <= MOST_ORDERS and _leaves(plan.graph) <= MOST_LEAVES
 
@@ -44,7 +44,7 @@ def _leaves(graph: DiGraph[str]) -> int:
     return sum(1 for _, data in graph.nodes(data=True) if "fate" in data)
 
 
-def orderings_svg(plan: Plan, names: summary.Names, ranked: summary.Ranking) -> str:
+def orderings_svg(plan: PlanData, names: summary.Names, ranked: summary.Ranking) -> str:
     """The picture as an ``<svg>`` element; it takes its colours from the page's style sheet."""
     return _Drawing(plan, plan.graph, names, ranked).svg() if drawable(plan) else _path_only(plan, names)
 
@@ -63,7 +63,7 @@ def _short(text: str) -> str:
 class _Drawing:
     """One picture on its way."""
 
-    def __init__(self, plan: Plan, graph: DiGraph[str], names: summary.Names, ranked: summary.Ranking) -> None:
+    def __init__(self, plan: PlanData, graph: DiGraph[str], names: summary.Names, ranked: summary.Ranking) -> None:
         self.plan, self.graph, self.names = plan, graph, names
         self.levels: dict[str, int] = {node: data["level"] for node, data in graph.nodes(data=True)}
         self.root = next(node for node, level in self.levels.items() if level == 0)
@@ -252,7 +252,7 @@ def _ramp(ranked: summary.Ranking) -> dict[str, int]:
     return {row.order: min(4, int(part(row.value) * 5)) for row in ranked.rows}
 
 
-def _path(plan: Plan, graph: DiGraph[str], root: str) -> set[tuple[str, str]]:
+def _path(plan: PlanData, graph: DiGraph[str], root: str) -> set[tuple[str, str]]:
     """The edges of the best order."""
     path: set[tuple[str, str]] = set()
     node = root
@@ -265,7 +265,7 @@ def _path(plan: Plan, graph: DiGraph[str], root: str) -> set[tuple[str, str]]:
     return path
 
 
-def _path_only(plan: Plan, names: summary.Names) -> str:
+def _path_only(plan: PlanData, names: summary.Names) -> str:
     """The best order alone, with the number of classes of equal prefixes at each level."""
     size = _node_size(1, names)
     steps = ["dense", *(_short(names(str(technique))) for technique in plan.order)]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from compcomp.reporting import summary
 
 if TYPE_CHECKING:
-    from compcomp.ordering.plan import Plan
+    from compcomp.ordering.plan import PlanData
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BELOW = 860, 360, 74, 24, 18, 46
 TICKS = 5
 
 
-def front_svg(plan: Plan, names: summary.Names) -> str:
+def front_svg(plan: PlanData, names: summary.Names) -> str:
     """The picture as an ``<svg>`` element; it takes its colours from the page's style sheet."""
     ranked = summary.ranking(plan, names)
     rows = [row for row in ranked.rows if row.rate is not None and math.isfinite(row.value)]
@@ -46,12 +46,12 @@ def front_svg(plan: Plan, names: summary.Names) -> str:
     scale = ", log scale" if log else ""
     parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">compression rate</text>')
     parts.append(f'<text x="{LEFT + 6}" y="{TOP + 2}">{escape(ranked.what)}{scale}</text>')
-    front = {one["order"] for one in plan.pareto}
+    front = {one.text for one in plan.pareto}
     on = sorted((row.rate or 0.0, row.value) for row in rows if row.order in front)
     steps = [f"V{y(value):.1f}H{x(rate):.1f}" for rate, value in on[1:]]  # what a larger rate costs at least
     parts.append(f'<path class="line" d="M{x(on[0][0]):.1f} {y(on[0][1]):.1f}{"".join(steps)}"/>')
     for row in sorted(rows, key=lambda row: row.order in front):
-        parts.append(_point(row, x(row.rate or 0.0), y, row.order in front, row.order == plan.best["order"]))
+        parts.append(_point(row, x(row.rate or 0.0), y, row.order in front, row.order == plan.best.text))
     said = f"{len(rows)} measured orders, {len(on)} of them on the front. The table below names these."
     return (
         f'<svg class="front" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="front-title front-desc">'

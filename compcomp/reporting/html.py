@@ -14,14 +14,14 @@ from compcomp.reporting.front import front_svg
 from compcomp.reporting.html_verdicts import code, folded, paragraph, verdict_list
 
 if TYPE_CHECKING:
-    from compcomp.ordering.plan import Plan
+    from compcomp.ordering.plan import PlanData
 
 BOUNDS = {"interval": ("interval", summary.spread), "behind": ("behind the best", summary.behind)}
 """Columns that are there where orders were measured part by part: a heading, and how bounds are written."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def write_report(plan: Plan, path: str | Path) -> None:
+def write_report(plan: PlanData, path: str | Path) -> None:
     """Write the plan as a page to this path, whose folder is made. Raises InputError where it cannot be written."""
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def write_report(plan: Plan, path: str | Path) -> None:
         raise InputError(f"{str(path)!r} ({error.strerror})", "a file to write to", "write_report") from None
 
 
-def page(plan: Plan) -> str:
+def page(plan: PlanData) -> str:
     """The page as text."""
     names = summary.named(plan)
     ranked = summary.ranking(plan, names)
@@ -63,7 +63,7 @@ def _section(title: str, inside: str) -> str:
 # ----------------------------------------------------------------------------------------------- the plan
 
 
-def _head(plan: Plan, names: summary.Names, ranked: summary.Ranking) -> str:
+def _head(plan: PlanData, names: summary.Names, ranked: summary.Ranking) -> str:
     kind = "standing proved" if plan.optimality == "proved" else "standing"
     done, full = plan.applications["done"], plan.applications["full_tree"]
     tiles = [*_compared(ranked), ("techniques applied", f"{done:,}", f"of {full:,} times")]
@@ -97,7 +97,7 @@ def _compared(ranked: summary.Ranking) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _drawn(plan: Plan, names: summary.Names, ranked: summary.Ranking) -> str:
+def _drawn(plan: PlanData, names: summary.Names, ranked: summary.Ranking) -> str:
     if drawable(plan):
         legend = (
             "Each column applies one more technique. The thick path is the best order. The stronger the colour "
@@ -112,7 +112,7 @@ def _drawn(plan: Plan, names: summary.Names, ranked: summary.Ranking) -> str:
     return f'{paragraph(legend, "soft")}<div class="scroll">{orderings_svg(plan, names, ranked)}</div>\n'
 
 
-def _ranking(plan: Plan, ranked: summary.Ranking) -> str:
+def _ranking(plan: PlanData, ranked: summary.Ranking) -> str:
     if not ranked.rows:
         return paragraph("No order was measured.")
     where = "the model" if plan.measured_on == "model" else "generated layers, not on a model"
@@ -122,7 +122,7 @@ def _ranking(plan: Plan, ranked: summary.Ranking) -> str:
     columns = [name for name in ("interval", "behind") if any(getattr(row, name) for row in ranked.rows)]
     head += "".join(f'<th class="n">{BOUNDS[name][0]}</th>' for name in columns)
     head += '<th class="n">compression</th></tr>' if any(row.rate is not None for row in ranked.rows) else "</tr>"
-    notes = {one["order"]: one["note"] for one in plan.measurements if "note" in one}
+    notes = {one.text: one.note for one in plan.measurements if one.note}
     rows = [_row(row, ranked, columns, notes.get(row.order, "")) for row in ranked.rows]
     caption = f"{ranked.caption}. Measured on {where}."
     line = " The dashed line is the dense model." if ranked.dense is not None else ""
@@ -166,7 +166,7 @@ def _bar(row: summary.Row, ranked: summary.Ranking) -> str:
     )
 
 
-def _under_conditions(plan: Plan, names: summary.Names) -> str:
+def _under_conditions(plan: PlanData, names: summary.Names) -> str:
     head = '<tr><th>claim</th><th>conditions</th><th class="n">weights on which they hold</th><th>outcome</th></tr>'
     rows = "".join(
         f'<tr><td>{code(row.left)}<br><span class="verb">dominates</span> {code(row.right)}</td>'
@@ -178,16 +178,16 @@ def _under_conditions(plan: Plan, names: summary.Names) -> str:
     return paragraph(summary.UNDER_CONDITIONS_SAY, "soft") + table
 
 
-def _front(plan: Plan, names: summary.Names) -> str:
+def _front(plan: PlanData, names: summary.Names) -> str:
     what = plan.metric or plan.loss
     said = (
         f"Each point is a measured order: {what} against the compression rate. No other order is as good in both as "
         "those on the line; the large one is the order to take."
     )
     rows = "".join(
-        f"<tr{' class=chosen' if one['order'] == plan.best['order'] else ''}>"
-        f'<td class="n">{one["compression_rate"]:.1%}</td><td class="n">{escape(plan.value(one))}</td>'
-        f'<td class="order">{escape(names(one["order"]))}</td></tr>\n'
+        f"<tr{' class=chosen' if one is plan.best else ''}>"
+        f'<td class="n">{one.rate:.1%}</td><td class="n">{escape(plan.value(one))}</td>'
+        f'<td class="order">{escape(names(one.text))}</td></tr>\n'
         for one in plan.pareto
     )
     table = f'<div class="scroll"><table class="front"><tbody>{rows}</tbody></table></div>'
@@ -195,30 +195,30 @@ def _front(plan: Plan, names: summary.Names) -> str:
     return _section(f"{what} and size", paragraph(said, "soft") + picture + table)
 
 
-def _accounts(plan: Plan, names: summary.Names) -> str:
+def _accounts(plan: PlanData, names: summary.Names) -> str:
     groups = summary.grouped(plan, names)
     if not groups:
         many = plan.orders["merged"] + plan.orders["dropped"]
         return paragraph(f"{summary.orders_of(many)}, too many to list." if many else "No proof excluded an order.")
     text = ""
-    for fate in ("merged", "dropped"):
-        found = [g for g in groups if g.fate == fate]
+    for kind in ("merged", "dropped"):
+        found = [g for g in groups if g.kind == kind]
         if found:
-            count = summary.orders_of(sum(len(g.orders) for g in found))
-            text += f"<h3>{fate.capitalize()}: {count}</h3>"
-            text += paragraph(f"{summary.WHAT_FATE_MEANS[fate].capitalize()}.", "soft")
+            count = summary.orders_of(sum(len(g.outcomes) for g in found))
+            text += f"<h3>{kind.capitalize()}: {count}</h3>"
+            text += paragraph(f"{summary.OUTCOMES_MEAN[kind].capitalize()}.", "soft")
             text += folded([_group(g, names) for g in found], "", "", "groups")
     return text
 
 
 def _group(group: summary.Group, names: summary.Names) -> str:
-    verb = f' <span class="soft">{summary.STANDS_FOR[group.fate]}</span> '
-    items = [f"<li>{code(names(fate.order))}{verb}{code(names(fate.by))}</li>\n" for fate in group.orders]
-    title = f"{summary.orders_of(len(group.orders))}: {escape(group.reason)}"
+    verb = f' <span class="soft">{summary.STANDS_FOR[group.kind]}</span> '
+    items = [f"<li>{code(names(str(one.order)))}{verb}{code(names(str(one.by)))}</li>\n" for one in group.outcomes]
+    title = f"{summary.orders_of(len(group.outcomes))}: {escape(group.reason)}"
     return f"<details><summary>{title}</summary>{folded(items, '<ul class=orders>', '</ul>', 'orders')}</details>\n"
 
 
-def _foot(plan: Plan) -> str:
+def _foot(plan: PlanData) -> str:
     versions = dict.fromkeys(f"{name} {value}" for v in plan.verdicts for name, value in v.versions.items() if value)
     times = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in plan.seconds.items())
     compared = paragraph(f"Orders were compared by {plan.loss}. {times}.")

@@ -100,6 +100,9 @@ def _inside(verdict: Verdict) -> str:
     ]
     rows = "".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in facts if v)
     text = f'<table class="plain">{rows}</table>'
+    if others := summary.missed(verdict):
+        items = "".join(f"<li>{escape(str(refusal))}</li>" for refusal in others)
+        text += f"<h4>Why other rules do not prove it</h4><ul>{items}</ul>"
     if verdict.assumptions:
         items = "".join(f"<li>{escape(str(a))}</li>" for a in verdict.assumptions)
         text += f"<h4>Assumptions</h4><ul>{items}</ul>"

@@ -9,13 +9,13 @@ from compcomp.errors import InputError
 from compcomp.reporting import summary
 
 if TYPE_CHECKING:
-    from compcomp.ordering.plan import Plan
+    from compcomp.ordering.plan import PlanData
 
 MOST = 40
 """Orders that are drawn: the best ones."""
 
 
-def save_ranking_png(plan: Plan, path: str | Path) -> None:
+def save_ranking_png(plan: PlanData, path: str | Path) -> None:
     """Draw the measured orders against the dense model, best on top, into an image file.
 
     Raises InputError where matplotlib is missing, nothing was measured, or the file cannot be written.

@@ -7,16 +7,18 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compcomp.language.assumption import Assumption
+from compcomp.language.refusal import Refusal
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status, Verdict
-from compcomp.ordering.conditional import conclusion, percent
-from compcomp.ordering.dag import FATES, ON_THIS_MODEL, UNDER_CONDITIONS, Fate
+from compcomp.ordering.conditional import percent
+from compcomp.ordering.dag import ON_THIS_MODEL, OUTCOMES, UNDER_CONDITIONS, Outcome
 
 if TYPE_CHECKING:
-    from compcomp.ordering.plan import Plan
+    from compcomp.ordering.measurement import Measurement
+    from compcomp.ordering.plan import PlanData
 
 STATUSES = tuple(Status)
 """In the order in which they are shown: what is decided comes first."""
@@ -146,9 +148,9 @@ class Ranking:
         )
 
 
-def ranking(plan: Plan, names: Names) -> Ranking:
+def ranking(plan: PlanData, names: Names) -> Ranking:
     """The measurements with their bars."""
-    metric = plan.metric if any(plan.metric in one["metrics"] for one in plan.measurements) else None
+    metric = plan.metric if any(plan.metric in one.metrics for one in plan.measurements) else None
     what = plan.loss if metric is None else metric
     values = [_value(one, metric, plan.loss) for one in plan.measurements]
     dense = None if metric is None else plan.dense.get(metric)
@@ -183,35 +185,32 @@ def ranking(plan: Plan, names: Names) -> Ranking:
     rows = tuple(
         Row(
             place=k,
-            order=one["order"],
-            short=names(one["order"]),
+            order=one.text,
+            short=names(one.text),
             value=value,
             times_dense=value / dense if dense and math.isfinite(value) else None,
-            rate=one.get("compression_rate"),
+            rate=one.compression_rate,
             bar=bar(value),
             interval=interval,
             whisker=whisker(interval),
-            behind=None if one.get("behind") is None else (one["behind"][0], one["behind"][1]),
-            parts=one["parts"] if "note" in one else None,
+            behind=one.behind,
+            parts=one.parts if one.note else None,
         )
         for k, (one, value, interval) in enumerate(zip(plan.measurements, values, intervals, strict=True), 1)
     )
     lower = None
     if len(set(finite)) > 1:
         lower = finite[0] < finite[-1] if plan.lower is None else plan.lower
-    worst = next((row for row in rows if row.order == plan.worst["order"]), None)
+    worst = next((row for row in rows if row.order == plan.worst.text), None)
     return Ranking(what, lower, dense, rows, axis, log, worst)
 
 
-def _interval(one: dict[str, Any], metric: str | None) -> tuple[float, float] | None:
-    found = None if metric is None else one.get("intervals", {}).get(metric)
-    return None if found is None else (found[0], found[1])
+def _interval(one: Measurement, metric: str | None) -> tuple[float, float] | None:
+    return None if metric is None else one.intervals.get(metric)
 
 
-def _value(one: dict[str, object], metric: str | None, loss: str) -> float:
-    values = one["losses"] if metric is None else one["metrics"]
-    assert isinstance(values, dict)
-    value = values.get(loss if metric is None else metric)
+def _value(one: Measurement, metric: str | None, loss: str) -> float:
+    value = one.losses.get(loss) if metric is None else one.metrics.get(metric)
     return math.nan if value is None else float(value)
 
 
@@ -229,29 +228,29 @@ def behind(bounds: tuple[float, float] | None) -> str:
     return "" if bounds is None else f"{bounds[0]:+.2g} to {bounds[1]:+.2g}"
 
 
-def named(plan: Plan) -> Names:
+def named(plan: PlanData) -> Names:
     """Names for the techniques of a plan, those of its order first."""
     return Names([*plan.order, *plan.orderings.techniques])
 
 
-def sizes_differ(plan: Plan) -> bool:
+def sizes_differ(plan: PlanData) -> bool:
     """Whether the measured orders leave models of different sizes, and there is something to choose between."""
-    rates = {one["compression_rate"] for one in plan.measurements if one["compression_rate"] is not None}
+    rates = {one.compression_rate for one in plan.measurements if one.compression_rate is not None}
     return len(rates) > 1 and len(plan.pareto) > 1
 
 
-def headline(plan: Plan) -> str:
+def headline(plan: PlanData) -> str:
     """Which of the two a plan is, as a sentence."""
     return f"{plan.standing[:1].upper()}{plan.standing[1:]}."
 
 
-def counted(plan: Plan) -> str:
+def counted(plan: PlanData) -> str:
     """Where all the orders went."""
     total = orders_of(plan.orders["total"])
     return f"{total} = " + "{merged:,} merged + {dropped:,} dropped + {measured:,} measured".format(**plan.orders)
 
 
-def applied(plan: Plan) -> str:
+def applied(plan: PlanData) -> str:
     """What sharing and proofs saved."""
     done, full = plan.applications["done"], plan.applications["full_tree"]
     return f"{done:,} of the {full:,} technique applications that all orders take when prefixes are shared"
@@ -261,34 +260,34 @@ def applied(plan: Plan) -> str:
 class Group:
     """Orders that were taken care of alike: merged by the same proofs, or dropped by the same rules."""
 
-    fate: str
+    kind: str
     reason: str
-    orders: tuple[Fate, ...]
+    outcomes: tuple[Outcome, ...]
 
 
-def grouped(plan: Plan, names: Names) -> list[Group]:
+def grouped(plan: PlanData, names: Names) -> list[Group]:
     """The orders that proofs excluded, the largest groups first. None at all where there are too many orders."""
     if plan.orders["total"] > LISTED:
         return []
-    groups: dict[tuple[str, str], list[Fate]] = defaultdict(list)
-    for fate in plan.orderings.fates():
-        if fate.fate == "merged":
-            reasons = [names(f"{v.claim} ({proved_by([v])})") for v in fate.proofs]
-            groups[fate.fate, "; ".join([*reasons, *_measured(fate)])].append(fate)
-        elif fate.fate == "dropped":
-            groups[fate.fate, "; ".join([*filter(None, [proved_by(fate.proofs)]), *_measured(fate)])].append(fate)
-    found = [Group(fate, reason, tuple(orders)) for (fate, reason), orders in groups.items()]
-    return sorted(found, key=lambda g: (FATES.index(g.fate), -len(g.orders)))
+    groups: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
+    for one in plan.orderings.outcomes():
+        if one.kind == "merged":
+            reasons = [names(f"{v.claim} ({proved_by([v])})") for v in one.proofs]
+            groups[one.kind, "; ".join([*reasons, *_measured(one)])].append(one)
+        elif one.kind == "dropped":
+            groups[one.kind, "; ".join([*filter(None, [proved_by(one.proofs)]), *_measured(one)])].append(one)
+    found = [Group(kind, reason, tuple(outcomes)) for (kind, reason), outcomes in groups.items()]
+    return sorted(found, key=lambda g: (OUTCOMES.index(g.kind), -len(g.outcomes)))
 
 
-def _measured(fate: Fate) -> list[str]:
-    """What of the reason for a fate was measured, without its numbers."""
-    if not fate.note:
+def _measured(outcome: Outcome) -> list[str]:
+    """Return the measured part of the reason for an outcome, without its numbers."""
+    if not outcome.note:
         return []
-    if UNDER_CONDITIONS in fate.note:
+    if UNDER_CONDITIONS in outcome.note:
         return [f"{UNDER_CONDITIONS}: proved where they hold, measured on the rest"]
     return [
-        ON_THIS_MODEL if fate.note == ON_THIS_MODEL else "measured on this model: it loses more on some layers alone"
+        ON_THIS_MODEL if outcome.note == ON_THIS_MODEL else "measured on this model: it loses more on some layers alone"
     ]
 
 
@@ -310,19 +309,19 @@ class Conditional:
     good: bool
 
 
-def under_conditions(plan: Plan, names: Names) -> list[Conditional]:
+def under_conditions(plan: PlanData, names: Names) -> list[Conditional]:
     """What is proved under conditions, and how far they hold on the model; what holds there comes first."""
     return [
         Conditional(
-            left=names(entry["left"]),
-            right=names(entry["right"]),
-            given=", ".join(entry["given"]),
-            holds_on=percent(entry["coverage"]),
-            groups=", ".join(f"{name} in {percent(share)}" for name, share in entry["groups"].items()),
-            outcome=names(conclusion(entry)),
-            good=entry["holds"],
+            left=names(str(entry.left)),
+            right=names(str(entry.right)),
+            given=", ".join(entry.given),
+            holds_on=percent(entry.coverage),
+            groups=", ".join(f"{name} in {percent(share)}" for name, share in entry.groups.items()),
+            outcome=names(entry.conclusion),
+            good=entry.holds,
         )
-        for entry in sorted(plan.conditional, key=lambda entry: (bool(entry["contradicted"]), entry["holds"]))[::-1]
+        for entry in sorted(plan.conditional, key=lambda entry: (bool(entry.contradicted), entry.holds))[::-1]
     ]
 
 
@@ -333,7 +332,7 @@ UNDER_CONDITIONS_SAY = (
 )
 
 STANDS_FOR = {"merged": "equals", "dropped": "never loses less than"}
-WHAT_FATE_MEANS = {
+OUTCOMES_MEAN = {
     "merged": "leaves every layer in the same state as another order: proved, or found on this model",
     "dropped": "never loses less than another order: proved, or measured on this model",
     "measured": "excluded by no proof",
@@ -374,6 +373,11 @@ def decided_by(verdict: Verdict) -> str:
     if verdict.status is Status.REFUTED:
         return "counterexample" + (f" ({verdict.stage})" if verdict.stage else "")
     return verdict.reason or verdict.cause or verdict.stage or "no reason given"
+
+
+def missed(verdict: Verdict) -> tuple[Refusal, ...]:
+    """Why rules about such claims do not prove an unknown one, but for the first, which its cause names."""
+    return tuple(refusal for refusal in verdict.tried[1:] if not refusal.about_other_claims)
 
 
 def graded(verdict: Verdict) -> str:

@@ -13,13 +13,14 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from compcomp.language.refusal import RuleAnswer
 from compcomp.language.verdict import Status, Verdict
 from compcomp.ordering.plan import NOT_ACCURACY
 from compcomp.reporting import summary
 from compcomp.reporting.terminal_witness import numbers, witness_view
 
 if TYPE_CHECKING:
-    from compcomp.ordering.plan import Plan
+    from compcomp.ordering.plan import PlanData
 
 COLOURS = {
     Status.PROVED: "green",
@@ -59,6 +60,10 @@ class _Portable:
             yield Segment.line()
 
 
+OTHER_RULES = 4
+"""Rules of an unknown claim whose reasons are shown, beside the nearest one."""
+
+
 # ------------------------------------------------------------------------------------------- one verdict
 
 
@@ -85,6 +90,8 @@ def verdict_view(verdict: Verdict) -> RenderableType:
         fact("decided by", summary.decided_by(verdict) + stage + replayed)
     if verdict.status is not Status.VACUOUS:
         fact("cause", verdict.cause)
+    for k, refusal in enumerate(summary.missed(verdict)[:OTHER_RULES]):
+        fact("" if k else "other rules", str(refusal))
     if not verdict.refuted:
         fact("grade", summary.graded(verdict))
     for k, assumption in enumerate(verdict.assumptions):
@@ -97,6 +104,25 @@ def verdict_view(verdict: Verdict) -> RenderableType:
     parts: list[RenderableType] = [_heading(verdict), Padding(facts, (1, 0, 0, 2))]
     if verdict.witness is not None:
         parts.append(Padding(witness_view(verdict.witness, verdict.refuted), (1, 0, 0, 2)))
+    return _Portable(Group(*parts))
+
+
+def answers_view(answers: Iterable[RuleAnswer]) -> RenderableType:
+    """What each rule needs of a claim, and what is missing."""
+    parts: list[RenderableType] = []
+    asked = list(answers)
+    other = dict.fromkeys(a.rule for a in asked if a.refusal is not None and a.refusal.about_other_claims)
+    for answer in (a for a in asked if a.rule not in other):
+        about = f" for {answer.part}" if answer.part else ""
+        parts.append(Text(f"{answer.rule}{about}", style="bold"))
+        rows = Table.grid(padding=(0, 2))
+        rows.add_column(style="dim", no_wrap=True)
+        rows.add_column(overflow="fold")
+        for name, value in answer.lines:
+            rows.add_row(Text(name), Text(value))
+        parts.append(Padding(rows, (0, 0, 1, 2)))
+    if other:
+        parts.append(Text(f"About other kinds of claims: {', '.join(other)}.", style="dim"))
     return _Portable(Group(*parts))
 
 
@@ -194,7 +220,7 @@ class _VerdictTable:
 # ------------------------------------------------------------------------------------------------ plans
 
 
-def plan_view(plan: Plan) -> RenderableType:
+def plan_view(plan: PlanData) -> RenderableType:
     """The best order, how it is known to be best, and what became of every other order."""
     names = summary.named(plan)
     ranked = summary.ranking(plan, names)
@@ -226,7 +252,7 @@ def _rule(title: str) -> RenderableType:
     return Padding(Rule(Text(title, style="bold"), align="left", style="dim"), (1, 0, 0, 0))
 
 
-def _best(plan: Plan) -> RenderableType:
+def _best(plan: PlanData) -> RenderableType:
     steps = Table.grid(padding=(0, 1))
     steps.add_column(justify="right", style="dim", no_wrap=True)
     steps.add_column(overflow="fold")
@@ -258,7 +284,7 @@ def _compared(ranked: summary.Ranking) -> RenderableType:
 class _Ranked:
     """The measured orders with their bars, which take the room that the names leave."""
 
-    def __init__(self, ranked: summary.Ranking, plan: Plan, names: summary.Names) -> None:
+    def __init__(self, ranked: summary.Ranking, plan: PlanData, names: summary.Names) -> None:
         self.ranked, self.plan, self.names = ranked, plan, names
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -305,7 +331,7 @@ class _Ranked:
         return Bar(1.0, *row.bar, width=width, color="green" if row.place == 1 else "blue")
 
 
-def _under_conditions(plan: Plan, names: summary.Names) -> list[RenderableType]:
+def _under_conditions(plan: PlanData, names: summary.Names) -> list[RenderableType]:
     """Pairs that are proved under conditions, and what these come to on the model."""
     rows = summary.under_conditions(plan, names)
     if not rows:
@@ -323,37 +349,37 @@ def _under_conditions(plan: Plan, names: summary.Names) -> list[RenderableType]:
     return [_rule("Under conditions"), said, Padding(table, (1, 0, 0, 2))]
 
 
-def _front(plan: Plan, names: summary.Names) -> RenderableType:
+def _front(plan: PlanData, names: summary.Names) -> RenderableType:
     """The orders that no other is as good as in both, the smallest model first."""
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for one in plan.pareto:
-        style = "bold" if one["order"] == plan.best["order"] else ""
-        rate = f"{one['compression_rate']:.1%} smaller"
-        table.add_row(Text(rate, style), Text(plan.value(one), style), Text(names(one["order"]), style))
+        style = "bold" if one is plan.best else ""
+        rate = f"{one.rate:.1%} smaller"
+        table.add_row(Text(rate, style), Text(plan.value(one), style), Text(names(one.text), style))
     head = Text("No other order is as good in both.", style="dim")
     return Group(head, Padding(table, (0, 0, 0, 2)))
 
 
-def _accounts(plan: Plan, names: summary.Names) -> list[RenderableType]:
+def _accounts(plan: PlanData, names: summary.Names) -> list[RenderableType]:
     """What became of the orders that were not measured, by reason."""
     groups = summary.grouped(plan, names)
     if not groups:
         return []
     parts: list[RenderableType] = [_rule("What proofs excluded")]
-    for fate in ("merged", "dropped"):
-        found = [g for g in groups if g.fate == fate]
+    for kind in ("merged", "dropped"):
+        found = [g for g in groups if g.kind == kind]
         if not found:
             continue
-        count = summary.orders_of(sum(len(g.orders) for g in found))
-        head = Text(f"{fate}: {count}", style="bold").append(f", {summary.WHAT_FATE_MEANS[fate]}", "not bold")
+        count = summary.orders_of(sum(len(g.outcomes) for g in found))
+        head = Text(f"{kind}: {count}", style="bold").append(f", {summary.OUTCOMES_MEAN[kind]}", "not bold")
         parts.append(head)
         for group in found[:REASONS]:
             parts.append(Padding(_group(group, names), (0, 0, 0, 2)))
         if len(found) > REASONS:
-            rest = sum(len(g.orders) for g in found[REASONS:])
+            rest = sum(len(g.outcomes) for g in found[REASONS:])
             parts.append(Text(f"  and {summary.orders_of(rest)} in {len(found) - REASONS} more groups", "dim"))
     return parts
 
@@ -362,11 +388,11 @@ def _group(group: summary.Group, names: summary.Names) -> RenderableType:
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    title = Text(group.reason, style="cyan").append(f": {summary.orders_of(len(group.orders))}", "default")
+    title = Text(group.reason, style="cyan").append(f": {summary.orders_of(len(group.outcomes))}", "default")
     table.add_row(Text("•", style="dim"), title)
-    for fate in group.orders[:ORDERS]:
-        other = f"\n  {summary.STANDS_FOR[group.fate]} {names(fate.by)}"
-        table.add_row(Text(""), Text(names(fate.order)).append(other, "dim"))
-    if len(group.orders) > ORDERS:
-        table.add_row(Text(""), Text(f"and {summary.orders_of(len(group.orders) - ORDERS)} more", style="dim"))
+    for one in group.outcomes[:ORDERS]:
+        other = f"\n  {summary.STANDS_FOR[group.kind]} {names(str(one.by))}"
+        table.add_row(Text(""), Text(names(str(one.order))).append(other, "dim"))
+    if len(group.outcomes) > ORDERS:
+        table.add_row(Text(""), Text(f"and {summary.orders_of(len(group.outcomes) - ORDERS)} more", style="dim"))
     return table

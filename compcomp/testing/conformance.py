@@ -21,7 +21,7 @@ from compcomp.errors import InputError, NotExactError
 from compcomp.language.kernel_result import wrong_result
 from compcomp.language.loss import LOSSES
 from compcomp.language.steps import Optimum, Selection, Step
-from compcomp.language.technique import Kernel, Technique
+from compcomp.language.technique import Kernel, Technique, run
 from compcomp.layers import walk
 from compcomp.layers.basis import Transform
 from compcomp.layers.batches import batch_size, stack
@@ -444,6 +444,7 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
             raise broken("optimum", ("what it leaves", better), after)
         if promised.leaves_weight and not _weight_left(layer, result):
             raise broken("leaves_weight=True", after)
+        _check_no_ops(technique, layer, result, make if promised.deterministic else lambda: RandomChoices(seed + 1))
         if not promised.homogeneous:
             continue
         larger = technique.encode(replace(scaled(layer, factor), choices=make()))
@@ -524,6 +525,37 @@ def _least_error(weight: Array, error: Array, group: list[tuple[int, int]], opti
     return min(sum((gone[k] if k in drop else kept[k] for k in range(len(group))), Fraction(0)) for drop in drops)
 
 
+def _check_no_ops(technique: Technique, layer: LayerState, result: LayerState, make: Callable[[], Choices]) -> None:
+    """Where the technique says that it changes nothing, it does not: of its own result, and of layers of some kind."""
+    promised = technique.promises()
+
+    def check(promise: str, before: LayerState, times: int = 1) -> None:
+        after = before
+        try:
+            for _ in range(times):
+                after = run(technique, replace(after, choices=make()))
+        except NotExactError:
+            return
+        if not (_equal(before, after) and _kept("factors", before, after)):
+            shown = [(name, walk.shown(state.weight)) for name, state in (("before", before), ("after", after))]
+            raise _fail(technique, f"its promise {promise} is false", before, *shown)
+
+    plain = replace(layer, format=Format(factors=layer.format.factors))
+    if promised.idempotent:
+        check("idempotent=True", result)
+    if promised.involution:
+        check("involution=True", plain, times=2)
+    starts = {
+        "always": [layer],
+        "on a grid": [] if layer.format.grid is None else [layer, replace(layer, weight=layer.weight * 2 + 1)],
+        "plain": [plain],
+        "plain dense": [replace(plain, reference=plain.effective(), reference_inputs=None)],
+    }
+    for name in sorted(promised.no_op):
+        for start in starts[name]:
+            check(f"no_op={{{name!r}}}", start)
+
+
 def _check_inputs(technique: Technique, before: LayerState, after: LayerState, make: Callable[[], Choices]) -> None:
     """The technique changes the inputs and nothing else, or leaves them alone, and looks at none it does not need."""
     shown = ("inputs after", walk.shown(after.inputs))
@@ -555,6 +587,7 @@ def _check_basis(technique: Technique, before: LayerState, after: LayerState) ->
     shown = ("weight after", after.weight)
     if promised:
         told = np.array_equal(after.effective(), before.effective())
+        told = told and (after.format.plain or not before.format.plain)
         told = told and np.array_equal(after.reference, before.reference)
     else:
         told = after.format.transform is known

@@ -152,6 +152,27 @@ def test_the_model_test_bites(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [name.rpartition(".")[2] for name, run in states.items() if broken("shape", run)] == ["down_proj"] * 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_same_units_go_again(kind: str) -> None:
+    """By the contract `idempotent`, and what the rule concludes where other units go in between."""
+    between = PruneHeads("1/2")  # type: ignore[arg-type]
+    with ModelBench(model_of(kind), IDS, device="cpu", keep_batches=True) as bench:
+        compared = 0
+        for technique in [t for t in map(known, STRUCTURED) if t is not None and t.promises().idempotent]:
+            for once in (Sequence((technique,)), technique >> between, AbsMax(4) >> technique):
+                twice = once >> technique
+                one, other = runs(bench, once), runs(bench, twice)
+                if one is None or other is None or not proved(equal(twice, once)):
+                    continue
+                compared += 1
+                for name in one:
+                    ends = one[name][-1], other[name][-1]
+                    assert torch.equal(*(end.effective() for end in ends)), f"{twice} in {name}"
+                    assert str(ends[0].format.mask) == str(ends[1].format.mask)
+        assert compared >= 4
+
+
 REFILLING = ("GPTQ(bits=4)", "GPTQ(bits=3)", "Hadamard(block=4)")
 KEEPING = (
     "GPTQ(bits=4, mask='kept')",

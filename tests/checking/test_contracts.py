@@ -11,7 +11,7 @@ import compcomp.techniques  # noqa: F401
 from compcomp.checking.contracts import derived
 from compcomp.language.claim import Claim
 from compcomp.language.technique import Declared, Sequence, Technique
-from compcomp.language.text import parse_claim
+from compcomp.language.text import parse_claim, parse_sequence
 from compcomp.proving.candidates import Candidates
 from compcomp.proving.meaning import fails
 from tests.claims import CLAIMS, D, L, N, P, Q, S, X
@@ -114,6 +114,53 @@ def test_no_promise_may_be_missing(text: str, loss: str, side: str, place: int, 
     assert derived(honest), "the same promises give the claim"
     weaker = Promising(technique, replace(technique.promises(), **change))
     assert not derived(with_technique(claim, side, place, weaker))
+
+
+G, M = "GradientDistill(iterations=2)", "LoRA(rank=1, iterations=1, merged=True)"
+OPEN, R = "DistillLogits(iterations=2)", "PruneRows(sparsity=1/2)"
+IDLE = [
+    (f"{Q} >> {OPEN} same state as {Q}", OPEN, {"no_op": frozenset({"plain"})}),
+    (f"{P} >> AWQ(alphas=(0,)) >> {Q} equals {P} >> {Q}", "AWQ(alphas=(0,))", {"no_op": frozenset({"plain dense"})}),
+    (f"{X} >> Hadamard(block=1) >> {Q} equals {X} >> {Q}", "Hadamard(block=1)", {"no_op": frozenset({"plain dense"})}),
+    (f"Hadamard() >> {M} >> Hadamard() >> {Q} equals {Q}", M, {"no_op": frozenset({"on a grid"})}),
+    (f"Hadamard() >> {M} >> Hadamard() >> {Q} equals {Q}", "Hadamard()", {"involution": False}),
+    (f"Hadamard() >> {M} >> {Q} equals Hadamard() >> {Q}", "Hadamard()", {"holds_reference": False}),
+    (f"{R} >> {R} >> {Q} same state as {R} >> {Q}", R, {"idempotent": False}),
+]
+"""Claims that follow from what changes nothing where it stands, and a promise without which they do not."""
+
+
+def everywhere(claim: Claim, technique: Technique, promises: Declared) -> Claim:
+    """The claim with other promises of one technique, wherever it stands."""
+    new = Promising(technique, promises)
+    sides = (Sequence(tuple(new if t == technique else t for t in s)) for s in (claim.left, claim.right))  # type: ignore[attr-defined]
+    return replace(claim, **dict(zip(("left", "right"), sides, strict=True)))
+
+
+@pytest.mark.parametrize(("text", "name", "change"), IDLE)
+def test_what_changes_nothing_is_left_out(text: str, name: str, change: dict[str, Any]) -> None:
+    claim = parse_claim(text)
+    technique = parse_sequence(name).techniques[0]
+    assert derived(claim) and derived(everywhere(claim, technique, technique.promises()))
+    assert not derived(everywhere(claim, technique, replace(technique.promises(), **change)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{OPEN} >> {Q} equals {Q}",
+        f"{Q} >> {G} >> {OPEN} equals {Q} >> {G}",
+        f"{P} >> {OPEN} equals {P}",
+        f"{Q} >> {M} equals {Q}",
+        f"{X} >> {M} equals {X}",
+        f"{P} >> Hadamard(block=1) same state as {P}",
+        f"{P} >> Hadamard() >> Hadamard() same state as {P}",
+        f"{R} >> {Q} >> {R} same state as {R} >> {Q}",
+        f"PruneRows(sparsity=1/4) >> {R} same state as {R}",
+    ],
+)
+def test_what_changes_something_is_not(text: str) -> None:
+    assert not derived(parse_claim(text))
 
 
 def test_a_technique_that_looks_at_inputs_is_not_passed() -> None:

@@ -17,10 +17,12 @@ import compcomp.techniques  # noqa: F401
 from compcomp.errors import InputError
 from compcomp.language.claim import KINDS, Claim, Equals, SameState, equal, same_state
 from compcomp.language.conditions import Condition, Run
+from compcomp.language.refusal import Refusal
+from compcomp.language.steps import Selection
 from compcomp.language.text import claim_from_json, parse_claim
 from compcomp.ordering.reuse import family, follows
 from compcomp.ordering.store import Store, verdict_from_json, verdict_to_json
-from compcomp.proving.proof import EXACT, Proof
+from compcomp.proving.proof import EXACT, Proof, rule
 from compcomp.proving.prove import prove
 from compcomp.proving.replay import Suspect, confirmed
 from compcomp.proving.session import Session
@@ -65,19 +67,20 @@ def shrinks() -> Iterator[type[Claim]]:
     KINDS.update(before)
 
 
-def selections_shrink(claim: Claim, session: Session) -> Proof | None:
+def selections_shrink(claim: Claim, session: Session) -> Proof | Refusal:
     """A selection leaves a weight or makes it zero."""
-    if claim.kind != "shrinks" or not all(hasattr(s, "share") for t in claim.left for s in t.steps()):
-        return None
-    return Proof("shrinks", "any shape", (EXACT,)) if all(t.steps() for t in claim.left) else None
+    if not all(t.steps() and all(isinstance(step, Selection) for step in t.steps()) for t in claim.left):
+        return Refusal("not all steps are selections")
+    return Proof("shrinks", "any shape", (EXACT,))
 
 
 def test_a_new_kind_is_one_class_and_one_rule(
     shrinks: type[Claim], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import compcomp.proving.prove as module
+    import compcomp.proving.why as module
 
-    monkeypatch.setattr(module, "RULES", (*module.RULES, selections_shrink))
+    added = rule("shrinks", shrinks, needs="selections alone")(selections_shrink)
+    monkeypatch.setattr(module, "RULES", (*module.RULES, added))
     true, false = parse_claim("Magnitude(sparsity=1/2) shrinks weights"), parse_claim("AbsMax(bits=2)  shrinks weights")
     assert type(true) is shrinks and str(true) == "Magnitude(sparsity=1/2) shrinks weights"
     assert claim_from_json(json.loads(json.dumps(true.to_json()))) == true

@@ -334,7 +334,7 @@ def test_a_bench_covers_every_layer() -> None:
     found = dict(bench.coverage(claims))
     assert list(found) == bench.layer_names()
     whole = bench.losses(bench.apply(p >> q, bench.start()))["output_l2"]
-    assert sum(sum(one["left"]) for one, _ in found.values()) == pytest.approx(whole)
-    assert all(one["contradicted"] == 0 for both in found.values() for one in both)
-    assert sum(one["covered"] for one, _ in found.values()) > 0
+    assert sum(sum(one.left or ()) for one, _ in found.values()) == pytest.approx(whole)
+    assert all(one.contradicted == 0 for both in found.values() for one in both)
+    assert sum(one.covered for one, _ in found.values()) > 0
     assert list(ModelBench(Tiny(), device="cpu").coverage(claims)) == [], "nothing without the inputs it needs"

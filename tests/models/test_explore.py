@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from itertools import permutations
 from multiprocessing import get_context
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from compcomp.bench import LayerJob, LayerResult
 from compcomp.errors import InputError
 from compcomp.language.technique import Sequence, Technique
 from compcomp.models.bench import ModelBench
 from compcomp.models.explore import explore
+from compcomp.ordering.jobs import run
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
 from tests.models.fakes import Tiny, tokens
 
@@ -38,8 +41,9 @@ def tree(orders: list[tuple[int, ...]]) -> tuple[list[int], list[int], list[int]
     return parents, steps, [known[order] for order in orders]
 
 
-def jobs(bench: ModelBench, techniques: list[Technique], orders: Any, memory: int = PLENTY) -> dict[str, Any]:
-    return dict(bench.layer_jobs(techniques, *tree(orders), memory, bench.layer_names()))
+def jobs(bench: ModelBench, techniques: list[Technique], orders: Any, memory: int = PLENTY) -> dict[str, LayerJob]:
+    found = bench.layer_jobs(techniques, *tree(orders), memory, bench.layer_names())
+    return {job.layer: job for job in found}
 
 
 @pytest.mark.parametrize("techniques", SETS)
@@ -52,10 +56,10 @@ def test_the_numbers_are_those_of_a_plain_run(techniques: list[Technique]) -> No
         state = bench.apply(Sequence(tuple(techniques[i] for i in order)), bench.start())
         for name, losses in bench.layer_losses(state).items():
             result = results[name]
-            assert {key: row[place] for key, row in result["losses"].items()} == losses
-            assert result["bits"][place] == bench.bits({name: state[name]})
+            assert result.losses_at(place) == losses
+            assert result.bits[place] == bench.bits({name: state[name]})
             one = bench.digest({name: state[name]})
-            assert kept[name].setdefault(result["digests"][place], one) == one, "equal digests, equal states"
+            assert kept[name].setdefault(result.digest_at(place), one) == one, "equal digests, equal states"
     for name, found in kept.items():
         assert len(set(found.values())) == len(found), f"{name}: other digests, other states"
 
@@ -67,8 +71,8 @@ def test_a_state_is_given_to_each_technique_once() -> None:
     for job in jobs(bench, [few, many], orders).values():
         result = explore(job)
         # dense: both; few: many; many: few, which changes nothing, so that nothing else is new
-        assert (result["applications"], result["repeated"]) == (4, 0)
-        assert len(set(result["digests"])) == 1
+        assert (result.applications, result.repeated) == (4, 0)
+        assert len(set(result.digests)) == 1
 
 
 def test_little_memory_changes_no_number() -> None:
@@ -79,11 +83,8 @@ def test_little_memory_changes_no_number() -> None:
         jobs(bench, techniques, orders).items(), jobs(bench, techniques, orders, memory=1).items(), strict=True
     ):
         one, other = explore(rich), explore(poor)
-        assert {key: one[key] for key in ("losses", "bits", "digests", "applications")} == {
-            key: other[key] for key in ("losses", "bits", "digests", "applications")
-        }, name
-        assert one["repeated"] == 0
-        repeated += other["repeated"]
+        assert replace(one, seconds=0.0) == replace(other, repeated=0, seconds=0.0), name
+        repeated += other.repeated
     assert repeated > 0
 
 
@@ -91,14 +92,12 @@ def test_jobs_are_plain_data_for_any_process() -> None:
     bench, techniques = ModelBench(Tiny(), tokens(), device="cpu"), SETS[1]
     every = jobs(bench, techniques, list(permutations(range(3))))
     name, job = next(iter(every.items()))
-    plain = {key: value for key, value in job.items() if key != "tensors"}
-    assert json.loads(json.dumps(plain)) == plain and isinstance(job["tensors"], bytes)
+    assert LayerJob.from_json(json.loads(json.dumps(job.to_json()))) == job
     here = explore(job)
-    assert json.loads(json.dumps(here)) == here
+    assert LayerResult.from_json(json.loads(json.dumps(here.to_json()))) == here
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        there = pool.submit(explore, job).result()
-    del here["seconds"], there["seconds"]
-    assert here == there, name
+        (there,) = (result for _, result in run(explore, [job], pool))
+    assert replace(here, seconds=0.0) == replace(there, seconds=0.0), name
 
 
 class Unnamed(Magnitude):
@@ -111,7 +110,7 @@ def test_a_technique_without_a_name_stays_here() -> None:
     try:
         Unnamed.__qualname__ = "here.Unnamed"
         job = next(iter(jobs(bench, [Unnamed("1/2")], [(0,)]).values()))
-        assert job["portable"] is False and len(explore(job)["bits"]) == 1
+        assert not job.portable and len(explore(job).bits) == 1
     finally:
         del Technique.kernels[Unnamed]
 
@@ -137,9 +136,8 @@ def test_a_job_names_its_device() -> None:
     bench = ModelBench(Tiny(), tokens(), device="cuda")
     orders = list(permutations(range(3)))
     for name, job in jobs(bench, SETS[1], orders).items():
-        assert job["device"] == "cuda:0"
+        assert job.device == "cuda:0"
         result = explore(job)
         for place, order in enumerate(orders):
             state = bench.apply(Sequence(tuple(SETS[1][i] for i in order)), bench.start())
-            losses = bench.layer_losses({name: state[name]})[name]
-            assert {key: row[place] for key, row in result["losses"].items()} == losses
+            assert result.losses_at(place) == bench.layer_losses({name: state[name]})[name]

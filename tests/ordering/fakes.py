@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from compcomp.bench import Caps, Coverage, LayerJob, LayerResult
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.loss import LOSSES
+from compcomp.language.named import registrations
 from compcomp.language.technique import Technique
-from compcomp.language.text import parse_sequence
 from compcomp.language.verdict import Status, Verdict
 from compcomp.layers.batches import stack, unstack
 from compcomp.layers.state import Format, LayerState
@@ -121,29 +123,30 @@ class LayerBench:
         ends: Sequence[int],
         memory: int,
         layers: Sequence[str],
-        more: Mapping[str, Any] | None = None,
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        caps: Caps | None = None,
+    ) -> Iterator[LayerJob]:
         assert self._dense.gram is not None
         for name in layers:
-            parts = (stack(array, 3)[int(name)].tolist() for array in (self._dense.weight, self._dense.gram))
-            weight, gram = parts
-            yield (
+            arrays = [stack(array, 3)[int(name)].tolist() for array in (self._dense.weight, self._dense.gram)]
+            yield LayerJob(
                 name,
-                {
-                    "techniques": [str(t) for t in techniques],
-                    "weight": weight,
-                    "gram": gram,
-                    "parents": list(parents),
-                    "steps": list(steps),
-                    "ends": list(ends),
-                },
+                tuple(techniques),
+                json.dumps(arrays).encode(),
+                "cpu",
+                tuple(parents),
+                tuple(steps),
+                tuple(ends),
+                tuple(LOSSES),
+                memory,
+                caps,
+                registrations(techniques),
             )
 
     @property
-    def explore(self) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def explore(self) -> Callable[[LayerJob], LayerResult]:
         return explore
 
-    def coverage(self, claims: Sequence[Claim]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    def coverage(self, claims: Sequence[Claim]) -> Iterator[tuple[str, list[Coverage]]]:
         return iter(())
 
     def lower_is_better(self, metric: str) -> bool:
@@ -179,14 +182,14 @@ def bits(form: Format) -> int:
     return values if form.mask is None else values // 2
 
 
-def explore(job: dict[str, Any]) -> dict[str, Any]:
+def explore(job: LayerJob) -> LayerResult:
     """One layer of a LayerBench: no technique is applied twice to one state."""
-    techniques = [parse_sequence(text).techniques[0] for text in job["techniques"]]
-    weight, gram = (unstack(np.array([job[name]])) for name in ("weight", "gram"))
+    techniques = job.techniques
+    weight, gram = (unstack(np.array([array])) for array in json.loads(job.tensors))
     state = LayerState.dense(weight, gram=gram)
     found, applied = {digest(state, 1): state}, dict[tuple[str, int], str]()
     digests = [digest(state, 1)]
-    for parent, step in list(zip(job["parents"], job["steps"], strict=True))[1:]:
+    for parent, step in list(zip(job.parents, job.steps, strict=True))[1:]:
         key = digests[parent], step
         if key not in applied:
             with np.errstate(all="ignore"):
@@ -194,15 +197,10 @@ def explore(job: dict[str, Any]) -> dict[str, Any]:
             applied[key] = digest(after, 1)
             found[applied[key]] = after
         digests.append(applied[key])
-    ends = [found[digests[end]] for end in job["ends"]]
-    losses = {name: [float(np.sum(loss.of(end).values)) for end in ends] for name, loss in LOSSES.items()}
-    return {
-        "losses": losses,
-        "bits": [bits(end.format) for end in ends],
-        "digests": [digests[end] for end in job["ends"]],
-        "applications": len(applied),
-        "repeated": 0,
-    }
+    ends = [found[digests[end]] for end in job.ends]
+    losses = {name: tuple(float(np.sum(loss.of(end).values)) for end in ends) for name, loss in LOSSES.items()}
+    sizes = tuple(bits(end.format) for end in ends)
+    return LayerResult(losses, sizes, tuple(digests[end] for end in job.ends), len(applied))
 
 
 def exhaustive(bench: LayerBench, techniques: list[Technique]) -> dict[str, tuple[dict[str, float], dict[str, float]]]:

@@ -19,7 +19,7 @@ from compcomp.language.claim import Claim, Scope, dominates, equal
 from compcomp.language.parameters import ANY as ANY_
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status, Verdict
-from compcomp.ordering.ask import Asker, job_of
+from compcomp.ordering.ask import Asker, ClaimJob, job_of
 from compcomp.ordering.search import search
 from compcomp.ordering.store import SECONDS, STAGES, Store
 from compcomp.proving.prove import prove
@@ -75,8 +75,9 @@ def test_a_lost_job_is_done_here(here: list[dict[str, Any]], late: bool) -> None
 
 def test_a_job_is_plain_data() -> None:
     job = job_of(CLAIMS[0], ANY, {"stages": ("rule",)})
-    assert job is not None and json.loads(json.dumps(job))["claim"] == str(CLAIMS[0])
-    assert ["compcomp.encodings.magnitude", "Magnitude", "compcomp.kernels.magnitude"] in job["register"]
+    assert job is not None and json.loads(json.dumps(job.to_json()))["claim"] == str(CLAIMS[0])
+    assert ["compcomp.encodings.magnitude", "Magnitude", "compcomp.kernels.magnitude"] in job.register
+    assert ClaimJob.from_json(job.to_json()) == job
 
 
 @dataclass(frozen=True)

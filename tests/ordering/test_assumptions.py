@@ -19,7 +19,7 @@ from compcomp.language.text import parse_claim
 from compcomp.language.verdict import Status, Verdict
 from compcomp.optimize import optimize_order
 from compcomp.ordering.dag import Orderings, covers
-from compcomp.ordering.plan import Plan
+from compcomp.ordering.plan import PlanData
 from compcomp.ordering.search import search
 from compcomp.proving.proof import DENSE_INPUTS, SAME_BASIS
 from compcomp.proving.prove import prove
@@ -49,7 +49,7 @@ def noisy(found: Verdict) -> Verdict:
     return replace(found, assumptions=tuple(replace(one, text=noise()) for one in found.assumptions))
 
 
-def outcomes(plan: Plan) -> dict[str, Any]:
+def outcomes(plan: PlanData) -> dict[str, Any]:
     """All that a plan comes to, without what people read of assumptions."""
     told = plan.to_json()
     names = ("order", "optimality", "orders", "left", "measurements", "accounts", "conditional", "survives")

@@ -67,9 +67,9 @@ def test_a_merged_prefix_takes_its_continuations_with_it() -> None:
     assert same(orderings, (1, 0), (0, 1))
     assert orderings.counted() == {"total": 24, "merged": 2, "dropped": 0, "measured": 22}
     assert orderings.representative((1, 0, 3, 2)) == (0, 1, 3, 2)
-    (fate,) = orderings.fates([(1, 0, 3, 2)])
-    assert (fate.fate, fate.by) == ("merged", orderings.text((0, 1, 3, 2)))
-    assert "same state as" in fate.because
+    (one,) = orderings.outcomes([(1, 0, 3, 2)])
+    assert (one.kind, one.by) == ("merged", orderings.order((0, 1, 3, 2)))
+    assert "same state as" in one.because
 
 
 def test_what_may_not_merge() -> None:
@@ -83,7 +83,7 @@ def test_what_may_not_merge() -> None:
 def test_equal_states_with_other_techniques_left_are_no_one_order() -> None:
     orderings = Orderings([A, B, C], "weight_l2")
     assert same(orderings, (0, 1), (0, 2)) and same(orderings, (1,), (1, 0))
-    assert orderings.word((0, 2))[0] == (0, 1) and orderings.word((1, 0))[0] == (1,)
+    assert orderings.normal_form((0, 2))[0] == (0, 1) and orderings.normal_form((1, 0))[0] == (1,)
     assert orderings.representative((0, 2)) == (0, 2), "what is left differs"
     assert orderings.representative((1, 0)) == (1, 0)
     assert {orderings.text(p) for p in orderings.staying()} == {orderings.text(p) for p in orderings.orders()}
@@ -95,8 +95,8 @@ def test_from_every_state_a_proof_serves_inside_an_order_else_only_at_its_start(
     assert anywhere.merge(verdict(claim, Status.PROVED, congruent=True)) and dense.merge(verdict(claim, Status.PROVED))
     assert anywhere.representative((2, 1, 0)) == (2, 0, 1) and dense.representative((2, 1, 0)) == (2, 1, 0)
     assert (anywhere.counted()["merged"], dense.counted()["merged"]) == (3 - 1, 1)
-    (fate,) = anywhere.fates([(2, 1, 0)])
-    assert fate.fate == "merged" and [str(p.claim) for p in fate.proofs] == [str(claim)]
+    (one,) = anywhere.outcomes([(2, 1, 0)])
+    assert one.kind == "merged" and [str(p.claim) for p in one.proofs] == [str(claim)]
 
 
 def resting(given: list[Technique], step: int, congruent: bool = True) -> Orderings:
@@ -113,9 +113,9 @@ def resting(given: list[Technique], step: int, congruent: bool = True) -> Orderi
 def test_what_changes_nothing_at_first_comes_last() -> None:
     orderings = resting([A, B, C], 2)
     assert orderings.counted() == {"total": 6, "merged": 0, "dropped": 2, "measured": 4}
-    (fate,) = orderings.fates([(2, 1, 0)])
-    assert (fate.fate, fate.by) == ("dropped", orderings.text((1, 0, 2)))
-    assert [str(p.claim) for p in fate.proofs] == [f"{C} same state as identity", f"{A >> C} dominates {A}"]
+    (one,) = orderings.outcomes([(2, 1, 0)])
+    assert (one.kind, one.by) == ("dropped", orderings.order((1, 0, 2)))
+    assert [str(p.claim) for p in one.proofs] == [f"{C} same state as identity", f"{A >> C} dominates {A}"]
     assert orderings.node((2, 1)) is None
 
 
@@ -153,18 +153,18 @@ def test_what_is_the_same_on_a_model_is_merged_there_and_said_so() -> None:
     orderings = Orderings([A, B], "weight_l2")
     orderings.same_on_model({(0, 1): "x", (1, 0): "x"})
     assert orderings.counted() == {"total": 2, "merged": 1, "dropped": 0, "measured": 1}
-    (fate,) = orderings.fates([(1, 0)])
-    assert fate.fate == "merged" and fate.proofs == () and "this model" in fate.because
+    (one,) = orderings.outcomes([(1, 0)])
+    assert one.kind == "merged" and one.proofs == () and "this model" in one.because
 
 
 def test_an_order_that_is_known_to_lose_more_is_dropped() -> None:
     orderings = Orderings([A, B], "weight_l2")
     orderings.exceeds((1, 0), (0, 1), "its loss on half the layers is more")
     assert orderings.counted() == {"total": 2, "merged": 0, "dropped": 1, "measured": 1}
-    (fate,) = orderings.fates([(1, 0)])
-    assert (fate.fate, fate.by, fate.because) == (
+    (one,) = orderings.outcomes([(1, 0)])
+    assert (one.kind, one.by, one.because) == (
         "dropped",
-        orderings.text((0, 1)),
+        orderings.order((0, 1)),
         "its loss on half the layers is more",
     )
 
@@ -190,8 +190,8 @@ def test_a_chain_of_proofs_drops_and_is_told() -> None:
     worse(orderings, (0, 1, 2), (1, 0, 2))
     assert set(orderings.dropped()) == {(1, 0, 2), (2, 1, 0)}
     assert orderings.dominated((0, 1, 2), (2, 1, 0)) and not orderings.dominated((2, 1, 0), (0, 1, 2))
-    (fate,) = orderings.fates([(2, 1, 0)])
-    assert (fate.fate, fate.by, len(fate.proofs)) == ("dropped", orderings.text((0, 1, 2)), 2)
+    (one,) = orderings.outcomes([(2, 1, 0)])
+    assert (one.kind, one.by, len(one.proofs)) == ("dropped", orderings.order((0, 1, 2)), 2)
 
 
 def test_dominance_drops_a_whole_class_and_may_name_any_member() -> None:
@@ -277,10 +277,10 @@ def test_merging_finds_the_classes_of_commuting_techniques(seed: int) -> None:
         worse(orderings, chance.choice(leaves), chance.choice(leaves))
     counted = orderings.counted()
     assert counted["total"] == counted["merged"] + counted["dropped"] + counted["measured"] == orderings.total
-    told = [fate.fate for fate in orderings.fates()]
-    assert [told.count(f) for f in ("merged", "dropped", "measured")] == list(counted.values())[1:]
-    staying = {orderings.text(p) for p in orderings.staying()}
-    assert staying and all(fate.by in staying for fate in orderings.fates())
+    kinds = [one.kind for one in orderings.outcomes()]
+    assert [kinds.count(kind) for kind in ("merged", "dropped", "measured")] == list(counted.values())[1:]
+    staying = set(orderings.staying())
+    assert staying and all(orderings.prefix(one.by.techniques) in staying for one in orderings.outcomes())
 
 
 def test_the_graph_is_plain_data_and_a_dag() -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from compcomp.errors import InputError
+from compcomp.language.technique import Sequence
 from compcomp.language.verdict import Status
 from compcomp.layers.state import LayerState
-from compcomp.ordering.measure import fronts, pareto, ranked
-from compcomp.ordering.plan import Plan
+from compcomp.ordering.measurement import Measurement, fronts, pareto, ranked
+from compcomp.ordering.plan import PlanData
 from compcomp.ordering.search import search
 from compcomp.ordering.space import one_of, optional
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD
@@ -22,9 +23,9 @@ P, D = Magnitude("1/2", pattern="2:4"), LeastSquaresDistill()
 Q3, Q5, L = AbsMax(bits=3, group=4), AbsMax(bits=5, group=4), TruncatedSVD(rank=1, residual=True)
 
 
-def row(k: int, loss: float, metric: float | None, rate: float | None) -> dict[str, Any]:
+def row(k: int, loss: float, metric: float | None, rate: float | None) -> Measurement:
     metrics = {} if metric is None else {"m": metric}
-    return {"order": f"order {k:03}", "metrics": metrics, "losses": {"l": loss}, "compression_rate": rate}
+    return Measurement(Sequence((AbsMax(bits=2 + k % 15, group=4 + 4 * (k // 15)),)), metrics, {"l": loss}, rate)
 
 
 def dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
@@ -59,9 +60,9 @@ def test_the_front_against_brute_force(seed: int, metric: str | None, lower: boo
     values = [math.nan, None, *map(float, range(9))]
     rows = [row(k, chance.random(), chance.choice(values), chance.choice([0.3, 0.5, 0.9])) for k in range(30)]
 
-    def point(one: dict[str, Any]) -> tuple[float, float]:
-        value = one["losses"]["l"] if metric is None else one["metrics"].get("m", math.nan)
-        return one["compression_rate"], value if lower else -value
+    def point(one: Measurement) -> tuple[float, float]:
+        value = one.losses["l"] if metric is None else one.metrics.get("m", math.nan)
+        return one.rate, value if lower or metric is None else -value
 
     known = [one for one in rows if not math.isnan(point(one)[1])]
     best = {point(one) for one in known if not any(dominates(point(other), point(one)) for other in known)}
@@ -91,7 +92,7 @@ class Sized(LayerBench):
         return 1 - bits / (3 * 16)
 
 
-def found(techniques: list[Any], **more: Any) -> Plan:
+def found(techniques: list[Any], **more: Any) -> PlanData:
     known = [P, Q3, Q5, D, L]
     prover = Prover(lambda claim: Status.UNKNOWN)
     return search(techniques, bench=Sized(known), prover=prover, **more)

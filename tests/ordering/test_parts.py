@@ -15,8 +15,9 @@ from compcomp.errors import InputError
 from compcomp.language.verdict import Status
 from compcomp.layers.state import LayerState
 from compcomp.ordering.intervals import difference, half_width, mean, t_quantile
+from compcomp.ordering.measurement import Measurement
 from compcomp.ordering.parts import Kept, Parts, Race, looks
-from compcomp.ordering.plan import Plan
+from compcomp.ordering.plan import PlanData
 from compcomp.ordering.search import search
 from compcomp.ordering.store import Store
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD
@@ -128,7 +129,7 @@ def test_without_a_race_everything_is_measured() -> None:
     for seed in range(20):
         race, bench = raced(synthetic(seed), None), synthetic(seed)
         for state, values in enumerate(bench.values):
-            row = race.row(str(state), {})
+            row = race.completed(Measurement(None, {}, {}, 0.5), str(state), {})
             assert row["parts"] == 32 and "note" not in row
             assert row["metrics"]["loss"] == pytest.approx(sum(values) / 32)
 
@@ -138,14 +139,15 @@ def test_stopped_states_are_estimated_and_explained() -> None:
     jitter = [0.01 * (-1) ** k for k in range(32)]
     bench = Synthetic([hard, [h + 1 + j for h, j in zip(hard, jitter, strict=True)], [math.nan] * 32])
     race = raced(bench, 0.99)
-    row = race.row("1", {"0": "A >> B"})
+    bare, rival = Measurement(None, {}, {}, 0.5), {"0": TECHNIQUES[0] >> TECHNIQUES[1]}
+    row = race.completed(bare, "1", rival)
     assert row["parts"] == 8 and row["metrics"]["loss"] == pytest.approx(mean([(h, 1.0) for h in hard]) + 1, abs=0.02)
-    assert row["note"].startswith("stopped after 8 of 32 parts: worse than A >> B by 0.9")
+    assert row["note"].startswith(f"stopped after 8 of 32 parts: worse than {rival['0']} by 0.9")
     assert row["note"].endswith("in loss at 99 %")
     assert row["intervals"]["loss"][0] < row["metrics"]["loss"] < row["intervals"]["loss"][1]
     behind = race.behind("1", "0")
     assert behind is not None and behind[0] < 1 < behind[1]
-    ruined = race.row("2", {"0": "A >> B"})
+    ruined = race.completed(bare, "2", rival)
     assert ruined["note"] == "stopped after 8 of 32 parts: its loss is no finite number"
     assert math.isnan(ruined["metrics"]["loss"]) and ruined["intervals"] == {} and race.behind("2", "0") is None
 
@@ -198,7 +200,7 @@ def unknown() -> Prover:
     return Prover(lambda claim: Status.UNKNOWN)
 
 
-def told(plan: Plan) -> dict[str, Any]:
+def told(plan: PlanData) -> dict[str, Any]:
     data = plan.to_json()
     return {name: data[name] for name in ("order", "orders", "measurements", "dense", "best", "worst", "pareto")}
 
@@ -257,7 +259,7 @@ def test_what_other_sources_measured_is_not_used(
     """Neither whole models nor layers; without a digest of the sources nothing is kept either."""
     first, again, last = (InParts(TECHNIQUES) for _ in range(3))
     search(TECHNIQUES, bench=first, prover=unknown(), store=Store(tmp_path / "s.db"))
-    for module in ("search", "explore"):
+    for module in ("on_model", "explore"):
         monkeypatch.setattr(f"compcomp.ordering.{module}.sources_of", lambda _: sources)
     for bench in (again, last):
         search(TECHNIQUES, bench=bench, prover=unknown(), store=Store(tmp_path / "s.db"))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
-from pathlib import Path
 
 import networkx as nx
 import pytest
@@ -13,12 +10,11 @@ import pytest
 from compcomp.errors import InputError
 from compcomp.language.claim import dominates, same_state
 from compcomp.language.verdict import Status, Verdict
-from compcomp.ordering import plan as module
 from compcomp.ordering.ask import Options
-from compcomp.ordering.plan import NOT_ACCURACY, Plan, finite
+from compcomp.ordering.plan import NOT_ACCURACY, PlanData, finite
 from compcomp.ordering.search import search
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD
-from tests.ordering.fakes import LayerBench, Prover, by_rules, verdict
+from tests.ordering.fakes import LayerBench, Prover, verdict
 
 P, D, L = Magnitude("1/2", pattern="2:4"), LeastSquaresDistill(), TruncatedSVD(rank=1, residual=True)
 KEYS = {
@@ -35,25 +31,25 @@ def some(claim, scope, options: Options) -> Verdict:  # type: ignore[no-untyped-
 
 
 @pytest.fixture(scope="module")
-def plan() -> Plan:
+def plan() -> PlanData:
     return search([P, D, L], "output_l2", LayerBench([P, D, L]), prover=some)
 
 
-def test_the_counts(plan: Plan) -> None:
+def test_the_counts(plan: PlanData) -> None:
     assert plan.orders == {"total": 6, "merged": 0, "dropped": 2, "measured": 4}
     assert plan.optimality == "measured"
     assert "best measured of the 4 orders that no proof excludes" in str(plan)
     assert NOT_ACCURACY in str(plan) and "error" in str(plan)
 
 
-def test_explain_a_dropped_order(plan: Plan) -> None:
+def test_explain_a_dropped_order(plan: PlanData) -> None:
     text = plan.explain(L >> D >> P)
     assert text.startswith(f"{L >> D >> P}: dropped.")
     assert f"{D >> L} same state as {L >> D}" in text and f"{P >> L >> D} dominates {D >> L >> P}" in text
     assert "any shape (rule r)" in text and NOT_ACCURACY in text
 
 
-def test_explain_a_measured_order_by_names_alone(plan: Plan) -> None:
+def test_explain_a_measured_order_by_names_alone(plan: PlanData) -> None:
     best = plan.explain(str(plan.order))
     assert "measured" in best and "the order to take" in best
     worst = plan.explain(plan.worst["order"])
@@ -70,12 +66,12 @@ def test_explain_a_merged_order() -> None:
 
 
 @pytest.mark.parametrize("order", ["Magnitude", "Magnitude >> AbsMax(bits=4)", "P >> Q", "import os", 3, P >> D])
-def test_explain_wants_an_order_of_the_plan(plan: Plan, order: object) -> None:
+def test_explain_wants_an_order_of_the_plan(plan: PlanData, order: object) -> None:
     with pytest.raises(InputError):
         plan.explain(order)  # type: ignore[arg-type]
 
 
-def test_accounts_say_why(plan: Plan) -> None:
+def test_accounts_say_why(plan: PlanData) -> None:
     assert all(set(account) == {"order", "fate", "because", "by"} for account in plan.accounts)
     measured = {one["order"] for one in plan.measurements}
     for account in plan.accounts:
@@ -83,7 +79,7 @@ def test_accounts_say_why(plan: Plan) -> None:
         assert account["by"] in measured
 
 
-def test_plain_data(plan: Plan) -> None:
+def test_plain_data(plan: PlanData) -> None:
     data = json.loads(json.dumps(plan.to_json(), allow_nan=False))
     assert set(data) >= KEYS
     assert data["orders"] == plan.orders and data["best"]["order"] == data["order"] == str(plan.order)
@@ -95,28 +91,6 @@ def test_what_is_not_finite_is_null() -> None:
     assert finite({"a": [float("inf"), (float("nan"), 1.5)]}) == {"a": [None, [None, 1.5]]}
 
 
-def test_save_without_a_model(plan: Plan, tmp_path: Path) -> None:
-    plan.save(tmp_path / "out")
-    data = json.loads((tmp_path / "out" / "plan.json").read_text())
-    assert len(data["accounts"]) == 6 and data["order"] == str(plan.order)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="folder"):
-        plan.save(tmp_path / "file")
-
-
-def test_a_report_is_written_by_the_reporting_room(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    room, told = types.ModuleType("compcomp.reporting"), []
-    room.write_report = lambda *arguments: told.append(arguments)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "compcomp.reporting", room)
-    plan.report(tmp_path / "report.html")
-    assert told == [(plan, tmp_path / "report.html")]
-
-
-def test_a_plan_alone_cannot_run(plan: Plan) -> None:
-    with pytest.raises(InputError, match="optimize_order"):
-        plan.apply(object())
-
-
 def test_the_scope_of_a_proof_that_covers_only_this_model() -> None:
     a, b = Magnitude("1/2"), AbsMax(3)
 
@@ -126,21 +100,3 @@ def test_the_scope_of_a_proof_that_covers_only_this_model() -> None:
 
     plan = search([a, b], "weight_l2", LayerBench([a, b], shape=(1, 4)), prover=at_shape)
     assert plan.optimality == "proved" and "the shapes of this model" in str(plan)
-
-
-def test_many_orders_are_accounted_for_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LISTED", 5)
-    techniques = [P, AbsMax(3, group=4), D]
-    plan = search(techniques, "output_l2", LayerBench(techniques), prover=by_rules)
-    plan.save(tmp_path)
-    assert json.loads((tmp_path / "plan.json").read_text())["accounts"] == "accounts.tsv"
-    lines = (tmp_path / "accounts.tsv").read_text().splitlines()
-    rows = [line.split("\t") for line in lines[1:] if not line.startswith("#")]
-    names = dict(line.removeprefix("# technique ").split(": ", 1) for line in lines if line.startswith("# technique"))
-    told = {" >> ".join(names[k] for k in order.split()): (fate, by) for order, fate, by, _, _ in rows}
-    for account in plan.accounts:
-        fate, by = told[account["order"]]
-        assert fate == account["fate"] and " >> ".join(names[k] for k in by.split()) == account["by"]
-    proofs = {line.split(":")[0] for line in lines if line.startswith("# proof")}
-    used = {f"# proof {k}" for row in rows for k in row[3].split()}
-    assert used == proofs and all(row[3] or row[4] for row in rows if row[1] != "measured")

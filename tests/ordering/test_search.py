@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
+from compcomp.bench import Coverage
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim
 from compcomp.language.loss import LOSSES
-from compcomp.language.technique import Technique
+from compcomp.language.technique import Sequence, Technique
 from compcomp.language.verdict import Status
-from compcomp.ordering import search as module
+from compcomp.ordering import questions as module
 from compcomp.ordering.ask import Asker
 from compcomp.ordering.dag import ON_THIS_MODEL
-from compcomp.ordering.measure import Measurement, ranked
-from compcomp.ordering.plan import Plan
+from compcomp.ordering.measurement import Measurement, ranked
+from compcomp.ordering.plan import PlanData
 from compcomp.ordering.search import search
 from compcomp.techniques import AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
 from tests.ordering.fakes import LayerBench, Prover, by_rules, exhaustive, run
@@ -27,7 +28,7 @@ P, Q, D = Magnitude("1/2", pattern="2:4"), AbsMax(bits=3, group=4), LeastSquares
 L, W = TruncatedSVD(rank=1, residual=True), Wanda("1/2")
 
 
-def consistent(plan: Plan) -> None:
+def consistent(plan: PlanData) -> None:
     counts = plan.orders
     assert counts["total"] == counts["merged"] + counts["dropped"] + counts["measured"]
     assert counts["measured"] == len(plan.measurements)
@@ -137,16 +138,20 @@ def test_the_users_metric_ranks_and_its_direction_counts() -> None:
     assert higher.best["metrics"]["score"] == max(metrics["error"] for _, metrics in every.values())
 
 
-def row(order: str, metric: float, loss: float) -> Measurement:
-    return {"order": order, "metrics": {"m": metric}, "losses": {"l": loss}, "compression_rate": 0.0}
+def row(bits: int, metric: float, loss: float) -> Measurement:
+    return Measurement(Sequence((AbsMax(bits),)), {"m": metric}, {"l": loss}, 0.0)
 
 
 def test_ties_go_to_the_smaller_loss_then_to_the_text() -> None:
     nan = float("nan")
-    rows = [row("d", nan, 0), row("c", 1, 2), row("b", 1, 2), row("a", 1, 3), row("e", 2, nan), row("f", 2, 9)]
-    assert [one["order"] for one in ranked(rows, "l", "m", True)] == ["b", "c", "a", "f", "e", "d"]
-    assert [one["order"] for one in ranked(rows, "l", "m", False)] == ["f", "e", "b", "c", "a", "d"]
-    assert [one["order"] for one in ranked(rows, "l", None, True)] == ["d", "b", "c", "a", "f", "e"]
+    rows = [row(5, nan, 0), row(4, 1, 2), row(3, 1, 2), row(2, 1, 3), row(6, 2, nan), row(7, 2, 9)]
+
+    def order(metric: str | None, lower: bool) -> list[int]:
+        return [int(str(one["order"]).partition("bits=")[2].rstrip(")")) for one in ranked(rows, "l", metric, lower)]
+
+    assert order("m", True) == [3, 4, 2, 7, 6, 5]
+    assert order("m", False) == [7, 6, 3, 4, 2, 5]
+    assert order(None, True) == [5, 3, 4, 2, 7, 6]
 
 
 def test_each_prefix_is_applied_once_and_let_go() -> None:
@@ -265,24 +270,15 @@ class Covered(LayerBench):
         self.covered, self.rest, self.contradicted = covered, rest, contradicted
         self.claims: list[str] = []
 
-    def coverage(self, claims: Any) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    def coverage(self, claims: Any) -> Iterator[tuple[str, list[Coverage]]]:
         self.claims += map(str, claims)
         for k, name in enumerate(self.layer_names()):
             rows = []
             for claim in claims:
                 one, other = self.rest if claim.left == EVEN >> EIGHT else self.rest[::-1]
                 held = {str(c): self.covered for c in claim.given}
-                rows.append(
-                    {
-                        "weights": 12,
-                        "covered": self.covered,
-                        "conditions": held,
-                        "groups": dict.fromkeys(held, (3, 2)),
-                        "left": [2.0, one],
-                        "right": [2.0, other],
-                        "contradicted": self.contradicted if k == 1 else 0,
-                    }
-                )
+                groups, contradicted = dict.fromkeys(held, (3, 2)), self.contradicted if k == 1 else 0
+                rows.append(Coverage(12, self.covered, held, groups, (2.0, one), (2.0, other), contradicted))
             yield name, rows
 
 

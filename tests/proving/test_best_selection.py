@@ -23,6 +23,7 @@ from compcomp.language.text import parse_claim
 from compcomp.layers.partition import Partition
 from compcomp.proving.candidates import Candidates
 from compcomp.proving.meaning import fails
+from compcomp.proving.proof import Proof
 from compcomp.proving.prove import default_prover, prove
 from compcomp.proving.rules.best_selection import best_selection, best_selection_at
 from compcomp.proving.rules.optimum import enough
@@ -250,13 +251,13 @@ def attack(draw: random.Random, count: int, shapes: list[tuple[int, int]]) -> tu
         except InputError:
             continue
         fitting = [shape for shape in shapes if claim.fits(shape)]
-        if proof is not None:
+        if isinstance(proof, Proof):
             everywhere += 1
             for shape in fitting:
                 assert not contradicted(claim, shape), (str(claim), claim.loss, shape)
             continue
         for shape in fitting:
-            if best_selection_at(shape, claim, default_prover().session(time.monotonic() + 20)) is not None:
+            if isinstance(best_selection_at(shape, claim, default_prover().session(time.monotonic() + 20)), Proof):
                 at_shape += 1
                 assert not contradicted(claim, shape), (str(claim), claim.loss, shape)
     return everywhere, at_shape
@@ -283,8 +284,8 @@ def test_claims_that_a_wrong_rule_would_prove_are_contradicted() -> None:
         (half, half >> TruncatedSVD(1, residual=True), (2, 2)),  # a low-rank term
     ):
         claim = dominates(left, right)
-        assert best_selection(claim, default_prover().session(time.monotonic() + 20)) is None
-        assert best_selection_at(shape, claim, default_prover().session(time.monotonic() + 20)) is None
+        assert not isinstance(best_selection(claim, default_prover().session(time.monotonic() + 20)), Proof)
+        assert not isinstance(best_selection_at(shape, claim, default_prover().session(time.monotonic() + 20)), Proof)
         assert contradicted(claim, shape)
 
 
@@ -302,7 +303,7 @@ def test_outputs_under_a_diagonal_gram_matrix(share: str, pattern: str | None) -
     proved = 0
     for right in (Sequence((a, b)) for a, b in itertools.product(others, [*others[:6], LeastSquaresDistill()])):
         claim = dominates(left, right, "output_l2", given="diagonal_gram")
-        if best_selection(claim, default_prover().session(time.monotonic() + 20)) is None:
+        if not isinstance(best_selection(claim, default_prover().session(time.monotonic() + 20)), Proof):
             continue
         proved += 1
         if LeastSquaresDistill() in right.techniques:

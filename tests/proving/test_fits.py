@@ -18,6 +18,7 @@ from compcomp.language.technique import Sequence, Technique
 from compcomp.layers.state import Format
 from compcomp.proving.candidates import Candidates
 from compcomp.proving.meaning import fails
+from compcomp.proving.proof import Proof
 from compcomp.proving.prove import default_prover
 from compcomp.proving.rules.fits import fits_scheme
 from compcomp.proving.session import Session
@@ -70,7 +71,9 @@ def missed(sequence: Sequence, schemes: list[str], seed: int = 0) -> dict[str, t
 
 def proved(sequence: Sequence, schemes: list[str]) -> list[str]:
     solver = default_prover().solver
-    return [s for s in schemes if fits_scheme(fits(sequence, s), Session(solver, time.monotonic() + 10)) is not None]
+    return [
+        s for s in schemes if isinstance(fits_scheme(fits(sequence, s), Session(solver, time.monotonic() + 10)), Proof)
+    ]
 
 
 KINDS = list(Technique.kernels)

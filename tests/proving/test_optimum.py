@@ -17,9 +17,11 @@ from compcomp.language.assumption import Kind
 from compcomp.language.claim import dominates
 from compcomp.language.loss import LOSSES
 from compcomp.language.parameters import ANY
+from compcomp.language.refusal import Refusal
 from compcomp.language.steps import Element, Selection
 from compcomp.language.technique import Sequence, Technique, as_sequence
 from compcomp.layers.partition import Partition
+from compcomp.proving.proof import Proof
 from compcomp.proving.prove import default_prover, prove
 from compcomp.proving.rules.optimum import joint_optimum
 from compcomp.proving.session import Session
@@ -123,7 +125,7 @@ def test_what_leaves_the_set_is_not_proved(left: Any, right: Any) -> None:
 @pytest.mark.parametrize("loss", ["weight_l1", "weight_l3", "output_l2"])
 def test_another_loss_is_not_proved(loss: str) -> None:
     claim = dominates(joint(), prune() >> AbsMax(2), loss=loss)
-    assert joint_optimum(claim, Session(default_prover().solver, time.monotonic() + 10)) is None
+    assert isinstance(joint_optimum(claim, Session(default_prover().solver, time.monotonic() + 10)), Refusal)
 
 
 def test_a_selection_that_drops_the_largest_changes_the_scale() -> None:
@@ -163,7 +165,7 @@ STEPS: list[Technique] = [
 @given(st.sampled_from(JOINT), st.lists(st.sampled_from([*STEPS, *JOINT]), min_size=1, max_size=4))
 def test_nothing_false_is_proved(left: Technique, right: list[Technique]) -> None:
     claim = dominates(left, Sequence(tuple(right)))
-    if joint_optimum(claim, Session(default_prover().solver, time.monotonic() + 10)) is not None:
+    if isinstance(joint_optimum(claim, Session(default_prover().solver, time.monotonic() + 10)), Proof):
         assert not counterexample(claim, 4), claim
 
 
@@ -172,5 +174,5 @@ def test_every_pair_of_steps(right: tuple[Technique, Technique]) -> None:
     """Against two joint steps: a proof only where no 1 x 4 layer refutes it."""
     for left in (joint("1/4", 3), joint(group=2)):
         claim = dominates(left, Sequence(right))
-        if joint_optimum(claim, Session(default_prover().solver, time.monotonic() + 10)) is not None:
+        if isinstance(joint_optimum(claim, Session(default_prover().solver, time.monotonic() + 10)), Proof):
             assert not counterexample(claim, 4)

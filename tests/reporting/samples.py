@@ -13,8 +13,10 @@ from compcomp.language.assumption import Assumption, Kind, assumption, contract
 from compcomp.language.claim import Claim, Scope, dominates, equal, fits, keeps, same_state
 from compcomp.language.technique import Sequence, Technique
 from compcomp.language.verdict import Grade, Query, Status, Trace, Verdict, Witness
+from compcomp.ordering.conditional import ConditionalEntry, Lost
 from compcomp.ordering.dag import Orderings
-from compcomp.ordering.plan import Plan
+from compcomp.ordering.measurement import Measurement
+from compcomp.plan import Plan
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
 
 EXACT = assumption(Kind.EXACT)
@@ -147,12 +149,12 @@ def plan(
     last = max(1, len(leaves) - 1)
     values = values or [(dense or 3.104) * (1.02 + 0.5 * (k / last) ** 2) for k in range(len(leaves))]
     measurements = [
-        {
-            "order": found.text(leaf),
-            "metrics": {} if metric is None else {metric: value, "tokens": 4096.0},
-            "losses": {"output_l2": value / 7 if math.isfinite(value) else value, "weight_l2": 0.5},
-            "compression_rate": 0.71,
-        }
+        Measurement(
+            found.order(leaf),
+            {} if metric is None else {metric: value, "tokens": 4096.0},
+            {"output_l2": value / 7 if math.isfinite(value) else value, "weight_l2": 0.5},
+            0.71,
+        )
         for leaf, value in zip(leaves, values, strict=False)
     ]
     return Plan(
@@ -181,23 +183,18 @@ def plan(
 
 def conditional_plan(**fields: Any) -> Plan:
     """A plan of a pair that is proved under a condition."""
-    entry = {
-        "claim": f"{P >> Q} dominates {Q >> P} given no_ties",
-        "left": str(P >> Q),
-        "right": str(Q >> P),
-        "given": ["no_ties"],
-        "loss": "output_l2",
-        "coverage": 0.9968,
-        "layers": {"first": 0.999, "last": 0.99},
-        "conditions": {"no_ties": 0.9968},
-        "groups": {"no_ties": 0.9999999},
-        "left_loss": {"covered": 3.0, "rest": 0.25},
-        "right_loss": {"covered": 3.0, "rest": 0.5},
-        "holds": True,
-        "in_every_layer": True,
-        "contradicted": [],
-        **fields,
-    }
+    entry = ConditionalEntry(
+        dominates(P >> Q, Q >> P, loss="output_l2", given="no_ties"),
+        coverage=0.9968,
+        layers={"first": 0.999, "last": 0.99},
+        conditions={"no_ties": 0.9968},
+        groups={"no_ties": 0.9999999},
+        left_loss=Lost(3.0, 0.25),
+        right_loss=Lost(3.0, 0.5),
+        holds=True,
+        in_every_layer=True,
+    )
+    entry = replace(entry, **fields)
     return plan([P, Q], found=orderings([P, Q], merge=False, drop=False), conditional=[entry])
 
 
@@ -205,16 +202,25 @@ def parts_plan() -> Plan:
     """Orders of different sizes, measured part by part: some were stopped."""
     made = plan()
     sizes = (0.8, 0.8, 0.8, 0.6, 0.6, 0.4)
+    rows = []
     for k, one in enumerate(made.measurements):
-        value = one["metrics"]["perplexity"]
-        one["compression_rate"] = sizes[k % len(sizes)]
-        one |= {"parts": 32, "intervals": {"perplexity": [value * 0.9, value * 1.1]}}
+        value = one.metrics["perplexity"]
+        one = replace(one, compression_rate=sizes[k % len(sizes)], parts=32)
+        one = replace(one, intervals={"perplexity": (value * 0.9, value * 1.1)})
         if k:
-            one["behind"] = [0.012 * k, 0.03 * k]
+            one = replace(one, behind=(0.012 * k, 0.03 * k))
         if k % 3 == 2:
-            one |= {"parts": 8, "note": "stopped after 8 of 32 parts: worse than <it> by 0.1 to 0.2 at 99 %"}
-    front = [made.measurements[k] for k in (0, 3)]
-    return replace(made, pareto=front, lower=True, among="of the largest compression rate (80.0%)")
+            one = replace(one, parts=8, note="stopped after 8 of 32 parts: worse than <it> by 0.1 to 0.2 at 99 %")
+        rows.append(one)
+    return replace(
+        made,
+        measurements=rows,
+        best=rows[0],
+        worst=rows[-1],
+        pareto=[rows[0], rows[3]],
+        lower=True,
+        among="of the largest compression rate (80.0%)",
+    )
 
 
 def proved_plan() -> Plan:

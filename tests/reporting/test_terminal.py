@@ -179,7 +179,9 @@ def test_what_is_proved_under_conditions_is_told_with_its_share() -> None:
     text = " ".join(shown(plan_view(samples.conditional_plan()), 160).split())
     for part in ("Under conditions", "no_ties", "99.7 %", "99.9 % of the groups", "output_l2 0.25 against 0.5"):
         assert part in text
-    contradicted = " ".join(shown(plan_view(samples.conditional_plan(contradicted=["last"], holds=False)), 160).split())
+    contradicted = " ".join(
+        shown(plan_view(samples.conditional_plan(contradicted=("last",), holds=False)), 160).split()
+    )
     assert "CONTRADICTION on last" in contradicted
     assert "Under conditions" not in shown(plan_view(plan()), 160)
 

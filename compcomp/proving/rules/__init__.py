@@ -1,7 +1,8 @@
 """Rules that prove a claim for every shape. One rule a module, each with its formal statement.
 
-A rule takes a claim and a :class:`Session` of its own, and returns a :class:`Proof` or None. It reads what techniques
-declare and their steps, never their names. Its argument is in docs/proofs/, its attack in tests/proving.
+A rule takes a claim and a :class:`Session` of its own, and returns a :class:`Proof`, or a :class:`Refusal` that says
+what is missing. It reads what techniques declare and their steps, never their names: these occur in reasons alone. Its
+argument is in docs/proofs/, its attack in tests/proving.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from compcomp.language.claim import Claim
-from compcomp.proving.proof import Proof
+from compcomp.language.refusal import Refusal
+from compcomp.proving.proof import Proof, Rule
 from compcomp.proving.rules.best_selection import best_selection, best_selection_at
 from compcomp.proving.rules.exchange import exchange
 from compcomp.proving.rules.fits import fits_scheme
@@ -20,8 +22,6 @@ from compcomp.proving.rules.orthogonal import orthogonality
 from compcomp.proving.rules.same import same_states
 from compcomp.proving.rules.zero_selection import zero_selection
 from compcomp.proving.session import Session
-
-Rule = Callable[[Claim, Session], Proof | None]
 
 RULES: tuple[Rule, ...] = (
     from_every_state,
@@ -37,7 +37,7 @@ RULES: tuple[Rule, ...] = (
     best_selection,
 )
 
-RuleAtShape = Callable[[tuple[int, int], Claim, Session], Proof | None]
+RuleAtShape = Callable[[tuple[int, int], Claim, Session], Proof | Refusal]
 
 AT_SHAPE: tuple[RuleAtShape, ...] = (best_selection_at,)
 """Rules for layers of one shape (out, in), asked where no rule proves the claim for every shape."""

@@ -12,11 +12,13 @@ import z3
 from compcomp.language.assumption import Assumption, contract
 from compcomp.language.claim import Claim, Dominates, Scope
 from compcomp.language.parameters import Unknown
+from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import CodebookMap, GridMap, Optimum, Selection
 from compcomp.language.technique import Technique
 from compcomp.layers.partition import Partition
 from compcomp.proving.functions import scored
-from compcomp.proving.proof import EXACT, Proof
+from compcomp.proving.proof import EXACT, Proof, rule
+from compcomp.proving.reasons import failing, owner
 from compcomp.proving.rules.exchange import majorized
 from compcomp.proving.rules.facts import MapFacts, keeps_largest
 from compcomp.proving.rules.fits import zeros_at_end
@@ -61,38 +63,56 @@ from compcomp.terms import Abs, Term
 # `pair` is asked with these facts at a and b, and with facts.mirrored.
 
 
-def best_selection(claim: Claim, session: Session) -> Proof | None:
+@rule(
+    "best selection",
+    Dominates,
+    needs="a selection first on the left, perhaps a map after it, and techniques that never increase the loss; on the "
+    "right as many zeros at the end, and values on the map's grid; a loss that grows with the selection's score",
+)
+def best_selection(claim: Claim, session: Session) -> Proof | Refusal:
     """Prove that no sequence with as many zeros (and values on the same grid) loses less: any shape."""
     return _best(claim, session, None)
 
 
-def best_selection_at(shape: tuple[int, int], claim: Claim, session: Session) -> Proof | None:
+def best_selection_at(shape: tuple[int, int], claim: Claim, session: Session) -> Proof | Refusal:
     """Prove the same for layers of one shape (out, in), where the zeros of groups are counted."""
-    proof = _best(claim, session, shape)
-    return proof and replace(proof, reach=Scope.of(shape).describe())
+    found = _best(claim, session, shape)
+    if isinstance(found, Refusal):
+        return replace(found, rule="best selection")
+    return replace(found, reach=Scope.of(shape).describe())
 
 
-def _best(claim: Claim, session: Session, shape: tuple[int, int] | None) -> Proof | None:
-    if not isinstance(claim, Dominates) or claim.part is None or claim.left.changes_inputs:
-        return None
+def _best(claim: Claim, session: Session, shape: tuple[int, int] | None) -> Proof | Refusal:
+    if not isinstance(claim, Dominates):
+        return Refusal("it is about claims of kind dominates", reached=Reached.OTHER_CLAIM)
+    if claim.part is None:
+        return Refusal(f"{claim.loss.name} does not add over weights")
+    if claim.left.changes_inputs:
+        return Refusal("the left sequence changes the inputs")
     left = normal_form(claim.left, session)
     if not left.atoms or not isinstance(selection := left.atoms[0], Selection) or selection.of_layer is not None:
-        return None
+        return Refusal("the left sequence does not start with a selection by scores of single weights")
     if selection.ties == "all" and not claim.assumes("strict selections"):
-        return None
+        return Refusal('the selection on the left drops more than its share where scores tie (ties="all")')
     following = left.atoms[1] if len(left.atoms) > 1 else None
     step = following if isinstance(following, GridMap | CodebookMap) else None
     contracts = list[Assumption]()
     for technique in left.atoms[1 if step is None else 2 :]:
         if not isinstance(technique, Technique) or claim.loss.name not in technique.promises().never_increases:
-            return None
+            name = technique if isinstance(technique, Technique) else owner(claim, technique)
+            return Refusal(f"{name} does not promise never to increase {claim.loss.name}")
         contracts.append(contract(technique, f"never increases {claim.loss.name}"))
     if step is None:
         own = _zeros_left(claim, selection, session, shape)
     else:
         own = _on_grid(claim, selection, step, session, shape)
-    if own is None or not _lemmas_hold(claim, selection, step, session):
-        return None
+    if isinstance(own, Refusal):
+        return own
+    if own is None:
+        reason = "the right sequence is not proved to end with as many zeros in each group, and no low-rank term"
+        return Refusal(reason, reached=Reached.FACT)
+    if not _lemmas_hold(claim, selection, step, session):
+        return failing("what is lost by dropping a weight does not grow with the score", session, Reached.FACT)
     assumptions = dict.fromkeys((EXACT, *contracts, *own, *left.assumptions))
     return Proof("best selection", "any shape", tuple(assumptions), tuple(session.queries))
 
@@ -133,17 +153,19 @@ def _open_shares(run: Run, selection: Selection) -> Iterator[tuple[Partition, An
 
 def _on_grid(
     claim: Claim, selection: Selection, step: GridMap | CodebookMap, session: Session, shape: tuple[int, int] | None
-) -> Contracts | None:
+) -> Contracts | Refusal:
     """The contracts on which it rests that the right sequence ends with enough zeros, and on the left one's grid."""
-    if not selection.partition.refines(step.partition) or not keeps_largest(selection, step, session, dense=True):
-        return None
+    if not selection.partition.refines(step.partition):
+        return Refusal("a group of the selection on the left has several scales of the map after it")
+    if not keeps_largest(selection, step, session, dense=True):
+        return failing("the selection on the left is not proved to keep the scale of the map", session, Reached.FACT)
     assert claim.loss is not None
     # Perhaps a codebook, of which no technique declares an optimum.
     grid: Any = replace(step, rounding="any")
     target = Optimum(claim.loss.name, selection.partition, selection.share, grid, (Fraction(1),))
     right = normal_form(claim.right, session)
-    own = feasible(right.atoms, target, session, shape)
-    return None if own is None else [*own, *right.assumptions]
+    own = feasible(claim, right.atoms, target, session, shape)
+    return own if isinstance(own, Refusal) else [*own, *right.assumptions]
 
 
 # ------------------------------------------------------------------------------------------- the lemmas

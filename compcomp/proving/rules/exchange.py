@@ -9,12 +9,14 @@ from typing import Any
 
 import z3
 
-from compcomp.language.claim import Claim
+from compcomp.language.claim import Claim, Dominates
 from compcomp.language.identity import all_but, identity, same_but
+from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import ScaledMap, Selection, Step, at_most, leaves_free
 from compcomp.layers.partition import Partition
 from compcomp.proving.functions import of_measure, of_score, scored
-from compcomp.proving.proof import EXACT, Proof
+from compcomp.proving.proof import EXACT, Proof, rule
+from compcomp.proving.reasons import convention, failing, listed, owner, without_steps
 from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest, settled, unit_norms
 from compcomp.proving.rules.normal import merged
 from compcomp.proving.session import LEMMA_SECONDS, Session
@@ -144,63 +146,105 @@ class _Lemmas:
         return self.nested[-1][2]
 
 
-def exchange(claim: Claim, session: Session) -> Proof | None:
+LEMMAS = {
+    "kept": "some weight that both sequences keep loses more under the left one",
+    "pair": "of two weights in one group, dropping a on the left costs more than dropping b on the right",
+    "alone": "some weight that only the right sequence drops loses less if it is dropped",
+    "same value": "some weight that both sequences keep ends with two values",
+    "no pair": "of two weights in one group, one sequence drops a and the other b",
+}
+"""For each premise of the rule, and of the rule `same`, how it fails."""
+
+
+@rule(
+    "exchange",
+    Dominates,
+    needs="both sequences made of selections over one partition and scaled maps, a loss that adds over weights, "
+    "at most one selection on the left that drops no more than the right; then kept, pair and alone lemmas",
+)
+def exchange(claim: Claim, session: Session) -> Proof | Refusal:
     """Both sequences select and map, and weights can be compared one by one or in pairs."""
-    if claim.kind != "dominates" or claim.part is None:
-        return None
+    if claim.part is None:
+        name = "a claim without a loss" if claim.loss is None else claim.loss.name
+        return Refusal(f"{name} is not a sum over single weights, as the rule needs (given diagonal_gram it may be)")
     problem = problem_of(claim, session)
-    if problem is None:
-        return None
+    if isinstance(problem, Refusal):
+        return problem
     goals = ["kept", *(["pair"] if problem.selects else []), *(["alone"] if problem.counts == "fewer" else [])]
     if not problem.once("exchange", lambda: all(problem.holds(goal) for goal in goals)):
-        return None
+        return problem.refusal()
     return Proof("exchange", "any shape", (EXACT,), tuple(problem.lemmas.session.queries))
 
 
-def problem_of(claim: Claim, session: Session) -> Problem | None:
-    """The formulas about one and two weights for a claim of two sequences; None where they do not apply."""
+def problem_of(claim: Claim, session: Session) -> Problem | Refusal:
+    """The formulas about one and two weights for a claim of two sequences, or why they do not apply."""
     problem = setting(claim, session)
-    if problem is None:
-        return None
+    if isinstance(problem, Refusal):
+        return problem
     counts = _counts(*problem.steps)
     if counts is None and not claim.given:  # conditions speak of the steps as they are written
         problem.steps = [merged(steps, session) for steps in problem.steps]
         counts = _counts(*problem.steps)
     if counts is None:
-        return None
+        return _uncounted(claim, *problem.steps)
     problem.counts = counts
     return problem
 
 
-def setting(claim: Claim, session: Session) -> Problem | None:
+def _uncounted(claim: Claim, left: Items[Step], right: Items[Step]) -> Refusal:
+    """Why it is not known that the left sequence drops no more weights of each group than the right one."""
+    a, b = ([step for step in steps if isinstance(step, Selection)] for steps in (left, right))
+    names = listed(owner(claim, step) for step in a)
+    if len(a) > 1:
+        return Refusal(f"the left sequence has {len(a)} selections ({names}), and the rule needs at most one")
+    if not b:
+        return Refusal(f"{names} drops weights on the left, and nothing on the right does")
+    others = listed(f"{owner(claim, step)} drops {step.share}" for step in b)
+    return Refusal(f"{names} may drop more ({a[0].share} of each group) than the right sequence, of which {others}")
+
+
+def setting(claim: Claim, session: Session) -> Problem | Refusal:
     """The claim's sequences as steps on comparable groups, without a word on how many weights they drop."""
     steps = [[step for t in sequence for step in merged(t.steps(), session)] for sequence in claim.sequences]
     every = [step for sequence in steps for step in sequence]
-    if claim.changes_inputs or not all(t.steps() for sequence in claim.sequences for t in sequence):
-        return None
-    if not all(isinstance(step, Selection | ScaledMap) for step in every):
-        return None
+    if claim.changes_inputs:
+        changing = (t for sequence in claim.sequences for t in sequence if t.promises().changes_inputs)
+        return Refusal(f"{listed(changing)} changes the inputs, and the rule is about layers with the dense inputs")
+    if others := without_steps(claim):
+        return Refusal(f"{others} is not made of selections and maps, which the rule compares weight by weight")
+    if ranges := [step for step in every if not isinstance(step, Selection | ScaledMap)]:
+        name = owner(claim, ranges[0])
+        return Refusal(f"{name} rounds between the least and the largest weight, and the rule needs one scale for both")
     lemmas = _Lemmas(session, claim.assumes("equal norms"))
     selections = list({all_but(step): step for step in every if isinstance(step, Selection)}.values())
     all_go = any(s.ties == "all" for s in selections) and not claim.assumes("strict selections")
     if all_go and (len(selections) > 1 or not lemmas.settled(selections[0])):
-        return None
-    group = _common_group(every)
-    if group is None:
-        return None
-    if not all(lemmas.of(s).zero and lemmas.of(s).even for s in every if isinstance(s, ScaledMap)):
-        return None
+        tied = next(s for s in selections if s.ties == "all")
+        reason = f"{owner(claim, tied)} drops all weights that tie, so how many it drops is not known"
+        return Refusal(reason, advice=(convention("ties", "first"),))
+    group = _common_group(claim, every)
+    if isinstance(group, Refusal):
+        return group
+    for step in every:
+        if isinstance(step, ScaledMap) and not (lemmas.of(step).even and lemmas.of(step).zero):
+            fact = "0 goes to 0" if lemmas.of(step).even else "its measure is even and scales along"
+            return failing(f"of {owner(claim, step)} it is not proved that {fact}", session, Reached.FACT)
     return Problem(claim, steps, group, lemmas)
 
 
-def _common_group(steps: Items[Step]) -> Partition | None:
+def _common_group(claim: Claim, steps: Items[Step]) -> Partition | Refusal:
     """The partition R of all selections, if there is one that every map's partition is comparable with."""
-    selections = {step.partition for step in steps if isinstance(step, Selection)}
+    selections = {step.partition: step for step in steps if isinstance(step, Selection)}
     if len(selections) > 1:
-        return None
-    maps = [step.partition for step in steps if isinstance(step, ScaledMap)]
+        each = " and ".join(f"{owner(claim, step)} over {partition}" for partition, step in selections.items())
+        return Refusal(f"selections act on unlike groups: {each}")
     group = next(iter(selections), Partition.blocks(1))
-    return group if all(group.refines(m) or m.refines(group) for m in maps) else None
+    for step in steps:
+        if isinstance(step, ScaledMap) and not (group.refines(step.partition) or step.partition.refines(group)):
+            scaled = f"{owner(claim, step)} has a scale for {step.partition}"
+            one = f"{owner(claim, selections[group])} drops over {group}"
+            return Refusal(f"{scaled} and {one}: neither groups lie inside the other")
+    return group
 
 
 def _counts(left: Items[Step], right: Items[Step]) -> str | None:
@@ -254,6 +298,18 @@ class Problem:
             return dict.fromkeys(names, h), [h > 0]
         norms = {name: z3.Real(f"h_{name}") for name in names}
         return norms, [h >= 0 for h in norms.values()]
+
+    def refusal(self) -> Refusal:
+        """The lemma that was asked last, as the reason why its rule does not apply."""
+        query = self.lemmas.session.missed(last=True)
+        goal, _, premises = ("", "", "") if query is None else query.name.partition(": ")
+        if query is None or goal not in LEMMAS:
+            return Refusal("its lemmas were not all proved", reached=Reached.FACT)
+        if premises:
+            return Refusal(f"no weight meets the premises of the {goal} lemma", lemma=query, reached=Reached.LEMMA)
+        if query.answer == "unknown":
+            return Refusal(f"the {goal} lemma was not decided in time", lemma=query, reached=Reached.LEMMA)
+        return Refusal(f"{LEMMAS[goal]}: the {goal} lemma fails", lemma=query, reached=Reached.LEMMA)
 
     def holds(self, goal: str) -> bool:
         """Whether a premise of the rule is proved: "kept", "pair" or "alone", or of the rule `same`: "same value"
@@ -331,7 +387,7 @@ class Problem:
             for sequence in self.steps
         )
         assumed = frozenset(fact for condition in claim.given for fact in condition.assumes)
-        key = (rule, claim.kind, claim.loss, claim.slack, assumed, self.group, self.counts, steps)
+        key = (rule, type(claim), claim.loss, claim.slack, assumed, self.group, self.counts, steps)
         return self.lemmas.session.once(key, premises)
 
     def _start(self) -> int:

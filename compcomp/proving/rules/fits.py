@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 
 from compcomp.language.assumption import contract
-from compcomp.language.claim import Claim, Scope
+from compcomp.language.claim import Claim, Fits, Scope
 from compcomp.language.parameters import Unknown
+from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.scheme import Scheme
 from compcomp.language.size import DENSE, value_bits
 from compcomp.language.steps import CodebookMap, Selection
 from compcomp.language.technique import Technique
 from compcomp.layers.partition import Partition
 from compcomp.layers.state import Format
-from compcomp.proving.proof import EXACT, Proof
+from compcomp.proving.proof import EXACT, Proof, rule
 from compcomp.proving.rules.kept import (
     Contracts,
     Run,
@@ -58,20 +60,23 @@ from compcomp.proving.session import Session
 #          inputs alone, and no later one changes their basis.
 
 
-def fits_scheme(claim: Claim, session: Session) -> Proof | None:
+@rule("fits", Fits, needs="techniques that keep, one by one, what each part of the scheme asks for")
+def fits_scheme(claim: Claim, session: Session) -> Proof | Refusal:
     """Every word of the scheme is proved on its own."""
-    if claim.kind != "fits" or claim.scheme is None:
-        return None
+    if claim.scheme is None:
+        return Refusal("a claim without a scheme")
     techniques = claim.left.techniques
     formats = formats_along(claim, Scope("any"))
-    if formats is None or any(t.promises().format_varies for t in techniques):
-        return None
+    if formats is None:
+        return Refusal("there is no small layer on which the techniques show their formats")
+    if varying := next((t for t in techniques if t.promises().format_varies), None):
+        return Refusal(f"the format that {varying} leaves depends on the weights")
     run = Run(techniques, formats, session)
     contracts: Contracts = []
     for word in (_grid, _pattern, _sparsity, _rank, _beside, _inputs):
         found = word(claim.scheme, run)
-        if found is None:
-            return None
+        if isinstance(found, Refusal):
+            return found
         contracts += found
     return Proof("fits", "any shape", (EXACT, *dict.fromkeys(contracts)), tuple(session.queries))
 
@@ -86,17 +91,19 @@ def _numbers(run: Run) -> Contracts:
     return [contract(t, "leaves a format that does not depend on the weights") for t in others]
 
 
-def _grid(scheme: Scheme, run: Run) -> Contracts | None:
+def _grid(scheme: Scheme, run: Run) -> Contracts | Refusal:
     if scheme.weights == DENSE:
         return []
     grid = _end(run).grid
-    if grid is None or value_bits(grid) > scheme.weights:
-        return None
+    if grid is None:
+        return Refusal(f"W{scheme.weights}: the sequence ends without a grid")
+    if value_bits(grid) > scheme.weights:
+        return Refusal(f"W{scheme.weights}: the grid at the end takes {value_bits(grid)} bits a weight")
     source = [t for t, before, after in run.after(0) if after.grid is not before.grid][-1]
     if run.undecided and not _known_values(source):
-        return None
+        return Refusal(f"W{scheme.weights}: how many values the grid of {source} has depends on an open parameter")
     contracts = grid_kept(run)
-    return None if contracts is None else [*contracts, *([] if source.steps() else _numbers(run))]
+    return contracts if isinstance(contracts, Refusal) else [*contracts, *([] if source.steps() else _numbers(run))]
 
 
 def _known_values(technique: Technique) -> bool:
@@ -113,31 +120,43 @@ def zeros_at_end(run: Run) -> Iterator[Zeros]:
     for k, technique in enumerate(run.techniques):
         steps = [step for step in technique.steps() if isinstance(step, Selection)]
         shares = [(step.partition, step.share) for step in steps if isinstance(step.share, Fraction)]
-        contracts = dropped_stay(run, k) if shares else None
-        if contracts is not None:
+        contracts = dropped_stay(run, k) if shares else Refusal("nothing is dropped")
+        if not isinstance(contracts, Refusal):
             yield from ((partition, share, contracts) for partition, share in shares)
         optimum = technique.promises().optimum
         if optimum is not None and isinstance(optimum.share, Fraction):
             contracts = zeros_stay(run, k + 1)
-            if contracts is not None:
+            if not isinstance(contracts, Refusal):
                 zeros = contract(technique, "leaves as many zeros as its optimum has")
                 yield optimum.partition, optimum.share, [zeros, *contracts]
     if run.undecided:
         return
     for n, m in dict.fromkeys(pattern for form in run.formats for pattern in form.pattern or ()):
         contracts = one_pattern(run, n, m)
-        if contracts is not None:
+        if not isinstance(contracts, Refusal):
             yield Partition.blocks(m), Fraction(m - n, m), [*contracts, *_numbers(run)]
     # Patterns in masks that are restored, or kept with them.
     for k, (technique, before, after) in enumerate(run.after(0)):
         for n, m in set(after.pattern or ()) - set(before.pattern or ()):
-            contracts = dropped_stay(run, k) if not technique.steps() and before.mask is None else None
-            if contracts is not None and after.mask is not None:
+            if technique.steps() or before.mask is not None or after.mask is None:
+                continue
+            contracts = dropped_stay(run, k)
+            if not isinstance(contracts, Refusal):
                 pattern = contract(technique, "gives its mask the n:m pattern that it sets up")
                 yield Partition.blocks(m), Fraction(m - n, m), [pattern, *contracts, *_numbers(run)]
 
 
-def _pattern(scheme: Scheme, run: Run) -> Contracts | None:
+def _too_few(run: Run, word: str) -> Refusal:
+    """Refuse, as too few zeros are proved to be left, for the reason why zeros of the last selection do not stay."""
+    for k in reversed(range(len(run.techniques))):
+        if any(isinstance(step, Selection) for step in run.techniques[k].steps()):
+            found = dropped_stay(run, k)
+            if isinstance(found, Refusal):
+                return replace(found, reason=f"{word}: {found.reason}")
+    return Refusal(f"{word}: no technique is proved to leave that many zeros in each group")
+
+
+def _pattern(scheme: Scheme, run: Run) -> Contracts | Refusal:
     if scheme.pattern is None:
         return []
     n, m = scheme.pattern
@@ -147,10 +166,10 @@ def _pattern(scheme: Scheme, run: Run) -> Contracts | None:
         size = partition.size
         if size is not None and leaves_at_most(size - int(size * share), size, n, m):
             return contracts
-    return None
+    return _too_few(run, f"{n}:{m}")
 
 
-def _sparsity(scheme: Scheme, run: Run) -> Contracts | None:
+def _sparsity(scheme: Scheme, run: Run) -> Contracts | Refusal:
     if not scheme.sparsity:
         return []
     for partition, share, contracts in zeros_at_end(run):
@@ -159,34 +178,43 @@ def _sparsity(scheme: Scheme, run: Run) -> Contracts | None:
         size = partition.size
         if size is not None and partition.refines(scheme.share_of) and int(size * share) >= size * scheme.sparsity:
             return contracts
-    return None
+    return _too_few(run, f"zeros in {scheme.share_of}")
 
 
-def _rank(scheme: Scheme, run: Run) -> Contracts | None:
+def _rank(scheme: Scheme, run: Run) -> Contracts | Refusal:
     if scheme.rank is None:
         return []
     known = _end(run).rank
-    if run.undecided or known is None or known > scheme.rank:
-        return None
+    if run.undecided:
+        return Refusal(f"rank {scheme.rank}: a parameter is open, and the rank may depend on it")
+    if known is not None and known > scheme.rank:
+        return Refusal(f"rank {scheme.rank}: the rank at the end is {known}")
     contracts = rank_kept(run)
-    return None if contracts is None else [*contracts, *_numbers(run)]
+    return contracts if isinstance(contracts, Refusal) else [*contracts, *_numbers(run)]
 
 
-def _beside(scheme: Scheme, run: Run) -> Contracts | None:
+def _beside(scheme: Scheme, run: Run) -> Contracts | Refusal:
     factors = _end(run).factors
     if factors is None:
         return []
-    return None if run.undecided or factors.rank > scheme.beside else _numbers(run)
+    if run.undecided:
+        return Refusal("a parameter is open, and the rank of the low-rank term may depend on it")
+    if factors.rank > scheme.beside:
+        return Refusal(f"a low-rank term of rank {factors.rank} is left, more than {scheme.beside}")
+    return _numbers(run)
 
 
-def _inputs(scheme: Scheme, run: Run) -> Contracts | None:
+def _inputs(scheme: Scheme, run: Run) -> Contracts | Refusal:
     if scheme.inputs == DENSE:
         return []
     changing = [k for k, t in enumerate(run.techniques) if t.promises().changes_inputs]
-    if not changing or any(t.promises().changes_basis for t in run.techniques[changing[-1] :]):
-        return None
+    if not changing:
+        return Refusal(f"A{scheme.inputs}: no technique quantizes the inputs")
+    if later := [t for t in run.techniques[changing[-1] :] if t.promises().changes_basis]:
+        return Refusal(f"A{scheme.inputs}: {later[0]} changes the basis of the inputs later")
     source = run.techniques[changing[-1]]
     bits = source.promises().input_bits
     if bits is None or bits > scheme.inputs:
-        return None
+        promised = "no number of bits" if bits is None else f"{bits} bits"
+        return Refusal(f"A{scheme.inputs}: {source} promises {promised} for inputs", reached=Reached.FACT)
     return [contract(source, f"leaves the inputs of every token on a grid of {bits} bits")]

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from compcomp.language.assumption import Assumption, contract
-from compcomp.language.claim import Claim, Scope
+from compcomp.language.claim import Claim, Keeps, Scope
+from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import CodebookMap, RangeMap, ScaledMap, Selection, Step
 from compcomp.language.technique import Technique, unknowns
 from compcomp.layers.state import Format
-from compcomp.proving.proof import EXACT, Proof
+from compcomp.proving.proof import EXACT, Proof, rule
+from compcomp.proving.reasons import failing
 from compcomp.proving.rules.facts import MapFacts, has_zero, keeps_zero, lies_on_grid
 from compcomp.proving.sample import formats_along
 from compcomp.proving.session import Session
@@ -59,22 +61,25 @@ from compcomp.proving.session import Session
 # between is of no interest.
 
 
-def invariant_is_kept(claim: Claim, session: Session) -> Proof | None:
+@rule("kept", Keeps, needs="every technique after the one that establishes or restores the invariant keeps it")
+def invariant_is_kept(claim: Claim, session: Session) -> Proof | Refusal:
     """Every technique after the one that establishes or restores the invariant keeps it."""
-    if claim.kind != "keeps" or claim.invariant is None:
-        return None
+    if claim.invariant is None:
+        return Refusal("a claim without an invariant")
     formats = formats_along(claim, Scope("any"))
-    if formats is None or all(form.get(claim.invariant) is None for form in formats):
-        return None
+    if formats is None:
+        return Refusal("there is no small layer on which the techniques show their formats")
+    if all(form.get(claim.invariant) is None for form in formats):
+        return Refusal(f"no technique establishes a {claim.invariant}")
     run = Run(claim.left.techniques, formats, session)
     contracts = _KEPT[claim.invariant](run)
-    if contracts is None:
-        return None
+    if isinstance(contracts, Refusal):
+        return contracts
     return Proof("kept", "any shape", (EXACT, *dict.fromkeys(contracts)), tuple(session.queries))
 
 
 Contracts = list[Assumption]
-"""The contracts on which it rests that something is kept; None in its place where that is not proved."""
+"""The contracts on which it rests that something is kept; a Refusal in its place where that is not proved."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,15 @@ class Run:
         """Whether a weight that is zero stays zero through all of these steps."""
         return all(_keeps_zeros(step, self.session) for step in steps)
 
+    def moves_zeros(self, technique: Technique) -> Refusal:
+        """Refuse, as the steps of a technique are not proved to leave zeros alone."""
+        return failing(f"{technique} is not proved to send 0 to 0", self.session, Reached.FACT)
+
+
+def _unpromised(technique: Technique, what: str) -> Refusal:
+    """Refuse, as a technique without steps does not promise to keep something."""
+    return Refusal(f"{technique} does not promise to keep {what}", reached=Reached.FACT)
+
 
 def _keeps_zeros(step: Step, session: Session) -> bool:
     if isinstance(step, RangeMap):
@@ -115,11 +129,11 @@ def _keeps_zeros(step: Step, session: Session) -> bool:
 # --------------------------------------------------------------------------------------------- masks
 
 
-def _mask_kept(run: Run) -> Contracts | None:
+def _mask_kept(run: Run) -> Contracts | Refusal:
     return dropped_stay(run, run.first("mask"))
 
 
-def dropped_stay(run: Run, first: int) -> Contracts | None:
+def dropped_stay(run: Run, first: int) -> Contracts | Refusal:
     """What the technique ``first`` drops itself, or what all masks from it on drop if it is the first to set up one."""
     contracts: Contracts = []
     source, later = run.techniques[first], run.techniques[first + 1 :]
@@ -129,52 +143,52 @@ def dropped_stay(run: Run, first: int) -> Contracts | None:
             if not technique.steps():
                 promises = technique.promises()
                 if "mask" not in promises.keeps | promises.restores:
-                    return None
+                    return _unpromised(technique, "the mask, before it is restored")
                 contracts.append(contract(technique, "never loosens the mask"))
         contracts.append(contract(later[restores[-1]], "restores the mask"))
         later = later[restores[-1] + 1 :]
     elif not source.steps():
         contracts.append(contract(source, "establishes the mask"))
     elif not run.zeros_stay(_after_selecting(source.steps())):
-        return None
+        return run.moves_zeros(source)
     # Whether the mask that a technique finds drops all that was dropped, and all that it drops is zero.
     whole = bool(restores) or run.formats[first].mask is None
     for technique, before, after in run.after(len(run.techniques) - len(later)):
         promised, adds = technique.promises(), after.mask is not before.mask
         if technique.steps():
             if not run.zeros_stay(technique.steps()):
-                return None
+                return run.moves_zeros(technique)
         elif whole and "mask" in promised.keeps:
             contracts.append(contract(technique, "keeps the mask" + (", and what it adds" if adds else "")))
         elif "weights" in promised.zeros:
             whole = whole and not adds
             contracts.append(contract(technique, "keeps zeros"))
         else:
-            return None
+            return _unpromised(technique, "the mask")
     return contracts
 
 
-def zeros_stay(run: Run, first: int) -> Contracts | None:
+def zeros_stay(run: Run, first: int) -> Contracts | Refusal:
     """Every weight that is zero before the technique ``first`` is zero at the end."""
     contracts: Contracts = []
     for technique in run.techniques[first:]:
         if technique.steps():
             if not run.zeros_stay(technique.steps()):
-                return None
+                return run.moves_zeros(technique)
         elif "weights" in technique.promises().zeros:
             contracts.append(contract(technique, "keeps zeros"))
         else:
-            return None
+            return _unpromised(technique, "zeros")
     return contracts
 
 
-def _lines_kept(run: Run, invariant: str) -> Contracts | None:
+def _lines_kept(run: Run, invariant: str) -> Contracts | Refusal:
     """What was dropped or removed is rows, or columns, and such zeros stay; what the last drops is zero after it."""
     first = run.first(invariant)
     source, form = run.techniques[first], run.formats[first + 1]
     promised = source.promises()
     if source.steps() or promised.removes_rows == promised.removes_columns or run.formats[first].mask is not None:
-        return None
+        return Refusal(f"{source}, which sets up the {invariant} first, does not remove rows alone or columns alone")
     lines = "rows" if promised.removes_rows else "columns"
     contracts = [contract(source, f"removes {lines} alone")]
     for technique, before, _ in run.after(first + 1):
@@ -182,14 +196,14 @@ def _lines_kept(run: Run, invariant: str) -> Contracts | None:
         if (before.mask is not None and before.mask is not form.mask) or (
             before.cut is not None and before.cut is not form.cut
         ):
-            return None
+            return Refusal(f"something else is dropped or removed between {source} and {technique}")
         if technique.steps():
             if not run.zeros_stay(technique.steps()):
-                return None
+                return run.moves_zeros(technique)
         elif lines in technique.promises().zeros:
             contracts.append(contract(technique, f"keeps {lines} of zeros"))
         else:
-            return None
+            return _unpromised(technique, f"{lines} of zeros")
     return contracts
 
 
@@ -201,50 +215,55 @@ def _after_selecting(steps: Items[Step]) -> Items[Step]:
 # ------------------------------------------------------------------------------------------ patterns
 
 
-def _pattern_kept(run: Run) -> Contracts | None:
+def _pattern_kept(run: Run) -> Contracts | Refusal:
     contracts = _patterns_in_masks(run)
-    if contracts is not None or run.undecided:
+    if not isinstance(contracts, Refusal) or run.undecided:
         return contracts
     tightest: dict[int, int] = {}
     for form in run.formats:
         for n, m in form.pattern or ():
             tightest[m] = min(n, tightest.get(m, n))
-    found = [one_pattern(run, n, m) for m, n in tightest.items()]
-    return None if any(each is None for each in found) else [one for each in found for one in each or ()]
+    found: Contracts = []
+    for m, n in tightest.items():
+        each = one_pattern(run, n, m)
+        if isinstance(each, Refusal):
+            return each
+        found += each
+    return found
 
 
-def _patterns_in_masks(run: Run) -> Contracts | None:
+def _patterns_in_masks(run: Run) -> Contracts | Refusal:
     """All masks are kept, and each pattern is one of a mask."""
     if any(form.pattern is not None and form.mask is None for form in run.formats):
-        return None
+        return Refusal("a pattern is set up without a mask")
     contracts = _mask_kept(run)
-    if contracts is None:
-        return None
+    if isinstance(contracts, Refusal):
+        return contracts
     for technique, before, after in run.after(0):
         if not technique.steps() and set(after.pattern or ()) - set(before.pattern or ()):
             contracts.append(contract(technique, "gives its mask the n:m pattern that it sets up"))
     return contracts
 
 
-def one_pattern(run: Run, n: int, m: int) -> Contracts | None:
+def one_pattern(run: Run, n: int, m: int) -> Contracts | Refusal:
     """At most ``n`` of every ``m`` weights are left at the end, where the run leaves no parameter open."""
-    holds: Contracts | None = [] if n >= m else None
+    holds: Contracts | Refusal = [] if n >= m else Refusal(f"no technique establishes the pattern {n}:{m}")
     for technique, before, after in run.after(0):
         known, new = ({size: kept for kept, size in form.pattern or ()} for form in (before, after))
         if technique.steps():
             for step in technique.steps():
                 if isinstance(step, Selection) and _establishes(step, n, m):
                     holds = []
-                elif not _keeps_zeros(step, run.session):
-                    holds = None
-        elif holds is not None and "weights" in technique.promises().zeros:
+                elif not isinstance(holds, Refusal) and not _keeps_zeros(step, run.session):
+                    holds = run.moves_zeros(technique)
+        elif not isinstance(holds, Refusal) and "weights" in technique.promises().zeros:
             holds = [*holds, contract(technique, "keeps zeros")]
-        elif holds is not None and known.get(m) == n and "n:m" in technique.promises().keeps:
+        elif not isinstance(holds, Refusal) and known.get(m) == n and "n:m" in technique.promises().keeps:
             holds = [*holds, contract(technique, "keeps the n:m pattern")]
         elif new.get(m) == n and known.get(m, m) > n:
             holds = [contract(technique, "establishes the n:m pattern")]
-        else:
-            holds = None
+        elif not isinstance(holds, Refusal):
+            holds = _unpromised(technique, f"the pattern {n}:{m}")
     return holds
 
 
@@ -264,7 +283,7 @@ def leaves_at_most(left: int, size: int, n: int, m: int) -> bool:
 # ---------------------------------------------------------------------------- removed rows and columns
 
 
-def _shape_kept(run: Run) -> Contracts | None:
+def _shape_kept(run: Run) -> Contracts | Refusal:
     first = run.first("shape")
     contracts = [contract(run.techniques[first], "establishes the shape")]
     for technique, before, after in run.after(first + 1):
@@ -277,13 +296,13 @@ def _shape_kept(run: Run) -> Contracts | None:
     return contracts
 
 
-def _cuts_in_masks(run: Run, first: int) -> Contracts | None:
+def _cuts_in_masks(run: Run, first: int) -> Contracts | Refusal:
     """All masks are kept, they drop what is removed, and the low-rank term is left alone."""
     if any(form.cut is not None and form.mask is None for form in run.formats):
-        return None
+        return Refusal("rows or columns are removed without a mask")
     contracts = _mask_kept(run)
-    if contracts is None:
-        return None
+    if isinstance(contracts, Refusal):
+        return contracts
     for k, (technique, before, after) in enumerate(run.after(first), start=first):
         cuts = k == first or (not technique.steps() and after.cut is not None and after.cut is not before.cut)
         if cuts:
@@ -291,7 +310,7 @@ def _cuts_in_masks(run: Run, first: int) -> Contracts | None:
             contracts.append(contract(technique, "gives its mask the shape that it sets up"))
         if k > first and not technique.steps():
             if "factors" not in technique.promises().keeps:
-                return None
+                return _unpromised(technique, "the low-rank term as it is")
             contracts.append(contract(technique, "leaves the low-rank term alone"))
     return contracts
 
@@ -299,31 +318,42 @@ def _cuts_in_masks(run: Run, first: int) -> Contracts | None:
 # --------------------------------------------------------------------------------------------- grids
 
 
-def grid_kept(run: Run) -> Contracts | None:
-    holds: Contracts | None = None
+def grid_kept(run: Run) -> Contracts | Refusal:
+    holds: Contracts | Refusal = Refusal("no technique sets up a grid")
     zero = False
     for technique, before, after in run.after(0):
         if technique.steps():
             for step in technique.steps():
                 if isinstance(step, Selection):
-                    holds = holds if zero else None
+                    if not zero and not isinstance(holds, Refusal):
+                        holds = Refusal(f"{technique} sets weights to 0, which is on no grid", reached=Reached.FACT)
                 else:
                     zero = _zero_on_its_grid(step, run.session)
-                    holds = [] if _lies_on_its_grid(step, run.session) else None
+                    holds = []
+                    if not _lies_on_its_grid(step, run.session):
+                        holds = failing(
+                            f"{technique} is not proved to leave values of its grid", run.session, Reached.FACT
+                        )
             continue
         if before.grid is not None and "grid" in technique.promises().keeps:
-            everywhere = holds is not None and (zero or after.mask is None)
-            holds = [*(holds or []), contract(technique, "keeps the grid")] if everywhere else None
+            if not isinstance(holds, Refusal):
+                promise = contract(technique, "keeps the grid")
+                holds = [*holds, promise] if zero or after.mask is None else _off_grid(technique)
         elif after.grid is not None and after.grid is not before.grid:
             zero = after.grid.zero
             holds = [contract(technique, "sets up a grid that its weights lie on")]
             if zero:
                 holds.append(contract(technique, "has zero on its grid"))
             elif after.mask is not None:
-                holds = None
-        else:
-            holds = None
+                holds = _off_grid(technique)
+        elif not isinstance(holds, Refusal):
+            holds = _unpromised(technique, "the grid")
     return holds
+
+
+def _off_grid(technique: Technique) -> Refusal:
+    reason = f"weights that the mask drops are 0, which is on no grid that {technique} promises"
+    return Refusal(reason, reached=Reached.FACT)
 
 
 def _lies_on_its_grid(step: Step, session: Session) -> bool:
@@ -342,13 +372,17 @@ def _zero_on_its_grid(step: Step, session: Session) -> bool:
 # --------------------------------------------------------------------------------------------- ranks
 
 
-def rank_kept(run: Run) -> Contracts | None:
+def rank_kept(run: Run) -> Contracts | Refusal:
     """The last stretch of formats that know a rank reaches to the end: each technique in it leaves it true."""
     if run.formats[-1].rank is None:
-        return None
+        known = max((k for k, form in enumerate(run.formats) if form.rank is not None), default=None)
+        if known is None:
+            return Refusal("no technique establishes a rank")
+        return Refusal(f"{run.techniques[known]} leaves weights of a rank that is not known", reached=Reached.FACT)
     first = max(k for k, form in enumerate(run.formats) if form.rank is None)
-    if any(technique.steps() for technique in run.techniques[first:]):
-        return None
+    for technique in run.techniques[first:]:
+        if technique.steps():
+            return Refusal(f"{technique} drops or rounds weights, which may raise the rank", reached=Reached.FACT)
     contracts = [contract(run.techniques[first], "establishes the rank")]
     for technique in run.techniques[first + 1 :]:
         does = "keeps the rank" if "rank" in technique.promises().keeps else "leaves a weight of the rank it says"
@@ -356,11 +390,15 @@ def rank_kept(run: Run) -> Contracts | None:
     return contracts
 
 
-def _first_of(found: Contracts | None, other: Callable[[], Contracts | None]) -> Contracts | None:
-    return other() if found is None else found
+def _first_of(found: Contracts | Refusal, other: Callable[[], Contracts | Refusal]) -> Contracts | Refusal:
+    """The contracts that were found, or else the other ones; of two refusals the one of which more holds."""
+    if not isinstance(found, Refusal):
+        return found
+    second = other()
+    return found if isinstance(second, Refusal) and second.reached <= found.reached else second
 
 
-_KEPT: dict[str, Callable[[Run], Contracts | None]] = {
+_KEPT: dict[str, Callable[[Run], Contracts | Refusal]] = {
     "mask": lambda run: _first_of(_mask_kept(run), lambda: _lines_kept(run, "mask")),
     "n:m": _pattern_kept,
     "shape": lambda run: _first_of(_shape_kept(run), lambda: _lines_kept(run, "shape")),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from compcomp.language.assumption import Assumption, contract
 from compcomp.language.claim import Claim, Dominates, Equals, SameState
+from compcomp.language.refusal import Reached, Refusal
+from compcomp.language.steps import Step
 from compcomp.language.technique import Technique
-from compcomp.proving.proof import DENSE_INPUTS, EXACT, SAME_BASIS, Proof
-from compcomp.proving.rules.normal import normal_form
+from compcomp.proving.proof import DENSE_INPUTS, EXACT, SAME_BASIS, Proof, rule
+from compcomp.proving.reasons import convention, owner
+from compcomp.proving.rules.normal import Normal, normal_form
 from compcomp.proving.session import Session
 
 # Rule (same state). If A and B have one normal form and are deterministic, they map every dense state to equal
@@ -24,48 +29,89 @@ from compcomp.proving.session import Session
 # for another f it is an assumption of the proof that nothing in a longer sequence changes it.
 
 
-def from_every_state(claim: Claim, session: Session) -> Proof | None:
+SAME = "normal"
+"""The rule (same state) in refusals: a proof names the rewriting that it uses."""
+LAST = "last step"
+NEEDS_SAME = "deterministic sequences with one normal form, after rest, no op, absorption and changed inputs"
+NEEDS_LAST = "a left sequence that continues the right one, in normal form, by techniques that never increase the loss"
+
+
+@rule(SAME, Dominates, Equals, SameState, needs=f"either of the next two rules without (rest): {NEEDS_SAME}")
+def from_every_state(claim: Claim, session: Session) -> Proof | Refusal:
     """Either rule without (rest), so that the proof may be used inside longer sequences."""
-    return _same_state(claim, session, dense=False) or _last_step(claim, session, dense=False)
+    found = _same_state(claim, session, dense=False)
+    if isinstance(found, Refusal) and isinstance(claim, Dominates):
+        return _last_step(claim, session, dense=False)
+    return found
 
 
-def same_state(claim: Claim, session: Session) -> Proof | None:
+@rule(SAME, Dominates, Equals, SameState, needs=NEEDS_SAME)
+def same_state(claim: Claim, session: Session) -> Proof | Refusal:
     """Both sequences have one normal form."""
     return _same_state(claim, session, dense=True)
 
 
-def last_step_improves(claim: Claim, session: Session) -> Proof | None:
+@rule(LAST, Dominates, needs=NEEDS_LAST)
+def last_step_improves(claim: Claim, session: Session) -> Proof | Refusal:
     """The left sequence is the right one, continued by techniques that never increase the loss."""
     return _last_step(claim, session, dense=True)
 
 
-def _same_state(claim: Claim, session: Session, *, dense: bool) -> Proof | None:
-    if not isinstance(claim, Dominates | Equals | SameState):
-        return None
+def _same_state(claim: Claim, session: Session, *, dense: bool) -> Proof | Refusal:
     left, right = (normal_form(sequence, session, dense=dense) for sequence in (claim.left, claim.right))
-    if left.atoms != right.atoms or not (left.deterministic and right.deterministic):
-        return None
-    rule = "absorption" if left.absorbed or right.absorbed else "inputs" if left.moved or right.moved else "rest"
+    if left.atoms != right.atoms:
+        query = session.missed()
+        reached = Reached.STRUCTURE if query is None else Reached.FACT
+        return Refusal(f"normal forms differ: {_differ(claim, left, right)}", lemma=query, reached=reached)
+    if not (left.deterministic and right.deterministic):
+        return _free(claim)
+    absorbed, moved = left.absorbed or right.absorbed, left.moved or right.moved
+    name = "no op" if left.idle or right.idle else "absorption" if absorbed else "inputs" if moved else "rest"
     assumptions = dict.fromkeys((EXACT, *left.assumptions, *right.assumptions))
-    return Proof(rule, "any shape", tuple(assumptions), tuple(session.queries), not dense)
+    return Proof(name, "any shape", tuple(assumptions), tuple(session.queries), not dense)
 
 
-def _last_step(claim: Claim, session: Session, *, dense: bool) -> Proof | None:
-    if claim.kind != "dominates" or claim.loss is None:
-        return None
+def _differ(claim: Claim, left: Normal, right: Normal) -> str:
+    """Say where two normal forms part."""
+    place = next((k for k, (a, b) in enumerate(zip(left.atoms, right.atoms, strict=False)) if a != b), None)
+    place = min(len(left.atoms), len(right.atoms)) if place is None else place
+    names = [
+        "nothing more" if place == len(normal.atoms) else _named(claim, normal.atoms[place]) for normal in (left, right)
+    ]
+    return f"step {place + 1} on the left is {names[0]}, on the right {names[1]}"
+
+
+def _named(claim: Claim, atom: Step | Technique) -> str:
+    return str(atom) if isinstance(atom, Technique) else owner(claim, atom)
+
+
+def _free(claim: Claim) -> Refusal:
+    free = next(t for sequence in claim.sequences for t in sequence if not t.is_deterministic)
+    reason = f"{free} leaves choices free, so two runs of it may differ"
+    return Refusal(reason, advice=(convention("ties", "first"),))
+
+
+def _last_step(claim: Claim, session: Session, *, dense: bool) -> Proof | Refusal:
+    if claim.loss is None:
+        return Refusal("a claim without a loss", LAST)
     left, right = (normal_form(sequence, session, dense=dense) for sequence in (claim.left, claim.right))
     shared, rest = left.atoms[: len(right.atoms)], left.atoms[len(right.atoms) :]
-    if shared != right.atoms or not right.deterministic:
-        return None
+    if shared != right.atoms:
+        return Refusal(f"the left sequence does not continue the right one: {_differ(claim, left, right)}", LAST)
+    if not right.deterministic:
+        return replace(_free(claim), rule=LAST)
     contracts: list[Assumption] = []
     for technique in rest:
         if not isinstance(technique, Technique) or claim.loss.name not in technique.promises().never_increases:
-            return None
+            reason = f"{_named(claim, technique)} does not promise never to increase {claim.loss.name}"
+            return Refusal(reason, LAST, Reached.FACT)
         if claim.left.changes_inputs and not technique.promises().any_inputs:
-            return None
+            reason = f"{technique} does not promise never to increase {claim.loss.name} on changed inputs"
+            return Refusal(reason, LAST, Reached.FACT)
         if not (claim.loss.any_basis or technique.promises().changes_basis):
             if claim.changes_basis:
-                return None
+                reason = f"{claim.loss.name} depends on the basis of the inputs, which a technique changes"
+                return Refusal(reason, LAST, Reached.FACT)
             contracts += [] if dense else [SAME_BASIS]
         contracts.append(contract(technique, f"never increases {claim.loss.name}"))
         if not dense and not technique.promises().any_inputs:

@@ -43,6 +43,20 @@ def standing(claim: Claim) -> Hashable | None:
         return None
 
 
+def unreliable(claim: Claim) -> str:
+    """Say why :func:`standing` is None: which techniques rules may not rely on."""
+    techniques = [t for sequence in claim.sequences for t in sequence]
+    for technique in techniques:
+        try:
+            _told(technique)
+            tuple(map(of_step, technique.steps()))
+        except (TypeError, ValueError, Unidentified):
+            return f"what {technique} does is not known to be the same each time, so no rule relies on it"
+    if any(unknowns(technique) for technique in techniques):
+        return "what a technique says of Any is not known to hold of each value, or the values are not one number"
+    return "techniques or steps that compare equal are not known to be the same"
+
+
 def dependable(claim: Claim) -> bool:
     """Whether rules may rely on what the claim's techniques say."""
     return standing(claim) is not None
@@ -185,7 +199,7 @@ def _promised(technique: Technique, other: Technique) -> bool:
         return False
     if said.input_bits not in (None, kept.input_bits):
         return False
-    sets = ("keeps", "restores", "never_increases", "zeros")
+    sets = ("keeps", "restores", "never_increases", "zeros", "no_op")
     if not all(getattr(said, name) <= getattr(kept, name) for name in sets):
         return False
     if any(getattr(said, name) and not getattr(kept, name) for name in STRONGER):
@@ -201,7 +215,7 @@ def _promised(technique: Technique, other: Technique) -> bool:
 
 STRONGER = (
     *("any_inputs", "rests", "holds_reference", "leaves_weight", "removes_rows", "removes_columns"),
-    *("scales_inputs", "homogeneous", "deterministic"),
+    *("homogeneous", "deterministic", "idempotent", "involution", "scales_inputs"),
 )
 """Promises that are kept where they are made."""
 WEAKER = tuple(name for name, contract in contracts().items() if contract.weaker)

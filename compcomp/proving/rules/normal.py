@@ -8,18 +8,21 @@ from dataclasses import dataclass
 import z3
 
 from compcomp.language.assumption import Assumption, contract
-from compcomp.language.identity import same_but
-from compcomp.language.steps import ScaledMap, Selection, Step, at_most
+from compcomp.language.identity import same, same_but
+from compcomp.language.steps import RangeMap, ScaledMap, Selection, Step, at_most
 from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.functions import scored
 from compcomp.proving.rules.facts import MapFacts, settled
 from compcomp.proving.rules.inputs import acts_on_inputs
+from compcomp.proving.rules.no_op import Known, again
+from compcomp.proving.rules.rounding_twice import double_rounding, range_again
 from compcomp.proving.session import Session
 
 # Two states are equal when they agree in weight, reference, mask, grid, the product of their factors, the inputs,
 # dense and current, and the transform; techniques map equal states to equal states, as they see factors through that
 # product alone, unless they declare `sees_factors`. A normal form maps every dense state to a state equal to what the
-# sequence maps it to. Four rewritings lead to it. All but (rest) leave the very factors that the sequence leaves.
+# sequence maps it to. The rewritings below and those of no_op.py lead to it. All but (rest) leave the very factors that
+# the sequence leaves.
 #
 # (rest) Call a state s *at the reference* when its effective weight equals its reference and its inputs are the dense
 # ones. Let T declare `rests`:
@@ -53,26 +56,30 @@ from compcomp.proving.session import Session
 # (maps) Let one map follow itself directly, let it be a function, idempotent, and leave every group its step
 # (facts.py): the context is what it was, or the step follows from the power of two below the context, and the context
 # stays between the same two. Then the grid of the second use is that of the first, and every value is a fixed point:
-# the second use changes nothing. (In a group of zeros both uses have step 0.)
+# the second use changes nothing. (In a group of zeros both uses have step 0.) A range map that follows itself, and a
+# map that changes nothing of what the next map makes: rounding_twice.py.
 #
 # (beside) Let T declare `leaves_weight`: weight, mask, grid and rank are after T what they were before. Selections
 # and maps see nothing else of a state but the reference and the inputs, and change nothing else. So if, by the last
 # two, a step b right after a step a would change nothing, it changes nothing in a >> T1 >> ... >> Tk >> b either.
 #
-# All but (rest) start from any state at all. Two sequences whose normal forms are reached without it and are one
-# therefore give equal states from every state: they may be exchanged inside longer sequences.
+# All but (rest), and those of no_op.py that need the dense state, start from any state at all. Two sequences whose
+# normal forms are reached without it and are one therefore give equal states from every state: they may be exchanged
+# inside longer sequences.
 
 
 @dataclass(frozen=True)
 class Normal:
     """A sequence's normal form. ``atoms``: steps and techniques without steps. ``resting``: what was left out.
 
+    ``idle``: the contracts by which more was left out (no_op.py). ``deterministic``: what is left leaves nothing free.
     ``beside``: techniques that leave the weight alone and stand between a step and one that it absorbed. ``moved``:
     techniques that change the inputs and were moved ahead of others.
     """
 
     atoms: tuple[Step | Technique, ...]
     resting: tuple[Technique, ...]
+    idle: tuple[Assumption, ...]
     beside: tuple[Technique, ...]
     moved: tuple[Technique, ...]
     absorbed: bool
@@ -83,37 +90,63 @@ class Normal:
         """One for every technique whose contract is used."""
         found = [contract(t, "changes nothing while the layer still equals the dense one") for t in self.resting]
         found += [contract(t, "changes nothing but a low-rank term beside the weight") for t in self.beside]
-        return tuple(dict.fromkeys([*found, *map(acts_on_inputs, self.moved)]))
+        return tuple(dict.fromkeys([*found, *self.idle, *map(acts_on_inputs, self.moved)]))
 
 
 def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> Normal:
     """Rewrite a sequence until nothing is left to leave out. ``dense``: it starts from the dense state, so (rest)."""
     atoms, resting, beside, moved = list[Step | Technique](), list[Technique](), list[Technique](), list[Technique]()
-    absorbed, at_reference = False, dense
+    known, kept, idle, absorbed = Known(dense), list[Technique](), list[Assumption](), False
     for number, technique in enumerate(sequence):
         promises = technique.promises()
+        if (why := known.no_op(technique)) is not None:
+            idle.append(why)
+            continue
         if promises.changes_inputs:
-            at_reference, place = False, len(atoms)
+            place = len(atoms)
             while place and not _meets_inputs(atoms[place - 1]):
                 place -= 1
-            moved += [technique] if place < len(atoms) else []
+            ahead = place < len(atoms)
+            moved += [technique] if ahead else []
+            if ahead and place and promises.idempotent and _is(atoms[place - 1], technique):
+                idle.append(again(technique))
+                continue
             atoms.insert(place, technique)
+            kept.append(technique)
+            known.follow(technique, ahead=ahead and known.last is not None and not _meets_inputs(known.last))
+            continue
+        if atoms and _is(atoms[-1], technique) and (why := known.undone(technique)) is not None:
+            atoms.pop()
+            kept.remove(technique)
+            known.forget()
+            idle.append(why)
             continue
         unseen = "factors" in promises.keeps or not _sees_factors(sequence.techniques[number + 1 :])
-        if at_reference and promises.rests and unseen:
+        if known.at_reference and promises.rests and unseen:
             resting.append(technique)
             continue
-        at_reference = at_reference and promises.holds_reference
+        known.follow(technique)
+        kept.append(technique)
         for atom in technique.steps() or (technique,):
-            passed = _passed(atoms) if technique.steps() else []
-            before = atoms[-1 - len(passed)] if len(passed) < len(atoms) else None
-            merged = None if before is None else _absorbed(before, atom, session)
-            if merged is None or (passed and merged != before):
-                atoms.append(atom)
-            else:
-                atoms[-1 - len(passed)], absorbed = merged, True
+            merged: Step | Technique | None = atom
+            while merged is not None:
+                atom, passed = merged, _passed(atoms) if technique.steps() else []
+                before = atoms[-1 - len(passed)] if len(passed) < len(atoms) else None
+                merged = None if before is None else _absorbed(before, atom, session)
+                if merged is None or (passed and merged != before):
+                    atoms.append(atom)
+                    break
+                absorbed = True
                 beside += passed
-    return Normal(tuple(atoms), tuple(resting), tuple(beside), tuple(moved), absorbed, sequence.is_deterministic)
+                if merged == before:
+                    break
+                atoms.pop()
+    free = not all(technique.is_deterministic for technique in kept)
+    return Normal(tuple(atoms), tuple(resting), tuple(idle), tuple(beside), tuple(moved), absorbed, not free)
+
+
+def _is(atom: Step | Technique, technique: Technique) -> bool:
+    return isinstance(atom, Technique) and same(atom, technique)
 
 
 def merged(steps: Iterable[Step], session: Session) -> list[Step]:
@@ -162,6 +195,10 @@ def _absorbed(first: Step | Technique, second: Step | Technique, session: Sessio
         facts = MapFacts(first, session)
         if facts.function and facts.idempotent and facts.same_step:
             return first
+    if isinstance(first, ScaledMap) and isinstance(second, ScaledMap) and double_rounding(first, second, session):
+        return second
+    if isinstance(first, RangeMap) and same_but(first, second) and range_again(first, session):
+        return first
     return None
 
 

@@ -6,13 +6,15 @@ from collections.abc import Sequence as Items
 from fractions import Fraction
 
 from compcomp.language.assumption import Assumption, contract
-from compcomp.language.claim import Claim
+from compcomp.language.claim import Claim, Dominates
 from compcomp.language.identity import same_but
 from compcomp.language.parameters import Unknown
+from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import Optimum, ScaledMap, Selection, Step, at_most
 from compcomp.language.technique import Technique
 from compcomp.layers.partition import Partition
-from compcomp.proving.proof import EXACT, Proof
+from compcomp.proving.proof import EXACT, Proof, rule
+from compcomp.proving.reasons import failing, listed, owner
 from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest
 from compcomp.proving.rules.normal import normal_form
 from compcomp.proving.session import Session
@@ -46,49 +48,75 @@ from compcomp.proving.session import Session
 # normal form stands, whose results are those of B, choice by choice.
 
 
-def joint_optimum(claim: Claim, session: Session) -> Proof | None:
+@rule(
+    "optimum",
+    Dominates,
+    needs="a left sequence that begins with a technique that declares an optimum of this loss, and a right one that is "
+    "proved to end in the set that this is the best of",
+)
+def joint_optimum(claim: Claim, session: Session) -> Proof | Refusal:
     """The left sequence takes the best of a set of weights in which the right one's result lies."""
-    if claim.kind != "dominates" or claim.loss is None or claim.loss.element is None or claim.changes_inputs:
-        return None
+    if claim.loss is None or claim.loss.element is None:
+        name = "a claim without a loss" if claim.loss is None else claim.loss.name
+        return Refusal(f"{name} is not a sum over single weights, as the rule needs")
+    if claim.changes_inputs:
+        return Refusal("a technique changes the inputs")
     left = normal_form(claim.left, session)
     joint, rest = (left.atoms[0], left.atoms[1:]) if left.atoms else (None, ())
     optimum = _optimum(joint)
-    if optimum is None or optimum.loss != claim.loss.name:
-        return None
+    if optimum is None:
+        first = "nothing" if joint is None else str(joint) if isinstance(joint, Technique) else owner(claim, joint)
+        return Refusal(f"the left sequence begins with {first}, which declares no optimum")
+    if optimum.loss != claim.loss.name:
+        return Refusal(f"{joint} is the optimum of {optimum.loss}, not of {claim.loss.name}")
     contracts = [contract(joint, f"leaves the weight of least {optimum.loss} among those it may choose from")]
     for technique in rest:
         if not isinstance(technique, Technique) or claim.loss.name not in technique.promises().never_increases:
-            return None
+            name = str(technique) if isinstance(technique, Technique) else owner(claim, technique)
+            return Refusal(f"{name} does not promise never to increase {claim.loss.name}", reached=Reached.FACT)
         contracts.append(contract(technique, f"never increases {claim.loss.name}"))
     right = normal_form(claim.right, session)
-    own = feasible(right.atoms, optimum, session)
-    if own is None:
-        return None
+    own = feasible(claim, right.atoms, optimum, session)
+    if isinstance(own, Refusal):
+        return own
     assumptions = dict.fromkeys((EXACT, *contracts, *own, *left.assumptions, *right.assumptions))
     return Proof("optimum", "any shape", tuple(assumptions), tuple(session.queries))
 
 
 def feasible(
-    atoms: Items[Step | Technique], optimum: Optimum, session: Session, shape: tuple[int, int] | None = None
-) -> list[Assumption] | None:
-    """The contracts on which it rests that a normal form ends in the set, from every dense layer (of this shape)."""
+    claim: Claim,
+    atoms: Items[Step | Technique],
+    optimum: Optimum,
+    session: Session,
+    shape: tuple[int, int] | None = None,
+) -> list[Assumption] | Refusal:
+    """The contracts on which it rests that the right sequence ends in the set, from every dense layer."""
     contracts, first = list[Assumption](), atoms[0] if atoms else None
     if (other := _optimum(first)) is not None:
         atoms = atoms[1:]
         contracts.append(contract(first, "leaves a weight out of those it may choose from"))
     steps = [step for step in atoms if isinstance(step, Selection | ScaledMap)]
-    if len(steps) < len(atoms) or not all(MapFacts(s, session).zero for s in steps if isinstance(s, ScaledMap)):
-        return None
+    if len(steps) < len(atoms):
+        others = [a for a in atoms if not isinstance(a, Selection | ScaledMap)]
+        names = listed(a if isinstance(a, Technique) else owner(claim, a) for a in others)
+        return Refusal(f"{names} on the right is neither a selection nor a map to an even grid", reached=Reached.FACT)
+    for step in steps:
+        if isinstance(step, ScaledMap) and not MapFacts(step, session).zero:
+            return failing(f"{owner(claim, step)} is not proved to send 0 to 0", session, Reached.FACT)
     cuts = [(step.partition, step.share) for step in steps if isinstance(step, Selection)]
     cuts += [] if other is None else [(other.partition, other.share)]
     wanted, groups = optimum.share, optimum.partition
-    if wanted != 0 and not any(enough(partition, share, groups, wanted, shape) for partition, share in cuts):
-        return None
+    if wanted != 0 and not any(enough(part, share, groups, wanted, shape) for part, share in cuts):
+        share = f"{optimum.share} of {optimum.partition}"
+        return Refusal(f"no selection on the right drops as much as the optimum has to ({share})", reached=Reached.FACT)
     if other is not None:
         inside = _smaller(other, optimum) and len(cuts) == len(steps) + 1
     else:
         inside = _on_grid(steps, optimum, session)
-    return contracts if inside else None
+    if not inside:
+        reason = "the right sequence is not proved to end on a grid of the optimum, at the scale of the dense layer"
+        return failing(reason, session, Reached.FACT)
+    return contracts
 
 
 def _optimum(atom: Step | Technique | None) -> Optimum | None:

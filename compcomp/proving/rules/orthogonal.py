@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import z3
 
-from compcomp.language.claim import Claim
+from compcomp.language.claim import Claim, Orthogonal
+from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import ScaledMap, Selection, Step
-from compcomp.proving.proof import EXACT, Proof
+from compcomp.proving.proof import EXACT, Proof, rule
+from compcomp.proving.reasons import convention
 from compcomp.proving.rules.exchange import Problem, setting
 from compcomp.proving.session import Session
 from compcomp.terms import Abs
@@ -25,25 +27,51 @@ from compcomp.terms import Abs
 #   Pair D' \ D with D \ D' and sum: |e|_1 <= |e_f|_1 + |e_g|_1 + slack * (sum of s over D).
 
 
-def orthogonality(claim: Claim, session: Session) -> Proof | None:
+@rule(
+    "orthogonal",
+    Orthogonal,
+    needs="sequences of selections over one partition and scaled maps, exactly one selection on one of the sides, a "
+    "loss of weights, no free choice in the first; then the lemma about one weight, and about pairs under weight_l1",
+)
+def orthogonality(claim: Claim, session: Session) -> Proof | Refusal:
     """Errors of the composition are bounded weight by weight, or in pairs."""
-    if claim.kind != "orthogonal" or claim.loss is None or claim.loss.element is None:
-        return None
+    if claim.loss is None or claim.loss.element is None:
+        name = "a claim without a loss" if claim.loss is None else claim.loss.name
+        return Refusal(f"{name} is not a sum over single weights, as the rule needs")
     if not claim.left.is_deterministic:
-        return None
+        free = next((t for t in claim.left if not t.is_deterministic), claim.left)
+        return Refusal(
+            f"{free} leaves choices free, and may choose otherwise alone", advice=(convention("ties", "first"),)
+        )
     problem = setting(claim, session)
-    if problem is None:
-        return None
+    if isinstance(problem, Refusal):
+        return problem
     counts = [sum(isinstance(step, Selection) for step in steps) for steps in problem.steps[1:]]
     if sorted(counts) != [0, 1]:
-        return None
+        of_each = f"{claim.left} has {counts[0]}, {claim.right} has {counts[1]}"
+        return Refusal(f"one side needs exactly one selection and the other none: {of_each}")
     if counts == [1, 0]:
         proved = problem.once("orthogonal", lambda: _singles(problem))
     else:
-        if claim.loss.degree != 1 or not _shared_groups(problem):
-            return None
+        if claim.loss.degree != 1:
+            return Refusal(f"weights are pruned last, where the rule bounds weight_l1 alone, not {claim.loss.name}")
+        if not _shared_groups(problem):
+            return Refusal("two weights of one group may have unlike scales, and the rule pairs them")
         proved = problem.once("orthogonal", lambda: _singles(problem) and _pair(problem))
-    return Proof("orthogonal", "any shape", (EXACT,), tuple(problem.lemmas.session.queries)) if proved else None
+    if not proved:
+        return _failed(session)
+    return Proof("orthogonal", "any shape", (EXACT,), tuple(session.queries))
+
+
+def _failed(session: Session) -> Refusal:
+    query = session.missed(last=True)
+    if query is None:
+        return Refusal("its lemmas were not all proved", reached=Reached.FACT)
+    says = "two weights, of which only one is dropped," if query.name == "pair" else f"one {query.name} weight"
+    if query.answer == "unknown":
+        return Refusal(f"the lemma about {says} was not decided in time", lemma=query, reached=Reached.LEMMA)
+    reason = f"the errors of both parts may be less than that of the composition: the lemma about {says} fails"
+    return Refusal(reason, lemma=query, reached=Reached.LEMMA)
 
 
 def _shared_groups(problem: Problem) -> bool:

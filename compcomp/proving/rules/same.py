@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from compcomp.language.claim import Claim, Dominates, Equals, SameState
-from compcomp.proving.proof import EXACT, Proof
+from compcomp.language.refusal import Reached, Refusal
+from compcomp.proving.proof import EXACT, Proof, rule
 from compcomp.proving.rules.exchange import problem_of
 from compcomp.proving.session import Session
 
@@ -21,16 +22,24 @@ from compcomp.proving.session import Session
 # nothing is left may have any context; so for grids to be equal something has to be left of every group.
 
 
-def same_states(claim: Claim, session: Session) -> Proof | None:
+@rule(
+    "same",
+    Dominates,
+    Equals,
+    SameState,
+    needs="both sequences made of selections over one partition and scaled maps, at most one selection each and of "
+    "the same share; then no pair and same value lemmas, and for equal states the same grid at the end",
+)
+def same_states(claim: Claim, session: Session) -> Proof | Refusal:
     """Both sequences drop the same weights and leave the same values."""
-    if not isinstance(claim, Dominates | Equals | SameState):
-        return None
     problem = problem_of(claim, session)
-    if problem is None or problem.counts != "equal":
-        return None
+    if isinstance(problem, Refusal):
+        return problem
+    if problem.counts != "equal":
+        return Refusal("the sequences may drop unlike numbers of weights")
     if isinstance(claim, SameState) and not problem.same_grids():
-        return None
+        return Refusal("it is not proved that both sequences end with the same grid", reached=Reached.FACT)
     goals = ["same value", *(["no pair"] if problem.selects else [])]
     if not problem.once("same", lambda: all(problem.holds(goal) for goal in goals)):
-        return None
+        return problem.refusal()
     return Proof("same", "any shape", (EXACT,), tuple(problem.lemmas.session.queries))

@@ -10,11 +10,12 @@ import z3
 from compcomp.language.assumption import Assumption
 from compcomp.language.claim import Claim, Dominates, Equals, Scope
 from compcomp.language.parameters import Unknown
+from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import Selection, at_most
 from compcomp.language.technique import Sequence, Technique
 from compcomp.layers.partition import Partition
 from compcomp.proving.functions import scored
-from compcomp.proving.proof import EXACT, Proof
+from compcomp.proving.proof import EXACT, Proof, rule
 from compcomp.proving.rules.fits import zeros_at_end
 from compcomp.proving.rules.kept import Contracts, Run, dropped_stay
 from compcomp.proving.rules.normal import normal_form
@@ -42,26 +43,29 @@ from compcomp.proving.session import Session
 # |G| is a multiple of c. With open parameters: if R = P and s, s' are one parameter.
 
 
-Zeros = tuple[Partition, Fraction | Unknown, Contracts]
-"""Groups, the share of each that is zero at the end at the least, and the contracts on which that rests."""
-
-
-def zero_selection(claim: Claim, session: Session) -> Proof | None:
+@rule(
+    "zero selection",
+    Dominates,
+    Equals,
+    needs="sequences with one normal form, once selections at their ends that drop zeros alone are left out",
+)
+def zero_selection(claim: Claim, session: Session) -> Proof | Refusal:
     """Both sequences are the same but for selections at their ends that drop zeros alone."""
-    if not isinstance(claim, Dominates | Equals):
-        return None
     found = [_shortened(claim, side, session) for side in claim.sides]
     if all(sequence == side for (sequence, _), side in zip(found, claim.sides, strict=True)):
-        return None
+        return Refusal("neither side ends with a selection that is proved to drop zeros alone")
     left, right = (normal_form(sequence, session) for sequence, _ in found)
-    if left.atoms != right.atoms or not (left.deterministic and right.deterministic):
-        return None
+    if left.atoms != right.atoms:
+        reason = "the sequences differ in more than selections at their ends that drop zeros alone"
+        return Refusal(reason, reached=Reached.FACT)
+    if not (left.deterministic and right.deterministic):
+        return Refusal("a technique leaves choices free, so two runs of it may differ", reached=Reached.FACT)
     contracts = (one for _, each in found for one in each)
     assumptions = dict.fromkeys((EXACT, *contracts, *left.assumptions, *right.assumptions))
     return Proof("zero selection", "any shape", tuple(assumptions), tuple(session.queries))
 
 
-def _shortened(claim: Dominates | Equals, side: Sequence, session: Session) -> tuple[Sequence, list[Assumption]]:
+def _shortened(claim: Claim, side: Sequence, session: Session) -> tuple[Sequence, list[Assumption]]:
     """The sequence without selections at its end that drop zeros alone, and the contracts that this rests on."""
     contracts: list[Assumption] = []
     while side.techniques:
@@ -73,7 +77,7 @@ def _shortened(claim: Dominates | Equals, side: Sequence, session: Session) -> t
     return side, contracts
 
 
-def _drops_zeros(claim: Dominates | Equals, before: Sequence, last: Technique, session: Session) -> Contracts | None:
+def _drops_zeros(claim: Claim, before: Sequence, last: Technique, session: Session) -> Contracts | None:
     """The contracts on which it rests that the technique drops zeros alone; None where that is not proved."""
     steps = last.steps()
     if not steps or not all(isinstance(step, Selection) and step.of_layer is None for step in steps):
@@ -93,17 +97,21 @@ def _drops_zeros(claim: Dominates | Equals, before: Sequence, last: Technique, s
     return contracts
 
 
-def _zeros(run: Run) -> Iterator[Zeros]:
-    """Yield what is known to be zero at the end of a run."""
+OpenZeros = tuple[Partition, Fraction | Unknown, Contracts]
+"""As zeros of rule fits, but the share may be an open parameter."""
+
+
+def _zeros(run: Run) -> Iterator[OpenZeros]:
+    """Groups, the share of each that is zero at the end at the least, and the contracts on which that rests."""
     yield from zeros_at_end(run)
     for k, technique in enumerate(run.techniques):  # shares left open
         steps = [s for s in technique.steps() if isinstance(s, Selection) and not isinstance(s.share, Fraction)]
-        contracts = dropped_stay(run, k) if steps else None
-        if contracts is not None:
+        contracts = dropped_stay(run, k) if steps else []
+        if not isinstance(contracts, Refusal):
             yield from ((step.partition, step.share, contracts) for step in steps)
 
 
-def _enough(step: Selection, zeros: Zeros) -> Contracts | None:
+def _enough(step: Selection, zeros: OpenZeros) -> Contracts | None:
     """The contracts, where so many zeros are enough for the selection to drop zeros alone."""
     partition, share, contracts = zeros
     if partition == step.partition and at_most(step.share, share):

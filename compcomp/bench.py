@@ -1,0 +1,376 @@
+"""What passes between the search for an order and the model that it measures: the protocol, and the data as classes.
+
+The search (``compcomp.ordering``) knows no model, and models (``compcomp.models``) know no search. Both know this.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+from compcomp.language.claim import Claim
+from compcomp.language.named import find_registered
+from compcomp.language.technique import Sequence as Order
+from compcomp.language.technique import Technique
+from compcomp.language.text import parse_sequence
+from compcomp.record import Record
+
+Shape = tuple[int, int]
+"""(out, in) of a layer."""
+Pair = tuple[float, float]
+"""The sum of a metric over one part of the evaluation data, and the count it is a mean over."""
+Sums = dict[str, list[Pair]]
+"""By metric the sum and the count of each part."""
+Registrations = list[list[str]]
+"""Where techniques are defined: see :func:`compcomp.language.named.registrations`."""
+
+
+# ------------------------------------------------------------------------------------------- one layer's job
+
+
+@dataclass(frozen=True)
+class Caps:
+    """When to give up on an order while a layer is explored.
+
+    ``loss``: the name of the loss that is capped. ``largest``: for each end of the job the largest loss that is still
+    of interest. ``keeps``: for "mask", "grid" and "factors" the positions of the techniques that keep it.
+    """
+
+    loss: str
+    largest: tuple[float, ...]
+    keeps: Mapping[str, tuple[int, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        keeps = {name: list(which) for name, which in self.keeps.items()}
+        return {"loss": self.loss, "largest": list(self.largest), "keeps": keeps}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` returned."""
+        keeps = {name: tuple(which) for name, which in data["keeps"].items()}
+        return cls(data["loss"], tuple(data["largest"]), keeps)
+
+
+@dataclass(frozen=True)
+class LayerJob:
+    """Run a tree of techniques on one layer: node 0 is the dense layer, node k is one technique on an earlier node.
+
+    ``layer``: its name. ``tensors``: safetensors of ``weight`` (out x in), and where there are any ``gram`` (in x in)
+    and the magnitudes ``largest`` and ``mean`` (in). ``device``: where to compute. ``parents``, ``steps``: node k > 0
+    applies ``techniques[steps[k]]`` to node ``parents[k]`` < k. ``ends``: the nodes to measure. ``losses``: names of
+    the losses to measure. ``memory``: bytes that states may take. ``caps``: None to run every node. ``register``: where
+    the techniques are defined, None where no other process would find them by their texts.
+    """
+
+    layer: str
+    techniques: tuple[Technique, ...]
+    tensors: bytes
+    device: str
+    parents: tuple[int, ...]
+    steps: tuple[int, ...]
+    ends: tuple[int, ...]
+    losses: tuple[str, ...]
+    memory: int
+    caps: Caps | None = None
+    register: Registrations | None = None
+
+    @property
+    def portable(self) -> bool:
+        """Return True if another process can run the job."""
+        return self.register is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data: techniques as texts, tensors in base64."""
+        return {
+            "layer": self.layer,
+            "techniques": [str(technique) for technique in self.techniques],
+            "register": self.register,
+            "tensors": base64.b64encode(self.tensors).decode("ascii"),
+            "device": self.device,
+            "parents": list(self.parents),
+            "steps": list(self.steps),
+            "ends": list(self.ends),
+            "losses": list(self.losses),
+            "memory": self.memory,
+            "caps": None if self.caps is None else self.caps.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` returned for a portable job.
+
+        Raises OtherFiles where this process has other files of a technique.
+        """
+        find_registered(data["register"])
+        return cls(
+            data["layer"],
+            tuple(parse_sequence(text).techniques[0] for text in data["techniques"]),
+            base64.b64decode(data["tensors"]),
+            data["device"],
+            tuple(data["parents"]),
+            tuple(data["steps"]),
+            tuple(data["ends"]),
+            tuple(data["losses"]),
+            data["memory"],
+            None if data["caps"] is None else Caps.from_json(data["caps"]),
+            data["register"],
+        )
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What a :class:`LayerJob` found. An end that its caps excluded has None in each list.
+
+    ``losses``: by name, a number for each end. ``bits``: to store the layer, for each end. ``digests``: for each end,
+    equal only for bitwise equal states. ``applications``: kernel runs, no technique twice on one state. ``repeated``:
+    kernel runs that were needed again, as their result had not been kept. ``bounds``: for each excluded end, by its
+    place, a lower bound of its loss. ``seconds``: of wall time.
+    """
+
+    losses: Mapping[str, tuple[float | None, ...]]
+    bits: tuple[int | None, ...]
+    digests: tuple[str | None, ...]
+    applications: int
+    repeated: int = 0
+    bounds: Mapping[int, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def losses_at(self, place: int) -> dict[str, float]:
+        """Return every loss of the end at this place, which was not excluded."""
+        return {name: self.loss_at(name, place) for name in self.losses}
+
+    def loss_at(self, name: str, place: int) -> float:
+        """Return one loss of the end at this place, which was not excluded."""
+        found = self.losses[name][place]
+        assert found is not None
+        return found
+
+    def bits_at(self, place: int) -> int:
+        """Return the bits of the end at this place, which was not excluded."""
+        found = self.bits[place]
+        assert found is not None
+        return found
+
+    def digest_at(self, place: int) -> str:
+        """Return the digest of the end at this place, which was not excluded."""
+        found = self.digests[place]
+        assert found is not None
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "losses": {name: list(row) for name, row in self.losses.items()},
+            "bits": list(self.bits),
+            "digests": list(self.digests),
+            "bounds": {str(place): least for place, least in self.bounds.items()},
+            "applications": self.applications,
+            "repeated": self.repeated,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` returned."""
+        return cls(
+            {name: tuple(row) for name, row in data["losses"].items()},
+            tuple(data["bits"]),
+            tuple(data["digests"]),
+            data["applications"],
+            data["repeated"],
+            {int(place): least for place, least in data["bounds"].items()},
+            data["seconds"],
+        )
+
+
+# ------------------------------------------------------------------------------------------- conditions on a layer
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a claim that is proved under conditions says of one layer.
+
+    ``weights``: of the layer. ``covered``: the weights in units where every condition surely holds and the floats
+    follow the exact runs. ``conditions``: by the text of a condition the weights of the units where it holds.
+    ``groups``: by the same in how many groups it was checked, over all steps of all sequences, and in how many it
+    holds. ``left``, ``right``: for a claim of dominance the loss of each side over the covered units and over the
+    others, else None. ``contradicted``: covered units in which the floats contradict the proof, beyond their error.
+    """
+
+    weights: int
+    covered: int
+    conditions: Mapping[str, int]
+    groups: Mapping[str, tuple[int, int]]
+    left: Pair | None
+    right: Pair | None
+    contradicted: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "weights": self.weights,
+            "covered": self.covered,
+            "conditions": dict(self.conditions),
+            "groups": {name: list(counts) for name, counts in self.groups.items()},
+            "left": None if self.left is None else list(self.left),
+            "right": None if self.right is None else list(self.right),
+            "contradicted": self.contradicted,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` returned."""
+        left, right = (None if data[side] is None else (data[side][0], data[side][1]) for side in ("left", "right"))
+        groups = {name: (checked, held) for name, (checked, held) in data["groups"].items()}
+        weights, covered, contradicted = (data[name] for name in ("weights", "covered", "contradicted"))
+        return cls(weights, covered, dict(data["conditions"]), groups, left, right, contradicted)
+
+
+# ------------------------------------------------------------------------------------------- what stays dense
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Some tensors of a model: how many ``parameters`` they have, and the names and sizes of the ``largest``."""
+
+    parameters: int
+    largest: tuple[tuple[str, int], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        largest = [{"name": name, "parameters": size} for name, size in self.largest]
+        return {"parameters": self.parameters, "largest": largest}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` returned."""
+        return cls(data["parameters"], tuple((one["name"], one["parameters"]) for one in data["largest"]))
+
+
+@dataclass(frozen=True, eq=False)
+class Outside(Record):
+    """The parameters of a model that no technique acts on, each counted once, however many names it has.
+
+    ``left``: all of them. ``of``: the parameters of the model. ``unsupported``: weights among them that multiply what
+    passes through the model, in modules that are no layers to compcomp (fused experts, attention's in_proj_weight,
+    convolutions, recurrent weights).
+    """
+
+    left: Tensors
+    of: int
+    unsupported: Tensors
+
+    @property
+    def share(self) -> float:
+        """Return the share of the model's parameters that stay as they are."""
+        return self.left.parameters / self.of if self.of else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data, with ``share``, ``parameters`` and ``largest`` of what is left."""
+        return {
+            "share": self.share,
+            "parameters": self.left.parameters,
+            "of": self.of,
+            "largest": self.left.to_json()["largest"],
+            "unsupported": self.unsupported.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what :meth:`to_json` returned."""
+        return cls(Tensors.from_json(data), data["of"], Tensors.from_json(data["unsupported"]))
+
+
+# ------------------------------------------------------------------------------------------- the protocol
+
+
+class InParts(Protocol):
+    """The part of a bench that evaluates the user's metrics on independent parts of the data."""
+
+    @property
+    def parts(self) -> int:
+        """The number of independent parts that the user's metrics are means over; 0 where that is not known."""
+
+    def evaluate_parts(self, state: Any, parts: Sequence[int]) -> Sums:
+        """Return by metric the sum and the count of each of these parts."""
+
+    def is_log(self, metric: str) -> bool:
+        """Return True if the metric is exp of a mean over parts, as perplexity is, and not the mean itself."""
+
+    def lower_is_better(self, metric: str) -> bool:
+        """Return True if a smaller value of this metric of the user's is better."""
+
+
+class Bench(InParts, Protocol):
+    """Something to apply techniques to and to measure, such as a model with calibration data.
+
+    A state is whatever ``start`` and ``apply`` return. It must not change when another is made from it.
+    """
+
+    def start(self) -> Any:
+        """Return the uncompressed state."""
+
+    def apply(self, technique: Technique, state: Any) -> Any:
+        """Return the state after one more technique."""
+
+    def apply_each(self, orders: Mapping[str, Order]) -> Any:
+        """Return the state after an order of its own for each layer, by name."""
+
+    def losses(self, state: Any) -> dict[str, float]:
+        """Return the layer losses by name, summed over layers; smaller is better."""
+
+    def total(self, losses: list[dict[str, float]]) -> dict[str, float]:
+        """Return what ``losses`` gives, from the losses of every layer."""
+
+    def evaluate(self, state: Any) -> dict[str, float]:
+        """Return the user's metrics by name; empty when there are none."""
+
+    def compression_rate(self, state: Any) -> float:
+        """Return 1 - size / uncompressed size."""
+
+    def rate(self, bits: int) -> float:
+        """Return the compression rate of a state that takes so many bits."""
+
+    def digest(self, state: Any) -> str:
+        """Return a text that is the same for two states only if they are bitwise the same."""
+
+    def fingerprint(self) -> str | None:
+        """Return a text for all that measurements depend on besides states; None where that is not known."""
+
+    def write(self, state: Any) -> Any:
+        """Return the compressed model."""
+
+    def shapes(self) -> list[Shape]:
+        """Return (out, in) of every layer."""
+
+    def layer_names(self) -> list[str]:
+        """Return every layer's name."""
+
+    def layer_jobs(
+        self,
+        techniques: Sequence[Technique],
+        parents: Sequence[int],
+        steps: Sequence[int],
+        ends: Sequence[int],
+        memory: int,
+        layers: Sequence[str],
+        caps: Caps | None = None,
+    ) -> Iterator[LayerJob]:
+        """Yield for each of these layers its job, made when it is needed. See :class:`LayerJob` for the arguments."""
+
+    @property
+    def explore(self) -> Callable[[LayerJob], LayerResult]:
+        """The function that does one job, in any process."""
+
+    @property
+    def parallel(self) -> bool:
+        """True if jobs gain from running in several processes at once."""
+
+    def coverage(self, claims: Sequence[Claim]) -> Iterator[tuple[str, list[Coverage]]]:
+        """Yield for each layer its name and what each of these claims, proved under conditions, says of it.
+
+        Yields nothing where the bench cannot tell.
+        """

@@ -1,0 +1,147 @@
+"""Why a rule does not prove a claim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from fractions import Fraction
+from typing import Any
+
+from compcomp.errors import InputError
+from compcomp.language.query import Query
+
+Matrix = tuple[tuple[Fraction, ...], ...]
+
+MOST_VALUES = 6
+"""Values of a counterexample that one line names."""
+
+
+class Reached(IntEnum):
+    """How far a rule came before it gave up: later is more telling."""
+
+    OTHER_CLAIM = 0
+    """The rule is about other kinds of claims."""
+    STRUCTURE = 1
+    """The techniques do not have the form that the rule is about."""
+    FACT = 2
+    """The form is right. A technique lacks a promise, or a fact about one step is not proved."""
+    LEMMA = 3
+    """Everything but a main lemma of the rule holds."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why one rule does not prove one claim.
+
+    Args:
+        reason: one line that names the technique, parameter or lemma.
+        rule: the name of the rule, as in docs/proofs/.
+        reached: how far the rule came.
+        lemma: the question whose answer is not the one that the rule needs.
+        values: a counterexample to the lemma, as names and exact numbers. It speaks of what is proved about the steps,
+            so no layer has to show it.
+        layer: a dense weight (out x in) on which the lemma fails, where one is known.
+        advice: what to try: a condition, another convention, a smaller scope.
+    """
+
+    reason: str
+    rule: str = ""
+    reached: Reached = Reached.STRUCTURE
+    lemma: Query | None = None
+    values: tuple[tuple[str, str], ...] = ()
+    layer: Matrix | None = None
+    advice: tuple[str, ...] = ()
+
+    @property
+    def about_other_claims(self) -> bool:
+        """Whether the rule is about other kinds of claims, so that this is no near miss."""
+        return self.reached is Reached.OTHER_CLAIM
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{name} = {value}" for name, value in self.values[:MOST_VALUES])
+        return f"rule {self.rule}: {self.reason}" + (f" for {shown}" if shown else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data. The lemma comes with its SMT-LIB text."""
+        lemma = self.lemma
+        return {
+            "rule": self.rule,
+            "reason": self.reason,
+            "reached": self.reached.name.lower().replace("_", " "),
+            "lemma": None
+            if lemma is None
+            else {
+                "name": lemma.name,
+                "smtlib": lemma.smtlib,
+                "expected": lemma.expected,
+                "answer": lemma.answer,
+                "solver": lemma.solver,
+                "rlimit": lemma.rlimit,
+            },
+            "values": dict(self.values),
+            "layer": None if self.layer is None else [[str(x) for x in row] for row in self.layer],
+            "advice": list(self.advice),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Refusal:
+        """The refusal that :meth:`to_json` wrote.
+
+        Raises:
+            InputError, KeyError, TypeError or ValueError: on anything else.
+        """
+        names = {reached.name.lower().replace("_", " "): reached for reached in Reached}
+        if data["reached"] not in names:
+            raise InputError(f"reached {data['reached']!r}"[:80], ", ".join(names), "Refusal")
+        lemma, layer = data["lemma"], data["layer"]
+        return cls(
+            reason=data["reason"],
+            rule=data["rule"],
+            reached=names[data["reached"]],
+            lemma=None if lemma is None else Query(**lemma),
+            values=tuple((str(name), str(value)) for name, value in data["values"].items()),
+            layer=None if layer is None else tuple(tuple(Fraction(x) for x in row) for row in layer),
+            advice=tuple(data["advice"]),
+        )
+
+
+@dataclass(frozen=True)
+class RuleAnswer:
+    """What one rule says of a claim.
+
+    Args:
+        rule: its name, as in docs/proofs/.
+        needs: what it asks of a claim, in one line.
+        refusal: what is missing; None where the rule proves the claim.
+        part: the kind of layer that was asked about, for a claim about layers that share units.
+    """
+
+    rule: str
+    needs: str
+    refusal: Refusal | None
+    part: str = ""
+
+    @property
+    def lines(self) -> tuple[tuple[str, str], ...]:
+        """What it needs and what is missing, as pairs of a title and a text."""
+        if self.refusal is None:
+            return ("needs", self.needs), ("proves", "the claim, for every shape")
+        if self.refusal.about_other_claims:
+            return ("needs", self.needs), ("no rule for it", self.refusal.reason)
+        missing = str(self.refusal).partition(": ")[2]
+        advice = " or ".join(self.refusal.advice)
+        return ("needs", self.needs), ("missing", missing), *([("try", advice)] if advice else [])
+
+    def __str__(self) -> str:
+        return "\n".join([self.rule, *(f"  {title}: {text}" for title, text in self.lines)])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: what ``--json`` prints."""
+        return {
+            "rule": self.rule,
+            "needs": self.needs,
+            "part": self.part,
+            "proves": self.refusal is None,
+            "refusal": None if self.refusal is None else self.refusal.to_json(),
+        }

@@ -1,0 +1,98 @@
+"""The plan that users get: the data of a search, with what the rooms above it can do with that as methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compcomp.compress import Patterns, apply_plan, planned
+from compcomp.errors import InputError
+from compcomp.ordering.plan import PlanData
+from compcomp.ordering.saved import save_plan
+
+if TYPE_CHECKING:
+    from compcomp.models.bench import ModelBench
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The model that a plan was measured on, and how. ``bench``: None without a model."""
+
+    bench: ModelBench | None = None
+    calibration: Any = None
+    device: Any = "auto"
+    targets: Patterns = None
+    ignore: Patterns = ("lm_head",)
+
+    def unchanged(self, where: str) -> ModelBench:
+        """Return the bench. Raises InputError unless its model is as the search, or the plan, left it."""
+        assert self.bench is not None
+        if (name := self.bench.changed()) is not None:
+            raise InputError(
+                f"a model whose weights have changed since the plan was made ({name})",
+                "the model as it was; compcomp.apply(plan.order, model, calibration) compresses what it is now",
+                where,
+            )
+        return self.bench
+
+
+@dataclass(frozen=True)
+class Plan(PlanData):
+    """The order to take, how it was found, and methods to apply, save and report it.
+
+    The fields are those of :class:`compcomp.ordering.plan.PlanData`. ``setting``: the model it was measured on.
+    """
+
+    setting: Setting = field(default_factory=Setting, repr=False)
+
+    @classmethod
+    def of(cls, data: PlanData, setting: Setting) -> Plan:
+        """Return the plan for the result of a search."""
+        return cls(**{f.name: getattr(data, f.name) for f in fields(PlanData)}, setting=setting)
+
+    def apply(self, model: Any, calibration: Any = None) -> Any:
+        """Compress a model by the plan's order and return it, its effective weights written.
+
+        calibration: needed where the order looks at inputs and the plan was not made with a model. The model of the
+        search is compressed with the calibration that was collected then, unless another is given.
+        """
+        at = self.setting
+        if at.bench is None or calibration is not None or not _is_same_model(model, at.bench.model):
+            given = at.calibration if calibration is None else calibration
+            return apply_plan(self, model, given, at.device, at.targets, at.ignore)
+        with at.unchanged("Plan.apply") as bench:
+            bench.write(planned(self, bench))
+        return model
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``plan.json``, and the compressed model if the plan was measured on one.
+
+        The outcome of each order is in ``plan.json`` too; that of more than 5040 orders is in ``accounts.tsv``, with
+        numbers for techniques and proofs.
+        """
+        folder = Path(directory)
+        if self.setting.bench is not None:  # it refuses what cannot be written before anything is
+            from compcomp.models.save import save
+
+            with self.setting.unchanged("Plan.save") as bench:
+                about = {"order": str(self.order), "optimality": self.optimality, "layer_orders": self.layer_orders}
+                save(bench.model, planned(self, bench), folder, about)
+        save_plan(self, folder)
+
+    def report(self, path: str | Path) -> None:
+        """Write a report for people, one HTML file, to this path."""
+        try:
+            from compcomp.reporting import write_report
+        except ModuleNotFoundError as error:
+            raise InputError(f"no module {error.name}", "an installation with reporting", "Plan.report") from None
+        write_report(self, path)
+
+
+def _is_same_model(one: Any, other: Any) -> bool:
+    """Return True if two models are one, without the compilers and data parallelism around them."""
+    from torch import nn
+
+    from compcomp.models.wrappers import unwrap
+
+    return one is other or (isinstance(one, nn.Module) and unwrap(one) is unwrap(other))

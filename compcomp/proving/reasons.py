@@ -1,0 +1,44 @@
+"""Words for refusals: the techniques behind steps, and the lemma that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from compcomp.language.claim import Claim
+from compcomp.language.identity import same_but
+from compcomp.language.refusal import Reached, Refusal
+from compcomp.language.steps import Step
+from compcomp.proving.session import Session
+
+MOST_NAMED = 3
+"""Techniques that one reason names."""
+
+
+def listed(things: Iterable[object]) -> str:
+    """Join the different texts of things, the first few of them."""
+    texts = list(dict.fromkeys(map(str, things)))
+    shown = ", ".join(texts[:MOST_NAMED])
+    return shown + (f" and {len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else "")
+
+
+def owner(claim: Claim, step: Step) -> str:
+    """Return the text of the technique of the claim that a step belongs to."""
+    for technique in (t for sequence in claim.sequences for t in sequence):
+        if any(type(own) is type(step) and same_but(own, step) for own in technique.steps()):
+            return str(technique)
+    return f"a {type(step).__name__}"
+
+
+def without_steps(claim: Claim) -> str:
+    """Name the techniques of the claim that are not made of steps; empty where all are."""
+    return listed(t for sequence in claim.sequences for t in sequence if not t.steps())
+
+
+def failing(reason: str, session: Session, reached: Reached) -> Refusal:
+    """Refuse for a reason, with the latest question of the session that has not the answer it needs."""
+    return Refusal(reason, reached=reached, lemma=session.missed())
+
+
+def convention(name: str, value: str) -> str:
+    """Advise another value of a convention."""
+    return f"{name}={value!r}"
