@@ -15,7 +15,7 @@ from compcomp.language.refusal import Refusal, RuleAnswer
 from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.proof import Proof, Rule
 from compcomp.proving.reasons import convention, listed
-from compcomp.proving.rules import ANY_BASIS, AT_SHAPE, RULES
+from compcomp.proving.rules import ANY_BASIS, AT_SHAPE, RULES, RuleAtShape
 from compcomp.proving.rules.basis import simplified
 from compcomp.proving.rules.likeness import standing, unreliable
 from compcomp.proving.session import Session
@@ -53,9 +53,10 @@ def asked_of_rules(
     claim, contracts = simplified(claim, reducing)
     refusals: list[Refusal] = []
     shape = scope.shape if scope is not None and scope.kind == "shape" and not claim.changes_basis else None
-    at_shape = [partial(rule, shape) for rule in AT_SHAPE if shape is not None]
-    for rule in (*RULES, *at_shape):
-        found = _of(rule, claim, begin, until) if isinstance(rule, Rule) else rule(claim, begin(until))
+    asks = [partial(_of, rule, claim, begin, until) for rule in RULES]
+    asks += [partial(_at, rule, shape, claim, begin, until) for rule in AT_SHAPE if shape is not None]
+    for ask in asks:
+        found = ask()
         if isinstance(found, Refusal):
             refusals.append(found)
         elif standing(asked) != told:
@@ -65,6 +66,10 @@ def asked_of_rules(
             found = replace(found, assumptions=(*found.assumptions, *contracts), queries=queries)
             return found, ranked(refusals)
     return None, ranked(refusals)
+
+
+def _at(rule: RuleAtShape, shape: tuple[int, int], claim: Claim, begin: Begin, until: float) -> Proof | Refusal:
+    return rule(shape, claim, begin(until))
 
 
 def _of(rule: Rule, claim: Claim, begin: Begin, until: float) -> Proof | Refusal:
@@ -215,7 +220,7 @@ def answers(claim: Claim, begin: Begin, until: float) -> tuple[RuleAnswer, ...]:
     if standing(claim) is None:
         refusal = Refusal(unreliable(claim), "likeness")
         return tuple(RuleAnswer(name, needs[name], refusal) for name in needs)
-    simple, _ = simplified(claim)
+    simple, _ = simplified(claim, begin(until))
     proved: dict[str, RuleAnswer] = {}
     refusals: list[Refusal] = []
     for rule in RULES:

@@ -102,6 +102,7 @@ def _best(claim: Claim, session: Session, shape: tuple[int, int] | None) -> Proo
             name = technique if isinstance(technique, Technique) else owner(claim, technique)
             return Refusal(f"{name} does not promise never to increase {claim.loss.name}")
         contracts.append(contract(technique, f"never increases {claim.loss.name}"))
+    own: Contracts | Refusal | None
     if step is None:
         own = _zeros_left(claim, selection, session, shape)
     else:
@@ -147,7 +148,7 @@ def _open_shares(run: Run, selection: Selection) -> Iterator[tuple[Partition, An
         for step in technique.steps():
             if isinstance(step, Selection) and isinstance(step.share, Unknown):
                 contracts = dropped_stay(run, k)
-                if contracts is not None:
+                if not isinstance(contracts, Refusal):
                     yield step.partition, step.share, contracts
 
 
