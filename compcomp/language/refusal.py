@@ -13,7 +13,7 @@ from compcomp.language.query import Query
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
-MOST_VALUES = 6
+MOST_VALUES = 8
 """Values of a counterexample that one line names."""
 
 
@@ -40,8 +40,10 @@ class Refusal:
         reached: how far the rule came.
         lemma: the question whose answer is not the one that the rule needs.
         values: a counterexample to the lemma, as names and exact numbers. It speaks of what is proved about the steps,
-            so no layer has to show it.
-        layer: a dense weight (out x in) on which the lemma fails, where one is known.
+            so no layer has to show it, unless there is a layer.
+        layer: a dense weight (out x in) on which exact runs of the sequences show that the lemma fails, where one is
+            known. The values are then those of these runs: ``A(b)`` is what the first sequence leaves of b.
+        inputs: the calibration inputs (in x tokens) of that layer, for a claim that speaks of them.
         advice: what to try: a condition, another convention, a smaller scope.
     """
 
@@ -51,6 +53,7 @@ class Refusal:
     lemma: Query | None = None
     values: tuple[tuple[str, str], ...] = ()
     layer: Matrix | None = None
+    inputs: Matrix | None = None
     advice: tuple[str, ...] = ()
 
     @property
@@ -60,7 +63,9 @@ class Refusal:
 
     def __str__(self) -> str:
         shown = ", ".join(f"{name} = {value}" for name, value in self.values[:MOST_VALUES])
-        return f"rule {self.rule}: {self.reason}" + (f" for {shown}" if shown else "")
+        layer = "" if self.layer is None else f", on the layer {_shown(self.layer)}"
+        inputs = "" if self.inputs is None else f" with inputs {_shown(self.inputs)}"
+        return f"rule {self.rule}: {self.reason}" + (f" for {shown}" if shown else "") + layer + inputs
 
     def to_json(self) -> dict[str, Any]:
         """Plain data. The lemma comes with its SMT-LIB text."""
@@ -80,7 +85,8 @@ class Refusal:
                 "rlimit": lemma.rlimit,
             },
             "values": dict(self.values),
-            "layer": None if self.layer is None else [[str(x) for x in row] for row in self.layer],
+            "layer": _to_json(self.layer),
+            "inputs": _to_json(self.inputs),
             "advice": list(self.advice),
         }
 
@@ -94,16 +100,30 @@ class Refusal:
         names = {reached.name.lower().replace("_", " "): reached for reached in Reached}
         if data["reached"] not in names:
             raise InputError(f"reached {data['reached']!r}"[:80], ", ".join(names), "Refusal")
-        lemma, layer = data["lemma"], data["layer"]
+        lemma = data["lemma"]
         return cls(
             reason=data["reason"],
             rule=data["rule"],
             reached=names[data["reached"]],
             lemma=None if lemma is None else Query(**lemma),
             values=tuple((str(name), str(value)) for name, value in data["values"].items()),
-            layer=None if layer is None else tuple(tuple(Fraction(x) for x in row) for row in layer),
+            layer=_from_json(data["layer"]),
+            inputs=_from_json(data.get("inputs")),
             advice=tuple(data["advice"]),
         )
+
+
+def _shown(matrix: Matrix) -> str:
+    """The rows of a matrix in parentheses."""
+    return ", ".join(f"({', '.join(map(str, row))})" for row in matrix)
+
+
+def _to_json(matrix: Matrix | None) -> list[list[str]] | None:
+    return None if matrix is None else [[str(x) for x in row] for row in matrix]
+
+
+def _from_json(rows: Any) -> Matrix | None:
+    return None if rows is None else tuple(tuple(Fraction(x) for x in row) for row in rows)
 
 
 @dataclass(frozen=True)

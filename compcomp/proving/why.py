@@ -13,6 +13,7 @@ from compcomp.language.claim import Claim, Scope
 from compcomp.language.conditions import TEMPLATES
 from compcomp.language.refusal import Refusal, RuleAnswer
 from compcomp.language.technique import Sequence, Technique
+from compcomp.proving.lemma_layer import with_layer
 from compcomp.proving.proof import Proof, Rule
 from compcomp.proving.reasons import convention, listed
 from compcomp.proving.rules import ANY_BASIS, AT_SHAPE, RULES, RuleAtShape
@@ -29,6 +30,8 @@ ADVICE_SECONDS = 1.0
 """For what to try, once a claim is unknown: the rules are asked again under conditions and other conventions."""
 VALUE_SECONDS = 1.0
 """For the counterexample of a lemma that failed."""
+LAYER_SECONDS = 1.0
+"""For a layer on which a lemma fails."""
 CONVENTIONS = {"ties": TIES, "rounding": ROUNDINGS}
 """Parameters of techniques that are conventions, with their values."""
 SMALL = ("2x4", "1x4", "1x8")
@@ -97,12 +100,13 @@ def ranked(refusals: Iterable[Refusal]) -> tuple[Refusal, ...]:
 def explained(
     claim: Claim, scope: Scope, refusals: tuple[Refusal, ...], begin: Begin, until: float
 ) -> tuple[Refusal, ...]:
-    """Add to refusals the counterexamples of failed lemmas, and to the first of them what to try."""
+    """Add to refusals the counterexamples of failed lemmas, and to the first a layer that shows it and what to try."""
     found = [with_values(refusal, begin(until).solver, until) for refusal in refusals]
     if found and not found[0].about_other_claims and found[0].rule != "likeness":
         verified = tuple(_advice(claim, begin, min(until, time.monotonic() + ADVICE_SECONDS)))
         smaller = smaller_scope(claim, scope)
         more = verified or found[0].advice
+        found[0] = with_layer(claim, found[0], min(until, time.monotonic() + LAYER_SECONDS))
         found[0] = replace(found[0], advice=(*more, *((f"--scope {smaller}",) if smaller else ())))
     return tuple(found)
 
@@ -226,7 +230,8 @@ def answers(claim: Claim, begin: Begin, until: float) -> tuple[RuleAnswer, ...]:
     for rule in RULES:
         found = _of(rule, simple, begin, until)
         if isinstance(found, Refusal):
-            refusals.append(with_values(found, begin(until).solver, until))
+            found = with_values(found, begin(until).solver, until)
+            refusals.append(with_layer(claim, found, min(until, time.monotonic() + LAYER_SECONDS)))
         else:
             proved[rule.name] = RuleAnswer(rule.name, rule.needs, None)
     missed = [r for r in ranked(refusals) if r.rule not in proved]
