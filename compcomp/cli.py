@@ -62,7 +62,7 @@ def prove(
     """Prove or refute a claim.
 
     With --store the verdict is kept; with --save it is always found afresh, as its certificates are about this claim.
-    With --why the rules alone are asked, for every shape, and status 3 means that none proves the claim.
+    With --why the rules alone are asked, also those for the shape of --scope. Status 3: none proves the claim.
     Exit status: 0 proved, 1 refuted, 2 wrong use, 3 unknown or any other verdict.
     """
     import compcomp.techniques  # noqa: F401  (registers the techniques that a claim may name)
@@ -72,7 +72,7 @@ def prove(
     if why:
         if save is not None or store is not None:
             raise InputError("--why with --save or --store", "--why alone: it finds no verdict", "prove")
-        _explain(parsed, timeout, as_json=as_json)
+        _explain(parsed, scope, timeout, as_json=as_json)
     with _waiting(f"deciding {parsed}"):
         verdict = _decided(parsed, scope, timeout, store, certify=save is not None)
     if save is not None:
@@ -86,12 +86,12 @@ def prove(
     raise typer.Exit(_exit_status(verdict))
 
 
-def _explain(claim: Claim, timeout: float, *, as_json: bool) -> NoReturn:
+def _explain(claim: Claim, scope: str, timeout: float, *, as_json: bool) -> NoReturn:
     """Print what each rule needs and misses. Exit status: 0 where one proves the claim, else 3."""
     from compcomp.proving.prove import why
 
     with _waiting(f"asking the rules about {claim}"):
-        answers = why(claim, timeout=timeout)
+        answers = why(claim, scope, timeout=timeout)
     if as_json:
         _print_json({"claim": str(claim), "rules": [answer.to_json() for answer in answers]})
     else:

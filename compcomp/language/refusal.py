@@ -135,18 +135,20 @@ class RuleAnswer:
         needs: what it asks of a claim, in one line.
         refusal: what is missing; None where the rule proves the claim.
         part: the kind of layer that was asked about, for a claim about layers that share units.
+        reach: the layers for which it proves the claim, in words.
     """
 
     rule: str
     needs: str
     refusal: Refusal | None
     part: str = ""
+    reach: str = ""
 
     @property
     def lines(self) -> tuple[tuple[str, str], ...]:
         """What it needs and what is missing, as pairs of a title and a text."""
         if self.refusal is None:
-            return ("needs", self.needs), ("proves", "the claim, for every shape")
+            return ("needs", self.needs), ("proves", f"the claim ({self.reach})")
         if self.refusal.about_other_claims:
             return ("needs", self.needs), ("no rule for it", self.refusal.reason)
         missing = str(self.refusal).partition(": ")[2]
@@ -163,5 +165,6 @@ class RuleAnswer:
             "needs": self.needs,
             "part": self.part,
             "proves": self.refusal is None,
+            "reach": self.reach,
             "refusal": None if self.refusal is None else self.refusal.to_json(),
         }

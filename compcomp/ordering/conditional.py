@@ -91,7 +91,7 @@ class ConditionalEntry(Record):
     @property
     def right(self) -> Order:
         """Return the other side."""
-        return self.claim.right
+        return self.claim.sides[1]
 
     @property
     def given(self) -> list[str]:
