@@ -19,6 +19,7 @@ ROOMS: list[str] = [
     "compcomp/bench.py",
     "compcomp/cli.py",
     "compcomp/errors.py",
+    "compcomp/models/**/*.py",
     "compcomp/optimize.py",
     "compcomp/plan.py",
     "compcomp/recipe.py",

@@ -153,7 +153,7 @@ class ModelBench:
     def apply(self, technique: Technique | Sequence, state: ModelState) -> ModelState:
         """Return the state after the technique's kernel has run on every layer.
 
-        Raises InputError, naming the layer, where the technique does not fit or its result is not finite.
+        Raises InputError, naming the layer, if the technique does not fit or its result is not finite.
         """
         self.check(technique)
         result = dict(state)

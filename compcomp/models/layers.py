@@ -134,7 +134,7 @@ def layers_by_name(model: nn.Module) -> dict[str, Layer]:
 
 
 def check_sequence(layers: Iterable[Layer], sequence: Technique | Sequence) -> None:
-    """Raise InputError, naming the layer, where a technique does not fit a layer's shape."""
+    """Raise InputError, naming the layer, if a technique does not fit a layer's shape."""
     for layer in layers:
         try:
             as_sequence(sequence).check(layer.shape)

@@ -56,7 +56,7 @@ PLAIN = Modes()
 
 
 def plainly(function: Callable[P, R]) -> Callable[P, R]:
-    """Return the function run under :data:`PLAIN` modes: ``inference_mode`` or ``autocast`` around it change nothing."""
+    """Return the function, run under :data:`PLAIN` modes even inside ``inference_mode`` or ``autocast``."""
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
