@@ -400,7 +400,7 @@ class Bench(InParts, Protocol):
 
     @property
     def parallel(self) -> bool:
-        """True if jobs gain from running in several processes at once."""
+        """Return True if jobs gain from running in several processes at once."""
 
     def coverage(self, claims: Sequence[Claim]) -> Iterator[tuple[str, list[Coverage]]]:
         """Yield for each layer its name and its :class:`Coverage` by each claim, all proved under conditions.

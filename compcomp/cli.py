@@ -61,9 +61,9 @@ def prove(
 ) -> None:
     """Prove or refute a claim.
 
-    With --store the verdict is kept in the file, and is found there the next time. With --save it is always decided
-    afresh, because its certificates are about this very claim. With --why only the rules are tried, for every shape;
-    exit status 3 then means that no rule proves the claim.
+    With --store the verdict is kept in the file, and is found there the next time.
+    With --save it is always decided afresh, because its certificates are about this very claim.
+    With --why only the rules are tried, for every shape; exit status 3 then means that no rule proves the claim.
 
     Exit status: 0 proved, 1 refuted, 2 wrong use, 3 unknown or any other verdict.
     """
@@ -225,9 +225,10 @@ def check(
 ) -> None:
     """Re-check a saved verdict from its files alone, without the prover (docs/certificates.md).
 
-    With --regenerate the prover is run as well, with the saved answers in place of a solver. This checks that the claim
-    needs exactly the saved queries. Exit status: 0 valid, 1 invalid, 2 wrong use, 3 holey (something depends on solvers
-    alone).
+    With --regenerate the prover is run as well, with the saved answers in place of a solver.
+    This checks that the claim needs exactly the saved queries.
+
+    Exit status: 0 valid, 1 invalid, 2 wrong use, 3 holey (something depends on solvers alone).
     """
     from compcomp.checking.directory import MALFORMED, check_directory
     from compcomp.checking.statement import UNASKED

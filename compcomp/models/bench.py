@@ -286,7 +286,7 @@ class ModelBench:
 
     @property
     def parallel(self) -> bool:
-        """True if jobs gain from several processes: on a CPU."""
+        """Return True if jobs gain from several processes: on a CPU."""
         return all(layer.parameter.device.type == "cpu" for layer in self.layers.values())
 
     def layer_names(self) -> list[str]:

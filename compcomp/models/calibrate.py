@@ -79,7 +79,7 @@ def calibrate(
     device = next(p.device for p in model.parameters() if p.device.type != "meta")
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
-        stack.enter_context(torch.no_grad())  # inference_mode would leave its mark on what the model caches
+        stack.enter_context(torch.no_grad())  # inference_mode would mark the tensors that the model caches
         for layer in layers:
             for module in layer.modules:
                 handle = module.register_forward_pre_hook(hook(layer), with_kwargs=True)

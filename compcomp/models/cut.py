@@ -136,7 +136,8 @@ class _Cutter:
     def _fewer(self, kind: str, names: Sequence[str]) -> Change:
         """Return the change that removes the idle units of these networks or attentions.
 
-        Under one config the same number is removed of all."""
+        Under one config the same number is removed of all.
+        """
 
         def change(changes: Changes) -> None:
             layers = layers_by_name(self.model)
