@@ -53,7 +53,8 @@ def place(tensor: Tensor) -> object:
 def stretch(tensor: Tensor) -> object:
     """Return a value that is equal for tensors that are the same whole stretch of memory, in any layout.
 
-    For other tensors it is that of :func:`place`."""
+    For other tensors it is that of :func:`place`.
+    """
     if not is_plain(tensor) or tensor.numel() == 0 or not _is_whole(tensor):
         return place(tensor)
     return tensor.device, extent(tensor), tensor.dtype
