@@ -16,6 +16,7 @@ COVERED += [ROOT / folder / "README.md" for folder in ("tests", "benchmarks")]
 
 
 ROOMS: list[str] = [
+    "compcomp/checking/*.py",
     "compcomp/errors.py",
     "compcomp/ordering/*.py",
     "compcomp/version.py",
