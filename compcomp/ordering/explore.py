@@ -105,11 +105,12 @@ class Explorer:
     def explored(self, keep: int, *, every: bool = False) -> Explored:
         """Explore all layers for the staying orders.
 
+        An order is given up if its loss on some layers exceeds the whole loss of enough others, of the same techniques
+        and size. It is dropped in the orderings then, and not explored on the other layers.
+
         Args:
-            keep: How many orders to keep. Let an order's loss on some layers exceed the whole loss of ``keep`` others,
-                of the same techniques and size. Then it is dropped in the orderings, and not explored on the other
-                layers.
-            every: True drops none.
+            keep: How many others are enough.
+            every: True gives up no order.
         """
         loss = self.orderings.loss
         staying = list(self.orderings.staying())
