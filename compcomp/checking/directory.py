@@ -61,6 +61,7 @@ class Report:
 
     @property
     def outcome(self) -> str:
+        """The outcome: "invalid" if something is wrong, else "holey" if there are holes, else "valid"."""
         return "invalid" if self.problems else "holey" if self.holes else "valid"
 
     def describe(self) -> str:

@@ -33,6 +33,7 @@ class Invalid(Exception):
 
 
 def add(p: Poly, q: Poly, times: Fraction | int = 1) -> Poly:
+    """Return p + times q."""
     terms = dict(p)
     for m, c in q:
         terms[m] = terms.get(m, Fraction(0)) + times * c
@@ -40,6 +41,7 @@ def add(p: Poly, q: Poly, times: Fraction | int = 1) -> Poly:
 
 
 def multiply(p: Poly, q: Poly) -> Poly:
+    """Return p q."""
     total = ZERO
     for m, c in p:
         total = add(total, tuple(sorted((tuple(sorted(m + n)), c * d) for n, d in q)))
@@ -47,14 +49,17 @@ def multiply(p: Poly, q: Poly) -> Poly:
 
 
 def constant(value: Fraction | int) -> Poly:
+    """Return a number as a polynomial."""
     return (((), Fraction(value)),) if value else ZERO
 
 
 def is_constant(p: Poly) -> bool:
+    """Return True if the polynomial is a number."""
     return all(m == () for m, _ in p)
 
 
 def number(text: Any) -> Fraction:
+    """Return the exact number that a text stands for. Raise Invalid if it is none."""
     if not isinstance(text, str) or not re.fullmatch(r"-?[0-9]{1,400}(/[1-9][0-9]{0,400})?", text):
         raise Invalid(f"{str(text)[:40]} is no rational number")
     return Fraction(text)
@@ -112,6 +117,7 @@ class Script:
         return self._node("poly", constant(value))
 
     def is_boolean(self, x: int) -> bool:
+        """Return True if the term is a truth value, False if it is a number."""
         return self.nodes[x][0] not in ("poly", "+", "*", "ite")
 
     def _all(self, terms: list[int], boolean: bool) -> list[int]:
@@ -254,9 +260,11 @@ class Known:
             self.closed |= all(known) and (known[0][0], known[0][1] or known[1][1]) > (known[1][0], False)
 
     def set(self, name: str, value: bool) -> None:
+        """Add the value of a flag to the known facts."""
         self.closed = self.closed or self.flags.setdefault(name, value) != value
 
     def simplify(self, x: int, done: dict[int, int]) -> int:
+        """Return a term simplified by the known facts. ``done``: the terms simplified so far."""
         if x not in done:
             script, (op, *kids) = self.script, self.script.nodes[x]
             if op == "flag" and kids[0] in self.flags:
@@ -325,6 +333,7 @@ class Known:
         return [("no", no), ("yes", yes)]
 
     def check_sum(self, terms: Any) -> None:
+        """Raise Invalid unless the sum closes the case."""
         total, positive = ZERO, False
         for coefficient, factors in terms:
             product, strict = constant(number(coefficient)), True
@@ -341,7 +350,16 @@ class Known:
 
 
 def check_tree(tree: Any, known: Known, assertions: list[int]) -> None:
-    """Raise Invalid unless the tree shows that the known facts and the assertions contradict each other."""
+    """Check that the tree shows that the known facts and the assertions contradict each other.
+
+    Args:
+        tree: The tree of cases.
+        known: The known facts.
+        assertions: The terms that are asserted.
+
+    Raises:
+        Invalid: The tree does not show it.
+    """
     assertions = known.saturate(assertions)
     match tree:
         case "contradiction" if known.closed:
@@ -356,7 +374,15 @@ def check_tree(tree: Any, known: Known, assertions: list[int]) -> None:
 
 
 def check_certificate(script_text: str, certificate: Any) -> str:
-    """Return "unsat" or "sat", whichever the certificate shows for the script. Raise Invalid otherwise."""
+    """Return "unsat" or "sat", whichever the certificate shows for the script.
+
+    Args:
+        script_text: The SMT-LIB script.
+        certificate: The certificate, read from JSON.
+
+    Raises:
+        Invalid: The certificate does not show either.
+    """
     try:
         form = certificate["format"], certificate["script_sha256"], len(certificate)
         if form != (1, hashlib.sha256(script_text.encode()).hexdigest(), 3):

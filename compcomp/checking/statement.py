@@ -57,7 +57,16 @@ UNASKED = "no query was needed, as the prover says: --regenerate asks it again"
 
 
 def check_fields(data: Any, fields: Data, where: str) -> None:
-    """Raise Invalid if data does not have exactly these fields, of these types."""
+    """Check that data has exactly these fields, of these types.
+
+    Args:
+        data: The content of a file, or a part of it.
+        fields: The type of each field.
+        where: The place that an error names.
+
+    Raises:
+        Invalid: A field is missing, not known, or of another type.
+    """
     if not isinstance(data, dict) or set(data) != set(fields):
         odd = sorted(map(str, set(data) ^ set(fields))) if isinstance(data, dict) else [type(data).__name__]
         raise Invalid(f"{where}: fields that are missing or not known: {', '.join(odd)}"[:200])
@@ -212,7 +221,13 @@ def _grade(relied: list[Data]) -> str:
 
 
 def holes(claim: Claim, stated: Data, answers: list[Data]) -> list[str]:
-    """Return the parts of a proof that depend on the prover alone, apart from its queries."""
+    """Return the parts of a proof that depend on the prover alone, apart from its queries.
+
+    Args:
+        claim: The claim that the verdict is on.
+        stated: The content of claim.json.
+        answers: The content of answers.json.
+    """
     found = []
     if _follows(stated):
         found.append("it follows from a verdict on another claim, which is not here")

@@ -29,9 +29,13 @@ FAILED = "the prover failed"
 
 
 def decide(claim: Claim, scope: Scope, options: Options, prover: Prover | None = None) -> Verdict:
-    """Return the verdict of a prover, by default of the one that this process shares.
+    """Return the verdict of a prover. It does not look for explanations of an unknown verdict.
 
-    It does not look for explanations of an unknown verdict.
+    Args:
+        claim: The claim.
+        scope: The layers to cover.
+        options: How hard to try.
+        prover: The prover, None for the one that this process shares.
     """
     from compcomp.proving.prove import default_prover
 
@@ -172,6 +176,11 @@ class Asker:
 
         The sources are tried in this order: this run's verdict on the claim; a decided verdict of the store on it;
         other verdicts that imply one. Last comes an unknown of the store that was asked no less hard.
+
+        Args:
+            claim: The claim.
+            scope: The layers to cover.
+            options: How hard the claim would be tried.
         """
         known = self._known.get(_key(claim, scope))
         if known is not None:
@@ -189,7 +198,12 @@ class Asker:
         return kept
 
     def learn(self, verdict: Verdict, options: Options | None = None) -> None:
-        """Keep a verdict of the prover, for claims that follow from it and for later runs."""
+        """Keep a verdict of the prover, for claims that follow from it and for later runs.
+
+        Args:
+            verdict: The verdict.
+            options: How hard the claim was tried.
+        """
         self._remember(verdict)
         if self.store is not None and not verdict.cause.startswith(FAILED):
             self.store.put(verdict, options or {})

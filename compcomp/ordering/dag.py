@@ -205,6 +205,10 @@ class Orderings(Space):
         """Return the normal form after one more technique, and the proofs used.
 
         Each rewrite makes the form shorter or smaller.
+
+        Args:
+            normal: The normal form before.
+            step: The position of the technique.
         """
         if (normal, step) not in self._steps:
             self._steps[normal, step] = self._rewritten((*normal, step))
@@ -424,11 +428,23 @@ class Orderings(Space):
                 self._on_model[leaf] = stands
 
     def exceeds(self, leaf: Prefix, by: Prefix, because: str) -> None:
-        """Drop a staying order, as a part of its loss exceeds the whole loss of another (law 4)."""
+        """Drop a staying order, as a part of its loss exceeds the whole loss of another (law 4).
+
+        Args:
+            leaf: The order to drop.
+            by: The other order.
+            because: The reason for reports.
+        """
         self._bounded[leaf] = by, because
 
     def under_conditions(self, leaf: Prefix, by: Prefix, because: str) -> None:
-        """Drop a staying order, as another is known to lose no more on this model (law 5)."""
+        """Drop a staying order, as another is known to lose no more on this model (law 5).
+
+        Args:
+            leaf: The order to drop.
+            by: The other order.
+            because: The reason for reports.
+        """
         self._bounded[leaf] = by, f"{UNDER_CONDITIONS}, {because}"
 
     def _changed(self) -> None:

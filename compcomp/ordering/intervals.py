@@ -18,7 +18,12 @@ def mean(pairs: Sequence[Pair]) -> float:
 
 
 def half_width(pairs: Sequence[Pair], level: float) -> float:
-    """Return half the width of the interval around their mean that misses with probability ``level``."""
+    """Return half the width of the confidence interval around a mean over parts.
+
+    Args:
+        pairs: The parts.
+        level: The probability that the interval misses the true mean.
+    """
     return _half(_residuals(pairs), level)
 
 
@@ -27,6 +32,11 @@ def difference(pairs: Sequence[Pair], others: Sequence[Pair], level: float) -> t
 
     If the differences are not zero but the same on every part, they say nothing about their spread. The width is
     infinite then.
+
+    Args:
+        pairs: The parts of the first mean.
+        others: The parts of the second mean, aligned with ``pairs``.
+        level: The probability that the interval misses the true difference.
     """
     middle = mean(pairs) - mean(others)
     spread = [a - b for a, b in zip(_residuals(pairs), _residuals(others), strict=True)]

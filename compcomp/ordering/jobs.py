@@ -40,9 +40,13 @@ TRIES = 2
 
 @contextmanager
 def pool(executor: Executor | None, *, wanted: bool) -> Iterator[Executor | None]:
-    """Yield the executor. If there is none and one is ``wanted``, yield a pool with a process for every core.
+    """Yield the executor, or a pool with a process for every core if there is none.
 
     The processes do not run the caller's main module again, and each computes with one thread.
+
+    Args:
+        executor: The executor, or None.
+        wanted: False makes no pool. Neither does a single core.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if executor is not None or not wanted or cores < 2:
@@ -68,9 +72,16 @@ def _large_jobs() -> None:
 def run(function: Callable[[J], R], jobs: Iterable[J], executor: Executor | None = None) -> Iterator[tuple[J, R]]:
     """Yield each job and its result, in the order of the jobs. Jobs are made no sooner than they are needed.
 
-    A job that is not ``portable`` runs in this process. An exception of a job is raised here. A worker that dies raises
-    nothing: the job is submitted again, and after several losses it runs in this process. Results thus do not depend on
-    workers.
+    A job that is not ``portable`` runs in this process. A worker that dies raises nothing: the job is submitted again,
+    and after several losses it runs in this process. Results thus do not depend on workers.
+
+    Args:
+        function: Does a job.
+        jobs: The jobs.
+        executor: Where jobs are done, None for this process.
+
+    Raises:
+        Exception: The exception of a job.
     """
     if executor is None:
         for job in jobs:

@@ -104,7 +104,20 @@ class Measurement(Record):
 
 
 def ranked(measurements: Sequence[Measurement], loss: str, metric: str | None, lower: bool) -> list[Measurement]:
-    """Sort measurements, best first: by the metric if there is one, then by the loss, then by text. NaN comes last."""
+    """Sort measurements, best first: by the metric if there is one, then by the loss, then by text.
+
+    Args:
+        measurements: The measurements.
+        loss: The name of the loss.
+        metric: The name of the metric, None without one.
+        lower: True if smaller values of the metric are better.
+
+    Returns:
+        The sorted measurements. Those without a number come last.
+
+    Raises:
+        InputError: The loss was not measured.
+    """
     return sorted(measurements, key=lambda one: rank(one, loss, metric, lower))
 
 
@@ -134,9 +147,17 @@ def fronts(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def pareto(measurements: Sequence[Measurement], loss: str, metric: str | None, lower: bool) -> list[Measurement]:
-    """Return the measurements that no other matches in both metric (or loss) and size, the smallest models first.
+    """Return the Pareto front: the measurements that no other matches in both metric (or loss) and size.
 
-    If sizes are not known, this is the best measurement alone. Measurements without a number are left out.
+    Args:
+        measurements: The measurements.
+        loss: The name of the loss.
+        metric: The name of the metric, None without one.
+        lower: True if smaller values of the metric are better.
+
+    Returns:
+        The front, the smallest models first. If sizes are not known, it is the best measurement alone. Measurements
+            without a number are left out.
     """
     rows = [(one, one.worth(loss, metric, lower)) for one in measurements]
     rows = [(one, value) for one, value in rows if not math.isnan(value)]

@@ -35,9 +35,11 @@ class Kept:
     key: str = ""
 
     def get(self, name: str) -> dict[str, Any] | None:
+        """Return the data kept under a name, None if there is none."""
         return None if self.store is None else self.store.get_result(f"{self.key} {name}")
 
     def put(self, name: str, data: Mapping[str, Any]) -> None:
+        """Keep data under a name."""
         if self.store is not None:
             self.store.put_result(f"{self.key} {name}", data)
 
@@ -132,6 +134,7 @@ class Run:
 
     @property
     def parts(self) -> int:
+        """The number of parts that the state was measured on."""
         return len(next(iter(self.sums.values())))
 
 

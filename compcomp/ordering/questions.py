@@ -73,7 +73,14 @@ class Questions:
         self.ask_dominance()
 
     def ask(self, claims: Sequence[Claim], scope: Scope, text: str, **options: Any) -> list[Verdict]:
-        """Return the verdicts of claims at a scope, reporting progress."""
+        """Return the verdicts of claims at a scope, reporting progress.
+
+        Args:
+            claims: The claims.
+            scope: The layers to cover.
+            text: A description of the claims for progress.
+            options: Options of the prover.
+        """
         done = 0
 
         def answered(_: Verdict) -> None:

@@ -114,7 +114,16 @@ def canonical(claim: Claim) -> Claim:
 
 
 def restated(source: Verdict, claim: Claim, scope: Scope) -> Verdict | None:
-    """Return the verdict on a claim from that on another claim of the same canonical form. None if no law allows it."""
+    """Return the verdict on a claim from that on another claim of the same canonical form.
+
+    Args:
+        source: The known verdict.
+        claim: The claim as it is asked.
+        scope: The layers to cover.
+
+    Returns:
+        The verdict on ``claim``, None if no law allows it.
+    """
     if said(source.claim) == said(claim):
         return replace(source, claim=claim)
     if source.proved or source.refuted:

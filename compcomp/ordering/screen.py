@@ -296,7 +296,7 @@ def no_worse(losses: dict[Prefix, Values]) -> dict[Prefix, list[Prefix]]:
 
 
 def in_common(first: Prefix, second: Prefix) -> int:
-    """Return the length of the longest common subsequence."""
+    """Return the length of the longest common subsequence of two prefixes."""
     row = [0] * (len(second) + 1)
     for x in first:
         before = row[:]

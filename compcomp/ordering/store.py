@@ -206,6 +206,7 @@ class Store:
         self._run("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?)", (_result_key(key), key, text, time.time()))
 
     def close(self) -> None:
+        """Close the file."""
         self._connection.close()
 
 

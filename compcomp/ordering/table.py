@@ -56,6 +56,7 @@ class Cell:
 
     @property
     def claim(self) -> str:
+        """The claim as text."""
         return f"{self.first} >> {self.second} keeps {self.invariant}"
 
 

@@ -127,6 +127,7 @@ class _Drawing:
         return TOP + (self.rows[node] + 0.5) * self.size.row
 
     def svg(self) -> str:
+        """Return the picture as an ``<svg>`` element."""
         depth = max(self.levels.values())
         width = LEFT + depth * self.size.step + self.size.width + AFTER
         height = TOP + (max(self.rows.values()) + 1) * self.size.row + 6

@@ -48,6 +48,7 @@ def ratio(value: float | None) -> str:
 
 
 def orders_of(count: int) -> str:
+    """Return a number of orders as text, such as "1 order" or "2 orders"."""
     return "1 order" if count == 1 else f"{count:,} orders"
 
 

@@ -15,7 +15,12 @@ ENTRIES = 24
 
 
 def witness_view(witness: Witness, refutes: bool) -> RenderableType:
-    """Return a view of the weight after each step of each sequence, of changed inputs, and of the losses."""
+    """Return a view of a witness: the weights after each step, the inputs that a step changes, and the losses.
+
+    Args:
+        witness: The witness.
+        refutes: True for a counterexample, False for a suspect that floats do not confirm.
+    """
     window = matrices.window(witness)
     what = "Counterexample" if refutes else "Suspect, not confirmed in floats"
     head = Text(what, style="bold").append(f": a layer of {matrices.size(witness.weight)} (out x in)", "not bold")
