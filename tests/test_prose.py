@@ -16,7 +16,17 @@ COVERED += [ROOT / folder / "README.md" for folder in ("tests", "benchmarks")]
 
 
 ROOMS: list[str] = [
+    "compcomp/bench.py",
+    "compcomp/checking/*.py",
+    "compcomp/cli.py",
     "compcomp/errors.py",
+    "compcomp/models/**/*.py",
+    "compcomp/optimize.py",
+    "compcomp/ordering/*.py",
+    "compcomp/plan.py",
+    "compcomp/recipe.py",
+    "compcomp/record.py",
+    "compcomp/reporting/*.py",
     "compcomp/version.py",
 ]
 """Globs of code files whose docstrings are covered."""
