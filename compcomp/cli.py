@@ -89,13 +89,8 @@ def prove(
     raise typer.Exit(_exit_status(verdict))
 
 
-<<<<<<< HEAD
 def _explain(claim: Claim, scope: str, timeout: float, *, as_json: bool) -> NoReturn:
-    """Print what each rule needs and misses. Exit status: 0 where one proves the claim, else 3."""
-=======
-def _explain(claim: Claim, timeout: float, *, as_json: bool) -> NoReturn:
     """Print for each rule what it needs and what is missing. Exit with status 0 if a rule proves the claim, else 3."""
->>>>>>> main
     from compcomp.proving.prove import why
 
     with _waiting(f"asking the rules about {claim}"):

@@ -96,13 +96,8 @@ class ConditionalEntry(Record):
 
     @property
     def right(self) -> Order:
-<<<<<<< HEAD
-        """Return the other side."""
-        return self.claim.sides[1]
-=======
         """The other side."""
-        return self.claim.right
->>>>>>> main
+        return self.claim.sides[1]
 
     @property
     def given(self) -> list[str]:
