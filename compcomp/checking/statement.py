@@ -49,7 +49,7 @@ PROOF_NOTES = (
     re.escape(FOLLOWS) + ".*",
 )
 STAGES = {"PROVED": ("rule", "bounded"), "REFUTED": ("search", "bounded"), "VACUOUS": ("rule", "bounded")}
-WITHOUT_QUERIES = ("absorption", "inputs", "rest", "last step", "kept", "fits", "optimum")
+WITHOUT_QUERIES = ("no op", "absorption", "inputs", "rest", "last step", "kept", "fits", "optimum")
 """The rules that may prove a claim without a query: from what techniques promise."""
 
 

@@ -122,7 +122,7 @@ class Declared:
         default=False,
         metadata=_law(
             "acts on the inputs alone, and what it makes of them depends on them alone",
-            *("inputs", "fits", "no_op", "normal"),
+            *("inputs", "exchange", "fits", "no_op", "normal"),
         ),
     )
     homogeneous: bool = field(
