@@ -17,6 +17,10 @@ COVERED += [ROOT / folder / "README.md" for folder in ("tests", "benchmarks")]
 
 ROOMS: list[str] = [
     "compcomp/errors.py",
+    "compcomp/language/contracts.py",
+    "compcomp/language/fixtures.py",
+    "compcomp/language/hints.py",
+    "compcomp/language/technique.py",
     "compcomp/version.py",
 ]
 """Globs of code files whose docstrings are covered."""
@@ -69,3 +73,9 @@ def test_docstrings_are_read() -> None:
     source = 'def f():\n    """Return it.\n\n    What is told.\n    """\n\nX = 1\n"""Of which one."""\n'
     found = {(sentence.line, sentence.text) for sentence in of_docstrings(source)}
     assert found == {(2, "Return it."), (4, "What is told."), (8, "Of which one.")}
+
+
+def test_entries_of_a_section_are_apart() -> None:
+    source = 'def f():\n    """Do it.\n\n    Args:\n        a: one\n            and more.\n        b: two.\n    """\n'
+    found = {(sentence.line, sentence.text) for sentence in of_docstrings(source)}
+    assert found == {(2, "Do it."), (5, "one and more."), (7, "two.")}

@@ -64,9 +64,10 @@ class Declared:
        `sees_factors`).
 
     Args:
-        keeps: names from :data:`compcomp.layers.state.INVARIANTS`, and "factors". "mask", for any weights: the mask
-            after it drops every weight that the mask before it drops. "grid", if the grid does not contain 0, speaks
-            of the unpruned weights. "factors": the low-rank term does not change; if there was none, there is none.
+        keeps: names from :data:`compcomp.layers.state.INVARIANTS`, and "factors". For "mask" the weights do not matter:
+            The mask after it drops every weight that the mask before it drops. For "grid", if the grid does not
+            contain 0, only the unpruned weights count. For "factors" the low-rank term does not change; if there was
+            none, there is none.
         restores: "mask": every weight that the mask before it drops is zero after it, and the mask after it drops that
             weight too.
         never_increases: names of losses, of the layer in its current basis.
@@ -75,9 +76,9 @@ class Declared:
         changes_inputs: weight, reference and format do not change. A technique that does not declare it does not change
             the inputs.
         homogeneous: the layer here is its weight and its reference.
-        zeros: it holds whatever the format records of these zeros. "weights": a weight that is zero is zero after it.
-            "rows": if a row of the weight and the same row of the low-rank term are zero, both are zero after it.
-            "columns": the same for columns.
+        zeros: it holds whatever the format records of these zeros. For "weights", a weight that is zero is zero after
+            it. For "rows", if a row of the weight and the same row of the low-rank term are zero, both are zero after
+            it. For "columns", the same holds for columns.
         changes_basis: weight and format change with the transform, and a plain format (:data:`NO_OP`) stays plain. A
             technique that does not declare it does not change the transform, and receives the layer in its current
             basis.
