@@ -93,7 +93,7 @@ def of_docstrings(text: str) -> Iterator[Sentence]:
 
 
 def _dedented(docstring: str) -> str:
-    """Return a docstring without indent, in which entries of a section such as ``Args:`` are list items without names."""
+    """Return a docstring without indent; entries of a section such as ``Args:`` become list items without names."""
     first, *rest = docstring.split("\n")
     lines, entries = [first.strip()], False
     for line in dedent("\n".join(rest)).split("\n"):
