@@ -143,6 +143,13 @@ class Declared:
             *("basis", "fits", "last_step", "no_op", "normal"),
         ),
     )
+    scales_inputs: bool = field(
+        default=False,
+        metadata=_law(
+            "divides every input feature by some t > 0, and multiplies its column of weight and low-rank term by t",
+            "scaling",
+        ),
+    )
     optimum: Optimum | None = field(
         default=None,
         metadata=_law("leaves one of the weights that this admits, and none of them loses less", "optimum", "fits"),
