@@ -189,13 +189,13 @@ def markdown(entries: list[Entry]) -> str:
         "# Techniques",
         "",
         "Written by `compcomp catalogue` from the docstrings and contracts in `encodings/`; do not edit. The laws of",
-        "the contracts are at the [end](#contracts). Which technique destroys what another set up is in",
-        "[keeps.md](keeps.md). Invariants: a mask, an n:m pattern of it, a grid,",
-        'a rank, and the shape left when rows and columns are removed; "factors" is a low-rank term beside the weight.',
-        f"Bits: of each weight of a {rows} x {columns} layer of random weights after the technique, with all scales,",
-        "masks and factors that have to be stored; a dense weight takes 16.",
+        "the contracts are at the [end](#contracts). [keeps.md](keeps.md) says which technique keeps the invariants that",
+        "another sets up. The invariants are a mask, its n:m pattern, a grid, a rank, and the shape that is left when rows",
+        'and columns are removed; "factors" is the low-rank branch. The bits are those that each weight of a',
+        f"{rows} x {columns} layer of random weights takes after the technique, with all scales, masks and factors that",
+        "have to be stored. A dense weight takes 16.",
         "",
-        "| technique | what it is | bits |",
+        "| technique | description | bits |",
         "|---|---|---|",
     ]
     for entry in entries:
@@ -222,7 +222,7 @@ def markdown(entries: list[Entry]) -> str:
             ]
         for behaviour in entry.behaviours:
             lines += ["", f"`{behaviour.technique}`:", "", *(f"- {text}" for text in _said(behaviour))]
-    lines += ["", "## Contracts", "", "Proofs rest on these. `check_encoding` looks for layers that break them.", ""]
+    lines += ["", "## Contracts", "", "Proofs depend on these. `check_encoding` looks for layers that break them.", ""]
     lines += ["| contract | law | rules that rely on it |", "|---|---|---|"]
     for contract in contracts().values():
         rules = ", ".join(f"[{rule.replace('_', ' ')}](proofs/{rule}.md)" for rule in contract.rules)
