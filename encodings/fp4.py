@@ -18,8 +18,8 @@ class FP4(Technique):
 
     group: The number of consecutive weights of a row that share a scale. None stands for one scale for the tensor.
     rounding: The rule for midpoints: "half_even" (to the even mantissa), "half_up", "half_away" or "any".
-    The scale is not rounded; MX has scales that are powers of two. An all-zero group stays zero. Source: [rouhani2023]
-    (the format).
+    The scale is not rounded; MX has scales that are powers of two. An all-zero group stays zero.
+    Source: [rouhani2023] (the format).
     """
 
     group: int | None = 32

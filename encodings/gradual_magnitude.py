@@ -66,8 +66,7 @@ class GradualMagnitude(Technique):
     def each_round(self) -> tuple[Technique, ...]:
         """Return the rounds as techniques of their own, in order: magnitude pruning to the sparsity of each.
 
-        Under a pattern the rounds before the last are N:M as well: N is the number of weights of M that their sparsity
-        keeps.
+        Under a pattern the rounds before the last are N:M as well: N weights of M are those that their sparsity keeps.
         """
         partition = selection_partition(self.pattern, self.per, self.sparsity, "GradualMagnitude")
         if partition.size is None:

@@ -39,9 +39,9 @@ class JointPruneQuantize(Technique):
     Every other weight goes to the nearest of ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = r * max|w| / L. Here max|w|
     is over its scale group, and r is the clip ratio of that group. Keeping w instead of dropping it gains
     w^2 - (w - q(w))^2 = q(w)(2w - q(w)). For each ratio the weights of least gain are dropped. The ratio of least error
-    is taken, the first among equals. So no other mask with as many zeros, ratio and levels has a smaller error. Nor does any
-    order of two steps that ends in such a weight. At one scale the gain grows with |w|. So the result differs from
-    pruning by magnitude and then rounding if a selection covers several scale groups, and by its clip ratios.
+    is taken, the first among equals. So no other mask with as many zeros, ratio and levels has a smaller error. Nor
+    does any order of two steps that ends in such a weight. At one scale the gain grows with |w|. So the result differs
+    from pruning by magnitude and then rounding if a selection covers several scale groups, and by its clip ratios.
     sparsity: The share of weights to drop, in [0, 1), or Any in claims.
     bits: The bit width, 2 to 16, or Any in claims.
     pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row.

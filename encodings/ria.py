@@ -32,8 +32,7 @@ POWERS = "a number from 0 to 2 with a denominator of at most 4, such as 1/2"
 class Score:
     """Compute (|w_ij| / sum_k |w_kj| + |w_ij| / sum_k |w_ik|) |x_j|_2^power, out x in; 0 in a row or column of zeros.
 
-    For power a / b the score is raised to its (2 b)-th power. This keeps the order of weights, and |x_j|_2^(2 a) needs
-    no root.
+    For power a / b the score is raised to its (2 b)-th power. This keeps the order, and |x_j|_2^(2 a) needs no root.
     """
 
     power: Fraction

@@ -9,15 +9,18 @@ import pytest
 from tests.blocks import ROOT, documentation
 from tests.prose import LONGEST, complaints, of_docstrings, of_file, of_markdown
 
-GENERATED = {"techniques.md", "keeps.md"}
+GENERATED = {"keeps.md"}
 """Written from docstrings, which are not covered yet."""
 COVERED = [path for path in documentation() if path.name not in GENERATED]
 COVERED += [ROOT / folder / "README.md" for folder in ("tests", "benchmarks")]
 
 
 ROOMS: list[str] = [
+    "compcomp/catalogue.py",
     "compcomp/errors.py",
+    "compcomp/kernels/*.py",
     "compcomp/version.py",
+    "encodings/*.py",
 ]
 """Globs of code files whose docstrings are covered."""
 CODE = sorted({path for room in ROOMS for path in ROOT.glob(room)})
