@@ -109,6 +109,7 @@ class AWQ(Technique):
             any_inputs=True,
             holds_reference=True,
             changes_basis=True,
+            scales_inputs=True,
             no_op=frozenset() if any(self.alphas) else frozenset({"always"}),
         )
 

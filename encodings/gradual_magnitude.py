@@ -66,7 +66,7 @@ class GradualMagnitude(Technique):
     def each_round(self) -> tuple[Technique, ...]:
         """Return the rounds as techniques of their own, in order: magnitude pruning to the sparsity of each.
 
-        Under a pattern the rounds before the last are N:M as well: N weights of M are those that their sparsity keeps.
+        Under a pattern the rounds before the last are N:M as well: their sparsity keeps N weights of every M.
         """
         partition = selection_partition(self.pattern, self.per, self.sparsity, "GradualMagnitude")
         if partition.size is None:

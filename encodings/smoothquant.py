@@ -86,6 +86,7 @@ class SmoothQuant(Technique):
             holds_reference=True,
             homogeneous=False,
             changes_basis=True,
+            scales_inputs=True,
         )
 
     @property

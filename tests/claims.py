@@ -35,6 +35,7 @@ A1, Q2, F = "LoRA(rank=1, iterations=1)", "AbsMax(bits=2)", "DistillFactors()"
 T = "QuantizationAwareTraining(bits=4)"
 M, O, A = "MinMax(bits=4)", "MinMax(bits=4, zero='none')", "ApplyMask()"
 U, H = "PruneNeurons(sparsity=1/2)", "PruneHeads(sparsity=1/2)"
+UP4 = "AbsMax(bits=4, rounding='half_up')"
 Q3, UP, MERGED = "AbsMax(bits=3)", "AbsMax(bits=2, rounding='half_up')", "LoRA(rank=1, iterations=1, merged=True)"
 DENSE, HALF = "Magnitude(sparsity=Any, of='dense')", "Magnitude(sparsity=1/2, of='dense')"
 
@@ -393,4 +394,38 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     (f"{W} >> {Q} dominates JSQ(sparsity=1/2, bits=4)", "output_l2", "any", "REFUTED"),
     (f"JSQ(sparsity=1/2, bits=4, per='tensor') dominates {P} >> {Q}", "weight_l2", "any", "REFUTED"),
     (f"{ANY_P} >> {ANY_Q} dominates JSQ(sparsity=Any, bits=Any, per='tensor')", "weight_l2", "any", "REFUTED"),
+    # The grid is symmetric: what is gained by keeping a weight depends on its magnitude, whichever way midpoints go.
+    (_reversed(P, UP4), "weight_l1", "any", "PROVED"),
+    (_reversed(ANY_P, "AbsMax(bits=Any, rounding='any')"), "weight_l2", "any", "PROVED"),
+    (_reversed(N, "FP4(group=64, rounding='half_up')"), "weight_l3", "any", "PROVED"),
+    (_reversed("Magnitude(sparsity=1/3, ties='all')", UP4), "weight_l1", "any", "REFUTED"),
+    (_reversed(P, "NF4(group=None, rounding='half_up')"), "weight_l1", "any", "REFUTED"),
+    (_reversed(UP4, P), "weight_l1", "any", "REFUTED"),
+    # The least weights of a larger group lose less than any as many of smaller ones, whatever becomes of the others.
+    (f"{P} dominates {N}", "weight_l2", "any", "PROVED"),
+    (f"{P} dominates {N} >> {Q} >> {D}", "weight_l1", "any", "PROVED"),
+    (f"{P} >> {Q} dominates {N} >> {Q}", "weight_l2", "any", "PROVED"),
+    (f"{P} >> {Q} dominates AbsMax(bits=4, rounding='any') >> {N}", "weight_l1", "any", "PROVED"),
+    (f"{N} dominates {P}", "weight_l2", "any", "REFUTED"),
+    (f"{P} dominates {N}", "output_l2", "any", "REFUTED"),
+    (f"{P} dominates {N} >> {L}", "weight_l2", "any", "REFUTED"),
+    (f"{P} >> {Q} dominates {N} >> AbsMax(bits=5)", "weight_l2", "any", "REFUTED"),
+    (f"{W} dominates {N} >> {D} given diagonal_gram", "output_l2", "any", "PROVED"),
+    (f"{W} dominates {N} given diagonal_gram", "weight_l2", "any", "REFUTED"),
+    # Counted at one shape: rows of an odd number of weights lose fewer than the tensor.
+    (f"{P} dominates {W}", "weight_l2", "2x4", "PROVED"),
+    (f"{P} dominates {W}", "weight_l2", "2x3", "REFUTED"),
+    (f"{P} dominates {W}", "weight_l2", "any", "REFUTED"),
+    # Wanda does not see columns scaled against the inputs: T3 of CLAIMS.md.
+    (f"SmoothQuant() >> {W} dominates {W}", "output_l2", "any", "PROVED"),
+    (f"{W} dominates SmoothQuant() >> {W}", "output_l2", "any", "PROVED"),
+    (f"AWQ(alphas=(0, 1), group=None) >> {W} dominates {W}", "weight_l2", "any", "PROVED"),
+    (f"SmoothQuant() >> {P} dominates {P}", "output_l2", "any", "REFUTED"),
+    (f"SmoothQuant() >> {W} >> {Q} dominates {W} >> {Q}", "output_l2", "any", "REFUTED"),
+    (f"Hadamard(block=4) >> {W} dominates {W}", "output_l2", "any", "REFUTED"),
+    # Rounds of magnitude pruning are one selection.
+    (_reversed("GradualMagnitude(sparsity=1/2)", Q), "weight_l2", "any", "PROVED"),
+    (_reversed("GradualMagnitude(sparsity=1/2, rounds=5, pattern='2:4')", UP4), "weight_l1", "any", "PROVED"),
+    (_reversed(Q, "GradualMagnitude(sparsity=1/2)"), "weight_l2", "any", "REFUTED"),
+    (f"{Q} is orthogonal to GradualMagnitude(sparsity=1/2) within 1/2", "weight_l1", "any", "PROVED"),
 ]

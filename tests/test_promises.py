@@ -23,6 +23,7 @@ from compcomp.techniques import (
     ApplyMask,
     DistillFactors,
     GradientDistill,
+    Hadamard,
     Magnitude,
     MinMax,
     PruneRows,
@@ -132,6 +133,7 @@ LIES: list[tuple[Technique, dict[str, Any]]] = [
     (HALF, {"removes_rows": True}),
     (HALF, {"removes_columns": True}),
     (SmoothQuant(), {"changes_basis": False}),
+    (Hadamard(block=4), {"scales_inputs": True}),
     (LOW, {"idempotent": True}),
     (Taylor("1/2", group="column"), {"idempotent": True}),  # type: ignore[arg-type]
     (PruneRows("1/2", ties="any"), {"idempotent": True}),  # type: ignore[arg-type]

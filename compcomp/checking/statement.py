@@ -49,7 +49,7 @@ PROOF_NOTES = (
     re.escape(FOLLOWS) + ".*",
 )
 STAGES = {"PROVED": ("rule", "bounded"), "REFUTED": ("search", "bounded"), "VACUOUS": ("rule", "bounded")}
-WITHOUT_QUERIES = ("absorption", "inputs", "rest", "last step", "kept", "fits", "optimum")
+WITHOUT_QUERIES = ("no op", "absorption", "inputs", "rest", "last step", "kept", "fits", "optimum")
 """The rules that may prove a claim without a query: from what techniques promise."""
 
 
@@ -169,9 +169,10 @@ def _of_proof(claim: Claim, stated: Data, answers: list[Data]) -> list[str]:
     by_rule = stated["reason"].startswith("rule ") and stated["reason"].endswith(EACH_KIND) == bool(claim.parts())
     if (stated["reason"] != "reduced and solved") if stated["stage"] == "bounded" else not by_rule:
         found.append(f"the reason {stated['reason'][:60]!r} is not one of stage {stated['stage']}")
-    if stated["stage"] == "rule" and reach != "any shape" and not _follows(stated):
-        found.append("a rule proves for any shape")
     at = scope.describe()
+    counted = scope.kind == "shape" and reach == at and rules == ["best selection"]
+    if stated["stage"] == "rule" and reach != "any shape" and not counted and not _follows(stated):
+        found.append("a rule proves for any shape")
     reached = (at, f"{at}: every matrix made of such blocks", f"{at}, inside the box")
     if stated["stage"] == "bounded" and (reach not in reached or scope.kind == "any"):
         found.append("the reach is not that of a proof at its scope")

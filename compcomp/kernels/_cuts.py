@@ -19,7 +19,7 @@ def double(layer: LayerState, rows: slice) -> Tensor:
 
 
 def row_scores(layer: LayerState, size: int, score: str) -> Tensor:
-    """Return the score of ``size`` consecutive rows each, as :func:`compcomp.algebra.cuts.row_scores`; float64."""
+    """Return the scores of ``size`` consecutive rows each, float64 (:func:`compcomp.algebra.cuts.row_scores`)."""
     rows, columns = layer.weight.shape
     scores = torch.empty(rows, dtype=torch.float64, device=layer.weight.device)
     gram = layer.gram.to(torch.float64) if score == "activation" else None  # type: ignore[union-attr]
@@ -33,7 +33,7 @@ def row_scores(layer: LayerState, size: int, score: str) -> Tensor:
 
 
 def column_scores(layer: LayerState, size: int, score: str) -> Tensor:
-    """Return the score of ``size`` consecutive columns each, as :func:`compcomp.algebra.cuts.column_scores`; float64."""
+    """Return the scores of ``size`` consecutive columns each, float64 (:func:`compcomp.algebra.cuts.column_scores`)."""
     rows, columns = layer.weight.shape
     scores = torch.zeros(columns, dtype=torch.float64, device=layer.weight.device)
     if score == "activation":

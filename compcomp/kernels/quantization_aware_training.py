@@ -41,7 +41,7 @@ def kernel(technique: QuantizationAwareTraining, layer: LayerState) -> LayerStat
 def _train(
     technique: QuantizationAwareTraining, layer: LayerState, gram: Tensor, part: slice, largest: Tensor, step: Tensor
 ) -> Tensor:
-    """Return a slice of rows after training. ``largest`` and ``step`` are those of each weight's group, of its shape."""
+    """Return a slice of rows after training. ``largest`` and ``step``: of each weight's group, in its shape."""
     start, slope = layer.weight[part].to(torch.float64), _slope(layer, gram, part)
     dropped = None if layer.format.mask is None else ~layer.format.mask[part]
     trace = gram.trace()

@@ -104,7 +104,7 @@ class Declared:
         default=False,
         metadata=_law(
             "acts on the inputs alone, and what it makes of them depends on them alone",
-            *("inputs", "fits", "no_op", "normal"),
+            *("inputs", "exchange", "fits", "no_op", "normal"),
         ),
     )
     homogeneous: bool = field(
@@ -122,6 +122,13 @@ class Declared:
         metadata=_law(
             "changes the basis of the inputs alone: effective weight, inputs and every loss stay",
             *("basis", "fits", "last_step", "no_op", "normal"),
+        ),
+    )
+    scales_inputs: bool = field(
+        default=False,
+        metadata=_law(
+            "divides every input feature by some t > 0, and multiplies its column of weight and low-rank term by t",
+            "scaling",
         ),
     )
     optimum: Optimum | None = field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -31,6 +32,8 @@ from compcomp.terms import Array, Choices, SymbolicChoices, Term, each
 LARGEST_LAYER = 4096
 """Weights of the largest layer for which a formula is written."""
 
+OUT_OF_TIME = "the solver gave no answer on the whole formula in time"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -47,7 +50,7 @@ def bounded(claim: Claim, scope: Scope, session: Session) -> Outcome:
     """Try to prove the claim at the scope's shape. Anything but a clear proof comes back with its cause."""
     if scope.shape is None:
         return Outcome(None)
-    (claim, contracts), needs_inputs = simplified(claim), claim.needs_inputs
+    (claim, contracts), needs_inputs = simplified(claim, session), claim.needs_inputs
     if claim.changes_inputs:  # a formula has so many tokens, and they stand for any number only through a Gram matrix
         return Outcome(None, "a technique changes the inputs, and a formula would speak of one number of tokens only")
     if _looks_at_tokens(claim):  # what they see of the inputs is not in a Gram matrix either
@@ -61,7 +64,10 @@ def bounded(claim: Claim, scope: Scope, session: Session) -> Outcome:
         return Outcome(None, f"a formula for {shape[0]} x {shape[1]} weights would be too large")
     if scope.kind == "block" and claim.loss is not None and claim.part is None:
         return Outcome(None, f"{claim.loss.name} does not add over blocks of columns, and no rule decides the claim")
+    outcome = Outcome(None, OUT_OF_TIME)
     for plan in _plans(claim, shape, session):
+        if time.monotonic() >= session.until:  # the cause is that of the plan that took the time
+            break
         try:
             outcome = _attempt(claim, shape, plan, session)
         except NotExactError as error:
@@ -328,8 +334,14 @@ def _attempt(claim: Claim, shape: tuple[int, int], plan: Plan, session: Session)
     premises += _reduced(claim, shape, weight, plan)
     if session.ask("premises", premises, "sat").answer == "unsat":
         return Outcome(None, "the premises contradict each other", tuple(session.queries), vacuous=True)
-    if plan.scale and not _zero_layer_holds(claim, shape, inputs, gram, session):
-        return Outcome(None, "the zero layer could not be decided", tuple(session.queries))
+    if plan.scale and (answer := _zero_layer(claim, shape, inputs, gram, session)).answer != "unsat":
+        zero = each(lambda _: z3.RealVal(0), _indices(shape))
+        fails_there = answer.answer == "sat"
+        suspect = _from_model(answer, zero, inputs, gram) if fails_there else None
+        cause = (
+            "the zero layer may contradict it" if fails_there else _late("the zero layer could not be decided", session)
+        )
+        return Outcome(None, cause, tuple(session.queries), suspect=suspect)
     known, runs = list(premises), []
     for name, sequence in zip("abc", claim.sequences, strict=False):
         choices = _ProofChoices(name, premises, session)
@@ -339,7 +351,8 @@ def _attempt(claim: Claim, shape: tuple[int, int], plan: Plan, session: Session)
     if empty := claim.says_nothing(lambda: [state.format for state in runs[0]]):
         return Outcome(None, empty, tuple(session.queries), vacuous=True)
     if session.ask("premises with choices", known, "sat").answer != "sat":
-        return Outcome(None, "the premises could not be shown to be satisfiable", tuple(session.queries))
+        cause = _late("the premises could not be shown to be satisfiable", session)
+        return Outcome(None, cause, tuple(session.queries))
     # That some layer meets the conditions as well is shown apart from this (premises.unmet).
     known += [_as_z3(condition.holds(claim, runs)) for condition in claim.given]
     answer = session.ask("claim", [*known, _negated(claim, runs)], "unsat")
@@ -348,6 +361,7 @@ def _attempt(claim: Claim, shape: tuple[int, int], plan: Plan, session: Session)
         return Outcome(proof, queries=tuple(session.queries))
     suspect = _from_model(answer, weight, inputs, gram) if answer.answer == "sat" else None
     cause = answer.cause or ("no proof" if answer.answer == "sat" else "the solver gave no answer")
+    cause = OUT_OF_TIME if answer.answer == "unknown" and time.monotonic() >= session.until else cause
     return Outcome(None, cause, tuple(session.queries), suspect=suspect)
 
 
@@ -407,17 +421,22 @@ def _cells(claim: Claim, shape: tuple[int, int]) -> list[list[tuple[int, int]]]:
     return list(cells.values())
 
 
-def _zero_layer_holds(
+def _late(cause: str, session: Session) -> str:
+    """The cause, and that it is one of time where the deadline has passed."""
+    return f"{cause} in time" if time.monotonic() >= session.until else cause
+
+
+def _zero_layer(
     claim: Claim, shape: tuple[int, int], inputs: Array | None, gram: Array | None, session: Session
-) -> bool:
-    """The case that scaling to largest magnitude 1 leaves out."""
+) -> Answer:
+    """Whether the claim fails in the case that scaling to largest magnitude 1 leaves out."""
     zero = each(lambda _: z3.RealVal(0), _indices(shape))
     known, runs = [], []
     for name, sequence in zip("abc", claim.sequences, strict=False):
         choices = SymbolicChoices(f"zero_{name}")
         runs.append(sequence.trace(LayerState.dense(zero, inputs, gram, choices)))
         known += choices.premises
-    return session.ask("zero layer", [*known, _as_z3(fails(claim, runs))], "unsat").answer == "unsat"
+    return session.ask("zero layer", [*known, _as_z3(fails(claim, runs))], "unsat")
 
 
 def _as_z3(term: Any) -> Term:

@@ -299,7 +299,7 @@ class _Attempt:
 
     def _rule(self, claim: Claim) -> tuple[Proof | None, tuple[Refusal, ...]]:
         """Ask the rules in turn: the first proof, and the refusals before it, the most telling first."""
-        return asked_of_rules(claim, self.prover.session, self.until)
+        return asked_of_rules(claim, self.prover.session, self.until, self.scope)
 
     def _after_bounded(self, outcome: Outcome, gap: Found | None) -> Verdict:
         self.queries += outcome.queries

@@ -42,7 +42,8 @@ class Theorems:
         """Keep a proof whose grade cannot improve: the second solver agreed, none was needed, or there is none."""
         checked = verdict.grade in (Grade.TWO_SOLVERS, Grade.NO_SOLVER) or second is None
         claim = verdict.claim
-        if not (verdict.proved and verdict.stage == "rule" and checked) or claim.given or claim.reads_layers:
+        everywhere = verdict.stage == "rule" and verdict.reach == "any shape"
+        if not (verdict.proved and everywhere and checked) or claim.given or claim.reads_layers:
             return
         if len(self._known) >= MOST:
             self._known.clear()

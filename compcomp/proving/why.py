@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
@@ -14,7 +15,7 @@ from compcomp.language.refusal import Refusal, RuleAnswer
 from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.proof import Proof, Rule
 from compcomp.proving.reasons import convention, listed
-from compcomp.proving.rules import ANY_BASIS, RULES
+from compcomp.proving.rules import ANY_BASIS, AT_SHAPE, RULES, RuleAtShape
 from compcomp.proving.rules.basis import simplified
 from compcomp.proving.rules.likeness import standing, unreliable
 from compcomp.proving.session import Session
@@ -36,7 +37,9 @@ TELLING = ("exchange", "orthogonal", "kept", "fits", "last step", "normal")
 """Rules of which a reason says most, among those that came equally far."""
 
 
-def asked_of_rules(claim: Claim, begin: Begin, until: float) -> tuple[Proof | None, tuple[Refusal, ...]]:
+def asked_of_rules(
+    claim: Claim, begin: Begin, until: float, scope: Scope | None = None
+) -> tuple[Proof | None, tuple[Refusal, ...]]:
     """Ask the rules in turn until one proves the claim.
 
     Returns:
@@ -46,17 +49,27 @@ def asked_of_rules(claim: Claim, begin: Begin, until: float) -> tuple[Proof | No
     told = standing(claim)
     if told is None:
         return None, (Refusal(unreliable(claim), "likeness"),)
-    asked, (claim, contracts) = claim, simplified(claim)
+    asked, reducing = claim, begin(until)
+    claim, contracts = simplified(claim, reducing)
     refusals: list[Refusal] = []
-    for rule in RULES:
-        found = _of(rule, claim, begin, until)
+    shape = scope.shape if scope is not None and scope.kind == "shape" and not claim.changes_basis else None
+    asks = [partial(_of, rule, claim, begin, until) for rule in RULES]
+    asks += [partial(_at, rule, shape, claim, begin, until) for rule in AT_SHAPE if shape is not None]
+    for ask in asks:
+        found = ask()
         if isinstance(found, Refusal):
             refusals.append(found)
         elif standing(asked) != told:
             return None, (Refusal("a technique changed while the rules were asked", "likeness"),)
         else:
-            return replace(found, assumptions=(*found.assumptions, *contracts)), ranked(refusals)
+            queries = (*reducing.queries, *found.queries)
+            found = replace(found, assumptions=(*found.assumptions, *contracts), queries=queries)
+            return found, ranked(refusals)
     return None, ranked(refusals)
+
+
+def _at(rule: RuleAtShape, shape: tuple[int, int], claim: Claim, begin: Begin, until: float) -> Proof | Refusal:
+    return rule(shape, claim, begin(until))
 
 
 def _of(rule: Rule, claim: Claim, begin: Begin, until: float) -> Proof | Refusal:
@@ -207,7 +220,7 @@ def answers(claim: Claim, begin: Begin, until: float) -> tuple[RuleAnswer, ...]:
     if standing(claim) is None:
         refusal = Refusal(unreliable(claim), "likeness")
         return tuple(RuleAnswer(name, needs[name], refusal) for name in needs)
-    simple, _ = simplified(claim)
+    simple, _ = simplified(claim, begin(until))
     proved: dict[str, RuleAnswer] = {}
     refusals: list[Refusal] = []
     for rule in RULES:

@@ -23,6 +23,7 @@ from compcomp.language.loss import LOSSES
 from compcomp.language.steps import Optimum, Selection, Step
 from compcomp.language.technique import Kernel, Technique, run
 from compcomp.layers import walk
+from compcomp.layers.basis import Transform
 from compcomp.layers.batches import batch_size, stack
 from compcomp.layers.state import INVARIANTS, Cut, Factors, Format, Grid, LayerState
 from compcomp.terms import Array, Batch, BatchChoices, Choices, RandomChoices, Term, each
@@ -583,6 +584,7 @@ def _check_inputs(technique: Technique, before: LayerState, after: LayerState, m
 def _check_basis(technique: Technique, before: LayerState, after: LayerState) -> None:
     """The technique does nothing but change the basis of the inputs, or leaves it alone."""
     promised, known = technique.promises().changes_basis, before.format.transform
+    shown = ("weight after", after.weight)
     if promised:
         told = np.array_equal(after.effective(), before.effective())
         told = told and (after.format.plain or not before.format.plain)
@@ -590,7 +592,19 @@ def _check_basis(technique: Technique, before: LayerState, after: LayerState) ->
     else:
         told = after.format.transform is known
     if not told:
-        raise _fail(technique, f"its promise changes_basis={promised} is false", before, ("weight after", after.weight))
+        raise _fail(technique, f"its promise changes_basis={promised} is false", before, shown)
+    if technique.promises().scales_inputs and not (promised and _scaled(before, after)):
+        raise _fail(technique, "its promise scales_inputs=True is false", before, shown)
+
+
+def _scaled(before: LayerState, after: LayerState) -> bool:
+    """Whether every input feature is divided by a number > 0, and its column of the weight multiplied by that."""
+    none = Transform(())
+    known, changed = (state.format.transform or none for state in (before, after))
+    change = changed.inputs(known.inputs_back(none.matrix(before.weight.shape[1])))
+    diagonal = np.diagonal(change)
+    alone = np.array_equal(change, np.diag(diagonal)) and all(x > 0 for x in diagonal)
+    return alone and np.array_equal(after.weight * diagonal, before.weight)
 
 
 def _same_inputs(one: LayerState, other: LayerState) -> bool:

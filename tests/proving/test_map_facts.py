@@ -89,6 +89,7 @@ def broken(step: ScaledMap, context: Fraction) -> set[str]:
         "keeps_largest": any(abs(x) != context for w, x in single if abs(w) == context),
         "idempotent": any(again[x] != {x} for _, x in single),
         "nearest": any(abs(w - y) > abs(w - x) for _, w, x, y in pairs),
+        "mirrored": any(abs(w - y) > abs(w + x) for _, w, x, y in pairs),
         "ordered": any(abs(v) < abs(w) and abs(x) > abs(y) for v, w, x, y in pairs),
         "half": any(2 * abs(w - x) > unit for w, x in single),
         "same_step": any(step.step(largest, Choices()) != unit for largest in top),
@@ -113,11 +114,11 @@ def test_what_is_proved_of_a_map_holds(step: ScaledMap) -> None:
 @pytest.mark.parametrize(
     ("codes", "scale", "false"),
     [
-        ("NF4", "absmax", {"odd", "ordered"}),
+        ("NF4", "absmax", {"odd", "mirrored", "ordered"}),
         ("E2M1", "absmax", {"half"}),
         ("E2M1", "power_of_two", {"half", "inside", "keeps_largest"}),
         ("no zero", "absmax", {"zero", "half", "odd", "ordered"}),
-        ("short", "absmax", {"odd", "ordered", "keeps_largest", "half", "same_step"}),
+        ("short", "absmax", {"odd", "mirrored", "ordered", "keeps_largest", "half", "same_step"}),
     ],
 )
 def test_facts_of_some_codebooks(codes: str, scale: str, false: set[str]) -> None:

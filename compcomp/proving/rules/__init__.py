@@ -7,7 +7,12 @@ argument is in docs/proofs/, its attack in tests/proving.
 
 from __future__ import annotations
 
-from compcomp.proving.proof import Rule
+from collections.abc import Callable
+
+from compcomp.language.claim import Claim
+from compcomp.language.refusal import Refusal
+from compcomp.proving.proof import Proof, Rule
+from compcomp.proving.rules.best_selection import best_selection, best_selection_at
 from compcomp.proving.rules.exchange import exchange
 from compcomp.proving.rules.fits import fits_scheme
 from compcomp.proving.rules.kept import invariant_is_kept
@@ -16,6 +21,7 @@ from compcomp.proving.rules.optimum import joint_optimum
 from compcomp.proving.rules.orthogonal import orthogonality
 from compcomp.proving.rules.same import same_states
 from compcomp.proving.rules.zero_selection import zero_selection
+from compcomp.proving.session import Session
 
 RULES: tuple[Rule, ...] = (
     from_every_state,
@@ -28,7 +34,13 @@ RULES: tuple[Rule, ...] = (
     zero_selection,
     orthogonality,
     joint_optimum,
+    best_selection,
 )
+
+RuleAtShape = Callable[[tuple[int, int], Claim, Session], Proof | Refusal]
+
+AT_SHAPE: tuple[RuleAtShape, ...] = (best_selection_at,)
+"""Rules for layers of one shape (out, in), asked where no rule proves the claim for every shape."""
 
 ANY_BASIS: frozenset[Rule] = frozenset(
     {from_every_state, same_state, last_step_improves, invariant_is_kept, fits_scheme}

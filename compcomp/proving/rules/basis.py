@@ -6,6 +6,8 @@ from compcomp.language.assumption import Assumption, contract
 from compcomp.language.claim import Claim, Dominates, Equals, Orthogonal
 from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.rules.inputs import weights_alone
+from compcomp.proving.rules.scaling import without_scalings
+from compcomp.proving.session import Session
 
 # Reduction (basis). Let T declare `changes_basis`: effective weight, reference and inputs are after it what they were.
 # Every loss is a function of these, and "A equals B" compares them alone. So T may be left out where it comes last: at
@@ -25,16 +27,17 @@ from compcomp.proving.rules.inputs import weights_alone
 # written without reductions.
 
 
-def simplified(claim: Claim) -> tuple[Claim, tuple[Assumption, ...]]:
+def simplified(claim: Claim, session: Session) -> tuple[Claim, tuple[Assumption, ...]]:
     """The claim without techniques that change nothing it speaks of, and the contracts that this rests on."""
     contracts: list[Assumption] = []
     while True:
         shorter, more = weights_alone(claim)
         shorter, others = _ends(shorter)
-        if not more and not others:
+        shorter, scalings = without_scalings(shorter, session)
+        if not more and not others and not scalings:
             return claim, tuple(dict.fromkeys(contracts))
         claim = shorter
-        contracts += (*more, *others)
+        contracts += (*more, *others, *scalings)
 
 
 def _ends(claim: Claim) -> tuple[Claim, tuple[Assumption, ...]]:

@@ -18,6 +18,7 @@ from compcomp.proving.functions import of_measure, of_score, scored
 from compcomp.proving.proof import EXACT, Proof, rule
 from compcomp.proving.reasons import convention, failing, listed, owner, without_steps
 from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest, settled, unit_norms
+from compcomp.proving.rules.normal import merged
 from compcomp.proving.session import LEMMA_SECONDS, Session
 from compcomp.terms import Abs, If, Term
 
@@ -68,6 +69,9 @@ from compcomp.terms import Abs, If, Term
 #
 # Start. Steps that both sequences start with, and that leave nothing free, do the same in both: their truth values
 # are shared, and so are contexts taken of a state that these steps lead to.
+#
+# Selections in a row. Those that rule absorption (normal.py, selections) proves equal to one of them are that one:
+# inside a technique always; across techniques where A would have more than one selection otherwise.
 #
 # Settled selections. A selection whose score is proved not to depend on the current weight (facts.settled) finds the
 # same scores in every use; unless its ties are "any" it drops the same weights, whatever came before. So all uses of
@@ -178,6 +182,9 @@ def problem_of(claim: Claim, session: Session) -> Problem | Refusal:
     if isinstance(problem, Refusal):
         return problem
     counts = _counts(*problem.steps)
+    if counts is None and not claim.given:  # conditions speak of the steps as they are written
+        problem.steps = [merged(steps, session) for steps in problem.steps]
+        counts = _counts(*problem.steps)
     if counts is None:
         return _uncounted(claim, *problem.steps)
     problem.counts = counts
@@ -198,7 +205,7 @@ def _uncounted(claim: Claim, left: Items[Step], right: Items[Step]) -> Refusal:
 
 def setting(claim: Claim, session: Session) -> Problem | Refusal:
     """The claim's sequences as steps on comparable groups, without a word on how many weights they drop."""
-    steps = [[step for t in sequence for step in t.steps()] for sequence in claim.sequences]
+    steps = [[step for t in sequence for step in merged(t.steps(), session)] for sequence in claim.sequences]
     every = [step for sequence in steps for step in sequence]
     if claim.changes_inputs:
         changing = (t for sequence in claim.sequences for t in sequence if t.promises().changes_inputs)
@@ -575,10 +582,11 @@ class Problem:
                 found.append(z3.Implies(x == u, y == u))
             if facts.nearest:
                 found.append(magnitude(x - y) <= magnitude(x - u))
-            if facts.nearest and facts.odd:  # -u is the map's value at -v
+            if facts.mirrored:
                 found.append(magnitude(x - y) <= magnitude(x + u))
             return found
         if not few and facts.nearest and self.lemmas.inside(other.step, one.step):  # u is a value of this map too
             found = [magnitude(x - y) <= magnitude(x - u), z3.Implies(x == u, y == u)]
+            # u' = q'(v) is such a value too, and so is q'(-v), which is -u' where q' is odd.
             return [*found, magnitude(x - y) <= magnitude(x + u)] if self.lemmas.of(other.step).odd else found
         return []

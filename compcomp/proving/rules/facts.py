@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any, Generic, TypeVar
 
 import z3
@@ -70,6 +70,7 @@ class MapFacts:
     measure(t w) = t measure(w) for t > 0.  odd: q(-w) = -q(w).  monotone: v <= w implies q(v) <= q(w).
     inside: measure(q(w)) <= c.  keeps_largest: measure(w) = c implies measure(q(w)) = c.
     idempotent: q(q(w)) = q(w).  nearest: |w - q(w)| <= |w - q(v)| for every v.
+    mirrored: |w - q(w)| <= |w + q(v)| for every v, so that no value's negative is nearer, whichever way midpoints go.
     ordered: |v| < |w| implies |q(v)| <= |q(w)|.  half: |w - q(w)| is at most half a step.
     same_step: after the map, a group that held a weight of measure c has the step that it had.
 
@@ -89,18 +90,26 @@ class MapFacts:
     def _once(self, name: str, lemma: Callable[[], bool]) -> bool:
         return self._session.once(("map", name, *self._key), lemma)
 
-    def _ask(self, name: str, conclusion: Callable[[Callable[[Term], Term]], Term], *extra: Term) -> bool:
+    def _ask(
+        self, name: str, conclusion: Callable[[Callable[[Term], Term]], Term], *extra: Term, opposite: bool = False
+    ) -> bool:
+        """``opposite``: the conclusion compares a value with the negative of another."""
         choices, unit, measure = SymbolicChoices(), self._unit, self._step.measure
 
         def q(x: Term) -> Term:
             return unit.rounded(x, choices)
 
         goal = conclusion(q)
+        if opposite:  # true of whole numbers, as what `nearest` says of two levels, and said for the same reason
+            sums = (one + other for one, other in combinations(choices.levels, 2))
+            choices.premises += [z3.Or(total <= -1, total == 0, total >= 1) for total in sums]
         bound = [*unit.known, measure(self._v) <= unit.context, measure(self._w) <= unit.context, *extra]
         return self._session.holds(f"{name} (map)", [*bound, *choices.premises], goal)
 
-    def _fact(self, name: str, conclusion: Callable[[Callable[[Term], Term]], Term], *extra: Term) -> bool:
-        return self.even and self._once(name, lambda: self._ask(name, conclusion, *extra))
+    def _fact(
+        self, name: str, conclusion: Callable[[Callable[[Term], Term]], Term], *extra: Term, opposite: bool = False
+    ) -> bool:
+        return self.even and self._once(name, lambda: self._ask(name, conclusion, *extra, opposite=opposite))
 
     @lazy
     def function(self) -> bool:
@@ -154,6 +163,12 @@ class MapFacts:
     def nearest(self) -> bool:
         v, w = self._v, self._w
         return self._fact("nearest", lambda q: Abs(w - q(w)) <= Abs(w - q(v)))
+
+    @lazy
+    def mirrored(self) -> bool:
+        v, w = self._v, self._w
+        symmetric = self.odd and self.nearest  # -q(v) is the value of -v
+        return symmetric or self._fact("mirrored", lambda q: Abs(w - q(w)) <= Abs(w + q(v)), opposite=True)
 
     @lazy
     def ordered(self) -> bool:

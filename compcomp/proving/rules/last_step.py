@@ -32,7 +32,7 @@ from compcomp.proving.session import Session
 SAME = "normal"
 """The rule (same state) in refusals: a proof names the rewriting that it uses."""
 LAST = "last step"
-NEEDS_SAME = "deterministic sequences with one normal form, after rest, absorption and changed inputs"
+NEEDS_SAME = "deterministic sequences with one normal form, after rest, no op, absorption and changed inputs"
 NEEDS_LAST = "a left sequence that continues the right one, in normal form, by techniques that never increase the loss"
 
 

@@ -215,7 +215,7 @@ def _promised(technique: Technique, other: Technique) -> bool:
 
 STRONGER = (
     *("any_inputs", "rests", "holds_reference", "leaves_weight", "removes_rows", "removes_columns"),
-    *("homogeneous", "deterministic", "idempotent", "involution"),
+    *("homogeneous", "deterministic", "idempotent", "involution", "scales_inputs"),
 )
 """Promises that are kept where they are made."""
 WEAKER = tuple(name for name, contract in contracts().items() if contract.weaker)

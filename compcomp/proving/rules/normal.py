@@ -149,6 +149,18 @@ def _is(atom: Step | Technique, technique: Technique) -> bool:
     return isinstance(atom, Technique) and same(atom, technique)
 
 
+def merged(steps: Iterable[Step], session: Session) -> list[Step]:
+    """Replace selections that follow each other by one, where (selections) proves that they equal it."""
+    found = list[Step]()
+    for step in steps:
+        one = _absorbed(found[-1], step, session) if found and isinstance(step, Selection) else None
+        if one is None:
+            found.append(step)
+        else:
+            found[-1] = one
+    return found
+
+
 def _sees_factors(techniques: Iterable[Technique]) -> bool:
     return any(technique.promises().sees_factors for technique in techniques)
 

@@ -10,7 +10,7 @@ from compcomp.language.claim import Claim, Dominates
 from compcomp.language.identity import same_but
 from compcomp.language.parameters import Unknown
 from compcomp.language.refusal import Reached, Refusal
-from compcomp.language.steps import GridMap, Optimum, Selection, Step, at_most
+from compcomp.language.steps import Optimum, ScaledMap, Selection, Step, at_most
 from compcomp.language.technique import Technique
 from compcomp.layers.partition import Partition
 from compcomp.proving.proof import EXACT, Proof, rule
@@ -29,10 +29,9 @@ from compcomp.proving.session import Session
 #
 # B leaves a weight of F(W) if it consists of selections and maps with q(0) = 0 (then a zero stays zero), or of one
 # technique with an optimum of its own and selections after it, and
-#   zeros  the share s of J is 0, or some selection of B has at least the share s, over R or over blocks of m inside
-#          the groups of R of which it drops a whole number m s': a group of R of n weights consists of such blocks, as
-#          both fit the layer, and loses at least n s' >= n s. A selection drops no fewer than int(n s') of n, and
-#          int(n s') >= int(n s).
+#   zeros  the share s of J is 0, or some selection of B has at least the share s over R, or a share s' over blocks of m
+#          inside the groups of R with int(m s') >= m s: a group of R of n weights consists of such blocks, as both fit
+#          the layer, and loses at least n s. A selection drops no fewer than int(n s') of n, and int(n s') >= int(n s).
 #   grid   ratio 1 is one of J's, and the last map q of B is over P with J's measure, and q has J's levels or each of
 #          its values is one of J's (facts.fixes); its values lie on its grid (idempotent: asked), and after it come
 #          only selections, which leave a value or make it 0, that is k = 0. Its context in a group is that of W, or
@@ -77,32 +76,37 @@ def joint_optimum(claim: Claim, session: Session) -> Proof | Refusal:
             return Refusal(f"{name} does not promise never to increase {claim.loss.name}", reached=Reached.FACT)
         contracts.append(contract(technique, f"never increases {claim.loss.name}"))
     right = normal_form(claim.right, session)
-    own = _feasible(claim, right.atoms, optimum, session)
+    own = feasible(claim, right.atoms, optimum, session)
     if isinstance(own, Refusal):
         return own
     assumptions = dict.fromkeys((EXACT, *contracts, *own, *left.assumptions, *right.assumptions))
     return Proof("optimum", "any shape", tuple(assumptions), tuple(session.queries))
 
 
-def _feasible(
-    claim: Claim, atoms: Items[Step | Technique], optimum: Optimum, session: Session
+def feasible(
+    claim: Claim,
+    atoms: Items[Step | Technique],
+    optimum: Optimum,
+    session: Session,
+    shape: tuple[int, int] | None = None,
 ) -> list[Assumption] | Refusal:
     """The contracts on which it rests that the right sequence ends in the set, from every dense layer."""
     contracts, first = list[Assumption](), atoms[0] if atoms else None
     if (other := _optimum(first)) is not None:
         atoms = atoms[1:]
         contracts.append(contract(first, "leaves a weight out of those it may choose from"))
-    steps = [step for step in atoms if isinstance(step, Selection | GridMap)]
+    steps = [step for step in atoms if isinstance(step, Selection | ScaledMap)]
     if len(steps) < len(atoms):
-        others = [a for a in atoms if not isinstance(a, Selection | GridMap)]
+        others = [a for a in atoms if not isinstance(a, Selection | ScaledMap)]
         names = listed(a if isinstance(a, Technique) else owner(claim, a) for a in others)
         return Refusal(f"{names} on the right is neither a selection nor a map to an even grid", reached=Reached.FACT)
     for step in steps:
-        if isinstance(step, GridMap) and not MapFacts(step, session).zero:
+        if isinstance(step, ScaledMap) and not MapFacts(step, session).zero:
             return failing(f"{owner(claim, step)} is not proved to send 0 to 0", session, Reached.FACT)
     cuts = [(step.partition, step.share) for step in steps if isinstance(step, Selection)]
     cuts += [] if other is None else [(other.partition, other.share)]
-    if optimum.share != 0 and not any(_zeros(*cut, optimum) for cut in cuts):
+    wanted, groups = optimum.share, optimum.partition
+    if wanted != 0 and not any(enough(part, share, groups, wanted, shape) for part, share in cuts):
         share = f"{optimum.share} of {optimum.partition}"
         return Refusal(f"no selection on the right drops as much as the optimum has to ({share})", reached=Reached.FACT)
     if other is not None:
@@ -122,15 +126,28 @@ def _optimum(atom: Step | Technique | None) -> Optimum | None:
     return atom.promises().optimum
 
 
-def _zeros(partition: Partition, share: Fraction | Unknown, optimum: Optimum) -> bool:
-    """Whether a selection of this share over this partition drops as much as the optimum has to, in every group."""
-    if not at_most(optimum.share, share):
-        return False
-    if partition == optimum.partition:
+def enough(
+    partition: Partition,
+    share: Fraction | Unknown,
+    groups: Partition,
+    wanted: Fraction | Unknown,
+    shape: tuple[int, int] | None,
+) -> bool:
+    """Whether this share of every group of ``partition`` is as much as the ``wanted`` share of each of ``groups``.
+
+    Both round down, group by group. ``shape`` (out, in): of the layer; None for every shape that both fit.
+    """
+    if partition == groups and at_most(wanted, share):
         return True
+    if isinstance(share, Unknown) or isinstance(wanted, Unknown) or not partition.refines(groups):
+        return False
     size = partition.size
-    whole = size is not None and isinstance(share, Fraction) and (size * share).denominator == 1
-    return whole and partition.refines(optimum.partition)
+    if size is not None and int(size * share) >= size * wanted:
+        return True
+    if shape is None:
+        return False
+    inner, outer = partition.group_size(shape), groups.group_size(shape)
+    return outer // inner * int(inner * share) >= int(outer * wanted)
 
 
 def _smaller(inner: Optimum, outer: Optimum) -> bool:
@@ -140,22 +157,22 @@ def _smaller(inner: Optimum, outer: Optimum) -> bool:
 
 def _on_grid(steps: Items[Step], optimum: Optimum, session: Session) -> bool:
     """Whether the last map's values are those of the optimum's grid at the dense context, or all of a group are 0."""
-    places = [k for k, step in enumerate(steps) if isinstance(step, GridMap)]
+    places = [k for k, step in enumerate(steps) if isinstance(step, ScaledMap)]
     if not places or 1 not in optimum.ratios:
         return False
     last, grid = steps[places[-1]], optimum.grid
-    assert isinstance(last, GridMap)
-    if not same_but(last, grid, "levels", "rounding"):
+    assert isinstance(last, ScaledMap)
+    if not same_but(last, grid, "levels", "rounding"):  # of codebooks the codes are the same
         return False
-    if last.levels != grid.levels and not fixes(grid, last, session):
+    if not same_but(last, grid, "rounding") and not fixes(grid, last, session):
         return False
     if not MapFacts(last, session).idempotent or not MapFacts(grid, session).even:
         return False
     return all(_keeps_context(step, last, session, dense=not k) for k, step in enumerate(steps[: places[-1]]))
 
 
-def _keeps_context(step: Step, grid: GridMap, session: Session, *, dense: bool) -> bool:
-    if isinstance(step, GridMap):
+def _keeps_context(step: Step, grid: ScaledMap, session: Session, *, dense: bool) -> bool:
+    if isinstance(step, ScaledMap):
         facts = MapFacts(step, session)
         return same_but(step, grid, "levels", "rounding") and facts.inside and facts.keeps_largest
     assert isinstance(step, Selection)

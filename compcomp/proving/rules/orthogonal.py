@@ -8,7 +8,7 @@ from compcomp.language.claim import Claim, Orthogonal
 from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import ScaledMap, Selection, Step
 from compcomp.proving.proof import EXACT, Proof, rule
-from compcomp.proving.reasons import convention, without_steps
+from compcomp.proving.reasons import convention
 from compcomp.proving.rules.exchange import Problem, setting
 from compcomp.proving.session import Session
 from compcomp.terms import Abs
@@ -43,13 +43,13 @@ def orthogonality(claim: Claim, session: Session) -> Proof | Refusal:
         return Refusal(
             f"{free} leaves choices free, and may choose otherwise alone", advice=(convention("ties", "first"),)
         )
-    counts = [sum(isinstance(s, Selection) for t in part for s in t.steps()) for part in (claim.left, claim.right)]
-    if sorted(counts) != [0, 1] and not without_steps(claim):
-        of_each = f"{claim.left} has {counts[0]}, {claim.right} has {counts[1]}"
-        return Refusal(f"one side needs exactly one selection and the other none: {of_each}")
     problem = setting(claim, session)
     if isinstance(problem, Refusal):
         return problem
+    counts = [sum(isinstance(step, Selection) for step in steps) for steps in problem.steps[1:]]
+    if sorted(counts) != [0, 1]:
+        of_each = f"{claim.left} has {counts[0]}, {claim.right} has {counts[1]}"
+        return Refusal(f"one side needs exactly one selection and the other none: {of_each}")
     if counts == [1, 0]:
         proved = problem.once("orthogonal", lambda: _singles(problem))
     else:

@@ -43,10 +43,6 @@ from compcomp.proving.session import Session
 # |G| is a multiple of c. With open parameters: if R = P and s, s' are one parameter.
 
 
-Zeros = tuple[Partition, Fraction | Unknown, Contracts]
-"""Groups, the share of each that is zero at the end at the least, and the contracts on which that rests."""
-
-
 @rule(
     "zero selection",
     Dominates,
@@ -101,8 +97,12 @@ def _drops_zeros(claim: Claim, before: Sequence, last: Technique, session: Sessi
     return contracts
 
 
-def _zeros(run: Run) -> Iterator[Zeros]:
-    """Yield what is known to be zero at the end of a run."""
+OpenZeros = tuple[Partition, Fraction | Unknown, Contracts]
+"""As zeros of rule fits, but the share may be an open parameter."""
+
+
+def _zeros(run: Run) -> Iterator[OpenZeros]:
+    """Groups, the share of each that is zero at the end at the least, and the contracts on which that rests."""
     yield from zeros_at_end(run)
     for k, technique in enumerate(run.techniques):  # shares left open
         steps = [s for s in technique.steps() if isinstance(s, Selection) and not isinstance(s.share, Fraction)]
@@ -111,7 +111,7 @@ def _zeros(run: Run) -> Iterator[Zeros]:
             yield from ((step.partition, step.share, contracts) for step in steps)
 
 
-def _enough(step: Selection, zeros: Zeros) -> Contracts | None:
+def _enough(step: Selection, zeros: OpenZeros) -> Contracts | None:
     """The contracts, where so many zeros are enough for the selection to drop zeros alone."""
     partition, share, contracts = zeros
     if partition == step.partition and at_most(step.share, share):
