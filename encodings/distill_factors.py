@@ -57,6 +57,6 @@ class DistillFactors(Technique):
             left = left + least_solution((target - left @ right) @ outputs, right @ outputs, choices)
             seen = least_solution(
                 (target - left @ right) @ gram, gram, choices
-            )  # what is left, as far as inputs see it
+            )  # the remaining error, in the span of the inputs
             right = right + right_factor(left, seen, choices)
         return replace(layer, format=replace(layer.format, factors=Factors(left, right)))

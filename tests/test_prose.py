@@ -19,6 +19,7 @@ ROOMS: list[str] = [
     "compcomp/catalogue.py",
     "compcomp/errors.py",
     "compcomp/kernels/*.py",
+    "compcomp/testing/*.py",
     "compcomp/version.py",
     "encodings/*.py",
 ]

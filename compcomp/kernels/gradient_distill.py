@@ -34,7 +34,7 @@ def kernel(technique: GradientDistill, layer: LayerState) -> LayerState:
         change -= move if form.mask is None else move.masked_fill_(~form.mask, 0)
     weight = (start + change).to(layer.weight.dtype)
     change = weight.to(torch.float64) - start
-    gain = (change * (2 * slope + change @ gram)).sum(dim=1)  # what each row's error grows by
+    gain = (change * (2 * slope + change @ gram)).sum(dim=1)  # the growth of each row's error
     weight = torch.where((gain < 0)[:, None], weight, layer.weight)
     return replace(layer, weight=weight, format=replace(form, rank=None, grid=None))
 

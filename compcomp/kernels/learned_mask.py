@@ -59,7 +59,7 @@ class _Training:
         (selection,) = technique.steps()
         self.dtype, self.device = dtype, layer.weight.device
         self.weight, self.gram = layer.weight.to(dtype), layer.gram.to(dtype)
-        self.missing = layer.reference.to(dtype) - effective(layer, dtype) + self.weight  # what W z should come to
+        self.missing = layer.reference.to(dtype) - effective(layer, dtype) + self.weight  # the target of W z
         self.size = sum(self._loss(part, self.missing[part]) for part in self._parts()) or 1.0
         self.group = selection.partition.group_size((layer.weight.shape[0], layer.weight.shape[1]))
         self.wanted = 1 - selection.count(self.group) / self.group

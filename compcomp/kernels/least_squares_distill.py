@@ -95,7 +95,7 @@ def least_change(error: Tensor, gram: Tensor, mask: Tensor | None, tolerance: fl
         mask: True where a weight is free; None if all are.
         tolerance: In a system that is nearly singular, eigenvalues below this share of the largest count as zero.
     """
-    alive = gram.diagonal() > 0  # an input that is always zero moves no output: its weights stay
+    alive = gram.diagonal() > 0  # the weights of an input that is always zero change no output and stay
     right = error @ gram
     change = torch.zeros_like(error)
     free = alive.expand(error.shape) if mask is None else mask & alive
@@ -108,7 +108,7 @@ def least_change(error: Tensor, gram: Tensor, mask: Tensor | None, tolerance: fl
     fixed = alive & ~free
     inverse = _inverse(gram, alive) if int(fixed.sum()) < int(free.sum()) else None
     few = torch.zeros(len(error), dtype=torch.bool, device=error.device)
-    if inverse is not None:  # fewer weights are fixed than free: what the fixed ones leave is found from the inverse
+    if inverse is not None:  # faster from the inverse if fewer weights are fixed than free
         few = fixed.sum(dim=1) < free.sum(dim=1)
         left = _within(inverse, error[few], fixed[few], tolerance) @ inverse
         change[few] = (error[few] - left) * free[few]
@@ -173,7 +173,7 @@ def _solve(system: Tensor, right: Tensor, tolerance: float) -> Tensor:
     for start in range(0, len(system), at_once):
         part = slice(start, start + at_once)
         factor, info = torch.linalg.cholesky_ex(system[part])
-        # A pivot is what a column's predecessors leave of it: a tiny share of the diagonal means near dependence.
+        # A pivot that is a tiny share of the diagonal means that the column nearly depends on earlier ones.
         pivots = factor.diagonal(dim1=1, dim2=2).square() / system[part].diagonal(dim1=1, dim2=2)
         sound[part] = (info == 0) & (pivots.amin(dim=1) > SOUND)
         solution[part] = torch.cholesky_solve(right[part], factor)

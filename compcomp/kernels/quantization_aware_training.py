@@ -55,7 +55,7 @@ def _train(
         quantized = (level.to(step.dtype) * step).to(best.dtype)
         change = quantized.to(torch.float64) - start
         now = slope + change @ gram  # half the gradient at the quantized weight
-        loss = (change * (slope + now)).sum(dim=1)  # up to a number that is the row's alone
+        loss = (change * (slope + now)).sum(dim=1)  # up to a constant of the row
         better = loss < least
         best, least = torch.where(better[:, None], quantized, best), torch.where(better, loss, least)
         if turn < technique.iterations:
