@@ -613,7 +613,7 @@ def _check_basis(technique: Technique, before: LayerState, after: LayerState) ->
 
 
 def _scaled(before: LayerState, after: LayerState) -> bool:
-    """Return True if every input feature is divided by a number > 0, and its weight column multiplied by that number."""
+    """Return True if every input feature is divided by a number > 0, and its weight column multiplied by it."""
     none = Transform(())
     known, changed = (state.format.transform or none for state in (before, after))
     change = changed.inputs(known.inputs_back(none.matrix(before.weight.shape[1])))
@@ -736,7 +736,7 @@ def _set_up(before: LayerState, after: LayerState) -> bool:
 
 
 def _zeros_stay(which: str, before: LayerState, after: LayerState) -> bool:
-    """Return True if zeros stay: single weights, or rows or columns that are zero in the weight and the low-rank term."""
+    """Return True if zeros stay: single weights, or rows or columns of the weight and the low-rank term."""
     if which == "weights":
         return not np.any((after.weight != 0) & (before.weight == 0))
     empty = [_empty(state, ("rows", "columns").index(which)) for state in (before, after)]
@@ -752,7 +752,7 @@ def _empty(layer: LayerState, axis: int) -> Array:
 
 
 def _lines_alone(before: LayerState, after: LayerState, axis: int) -> bool:
-    """Return True if the cut keeps the columns (axis 0; 1: rows) as they were, and the mask adds only what is removed."""
+    """Return True if the cut leaves the columns (axis 0; 1: rows) alone, and the mask adds only what is removed."""
     cut, mask = after.format.cut, after.format.mask
     if cut is None or mask is None:
         return False

@@ -279,7 +279,7 @@ def _scaled(form: Format, factor: Fraction) -> Format:
 
 
 def scaled(layer: LayerState, factor: Fraction) -> LayerState:
-    """Return the layer with weight, reference and the numbers of its format multiplied; a grid's step stays positive."""
+    """Return the layer with weight, reference and the numbers of its format scaled; a grid's step stays positive."""
     form = _scaled(layer.format, factor)
     weight, reference = layer.weight * factor, layer.reference * factor
     return replace(layer, weight=weight, reference=reference, format=form, choices=Choices())
