@@ -37,7 +37,7 @@ def sizes(layer: LayerState) -> Array:
 
 
 def exact_layer(technique: AdaptiveSparseTraining, layer: LayerState, numbers: Sequence[int]) -> LayerState:
-    """Return a layer in which hardly two nonzero weights have equal magnitudes, unless the first number is 2.
+    """Return a layer in which hardly two nonzero weights are equal, unless the first number is 2.
 
     Most weights of layers of whole numbers tie.
     """

@@ -29,7 +29,7 @@ ALPHAS = (Fraction(0), Fraction(1, 4), Fraction(1, 2), Fraction(3, 4), Fraction(
 def exact_layer(technique: AWQ, layer: LayerState, numbers: Items[int]) -> LayerState:
     """Scale the inputs so that every mean magnitude is a power whose degree the denominators of ``alphas`` divide.
 
-    No two mean magnitudes are equal. Unless the first number is 2, no two weights are equal either, and the layer
+    No two mean magnitudes are equal. Unless the first number is 2, hardly two weights are equal either, and the layer
     then has no format but factors. For weights of whole numbers most alphas would be equally good.
     """
     degree = lcm(*(alpha.denominator for alpha in technique.alphas))

@@ -119,8 +119,7 @@ class QuantizationAwareTraining(Technique):
         return replace(layer.format, grid=Grid(step, self.levels, len(groups)), rank=None)
 
     def feasible(self, before: LayerState, after: LayerState) -> Term:
-        """Return a term: ``after`` is on the absmax grid of ``before``, zero where the mask drops, and otherwise
-        unchanged.
+        """Return a term: ``after`` is on the absmax grid of ``before``, zero where the mask drops, and else unchanged.
 
         For states of floats, the steps of that grid are rounded to floats.
         """

@@ -46,7 +46,7 @@ def pruned(technique: PruneNeurons | PruneHeads, whole: WholeModel, groups: Sequ
     """Return the states without the units of least score of each group.
 
     Raises:
-        InputError: No unit of any group is dropped.
+        InputError: The sparsity is above 0, but drops no unit of any group.
     """
     most = max(groups, key=lambda group: group.units)
     if technique.sparsity and not int(most.units * technique.sparsity):

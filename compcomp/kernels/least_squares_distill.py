@@ -117,8 +117,7 @@ def least_change(error: Tensor, gram: Tensor, mask: Tensor | None, tolerance: fl
 
 
 def _after_rounding(left: Tensor, gram: Tensor, mask: Tensor | None, tolerance: float) -> Tensor | None:
-    """Return the change of the other weights that compensates for rounding the weights of inputs :data:`HEAVY` times as
-    large.
+    """Return the change that compensates for rounding the weights of inputs :data:`HEAVY` times the others.
 
     ``left`` is the reference minus the effective weight as stored. The result is None if no input is that much larger
     than the others.

@@ -229,9 +229,7 @@ def _codes(layer: LayerState) -> tuple[Fraction, ...] | None:
 
 
 def _check_feasible(technique: Technique, kernel: Kernel, layer: LayerState, result: LayerState, device: str) -> None:
-    """Check that kernel and encoding return feasible states, and the kernel always the same one, with its inputs
-    unchanged.
-    """
+    """Check that kernel and encoding return feasible states, the kernel always the same, with its inputs unchanged."""
     before = _tensors(layer, device)
     start, found = _floats(before), [_floats(_run(technique, kernel, layer, before)) for _ in range(2)]
     _check_untouched(technique, layer, before)
