@@ -85,8 +85,8 @@ def exact_layer(technique: JSQ, layer: LayerState, numbers: Items[int]) -> Layer
     """Add a token that makes 2-norms rational, and make weights distinct.
 
     For a feature whose squares sum to S, the new value (S / t - t) / 2 makes the 2-norm (S / t + t) / 2. Unless the
-    first number is 2, hardly two weights are equal, and the layer then has no format but factors. Most weights of layers
-    of whole numbers tie.
+    first number is 2, hardly two weights are equal, and the layer then has no format but factors. Most weights of
+    layers of whole numbers tie.
     """
     if numbers[0] != 2:
         layer = replace(layer, weight=unlike(layer.weight, numbers), format=Format(factors=layer.format.factors))

@@ -119,8 +119,8 @@ def least_change(error: Tensor, gram: Tensor, mask: Tensor | None, tolerance: fl
 def _after_rounding(left: Tensor, gram: Tensor, mask: Tensor | None, tolerance: float) -> Tensor | None:
     """Return the change that compensates for rounding the weights of inputs :data:`HEAVY` times the others.
 
-    ``left`` is the reference minus the effective weight as stored. The result is None if no input is that much larger
-    than the others.
+    ``left`` is the reference minus the effective weight as stored. Only the other weights change. The result is None if
+    no input is that much larger than the others.
     """
     sizes = gram.diagonal()
     heavy = sizes > HEAVY**2 * sizes[sizes > 0].median() if bool((sizes > 0).any()) else sizes > 0
