@@ -9,7 +9,7 @@ import pytest
 from tests.blocks import ROOT, documentation
 from tests.prose import LONGEST, complaints, of_docstrings, of_file, of_markdown
 
-GENERATED = {"techniques.md", "keeps.md"}
+GENERATED = {"keeps.md"}
 """Written from docstrings, which are not covered yet."""
 COVERED = [path for path in documentation() if path.name not in GENERATED]
 COVERED += [ROOT / folder / "README.md" for folder in ("tests", "benchmarks")]
@@ -18,10 +18,12 @@ COVERED += [ROOT / folder / "README.md" for folder in ("tests", "benchmarks")]
 ROOMS: list[str] = [
     "compcomp/__init__.py",
     "compcomp/bench.py",
+    "compcomp/catalogue.py",
     "compcomp/checking/*.py",
     "compcomp/cli.py",
     "compcomp/errors.py",
     "compcomp/hooks.py",
+    "compcomp/kernels/*.py",
     "compcomp/language/__init__.py",
     "compcomp/language/assumption.py",
     "compcomp/language/basis.py",
@@ -54,7 +56,9 @@ ROOMS: list[str] = [
     "compcomp/reporting/*.py",
     "compcomp/techniques.py",
     "compcomp/terms.py",
+    "compcomp/testing/*.py",
     "compcomp/version.py",
+    "encodings/*.py",
 ]
 """Globs of code files whose docstrings are covered."""
 CODE = sorted({path for room in ROOMS for path in ROOT.glob(room)})

@@ -117,7 +117,7 @@ class Declared:
     )
     leaves_weight: bool = field(
         default=False,
-        metadata=_law("adds a low-rank term beside the weight, and changes nothing else", "no_op", "normal"),
+        metadata=_law("adds to the low-rank branch, and changes nothing else", "no_op", "normal"),
     )
     changes_inputs: bool = field(
         default=False,
