@@ -60,8 +60,7 @@ def unmet(claim: Claim, scope: Scope, session: Session) -> tuple[Status, str] | 
     """Return None if some layer in the scope satisfies all conditions of the claim.
 
     Otherwise return the status of the claim's verdict and its cause. A layer is searched for first. If none is found
-    and
-    the scope has one shape, the solver decides.
+    and the scope has one shape, the solver decides.
     """
     if not claim.given:
         return None
@@ -83,8 +82,7 @@ def needed(claim: Claim, proves: Callable[[Claim], bool]) -> tuple[Condition, ..
     """Return a minimal set of the claim's conditions with which ``proves`` still proves it.
 
     None of them can be left out, but there may be other such sets. A condition that could not be left out within the
-    time
-    counts as needed.
+    time counts as needed.
     """
     kept = claim.given
     for condition in claim.given:

@@ -189,8 +189,7 @@ def prove(
     """Prove or refute a claim for every layer in a scope.
 
     PROVED and REFUTED are returned only if a stage has shown them. A deadline, an error or a missing solver gives
-    UNKNOWN
-    with its cause.
+    UNKNOWN with its cause.
 
     Args:
         claim: from ``dominates``, ``equal``, ``keeps``, ``fits`` or ``orthogonal``.
@@ -301,8 +300,7 @@ class _Attempt:
         """Yield the search result of each instance.
 
         If there are many instances, each gets short searches first, because a counterexample to any one of them refutes
-        the
-        claim. Every pass draws other layers.
+        the claim. Every pass draws other layers.
         """
         passes = [*(LOOKS if len(instances) > 1 else ()), (seconds, ROUNDS)]
         for seed, (most, rounds_each) in zip(reversed(range(len(passes))), passes, strict=True):

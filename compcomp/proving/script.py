@@ -45,8 +45,7 @@ def script(assertions: list[Term]) -> str:
     """Return the assertions as an SMT-LIB script of linear size.
 
     Terms that occur again in an assertion are named, in the order of their occurrence. Nothing is simplified, because
-    z3
-    would order sums by the numbers of terms, which depend on all terms built before.
+    z3 would order sums by the numbers of terms, which depend on all terms built before.
 
     Raises:
         TypeError: a term has no SMT-LIB text here, or uses a name that is reserved for lets.

@@ -61,8 +61,7 @@ class Session:
         """Return the lemma's result, computed once for each ``key``, which must determine it.
 
         Its queries are written and sent to this solver once. Every proof that uses the lemma lists them nevertheless.
-        The
-        result is cached only if each of them was answered "sat" or "unsat".
+        The result is cached only if each of them was answered "sat" or "unsat".
         """
         known = self.lemmas
         if key not in known:

@@ -15,10 +15,9 @@ from compcomp.proving.solver import Solver
 
 # The claim's text does not suffice as a key, because what a technique does may change while its text stays. The key
 # holds all that rules read of a claim without conditions that dominates, equals or is orthogonal: the sequences, and
-# for
-# each technique its steps and promises as they are now. Claims of kind keeps or fits are left out because their rules
-# look at a layer of the scope. Claims with conditions are left out because these have to be shown to be satisfiable at
-# every shape.
+# for each technique its steps and promises as they are now. Claims of kind keeps or fits are left out because their
+# rules look at a layer of the scope. Claims with conditions are left out because these have to be shown to be
+# satisfiable at every shape.
 
 MOST = 4000
 """The largest number of theorems that are cached."""
