@@ -1,7 +1,7 @@
-"""compcomp decides, with proofs, in which order to apply compression techniques to a language model.
+"""Decide, with proofs, in which order to apply compression techniques to a language model.
 
-``import compcomp as cc`` shows the whole public face; ``compcomp.techniques`` holds the techniques. Names
-are loaded on first use, so that a symbolic proof starts without torch.
+``import compcomp as cc`` gives access to the whole public API; ``compcomp.techniques`` holds the techniques. Names are
+loaded on first use, so that a symbolic proof starts without torch.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ _OFFERS = {
     "find installed": ("compcomp.language.installed", "find_installed"),
     "load catalogue": ("compcomp", "load_catalogue"),
 }
-"""What methods of lower modules do with modules above them (:mod:`compcomp.hooks`)."""
+"""Functions that lower modules call in modules above them (:mod:`compcomp.hooks`)."""
 
 __all__ = ["__version__"]
 __all__ += list(_HOMES)
@@ -115,7 +115,7 @@ def __dir__() -> list[str]:
 
 
 def _find_encodings_beside() -> None:
-    """In a checkout whose file system has no symbolic links, use the folder that the link points to."""
+    """Use the folder that the link ``encodings`` points to, in a checkout whose file system has no symbolic links."""
     here, beside = Path(__file__).parent / "encodings", Path(__file__).parent.parent / "encodings"
     if here.is_dir() or not (beside / "magnitude.py").is_file():
         return
@@ -126,7 +126,7 @@ def _find_encodings_beside() -> None:
 
 
 def load_catalogue() -> None:
-    """Make the techniques of this library known to text. Loads neither torch nor any kernel."""
+    """Register the techniques of this library for the parser. It loads neither torch nor any kernel."""
     importlib.import_module("compcomp.techniques")
 
 

@@ -1,4 +1,4 @@
-"""The catalogue of techniques: a page from their docstrings, parameters and promises."""
+"""The catalogue of techniques: a page from their docstrings, parameters and contracts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,20 @@ from compcomp.language.technique import Technique
 from compcomp.layers.state import LayerState
 
 SHAPE = (128, 256)
-"""The layer (out, in) whose bits are counted."""
+"""The shape (out, in) of the layer whose bits are counted."""
 KEY = re.compile(r"\[((?:[a-z]+\d{4}[a-z]?(?:, )?)+)\]")
 """Citation keys, as in docs/references.md."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter. ``default``: as it is written, "" where one has to be given. ``tried``: values that are tested."""
+    """Describe one parameter of a technique.
+
+    name: The name of the field.
+    meaning: The text of the docstring.
+    default: The default as it is written, "" if the parameter is required.
+    tried: The values that are tested.
+    """
 
     name: str
     meaning: str
@@ -34,7 +40,10 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """One representative, and what holds for it. ``bits``: of each weight of a layer of :data:`SHAPE`, all told."""
+    """Describe one representative of a class and its contracts.
+
+    ``bits`` is the number of bits for each weight of a layer of :data:`SHAPE`, including scales, masks and factors.
+    """
 
     technique: str
     sets_up: tuple[str, ...]
@@ -50,7 +59,7 @@ class Behaviour:
 
 @dataclass(frozen=True)
 class Entry:
-    """What the catalogue says of a class."""
+    """Describe one class of techniques."""
 
     name: str
     title: str
@@ -60,7 +69,7 @@ class Entry:
     sources: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the entry as plain data."""
         return {
             **{name: getattr(self, name) for name in ("name", "title", "about", "sources")},
             "parameters": [vars(parameter) for parameter in self.parameters],
@@ -69,7 +78,7 @@ class Entry:
 
 
 def catalogue(kinds: Iterable[type[Technique]] | None = None) -> list[Entry]:
-    """An entry for each class, by default for every registered one."""
+    """Return an entry for each class, by default for every registered one."""
     return [_entry(kind) for kind in (Technique.known().values() if kinds is None else kinds)]
 
 
@@ -92,9 +101,10 @@ def _lines(docstring: str | None) -> list[str]:
 
 
 def _split(lines: list[str], names: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The paragraphs of a docstring, and what it says of each parameter: "name: ..." where a line or sentence begins.
+    """Return the paragraphs of a docstring, and its text for each parameter.
 
-    What is said of a parameter goes on with indented lines, and with others until a sentence ends.
+    The text of a parameter begins with "name: " at the start of a line or sentence. It goes on with indented lines, and
+    with others until a sentence ends.
     """
     listed = "|".join(map(re.escape, names)) or "$^"
     begin = re.compile(rf"(?:^|(?<=[.)\]] ))((?:{listed})(?:, (?:{listed}))*): ")
@@ -158,9 +168,10 @@ def _behaviour(technique: Technique) -> Behaviour:
 
 
 def bits_of(technique: Technique, shape: tuple[int, int] = SHAPE) -> float:
-    """Bits that a weight of a layer of this shape (out, in) of normal random weights takes after the technique.
+    """Return the bits that each weight of a layer takes after the technique.
 
-    With as many more columns as make it fit, or of this shape on its side.
+    The layer has this shape (out, in) and normal random weights. If the technique does not fit, columns are added, or
+    the shape is transposed.
     """
     import torch
 
@@ -183,19 +194,19 @@ def _keys(match: re.Match[str]) -> list[str]:
 
 
 def markdown(entries: list[Entry]) -> str:
-    """The page."""
+    """Return the page of these entries."""
     rows, columns = SHAPE
     lines = [
         "# Techniques",
         "",
         "Written by `compcomp catalogue` from the docstrings and contracts in `encodings/`; do not edit. The laws of",
-        "the contracts are at the [end](#contracts). Which technique destroys what another set up is in",
-        "[keeps.md](keeps.md). Invariants: a mask, an n:m pattern of it, a grid,",
-        'a rank, and the shape left when rows and columns are removed; "factors" is a low-rank term beside the weight.',
-        f"Bits: of each weight of a {rows} x {columns} layer of random weights after the technique, with all scales,",
-        "masks and factors that have to be stored; a dense weight takes 16.",
+        "the contracts are at the [end](#contracts). [keeps.md](keeps.md) says which technique keeps the invariants",
+        "that another sets up. The invariants are a mask, its n:m pattern, a grid, a rank, and the shape that is left",
+        'when rows and columns are removed; "factors" is the low-rank branch. The bits are those that each weight of a',
+        f"{rows} x {columns} layer of random weights takes after the technique, with all scales, masks and factors",
+        "that have to be stored. A dense weight takes 16.",
         "",
-        "| technique | what it is | bits |",
+        "| technique | description | bits |",
         "|---|---|---|",
     ]
     for entry in entries:
@@ -222,7 +233,7 @@ def markdown(entries: list[Entry]) -> str:
             ]
         for behaviour in entry.behaviours:
             lines += ["", f"`{behaviour.technique}`:", "", *(f"- {text}" for text in _said(behaviour))]
-    lines += ["", "## Contracts", "", "Proofs rest on these. `check_encoding` looks for layers that break them.", ""]
+    lines += ["", "## Contracts", "", "Proofs depend on these. `check_encoding` looks for layers that break them.", ""]
     lines += ["| contract | law | rules that rely on it |", "|---|---|---|"]
     for contract in contracts().values():
         rules = ", ".join(f"[{rule.replace('_', ' ')}](proofs/{rule}.md)" for rule in contract.rules)
@@ -250,7 +261,7 @@ def _number(bits: float) -> str:
 
 
 def _linked(text: str) -> str:
-    """Citation keys as links."""
+    """Return the text with its citation keys as links."""
     return KEY.sub(lambda match: ", ".join(f"[{key}](references.md)" for key in _keys(match)), text)
 
 

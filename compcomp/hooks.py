@@ -1,6 +1,6 @@
-"""What a room uses of rooms above it, which it must not import: functions by name, offered by `compcomp/__init__.py`.
+"""Offer functions by name to packages that must not import the packages that define them.
 
-Each is loaded when it is first asked for.
+``compcomp/__init__.py`` makes the offers. Each function is loaded when it is first requested.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ _offers: dict[str, Callable[[], Any]] = {}
 
 
 def offer(name: str, load: Callable[[], Any]) -> None:
-    """Make what ``load`` returns known under this name. The last offer of a name counts."""
+    """Offer the object that ``load`` returns under this name. A later offer of the same name replaces it."""
     _offers[name] = load
 
 
 def offered(name: str) -> Any:
-    """What is offered under this name; LookupError where nothing is."""
+    """Return the object that is offered under this name; raise LookupError if there is none."""
     if name not in _offers:
         raise LookupError(f"nobody offers {name}")
     return _offers[name]()

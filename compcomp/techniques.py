@@ -1,4 +1,4 @@
-"""The registry: one line a technique, in the order in which tables show them, and the import people use."""
+"""Import and register all techniques of this library, one line each, in the order in which tables show them."""
 
 # isort: off
 from compcomp.encodings.magnitude import Magnitude as Magnitude

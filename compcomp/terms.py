@@ -1,15 +1,15 @@
-"""The vocabulary encodings are written in.
+"""Define the functions that encodings are written in.
 
-A *term* is one scalar of one of the readings:
+A *term* is one scalar in one of these readings:
 
-- an exact number (``int``, ``Fraction``) or a float: to replay,
-- a z3 expression: to prove,
-- a sympy expression: to derive and to print,
-- a :class:`Batch`, a numpy vector with one entry a candidate layer: to search.
+- an exact number (``int``, ``Fraction``) or a float, for replay;
+- a z3 expression, for proofs;
+- a sympy expression, for derivations and printing;
+- a :class:`Batch`, a numpy vector with one entry for each candidate layer, for search.
 
-Every word below works on all of them, so an encoding is written once. Arrays of terms are numpy object
-arrays. Python's ``if``, ``max``, ``sorted`` and ``in`` must not touch terms: ``bool(x > y)`` on a z3 term
-raises or lies.
+Every function below accepts all of them, so an encoding is written once. Arrays of terms are numpy object arrays.
+Do not use Python's ``if``, ``max``, ``sorted`` and ``in`` on terms: ``bool(x > y)`` on a z3 term raises, or returns a
+wrong value.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ Array = npt.NDArray[Any]
 
 NO_FLOATS = "a float in an encoding, which is exact: write Fraction(1, 10), or Fraction(0.1) if that float is meant"
 LADDER_LEVELS = 32
-"""Grids up to this many levels a side are written for z3 as a tree of comparisons (faster up to 5 bits)."""
+"""Grids with up to this many levels on each side become a tree of comparisons in z3 (faster up to 5 bits)."""
 
 
 # ---------------------------------------------------------------------------------------------- readings
 
 
 class Batch:
-    """A term that stands for one number (or truth value) in each of many candidate layers.
+    """Represent one number (or truth value) in each of many candidate layers.
 
-    ``values`` has shape (candidates,), dtype float64 or bool. Deliberately not a sequence: numpy then keeps
-    it as one entry of an object array.
+    ``values`` has shape (candidates,) and dtype float64 or bool. A batch is deliberately not a sequence, so that numpy
+    stores it as one entry of an object array.
     """
 
     __slots__ = ("values",)
@@ -98,7 +98,7 @@ def _is_sympy(x: Any) -> bool:
 
 
 def reading(*terms: Term) -> str:
-    """``"z3"``, ``"batch"``, ``"sympy"`` or ``"number"``: how these terms are to be read together."""
+    """Return the reading of these terms together: ``"z3"``, ``"batch"``, ``"sympy"`` or ``"number"``."""
     found = "number"
     for x in terms:
         if isinstance(x, Batch):
@@ -114,7 +114,7 @@ def reading(*terms: Term) -> str:
 
 
 def If(condition: Term, then: Term, otherwise: Term) -> Term:
-    """``then`` where the condition holds, else ``otherwise``. Both are already evaluated terms."""
+    """Return ``then`` if the condition holds, else ``otherwise``. Both are terms that are already evaluated."""
     if isinstance(condition, bool | np.bool_):
         return then if condition else otherwise
     if isinstance(condition, Batch):
@@ -151,17 +151,17 @@ def _connective(terms: Sequence[Term], number: Callable[[Iterable[bool]], bool],
 
 
 def And(*terms: Term) -> Term:
-    """All of them hold."""
+    """Return a term that is true if all terms are."""
     return _connective(terms, all, np.logical_and, "And")
 
 
 def Or(*terms: Term) -> Term:
-    """One of them holds."""
+    """Return a term that is true if at least one term is."""
     return _connective(terms, any, np.logical_or, "Or")
 
 
 def Not(x: Term) -> Term:
-    """It does not hold."""
+    """Return a term that is true if the term is not."""
     kind = reading(x)
     if kind == "batch":
         return Batch(np.logical_not(x.values))
@@ -177,7 +177,7 @@ def Not(x: Term) -> Term:
 
 
 def Equal(x: Term, y: Term) -> Term:
-    """The two numbers are equal (``==`` on a sympy term would ask whether they are written alike)."""
+    """Return a term that is true if two numbers are equal. ``==`` on sympy terms would compare how they are written."""
     if reading(x, y) == "sympy":
         import sympy
 
@@ -189,19 +189,19 @@ def Equal(x: Term, y: Term) -> Term:
 
 
 def Abs(x: Term) -> Term:
-    """Magnitude."""
+    """Return the magnitude of a number."""
     if _is_z3(x):
         return If(x >= 0, x, -x)
     return abs(x)
 
 
 def Max(terms: Iterable[Term]) -> Term:
-    """The largest of one or more numbers."""
+    """Return the largest of one or more numbers."""
     return _extreme(list(terms), largest=True)
 
 
 def Min(terms: Iterable[Term]) -> Term:
-    """The smallest of one or more numbers."""
+    """Return the smallest of one or more numbers."""
     return _extreme(list(terms), largest=False)
 
 
@@ -220,13 +220,13 @@ def _extreme(terms: list[Term], *, largest: bool) -> Term:
 
 
 def Sum(terms: Iterable[Term]) -> Term:
-    """Their sum; 0 of none."""
+    """Return the sum of numbers, which is 0 if there are none."""
     items = list(terms)
     if reading(*items) == "z3":
         import z3
 
         terms = [x if _is_z3(x) else z3.RealVal(x) for x in items]
-        return terms[0] if len(terms) == 1 else z3.Sum(terms)  # a sum of one is no SMT-LIB
+        return terms[0] if len(terms) == 1 else z3.Sum(terms)  # SMT-LIB has no sum of one term
     total: Term = 0
     for x in items:
         total = total + x
@@ -234,7 +234,7 @@ def Sum(terms: Iterable[Term]) -> Term:
 
 
 def Div(x: Term, y: Term) -> Term:
-    """``x / y``, and 0 where ``y`` is 0: in SMT ``x / 0`` is any value, in Python an error."""
+    """Return ``x / y``, or 0 if ``y`` is 0. In SMT ``x / 0`` is any value, in Python an error."""
     kind = reading(x, y)
     if kind == "number":
         return Fraction(x) / y if y and isinstance(y, int) else (x / y if y else 0 * y)
@@ -246,7 +246,7 @@ def Div(x: Term, y: Term) -> Term:
 
 
 def each(function: Callable[..., Term], *arrays: Array) -> Array:
-    """The function at every position of arrays of one shape: an object array of that shape."""
+    """Apply a function at every position of arrays of one shape, and return an object array of that shape."""
     first = arrays[0]
     result = np.empty(first.shape, dtype=object)
     for index in np.ndindex(*first.shape):
@@ -258,11 +258,11 @@ def each(function: Callable[..., Term], *arrays: Array) -> Array:
 
 
 class Choices:
-    """Resolves what a convention leaves free: the order among ties, the side of a rounding midpoint.
+    """Make the choices that a convention leaves free: the order among ties, the side of a rounding midpoint.
 
-    ``order(n)`` gives the priorities of n tied elements, ``flip()`` one truth value. This class takes the
-    first of everything; the prover and the search put other resolvers in its place. ``margin`` is the
-    smallest relative distance to a tie or a midpoint that was met, for tests that must stay away from them.
+    ``order(n)`` returns the priorities of n tied elements, ``flip()`` one truth value. This class always takes the
+    first option; the prover and the search use subclasses. ``margin`` is the smallest relative distance to a tie or a
+    midpoint seen so far, for tests that must stay away from them.
     """
 
     def __init__(self) -> None:
@@ -275,15 +275,21 @@ class Choices:
         return False
 
     def number(self, usual: Term) -> Term:
-        """Any number at all, where nothing is known of an outcome; ``usual`` is one that it may be."""
+        """Return any number, for an outcome of which nothing is known. ``usual`` is one possible outcome."""
         return usual
 
     def grid_value(self, x: Term, step: Term, levels: int) -> Term:
-        """Any of ``k * step``, ``|k| <= levels``, where nothing more is known; the nearest to ``x`` is usual."""
+        """Return any of ``k * step``, ``|k| <= levels``, for an outcome of which nothing more is known.
+
+        Args:
+            x: the number whose nearest value is the usual outcome.
+            step: the distance between neighbouring values.
+            levels: the number of values on each side of 0.
+        """
         return nearest(x, step, levels, "half_even", self)
 
     def context(self, term: Term) -> Term:
-        """A group's shared context (its scale), which the prover may replace by a term proved equal."""
+        """Return a group's shared context (its scale). The prover may replace it by a term that is proved equal."""
         return term
 
     def near(self, distance: float) -> None:
@@ -291,7 +297,7 @@ class Choices:
 
 
 class RandomChoices(Choices):
-    """Seeded choices for one exact replay; the same seed gives the same choices."""
+    """Make seeded random choices for one exact replay. Equal seeds give equal choices."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -307,13 +313,13 @@ class RandomChoices(Choices):
         return usual + Fraction(int(self._random.integers(-8, 9)), 4)
 
     def grid_value(self, x: Term, step: Term, levels: int) -> Term:
-        """The nearest, a neighbour of it, or any."""
+        """Return the nearest value, one of its neighbours, or any value."""
         move, far, level = (int(self._random.integers(*ends)) for ends in ((-1, 2), (0, 2), (-levels, levels + 1)))
         return step * level if far else super().grid_value(x + move * step, step, levels)
 
 
 class BatchChoices(Choices):
-    """Independent random choices for each of ``size`` candidates."""
+    """Make independent random choices for each of ``size`` candidates."""
 
     def __init__(self, size: int, random: np.random.Generator) -> None:
         super().__init__()
@@ -337,9 +343,9 @@ class BatchChoices(Choices):
 
 
 class SymbolicChoices(Choices):
-    """Fresh z3 variables; ``premises`` collects what is known about them.
+    """Represent every choice by a fresh z3 variable, and collect the facts about them in ``premises``.
 
-    Every variable is fresh, so a formula that is unsatisfiable holds for every choice.
+    Every variable is fresh, so a formula that is unsatisfiable is so for every choice.
     """
 
     def __init__(self, prefix: str = "choice") -> None:
@@ -360,7 +366,10 @@ class SymbolicChoices(Choices):
         return self.real()
 
     def grid_value(self, x: Term, step: Term, levels: int) -> Term:
-        """Up to :data:`LADDER_LEVELS` a tree over a fresh real, every leaf of which some real leads to: linear."""
+        """Return any value of the grid, as a tree over a fresh real with up to :data:`LADDER_LEVELS` levels.
+
+        Every leaf is reached by some real number, and the formula is linear.
+        """
         import z3
 
         if levels > LADDER_LEVELS:
@@ -394,20 +403,27 @@ class SymbolicChoices(Choices):
 # ---------------------------------------------------------------------------------------------- selection
 
 TIES = ("first", "all", "any")
-"""Equal scores at the threshold: the lowest index goes first, all of them go, or any of them may go."""
+"""Conventions for equal scores at the threshold.
+
+"first" drops the lowest index first, "all" drops all of them, and "any" may drop any of them.
+"""
 
 
 def smallest(scores: Sequence[Term], count: int, ties: str, choices: Choices) -> list[Term]:
-    """For each score, whether it is among the ``count`` smallest.
+    """Return a term for each score that is true if the score is among the ``count`` smallest.
 
-    ``ties="all"`` also takes everything that equals the last one taken (and takes nothing when ``count`` is
-    0), as ``If(Abs(w) <= Abs(min_val), 0, w)`` of [hu2026] does.
+    Args:
+        scores: the scores of one group.
+        count: how many are taken.
+        ties: one of :data:`TIES`. "all" also takes every score equal to the last one taken, and nothing if ``count``
+            is 0, as ``If(Abs(w) <= Abs(min_val), 0, w)`` of [hu2026] does.
+        choices: makes the free choices of "any", and records the margin.
     """
     n = len(scores)
     if count == 0:
         return [False] * n
     kind = reading(*scores)
-    if kind == "number" and ties == "any":  # equal numbers as scores of terms: the reading is that of the choices
+    if kind == "number" and ties == "any":  # numbers may be scores of terms: the choices have the reading
         kind = {BatchChoices: "batch", SymbolicChoices: "z3"}.get(_kind(choices), kind)
     if kind == "number":
         return _smallest_numbers(scores, count, ties, choices)
@@ -418,7 +434,7 @@ def smallest(scores: Sequence[Term], count: int, ties: str, choices: Choices) ->
 
         assert isinstance(choices, SymbolicChoices)
         taken = [choices.flip() for _ in scores]
-        choices.assume(Sum(If(t, 1, 0) for t in taken) == count)  # as fast as z3's PbEq, which no other solver reads
+        choices.assume(Sum(If(t, 1, 0) for t in taken) == count)  # as fast as z3's PbEq, which is z3's alone
         for i in range(n):
             for j in range(n):
                 if i != j:
@@ -471,13 +487,20 @@ def _smallest_batch(scores: Sequence[Term], count: int, ties: str, choices: Choi
 # ---------------------------------------------------------------------------------------------- grids
 
 ROUNDINGS = ("half_even", "half_up", "half_away", "any")
-"""Where a midpoint goes: to the even level, to the larger value, away from zero, or either way."""
+"""Conventions for midpoints: to the even level, to the larger value, away from zero, or either way."""
 
 
 def nearest(x: Term, step: Term, levels: int, rounding: str, choices: Choices) -> Term:
-    """The multiple ``k * step``, ``|k| <= levels``, nearest to ``x``; 0 when ``step`` is 0.
+    """Return the multiple ``k * step``, ``|k| <= levels``, that is nearest to ``x``; 0 if ``step`` is 0.
 
-    The result is the value, not the level. ``step`` is never negative.
+    The result is the value, not the level k.
+
+    Args:
+        x: the number to round.
+        step: a number >= 0.
+        levels: the number of values on each side of 0.
+        rounding: one of :data:`ROUNDINGS`.
+        choices: makes the free choices of "any", and records the margin.
     """
     kind = reading(x, step)
     if kind == "number":
@@ -505,7 +528,7 @@ def nearest(x: Term, step: Term, levels: int, rounding: str, choices: Choices) -
 
 
 def _midpoint_goes_down(k: int, rounding: str) -> bool:
-    """Whether the midpoint between levels k and k + 1 goes to k."""
+    """Return True if the midpoint between levels k and k + 1 goes to k."""
     if rounding == "half_even":
         return k % 2 == 0
     return rounding == "half_away" and k < 0
@@ -541,14 +564,17 @@ def _nearest_batch(x: Any, step: Any, levels: int, rounding: str, choices: Choic
 
 
 def _nearest_defined_z3(x: Term, step: Term, levels: Term, rounding: str, choices: SymbolicChoices) -> Term:
-    """The level as a fresh integer with the inequalities that define it: no division, any number of levels."""
+    """Return the nearest value with the level as a fresh integer, defined by inequalities.
+
+    There is no division, and the number of levels may be any.
+    """
     import z3
 
     level = choices.integer()
     low, high = (2 * z3.ToReal(level) - 1) * step, (2 * z3.ToReal(level) + 1) * step
     first, last = level == -levels, level == levels
     choices.assume(z3.And(level >= -levels, level <= levels))
-    # True of whole numbers, and said because cvc5 branches without end if it is not. Lemmas have two or three levels.
+    # Redundant for integers, but without it cvc5 branches without end. Lemmas have two or three levels.
     for other in choices.levels if len(choices.levels) < 4 else []:
         choices.assume(z3.Or(level <= other - 1, level == other, level >= other + 1))
     choices.levels.append(level)
@@ -566,7 +592,10 @@ def _nearest_defined_z3(x: Term, step: Term, levels: Term, rounding: str, choice
 
 
 def _nearest_integer_z3(x: Term, step: Term, levels: int, rounding: str, choices: Choices) -> Term:
-    """Level as ``ToInt``: smaller than a ladder above 5 bits. The division is guarded by its premise."""
+    """Return the nearest value with the level as ``ToInt``: a smaller term than a tree above 5 bits.
+
+    The division is guarded against a step of 0.
+    """
     import z3
 
     half = z3.RealVal("1/2")
@@ -589,7 +618,11 @@ def _nearest_integer_z3(x: Term, step: Term, levels: int, rounding: str, choices
 
 
 def Root(x: Term, degree: int) -> Term:
-    """The root of this degree of a number > 0. NotExactError where it is not rational, and for z3 and sympy terms."""
+    """Return the root of this degree of a number > 0.
+
+    Raises:
+        NotExactError: the root is not rational, or the number is a z3 or sympy term.
+    """
     if degree == 1:
         return x
     kind = reading(x)
@@ -606,7 +639,7 @@ def Root(x: Term, degree: int) -> Term:
 
 
 def _whole_root(x: int, degree: int) -> int | None:
-    """The whole number whose power of this degree is x, if there is one."""
+    """Return the integer whose power of this degree is x, or None if there is none."""
     low, high = 0, 1 << (x.bit_length() // degree + 1)
     while low < high:
         middle = (low + high) // 2
@@ -615,10 +648,17 @@ def _whole_root(x: int, degree: int) -> int | None:
 
 
 def PowerOfTwo(x: Term, degree: int, choices: Choices) -> Term:
-    """The power of two nearest, in log2, to the root of this degree of a number > 0; midpoints to the larger one.
+    """Return the power of two nearest to the root of this degree of a number > 0. Midpoints go to the larger one.
 
-    Decided by comparing powers of x, so that numbers give an exact result where the root is not rational.
-    NotExactError for z3 and sympy terms.
+    Distances are in log2. Powers of x are compared, so that the result is exact even if the root is not rational.
+
+    Args:
+        x: a number > 0.
+        degree: the degree of the root.
+        choices: records the margin.
+
+    Raises:
+        NotExactError: x is a z3 or sympy term.
     """
     kind = reading(x)
     if kind == "batch":
@@ -638,7 +678,7 @@ def PowerOfTwo(x: Term, degree: int, choices: Choices) -> Term:
 
 
 def Repeated(x: Term, times: int) -> Term:
-    """``x`` multiplied with itself: its power of this whole exponent."""
+    """Return the power of ``x`` with the integer exponent ``times`` >= 0, by repeated multiplication."""
     result: Term = Fraction(1)
     for _ in range(times):
         result = x * result
@@ -649,11 +689,18 @@ def Repeated(x: Term, times: int) -> Term:
 
 
 def nearest_code(x: Term, step: Term, codes: Sequence[Fraction], rounding: str, choices: Choices) -> Term:
-    """The value ``step * c`` nearest to ``x``, c out of ``codes`` (ascending); 0 when ``step`` is 0.
+    """Return the value ``step * c`` that is nearest to ``x``, for c out of ``codes``; 0 if ``step`` is 0.
 
-    ``step`` is never negative. A midpoint between two neighbouring codes goes to the one at an even number of places
-    from 0 ("half_even"; from the least code where 0 is none), to the larger, away from zero, or either way. Counted
-    from 0, the places of a floating-point format are its bit patterns, so "half_even" is its ties to even mantissa.
+    With "half_even", a midpoint between two neighbouring codes goes to the one at an even number of places from 0 (from
+    the least code if 0 is no code). Otherwise it goes to the larger one, away from zero, or either way. Counted from 0,
+    the places of a floating-point format are its bit patterns, so "half_even" rounds ties to even mantissa.
+
+    Args:
+        x: the number to round.
+        step: a number >= 0.
+        codes: the codes, in ascending order.
+        rounding: one of :data:`ROUNDINGS`.
+        choices: makes the free choices of "any", and records the margin.
     """
     kind = reading(x, step)
     if kind == "number":
@@ -684,7 +731,7 @@ def nearest_code(x: Term, step: Term, codes: Sequence[Fraction], rounding: str, 
 
 
 def code_midpoint_goes_down(codes: Sequence[Fraction], k: int, rounding: str) -> bool:
-    """Whether the midpoint between codes k and k + 1 goes to code k, for any rounding but "any"."""
+    """Return True if the midpoint between codes k and k + 1 goes to code k, for any rounding but "any"."""
     if rounding == "half_even":
         zero = bisect_left(codes, 0)
         origin = zero if zero < len(codes) and codes[zero] == 0 else 0
@@ -714,7 +761,7 @@ def _nearest_code_batch(x: Any, step: Any, codes: Sequence[Fraction], rounding: 
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(step == 0, 0.0, x / step)
     index = np.searchsorted(sums / 2, ratio)
-    # The quotient is rounded; 2 x against the sum of two neighbours is exact where floats are dyadic and short.
+    # The quotient is rounded. Comparing 2 x with the sum of two neighbours is exact for short dyadic floats.
     low, high = sums[np.maximum(index - 1, 0)] * step, sums[np.minimum(index, len(sums) - 1)] * step
     index = index - ((index > 0) & (2 * x < low)) + ((index < len(sums)) & (2 * x > high))
     for middle in (index - 1, index):  # on the midpoint below, or above
@@ -730,17 +777,25 @@ def _nearest_code_batch(x: Any, step: Any, codes: Sequence[Fraction], rounding: 
 
 @lru_cache(maxsize=64)
 def _code_floats(codes: tuple[Fraction, ...], rounding: str) -> tuple[Any, Any, Any]:
-    """The codes and the sums of neighbours as floats, and whether the midpoint of each two goes down."""
+    """Return codes and sums of neighbouring codes as floats, and for each midpoint whether it goes down."""
     middles = range(len(codes) - 1)
     values, sums = (np.array([float(c) for c in row]) for row in (codes, [codes[k] + codes[k + 1] for k in middles]))
     return values, sums, np.array([code_midpoint_goes_down(codes, k, rounding) for k in middles], dtype=bool)
 
 
 def power_of_two(x: Term, choices: Choices) -> Term:
-    """The largest power of two that is no more than ``x`` > 0, exactly; 0 when ``x`` is 0. ``x`` is never negative.
+    """Return the largest power of two that is at most ``x``, exactly; 0 if ``x`` is 0.
 
-    For z3 a real p of which only p <= x < 2 p is known (and p = 0 where x = 0), one for each argument as it is
-    written: a formula admits more values than the power, so what it proves of all of them holds of the power.
+    For z3 the result is a real p of which only p <= x < 2 p is known (and p = 0 if x = 0). There is one p for each
+    argument as it is written. A formula thus admits more values than the power, so a statement proved for all of them
+    holds for the power.
+
+    Args:
+        x: a number >= 0.
+        choices: collects the premise about p, for z3.
+
+    Raises:
+        TypeError: ``x`` is a z3 term and ``choices`` collects no premises.
     """
     kind = reading(x)
     if kind == "number":

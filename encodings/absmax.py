@@ -14,10 +14,10 @@ from compcomp.terms import ROUNDINGS, Abs
 class AbsMax(Technique):
     """Round every weight to the nearest of ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = max|w| / L.
 
-    bits: 2 to 16, or Any in claims.
-    group: how many consecutive weights of a row share a scale; None for a scale as ``per`` says.
-    rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
-    per: "tensor" or "channel" (an output row), what shares a scale where there is no group.
+    bits: The bit width, 2 to 16, or Any in claims.
+    group: The number of consecutive weights of a row that share a scale. If None, ``per`` decides.
+    rounding: The rule for midpoints: "half_even", "half_up", "half_away" or "any".
+    per: The weights that share a scale if there is no group: "tensor" or "channel" (an output row).
     An all-zero group stays zero. Source: [dettmers2022].
     """
 
@@ -36,7 +36,7 @@ class AbsMax(Technique):
 
     @property
     def levels(self) -> int | Unknown:
-        """L: how many grid values lie on each side of zero."""
+        """L, the number of grid values on each side of zero."""
         return ANY if isinstance(self.bits, Unknown) else int(2 ** (self.bits - 1) - 1)
 
     def promises(self) -> Declared:

@@ -17,12 +17,12 @@ from compcomp.terms import ROUNDINGS
 class AbsMaxInputs(Technique):
     """Round the layer's inputs to the nearest of ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = max|x| / L.
 
-    bits: 2 to 16, or Any in claims.
-    per: "token" for one scale a token, over its features, or "tensor" for one scale for all inputs.
-    group: how many consecutive features of a token share a scale; None for all of them.
-    rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
-    An all-zero group stays zero. The weight stays as it is. Needs the inputs themselves: their Gram matrix does
-    not tell them. Source: [yao2022] (token-wise); the grid is that of [dettmers2022].
+    bits: The bit width, 2 to 16, or Any in claims.
+    per: The inputs that share a scale: "token" for all features of a token, or "tensor" for all inputs.
+    group: The number of consecutive features of a token that share a scale. None stands for all of them.
+    rounding: The rule for midpoints: "half_even", "half_up", "half_away" or "any".
+    An all-zero group stays zero. The weight does not change. The inputs themselves are needed, as a Gram matrix does
+    not determine them. Source: [yao2022] (token-wise); the grid is that of [dettmers2022].
     """
 
     bits: BitsOrAny
@@ -65,14 +65,18 @@ class AbsMaxInputs(Technique):
             raise InputError(f"{shape[1]} features", f"features that divide into groups of {self.unit}", where)
 
     def inputs_of(self, layer: LayerState) -> Array:
-        """The inputs (in x tokens); InputError where the layer has none."""
+        """Return the inputs (in x tokens).
+
+        Raises:
+            InputError: The layer has no inputs.
+        """
         if layer.inputs is None:
             given = "no inputs" if layer.gram is None else "a Gram matrix alone"
             raise InputError(given, "a layer with calibration inputs (in x tokens)", str(self))
         return layer.inputs
 
     def of_tokens(self, features: int) -> AbsMax:
-        """What the inputs' transpose (tokens x in) goes through, as if it were a weight."""
+        """Return the quantizer for the transposed inputs (tokens x in), which it treats as a weight."""
         return AbsMax(self.bits, None if self.per == "tensor" else self.group or features, self.rounding)
 
     def encode(self, layer: LayerState) -> LayerState:

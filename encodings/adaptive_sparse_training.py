@@ -1,4 +1,4 @@
-"""Adaptive sparse training: the mask is found again while what it leaves is trained [huang2024]."""
+"""Adaptive sparse training: the mask is updated while the weights that it keeps are trained [huang2024]."""
 
 from __future__ import annotations
 
@@ -31,13 +31,16 @@ from compcomp.terms import TIES, Abs, Array, Div, If, Sum, each
 
 
 def sizes(layer: LayerState) -> Array:
-    """The magnitudes of the weights, and less than any of them, -1, for those that the mask drops; out x in."""
+    """Return the weights' magnitudes (out x in), and -1, less than any magnitude, for weights that the mask drops."""
     free = second_order.kept_weights(layer, "kept")
     return each(lambda keep, w: If(keep, Abs(w), -1), free, layer.weight)
 
 
 def exact_layer(technique: AdaptiveSparseTraining, layer: LayerState, numbers: Sequence[int]) -> LayerState:
-    """Unless the first number is 2 hardly two weights other than zero are alike: of whole numbers most tie."""
+    """Return a layer in which hardly two nonzero weights are equal, unless the first number is 2.
+
+    Most weights of layers of whole numbers tie.
+    """
     if numbers[0] == 2:
         return layer
     weight = each(lambda w, moved: moved if w else w, layer.weight, unlike(layer.weight, numbers))
@@ -46,23 +49,26 @@ def exact_layer(technique: AdaptiveSparseTraining, layer: LayerState, numbers: S
 
 @parametrized
 class AdaptiveSparseTraining(Technique):
-    """Train the weights towards the dense layer's outputs through a mask that is found again as they change (AST).
+    """Train the weights towards the dense layer's outputs under a mask that is updated as they change (AST).
 
-    V starts as the weights it finds, and the mask M drops the ``int(n * sparsity)`` weights of least |v| of every group
-    of n. In step t of T = ``iterations`` all of V moves, dropped weights as well, as if the mask had slope 1, and what
-    is dropped decays: V <- V - rate / trace(G) (E G - W X X'^T) - decay * t / T * (V - M V), E being M V and the
-    low-rank term beside it. W is the reference, X the dense inputs, X' the current ones, G = X' X'^T (in x in). After
-    every ``every`` steps but the last M is found again. The result is M V, the grid is given up.
-    sparsity: share of weights to drop, in [0, 1).
+    The latent weights V start as the current weights. The mask M drops the ``int(n * sparsity)`` weights of least |v|
+    of every group of n. In step t of T = ``iterations`` all of V is updated, dropped weights included, as if the mask
+    had slope 1 (straight-through). Dropped weights also decay. The update is V <- V - rate / trace(G) (E G - W X X'^T)
+    - decay * t / T * (V - M V). Here E is M V plus the low-rank branch, W the reference, X the dense inputs, X' the
+    current ones, and G = X' X'^T (in x in). M is computed again after every ``every`` steps, except after the last. The
+    result is M V, which has no grid.
+    sparsity: The share of weights to drop, in [0, 1).
     pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row.
-    per: "tensor" or "row", the group of an unstructured selection.
-    iterations: how many steps, 1 to 10000. every: how many a mask lasts, at least 1. rate: in (0, 2).
-    decay: what a dropped weight loses of itself in the last step, in [0, 1).
-    ties: which of equal magnitudes at the threshold go, "first" (lowest index), "all" or "any".
-    Weights that an earlier mask drops stay out: they are zero, do not move, and are the first to count as dropped.
-    The published method trains a whole model on its task and towards the dense one; here it is one layer and its
-    outputs, with plain steps. Its low-rank branch is a step of its own, BlockMeans. Needs calibration inputs.
-    Source: [huang2024]; straight-through masks with decay [zhou2021].
+    per: The group of an unstructured selection, "tensor" or "row".
+    iterations: The number of steps, 1 to 10000.
+    every: The number of steps between two updates of the mask, at least 1.
+    rate: The relative step length, in (0, 2).
+    decay: The share of itself that a dropped weight loses in the last step, in [0, 1).
+    ties: The weights dropped among equal magnitudes at the threshold: "first" (lowest index), "all" or "any".
+    Weights that an earlier mask drops stay zero: they are not updated, and are the first to count as dropped. The
+    published method trains a whole model on its task and towards the dense model. This technique trains one layer on
+    its outputs, with plain gradient steps. The low-rank branch of the method is a technique of its own, BlockMeans.
+    Needs calibration inputs. Source: [huang2024]; straight-through masks with decay [zhou2021].
     """
 
     sparsity: Exact
@@ -101,7 +107,7 @@ class AdaptiveSparseTraining(Technique):
 
     @property
     def selection(self) -> Selection:
-        """What the latent weights lose where a mask is found: the least, first of all those that are dropped before."""
+        """The selection that computes a mask: the latent weights of least magnitude, those dropped earlier first."""
         partition = selection_partition(self.pattern, self.per, self.sparsity, "AdaptiveSparseTraining")
         return Selection.by_layer(sizes, partition, self.sparsity, self.ties)
 
@@ -121,7 +127,7 @@ class AdaptiveSparseTraining(Technique):
         )
 
     def new_mask(self, turn: int) -> bool:
-        """Whether the mask is found again after this step, 1 to ``iterations``."""
+        """Return True if the mask is computed again after this step, 1 to ``iterations``."""
         return turn % self.every == 0 and turn < self.iterations
 
     def encode(self, layer: LayerState) -> LayerState:

@@ -1,4 +1,4 @@
-"""Masking again: weights that were pruned earlier go back to zero [mishra2021]."""
+"""Mask application: weights that were pruned earlier are set to zero again [mishra2021]."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from compcomp.terms import If, each
 
 @dataclass(frozen=True)
 class ApplyMask(Technique):
-    """Set every weight to zero that the layer's mask drops; where there is no mask, change nothing.
+    """Set every weight to zero that the layer's mask drops; without a mask, change nothing.
 
-    It mends a mask that a step since broke. A grid of which zero is no value is broken by it.
-    Source: the step that keeps weights pruned while they are changed otherwise, as in [mishra2021].
+    It restores a mask that a later step broke. It breaks a grid that does not contain 0. Source: the step that keeps
+    weights pruned while others change, as in [mishra2021].
     """
 
     kernel_module: ClassVar[str] = "compcomp.kernels.apply_mask"

@@ -1,4 +1,4 @@
-"""AWQ scaling: weight columns scaled up where the inputs are large, as far as rounding to nearest gains [lin2024]."""
+"""AWQ scaling: weight columns with large inputs are scaled up, as far as this lowers the rounding error [lin2024]."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ ALPHAS = (Fraction(0), Fraction(1, 4), Fraction(1, 2), Fraction(3, 4), Fraction(
 
 
 def exact_layer(technique: AWQ, layer: LayerState, numbers: Items[int]) -> LayerState:
-    """Inputs scaled so that mean magnitudes are powers whose degree the denominators of alphas divide.
+    """Scale the inputs so that every mean magnitude is a power whose degree the denominators of ``alphas`` divide.
 
-    No two are alike, and unless the first number is 2 neither are weights, which then fit no format: of whole
-    numbers most alphas are equally good.
+    No two mean magnitudes are equal. Unless the first number is 2, hardly two weights are equal either, and the layer
+    then has no format but factors. For weights of whole numbers most alphas would be equally good.
     """
     degree = lcm(*(alpha.denominator for alpha in technique.alphas))
     if layer.inputs is None:
@@ -47,19 +47,21 @@ def exact_layer(technique: AWQ, layer: LayerState, numbers: Items[int]) -> Layer
 
 @parametrized
 class AWQ(Technique):
-    """W' = W diag(s) on the inputs X' = diag(1/s) X, with s_j = mean|X_j|^alpha for the best alpha of a grid.
+    """Scale W' = W diag(s) on X' = diag(1/s) X, s_j = mean|X_j|^alpha for the best alpha of a list.
 
-    alphas: the grid, numbers in [0, 1] with 0 for no scaling at all, tried in this order.
-    bits, group: of the quantizer that alpha is chosen for: 2 to 16, and how many consecutive weights of a row share a
-        scale, None for the whole tensor.
-    scales: "exact", s itself; "power_of_two", the power of two nearest to s in log2 (midpoints to the larger).
-    Chosen is the alpha of least output error |(Q(W diag(s)) diag(1/s) - W) X|_F^2, the first of equal ones, Q rounding
-    to nearest as AbsMax(bits, group) does, midpoints to even levels. W (out x in) is the weight it finds, without a
-    low-rank term beside it; X (in x tokens) the current inputs. A feature whose inputs are all 0 has s_j = 1. Nothing
-    is quantized: the layer computes what it did, and what comes later acts on W' and X'. Weights are not clipped and
-    scales not brought to a common mean, which would change no rounding. Scales belong to this layer alone. Exact
-    arithmetic raises NotExactError where a scale of scales="exact" is not rational. Needs the inputs, or their
-    magnitudes and Gram matrix. Source: [lin2024].
+    alphas: The list: numbers in [0, 1], tried in this order. 0 stands for no scaling.
+    bits: The bit width of the quantizer that alpha is chosen for, 2 to 16.
+    group: The number of consecutive weights of a row that share a scale of that quantizer. None stands for the whole
+        tensor.
+    scales: "exact" for s itself, or "power_of_two" for the power of two nearest to s in log2 (midpoints go to the
+        larger).
+    The chosen alpha has the least output error |(Q(W diag(s)) diag(1/s) - W) X|_F^2; among equal errors the first is
+    chosen. Q rounds to nearest as AbsMax(bits, group) does, midpoints to even levels. W (out x in) is the current
+    weight without the low-rank branch, X (in x tokens) the current inputs. A feature whose inputs are all 0 has s_j =
+    1. Nothing is quantized: the layer's outputs do not change, and later techniques act on W' and X'. Weights are not
+    clipped. Scales are not brought to a common mean, as this would change no rounding. The scales belong to this layer
+    alone. Exact arithmetic raises NotExactError if scales="exact" gives a scale that is not rational. Needs the inputs,
+    or their magnitudes and Gram matrix. Source: [lin2024].
     """
 
     alphas: Parameter[tuple[Fraction, ...], tuple[Number, ...] | list[Number]] = default(ALPHAS)
@@ -135,7 +137,7 @@ class AWQ(Technique):
                 best, least = scaling.scales, lost
                 continue
             if reading(lost, least) == "number" and list(scaling.scales) != list(best):
-                layer.choices.near(float(Div(abs(lost - least), lost + least)))  # how nearly both are equally good
+                layer.choices.near(float(Div(abs(lost - least), lost + least)))  # the relative gap of the two errors
             better = lost < least
             best = each(lambda new, old, better=better: If(better, new, old), scaling.scales, best)
             least = If(better, lost, least)

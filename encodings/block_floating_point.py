@@ -16,11 +16,13 @@ from compcomp.terms import ROUNDINGS, Abs
 class BlockFloatingPoint(Technique):
     """Round every weight to the nearest of ``s * k``, ``|k| <= 2^(bits-1) - 1``, s = 2^(floor(log2 max|w|) - bits + 2).
 
-    So the largest magnitude of a block has all bits of its mantissa; where it rounds to 2^(bits-1), it goes to the last
-    value. bits: of a mantissa and its sign, 2 to 8.
-    group: how many consecutive weights of a row share an exponent; None for one for the tensor.
-    rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
-    The range of the exponent is not cut off. An all-zero group stays zero. Source: [drumond2018].
+    The largest magnitude of a block uses all bits of its mantissa; if it rounds to 2^(bits-1), it goes to the last
+    value.
+    bits: The bits of a mantissa with its sign, 2 to 8.
+    group: The number of consecutive weights of a row that share an exponent. None stands for one exponent for the
+        tensor.
+    rounding: The rule for midpoints: "half_even", "half_up", "half_away" or "any".
+    The exponent has no limits. An all-zero group stays zero. Source: [drumond2018].
     """
 
     bits: int

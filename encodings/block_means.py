@@ -1,4 +1,4 @@
-"""A low-rank term of block means: what is lost so far, averaged over runs of columns [huang2024]."""
+"""A low-rank branch of block means: the error so far, averaged over runs of columns [huang2024]."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from compcomp.terms import Div, Sum
 
 @dataclass(frozen=True)
 class BlockMeans(Technique):
-    """Add M C beside the weight: M (out x rank) the means of the error over ``rank`` equal runs of columns of each row.
+    """Add M C in the low-rank branch: M (out x rank) has each row's mean errors over ``rank`` equal runs of columns.
 
-    The error is reference minus effective weight: after pruning, the pruned weights. C (rank x in) is 1 where a column
-    belongs to a run. So what is left of each run of a row has mean 0: a projection, and |W - W'|_F does not grow.
-    rank: at least 1; it divides the number of columns.
-    Source: the low-rank branch of AST before it is trained [huang2024], as a step after AdaptiveSparseTraining or any
+    The error is reference minus effective weight; after pruning, these are the pruned weights. C (rank x in) is 1 where
+    a column belongs to a run. The error that remains has mean 0 over each run of a row. As this is a projection, |W -
+    W'|_F does not grow.
+    rank: At least 1; it divides the number of columns.
+    Source: the low-rank branch of AST before its training [huang2024], as a step after AdaptiveSparseTraining or any
     other pruning.
     """
 

@@ -1,4 +1,4 @@
-"""Absmax quantization with clipping: of a list of scales, the one that loses least in each group [nagel2021]."""
+"""Absmax quantization with clipping: each group takes the scale of least error from a list [nagel2021]."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from compcomp.terms import ROUNDINGS, Abs, Choices, Div, If, Max, Sum, Term, nea
 class ClippedAbsMax(Technique):
     """Round every weight to the nearest of ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = r max|w| / L, r by group.
 
-    r is the one of 1, 1 - d, 1 - 2d, ..., ``smallest``, with d = (1 - smallest) / ratios, for which the sum of
-    (w - rounded w)^2 over the group's weights, as they are found, is least; of equals the largest. So it loses no more
-    than absmax (r = 1) of the weights that it finds. A weight beyond L * s goes to it.
-    bits: 2 to 16. group: how many consecutive weights of a row share a scale; None for one scale for the tensor.
-    smallest: in (0, 1]. ratios: how many of them are tried beside 1, 1 to 1000.
-    rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
+    The ratio r is one of 1, 1 - d, 1 - 2d, ..., ``smallest``, with d = (1 - smallest) / ratios. It minimises the sum of
+    (w - rounded w)^2 over the group's current weights; among equal sums the largest r is taken. So the error against
+    the current weights is at most that of absmax (r = 1). A weight beyond L * s goes to it.
+    bits: The bit width, 2 to 16.
+    group: The number of consecutive weights of a row that share a scale. None stands for one scale for the tensor.
+    smallest: The smallest ratio, in (0, 1].
+    ratios: The number of ratios that are tried besides 1, 1 to 1000.
+    rounding: The rule for midpoints: "half_even", "half_up", "half_away" or "any".
     An all-zero group stays zero. Source: [nagel2021] (range setting by mean squared error).
     """
 
@@ -58,12 +60,12 @@ class ClippedAbsMax(Technique):
 
     @property
     def levels(self) -> int:
-        """L: how many grid values lie on each side of zero."""
+        """L, the number of grid values on each side of zero."""
         return int(2 ** (self.bits - 1) - 1)
 
     @property
     def tried_ratios(self) -> list[Fraction]:
-        """The ratios, from 1 down, each once."""
+        """The distinct ratios, from 1 downwards."""
         found = [1 - (1 - self.smallest) * Fraction(k, self.ratios) for k in range(self.ratios + 1)]
         return list(dict.fromkeys(found))
 
@@ -96,7 +98,7 @@ class ClippedAbsMax(Technique):
         return replace(layer, weight=weight, format=form)
 
     def _best(self, weights: list[Term], choices: Choices) -> tuple[list[Term], Term]:
-        """The values and the step of the ratio that loses least."""
+        """Return the values and the step of the ratio of least error."""
         largest = Max(map(Abs, weights))
         best: tuple[Term, list[Term], Term] | None = None
         for ratio in self.tried_ratios:
@@ -116,6 +118,6 @@ class ClippedAbsMax(Technique):
 
 
 def _note(loss: Term, least: Term, choices: Choices) -> None:
-    """How far floats are from choosing another ratio."""
+    """Record how close floats are to choosing another ratio."""
     if reading(loss, least) == "number" and loss + least:
         choices.near(float(abs(loss - least) / (loss + least)))

@@ -1,4 +1,4 @@
-"""Distillation of a low-rank term: alternating least squares on the dense layer's outputs [hubara2021]."""
+"""Distillation of a low-rank branch: alternating least squares on the dense layer's outputs [hubara2021]."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from compcomp.layers.state import Factors, LayerState
 
 @dataclass(frozen=True)
 class DistillFactors(Technique):
-    """Fit the factors L (out x rank), R (rank x in) beside the weight to minimise |W X - (W' + L R) X'|_F^2 in turn.
+    """Fit the factors L (out x rank) and R (rank x in) in turn to minimise |W X - (W' + L R) X'|_F^2.
 
-    X are the dense calibration inputs, X' the current ones. Each sweep fits L for R and then R for L, each time by the
-    change of least norm among the minimisers. So no fit increases the error. The weight stays; a layer without factors
-    stays as it is; factors leave their grids.
-    sweeps: at least 1. Needs calibration inputs. Source: [hubara2021] (the layer-wise objective).
+    X are the dense calibration inputs, X' the current ones. Each sweep fits L for the given R, then R for the given L.
+    Each fit makes the change of least norm among the minimisers, so no fit increases the error. The weight W' does not
+    change. A layer without factors does not change. The factors' grids are given up.
+    sweeps: The number of sweeps, at least 1.
+    Needs calibration inputs. Source: [hubara2021] (the layer-wise objective).
     """
 
     sweeps: int = 1
@@ -56,6 +57,6 @@ class DistillFactors(Technique):
             left = left + least_solution((target - left @ right) @ outputs, right @ outputs, choices)
             seen = least_solution(
                 (target - left @ right) @ gram, gram, choices
-            )  # what is left, as far as inputs see it
+            )  # the remaining error, in the span of the inputs
             right = right + right_factor(left, seen, choices)
         return replace(layer, format=replace(layer.format, factors=Factors(left, right)))

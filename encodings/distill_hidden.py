@@ -18,11 +18,12 @@ from compcomp.terms import Term
 class DistillHidden(Technique):
     """Train the compressed model towards the dense one's hidden states: sum over blocks of |H - H'|_F^2 / |H|_F^2.
 
-    H and H' (tokens x width) are what comes out of a block of the dense and of the compressed model; where a model has
-    no blocks, out of a layer. Padding is left out. What is trained, and what a claim may rest on: as for DistillLogits.
-    iterations, rate, targets, seed: as for DistillLogits, which has a temperature besides.
-    Acts on the whole model.
-    Source: [romero2015]; a sum over layers with normalised states [sun2019]; own data [liu2024].
+    H and H' (tokens x width) are the outputs of a block of the dense and of the compressed model. In a model without
+    blocks, they are the outputs of a layer. Padding is left out. The trained weights, and the facts that claims may
+    depend on, are those of DistillLogits.
+    iterations, rate, targets, seed: As for DistillLogits, which also has a temperature.
+    Acts on the whole model. Source: [romero2015]; a sum over layers with normalised states [sun2019]; own data
+    [liu2024].
     """
 
     iterations: int

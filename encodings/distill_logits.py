@@ -20,23 +20,27 @@ OPEN = Declared(
     deterministic=False,
     no_op=frozenset({"on a grid"}),
 )
-"""What holds of any weights that training may lead to."""
+"""The invariants that hold for any weights that training may lead to."""
 
 
 @parametrized
 class DistillLogits(Technique):
     """Train the compressed model towards the dense one's next tokens: T^2 KL(p || p'), a mean over tokens.
 
-    p and p' are the softmax of the dense and of the compressed model's logits over the temperature T. AdamW
-    [loshchilov2019] without weight decay, its rate falling linearly to zero, one batch of calibration a step, in turn.
-    iterations: steps, 1 to 10^6. rate: AdamW's, in (0, 1]. temperature: T > 0, up to 100. targets: "data" learns on
-    the calibration sequences; "self" on what the dense model itself continues the first quarter of each with, sampled
-    at temperature 1 [liu2024]. seed: of this sampling.
-    Trained are the weights that masks keep, of layers without a grid; dropped weights are zero at every step, factors
-    stay, and a layer on a grid stays as it is. Everything else in the model stays.
-    Acts on the whole model. What it makes of a layer is left open: any weights within the mask, so that a claim with
-    it holds only if it does for every outcome. On a layer alone, as counterexamples are run, it takes that many
-    gradient steps on the layer's output loss.
+    p and p' are the softmax of the dense and of the compressed model's logits over the temperature T. The optimizer is
+    AdamW [loshchilov2019] without weight decay. Its rate falls linearly to zero. Each step takes the next batch of the
+    calibration data.
+    iterations: The number of steps, 1 to 10^6.
+    rate: AdamW's rate, in (0, 1].
+    temperature: T, above 0 and at most 100.
+    targets: "data" learns on the calibration sequences. "self" learns on the dense model's own continuations of the
+        first quarter of each sequence, sampled at temperature 1 [liu2024].
+    seed: The seed of this sampling.
+    The trained weights are those that masks keep, in layers without a grid. Dropped weights are zero at every step.
+    Factors, layers on a grid and everything else in the model do not change.
+    Acts on the whole model. The encoding leaves the result for a layer open: any weights within the mask. So a claim
+    holds only if it does for every outcome. On a single layer, as counterexamples are run, it takes as many gradient
+    steps on the layer's output loss.
     Source: [hinton2015]; within a mask [hubara2021]; own data [liu2024].
     """
 
@@ -73,7 +77,11 @@ class DistillLogits(Technique):
 
 
 def check_training(technique: Technique) -> None:
-    """Check the parameters that techniques share which train the whole model, and make its rate a Fraction."""
+    """Check the parameters that techniques share which train the whole model, and make the rate a Fraction.
+
+    Raises:
+        InputError: A parameter is out of its range.
+    """
     name, given = type(technique).__name__, vars(technique)
     whole(given["iterations"], 1, 10**6, f"{name}.iterations")
     whole(given["seed"], 0, 2**31 - 1, f"{name}.seed")

@@ -16,9 +16,9 @@ from compcomp.terms import ROUNDINGS, Abs
 class FP4(Technique):
     """Round every weight to the nearest of ``s * c``, s = max|w| / 6, c in 0, +-1/2, 1, 3/2, 2, 3, 4, 6 (E2M1).
 
-    group: how many consecutive weights of a row share a scale; None for one scale for the tensor.
-    rounding: where midpoints go, "half_even" (to the even mantissa), "half_up", "half_away" or "any".
-    The scale is not rounded; one that is a power of two: MX. An all-zero group stays zero.
+    group: The number of consecutive weights of a row that share a scale. None stands for one scale for the tensor.
+    rounding: The rule for midpoints: "half_even" (to the even mantissa), "half_up", "half_away" or "any".
+    The scale is not rounded; MX has scales that are powers of two. An all-zero group stays zero.
     Source: [rouhani2023] (the format).
     """
 

@@ -21,9 +21,9 @@ class FP8(Technique):
     """Round every weight to the nearest of ``s * c``, s = max|w| / max|c|, c a finite value of the format.
 
     format: "e4m3" (up to 448, no infinities) or "e5m2" (up to 57344).
-    per: "tensor" for one scale for the tensor, "row" for one for each output channel.
-    group: how many consecutive weights of a row share a scale instead; None for ``per``.
-    rounding: where midpoints go, "half_even" (to the even mantissa), "half_up", "half_away" or "any".
+    per: The weights that share a scale: "tensor" for all of them, "row" for those of an output channel.
+    group: The number of consecutive weights of a row that share a scale. If None, ``per`` decides.
+    rounding: The rule for midpoints: "half_even" (to the even mantissa), "half_up", "half_away" or "any".
     The scale is not rounded. An all-zero group stays zero. Source: [micikevicius2022].
     """
 

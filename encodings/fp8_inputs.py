@@ -19,10 +19,10 @@ class FP8Inputs(Technique):
     """Round the layer's inputs to the nearest of ``s * c``, s = max|x| / max|c|, c a finite value of the format.
 
     format: "e4m3" (up to 448) or "e5m2" (up to 57344).
-    per: "token" for one scale a token, over its features, or "tensor" for one scale for all inputs.
-    rounding: where midpoints go, "half_even" (to the even mantissa), "half_up", "half_away" or "any".
-    An all-zero token stays zero. The weight stays as it is. Needs the inputs themselves: their Gram matrix does
-    not tell them. Source: [micikevicius2022] (the formats).
+    per: The inputs that share a scale: "token" for all features of a token, or "tensor" for all inputs.
+    rounding: The rule for midpoints: "half_even" (to the even mantissa), "half_up", "half_away" or "any".
+    An all-zero token stays zero. The weight does not change. The inputs themselves are needed, as a Gram matrix does
+    not determine them. Source: [micikevicius2022] (the formats).
     """
 
     format: str = "e4m3"
@@ -49,14 +49,18 @@ class FP8Inputs(Technique):
         return True
 
     def inputs_of(self, layer: LayerState) -> Array:
-        """The inputs (in x tokens); InputError where the layer has none."""
+        """Return the inputs (in x tokens).
+
+        Raises:
+            InputError: The layer has no inputs.
+        """
         if layer.inputs is None:
             given = "no inputs" if layer.gram is None else "a Gram matrix alone"
             raise InputError(given, "a layer with calibration inputs (in x tokens)", str(self))
         return layer.inputs
 
     def of_tokens(self) -> FP8:
-        """What the inputs' transpose (tokens x in) goes through, as if it were a weight."""
+        """Return the quantizer for the transposed inputs (tokens x in), which it treats as a weight."""
         return FP8(self.format, "row" if self.per == "token" else "tensor", rounding=self.rounding)
 
     def encode(self, layer: LayerState) -> LayerState:

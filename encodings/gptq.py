@@ -1,4 +1,4 @@
-"""GPTQ: quantize column by column, later columns making up for the error of each [frantar2023]."""
+"""GPTQ: quantize column by column, with later columns compensating for the error of each [frantar2023]."""
 
 from __future__ import annotations
 
@@ -36,25 +36,27 @@ ORDERS = ("left_to_right", "activation")
 class GPTQ(Technique):
     """Round the columns of the weight W one after the other, each to its grid, and update those that follow.
 
-    With H = X X^T + damping * mean(diag(X X^T)) * I and U the upper Cholesky factor of H^-1, rounding column j from w
-    to q changes every later column k by ``-(w - q) / U_jj * U_jk``. This goes for a small |W X - W' X|_F, where W is
-    the weight it finds, not the dense one. Factors beside the weight stay, and are not accounted for.
+    Let H = X X^T + damping * mean(diag(X X^T)) * I, and U be the upper Cholesky factor of H^-1. Rounding column j from
+    w to q changes every later column k by ``-(w - q) / U_jj * U_jk``. This aims at a small |W X - W' X|_F, where W is
+    the current weight, not the dense one. The low-rank branch does not change and is not accounted for.
 
-    bits: 2 to 16, or Any in claims. The grid is that of absmax, ``-L * s ... L * s`` with L = 2^(bits-1) - 1 and
-        s = max|w| / L.
-    group: how many consecutive columns share a scale in each row, taken when the first of them is reached, from the
-        weights as updated so far; None for one scale for each row, from the weights it starts with.
-    damping: share of the mean diagonal entry that is added to the diagonal, above 0.
+    bits: The bit width, 2 to 16, or Any in claims. The grid is that of absmax, ``-L * s ... L * s`` with L = 2^(bits-1)
+        - 1 and s = max|w| / L.
+    group: The number of consecutive columns that share a scale in each row. The scale is computed when the first of
+        them is reached, from the weights as updated so far. None stands for one scale for each row, from the weights at
+        the start.
+    damping: The share of the mean diagonal entry that is added to the diagonal, above 0.
     order: "left_to_right", or "activation" (act_order) for the columns by descending diagonal entry of X X^T, equal
-        ones by index. Groups are then of columns that are consecutive in that order.
-    static_groups: True takes the scales of all groups before the first update, from columns consecutive in W.
-    rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
-    mask: "ignored" as published: updates fill weights that were dropped before, and mask, N:M pattern and cut are gone.
-        "kept": a dropped weight becomes 0, and its error is spread like any other; it counts for no scale.
+        ones by index. The columns of a group are then consecutive in that order.
+    static_groups: True computes the scales of all groups before the first update, from columns consecutive in W.
+    rounding: The rule for midpoints: "half_even", "half_up", "half_away" or "any".
+    mask: The treatment of weights dropped before. With "ignored", as published, updates fill them, and mask, N:M
+        pattern and cut are gone. With "kept" a dropped weight becomes 0, its error is spread like any other, and no
+        scale depends on it.
 
-    The weights of an input that is always zero go to 0, and its diagonal entry to 1, before all else (but after the
-    scales of rows are taken), as published. Unlike the released code, a group narrower than its block of 128 columns
-    sees every update so far, and the grid is symmetric around an exact zero. Needs calibration inputs.
+    The weights of an input that is always zero go to 0, and its diagonal entry to 1, as published. This comes first,
+    but after the scales of rows are computed. Unlike the released code, a group narrower than its block of 128 columns
+    is computed after every update so far, and the grid is symmetric around an exact zero. Needs calibration inputs.
     Source: [frantar2023].
     """
 
@@ -94,7 +96,7 @@ class GPTQ(Technique):
 
     @property
     def levels(self) -> int | Unknown:
-        """L: how many grid values lie on each side of zero."""
+        """L, the number of grid values on each side of zero."""
         return ANY if isinstance(self.bits, Unknown) else int(2 ** (self.bits - 1) - 1)
 
     @property

@@ -16,22 +16,23 @@ from compcomp.terms import Div, If, Sum, each
 
 @parametrized
 class GradientDistill(Technique):
-    """Gradient steps W' <- W' - eta grad |W X - W' X'|_F^2 against the dense layer's outputs.
+    """Take gradient steps W' <- W' - eta grad |W X - W' X'|_F^2 against the dense layer's outputs.
 
-    iterations: how many steps, 1 to 10000. rate: eta = rate / (2 trace(X' X'^T)), rate in (0, 2).
+    iterations: The number of steps, 1 to 10000.
+    rate: The relative step length, in (0, 2): eta = rate / (2 trace(X' X'^T)).
     X are the dense calibration inputs, X' the current ones, which differ once a technique has changed them. The
-    gradient is 2 (W' G - W X X'^T), G = X' X'^T (in x in), so a step is W' <- W' - rate / trace(G) (W' G - W X X'^T),
+    gradient is 2 (W' G - W X X'^T), G = X' X'^T (in x in). So a step is W' <- W' - rate / trace(G) (W' G - W X X'^T),
     for all weights at once that the mask keeps. The curvature of the loss is at most 2 trace(G), so no step increases
-    it. Without a mask, while the inputs are the dense ones, W'_K = W + (W'_0 - W) (I - rate / trace(G) G)^K.
-    Weights leave their grid, which is given up. Factors beside the weight stay and are accounted for. Where all
-    inputs are zero nothing moves. Needs calibration inputs.
-    Source: the layer-wise objective [frantar2022]; the step [nesterov2018].
+    it. Without a mask, while the inputs are the dense ones, W'_K = W + (W'_0 - W) (I - rate / trace(G) G)^K. The grid
+    is given up, as the weights leave it. The low-rank branch does not change and is accounted for. If all inputs are
+    zero, nothing changes. Needs calibration inputs. Source: the layer-wise objective [frantar2022]; the step
+    [nesterov2018].
     """
 
     iterations: int
     rate: Exact = default(Fraction(1))
 
-    # n:m is not among these: where the mask is broken, weights that it keeps may fill what was within the pattern.
+    # n:m is not kept: if the mask is broken, updates of weights that it keeps may exceed the pattern.
     kernel_module: ClassVar[str] = "compcomp.kernels.gradient_distill"
     declared: ClassVar[Declared] = Declared(
         keeps=frozenset({"mask", "shape", "factors"}),

@@ -16,17 +16,17 @@ SCHEDULES = ("cubic", "linear")
 
 @parametrized
 class GradualMagnitude(Technique):
-    """Magnitude pruning in rounds t = 1 .. T to the sparsities s (1 - (1 - t / T)^3), or s t / T.
+    """Prune by magnitude in rounds t = 1 .. T to the sparsities s (1 - (1 - t / T)^3), or s t / T.
 
     The last round has sparsity s. Without training between the rounds the selections are nested, and the result is that
-    of one round; :meth:`each_round` gives the rounds, to be used with training in between.
+    of one round. :meth:`each_round` gives the rounds, for use with training in between.
     sparsity: s, the share of weights dropped in the end, in [0, 1), a number.
     rounds: T, 1 to 64.
     schedule: "cubic" (published) or "linear".
-    pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row in the end; a round drops the
-        whole part of m times its sparsity.
-    per: "tensor" or "row", the group of an unstructured selection.
-    ties: which of equal magnitudes at the threshold go, "first" (lowest index), "all" or "any".
+    pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row in the end. A round drops m
+        times its sparsity, rounded down.
+    per: The group of an unstructured selection, "tensor" or "row".
+    ties: The weights dropped among equal magnitudes at the threshold: "first" (lowest index), "all" or "any".
     Source: [zhu2017], with initial sparsity 0; score as [han2015].
     """
 
@@ -64,9 +64,9 @@ class GradualMagnitude(Technique):
         return tuple(self.sparsity * (1 - rest**power) for rest in left)
 
     def each_round(self) -> tuple[Technique, ...]:
-        """The rounds as techniques of their own, in order: magnitude pruning to the sparsity of each.
+        """Return the rounds as techniques of their own, in order: magnitude pruning to the sparsity of each.
 
-        Under a pattern the rounds before the last are N:M as well, with the weights that their sparsity leaves of m.
+        Under a pattern the rounds before the last are N:M as well: their sparsity keeps N weights of every M.
         """
         partition = selection_partition(self.pattern, self.per, self.sparsity, "GradualMagnitude")
         if partition.size is None:

@@ -1,4 +1,4 @@
-"""Hadamard rotation: the inputs mixed by an orthogonal matrix of signs, the layer left as it is [ashkboos2024]."""
+"""Hadamard rotation: mix the inputs by an orthogonal matrix of signs; the outputs do not change [ashkboos2024]."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from compcomp.layers.state import LayerState
 
 @dataclass(frozen=True)
 class Hadamard(Technique):
-    """W' = W H^T / sqrt(n) on the inputs X' = H X / sqrt(n), H the Hadamard matrix of Sylvester of side n.
+    """Rotate W' = W H^T / sqrt(n) on the inputs X' = H X / sqrt(n), H the Sylvester Hadamard matrix of side n.
 
-    block: n, a power of two: every run of n consecutive input features is mixed; None for all features together, as
-        many as a power of two.
-    The layer computes what it did; what comes later acts on W' (out x in) and X' (in x tokens). No random signs. Masks,
-    N:M patterns, grids and removed columns do not survive; rank and removed rows do. Twice the same is nothing.
-    Exact arithmetic raises NotExactError unless n is a power of four. Source: QuaRot [ashkboos2024], QuIP# [tseng2024].
+    block: n, a power of two: every run of n consecutive input features is mixed. None stands for all features together;
+        their number must be a power of two.
+    The layer's outputs do not change; later techniques act on W' (out x in) and X' (in x tokens). There are no random
+    signs. Masks, N:M patterns, grids and removed columns do not survive; rank and removed rows do. Two equal rotations
+    cancel. Exact arithmetic raises NotExactError unless n is a power of four. Source: QuaRot [ashkboos2024], QuIP#
+    [tseng2024].
     """
 
     block: int | None = None
@@ -57,7 +58,7 @@ class Hadamard(Technique):
             raise InputError(f"{columns} features", "a power of two, or a block", where)
 
     def side(self, columns: int) -> int:
-        """n for a layer of so many input features."""
+        """Return n for a layer with this number of input features."""
         return self.block or columns
 
     def encode(self, layer: LayerState) -> LayerState:

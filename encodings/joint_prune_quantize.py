@@ -1,4 +1,4 @@
-"""Pruning and quantization in one step: of all masks and clip ratios the least weight error."""
+"""Pruning and quantization in one step: the mask and clip ratios of least weight error."""
 
 from __future__ import annotations
 
@@ -36,21 +36,22 @@ TIES = ("first", "any")
 class JointPruneQuantize(Technique):
     """Drop ``int(n * sparsity)`` weights of every group of n and round the others, at the least sum of (w - w')^2.
 
-    Every other weight goes to the nearest of ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = r * max|w| / L of its scale
-    group and a clip ratio r of that group. To keep w instead of dropping it gains w^2 - (w - q(w))^2 = q(w)(2w - q(w));
-    for each ratio the weights of least gain go, and of the ratios that of least error stays, the first of equals. So
-    no other mask with as many zeros, ratio and levels is better, and no order of two steps that ends in such a weight.
-    The gain grows with |w| at one scale: so it differs from pruning by magnitude and then rounding where a selection
-    covers several scale groups, and by its clip ratios.
-    sparsity: share of weights to drop, in [0, 1), or Any in claims. bits: 2 to 16, or Any in claims.
+    Every other weight goes to the nearest of ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = r * max|w| / L. Here max|w|
+    is over its scale group, and r is the clip ratio of that group. Keeping w instead of dropping it gains
+    w^2 - (w - q(w))^2 = q(w)(2w - q(w)). For each ratio the weights of least gain are dropped. The ratio of least error
+    is taken, the first among equals. So no other mask with as many zeros, ratio and levels has a smaller error. Nor
+    does any order of two steps that ends in such a weight. At one scale the gain grows with |w|. So the result differs
+    from pruning by magnitude and then rounding if a selection covers several scale groups, and by its clip ratios.
+    sparsity: The share of weights to drop, in [0, 1), or Any in claims.
+    bits: The bit width, 2 to 16, or Any in claims.
     pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row.
-    per: "tensor" or "row", the group of an unstructured selection.
-    group: how many consecutive weights of a row share a scale; None for one scale for the tensor.
-    ratios: clip ratios to choose from, each in (0, 1], as a text such as "1, 3/4" or a tuple. Several need selections
-    inside a scale group: then every scale group can choose on its own.
-    ties: which of equal gains at the threshold go, "first" (lowest index) or "any".
-    rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
-    Factors beside the weight stay, and are not looked at. Joint instead of sequential: [hu2026].
+    per: The group of an unstructured selection, "tensor" or "row".
+    group: The number of consecutive weights of a row that share a scale. None stands for one scale for the tensor.
+    ratios: The clip ratios to choose from, each in (0, 1], as a text such as "1, 3/4" or a tuple. Several ratios need
+        selections inside a scale group, so that every scale group can choose on its own.
+    ties: The weights dropped among equal gains at the threshold: "first" (lowest index) or "any".
+    rounding: The rule for midpoints: "half_even", "half_up", "half_away" or "any".
+    The low-rank branch does not change and is not accounted for. Joint instead of sequential: [hu2026].
     """
 
     sparsity: ExactOrAny
@@ -103,7 +104,7 @@ class JointPruneQuantize(Technique):
 
     @property
     def selection(self) -> Selection:
-        """Where and how many weights go; its score is not used."""
+        """The groups and the number of weights to drop in each; the score of this selection is not used."""
         partition = selection_partition(self.pattern, self.per, self.sparsity, "JointPruneQuantize")
         return Selection(_magnitude, partition, self.sparsity, self.ties)
 
@@ -152,7 +153,10 @@ class JointPruneQuantize(Technique):
         return replace(layer, weight=value, format=form)
 
     def _at_step(self, layer: LayerState, step: Array) -> tuple[Array, Array]:
-        """What is dropped and what is left, out x in, for given grids: the least gains go."""
+        """Return which weights are dropped and the weights that remain (each out x in), given the grids' steps.
+
+        The weights of least gain are dropped.
+        """
         levels, choices = self.grid_map.known_levels, layer.choices
         value = each(lambda w, s: nearest(w, s, levels, self.rounding, choices), layer.weight, step)
         gain = each(lambda w, q: q * (2 * w - q), layer.weight, value)
@@ -180,11 +184,11 @@ def _ratios(given: Any) -> tuple[Fraction, ...]:
 
 
 Outcome = tuple[Array, Array, Array]
-"""What is dropped, the weight that is left, and the grid's step: each out x in."""
+"""The dropped weights (as a mask), the weight that remains, and the grid's step, each out x in."""
 
 
 def _better(one: Outcome, other: Outcome, layer: LayerState, groups: list[list[Index]]) -> Outcome:
-    """In each group of weights the outcome of less error; the first where both have the same."""
+    """Return the outcome of less error in each group of weights, the first if both errors are equal."""
     dropped, value, step = (np.empty(layer.weight.shape, dtype=object) for _ in range(3))
     for group in groups:
         first, second = (_error(layer.weight, outcome[1], group) for outcome in (one, other))

@@ -1,4 +1,4 @@
-"""JSQ: pruning by a score that looks at the range of what the other weights give, then quantization [guo2024]."""
+"""JSQ: pruning by a score that includes the range of the other weights' outputs, then quantization [guo2024]."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ from compcomp.layers.state import Array, Format, LayerState
 from compcomp.terms import ROUNDINGS, TIES, Abs, Max, Min, Root, Sum, Term
 
 NORMS = ("l1", "max", "l2")
-"""Norms of an input feature over the tokens."""
+"""The norms of an input feature over the tokens."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """|w_ij| |x_j| + lam * (max_t r - min_t r), r = y_it - w_ij x_jt for y = W X without a low-rank term: out x in.
+    """Compute |w_ij| |x_j| + lam * (max_t r - min_t r), with r = y_it - w_ij x_jt and y = W X (out x in).
 
-    The inputs x are in x tokens. ``norm``: that of x_j, out of :data:`NORMS`.
+    W is the weight without the low-rank branch. The inputs x are in x tokens. ``norm`` is the norm of x_j, one of
+    :data:`NORMS`.
     """
 
     lam: Fraction
@@ -57,7 +58,11 @@ class Score:
         return scores
 
     def size(self, tokens: Items[Term]) -> Term:
-        """The norm of a feature's values, one a token; NotExactError where it is no rational number."""
+        """Return the norm of a feature's values, one for each token.
+
+        Raises:
+            NotExactError: The norm is not a rational number.
+        """
         if self.norm == "l2":
             return Root(Sum(x * x for x in tokens), 2)
         sizes = [Abs(x) for x in tokens]
@@ -65,7 +70,11 @@ class Score:
 
 
 def inputs_of(layer: LayerState, where: str) -> Array:
-    """The inputs (in x tokens); InputError where the layer has none, or no token of them."""
+    """Return the inputs (in x tokens).
+
+    Raises:
+        InputError: The layer has no inputs, or inputs without tokens.
+    """
     if layer.inputs is None or not layer.inputs.shape[1]:
         given = "no inputs" if layer.gram is None or layer.inputs is not None else "a Gram matrix alone"
         raise InputError(given, "a layer with calibration inputs (in x tokens)", where)
@@ -73,9 +82,11 @@ def inputs_of(layer: LayerState, where: str) -> Array:
 
 
 def exact_layer(technique: JSQ, layer: LayerState, numbers: Items[int]) -> LayerState:
-    """One more token for the 2-norm: (S / t - t) / 2 for a feature whose squares sum to S makes it (S / t + t) / 2.
+    """Add a token that makes 2-norms rational, and make weights distinct.
 
-    Unless the first number is 2 no two weights are alike, which then fit no format: of whole numbers most tie.
+    For a feature whose squares sum to S, the new value (S / t - t) / 2 makes the 2-norm (S / t + t) / 2. Unless the
+    first number is 2, hardly two weights are equal, and the layer then has no format but factors. Most weights of
+    layers of whole numbers tie.
     """
     if numbers[0] != 2:
         layer = replace(layer, weight=unlike(layer.weight, numbers), format=Format(factors=layer.format.factors))
@@ -94,24 +105,24 @@ def exact_layer(technique: JSQ, layer: LayerState, numbers: Items[int]) -> Layer
 class JSQ(Technique):
     """Drop ``int(n * sparsity)`` weights of every group of n by a score for both steps; round the others as AbsMax.
 
-    Dropped are the weights of least ``|w_ij| |x_j| + lam * (max_t r - min_t r)``, where r is what the other weights of
-    the row give for token t: the output of row i without column j. W (out x in) is the weight it finds, without a
-    low-rank term beside it; X (in x tokens) the current inputs. What is left is rounded to the nearest of
-    ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = max|w| / L of a scale group; an all-zero group stays zero. Between the
-    two the published method smooths inputs and weights, and afterwards it rounds inputs as well: neither is part of
-    this technique, which has both steps in one. SmoothQuant and AbsMaxInputs stand before or after it.
-    sparsity: share of weights to drop, in [0, 1), or Any in claims.
-    bits: 2 to 16, or Any in claims.
+    The weights of least ``|w_ij| |x_j| + lam * (max_t r - min_t r)`` are dropped. Here r is the output of row i for
+    token t without column j. W (out x in) is the current weight without the low-rank branch, X (in x tokens) the
+    current inputs. The remaining weights are rounded to the nearest of ``-L * s ... L * s``, L = 2^(bits-1) - 1, s =
+    max|w| / L of a scale group. An all-zero group stays zero. The published method smooths inputs and weights between
+    the two steps, and rounds inputs afterwards. This technique has only the two steps; SmoothQuant and AbsMaxInputs can
+    precede or follow it.
+    sparsity: The share of weights to drop, in [0, 1), or Any in claims.
+    bits: The bit width, 2 to 16, or Any in claims.
     pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row.
-    per: "row" or "tensor", the group of an unstructured selection.
-    group: how many consecutive weights of a row share a scale; None for one scale for the tensor.
-    lam: the weight of the range, an exact number from 0 to 1000; published 2.1.
-    norm: of an input feature over the tokens, "l1" (the sum of magnitudes), "max" or "l2". Which one the published
-        score takes is not known here: "l1" is the default because it is a rational number. Exact arithmetic raises
-        NotExactError where an "l2" is not.
-    ties: which of equal scores at the threshold go, "first" (lowest index), "all" or "any".
-    rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
-    Needs the inputs themselves: their Gram matrix does not tell the range. Source: [guo2024].
+    per: The group of an unstructured selection, "row" or "tensor".
+    group: The number of consecutive weights of a row that share a scale. None stands for one scale for the tensor.
+    lam: The coefficient of the range in the score, an exact number from 0 to 1000; published 2.1.
+    norm: The norm of an input feature over the tokens: "l1" (the sum of magnitudes), "max" or "l2". The norm in the
+        published score is not known here. "l1" is the default because it is a rational number. Exact arithmetic raises
+        NotExactError if an "l2" norm is not rational.
+    ties: The weights dropped among equal scores at the threshold: "first" (lowest index), "all" or "any".
+    rounding: The rule for midpoints: "half_even", "half_up", "half_away" or "any".
+    The inputs themselves are needed, as a Gram matrix does not determine the range. Source: [guo2024].
     """
 
     sparsity: ExactOrAny
@@ -162,12 +173,12 @@ class JSQ(Technique):
 
     @property
     def rounded(self) -> AbsMax:
-        """The quantizer that comes second."""
+        """The quantizer, which is the second step."""
         return AbsMax(self.bits, self.group, self.rounding)
 
     @property
     def selection(self) -> Selection:
-        """The pruning that comes first."""
+        """The pruning, which is the first step."""
         partition = selection_partition(self.pattern, self.per, self.sparsity, "JSQ")
         return Selection.by_layer(Score(self.lam, self.norm), partition, self.sparsity, self.ties, needs_inputs=True)
 

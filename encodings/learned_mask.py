@@ -1,4 +1,4 @@
-"""Learned masks: which weights go is found by training gates on the layer's output loss [louizos2018]."""
+"""Learned masks: gates trained on the layer's output loss decide which weights are dropped [louizos2018]."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ RATES = "a number above 0 and at most 10"
 
 
 def score(element: Element) -> Term:
-    """0: whichever weights training drops, they are as many as any other selection of this share drops."""
+    """Return 0: training may drop any weights, as many as every other selection of this share."""
     return 0 * element.weight
 
 
 @parametrized
 class LearnedMask(Technique):
-    """Set some ``int(n * sparsity)`` weights of every group of n to zero: those that trained gates value least.
+    """Set ``int(n * sparsity)`` weights of every group of n to zero: those whose trained gates are least.
 
-    What training finds depends on its course, so the encoding says how many weights go and leaves free which: a claim
-    about it holds for every mask of that count. The kernel trains hard-concrete gates on the layer's output loss, under
-    a constraint on their expected number, and drops the weights whose gates are least.
-    sparsity: share of weights to drop, in [0, 1), or Any in claims.
+    The result of training depends on its course. So the encoding fixes how many weights are dropped and leaves open
+    which: a claim about it holds for every mask of that count. The kernel trains hard-concrete gates on the layer's
+    output loss, under a constraint on their expected number. It drops the weights whose gates are least.
+    sparsity: The share of weights to drop, in [0, 1), or Any in claims.
     pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row.
-    per: "tensor" or "row", the group of an unstructured selection.
-    iterations: steps of training, 0 (the mask it starts from, by |w_ij| |x_j|) to 100000.
-    rate: of the optimizer (Adam), a number.
-    seed: of the gates' noise; on one device a seed always gives one mask.
+    per: The group of an unstructured selection, "tensor" or "row".
+    iterations: The number of training steps, 0 (the initial mask, by |w_ij| |x_j|) to 100000.
+    rate: The rate of the optimizer (Adam), a number.
+    seed: The seed of the gates' noise. On one device a seed always gives the same mask.
     Needs calibration inputs. Source: [louizos2018]; masks under a constraint of their number [xia2022].
     """
 
@@ -87,9 +87,9 @@ class LearnedMask(Technique):
         return (Selection(score, partition, self.sparsity, "any", needs_inputs=True),)
 
     def feasible(self, before: LayerState, after: LayerState) -> Term:
-        """Whether ``after`` is ``before`` with as many weights of every group dropped as the sparsity says.
+        """Return a term: ``after`` is ``before`` with as many weights of every group dropped as the sparsity says.
 
-        A weight that an earlier mask drops may be dropped once more: then it is zero and counts.
+        A weight that an earlier mask drops may be dropped once more: it is then zero and counts.
         """
         (selection,) = self.steps()
         shape = before.weight.shape

@@ -19,12 +19,12 @@ SWEEPS = 3
 class LeastSquaresDistill(Technique):
     """Choose the free weights to minimise |W X - W' X'|_F^2 against the dense layer's outputs.
 
-    X are the dense calibration inputs, X' the current ones, which differ once a technique has changed them.
-    Unquantized: the exact minimiser over the weights the mask leaves free, of least change where it is not
-    unique. Quantized: each free weight moves along its grid by coordinate descent, column after column, and
-    only where that strictly decreases the error; the result is no minimiser, but never worse than the
-    start. Factors beside the weight stay and are accounted for. Needs calibration inputs.
-    Source: [hubara2021] (within a mask), [frantar2022] (the layer-wise objective).
+    X are the dense calibration inputs, X' the current ones, which differ once a technique has changed them. Without a
+    grid, the result is the exact minimiser over the weights that the mask keeps, the one of least change if there are
+    several. On a grid, each free weight moves along its grid by coordinate descent, column after column, and only if
+    that strictly decreases the error. That result need not be a minimiser, but is never worse than the start. The
+    low-rank branch does not change and is accounted for. Needs calibration inputs. Source: [hubara2021] (within a
+    mask), [frantar2022] (the layer-wise objective).
     """
 
     kernel_module: ClassVar[str] = "compcomp.kernels.least_squares_distill"

@@ -1,4 +1,4 @@
-"""LoftQ: quantized weights and a low-rank term that are fitted to each other in turn [li2023]."""
+"""LoftQ: quantized weights and a low-rank branch that are fitted to each other in turn [li2023]."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from compcomp.terms import ROUNDINGS, Abs
 
 @dataclass(frozen=True)
 class LoftQ(Technique):
-    """Repeat Q = quant(W - L), L = SVD_r(W - Q) from L = 0 on; Q becomes the weight, L a low-rank term beside it.
+    """Repeat Q = quant(W - L), L = SVD_r(W - Q), starting from L = 0; Q becomes the weight, L the low-rank branch.
 
-    W (out x in) is the effective weight that it finds; mask, grid and factors of that are replaced, as L is dense.
-    quant rounds to the nearest of ``-K * s ... K * s``, K = 2^(bits-1) - 1, s = max|w| / K of its group.
-    bits: 2 to 16. rank: of L, at least 1.
-    rounds: at least 1; more need not be better, as the scale moves too (with 2 bits they often are worse).
-    group: how many consecutive weights of a row share a scale; None for one scale for the tensor.
-    rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
-    Differs from the published code in the grid: uniform, where that has NF4 as well. Source: [li2023].
+    W (out x in) is the current effective weight. Its mask, grid and factors are replaced, as L is dense. quant rounds
+    to the nearest of ``-K * s ... K * s``, K = 2^(bits-1) - 1, s = max|w| / K of its group.
+    bits: The bit width, 2 to 16.
+    rank: The rank of L, at least 1.
+    rounds: The number of rounds, at least 1. More need not be better, as the scale changes too (with 2 bits they often
+        are worse).
+    group: The number of consecutive weights of a row that share a scale. None stands for one scale for the tensor.
+    rounding: The rule for midpoints: "half_even", "half_up", "half_away" or "any".
+    Differs from the published code in the grid, which is uniform here; the published code has NF4 as well. Source:
+    [li2023].
     """
 
     bits: int

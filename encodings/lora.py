@@ -1,4 +1,4 @@
-"""LoRA: a low-rank adapter trained on the layer's outputs, beside the weight or merged into it [hu2022]."""
+"""LoRA: a low-rank adapter trained on the layer's outputs, kept as a low-rank branch or merged [hu2022]."""
 
 from __future__ import annotations
 
@@ -19,28 +19,30 @@ from compcomp.layers.state import Factors, LayerState
 from compcomp.terms import Array, Choices, Div, If, Sum, SymbolicChoices, Term, each, reading
 
 FINENESS = 2**10
-"""Entries of the first A are whole multiples of 1 / this, so that they are exact in every reading."""
+"""The entries of the first A are whole multiples of 1 / this, so that they are exact in every reading."""
 
 NOTHING = 1e-11
-"""A gradient is zero in floats below this share of |W| |G| |A|, the sizes that it is made of."""
+"""The share of |W| |G| |A|, the sizes that a gradient is made of, below which it counts as zero in floats."""
 
 
 @dataclass(frozen=True)
 class LoRA(Technique):
     """Add B A (out x rank, rank x in) to the effective weight, trained to minimise |W X - W' X'|_F^2.
 
-    X are the dense calibration inputs, X' the current ones. From B = 0 and a random A, each iteration goes down the
-    gradient of one factor, B and A in turn and B first, as far as lowers the loss most: along a line it is a quadratic
-    function, so the length is exact, and no iteration increases the loss. A scale s before B A would change nothing.
-    rank, iterations: at least 1.
-    seed: of A, entries round(1024 * x) / 1024, x standard normal from numpy's ``default_rng``: the same for encoding
-    and kernel.
-    merged: False keeps the factors beside the weight, next to any that are there. True adds the product to the weight,
-    which leaves its grid and rank, and its mask.
-    masked: the product acts only where the weight is not zero, W' + (B A) * (W' != 0), as in LoSA, and is merged: zeros
-    stay.
-    Needs calibration inputs. Differs from the published training, which has a model's loss, in all but its form.
-    Source: [hu2022].
+    X are the dense calibration inputs, X' the current ones. Training starts from B = 0 and a random A. Each iteration
+    goes down the gradient of one factor, B and A in turn, B first, to the point of least loss on that line. Along a
+    line the loss is a quadratic function, so the length is exact, and no iteration increases the loss. A scale s before
+    B A would change nothing.
+    rank: The rank of the adapter, at least 1.
+    iterations: The number of iterations, at least 1.
+    seed: The seed of A. Its entries are round(1024 * x) / 1024, x standard normal from numpy's ``default_rng``, the
+        same for encoding and kernel.
+    merged: False keeps the factors in the low-rank branch, next to any that are there. True adds the product to the
+        weight, which leaves its grid and rank, and its mask.
+    masked: True adds the product only where the weight is not zero, W' + (B A) * (W' != 0), as in LoSA. Zeros then
+        stay. It requires merged=True.
+    Needs calibration inputs. It has only the form of the published training, which minimises a model's loss. Source:
+    [hu2022].
     """
 
     rank: int
@@ -90,7 +92,7 @@ class LoRA(Technique):
         )
 
     def first(self, columns: int) -> npt.NDArray[np.int64]:
-        """A (rank x in) before the first step, times 1024, for this many input features."""
+        """Return A (rank x in) before the first step, times 1024, for this number of input features."""
         normal = np.random.default_rng(self.seed).standard_normal((self.rank, columns))
         return np.rint(normal * FINENESS).astype(np.int64)
 
@@ -134,7 +136,16 @@ def _product(left: Array, right: Array, free: Array | None) -> Array:
 
 
 def _length(direction: Array, slope: Array, change: Array, gram: Array, size: Term, fixed: Array) -> Term:
-    """How far to go along a direction, which changes the product by ``change``, to lower the loss most."""
+    """Return how far to go along a direction to lower the loss most.
+
+    Args:
+        direction: The change of one factor.
+        slope: Half the negative gradient of the loss by the product (out x in).
+        change: The change of the product (out x in) for the direction.
+        gram: The Gram matrix of the current inputs (in x in).
+        size: The squared norms from :func:`_size`.
+        fixed: The other factor.
+    """
     length = Div(Sum((slope * change).ravel()), squared_error(change, gram))
     if reading(length) == "batch":
         bound = NOTHING * NOTHING * size * Sum((gram * gram).ravel()) * Sum((fixed * fixed).ravel())
@@ -143,7 +154,7 @@ def _length(direction: Array, slope: Array, change: Array, gram: Array, size: Te
 
 
 def _size(layer: LayerState) -> Term:
-    """The squared norms of what the error is made of."""
+    """Return the sum of the squared norms of the terms of the error."""
     return Sum(x * x for array in (layer.reference, layer.effective()) for x in array.ravel())
 
 

@@ -1,4 +1,4 @@
-"""LoSparse: a low-rank term beside what it leaves, of which whole rows go [li2023b]."""
+"""LoSparse: a low-rank branch and the remainder, of which whole rows are pruned [li2023b]."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from compcomp.terms import TIES, If, Not, Sum, each, smallest
 class LoSparse(Technique):
     """Split the effective weight W into L = SVD_r(W) and S = W - L, and set whole rows of S to zero.
 
-    L becomes the factors (out x rank, rank x in), S the weight under its mask; mask, grid and factors that were there
-    are replaced. Of the out / size runs of ``size`` consecutive rows the ``int(out / size * sparsity)`` of least
-    squared norm go. Their outputs are those of L, so that no row is cut from the layer.
-    rank: at least 1. sparsity: share of rows to drop, in [0, 1). size: rows that go together, such as those of a head.
-    ties: which of equal norms at the threshold go, "first" (lowest index), "all" or "any".
-    Differs from the published code in the score, sensitivities of a training loss there, and does no training.
-    Source: [li2023b].
+    L becomes the factors (out x rank, rank x in), S the weight under its mask. Any mask, grid and factors from before
+    are replaced. Of the out / size runs of ``size`` consecutive rows, the ``int(out / size * sparsity)`` of least
+    squared norm are dropped. Their outputs are those of L, so that no row is cut from the layer.
+    rank: The rank of L, at least 1.
+    sparsity: The share of rows to drop, in [0, 1).
+    size: The number of rows that are dropped together, such as those of a head.
+    ties: The runs dropped among equal norms at the threshold: "first" (lowest index), "all" or "any".
+    Differs from the published code in the score, which there is the sensitivity of a training loss. It also does no
+    training. Source: [li2023b].
     """
 
     rank: int
@@ -68,7 +70,7 @@ class LoSparse(Technique):
         return Hints(trivial_side=self.rank)
 
     def count(self, rows: int) -> int:
-        """How many runs of a weight with this many rows go."""
+        """Return how many runs of a weight with this many rows are dropped."""
         return int(rows // self.size * self.sparsity)
 
     def dropped(self, shape: tuple[int, int]) -> tuple[int, int] | None:

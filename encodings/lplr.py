@@ -19,21 +19,24 @@ from compcomp.terms import ROUNDINGS, Abs, Array, Choices
 SKETCHES = ("gaussian", "signs")
 
 FINENESS = 2**10
-"""Entries of a Gaussian sketch are whole multiples of 1 / this, so that they are exact in every reading."""
+"""The entries of a Gaussian sketch are whole multiples of 1 / this, so that they are exact in every reading."""
 
 
 @dataclass(frozen=True)
 class LPLR(Technique):
     """Replace the effective weight W (out x in) by L R: L = Q(W S), R = Q'(pinv(L) W), with a random S (in x rank).
 
-    Q and Q' round to the nearest of ``-K * s ... K * s``, K = 2^(bits-1) - 1, s = max|.| / K, one scale a factor.
-    The weight itself is zero, of rank 0, and the factors (out x rank, rank x in) are beside it with their grids; mask,
-    grid and factors that were there are replaced. pinv(L) W is the least-squares fit of least norm.
-    rank: at least 1. bits: of the left factor, 2 to 16. right_bits: of the right one, None for the same.
-    sketch: entries of S, "gaussian" (round(1024 * x), x standard normal; a common factor changes nothing) or "signs"
-    (1 or -1). seed: of S, from numpy's ``default_rng``: the same for encoding and kernel.
-    rounding: where midpoints go, "half_even", "half_up", "half_away" or "any". Differs from the published algorithm
-    in that: it rounds with a random dither. Source: [saha2023].
+    Q and Q' round to the nearest of ``-K * s ... K * s``, K = 2^(bits-1) - 1, s = max|.| / K, one scale a factor. The
+    weight itself is zero, of rank 0. The factors (out x rank, rank x in) form the low-rank branch, with their grids.
+    Any mask, grid and factors from before are replaced. pinv(L) W is the least-squares fit of least norm.
+    rank: The rank of the product, at least 1.
+    bits: The bit width of the left factor, 2 to 16.
+    right_bits: The bit width of the right factor. None stands for the same.
+    sketch: The entries of S: "gaussian" (round(1024 * x), x standard normal; a common factor changes nothing) or
+        "signs" (1 or -1).
+    seed: The seed of S, from numpy's ``default_rng``, the same for encoding and kernel.
+    rounding: The rule for midpoints: "half_even", "half_up", "half_away" or "any".
+    Differs from the published algorithm in its rounding, which there has a random dither. Source: [saha2023].
     """
 
     rank: int
@@ -66,14 +69,14 @@ class LPLR(Technique):
 
     @property
     def both_bits(self) -> tuple[int, int]:
-        """Bits of the left and of the right factor."""
+        """The bit widths of the left and of the right factor."""
         return self.bits, self.bits if self.right_bits is None else self.right_bits
 
     def promises(self) -> Declared:
         return Declared(zeros=frozenset({"weights", "rows", "columns"}), deterministic=self.rounding != "any")
 
     def sketched(self, columns: int) -> npt.NDArray[np.int64]:
-        """S (in x rank) for this many input features, as whole numbers."""
+        """Return S (in x rank) for this number of input features, as whole numbers."""
         random = np.random.default_rng(self.seed)
         if self.sketch == "signs":
             return 2 * random.integers(2, size=(columns, self.rank)) - 1

@@ -1,4 +1,4 @@
-"""Magnitude pruning: the weights of least magnitude go to zero [han2015]."""
+"""Magnitude pruning: the weights of least magnitude are set to zero [han2015]."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SOURCES = ("current", "dense")
 
 
 def score(element: Element) -> Term:
-    """|w|"""
+    """Return |w|."""
     return Abs(element.weight)
 
 
 def dense_score(element: Element) -> Term:
-    """|w0|, w0 the weight in the dense layer"""
+    """Return |w0|, where w0 is the weight in the dense layer."""
     return Abs(element.reference)
 
 
@@ -26,11 +26,11 @@ def dense_score(element: Element) -> Term:
 class Magnitude(Technique):
     """Set the ``int(n * sparsity)`` weights of least magnitude in every group of n to zero.
 
-    sparsity: share of weights to drop, in [0, 1), or Any in claims.
+    sparsity: The share of weights to drop, in [0, 1), or Any in claims.
     pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row.
-    per: "tensor" or "row", the group of an unstructured selection.
-    ties: which of equal magnitudes at the threshold go, "first" (lowest index), "all" or "any".
-    of: whose magnitudes, "current" (the weights it finds) or "dense" (the same weights of the dense layer).
+    per: The group of an unstructured selection, "tensor" or "row".
+    ties: The weights dropped among equal magnitudes at the threshold: "first" (lowest index), "all" or "any".
+    of: The weights whose magnitudes are compared: "current", or "dense" for the same weights of the dense layer.
     Source: [han2015]; N:M [mishra2021].
     """
 

@@ -25,16 +25,16 @@ ZEROS = ("exact", "none")
 class MinMax(Technique):
     """Round every weight to the nearest of 2^bits values, evenly spaced over the range of its group.
 
-    bits: 2 to 16, or Any in claims.
-    group: how many consecutive weights of a row share range and scale; None for what ``per`` says.
-    zero: "exact", the range is [min(w, 0), max(w, 0)], s = (high - low) / (2^bits - 1), the zero point is
-        z = -round(low / s), and the values are (k - z) s, k = 0 ... 2^bits - 1: 0 is one of them. "none", the range is
-        [min(w), max(w)] and the values are low + k s: 0 is in general none of them.
-    rounding: where midpoints go, "half_even", "half_up", "half_away" or "any": of w / s and low / s (zero="exact") or
-        of (w - low) / s (zero="none").
-    per: "tensor" or "channel" (an output row), what shares range and scale where there is no group.
-    A weight beyond the last value goes to it. Where the range is a point (all weights 0; with zero="none", all equal)
-    the weights stay as they are. Source: [jacob2018].
+    bits: The bit width, 2 to 16, or Any in claims.
+    group: The number of consecutive weights of a row that share range and scale. If None, ``per`` decides.
+    zero: "exact": the range is [min(w, 0), max(w, 0)], s = (high - low) / (2^bits - 1), the zero point is z =
+        -round(low / s), and the values are (k - z) s, k = 0 ... 2^bits - 1. One of them is 0. "none": the range is
+        [min(w), max(w)] and the values are low + k s. In general none of them is 0.
+    rounding: The rule for midpoints: "half_even", "half_up", "half_away" or "any". It applies to w / s and low / s
+        (zero="exact") or to (w - low) / s (zero="none").
+    per: The weights that share range and scale if there is no group: "tensor" or "channel" (an output row).
+    A weight beyond the last value goes to it. If the range is a point, the weights do not change (all weights are 0,
+    or, with zero="none", all are equal). Source: [jacob2018].
     """
 
     bits: BitsOrAny
@@ -57,7 +57,7 @@ class MinMax(Technique):
 
     @property
     def levels(self) -> int | Unknown:
-        """How many values of the grid lie above the least."""
+        """The number of grid values above the least one."""
         return ANY if isinstance(self.bits, Unknown) else int(2**self.bits - 1)
 
     def promises(self) -> Declared:

@@ -1,4 +1,4 @@
-"""Microscaling formats: small blocks that share a scale which is a power of two [rouhani2023]."""
+"""Microscaling formats: small blocks that share a power of two as their scale [rouhani2023]."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ class MX(Technique):
     e is the exponent of the format's largest value: 2 for E2M1 and E2M3, 4 for E3M2, 8 for E4M3, 15 for E5M2, 0 for
     int8 (k / 64, |k| <= 127; the optional -2 is left out). A weight beyond the last value goes to it.
     format: "mxfp4", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp8_e4m3", "mxfp8_e5m2" or "mxint8".
-    group: how many consecutive weights of a row share a scale; 32 in the specification.
-    rounding: where midpoints go, "half_even" (to the even mantissa), "half_up", "half_away" or "any".
-    The range of the scale, 2^-127 to 2^127, is not cut off. An all-zero group stays zero. Source: [rouhani2023].
+    group: The number of consecutive weights of a row that share a scale; 32 in the specification.
+    rounding: The rule for midpoints: "half_even" (to the even mantissa), "half_up", "half_away" or "any".
+    The scale is not limited to the specification's range, 2^-127 to 2^127. An all-zero group stays zero. Source:
+    [rouhani2023].
     """
 
     format: str = "mxfp4"

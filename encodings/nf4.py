@@ -16,21 +16,21 @@ from compcomp.terms import ROUNDINGS, Abs, Choices, Div, Max, Sum, Term, each, n
 
 SCALES = ("exact", "double")
 BLOCK = 256
-"""Scales that are rounded together."""
+"""The number of scales that are rounded together."""
 
 
 @dataclass(frozen=True)
 class NF4(Technique):
     """Round every weight to the nearest of ``s * c``, s = max|w|, c one of the 16 values of 4-bit NormalFloat.
 
-    The table (:data:`compcomp.layers.codebooks.NF4`) holds -1, 0 and 1; its other negative values are not those of
-    its positive ones.
-    group: how many consecutive weights of a row share a scale; None for one scale for the tensor.
-    scales: "exact", or "double": codes are chosen with the exact scales, and scales are then rounded. Their mean is
-        subtracted, in each run of 256 scales (row-major) what is left is rounded to the nearest of d * c, d its largest
-        magnitude there and c an 8-bit dynamic value (midpoints half_even), and the mean is added; what is below 0
-        then becomes 0.
-    rounding: where midpoints go, "half_even" (an even number of values from 0), "half_up", "half_away" or "any".
+    The table (:data:`compcomp.layers.codebooks.NF4`) contains -1, 0 and 1. Its other negative values are not the
+    negatives of its positive ones.
+    group: The number of consecutive weights of a row that share a scale. None stands for one scale for the tensor.
+    scales: "exact", or "double", which chooses codes with the exact scales and then rounds the scales. Their mean is
+        subtracted. In each run of 256 scales (row-major) the difference is rounded to the nearest of d * c, d its
+        largest magnitude in the run and c an 8-bit dynamic value (midpoints half_even). The mean is then added, and
+        negative results become 0.
+    rounding: The rule for midpoints: "half_even" (an even number of values from 0), "half_up", "half_away" or "any".
     An all-zero group stays zero. Source: [dettmers2023].
     """
 
@@ -63,7 +63,7 @@ class NF4(Technique):
 
     @property
     def step_map(self) -> CodebookMap:
-        """How codes are chosen."""
+        """The map that chooses the codes."""
         partition = grid_partition(self.group, "tensor", "NF4")
         return CodebookMap(Abs, codebooks.NF4, self.rounding, partition)
 
@@ -90,12 +90,12 @@ class NF4(Technique):
         return replace(layer, weight=weight, format=replace(layer.format, grid=grid))
 
     def stored_grid(self, grid: Grid) -> Grid:
-        """The grid of rounded scales: 8 bits each, and 32 for each run of 256 of them and for their mean."""
+        """Return the grid of rounded scales: 8 bits for each, and 32 for each run of 256 of them and for their mean."""
         return replace(grid, scale_bits=8, shared_bits=32 * (-(-grid.scales // BLOCK) + 1))
 
 
 def rounded_scales(scales: list[Term], choices: Choices) -> list[Term]:
-    """The scales of all groups as they are after their second quantization."""
+    """Return the scales of all groups after their second quantization."""
     mean = Sum(scales) * Fraction(1, len(scales))
     found = []
     for start in range(0, len(scales), BLOCK):

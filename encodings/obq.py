@@ -1,4 +1,4 @@
-"""Optimal brain quantization: round one weight after the other, the rest of its row making up for it [frantar2022]."""
+"""Optimal brain quantization: round one weight after the other, compensated by the rest of its row [frantar2022]."""
 
 from __future__ import annotations
 
@@ -30,25 +30,24 @@ TIES = ("first", "any")
 
 @parametrized
 class OBQ(Technique):
-    """In every row, round the weight whose rounding error the others can best make up for, until all are rounded.
+    """Round, in every row, the weight whose rounding error the others can best compensate, until all are rounded.
 
-    With H = X X^T + damping * mean(diag(X X^T)) * I over the columns that are left and q(w) the nearest value of the
-    grid, the weight w_p of least ``(q(w_p) - w_p)^2 / [H^-1]_pp`` becomes q(w_p), and the row changes by
-    ``-(w_p - q(w_p)) / [H^-1]_pp * [H^-1]_p,:``. What it starts from is the weight it finds, not the dense one;
-    factors beside the weight stay, and are not accounted for.
+    Let H = X X^T + damping * mean(diag(X X^T)) * I over the columns that are left, and q(w) be the nearest value of the
+    grid. The weight w_p of least ``(q(w_p) - w_p)^2 / [H^-1]_pp`` becomes q(w_p), and the row changes by ``-(w_p -
+    q(w_p)) / [H^-1]_pp * [H^-1]_p,:``. It starts from the current weight, not the dense one. The low-rank branch does
+    not change and is not accounted for.
 
-    bits: 2 to 16, or Any in claims. The grid is that of absmax, ``-L * s ... L * s``, L = 2^(bits-1) - 1,
-        s = max|w| / L, one scale for each row, from the weights it starts with.
-    damping: share of the mean diagonal entry that is added to the diagonal, above 0.
-    rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
-    ties: which of equal scores goes, "first" (lowest column) or "any".
+    bits: The bit width, 2 to 16, or Any in claims. The grid is that of absmax, ``-L * s ... L * s``, L = 2^(bits-1) -
+        1, s = max|w| / L, with one scale for each row, from the weights at the start.
+    damping: The share of the mean diagonal entry that is added to the diagonal, above 0.
+    rounding: The rule for midpoints: "half_even", "half_up", "half_away" or "any".
+    ties: The weight rounded among equal scores: "first" (lowest column) or "any".
 
-    The weights of an input that is always zero go to 0, and its diagonal entry to 1, after the scales are taken.
-    Weights on the grid are rounded before any other changes: zeros stay zero. An update of w_k is at most
-    ``|e_p| sqrt([H^-1]_kk / [H^-1]_pp)`` for the error e_p of w_p, which was chosen because that is at most
-    |q(w_k) - w_k|: no weight moves past its neighbours on the grid, and none leaves the row's range. So there never
-    are outliers beyond the grid, which [frantar2022] would round first. Needs calibration inputs.
-    Source: [frantar2022].
+    The weights of an input that is always zero go to 0, and its diagonal entry to 1, after the scales are computed.
+    Weights on the grid are rounded before any other weight changes, so zeros stay zero. For the error e_p of w_p, an
+    update of w_k is at most ``|e_p| sqrt([H^-1]_kk / [H^-1]_pp)``. As w_p was chosen, this is at most |q(w_k) - w_k|.
+    So no weight moves past its neighbours on the grid, and none leaves the row's range. There are thus no outliers
+    beyond the grid, which [frantar2022] would round first. Needs calibration inputs. Source: [frantar2022].
     """
 
     bits: BitsOrAny
@@ -73,7 +72,7 @@ class OBQ(Technique):
 
     @property
     def levels(self) -> int | Unknown:
-        """L: how many grid values lie on each side of zero."""
+        """L, the number of grid values on each side of zero."""
         return ANY if isinstance(self.bits, Unknown) else int(2 ** (self.bits - 1) - 1)
 
     @property
@@ -82,7 +81,7 @@ class OBQ(Technique):
 
     def promises(self) -> Declared:
         return Declared(
-            # Zeros score 0, as all that lies on the grid: they go first, and change nothing.
+            # Zeros lie on the grid and score 0: they are rounded first, and change nothing.
             keeps=frozenset({"mask", "n:m", "shape", "factors"}),
             zeros=frozenset({"weights", "rows"}),
             deterministic=self.rounding != "any" and self.ties != "any",
@@ -114,5 +113,5 @@ class OBQ(Technique):
                 target = second_order.named(If(fixed, w, nearest(w, step, levels, self.rounding, choices)), choices)
             targets.append(target)
             scores.append(row.score(k, w - target))
-        # Weights on the grid all go before others, and change none: in which order does not matter.
+        # Weights on the grid are rounded before all others and change none, so their order does not matter.
         row.fix(targets, row.least(scores, row.fixed, self.ties, exact_zeros=True))

@@ -1,4 +1,4 @@
-"""Optimal brain surgeon: remove one weight after the other, the rest of its row making up for it [hassibi1993]."""
+"""Optimal brain surgeon: remove one weight after the other, compensated by the rest of its row [hassibi1993]."""
 
 from __future__ import annotations
 
@@ -31,22 +31,21 @@ TIES = ("first", "any")
 
 @parametrized
 class OBS(Technique):
-    """In every row, ``int(n * sparsity)`` times, remove the weight whose loss the others can best make up for.
+    """Remove, ``int(n * sparsity)`` times in every row, the weight whose loss the others can best compensate.
 
-    With H = X X^T + damping * mean(diag(X X^T)) * I over the columns that are left, the weight w_p of least
-    ``w_p^2 / [H^-1]_pp`` goes, and the row changes by ``-w_p / [H^-1]_pp * [H^-1]_p,:``. What it starts from is the
-    weight it finds, not the dense one; factors beside the weight stay, and are not accounted for.
+    Let H = X X^T + damping * mean(diag(X X^T)) * I over the columns that are left. The weight w_p of least ``w_p^2 /
+    [H^-1]_pp`` is removed, and the row changes by ``-w_p / [H^-1]_pp * [H^-1]_p,:``. It starts from the current weight,
+    not the dense one. The low-rank branch does not change and is not accounted for.
 
-    sparsity: share of weights to drop, in [0, 1), or Any in claims.
+    sparsity: The share of weights to drop, in [0, 1), or Any in claims.
     pattern: "unstructured", or "n:m" to stop in every m consecutive weights of a row once n are left.
-    damping: share of the mean diagonal entry that is added to the diagonal, above 0.
-    ties: which of equal scores goes, "first" (lowest column) or "any".
+    damping: The share of the mean diagonal entry that is added to the diagonal, above 0.
+    ties: The weight removed among equal scores: "first" (lowest column) or "any".
 
-    Zeros score 0: unstructured, they go first and stay zero. An update of w_k is at most
-    ``|w_p| sqrt([H^-1]_kk / [H^-1]_pp)``, and w_p was chosen because that is at most |w_k|: no weight changes its sign
-    then. The weights of an input that is always zero go to 0, and its diagonal entry to 1, before all else. Needs
-    calibration inputs.
-    Source: [hassibi1993]; row by row [frantar2022].
+    Zeros score 0: if unstructured, they are removed first and stay zero. An update of w_k is at most ``|w_p|
+    sqrt([H^-1]_kk / [H^-1]_pp)``. As w_p was chosen, this is at most |w_k|, so no weight changes its sign then. The
+    weights of an input that is always zero go to 0, and its diagonal entry to 1, before everything else. Needs
+    calibration inputs. Source: [hassibi1993]; row by row [frantar2022].
     """
 
     sparsity: ExactOrAny
@@ -65,7 +64,7 @@ class OBS(Technique):
 
     @property
     def partition(self) -> Partition:
-        """The groups of which each loses the same share: rows, or those of an N:M pattern."""
+        """The groups that each lose the same share: rows, or those of an N:M pattern."""
         return selection_partition(self.pattern, "row", self.sparsity, "OBS")
 
     @property
@@ -77,7 +76,7 @@ class OBS(Technique):
         return (self.partition,)
 
     def promises(self) -> Declared:
-        # As long as zeros are left one of them goes, which changes nothing. A pattern may forbid that.
+        # While zeros are left, one of them is removed, which changes nothing. A pattern may forbid that.
         zeros_stay = self.pattern == "unstructured"
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"} if zeros_stay else {"factors"}),
@@ -86,7 +85,7 @@ class OBS(Technique):
         )
 
     def count(self, size: int) -> int:
-        """How many weights of a group of this size go."""
+        """Return how many weights of a group of this size are removed."""
         return int(size * known(self.sparsity, "OBS.sparsity"))
 
     def dropped(self, shape: tuple[int, int]) -> tuple[int, int] | None:

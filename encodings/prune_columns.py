@@ -16,14 +16,15 @@ from compcomp.terms import TIES
 class PruneColumns(Technique):
     """Set the ``int(n * sparsity)`` of n groups of consecutive columns that score least to zero.
 
-    sparsity: share of groups to drop, in [0, 1), a number.
-    size: columns in a group, which divides in; 1 for channels, the head dimension for the inputs of an output
-        projection.
-    score: of the effective weight's columns, "l1" (sum |w|) or "l2" (sum w^2, which orders as the norm); or
-        "activation" (sum |x_j|_2^2 over the group's input features, whatever the weights; needs calibration inputs).
-    ties: which of equal scores at the threshold go, "first" (lowest index), "all" or "any".
-    A column goes from the low-rank term as well. The layer keeps its shape; the cut says which columns may be left out.
-    Source: channel pruning [he2017]; norms as in [li2017]; by activations [muralidharan2024].
+    sparsity: The share of groups to drop, in [0, 1), a number.
+    size: The number of columns in a group, which divides in. Use 1 for channels, and the head dimension for the inputs
+        of an output projection.
+    score: The score of a group. "l1" (sum |w|) and "l2" (sum w^2, which orders as the norm) are over the effective
+        weight's columns. With "activation" it is the sum of |x_j|_2^2 over the group's input features, whatever the
+        weights; this needs calibration inputs.
+    ties: The groups dropped among equal scores at the threshold: "first" (lowest index), "all" or "any".
+    A column is dropped from the low-rank branch as well. The layer keeps its shape; the cut records which columns may
+    be left out. Source: channel pruning [he2017]; norms as in [li2017]; by activations [muralidharan2024].
     """
 
     sparsity: Exact

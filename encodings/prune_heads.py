@@ -1,4 +1,4 @@
-"""Structured pruning of attention heads: all weights of the heads of least score go [michel2019, ma2023]."""
+"""Structured pruning of attention heads: all weights of the heads of least score are dropped [michel2019, ma2023]."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from compcomp.layers.state import LayerState
 
 @parametrized
 class PruneHeads(Technique):
-    """Drop the ``int(n * sparsity)`` heads of least score of every attention, n heads, whole.
+    """Drop the ``int(n * sparsity)`` heads of least score, whole, from every attention of n heads.
 
-    sparsity, score, ties: as for PruneNeurons, over all weights of a head, or all that it puts out.
+    sparsity, score, ties: As for PruneNeurons, over all weights or outputs of a head.
     The weights of a head are its rows of the queries, keys and values (q_proj, k_proj, v_proj) and its columns of the
-    layer that reads it (o_proj). Heads that share keys and values (grouped-query attention) are one unit: they stay
-    or go together, and n counts such units.
+    layer that reads it (o_proj). Heads that share keys and values (grouped-query attention) form one unit: they are
+    kept or dropped together, and n counts such units.
     Acts on the whole model. In claims and encodings the layer is the *stacked* matrix, units x all their weights, of
-    one attention: a unit is a row of it, and goes as a neuron does in PruneNeurons. Claims with techniques that act on
-    single layers are decided for the layers apart, as for PruneNeurons.
+    one attention. A unit is a row of it, and is dropped as a neuron is in PruneNeurons. Claims with techniques that act
+    on single layers are decided for each kind of layer separately, as for PruneNeurons.
     Source: heads [michel2019]; groups of coupled weights [ma2023, fang2023].
     """
 

@@ -1,4 +1,4 @@
-"""Structured pruning of feed-forward neurons: all weights of the neurons of least score go [ma2023]."""
+"""Structured pruning of feed-forward neurons: all weights of the neurons of least score are dropped [ma2023]."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from compcomp.layers.state import LayerState
 from compcomp.terms import TIES
 
 UNITS = frozenset({"mask", "n:m", "grid", "rank", "shape"})
-"""What dropping whole rows keeps: rows of zeros fit every pattern, grid of which zero is a value, and rank."""
+"""The invariants that dropping whole rows keeps. Rows of zeros fit every pattern, grid that contains 0, and rank."""
 
 
 @parametrized
 class PruneNeurons(Technique):
-    """Drop the ``int(n * sparsity)`` neurons of least score of every feed-forward network, n neurons, whole.
+    """Drop the ``int(n * sparsity)`` neurons of least score, whole, from every feed-forward network of n neurons.
 
-    sparsity: share of neurons, in [0, 1).
-    score: "l1", sum |w|, or "l2", sum w^2, over all weights of a neuron, the low-rank terms beside them included; or
-        "activation", the squared norm of what a neuron puts out on the calibration inputs.
-    ties: which of equal scores at the threshold go, "first" (lowest index), "all" or "any".
+    sparsity: The share of neurons to drop, in [0, 1).
+    score: "l1", sum |w|, or "l2", sum w^2, over all weights of a neuron, low-rank branches included; or "activation",
+        the squared norm of a neuron's output on the calibration inputs.
+    ties: The neurons dropped among equal scores at the threshold: "first" (lowest index), "all" or "any".
     The weights of a neuron are its row in the layers that feed it (gate_proj, up_proj) and its column in the layer that
-    reads it (down_proj): neurons are scored by all of them, and go from all of them.
+    reads it (down_proj). Neurons are scored by all of these weights, and dropped from all of these layers.
     Acts on the whole model. In claims and encodings the layer is the *stacked* matrix, neurons x all their weights, of
-    one network: a neuron is a row of it; with score "activation" it is the matrix that puts out what the neurons do, of
-    a network that is linear (|row X|_2^2). The rows that go are zero, dropped by the mask and the cut, in the low-rank
-    term too. A claim with techniques that act on single layers is decided for the layers apart: where rows go, as of
-    PruneRows, and where columns go, as of PruneColumns.
+    one network; a neuron is a row of it. With score "activation" it is the matrix whose outputs are those of the
+    neurons, of a network that is linear (|row X|_2^2). The dropped rows are zero, in the low-rank branch too, and
+    recorded in the mask and the cut. A claim with techniques that act on single layers is decided for each kind of
+    layer separately: for layers that lose rows as with PruneRows, and for layers that lose columns as with
+    PruneColumns.
     Source: groups of coupled weights [ma2023, fang2023].
     """
 
@@ -66,7 +67,11 @@ class PruneNeurons(Technique):
 
 
 def check_units(technique: Technique) -> None:
-    """Check the parameters of techniques that drop the units of least score, and make the sparsity a Fraction."""
+    """Check the parameters of techniques that drop the units of least score, and make the sparsity a Fraction.
+
+    Raises:
+        InputError: A parameter is out of its range.
+    """
     name, given = type(technique).__name__, vars(technique)
     object.__setattr__(technique, "sparsity", share(given["sparsity"], f"{name}.sparsity"))
     one_of(given["score"], SCORES, f"{name}.score")
@@ -74,9 +79,10 @@ def check_units(technique: Technique) -> None:
 
 
 def rows_and_columns(units: str, sparsity: Fraction, score: str, ties: str) -> dict[str, Technique]:
-    """The parts of a technique that drops units of this name: rows of the layers that write them, columns where read.
+    """Return the parts of a technique that drops units of this name, by the layers that they act on.
 
-    In a model of which the other layers' weights are the same for all units, these are just what it does.
+    Rows are dropped from the layers that write the units, columns from those that read them. In a model whose other
+    layers have the same weights for all units, the technique does exactly this.
     """
     return {
         f"rows that write {units}": PruneRows(sparsity, score=score, ties=ties),
@@ -85,6 +91,6 @@ def rows_and_columns(units: str, sparsity: Fraction, score: str, ties: str) -> d
 
 
 def without_units(layer: LayerState, sparsity: Fraction, score: str, ties: str) -> LayerState:
-    """The layer without the ``int(out * sparsity)`` rows of least score."""
+    """Return the layer without the ``int(out * sparsity)`` rows of least score."""
     scores = row_scores(layer.effective(), 1, score, layer.gram)
     return remove(layer, least(scores, sparsity, 1, ties, layer.choices), axis=0)

@@ -16,13 +16,14 @@ from compcomp.terms import TIES
 class PruneRows(Technique):
     """Set the ``int(n * sparsity)`` of n groups of consecutive rows that score least to zero.
 
-    sparsity: share of groups to drop, in [0, 1), a number.
-    size: rows in a group, which divides out; 1 for neurons, the head dimension for heads.
-    score: of the effective weight's rows, "l1" (sum |w|), "l2" (sum w^2, which orders as the norm), or "activation"
-        (|W_group X|_F^2, what the group sends on; needs calibration inputs).
-    ties: which of equal scores at the threshold go, "first" (lowest index), "all" or "any".
-    A row goes from the low-rank term as well. The layer keeps its shape; the cut says which rows may be left out.
-    Source: filter norms [li2017]; groups of language models [ma2023].
+    sparsity: The share of groups to drop, in [0, 1), a number.
+    size: The number of rows in a group, which divides out. Use 1 for neurons, and the head dimension for heads.
+    score: The score of a group. "l1" (sum |w|) and "l2" (sum w^2, which orders as the norm) are over the effective
+        weight's rows. With "activation" it is |W_group X|_F^2, the energy of the group's outputs; this needs
+        calibration inputs.
+    ties: The groups dropped among equal scores at the threshold: "first" (lowest index), "all" or "any".
+    A row is dropped from the low-rank branch as well. The layer keeps its shape; the cut records which rows may be left
+    out. Source: filter norms [li2017]; groups of language models [ma2023].
     """
 
     sparsity: Exact

@@ -24,19 +24,21 @@ RATES = "a number above 0, up to 1000000"
 class QuantizationAwareTraining(Technique):
     """Train the weights (out x in) on the grid ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = max|w| / L.
 
-    The grid is the absmax grid of the weights it finds, group by group, and stays as training goes on. What training
-    leads to depends on its course, so the encoding leaves it open: any values of the grid, 0 where the mask drops. A
+    The grid is the absmax grid of the current weights, group by group, and stays fixed during training. The result of
+    training depends on its course, so the encoding leaves it open: any values of the grid, 0 where the mask drops. A
     claim about it holds for each of them.
-    The kernel keeps latent weights V, from the weights it finds, and rounds them to Q(V), midpoints to the even level.
-    A step moves those that the mask keeps as if rounding had slope 1: V <- V - rate / trace(G) (E(V) G - W X X'^T),
-    clipped to the range of the grid. W is the reference, X are the dense inputs, X' the current ones, G = X' X'^T, and
-    E(V) is Q(V) and the low-rank term beside it. Of all Q(V), the first of which is round to nearest, each row keeps
-    the one of least output loss. Nothing in it is random.
-    bits: 2 to 16. group: how many consecutive weights of a row share a scale; None for a scale as ``per`` says.
-    per: "tensor" or "channel" (an output row), what shares a scale where there is no group.
-    iterations: steps, 0 (round to nearest) to 100000. rate: a number above 0, up to 10^6.
-    An all-zero group stays zero. Needs calibration inputs.
-    Source: the estimator [bengio2013], for uniform grids of weights [jacob2018, esser2020]; clipping [courbariaux2015].
+    The kernel keeps latent weights V, which start as the current weights, and rounds them to Q(V), midpoints to the
+    even level. A step updates those that the mask keeps as if rounding had slope 1, clipped to the range of the grid: V
+    <- V - rate / trace(G) (E(V) G - W X X'^T). W is the reference, X are the dense inputs, X' the current ones, G = X'
+    X'^T, and E(V) is Q(V) plus the low-rank branch. Each row keeps the Q(V) of least output loss among all steps; the
+    first Q(V) is round to nearest. Nothing in it is random.
+    bits: The bit width, 2 to 16.
+    group: The number of consecutive weights of a row that share a scale. If None, ``per`` decides.
+    per: The weights that share a scale if there is no group: "tensor" or "channel" (an output row).
+    iterations: The number of steps, 0 (round to nearest) to 100000.
+    rate: The relative step length, a number above 0, up to 10^6.
+    An all-zero group stays zero. Needs calibration inputs. Source: the estimator [bengio2013], for uniform grids of
+    weights [jacob2018, esser2020]; clipping [courbariaux2015].
     """
 
     bits: int
@@ -66,7 +68,7 @@ class QuantizationAwareTraining(Technique):
 
     @property
     def levels(self) -> int:
-        """L: how many grid values lie on each side of zero."""
+        """L, the number of grid values on each side of zero."""
         return int(2 ** (self.bits - 1) - 1)
 
     @property
@@ -117,9 +119,9 @@ class QuantizationAwareTraining(Technique):
         return replace(layer.format, grid=Grid(step, self.levels, len(groups)), rank=None)
 
     def feasible(self, before: LayerState, after: LayerState) -> Term:
-        """Whether ``after`` is on the absmax grid of ``before`` and zero where the mask drops, and else the same.
+        """Return a term: ``after`` is on the absmax grid of ``before``, zero where the mask drops, and else unchanged.
 
-        Of states of floats, whether it is on the grid whose steps are rounded to floats.
+        For states of floats, the steps of that grid are rounded to floats.
         """
         form = self._format_after(before)
         assert form.grid is not None

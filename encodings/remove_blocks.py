@@ -1,4 +1,4 @@
-"""Depth pruning: whole blocks that change the hidden states least become identities [men2024, gromov2024]."""
+"""Depth pruning: the blocks that change the hidden states least become identities [men2024, gromov2024]."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ SCORES = ("influence", "angular")
 class RemoveBlocks(Technique):
     """Drop whole residual blocks: h_(b+1) = h_b + f_b(h_b) becomes h_(b+1) = h_b.
 
-    count: how many, at least 1. sparsity: in its place the share, in (0, 1): ``int(B * sparsity)`` of B blocks.
-    score: "influence" drops the blocks of least 1 - cos(h_b, h_(b+1)), each on its own [men2024]; "angular" drops that
-    many consecutive blocks, from b on, for which arccos(cos(h_b, h_(b+n))) / pi is least [gromov2024].
-    cos(h, g) = <h, g> / (|h| |g|) over all hidden states of the calibration data as one vector (Frobenius); 0 where one
-    of them is zero. The papers average the cosines of single tokens, of which no comparison is rational. Both scores
-    fall with the cosine, and cosines are compared by their signed squares, which are exact.
-    ties: which of equal scores goes, "first" (the earliest block) or "any".
+    count: The number of blocks to drop, at least 1.
+    sparsity: The share of blocks to drop instead, in (0, 1): ``int(B * sparsity)`` of B blocks.
+    score: "influence" drops the blocks of least 1 - cos(h_b, h_(b+1)), each on its own [men2024]. "angular" drops that
+        number n of consecutive blocks, from b on, with the least arccos(cos(h_b, h_(b+n))) / pi [gromov2024].
+    ties: The blocks dropped among equal scores: "first" (the earliest block) or "any".
+    cos(h, g) = <h, g> / (|h| |g|) over all hidden states of the calibration data as one vector (Frobenius), and 0 if
+    one of them is zero. The papers average the cosines of single tokens, whose comparisons are not rational. Both
+    scores fall with the cosine. Cosines are compared by their signed squares, which are exact.
     Acts on the whole model. In claims and encodings the layer is a *stack* of linear branches: B blocks of n rows over
-    n columns, f_b(h) = W_b h, h_0 = X; the rows of a dropped block are zero, dropped by the mask and the cut. At least
-    one block stays. Needs calibration inputs.
+    n columns, f_b(h) = W_b h, h_0 = X. The rows of a dropped block are zero, and recorded in the mask and the cut. At
+    least one block stays. Needs calibration inputs.
     """
 
     count: int | None = None
@@ -74,7 +75,11 @@ class RemoveBlocks(Technique):
         return True
 
     def removed(self, blocks: int) -> int:
-        """How many of so many blocks go; InputError where none would stay."""
+        """Return how many of this number of blocks are dropped.
+
+        Raises:
+            InputError: No block would stay.
+        """
         count = int(blocks * self.sparsity) if self.sparsity is not None else self.count or 0
         if count >= blocks:
             raise InputError(f"{blocks} blocks", f"more than the {count} to remove", str(self))
@@ -106,12 +111,12 @@ class RemoveBlocks(Technique):
         return remove(layer, np.repeat(np.array(gone, dtype=object), width), axis=0)
 
     def span(self, blocks: int) -> int:
-        """How many consecutive blocks one score is of."""
+        """Return the number of consecutive blocks that one score covers."""
         return max(1, self.removed(blocks)) if self.score == "angular" else 1
 
 
 def hidden(stack: Array) -> list[Array]:
-    """The maps from the inputs to the states before the first and behind each block; stack: (B n) x n."""
+    """Return the maps from the inputs to the states before the first and after each block of a stack, (B n) x n."""
     width = stack.shape[1]
     states = [np.array([[int(i == j) for j in range(width)] for i in range(width)], dtype=object)]
     for start in range(0, len(stack), width):
@@ -120,6 +125,6 @@ def hidden(stack: Array) -> list[Array]:
 
 
 def signed_square(one: Array, other: Array, gram: Array) -> Term:
-    """c |c| of the cosine c of A X and B X, from A, B and the Gram matrix of X."""
+    """Return c |c| for the cosine c of A X and B X, given A, B and the Gram matrix of X."""
     inner, norm, norm2 = (Sum(((a @ gram) * b).ravel()) for a, b in ((one, other), (one, one), (other, other)))
     return Div(inner * Abs(inner), norm * norm2)

@@ -30,16 +30,16 @@ POWERS = "a number from 0 to 2 with a denominator of at most 4, such as 1/2"
 
 @dataclass(frozen=True)
 class Score:
-    """(|w_ij| / sum_k |w_kj| + |w_ij| / sum_k |w_ik|) |x_j|_2^power, out x in; 0 in a row or column of zeros.
+    """Compute (|w_ij| / sum_k |w_kj| + |w_ij| / sum_k |w_ik|) |x_j|_2^power, out x in; 0 in a row or column of zeros.
 
-    For power a / b its (2 b)-th power, which orders weights alike: with |x_j|_2^(2 a) it needs no root.
+    For power a / b the score is raised to its (2 b)-th power. This keeps the order, and |x_j|_2^(2 a) needs no root.
     """
 
     power: Fraction
 
     @property
     def root(self) -> int:
-        """2 b where a root of |x_j|_2^2 would be needed, else 1."""
+        """The power that the score is raised to: 2 b if |x_j|_2^2 would need a root, else 1."""
         return 2 * self.power.denominator if self.power else 1
 
     def __call__(self, layer: LayerState) -> Array:
@@ -64,14 +64,14 @@ def _power(x: Term, exponent: int) -> Term:
 class RIA(Technique):
     """Set the ``int(n * sparsity)`` weights of least relative importance and activation in every group of n to zero.
 
-    The score of w_ij is (|w_ij| / sum_k |w_kj| + |w_ij| / sum_k |w_ik|) |x_j|_2^power, of the weights it finds.
-    sparsity: share of weights to drop, in [0, 1), or Any in claims.
+    The score of a current weight w_ij is (|w_ij| / sum_k |w_kj| + |w_ij| / sum_k |w_ik|) |x_j|_2^power.
+    sparsity: The share of weights to drop, in [0, 1), or Any in claims.
     pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row.
-    per: "tensor" or "row", the group of an unstructured selection.
-    power: of the input's norm, an exact number in [0, 2] with a denominator of at most 4; published 1/2.
-    ties: which of equal scores at the threshold go, "first" (lowest index), "all" or "any".
-    Needs calibration inputs unless power is 0. The channel permutation that goes with N:M there is not part of it.
-    Source: [zhang2024].
+    per: The group of an unstructured selection, "tensor" or "row".
+    power: The power of the input's norm, an exact number in [0, 2] with a denominator of at most 4; published 1/2.
+    ties: The weights dropped among equal scores at the threshold: "first" (lowest index), "all" or "any".
+    Needs calibration inputs unless power is 0. The channel permutation that the paper combines with N:M is not part of
+    it. Source: [zhang2024].
     """
 
     sparsity: ExactOrAny

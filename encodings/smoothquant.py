@@ -1,4 +1,4 @@
-"""SmoothQuant: input features and weight columns scaled against each other, the layer left as it is [xiao2023]."""
+"""SmoothQuant: scale input features and weight columns against each other; the outputs do not change [xiao2023]."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ SCALES = ("exact", "power_of_two")
 
 
 def unless_dead(x: Term, dead: Term) -> Term:
-    """1 in place of what has no scale."""
+    """Return 1 if ``dead`` holds, as there is no scale then, else x."""
     return If(dead, Fraction(1), x)
 
 
 def rooted(ratio: Term, degree: int, scales: str, choices: Choices) -> Term:
-    """The root of a ratio > 0, or the power of two nearest to it in log2."""
+    """Return the root of a ratio > 0, or the power of two nearest to it in log2."""
     return Root(ratio, degree) if scales == "exact" else PowerOfTwo(ratio, degree, choices)
 
 
 def exact_layer(technique: SmoothQuant, layer: LayerState, numbers: Items[int]) -> LayerState:
-    """Inputs scaled so that max|X_j|^p = max|W_:j|^(q - p) t^q for some t: then s_j = t, alpha = p/q."""
+    """Scale the inputs so that max|X_j|^p = max|W_:j|^(q - p) t^q for some t, which gives s_j = t with alpha = p/q."""
     p, q = technique.alpha.as_integer_ratio()
     if layer.inputs is None or technique.scales != "exact" or p == 0:
         return layer
@@ -49,16 +49,16 @@ def exact_layer(technique: SmoothQuant, layer: LayerState, numbers: Items[int]) 
 
 @parametrized
 class SmoothQuant(Technique):
-    """W' = W diag(s) on the inputs X' = diag(1/s) X, with s_j = max|X_j|^alpha / max|W_:j|^(1 - alpha).
+    """Scale W' = W diag(s) on the inputs X' = diag(1/s) X, with s_j = max|X_j|^alpha / max|W_:j|^(1 - alpha).
 
-    alpha: how much of the inputs' range goes to the weight, in [0, 1].
-    scales: "exact", s itself; "power_of_two", the power of two nearest to s in log2 (midpoints to the larger), which
-        floats multiply by without rounding.
-    W (out x in) is the weight it finds, without a low-rank term beside it; X (in x tokens) the current inputs. A
-    feature whose inputs or weights are all 0 has s_j = 1. The layer computes what it did; what comes later acts on W'
-    and X'. Scales belong to this layer alone: layers that read the same inputs do not share them. Exact arithmetic
-    raises NotExactError where a scale of scales="exact" is not rational. Needs the inputs or their magnitudes: the
-    Gram matrix does not tell them. Source: [xiao2023].
+    alpha: The share of the inputs' range that moves to the weight, in [0, 1].
+    scales: "exact" for s itself, or "power_of_two" for the power of two nearest to s in log2 (midpoints go to the
+        larger). Floats multiply by a power of two without rounding.
+    W (out x in) is the current weight without the low-rank branch, X (in x tokens) the current inputs. A feature whose
+    inputs or weights are all 0 has s_j = 1. The layer's outputs do not change; later techniques act on W' and X'.
+    Scales belong to this layer alone: layers that read the same inputs do not share them. Exact arithmetic raises
+    NotExactError if scales="exact" gives a scale that is not rational. The inputs or their magnitudes are needed, as a
+    Gram matrix does not determine them. Source: [xiao2023].
     """
 
     alpha: Exact = default(Fraction(1, 2))

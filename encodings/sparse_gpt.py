@@ -1,4 +1,4 @@
-"""SparseGPT: prune block by block, left to right, later columns making up for what went [frantar2023a]."""
+"""SparseGPT: prune block by block, left to right, with later columns compensating for the error [frantar2023a]."""
 
 from __future__ import annotations
 
@@ -35,26 +35,27 @@ from compcomp.terms import ROUNDINGS, TIES, Array, If, Not, Or
 class SparseGPT(Technique):
     """Set weights of the weight W to zero, column by column, and update those that follow.
 
-    With H = X X^T + damping * mean(diag(X X^T)) * I and U the upper Cholesky factor of H^-1, a weight w of column j
+    Let H = X X^T + damping * mean(diag(X X^T)) * I, and U be the upper Cholesky factor of H^-1. A weight w of column j
     scores w^2 / U_jj^2. When a block of columns is reached, the ``int(n * sparsity)`` of its n weights (all rows) that
     score least are chosen, from the weights as updated so far. Changing column j from w to q, 0 where it was chosen,
-    changes every later column k by ``-(w - q) / U_jj * U_jk``. What it starts from is the weight it finds, not the
-    dense one; factors beside the weight stay, and are not accounted for.
+    changes every later column k by ``-(w - q) / U_jj * U_jk``. It starts from the current weight, not the dense one.
+    The low-rank branch does not change and is not accounted for.
 
-    sparsity: share of weights to drop, in [0, 1), or Any in claims.
-    pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row, chosen when the first is
-        reached; then ``block`` means nothing.
-    block: how many columns a choice is made over; the last block may be narrower.
-    damping: share of the mean diagonal entry that is added to the diagonal, above 0.
-    bits: 2 to 16 also rounds what is left, in the same pass; None leaves it. The grid is that of absmax, one scale for
-        each row, from the weights it starts with.
-    rounding: where midpoints go, "half_even", "half_up", "half_away" or "any".
-    ties: which of equal scores at the threshold go, "first" (lowest row, then lowest column), "all" or "any".
-    mask: "ignored" as published: updates may fill weights that were dropped before, and mask, N:M pattern and cut are
-        those of this pass alone. "kept": weights dropped before go first, and all of them go.
+    sparsity: The share of weights to drop, in [0, 1), or Any in claims.
+    pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row. These are chosen when the first
+        of them is reached; ``block`` then has no effect.
+    block: The number of columns that a choice is made over. The last block may be narrower.
+    damping: The share of the mean diagonal entry that is added to the diagonal, above 0.
+    bits: A bit width, 2 to 16, also rounds the remaining weights in the same pass. None does not round. The grid is
+        that of absmax, with one scale for each row, from the weights at the start.
+    rounding: The rule for midpoints: "half_even", "half_up", "half_away" or "any".
+    ties: The weights dropped among equal scores at the threshold: "first" (lowest row, then lowest column), "all" or
+        "any".
+    mask: The treatment of weights dropped before. With "ignored", as published, updates may fill them, and mask, N:M
+        pattern and cut are those of this pass alone. With "kept" they are chosen first, and all of them are dropped.
 
-    The weights of an input that is always zero go to 0, and its diagonal entry to 1, before all else (but after the
-    scales are taken), as published. The released code drops one weight more of each block, and all that tie with it.
+    The weights of an input that is always zero go to 0, and its diagonal entry to 1, as published. This comes first,
+    but after the scales are computed. The released code drops one more weight of each block, and all that tie with it.
     Needs calibration inputs. Source: [frantar2023a].
     """
 
@@ -94,12 +95,12 @@ class SparseGPT(Technique):
 
     @property
     def levels(self) -> int | None:
-        """L: how many grid values lie on each side of zero; None without a grid."""
+        """L, the number of grid values on each side of zero; None without a grid."""
         return None if self.bits is None else int(2 ** (known(self.bits, "SparseGPT.bits") - 1) - 1)
 
     @property
     def partition(self) -> Partition:
-        """The groups of an N:M pattern; rows for an unstructured one."""
+        """The groups of an N:M pattern, or rows if unstructured."""
         return selection_partition(self.pattern, "row", self.sparsity, "SparseGPT")
 
     @property
@@ -123,7 +124,7 @@ class SparseGPT(Technique):
         return Hints() if isinstance(self.bits, Unknown) or self.levels is None else Hints(landmarks=(2 * self.levels,))
 
     def count(self, size: int) -> int:
-        """How many of so many weights go."""
+        """Return how many weights of a group of this size are dropped."""
         return int(size * known(self.sparsity, "SparseGPT.sparsity"))
 
     def dropped(self, shape: tuple[int, int]) -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ GROUPS = ("weight", "row", "column")
 
 
 def importance(layer: LayerState) -> Array:
-    """|w_ij g_ij|, out x in: g = W X X^T, the gradient of |W X|_F^2 / 2 at the effective weight W."""
+    """Return |w_ij g_ij| (out x in), with g = W X X^T, the gradient of |W X|_F^2 / 2 at the effective weight W."""
     if layer.gram is None:
         raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", "layer")
     weight = layer.effective()
@@ -28,15 +28,16 @@ def importance(layer: LayerState) -> Array:
 class Taylor(Technique):
     """Set the weights, rows or columns to zero that change the layer's output energy least, to first order.
 
-    The energy is |W X|_F^2 / 2 at the effective weight W (the gradient of the output *loss* would be 0 at the dense
-    layer); its gradient g = W X X^T follows from the Gram matrix. To first order, setting w to zero changes the energy
-    by w g: its magnitude is the score of a weight.
-    sparsity: share to drop, in [0, 1), a number: of the weights of each group of an unstructured or N:M selection, or
-        of the groups of rows or columns.
-    group: what goes, a "weight", or a "row" or "column" (or ``size`` consecutive ones), which scores the sum of |w g|.
-    size: rows or columns that go together, which divides out or in.
-    pattern, per: of group "weight", as in magnitude pruning.
-    ties: which of equal scores at the threshold go, "first" (lowest index), "all" or "any".
+    The energy is |W X|_F^2 / 2 at the effective weight W; the gradient of the output *loss* would be 0 at the dense
+    layer. Its gradient g = W X X^T follows from the Gram matrix. To first order, setting w to zero changes the energy
+    by w g: the magnitude of this is the score of a weight.
+    sparsity: The share to drop, in [0, 1), a number. It is a share of the weights of each group of an unstructured or
+        N:M selection, or of the groups of rows or columns.
+    group: The unit that is dropped: a "weight", or a "row" or "column" (or ``size`` consecutive ones), whose score is
+        the sum of |w g|.
+    size: The number of rows or columns that are dropped together, which divides out or in.
+    pattern, per: The selection for group "weight", as in magnitude pruning.
+    ties: The units dropped among equal scores at the threshold: "first" (lowest index), "all" or "any".
     Needs calibration inputs. Source: [molchanov2019]; summed magnitudes over groups [ma2023].
     """
 

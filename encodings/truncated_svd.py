@@ -21,19 +21,18 @@ METRICS = ("weight", "output")
 class TruncatedSVD(Technique):
     """Keep the ``rank`` leading singular triples.
 
-    rank: at least 1; a rank above min(out, in) changes nothing.
-    residual: True factors what is lost so far, reference minus effective weight, and keeps the factors
-    (out x rank, rank x in) beside the weight, next to any that are there. False replaces the weight, and
-    with it any mask, grid and factors, by its closest matrix of that rank.
-    metric: what is closest, "weight" (least |M - M'|_F) or "output" (least |(M - M') X'|_F for the current inputs
-    X'). The second is the data-aware truncation SVD_r(M S) S^-1 with S S^T = X' X'^T, written as U U^T M with U the
-    leading eigenvectors of M X' X'^T M^T, which needs no inverse. Eigenvectors of eigenvalue 0 are left out: where
-    the inputs see less than ``rank`` directions of M, the rest of M goes to zero. Needs calibration inputs. Once a
-    technique has changed the inputs, its residual form corrects towards W X, as distillation does.
-    The residual form leaves (I - U U^T) E of an error E, U its leading left singular vectors: a projection
-    from the left, so |E X|_F does not grow for any inputs X, as long as no technique changes them; by
-    metric="output" not even then.
-    Source: [eckart1936]; metric="output" [wang2025]; the residual form is LoRC [yao2023].
+    rank: The rank, at least 1. A rank above min(out, in) changes nothing.
+    residual: True factors the error so far, reference minus effective weight, and keeps the factors (out x rank, rank x
+        in) in the low-rank branch, next to any that are there. False replaces the weight, and with it any mask, grid
+        and factors, by its closest matrix of that rank.
+    metric: The distance that is minimised: "weight" (|M - M'|_F) or "output" (|(M - M') X'|_F for the current inputs
+        X'). The second is the data-aware truncation SVD_r(M S) S^-1 with S S^T = X' X'^T. It is written as U U^T M,
+        which needs no inverse, with U the leading eigenvectors of M X' X'^T M^T. Eigenvectors of eigenvalue 0 are left
+        out: if the inputs see less than ``rank`` directions of M, the rest of M goes to zero. It needs calibration
+        inputs. Once a technique has changed the inputs, its residual form corrects towards W X, as distillation does.
+    The residual form leaves (I - U U^T) E of an error E, U its leading left singular vectors. This is a projection from
+    the left. So |E X|_F does not grow for any inputs X, as long as no technique changes them; by metric="output" not
+    even then. Source: [eckart1936]; metric="output" [wang2025]; the residual form is LoRC [yao2023].
     """
 
     rank: int
@@ -85,7 +84,7 @@ class TruncatedSVD(Technique):
 
 
 def beside(first: Factors | None, more: Factors) -> Factors:
-    """The factors of both low-rank terms together."""
+    """Return the factors of both low-rank terms together."""
     if first is None:
         return more
     return Factors(np.concatenate([first.left, more.left], axis=1), np.concatenate([first.right, more.right], axis=0))

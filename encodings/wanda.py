@@ -11,7 +11,7 @@ from compcomp.terms import TIES, Term
 
 
 def score(element: Element) -> Term:
-    """(|w| |x|_2)^2: the square orders weights as the score itself does and needs no root."""
+    """Return (|w| |x|_2)^2: the square orders weights as the score itself does, and needs no root."""
     return element.weight * element.weight * element.norm2
 
 
@@ -19,9 +19,9 @@ def score(element: Element) -> Term:
 class Wanda(Technique):
     """Set the ``int(n * sparsity)`` weights of least |w_ij| |x_j|_2 in every group of an output row to zero.
 
-    sparsity: share of weights to drop, in [0, 1), or Any in claims.
+    sparsity: The share of weights to drop, in [0, 1), or Any in claims.
     pattern: "unstructured" (the group is the row), or "n:m" to keep n of every m consecutive weights.
-    ties: which of equal scores at the threshold go, "first" (lowest index), "all" or "any".
+    ties: The weights dropped among equal scores at the threshold: "first" (lowest index), "all" or "any".
     Needs calibration inputs. Source: [sun2024].
     """
 

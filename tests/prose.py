@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 
 from tests.blocks import without_blocks
 
@@ -18,6 +19,9 @@ LONGEST = 45
 
 OPENINGS = ("What", "Of which", "Where not", "Of what", "Whose")
 """No sentence opens with these: verb and object come first."""
+
+SECTIONS = ("Args:", "Returns:", "Raises:", "Yields:")
+"""Sections of a docstring, each entry of which is a paragraph of its own."""
 
 PRIVATE = {
     r"told": "reported, or on_progress",
@@ -89,8 +93,15 @@ def of_docstrings(text: str) -> Iterator[Sentence]:
 
 
 def _dedented(docstring: str) -> str:
+    """Return a docstring without indent; entries of a section such as ``Args:`` become list items without names."""
     first, *rest = docstring.split("\n")
-    return "\n".join([first.strip(), *(line.strip() for line in rest)])
+    lines, entries = [first.strip()], False
+    for line in dedent("\n".join(rest)).split("\n"):
+        entries = line in SECTIONS or (entries and (line.startswith(" ") or not line))
+        if entries and re.match(r"    \S", line):
+            line = "- " + re.sub(r"^\w+(, \w+)*: ", "", line.strip())
+        lines.append("" if line in SECTIONS else line.strip())
+    return "\n".join(lines)
 
 
 def of_file(path: Path) -> Iterator[Sentence]:

@@ -1,7 +1,7 @@
-"""What each technique does to torch tensors: one technique a file, named like its encoding.
+"""Kernels: the torch functions that apply techniques, one technique a file, named like its encoding.
 
-A kernel is ``kernel(technique, layer) -> LayerState``. The layer's fields hold tensors of any float dtype, on
-the CPU or a CUDA device: ``weight`` and ``reference`` (out x in), ``gram`` (in x in), ``Format.mask`` (bool),
-``Grid.step`` and ``Grid.offset`` (shape of the weight, possibly
-expanded views), ``Factors``. A kernel changes none in place.
+A kernel is ``kernel(technique, layer) -> LayerState``. The layer's fields hold tensors of any float dtype, on the CPU
+or a CUDA device. ``weight`` and ``reference`` are out x in, ``gram`` is in x in, and ``Format.mask`` is a bool tensor.
+``Grid.step`` and ``Grid.offset`` have the shape of the weight and may be expanded views. A kernel changes no tensor of
+the layer in place.
 """

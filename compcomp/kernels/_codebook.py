@@ -1,4 +1,4 @@
-"""Rounding to codebooks on tensors: what NF4, FP4, FP8, MX and block floating point have in common."""
+"""Rounding to codebooks on tensors, shared by NF4, FP4, FP8, MX and block floating point."""
 
 from __future__ import annotations
 
@@ -23,11 +23,18 @@ def quantize(
 ) -> LayerState:
     """Round every weight to the nearest value of its group's codebook.
 
-    ``layer.weight``: out x in. The step is kept in the weight's dtype, but at least float32; the weight is
-    code times step, cast to its own dtype. Codes are chosen by comparing products in float64 that are exact for float32
-    and narrower weights, so midpoints are; ``rounding="any"`` is "half_up". ``step_map``: in place of the technique's
-    one step. ``stored``: makes the steps that are stored of those by which codes are chosen (groups x 1). Raises
-    InputError when the group does not divide a row or a weight is not finite.
+    The step is kept in the weight's dtype, but at least float32. The weight is code times step, cast to its own dtype.
+    Codes are chosen by comparing products in float64. These are exact for float32 and narrower weights, so midpoints
+    are too. ``rounding="any"`` is "half_up".
+
+    Args:
+        technique: The technique, whose only step is the codebook map unless ``step_map`` is given.
+        layer: The layer; its weight is out x in.
+        step_map: A codebook map that replaces the technique's only step.
+        stored: Returns the steps to store for the steps by which codes are chosen (groups x 1).
+
+    Raises:
+        InputError: The group does not divide a row, or a weight is not finite.
     """
     check(technique, layer)
     if step_map is None:
@@ -52,18 +59,18 @@ def quantize(
 
 
 def coded(codes: Sequence[Fraction], like: Tensor) -> Tensor:
-    """The codes as float64 on the device of another tensor."""
+    """Return the codes as float64 on the device of another tensor."""
     return torch.tensor([float(code) for code in codes], dtype=torch.float64, device=like.device)
 
 
 def largest_magnitudes(groups: Tensor) -> Tensor:
-    """The largest magnitude of each row, float64, as a column."""
+    """Return the largest magnitude of each row, float64, as a column."""
     low, high = groups.aminmax(dim=-1, keepdim=True)
     return torch.maximum(-low, high).to(torch.float64)
 
 
 def in_steps(groups: Tensor, largest: Tensor, step_map: CodebookMap) -> tuple[Tensor, Callable[[slice], Tensor]]:
-    """The step of each group (groups x 1, float64), and the places of the codes of a slice of groups, as a function."""
+    """Return the step of each group (groups x 1, float64), and a function that gives the places of a slice's codes."""
     if step_map.scale == "power_of_two":
         step = largest_power(largest) / float(step_map.largest_power)
         factor, unit = 2.0, step
@@ -78,16 +85,17 @@ def in_steps(groups: Tensor, largest: Tensor, step_map: CodebookMap) -> tuple[Te
 
 
 def largest_power(values: Tensor) -> Tensor:
-    """The largest power of two that is no more than each value; 0 for 0."""
+    """Return the largest power of two that is no more than each value; 0 for 0."""
     exponents = torch.frexp(values).exponent - 1
     return torch.where(values == 0, 0.0, torch.ldexp(torch.ones_like(values), exponents))
 
 
 def nearest_places(doubled: Tensor, unit: Tensor, codes: Sequence[Fraction], rounding: str) -> Tensor:
-    """The places of the codes that ``doubled / (2 unit)`` is nearest to; where ``unit`` is 0, the place of the code 0.
+    """Return the places of the codes nearest to ``doubled / (2 unit)``; if ``unit`` is 0, the place of the code 0.
 
-    Both float64. A midpoint is where ``doubled`` equals ``unit`` times the sum of two neighbours, which is exact where
-    these are short; the quotient only says where to look.
+
+    Both tensors are float64. At a midpoint, ``doubled`` equals ``unit`` times the sum of two neighbours, which is exact
+    if these are short. The quotient only serves to find the neighbours.
     """
     sums = coded([a + b for a, b in pairwise(codes)], doubled)
     goes_down = torch.tensor(midpoints_down(tuple(codes), rounding), device=doubled.device)

@@ -12,14 +12,14 @@ from compcomp.layers.state import Cut, Factors, LayerState
 
 
 def double(layer: LayerState, rows: slice) -> Tensor:
-    """A slice of rows of the effective weight, in float64."""
+    """Return a slice of rows of the effective weight, in float64."""
     weight: Tensor = layer.weight[rows].to(torch.float64, copy=True)
     factors = layer.format.factors
     return weight if factors is None else weight + factors.left[rows].double() @ factors.right.double()
 
 
 def row_scores(layer: LayerState, size: int, score: str) -> Tensor:
-    """The score of each ``size`` consecutive rows, float64: :func:`compcomp.algebra.cuts.row_scores` on tensors."""
+    """Return the scores of ``size`` consecutive rows each, float64 (:func:`compcomp.algebra.cuts.row_scores`)."""
     rows, columns = layer.weight.shape
     scores = torch.empty(rows, dtype=torch.float64, device=layer.weight.device)
     gram = layer.gram.to(torch.float64) if score == "activation" else None  # type: ignore[union-attr]
@@ -33,7 +33,7 @@ def row_scores(layer: LayerState, size: int, score: str) -> Tensor:
 
 
 def column_scores(layer: LayerState, size: int, score: str) -> Tensor:
-    """The score of each ``size`` consecutive columns, float64: as :func:`compcomp.algebra.cuts.column_scores`."""
+    """Return the scores of ``size`` consecutive columns each, float64 (:func:`compcomp.algebra.cuts.column_scores`)."""
     rows, columns = layer.weight.shape
     scores = torch.zeros(columns, dtype=torch.float64, device=layer.weight.device)
     if score == "activation":
@@ -46,13 +46,13 @@ def column_scores(layer: LayerState, size: int, score: str) -> Tensor:
 
 
 def least(scores: Tensor, share: Fraction, size: int, ties: str) -> Tensor:
-    """For each row or column, whether it is in one of the ``int(n * share)`` groups of least score, of n."""
+    """Return for each row or column if it is in one of the ``int(n * share)`` groups of least score, of n groups."""
     taken = smallest(scores[None], int(len(scores) * share), ties)[0]
     return taken.repeat_interleave(size)
 
 
 def remove(layer: LayerState, dropped: Tensor, axis: int) -> LayerState:
-    """The layer with whole rows (axis 0) or columns (axis 1) set to zero, in the weight and in the low-rank term."""
+    """Return the layer with rows (axis 0) or columns (axis 1) set to zero, in the weight and the low-rank branch."""
     form, weight = layer.format, layer.weight
     lines = dropped[:, None] if axis == 0 else dropped[None, :]
     mask = (~lines).expand(weight.shape).clone() if form.mask is None else form.mask & ~lines

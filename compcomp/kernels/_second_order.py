@@ -1,4 +1,4 @@
-"""What the kernels of second-order techniques share: the damped Gram matrix and the updates, in float64."""
+"""Shared parts of second-order kernels: the damped Gram matrix and the updates, in float64."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from compcomp.language.technique import Technique
 from compcomp.layers.state import LayerState
 
 EMPTY = 1e-14
-"""Singular values below this share of the largest belong to columns of zeros."""
+"""The share of the largest singular value below which a singular value belongs to columns of zeros."""
 
 BLOCK = 128
-"""Columns whose errors reach the later columns together, as one matrix product."""
+"""The number of columns whose errors are applied to later columns together, as one matrix product."""
 
 
 class Spectrum:
-    """Eigenvalues and eigenvectors of positive semidefinite matrices (... x n x n), scaled to a unit diagonal first.
+    """Hold eigenvalues and eigenvectors of positive semidefinite matrices (... x n x n), scaled to a unit diagonal.
 
-    A feature that is a million times the others then hides none of them: what is cut off as zero is little beside the
-    feature's own size. ``scale`` (... x n): roots of the diagonal, 1 where that is zero. ``values``, ``vectors``: of
-    the scaled matrix, ascending. ``real``: which values count as more than zero, by a share of the largest.
+    Thanks to the scaling, a feature a million times larger than the others hides none of them: a value that is cut off
+    as zero is small compared with the feature's own size.
+
+    scale: The roots of the diagonal (... x n), 1 where it is zero.
+    values, vectors: Those of the scaled matrix, ascending.
+    real: True for values that count as more than zero, by a share of the largest.
     """
 
     def __init__(self, gram: Tensor, tolerance: float) -> None:
@@ -34,14 +37,14 @@ class Spectrum:
         self.real: Tensor = self.values > tolerance * self.values[..., -1:].abs()
 
     def root(self) -> Tensor:
-        """S with S S^T equal to the matrix."""
+        """Return S with S S^T equal to the matrix."""
         found: Tensor = (
             self.scale[..., None] * self.vectors * torch.where(self.real, self.values, 0).sqrt()[..., None, :]
         )
         return found
 
     def solve(self, right: Tensor) -> Tensor:
-        """x of least norm that comes closest to ``matrix x = right`` (... x n x k)."""
+        """Return the x of least norm that minimises the error of ``matrix x = right`` (... x n x k)."""
         inverse = torch.where(self.real, 1 / self.values, 0)[..., None]
         found: Tensor = (self.vectors @ (inverse * (self.vectors.mT @ (right / self.scale[..., None])))) / self.scale[
             ..., None
@@ -49,7 +52,7 @@ class Spectrum:
         return found - self.unseen(found)
 
     def unseen(self, vectors: Tensor) -> Tensor:
-        """The part of vectors (... x n x k) that the matrix maps to zero."""
+        """Return the part of vectors (... x n x k) that the matrix maps to zero."""
         basis = torch.where(self.real[..., None, :], 0, self.vectors / self.scale[..., None])
         # Columns of zeros must not get into an orthonormal basis, as they do with a QR decomposition.
         left, sizes, _ = torch.linalg.svd(basis, full_matrices=False)
@@ -59,7 +62,7 @@ class Spectrum:
 
 
 def damped(technique: Technique, layer: LayerState, damping: Fraction) -> tuple[Tensor, Tensor]:
-    """The Gram matrix (in x in, float64) with its diagonal damped, and which inputs are always zero (in).
+    """Return the Gram matrix (in x in, float64) with its diagonal damped, and which inputs are always zero (in).
 
     See :func:`compcomp.algebra.second_order.damped`.
     """
@@ -73,7 +76,11 @@ def damped(technique: Technique, layer: LayerState, damping: Fraction) -> tuple[
 
 
 def inverse_root(technique: Technique, gram: Tensor) -> Tensor:
-    """The upper triangular U with ``gram^-1 = U^T U``; InputError where the Gram matrix is not positive definite."""
+    """Return the upper triangular U with ``gram^-1 = U^T U``.
+
+    Raises:
+        InputError: The Gram matrix is not positive definite.
+    """
     root, info = torch.linalg.cholesky_ex(gram.flip(0, 1))
     if bool(info != 0):
         raise InputError("a Gram matrix that is not positive definite", "one that is, or more damping", str(technique))
@@ -90,11 +97,15 @@ def spread(
     enter: Callable[[slice], None],
     settle: Callable[[int, Tensor], Tensor],
 ) -> None:
-    """Settle the columns left to right, later ones making up for the error of each; changes ``work``.
+    """Fix the columns left to right in place, with later columns compensating for the error of each.
 
-    work: the weight transposed, in x out, float64. root: U of :func:`inverse_root`. ``enter`` is called with every
-    ``size`` consecutive columns (or those that are left) when all columns before them are settled and accounted for;
-    ``settle(j, values)`` then gives the final values (out) of column j.
+    ``enter`` is called with every ``size`` consecutive columns (or those that are left) once all columns before them
+    are fixed and accounted for. ``settle(j, values)`` then returns the final values (out) of column j.
+
+    Args:
+        work: The weight transposed, in x out, float64. It is changed.
+        root: U of :func:`inverse_root`.
+        size: The number of columns in a group.
     """
     columns = len(work)
     ratio = root / root.diagonal()[:, None]
@@ -113,7 +124,7 @@ def spread(
 
 
 def _parts(columns: int, size: int) -> Iterator[slice]:
-    """At most :data:`BLOCK` columns at a time: whole groups of ``size``, or pieces of one."""
+    """Return slices of at most :data:`BLOCK` columns: whole groups of ``size``, or pieces of one."""
     start = 0
     while start < columns:
         most = BLOCK // size * size if size <= BLOCK else min(BLOCK, size - start % size)
@@ -123,9 +134,15 @@ def _parts(columns: int, size: int) -> Iterator[slice]:
 
 
 def on_grid(values: Tensor, largest: Tensor, step: Tensor, levels: int, rounding: str, dtype: torch.dtype) -> Tensor:
-    """The nearest values of absmax grids, as they are stored in a weight of this dtype; float64.
+    """Return the nearest values of absmax grids, as they are stored in a weight of this dtype; float64.
 
-    values: float64. largest: the largest magnitudes of the grids. step: largest / levels, as stored.
+    Args:
+        values: The values to round, float64.
+        largest: The largest magnitudes of the grids.
+        step: largest / levels, as stored.
+        levels: The number of grid values on each side of zero.
+        rounding: The rule for midpoints.
+        dtype: The dtype of the weight.
     """
     ratio = (values * levels).div_(largest).masked_fill_(largest == 0, 0)
     level = rounded(ratio, rounding).clamp_(-levels, levels)
@@ -133,21 +150,27 @@ def on_grid(values: Tensor, largest: Tensor, step: Tensor, levels: int, rounding
 
 
 def row_grid(weight: Tensor, kept: Tensor | None, levels: int) -> tuple[Tensor, Tensor]:
-    """The largest magnitude (out, float64) of each row's kept weights, and the step of its absmax grid."""
+    """Return the largest magnitude (out, float64) of each row's kept weights, and the step of its absmax grid."""
     sizes = weight.abs() if kept is None else weight.abs().masked_fill(~kept, 0)
     largest = sizes.amax(dim=1).to(torch.float64)
     return largest, (largest / levels).to(wide(weight))
 
 
 class Greedy:
-    """Rows whose weights are fixed one at a time, the others making up for each.
+    """Fix the weights of rows one at a time, with the others compensating for each.
 
-    H^-1 with the fixed weights of a row eliminated is ``inverse - V^T V``, with a row of V (n) for each of them: a
-    Cholesky factorisation of H^-1 whose pivots are chosen on the way, for each row by itself.
+    H^-1 with the fixed weights of a row eliminated is ``inverse - V^T V``, with a row of V (n) for each of them. This
+    is a Cholesky factorisation of H^-1 whose pivots are chosen on the way, for each row by itself.
     """
 
     def __init__(self, weights: Tensor, inverse: Tensor, steps: int) -> None:
-        """weights: rows x n, float64; changed. inverse: n x n. steps: how many weights of a row will be fixed."""
+        """Start with no weight fixed.
+
+        Args:
+            weights: rows x n, float64. It is changed.
+            inverse: n x n.
+            steps: The number of weights of a row that will be fixed.
+        """
         self.weights, self._inverse = weights, inverse
         count, columns = weights.shape
         self.fixed = torch.zeros_like(weights, dtype=torch.bool)
@@ -158,11 +181,11 @@ class Greedy:
 
     @staticmethod
     def memory(columns: int, steps: int) -> int:
-        """Bytes it takes for a row."""
+        """Return the bytes that a row takes."""
         return 8 * columns * (steps + 8)
 
     def scores(self, errors: Tensor) -> Tensor:
-        """``error^2 / [H^-1]_kk`` (rows x n), infinite for fixed weights."""
+        """Return ``error^2 / [H^-1]_kk`` (rows x n), infinite for fixed weights."""
         return (errors * errors).div_(self.diagonal).masked_fill_(self.fixed, torch.inf)
 
     def fix(self, chosen: Tensor, targets: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What several kernels need: checks, memory bounds and the selection of the smallest scores."""
+"""Shared parts of kernels: checks, memory bounds and the selection of the smallest scores."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from compcomp.layers.state import NEEDS_INPUTS, LayerState, Magnitudes
 Tensor = torch.Tensor
 
 MEMORY = 2**28
-"""Bytes a kernel may take for one batch of intermediate results; eight times as many on a CUDA device."""
+"""The bytes a kernel may take for one batch of intermediate results; eight times as many on a CUDA device."""
 
 
 def check(technique: Technique, layer: LayerState) -> None:
-    """Raise InputError unless the technique fits the layer and every tensor it reads is finite."""
+    """Check that the technique fits the layer and that every tensor it reads is finite.
+
+    Raises:
+        InputError: It does not fit, or an entry is not finite.
+    """
     if layer.weight.ndim != 2:
         raise InputError(f"a weight with {layer.weight.ndim} dimensions", "2 (out x in)", str(technique))
     technique.check(tuple(layer.weight.shape))
@@ -46,19 +50,23 @@ def check(technique: Technique, layer: LayerState) -> None:
 
 
 def wide(tensor: Tensor) -> torch.dtype:
-    """The dtype to compute in: the tensor's own, but at least float32."""
+    """Return the dtype to compute in: the tensor's own, but at least float32."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def effective(layer: LayerState, dtype: torch.dtype) -> Tensor:
-    """The weight the layer computes with, out x in, in the given dtype."""
+    """Return the effective weight, out x in, in the given dtype."""
     weight: Tensor = layer.weight.to(dtype)
     factors = layer.format.factors
     return weight if factors is None else weight + factors.left.to(dtype) @ factors.right.to(dtype)
 
 
 def magnitudes(layer: LayerState, where: str) -> Magnitudes:
-    """The largest and the mean magnitude of each input feature (in each); InputError where they are not known."""
+    """Return the largest and the mean magnitude of each input feature (in each).
+
+    Raises:
+        InputError: They are not known.
+    """
     inputs: Tensor | None = layer.inputs
     known = layer.magnitudes
     if inputs is not None:
@@ -76,7 +84,7 @@ def magnitudes(layer: LayerState, where: str) -> Magnitudes:
 
 
 def chunks(count: int, bytes_each: int, device: torch.device) -> Iterator[slice]:
-    """Consecutive slices of ``range(count)``, each within :data:`MEMORY`, but at least one long."""
+    """Return consecutive slices of ``range(count)``, each within :data:`MEMORY`, but at least one long."""
     memory = MEMORY * (8 if device.type == "cuda" else 1)
     size = max(1, memory // max(1, bytes_each))
     for start in range(0, count, size):
@@ -84,9 +92,9 @@ def chunks(count: int, bytes_each: int, device: torch.device) -> Iterator[slice]
 
 
 def rounded(ratio: Tensor, rounding: str) -> Tensor:
-    """The nearest whole numbers; midpoints as ``rounding`` says. May overwrite ``ratio``.
+    """Return the nearest whole numbers, with midpoints as ``rounding`` says. May overwrite ``ratio``.
 
-    Never ``floor(x + 1/2)``: the sum rounds.
+    It never computes ``floor(x + 1/2)``, as this sum rounds.
     """
     if rounding == "half_even":
         return ratio.round_()
@@ -101,7 +109,7 @@ def _half_up(ratio: Tensor) -> Tensor:
 
 
 def smallest(scores: Tensor, count: int, ties: str) -> Tensor:
-    """Which of each group's scores (groups x size) are among its ``count`` smallest; bool, same shape.
+    """Return which of each group's scores (groups x size) are among its ``count`` smallest; bool, same shape.
 
     ``ties`` is one of :data:`compcomp.terms.TIES`; "any" takes the lowest index first.
     """
@@ -116,9 +124,9 @@ def smallest(scores: Tensor, count: int, ties: str) -> Tensor:
 
 
 def drop(layer: LayerState, selection: Selection, score: Callable[[slice], Tensor]) -> LayerState:
-    """The layer with the least scores of every group set to zero, as ``selection.apply`` does on terms.
+    """Return the layer with the least scores of every group set to zero, as ``selection.apply`` does on terms.
 
-    ``score`` gives the scores of a slice of rows, (rows in the slice) x in.
+    ``score`` returns the scores of a slice of rows, (rows in the slice) x in.
     """
     rows, columns = layer.weight.shape
     size = selection.partition.group_size((rows, columns))

@@ -1,4 +1,4 @@
-"""Training of a compressed model against the dense one, within what the formats of its layers leave free."""
+"""Training of a compressed model against the dense one, within the formats of its layers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ Lost = Callable[[Outputs, Outputs], Tensor]
 
 
 def train(technique: Any, whole: WholeModel, lost: Lost) -> dict[str, LayerState]:
-    """The states after ``technique.iterations`` steps of AdamW on the layers without a grid.
+    """Return the states after ``technique.iterations`` steps of AdamW on the layers without a grid.
 
     Dropped weights are zero at every step. The same batches, weights and seed give the same result on one device.
-    Raises InputError where the loss is not finite.
+
+    Raises:
+        InputError: The loss is not finite.
     """
     states = whole.states
     free = {
@@ -64,13 +66,13 @@ def train(technique: Any, whole: WholeModel, lost: Lost) -> dict[str, LayerState
 
 
 def within(weight: Tensor, state: LayerState) -> Tensor:
-    """The weight with zeros where the state's mask drops."""
+    """Return the weight with zeros where the state's mask drops."""
     mask = state.format.mask
     return weight if mask is None else weight.masked_fill(~mask, 0)
 
 
 def beside(state: LayerState) -> Tensor | None:
-    """The low-rank term, out x in."""
+    """Return the low-rank term, out x in."""
     factors = state.format.factors
     return None if factors is None else (factors.left.double() @ factors.right.double()).to(wide(state.weight))
 
@@ -78,7 +80,7 @@ def beside(state: LayerState) -> Tensor | None:
 def in_place(
     states: Mapping[str, LayerState], free: Mapping[str, Tensor], fixed: Mapping[str, Tensor | None]
 ) -> dict[str, Tensor]:
-    """The weights that the layers compute with, out x in."""
+    """Return the effective weights of the layers, out x in."""
     found = {}
     for name, state in states.items():
         weight = within(free[name], state) if name in free else state.weight
@@ -88,7 +90,7 @@ def in_place(
 
 
 def alone(technique: Any, layer: LayerState) -> LayerState:
-    """What training comes to on a layer of its own: gradient steps on its output loss, within the mask."""
+    """Return the layer after training on its own: gradient steps on its output loss, within the mask."""
     check(technique, layer)
     if layer.format.grid is not None:
         return layer

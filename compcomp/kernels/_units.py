@@ -1,4 +1,4 @@
-"""Units that several layers share, on tensors: their scores, and their removal from all of these."""
+"""Units that several layers share, on tensors: their scores, and their removal from all of these layers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ NO_UNITS = "a model with more units, such as one whose heads do not all share ke
 
 
 def without_units(technique: PruneNeurons | PruneHeads, layer: LayerState) -> LayerState:
-    """One stacked matrix (units x weights) without the rows of least score, as the encoding has it."""
+    """Return one stacked matrix (units x weights) without the rows of least score, as the encoding does."""
     check(technique, layer)
     scores = row_scores(layer, 1, technique.score)
     return remove(layer, least(scores, technique.sparsity, 1, technique.ties), axis=0)
 
 
 def stacked(whole: WholeModel, group: Group) -> LayerState:
-    """The units of a group as the rows of one dense layer: each with all of its weights in all layers."""
+    """Return the units of a group as the rows of one dense layer, each with all of its weights in all layers."""
 
     def stack(weight: Callable[[LayerState], Tensor]) -> Tensor:
         return torch.cat([_rows(weight(whole.states[part.layer]), part, group.units) for part in group.parts], dim=1)
@@ -43,7 +43,11 @@ def _rows(weight: Tensor, part: Part, units: int) -> Tensor:
 
 
 def pruned(technique: PruneNeurons | PruneHeads, whole: WholeModel, groups: Sequence[Group]) -> dict[str, LayerState]:
-    """The states without the units of least score of each group; InputError where that is none of any."""
+    """Return the states without the units of least score of each group.
+
+    Raises:
+        InputError: The sparsity is above 0, but drops no unit of any group.
+    """
     most = max(groups, key=lambda group: group.units)
     if technique.sparsity and not int(most.units * technique.sparsity):
         given = f"a share of {technique.sparsity}, which of {most.units} units that go as one is less than one"
@@ -72,7 +76,7 @@ def _least_units(technique: PruneNeurons | PruneHeads, whole: WholeModel, group:
 
 
 def _put_out(reader: LayerState, part: Part, units: int, where: str) -> Tensor:
-    """The squared norm of what each unit puts out on the calibration inputs: of the features that the reader reads."""
+    """Return the squared norm of each unit's outputs on the calibration inputs: the features that the reader reads."""
     if reader.gram is None:
         raise InputError("no inputs", NEEDS_INPUTS, where)
     features: Tensor = reader.gram.diagonal().to(torch.float64)

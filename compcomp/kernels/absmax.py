@@ -14,10 +14,12 @@ from compcomp.layers.state import Grid, LayerState
 def kernel(technique: AbsMax, layer: LayerState) -> LayerState:
     """Round every weight to the nearest value of its group's grid.
 
-    ``layer.weight``: out x in. The step is kept in the weight's dtype, but at least float32; the weight is
-    level times step, cast to its own dtype. Levels come from float64 ratios ``w * L / max|w|``, whose
-    midpoints are exact for float32 and narrower weights; ``rounding="any"`` is "half_up". Raises InputError
-    when the group does not divide a row or a weight is not finite. Source: [dettmers2022].
+    ``layer.weight`` is out x in. The step is kept in the weight's dtype, but at least float32. The weight is level
+    times step, cast to its own dtype. Levels come from float64 ratios ``w * L / max|w|``, whose midpoints are exact for
+    float32 and narrower weights. ``rounding="any"`` is "half_up". Source: [dettmers2022].
+
+    Raises:
+        InputError: The group does not divide a row, or a weight is not finite.
     """
     check(technique, layer)
     shape, dtype = tuple(layer.weight.shape), wide(layer.weight)

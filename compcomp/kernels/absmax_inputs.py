@@ -11,10 +11,12 @@ from compcomp.layers.state import LayerState
 def kernel(technique: AbsMaxInputs, layer: LayerState) -> LayerState:
     """Round the inputs to the nearest values of their groups' grids.
 
-    ``layer.inputs``: in x tokens. The result has their dtype; steps and levels are those of
-    :mod:`compcomp.kernels.absmax`, and so is ``rounding="any"``. The Gram matrix of the rounded inputs has the dtype
-    it had. Raises InputError without inputs, when the group does not divide the features, or when an entry is not
-    finite. Source: [yao2022].
+    ``layer.inputs`` is in x tokens; the result has its dtype. Steps and levels are those of
+    :mod:`compcomp.kernels.absmax`, and so is ``rounding="any"``. The Gram matrix of the rounded inputs keeps the dtype
+    it had. Source: [yao2022].
+
+    Raises:
+        InputError: There are no inputs, the group does not divide the features, or an entry is not finite.
     """
     inputs: Tensor = technique.inputs_of(layer)
     check(technique, layer)

@@ -13,12 +13,14 @@ from compcomp.layers.state import LayerState
 
 
 def kernel(technique: AdaptiveSparseTraining, layer: LayerState) -> LayerState:
-    """Train the weights towards the dense layer's outputs through a mask that is found again as they change.
+    """Train the weights towards the dense layer's outputs under a mask that is updated as they change.
 
-    ``layer.weight``, ``layer.reference``: out x in. ``layer.gram``: in x in, of the current inputs. Computed in
-    float64; memory is a few times that of the weight. The result has the weight's dtype and a bool mask, out x in.
-    ``ties="any"`` drops the lowest index first. Raises InputError without inputs, when the pattern does not fit, or
-    when an entry is not finite. Source: [huang2024].
+    ``layer.weight`` and ``layer.reference`` are out x in, ``layer.gram`` is in x in, of the current inputs. All is
+    computed in float64; memory is a few times that of the weight. The result has the weight's dtype and a bool mask,
+    out x in. ``ties="any"`` drops the lowest index first. Source: [huang2024].
+
+    Raises:
+        InputError: There are no inputs, the pattern does not fit, or an entry is not finite.
     """
     check(technique, layer)
     assert layer.gram is not None

@@ -1,4 +1,4 @@
-"""Masking again on tensors [mishra2021]."""
+"""Mask application on tensors [mishra2021]."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from compcomp.layers.state import LayerState
 def kernel(technique: ApplyMask, layer: LayerState) -> LayerState:
     """Set every weight to zero that the mask drops.
 
-    ``layer.weight``: out x in, ``layer.format.mask``: bool, out x in, or None, which changes nothing. Raises
-    InputError when a weight is not finite. Source: [mishra2021].
+    ``layer.weight`` is out x in. ``layer.format.mask`` is bool, out x in, or None, which changes nothing. Source:
+    [mishra2021].
+
+    Raises:
+        InputError: A weight is not finite.
     """
     check(technique, layer)
     if layer.format.mask is None:

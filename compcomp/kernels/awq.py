@@ -14,12 +14,14 @@ from compcomp.layers.state import NEEDS_INPUTS, LayerState
 
 
 def kernel(technique: AWQ, layer: LayerState) -> LayerState:
-    """Scale the weight's columns by s_j = mean|X_j|^alpha for the alpha whose rounding to nearest loses least.
+    """Scale the weight's columns by s_j = mean|X_j|^alpha for the alpha of least rounding error.
 
-    ``layer.weight``: out x in; ``layer.inputs``: in x tokens, or ``layer.magnitudes`` and ``layer.gram``. Scales are
-    computed in float64 and kept in the weight's dtype, but at least float32; so are errors, summed up in float64. The
-    weight keeps its dtype. Raises InputError without inputs, when the group does not divide a row, or when an entry is
-    not finite. Source: [lin2024].
+    ``layer.weight`` is out x in. ``layer.inputs`` is in x tokens; ``layer.magnitudes`` and ``layer.gram`` can replace
+    it. Scales are computed in float64 and kept in the weight's dtype, but at least float32. Errors have this dtype too,
+    and are summed in float64. The weight keeps its dtype. Source: [lin2024].
+
+    Raises:
+        InputError: There are no inputs, the group does not divide a row, or an entry is not finite.
     """
     check(technique, layer)
     weight: Tensor = layer.weight
@@ -42,7 +44,7 @@ def kernel(technique: AWQ, layer: LayerState) -> LayerState:
 
 
 def _gram(layer: LayerState, where: str) -> Tensor:
-    """The Gram matrix (in x in) in float64."""
+    """Return the Gram matrix (in x in) in float64."""
     gram: Tensor | None = layer.gram
     if gram is None:
         inputs: Tensor | None = layer.inputs

@@ -1,4 +1,4 @@
-"""A low-rank term of block means on tensors [huang2024]."""
+"""A low-rank branch of block means on tensors [huang2024]."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from compcomp.layers.state import Factors, LayerState
 
 
 def kernel(technique: BlockMeans, layer: LayerState) -> LayerState:
-    """Add the means of what is lost so far over runs of columns, as factors (out x rank, rank x in).
+    """Add the mean errors over runs of columns, as factors (out x rank, rank x in).
 
-    ``layer.weight``, ``layer.reference``: out x in. Computed in float64; the factors have the weight's dtype. Raises
-    InputError when the rank does not divide the columns or an entry is not finite. Source: [huang2024].
+    ``layer.weight`` and ``layer.reference`` are out x in. All is computed in float64; the factors have the weight's
+    dtype. Source: [huang2024].
+
+    Raises:
+        InputError: The rank does not divide the columns, or an entry is not finite.
     """
     check(technique, layer)
     error = layer.reference.to(torch.float64) - effective(layer, torch.float64)

@@ -14,12 +14,14 @@ from compcomp.layers.state import Grid, LayerState
 
 
 def kernel(technique: ClippedAbsMax, layer: LayerState) -> LayerState:
-    """Round every weight to the nearest value of its group's grid, in the scale that loses least there.
+    """Round every weight to the nearest value of its group's grid, with the scale of least error.
 
-    ``layer.weight``: out x in. The step is kept in the weight's dtype, but at least float32; the weight is
-    level times step, cast to its own dtype. Ratios are chosen by losses in float64, of values that are not cast yet;
-    ``rounding="any"`` is "half_up". Raises InputError when the group does not divide a row or a weight is not finite.
-    Source: [nagel2021].
+    ``layer.weight`` is out x in. The step is kept in the weight's dtype, but at least float32. The weight is level
+    times step, cast to its own dtype. Ratios are chosen by losses in float64, of values before that cast.
+    ``rounding="any"`` is "half_up". Source: [nagel2021].
+
+    Raises:
+        InputError: The group does not divide a row, or a weight is not finite.
     """
     check(technique, layer)
     shape, dtype, levels = tuple(layer.weight.shape), wide(layer.weight), technique.levels
@@ -30,7 +32,7 @@ def kernel(technique: ClippedAbsMax, layer: LayerState) -> LayerState:
     top = largest.expand(len(lines), 1)
 
     def levels_of(part: slice, above: Tensor, below: Tensor) -> Tensor:
-        """Levels of a slice of lines at the ratio above / below of each (whole numbers, as float64)."""
+        """Return the levels of a slice of lines at the ratio above / below of each (whole numbers, as float64)."""
         unit = top[part] * above
         ratio = lines[part].to(torch.float64, copy=True).mul_(levels * below).div_(unit)
         return rounded(ratio.masked_fill_(unit == 0, 0), technique.rounding).clamp_(-levels, levels)

@@ -1,4 +1,4 @@
-"""Distillation of a low-rank term on tensors [hubara2021]."""
+"""Distillation of a low-rank branch on tensors [hubara2021]."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from compcomp.kernels.least_squares_distill import output_target, row_errors
 from compcomp.layers.state import Factors, LayerState
 
 TOLERANCE = 1e-10
-"""Singular values of a factor, and of what it makes of the inputs, below this share of the largest count as zero."""
+"""Share of the largest singular value below which one counts as zero, for a factor and its product with the inputs."""
 
 
 def kernel(technique: DistillFactors, layer: LayerState) -> LayerState:
-    """Fit the factors beside the weight to the dense layer's outputs, in turn.
+    """Fit the factors of the low-rank branch to the dense layer's outputs, in turn.
 
-    ``layer.weight``, ``layer.reference``: out x in. ``layer.gram``: in x in, of the current inputs. Computed in
-    float64; factors (out x rank, rank x in) keep their dtype. They stay as they were where in that dtype the output
-    error would not fall. Raises InputError without inputs or when an entry is not finite.
-    Source: [hubara2021] (the layer-wise objective).
+    ``layer.weight`` and ``layer.reference`` are out x in, ``layer.gram`` is in x in, of the current inputs. All is
+    computed in float64; factors (out x rank, rank x in) keep their dtype. They do not change if the output error would
+    not fall in that dtype. Source: [hubara2021] (the layer-wise objective).
+
+    Raises:
+        InputError: There are no inputs, or an entry is not finite.
     """
     check(technique, layer)
     assert layer.gram is not None

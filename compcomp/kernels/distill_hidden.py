@@ -12,14 +12,18 @@ from compcomp.layers.whole import Outputs, WholeModel
 
 
 def kernel(technique: DistillHidden, layer: LayerState) -> LayerState:
-    """On a layer alone its output is all there is: gradient steps on its output loss. InputError without inputs."""
+    """Take gradient steps on the output loss of a layer alone, which has no hidden states but its output.
+
+    Raises:
+        InputError: There are no inputs.
+    """
     return alone(technique, layer)
 
 
 def kernel_model(technique: DistillHidden, whole: WholeModel) -> dict[str, LayerState]:
-    """Train the layers without a grid on the summed relative errors of the hidden states behind each block.
+    """Train the layers without a grid on the summed relative errors of the hidden states after each block.
 
-    In float32 or wider. See :func:`compcomp.kernels._train.train`. Source: [romero2015], [sun2019].
+    All is computed in float32 or wider. See :func:`compcomp.kernels._train.train`. Source: [romero2015], [sun2019].
     """
 
     def lost(teacher: Outputs, student: Outputs) -> Tensor:

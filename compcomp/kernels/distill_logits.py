@@ -13,15 +13,21 @@ from compcomp.layers.whole import Outputs, WholeModel
 
 
 def kernel(technique: DistillLogits, layer: LayerState) -> LayerState:
-    """A layer alone puts out no logits: gradient steps on its output loss. Raises InputError without inputs."""
+    """Take gradient steps on the output loss of a layer alone, which has no logits.
+
+    Raises:
+        InputError: There are no inputs.
+    """
     return alone(technique, layer)
 
 
 def kernel_model(technique: DistillLogits, whole: WholeModel) -> dict[str, LayerState]:
     """Train the layers without a grid on T^2 KL(dense || compressed); see :func:`compcomp.kernels._train.train`.
 
-    Logits (..., vocabulary) are compared in float32 or wider. Raises InputError for outputs that are no such tensor,
-    or where the loss is not finite. Source: [hinton2015].
+    Logits (..., vocabulary) are compared in float32 or wider. Source: [hinton2015].
+
+    Raises:
+        InputError: The outputs are no such tensor, or the loss is not finite.
     """
     temperature = float(technique.temperature)
 

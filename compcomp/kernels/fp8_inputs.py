@@ -11,9 +11,12 @@ from compcomp.layers.state import LayerState
 def kernel(technique: FP8Inputs, layer: LayerState) -> LayerState:
     """Round the inputs to the nearest values of their tokens' grids.
 
-    ``layer.inputs``: in x tokens. The result has their dtype; steps and values are those of
-    :mod:`compcomp.kernels.fp8`, and so is ``rounding="any"``. The Gram matrix of the rounded inputs has the dtype
-    it had. Raises InputError without inputs or when an entry is not finite. Source: [micikevicius2022].
+    ``layer.inputs`` is in x tokens; the result has its dtype. Steps and values are those of
+    :mod:`compcomp.kernels.fp8`, and so is ``rounding="any"``. The Gram matrix of the rounded inputs keeps the dtype it
+    had. Source: [micikevicius2022].
+
+    Raises:
+        InputError: There are no inputs, or an entry is not finite.
     """
     inputs: Tensor = technique.inputs_of(layer)
     check(technique, layer)

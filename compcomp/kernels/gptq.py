@@ -14,12 +14,15 @@ from compcomp.layers.state import Grid, LayerState
 
 
 def kernel(technique: GPTQ, layer: LayerState) -> LayerState:
-    """Round the columns one after the other, later ones making up for the error of each.
+    """Round the columns one after the other, with later ones compensating for the error of each.
 
-    ``layer.weight``: out x in. ``layer.gram``: in x in, of the current inputs. Computed in float64. The step is kept
-    in the weight's dtype, but at least float32; the error that is spread is that of the value as it is stored.
-    ``rounding="any"`` is "half_up". Raises InputError without inputs, when the group does not divide a row, an entry
-    is not finite, or the damped Gram matrix is not positive definite. Source: [frantar2023].
+    ``layer.weight`` is out x in, ``layer.gram`` is in x in, of the current inputs. All is computed in float64. The step
+    is kept in the weight's dtype, but at least float32. The error that is spread is that of the value as it is stored.
+    ``rounding="any"`` is "half_up". Source: [frantar2023].
+
+    Raises:
+        InputError: There are no inputs, the group does not divide a row, an entry is not finite, or the damped Gram
+        matrix is not positive definite.
     """
     check(technique, layer)
     (rows, columns), dtype = layer.weight.shape, wide(layer.weight)

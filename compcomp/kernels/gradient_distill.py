@@ -14,11 +14,13 @@ from compcomp.layers.state import LayerState
 def kernel(technique: GradientDistill, layer: LayerState) -> LayerState:
     """Take gradient steps towards the dense layer's outputs; the output error of no row grows.
 
-    ``layer.weight``, ``layer.reference``: out x in. ``layer.gram``: in x in, of the current inputs. Computed in
-    float64, in place of one copy of the weight, whatever the number of steps. A row that the weight's dtype cannot
-    improve stays as it is, bit for bit; the grid is given up all the same. Raises InputError without inputs or when an
-    entry is not finite.
-    Source: [frantar2022], [nesterov2018].
+    ``layer.weight`` and ``layer.reference`` are out x in, ``layer.gram`` is in x in, of the current inputs. All is
+    computed in float64, in place in one copy of the weight, whatever the number of steps. A row that the weight's dtype
+    cannot improve does not change, bit for bit; the grid is given up all the same. Source: [frantar2022],
+    [nesterov2018].
+
+    Raises:
+        InputError: There are no inputs, or an entry is not finite.
     """
     check(technique, layer)
     assert layer.gram is not None
@@ -32,13 +34,13 @@ def kernel(technique: GradientDistill, layer: LayerState) -> LayerState:
         change -= move if form.mask is None else move.masked_fill_(~form.mask, 0)
     weight = (start + change).to(layer.weight.dtype)
     change = weight.to(torch.float64) - start
-    gain = (change * (2 * slope + change @ gram)).sum(dim=1)  # what each row's error grows by
+    gain = (change * (2 * slope + change @ gram)).sum(dim=1)  # the growth of each row's error
     weight = torch.where((gain < 0)[:, None], weight, layer.weight)
     return replace(layer, weight=weight, format=replace(form, rank=None, grid=None))
 
 
 def dense_products(layer: LayerState, gram: Tensor) -> Tensor:
-    """The dense outputs times the current inputs, ``W X X'^T`` (out x in, float64). ``gram``: float64."""
+    """Return the dense outputs times the current inputs, ``W X X'^T`` (out x in, float64). ``gram`` is float64."""
     reference: Tensor = layer.reference.to(torch.float64)
     if layer.reference_inputs is None or layer.inputs is None:
         return reference @ gram

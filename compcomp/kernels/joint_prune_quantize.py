@@ -15,9 +15,12 @@ from compcomp.layers.state import Grid, LayerState
 def kernel(technique: JointPruneQuantize, layer: LayerState) -> LayerState:
     """Drop and round at the least sum of squared errors of the weight.
 
-    ``layer.weight``: out x in. Gains and errors are those of the values that are stored, in float64; the step is kept
+    ``layer.weight`` is out x in. Gains and errors are those of the values that are stored, in float64. The step is kept
     in the weight's dtype, but at least float32. ``rounding="any"`` is "half_up", ``ties="any"`` drops the lowest index
-    first. Raises InputError when groups do not divide a row or a weight is not finite.
+    first.
+
+    Raises:
+        InputError: Groups do not divide a row, or a weight is not finite.
     """
     check(technique, layer)
     search = _Search(technique, layer.weight)
@@ -49,7 +52,10 @@ def kernel(technique: JointPruneQuantize, layer: LayerState) -> LayerState:
 
 
 class _Search:
-    """What clip ratios leave of a weight (out x in). ``largest``: max|w| of each scale group, 1 x 1 or out x n."""
+    """Compute the results of clip ratios for a weight (out x in).
+
+    ``largest`` is max|w| of each scale group, 1 x 1 or out x n.
+    """
 
     def __init__(self, technique: JointPruneQuantize, weight: Tensor) -> None:
         self.weight, self.rounding, self.selection = weight, technique.rounding, technique.selection
@@ -61,33 +67,33 @@ class _Search:
         self.largest = torch.maximum(-low, high).to(torch.float64)
 
     def parts(self) -> Iterator[slice]:
-        """Slices of rows that bound the memory."""
+        """Return slices of rows that bound the memory."""
         return chunks(len(self.weight), 64 * self.weight.shape[1], self.weight.device)
 
     def spread(self, values: Tensor, rows: slice) -> Tensor:
-        """One value a scale group as one a weight, for a slice of rows."""
+        """Return the values of scale groups repeated for each weight, for a slice of rows."""
         if self.size == self.weight.numel():
             return values.expand(len(self.weight[rows]), self.weight.shape[1])
         return values[rows].repeat_interleave(self.size, dim=1)
 
     def step(self, rows: slice, ratios: Tensor) -> Tensor:
-        """The grid's step for every weight of a slice of rows."""
+        """Return the grid's step for every weight of a slice of rows."""
         return self.spread((self.largest * ratios / self.levels).to(self.dtype), rows)
 
     def value(self, rows: slice, ratios: Tensor) -> Tensor:
-        """The grid values nearest to a slice of rows, as stored."""
+        """Return the grid values nearest to a slice of rows, as stored."""
         reach = self.spread(self.largest * ratios, rows)
         level = self.weight[rows].to(torch.float64, copy=True).mul_(self.levels).div_(reach).masked_fill_(reach == 0, 0)
         level = rounded(level, self.rounding).clamp_(-self.levels, self.levels)
         return (level.to(self.dtype) * self.step(rows, ratios)).to(self.weight.dtype)
 
     def gain(self, rows: slice, ratios: Tensor) -> Tensor:
-        """By how much the error falls where a weight of a slice of rows is kept instead of dropped."""
+        """Return by how much the error falls if a weight of a slice of rows is kept instead of dropped."""
         value = self.value(rows, ratios).to(torch.float64)
         return value * (2 * self.weight[rows].to(torch.float64) - value)
 
     def dropped(self, ratio: float) -> Tensor:
-        """The weights of least gain in every group, out x in."""
+        """Return the weights of least gain in every group, out x in."""
         ratios = torch.full_like(self.largest, ratio)
         shape = self.weight.shape
         size = self.selection.partition.group_size((shape[0], shape[1]))
@@ -99,7 +105,7 @@ class _Search:
         return torch.cat([part.reshape(-1, shape[1]) for part in taken])
 
     def errors(self, dropped: Tensor, ratios: Tensor) -> Tensor:
-        """The squared error of each scale group, of the shape of ``largest``."""
+        """Return the squared error of each scale group, of the shape of ``largest``."""
         found = torch.zeros_like(self.largest)
         for rows in self.parts():
             left = self.value(rows, ratios).to(torch.float64).masked_fill_(dropped[rows], 0)

@@ -13,9 +13,12 @@ from compcomp.layers.state import LayerState
 def kernel(technique: JSQ, layer: LayerState) -> LayerState:
     """Drop the weights of least |w_ij| |x_j| + lam * (range of row i's output without column j), and round the others.
 
-    ``layer.weight``: out x in. ``layer.inputs``: in x tokens. Scores are float64, of time out x in x tokens and in
-    chunks that bound the memory. ``ties="any"`` drops the lowest index first, ``rounding="any"`` is "half_up". Raises
-    InputError without inputs, when a pattern or group does not fit, or when an entry is not finite. Source: [guo2024].
+    ``layer.weight`` is out x in, ``layer.inputs`` is in x tokens. Scores are float64. They take time out x in x tokens,
+    in chunks that bound the memory. ``ties="any"`` drops the lowest index first, ``rounding="any"`` is "half_up".
+    Source: [guo2024].
+
+    Raises:
+        InputError: There are no inputs, a pattern or group does not fit, or an entry is not finite.
     """
     inputs: Tensor = inputs_of(layer, str(technique))
     check(technique, layer)
@@ -30,7 +33,7 @@ def kernel(technique: JSQ, layer: LayerState) -> LayerState:
 
 
 def _norms(inputs: Tensor, norm: str) -> Tensor:
-    """The norm of each feature over the tokens: ``in`` numbers in float64."""
+    """Return the norm of each feature over the tokens: ``in`` numbers in float64."""
     order = {"l1": 1.0, "l2": 2.0, "max": float("inf")}[norm]
     norms = torch.empty(len(inputs), dtype=torch.float64, device=inputs.device)
     for part in chunks(len(inputs), 16 * inputs.shape[1], inputs.device):
@@ -39,7 +42,7 @@ def _norms(inputs: Tensor, norm: str) -> Tensor:
 
 
 def _ranges(weight: Tensor, inputs: Tensor) -> Tensor:
-    """How far the output of each row without each column reaches over the tokens, out x in, from a float64 weight."""
+    """Return the range over the tokens of each row's output without each column, out x in, from a float64 weight."""
     rows, columns = weight.shape
     low, high = torch.full_like(weight, torch.inf), torch.full_like(weight, -torch.inf)
     for tokens in chunks(inputs.shape[1], 8 * (rows + columns), weight.device):

@@ -12,29 +12,31 @@ from compcomp.kernels._shared import Tensor, check, chunks, drop, effective, wid
 from compcomp.layers.state import LayerState
 
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
-"""Of the hard-concrete distribution, as published: it is stretched to (LOW, HIGH) and cut off at 0 and 1."""
+"""Parameters of the hard-concrete distribution, as published: it is stretched to (LOW, HIGH) and clipped to [0, 1]."""
 
 SHIFT = TEMPERATURE * log(-LOW / HIGH)
-"""A gate of log odds a is open, that is not 0, with probability sigmoid(a - SHIFT)."""
+"""The shift of log odds: a gate of log odds a is open (not 0) with probability sigmoid(a - SHIFT)."""
 
 START = 2.0
 """The gates' log odds start between -START and START, in the order of |w_ij| |x_j|."""
 
 PENALTY, ASCENT = 10.0, 0.1
-"""Of the augmented Lagrangian: the weight of the squared excess of open gates, and the multipliers' rate."""
+"""The augmented Lagrangian's weight of the squared excess of open gates, and the rate of its multipliers."""
 
 
 def kernel(technique: LearnedMask, layer: LayerState) -> LayerState:
     """Set the weights of every group to zero whose trained gates are least.
 
-    ``layer.weight``, ``layer.reference``: out x in. ``layer.gram``: in x in. A gate z in [0, 1] for every weight is
-    drawn from a hard-concrete distribution; Adam moves its log odds down the gradient of |D X - (W z + L R) X|_F^2 (D
-    the reference, L R the low-rank term), relative to its value at z = 0, plus an augmented Lagrangian of the expected
-    share of kept weights. Of the mask it starts from and the one it ends with, that of the smaller loss is taken. In
-    float64 on the CPU, elsewhere at least float32; memory is a few times that of the weight. The result has the
-    weight's dtype and a bool mask, out x in.
-    Raises InputError without inputs, when the pattern does not fit, or when an entry is not finite.
-    Source: [louizos2018].
+    ``layer.weight`` and ``layer.reference`` are out x in, ``layer.gram`` is in x in. A gate z in [0, 1] for every
+    weight is drawn from a hard-concrete distribution. The loss is |D X - (W z + L R) X|_F^2 relative to its value at z
+    = 0, plus an augmented Lagrangian of the expected share of kept weights. D is the reference, L R the low-rank term.
+    Adam moves the log odds of the gates down the gradient of this loss. The result is the initial or the final mask,
+    whichever has the smaller output loss. All is computed in float64 on the CPU, elsewhere in at least float32. Memory
+    is a few times that of the weight. The result has the weight's dtype and a bool mask, out x in. Source:
+    [louizos2018].
+
+    Raises:
+        InputError: There are no inputs, the pattern does not fit, or an entry is not finite.
     """
     check(technique, layer)
     (selection,) = technique.steps()
@@ -50,14 +52,14 @@ def kernel(technique: LearnedMask, layer: LayerState) -> LayerState:
 
 
 class _Training:
-    """The gates of one layer."""
+    """Train the gates of one layer."""
 
     def __init__(self, technique: LearnedMask, layer: LayerState, dtype: torch.dtype) -> None:
         assert layer.gram is not None
         (selection,) = technique.steps()
         self.dtype, self.device = dtype, layer.weight.device
         self.weight, self.gram = layer.weight.to(dtype), layer.gram.to(dtype)
-        self.missing = layer.reference.to(dtype) - effective(layer, dtype) + self.weight  # what W z should come to
+        self.missing = layer.reference.to(dtype) - effective(layer, dtype) + self.weight  # the target of W z
         self.size = sum(self._loss(part, self.missing[part]) for part in self._parts()) or 1.0
         self.group = selection.partition.group_size((layer.weight.shape[0], layer.weight.shape[1]))
         self.wanted = 1 - selection.count(self.group) / self.group
@@ -75,18 +77,18 @@ class _Training:
         return float(((error @ self.gram) * error).sum())
 
     def _start(self) -> Tensor:
-        """Log odds in the order of |w_ij| |x_j| inside every group, evenly from -START to START."""
+        """Return log odds in the order of |w_ij| |x_j| inside every group, evenly from -START to START."""
         saliency = self.weight.abs().mul_(self.gram.diagonal().clamp(min=0).sqrt()).reshape(-1, self.group)
         order = saliency.sort(dim=1, stable=True).indices
         places = torch.linspace(-START, START, self.group, dtype=self.dtype, device=self.device)
         return torch.empty_like(saliency).scatter_(1, order, places.expand_as(saliency)).reshape(self.weight.shape)
 
     def score(self, part: slice) -> Tensor:
-        """The log odds of a slice of rows: the more, the likelier is the gate to stay open."""
+        """Return the log odds of a slice of rows; a gate with larger log odds is likelier to stay open."""
         return self.log_odds[part]
 
     def step(self) -> None:
-        """One step of Adam, then one of the Lagrangian's multipliers, one for each group."""
+        """Take one step of Adam, then one of the Lagrangian's multipliers, one for each group."""
         open_ = torch.sigmoid(self.log_odds - SHIFT).reshape(-1, self.group)
         excess = open_.mean(dim=1, keepdim=True).sub_(self.wanted)
         pull = open_.mul_(1 - open_).mul_(self.multiplier + PENALTY * excess).div_(self.weight.numel())
@@ -113,7 +115,7 @@ class _Training:
         )
 
     def _gradient(self, part: slice, odds: Tensor) -> Tensor:
-        """Of the relative output loss by the log odds of a slice of rows, at gates drawn for it."""
+        """Return the gradient of the relative output loss by the log odds of a slice of rows, at gates drawn for it."""
         noise = torch.rand(odds.shape, generator=self.random, dtype=self.dtype, device=self.device)
         s = noise.clamp_(1e-6, 1 - 1e-6).logit_().add_(odds).div_(TEMPERATURE).sigmoid_()
         stretched = s * (HIGH - LOW) + LOW
@@ -124,5 +126,5 @@ class _Training:
         return gradient
 
     def loss(self, state: LayerState) -> float:
-        """|D X - W' X|_F^2 of a pruned state."""
+        """Return |D X - W' X|_F^2 of a pruned state."""
         return sum(self._loss(part, state.weight[part].to(self.dtype) - self.missing[part]) for part in self._parts())

@@ -13,16 +13,16 @@ from compcomp.kernels._shared import Tensor, check, chunks, effective
 from compcomp.layers.state import Grid, LayerState
 
 BLOCK = 128
-"""Columns whose moves reach the other columns' gradients together, as one matrix product."""
+"""The number of columns whose moves are applied to the other columns' gradients together, as one matrix product."""
 
 CACHE = 2**21
-"""Bytes of systems that are factored together on a CPU, so that what one pass wrote is in its cache for the next."""
+"""Bytes of systems that are factored together on a CPU, so that the results of one pass are cached for the next."""
 
 HEAVY = 100.0
-"""An input that is so many times the median one is fitted first: its weight's rounding weighs as much more."""
+"""The ratio to the median input above which an input is fitted first, as its weight's rounding error counts more."""
 
 SOUND = 1e-10
-"""The least share of its diagonal entry that a Cholesky pivot may be, or the system is nearly singular."""
+"""The least share of its diagonal entry that a Cholesky pivot may be; below it the system is nearly singular."""
 
 INVERTIBLE = 1e-6
 """The same for a Gram matrix that is inverted: far from singular, so that its inverse is good to ten digits."""
@@ -31,12 +31,14 @@ INVERTIBLE = 1e-6
 def kernel(technique: LeastSquaresDistill, layer: LayerState) -> LayerState:
     """Fit the free weights to the dense layer's outputs; the output error of no row grows.
 
-    ``layer.weight``, ``layer.reference``: out x in. ``layer.gram``: in x in, of the current inputs. Computed in
-    float64.
-    Unquantized: the minimiser over each row's free weights, of least change where the Gram matrix leaves it
-    open. Quantized: coordinate descent along the grid. A row that the weight's dtype cannot improve stays as
-    it is, bit for bit. Raises InputError without inputs or when an entry is not finite.
-    Source: [hubara2021] (within a mask), [frantar2022] (the layer-wise objective).
+    ``layer.weight`` and ``layer.reference`` are out x in, ``layer.gram`` is in x in, of the current inputs. All is
+    computed in float64. Without a grid, the result is the minimiser over each row's free weights, the one of least
+    change if the Gram matrix leaves it open. On a grid, it is found by coordinate descent along the grid. A row that
+    the weight's dtype cannot improve does not change, bit for bit. Source: [hubara2021] (within a mask), [frantar2022]
+    (the layer-wise objective).
+
+    Raises:
+        InputError: There are no inputs, or an entry is not finite.
     """
     check(technique, layer)
     assert layer.gram is not None
@@ -63,9 +65,9 @@ def kernel(technique: LeastSquaresDistill, layer: LayerState) -> LayerState:
 
 
 def output_target(layer: LayerState, gram: Tensor, tolerance: float) -> Tensor:
-    """The weight whose outputs on the current inputs come closest to the dense outputs; float64, out x in.
+    """Return the weight whose outputs on the current inputs come closest to the dense outputs; float64, out x in.
 
-    See :func:`compcomp.algebra.least_squares.output_target`. ``gram``: of the current inputs, float64.
+    See :func:`compcomp.algebra.least_squares.output_target`. ``gram`` is that of the current inputs, float64.
     """
     reference: Tensor = layer.reference.to(torch.float64)
     if layer.reference_inputs is None:
@@ -77,7 +79,7 @@ def output_target(layer: LayerState, gram: Tensor, tolerance: float) -> Tensor:
 
 
 def row_errors(error: Tensor, gram: Tensor) -> Tensor:
-    """The squared output error of each row (out): ``error_i @ gram @ error_i``."""
+    """Return the squared output error of each row (out): ``error_i @ gram @ error_i``."""
     return ((error @ gram) * error).sum(dim=1)
 
 
@@ -85,13 +87,15 @@ def row_errors(error: Tensor, gram: Tensor) -> Tensor:
 
 
 def least_change(error: Tensor, gram: Tensor, mask: Tensor | None, tolerance: float) -> Tensor:
-    """The change that minimises each row's output error over its free weights, least in norm; out x in.
+    """Return the change that minimises each row's output error over its free weights, least in norm; out x in.
 
-    ``error``: reference minus effective weight, out x in. ``gram``: in x in. ``mask``: true where a weight is
-    free, None for everywhere. ``tolerance``: in a system that is nearly singular, eigenvalues below this
-    share of the largest count as zero.
+    Args:
+        error: The reference minus the effective weight, out x in.
+        gram: The Gram matrix, in x in.
+        mask: True where a weight is free; None if all are.
+        tolerance: In a system that is nearly singular, eigenvalues below this share of the largest count as zero.
     """
-    alive = gram.diagonal() > 0  # an input that is always zero moves no output: its weights stay
+    alive = gram.diagonal() > 0  # the weights of an input that is always zero change no output and stay
     right = error @ gram
     change = torch.zeros_like(error)
     free = alive.expand(error.shape) if mask is None else mask & alive
@@ -104,7 +108,7 @@ def least_change(error: Tensor, gram: Tensor, mask: Tensor | None, tolerance: fl
     fixed = alive & ~free
     inverse = _inverse(gram, alive) if int(fixed.sum()) < int(free.sum()) else None
     few = torch.zeros(len(error), dtype=torch.bool, device=error.device)
-    if inverse is not None:  # fewer weights are fixed than free: what the fixed ones leave is found from the inverse
+    if inverse is not None:  # faster from the inverse if fewer weights are fixed than free
         few = fixed.sum(dim=1) < free.sum(dim=1)
         left = _within(inverse, error[few], fixed[few], tolerance) @ inverse
         change[few] = (error[few] - left) * free[few]
@@ -113,9 +117,10 @@ def least_change(error: Tensor, gram: Tensor, mask: Tensor | None, tolerance: fl
 
 
 def _after_rounding(left: Tensor, gram: Tensor, mask: Tensor | None, tolerance: float) -> Tensor | None:
-    """What the other weights can make up for of the rounding of those that read inputs :data:`HEAVY` times as large.
+    """Return the change that compensates for rounding the weights of inputs :data:`HEAVY` times the others.
 
-    ``left``: reference minus effective weight as stored. None where no input is that much larger than the others.
+    ``left`` is the reference minus the effective weight as stored. Only the other weights change. The result is None if
+    no input is that much larger than the others.
     """
     sizes = gram.diagonal()
     heavy = sizes > HEAVY**2 * sizes[sizes > 0].median() if bool((sizes > 0).any()) else sizes > 0
@@ -126,7 +131,7 @@ def _after_rounding(left: Tensor, gram: Tensor, mask: Tensor | None, tolerance: 
 
 
 def _inverse(gram: Tensor, alive: Tensor) -> Tensor | None:
-    """The inverse of the Gram matrix of the inputs that are not always zero, 0 elsewhere; None if nearly singular."""
+    """Return the inverse Gram matrix of the inputs that are not always zero, 0 elsewhere; None if nearly singular."""
     kept = alive.nonzero()[:, 0]
     system = gram[kept][:, kept]
     factor, info = torch.linalg.cholesky_ex(system)
@@ -138,7 +143,7 @@ def _inverse(gram: Tensor, alive: Tensor) -> Tensor | None:
 
 
 def _within(matrix: Tensor, right: Tensor, chosen: Tensor, tolerance: float) -> Tensor:
-    """For each row, x with ``matrix x = right`` in the chosen entries and 0 elsewhere; rows x in, as are the others."""
+    """Return for each row the x with ``matrix x = right`` in the chosen entries and 0 elsewhere; all are rows x in."""
     found = torch.zeros_like(right)
     counts = chosen.sum(dim=1)
     order = counts.argsort()  # rows with about as many chosen entries share a batch, so that little is padded
@@ -160,14 +165,14 @@ def _within(matrix: Tensor, right: Tensor, chosen: Tensor, tolerance: float) -> 
 
 
 def _solve(system: Tensor, right: Tensor, tolerance: float) -> Tensor:
-    """Least-norm solutions of positive semidefinite systems (batch x k x k), right sides batch x k x n."""
+    """Return least-norm solutions of positive semidefinite systems (batch x k x k), right sides batch x k x n."""
     sound = torch.empty(len(system), dtype=torch.bool, device=system.device)
     solution = torch.empty_like(right)
     at_once = len(system) if system.device.type == "cuda" else max(1, CACHE // (8 * system.shape[1] ** 2))
     for start in range(0, len(system), at_once):
         part = slice(start, start + at_once)
         factor, info = torch.linalg.cholesky_ex(system[part])
-        # A pivot is what a column's predecessors leave of it: a tiny share of the diagonal means near dependence.
+        # A pivot that is a tiny share of the diagonal means that the column nearly depends on earlier ones.
         pivots = factor.diagonal(dim1=1, dim2=2).square() / system[part].diagonal(dim1=1, dim2=2)
         sound[part] = (info == 0) & (pivots.amin(dim=1) > SOUND)
         solution[part] = torch.cholesky_solve(right[part], factor)
@@ -183,9 +188,15 @@ def _solve(system: Tensor, right: Tensor, tolerance: float) -> Tensor:
 def descend(weight: Tensor, error: Tensor, gram: Tensor, grid: Grid, mask: Tensor | None) -> Tensor:
     """Move each free weight in turn to the grid value of least output error; float64, out x in.
 
-    ``weight``: on the grid, out x in. ``error``: reference minus effective weight, float64. Only moves that
-    strictly decrease the error are made. Grid values are rounded to the weight's dtype first, as the
+    Only moves that strictly decrease the error are made. Grid values are rounded to the weight's dtype first, as the
     quantizer stored them.
+
+    Args:
+        weight: A weight on the grid, out x in.
+        error: The reference minus the effective weight, float64.
+        gram: The Gram matrix, in x in.
+        grid: The grid of the weight.
+        mask: True where a weight is free; None if all are.
     """
     result = torch.empty_like(error)
     for rows in chunks(len(weight), 8 * weight.shape[1], weight.device):

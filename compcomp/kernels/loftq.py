@@ -15,12 +15,14 @@ from compcomp.layers.state import Factors, Format, LayerState
 
 
 def kernel(technique: LoftQ, layer: LayerState) -> LayerState:
-    """Fit a quantized weight and a low-rank term beside it to the effective weight, in turn.
+    """Fit a quantized weight and a low-rank branch to the effective weight, in turn.
 
-    ``layer.weight``: out x in. Computed in float64 on the CPU, elsewhere in the weight's dtype but at least float32;
-    what is quantized is cast to the weight's dtype first, and weight and factors (out x rank, rank x in) come back in
-    it. ``rounding="any"`` is "half_up". Raises InputError when the group does not divide a row or an entry is not
-    finite. Source: [li2023].
+    ``layer.weight`` is out x in. All is computed in float64 on the CPU, elsewhere in the weight's dtype but at least
+    float32. Values are cast to the weight's dtype before they are quantized. Weight and factors (out x rank, rank x in)
+    are returned in it. ``rounding="any"`` is "half_up". Source: [li2023].
+
+    Raises:
+        InputError: The group does not divide a row, or an entry is not finite.
     """
     check(technique, layer)
     dtype = torch.float64 if layer.weight.device.type == "cpu" else wide(layer.weight)

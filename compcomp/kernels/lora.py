@@ -16,9 +16,11 @@ from compcomp.layers.state import Factors, LayerState
 def kernel(technique: LoRA, layer: LayerState) -> LayerState:
     """Train a low-rank adapter on the layer's outputs by exact line searches, and keep it or merge it.
 
-    ``layer.weight``, ``layer.reference``: out x in. ``layer.gram``: in x in, of the current inputs. Computed in
-    float64; factors (out x rank, rank x in) and weight have the weight's dtype. Raises InputError without inputs or
-    when an entry is not finite. Source: [hu2022].
+    ``layer.weight`` and ``layer.reference`` are out x in, ``layer.gram`` is in x in, of the current inputs. All is
+    computed in float64; factors (out x rank, rank x in) and weight have the weight's dtype. Source: [hu2022].
+
+    Raises:
+        InputError: There are no inputs, or an entry is not finite.
     """
     check(technique, layer)
     assert layer.gram is not None
@@ -40,7 +42,7 @@ def kernel(technique: LoRA, layer: LayerState) -> LayerState:
 
 
 def _trained(technique: LoRA, error: Tensor, gram: Tensor, free: Tensor | None, size: float) -> tuple[Tensor, Tensor]:
-    """B (out x rank) and A (rank x in). ``size``: of what a gradient is made of, but for the other factor."""
+    """Return B (out x rank) and A (rank x in). ``size`` is the size of a gradient's terms, without the other factor."""
     left = error.new_zeros(len(error), technique.rank)
     right = torch.from_numpy(technique.first(error.shape[1])).to(error) / FINENESS
     for step in range(technique.iterations):

@@ -15,10 +15,12 @@ from compcomp.layers.state import Factors, Format, LayerState
 def kernel(technique: LoSparse, layer: LayerState) -> LayerState:
     """Split the effective weight into a low-rank term and rows of the rest.
 
-    ``layer.weight``: out x in. Computed in float64 on the CPU, elsewhere in the weight's dtype but at least float32.
-    Weight and factors (out x rank, rank x in) have the weight's dtype, the bool mask is out x in. ``ties="any"`` drops
-    the lowest index first. Raises InputError when runs do not divide the rows or an entry is not finite.
-    Source: [li2023b].
+    ``layer.weight`` is out x in. All is computed in float64 on the CPU, elsewhere in the weight's dtype but at least
+    float32. Weight and factors (out x rank, rank x in) have the weight's dtype, the bool mask is out x in.
+    ``ties="any"`` drops the lowest index first. Source: [li2023b].
+
+    Raises:
+        InputError: Runs do not divide the rows, or an entry is not finite.
     """
     check(technique, layer)
     dtype = torch.float64 if layer.weight.device.type == "cpu" else wide(layer.weight)

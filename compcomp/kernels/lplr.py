@@ -13,15 +13,18 @@ from compcomp.kernels._shared import Tensor, check, effective
 from compcomp.layers.state import Factors, Format, Grid, LayerState
 
 TOLERANCE = 1e-10
-"""Singular values of a factor below this share of its largest count as zero."""
+"""The share of a factor's largest singular value below which one counts as zero."""
 
 
 def kernel(technique: LPLR, layer: LayerState) -> LayerState:
     """Replace the effective weight by a product of two quantized factors.
 
-    ``layer.weight``: out x in. Computed in float64; factors (out x rank, rank x in) are rounded to the weight's dtype,
-    which the zero weight has too; their grids' steps are kept in it, but at least float32. ``rounding="any"`` is
-    "half_up". Raises InputError when an entry is not finite. Source: [saha2023].
+    ``layer.weight`` is out x in. All is computed in float64. Factors (out x rank, rank x in) are rounded to the
+    weight's dtype, which the zero weight has too. Their grids' steps are kept in it, but at least float32.
+    ``rounding="any"`` is "half_up". Source: [saha2023].
+
+    Raises:
+        InputError: An entry is not finite.
     """
     check(technique, layer)
     weight = effective(layer, torch.float64)

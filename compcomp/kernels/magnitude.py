@@ -10,10 +10,12 @@ from compcomp.layers.state import LayerState
 def kernel(technique: Magnitude, layer: LayerState) -> LayerState:
     """Set the weights of least magnitude in every group to zero.
 
-    ``layer.weight``, ``layer.reference``: out x in; ``of="dense"`` compares the magnitudes of the second. The
-    result has the weight's dtype and a bool mask, out x in. ``ties="any"`` drops the lowest
-    index first. Raises InputError when the pattern does not fit or a weight is not finite.
-    Source: [han2015]; N:M [mishra2021].
+    ``layer.weight`` and ``layer.reference`` are out x in; ``of="dense"`` compares the magnitudes of the second. The
+    result has the weight's dtype and a bool mask, out x in. ``ties="any"`` drops the lowest index first. Source:
+    [han2015]; N:M [mishra2021].
+
+    Raises:
+        InputError: The pattern does not fit, or a weight is not finite.
     """
     check(technique, layer)
 

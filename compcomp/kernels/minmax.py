@@ -14,11 +14,13 @@ from compcomp.layers.state import Grid, LayerState
 def kernel(technique: MinMax, layer: LayerState) -> LayerState:
     """Round every weight to the nearest value of its group's grid.
 
-    ``layer.weight``: out x in. Step and offset are kept in the weight's dtype, but at least float32; the weight is
+    ``layer.weight`` is out x in. Step and offset are kept in the weight's dtype, but at least float32. The weight is
     level times step plus offset in that dtype, so that a zero is exact, cast to its own. Levels come from float64
-    ratios ``w * L / (high - low)``, whose midpoints are exact for float32 and narrower weights of like size;
-    ``rounding="any"`` is "half_up". Raises InputError when the group does not divide a row or a weight is not finite.
-    Source: [jacob2018].
+    ratios ``w * L / (high - low)``, whose midpoints are exact for float32 and narrower weights of like size.
+    ``rounding="any"`` is "half_up". Source: [jacob2018].
+
+    Raises:
+        InputError: The group does not divide a row, or a weight is not finite.
     """
     check(technique, layer)
     shape, dtype = tuple(layer.weight.shape), wide(layer.weight)

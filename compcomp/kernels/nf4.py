@@ -25,7 +25,7 @@ def kernel(technique: NF4, layer: LayerState) -> LayerState:
 
 
 def rounded_scales(scales: Tensor) -> Tensor:
-    """The scales (groups x 1, float64) as they are after their second quantization."""
+    """Return the scales (groups x 1, float64) after their second quantization."""
     mean = scales.mean()
     apart = scales[:, 0] - mean
     blocks = -(-len(apart) // BLOCK)

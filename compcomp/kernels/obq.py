@@ -14,13 +14,15 @@ from compcomp.layers.state import Grid, LayerState
 
 
 def kernel(technique: OBQ, layer: LayerState) -> LayerState:
-    """In every row, round one weight after the other, the rest of the row making up for it.
+    """Round one weight after the other in every row, compensated by the rest of the row.
 
-    ``layer.weight``: out x in. ``layer.gram``: in x in, of the current inputs. Computed in float64, out * in^3 / 2
-    multiplications. The step is kept in the weight's dtype, but at least float32; the error that is made up for is
-    that of the value as it is stored. ``ties="any"`` takes the lowest column, ``rounding="any"`` is "half_up". Raises
-    InputError without inputs, when an entry is not finite, or the damped Gram matrix is not positive definite.
-    Source: [frantar2022].
+    ``layer.weight`` is out x in, ``layer.gram`` is in x in, of the current inputs. All is computed in float64, with out
+    * in^3 / 2 multiplications. The step is kept in the weight's dtype, but at least float32. The error that is
+    compensated is that of the value as it is stored. ``ties="any"`` takes the lowest column, ``rounding="any"`` is
+    "half_up". Source: [frantar2022].
+
+    Raises:
+        InputError: There are no inputs, an entry is not finite, or the damped Gram matrix is not positive definite.
     """
     check(technique, layer)
     (rows, columns), dtype = layer.weight.shape, layer.weight.dtype

@@ -13,12 +13,15 @@ from compcomp.layers.state import LayerState
 
 
 def kernel(technique: OBS, layer: LayerState) -> LayerState:
-    """In every row, remove one weight after the other, the rest of the row making up for it.
+    """Remove one weight after the other in every row, compensated by the rest of the row.
 
-    ``layer.weight``: out x in. ``layer.gram``: in x in, of the current inputs. Computed in float64, out * in * k^2 / 2
-    multiplications for k weights a row; the result has the weight's dtype and a bool mask, out x in. ``ties="any"``
-    takes the lowest column. Raises InputError without inputs, when the pattern does not fit, an entry is not finite,
-    or the damped Gram matrix is not positive definite. Source: [hassibi1993]; row by row [frantar2022].
+    ``layer.weight`` is out x in, ``layer.gram`` is in x in, of the current inputs. All is computed in float64, with out
+    * in * k^2 / 2 multiplications for k weights a row. The result has the weight's dtype and a bool mask, out x in.
+    ``ties="any"`` takes the lowest column. Source: [hassibi1993]; row by row [frantar2022].
+
+    Raises:
+        InputError: There are no inputs, the pattern does not fit, an entry is not finite, or the damped Gram matrix is
+        not positive definite.
     """
     check(technique, layer)
     rows, columns = layer.weight.shape

@@ -11,9 +11,12 @@ from compcomp.layers.state import LayerState
 def kernel(technique: PruneColumns, layer: LayerState) -> LayerState:
     """Set the groups of columns of least score to zero.
 
-    ``layer.weight``: out x in; in divides into groups of ``size``. ``layer.gram``: in x in, for score "activation".
+    ``layer.weight`` is out x in; in divides into groups of ``size``. ``layer.gram`` is in x in, for score "activation".
     Scores are float64. The result has a bool mask, out x in, and a cut. ``ties="any"`` drops the lowest index first.
-    Raises InputError when the groups do not fit, inputs are missing, or an entry is not finite. Source: [he2017].
+    Source: [he2017].
+
+    Raises:
+        InputError: The groups do not fit, inputs are missing, or an entry is not finite.
     """
     check(technique, layer)
     scores = column_scores(layer, technique.size, technique.score)

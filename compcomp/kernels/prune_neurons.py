@@ -11,17 +11,21 @@ from compcomp.layers.whole import WholeModel
 def kernel(technique: PruneNeurons, layer: LayerState) -> LayerState:
     """Drop the rows of least score of one stacked matrix (units x weights).
 
-    ``layer.gram``: in x in, for score "activation". Scores are float64. The result has a bool mask (out x in) and a cut
-    of bool tensors. ``ties="any"`` drops the lowest index first. Raises InputError when inputs are missing or a weight
-    is not finite.
+    ``layer.gram`` is in x in, for score "activation". Scores are float64. The result has a bool mask (out x in) and a
+    cut of bool tensors. ``ties="any"`` drops the lowest index first.
+
+    Raises:
+        InputError: Inputs are missing, or a weight is not finite.
     """
     return without_units(technique, layer)
 
 
 def kernel_model(technique: PruneNeurons, whole: WholeModel) -> dict[str, LayerState]:
-    """Drop the neurons of least score from all layers that they have weights in.
+    """Drop the neurons of least score from all layers that contain their weights.
 
-    "activation" is measured on the calibration inputs of the layer that reads the neurons. InputError where there are
-    none, or no such inputs.
+    "activation" is measured on the calibration inputs of the layer that reads the neurons.
+
+    Raises:
+        InputError: There are no neurons, or no such inputs.
     """
     return pruned(technique, whole, whole.neurons())

@@ -11,10 +11,12 @@ from compcomp.layers.state import LayerState
 def kernel(technique: PruneRows, layer: LayerState) -> LayerState:
     """Set the groups of rows of least score to zero.
 
-    ``layer.weight``: out x in; out divides into groups of ``size``. ``layer.gram``: in x in, for score "activation".
-    Scores are float64. The result has a bool mask, out x in, and a cut. ``ties="any"`` drops the lowest index first.
-    Raises InputError when the groups do not fit, inputs are missing, or an entry is not finite.
-    Source: [li2017, ma2023].
+    ``layer.weight`` is out x in; out divides into groups of ``size``. ``layer.gram`` is in x in, for score
+    "activation". Scores are float64. The result has a bool mask, out x in, and a cut. ``ties="any"`` drops the lowest
+    index first. Source: [li2017, ma2023].
+
+    Raises:
+        InputError: The groups do not fit, inputs are missing, or an entry is not finite.
     """
     check(technique, layer)
     scores = row_scores(layer, technique.size, technique.score)

@@ -12,13 +12,15 @@ from compcomp.layers.state import Grid, LayerState
 
 
 def kernel(technique: QuantizationAwareTraining, layer: LayerState) -> LayerState:
-    """Train the weights on their absmax grid; each row keeps the iterate that loses least.
+    """Train the weights on their absmax grid; each row keeps the iterate of least loss.
 
-    ``layer.weight``, ``layer.reference``: out x in. ``layer.gram``: in x in, of the current inputs. Computed in
-    float64, rows in parts that bound the memory; losses are those of the weights as their dtype holds them. While the
-    mask holds, no row loses more than under absmax rounding with midpoints to the even level. The step is kept in the
-    weight's dtype, but at least float32. Raises InputError without inputs, when the group does not divide a row, or
-    when an entry is not finite. Source: [bengio2013].
+    ``layer.weight`` and ``layer.reference`` are out x in, ``layer.gram`` is in x in, of the current inputs. All is
+    computed in float64, rows in parts that bound the memory. Losses are those of the weights in their dtype. While the
+    mask holds, no row has a larger loss than absmax rounding with midpoints to the even level. The step is kept in the
+    weight's dtype, but at least float32. Source: [bengio2013].
+
+    Raises:
+        InputError: There are no inputs, the group does not divide a row, or an entry is not finite.
     """
     check(technique, layer)
     assert layer.gram is not None
@@ -39,7 +41,7 @@ def kernel(technique: QuantizationAwareTraining, layer: LayerState) -> LayerStat
 def _train(
     technique: QuantizationAwareTraining, layer: LayerState, gram: Tensor, part: slice, largest: Tensor, step: Tensor
 ) -> Tensor:
-    """A slice of rows after training; ``largest``, ``step``: those of each weight's group, of its shape."""
+    """Return a slice of rows after training. ``largest`` and ``step``: of each weight's group, in its shape."""
     start, slope = layer.weight[part].to(torch.float64), _slope(layer, gram, part)
     dropped = None if layer.format.mask is None else ~layer.format.mask[part]
     trace = gram.trace()
@@ -53,7 +55,7 @@ def _train(
         quantized = (level.to(step.dtype) * step).to(best.dtype)
         change = quantized.to(torch.float64) - start
         now = slope + change @ gram  # half the gradient at the quantized weight
-        loss = (change * (slope + now)).sum(dim=1)  # up to a number that is the row's alone
+        loss = (change * (slope + now)).sum(dim=1)  # up to a constant of the row
         better = loss < least
         best, least = torch.where(better[:, None], quantized, best), torch.where(better, loss, least)
         if turn < technique.iterations:
@@ -65,7 +67,7 @@ def _train(
 
 
 def _slope(layer: LayerState, gram: Tensor, part: slice) -> Tensor:
-    """Half the gradient of the output loss of a slice of rows, at the weight that is there."""
+    """Return half the gradient of the output loss of a slice of rows, at the current weight."""
     reference: Tensor = layer.reference[part].to(torch.float64)
     factors = layer.format.factors
     weight = effective(

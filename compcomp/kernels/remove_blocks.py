@@ -13,10 +13,12 @@ from compcomp.layers.whole import WholeModel
 
 
 def kernel(technique: RemoveBlocks, layer: LayerState) -> LayerState:
-    """Zero and cut the rows of the blocks that go from a stack of linear branches, (B n) x n.
+    """Zero and cut the rows of the dropped blocks of a stack of linear branches, (B n) x n.
 
-    ``layer.gram``: n x n. Computed in float64. Raises InputError without inputs, when the weight is no such stack, when
-    no block would stay, or when an entry is not finite.
+    ``layer.gram`` is n x n. All is computed in float64.
+
+    Raises:
+        InputError: There are no inputs, the weight is no such stack, no block would stay, or an entry is not finite.
     """
     check(technique, layer)
     assert layer.gram is not None
@@ -32,11 +34,13 @@ def kernel(technique: RemoveBlocks, layer: LayerState) -> LayerState:
 
 
 def kernel_model(technique: RemoveBlocks, whole: WholeModel) -> dict[str, LayerState]:
-    """Zero and cut all layers of the blocks that go, so that these are identities.
+    """Zero and cut all layers of the dropped blocks, so that these become identities.
 
-    The hidden states are those of the compressed model on the calibration batches, padding left out. Raises
-    InputError where there are no blocks, where none would stay, or where a block without its layers still changes the
-    hidden states, as a bias does.
+    The hidden states are those of the compressed model on the calibration batches, padding left out.
+
+    Raises:
+        InputError: There are no blocks, none would stay, or a block without its layers still changes the hidden states,
+        as a bias does.
     """
     blocks, states = whole.blocks(), dict(whole.states)
     if technique.removed(len(blocks)) == 0:
@@ -64,7 +68,7 @@ def kernel_model(technique: RemoveBlocks, whole: WholeModel) -> dict[str, LayerS
 
 
 def _hidden(whole: WholeModel, states: dict[str, LayerState], batch: object) -> list[Tensor]:
-    """The hidden states before the first and behind each block, (tokens x width), float64."""
+    """Return the hidden states before the first and after each block, (tokens x width), float64."""
     weights = {name: effective(state, wide(state.weight)) for name, state in states.items()}
     outputs = whole.forward(batch, weights)
     real = outputs.real
@@ -73,12 +77,12 @@ def _hidden(whole: WholeModel, states: dict[str, LayerState], batch: object) -> 
 
 
 def _sums(one: Tensor, other: Tensor, one_seen: Tensor, other_seen: Tensor) -> Tensor:
-    """<h, g>, |h|^2 and |g|^2 of two states, given also as the inputs weigh them (times a Gram matrix, or as is)."""
+    """Return <h, g>, |h|^2 and |g|^2 of two states, given also times the Gram matrix of the inputs (or as is)."""
     return torch.stack([(one_seen * other).sum(), (one_seen * one).sum(), (other_seen * other).sum()])
 
 
 def kept(technique: RemoveBlocks, blocks: int, sums: Tensor) -> Tensor:
-    """Which of the blocks stay, from <h, g>, |h|^2 and |g|^2 of the states around each block, or each stretch (x 3)."""
+    """Return which blocks stay, from <h, g>, |h|^2 and |g|^2 of the states around each block, or each stretch (x 3)."""
     inner, norms = sums[:, 0], sums[:, 1] * sums[:, 2]
     cosines, span = torch.where(norms > 0, inner * inner.abs() / norms, 0.0), technique.span(blocks)
     taken = smallest(-cosines[None], technique.removed(blocks) // span, technique.ties)[0].tolist()

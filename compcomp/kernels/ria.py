@@ -12,10 +12,12 @@ from compcomp.layers.state import LayerState
 def kernel(technique: RIA, layer: LayerState) -> LayerState:
     """Set the weights of least (|w_ij| / column sum + |w_ij| / row sum) |x_j|^power in every group to zero.
 
-    ``layer.weight``: out x in. ``layer.gram``: in x in, its diagonal holds |x_j|_2^2. Sums and scores are
-    float64; a row or column of zeros scores 0. The result has the weight's dtype and a bool mask, out x in.
-    ``ties="any"`` drops the lowest index first. Raises InputError without inputs, when the pattern does not fit,
-    or when an entry is not finite. Source: [zhang2024].
+    ``layer.weight`` is out x in. ``layer.gram`` is in x in; its diagonal holds |x_j|_2^2. Sums and scores are float64;
+    a row or column of zeros scores 0. The result has the weight's dtype and a bool mask, out x in. ``ties="any"`` drops
+    the lowest index first. Source: [zhang2024].
+
+    Raises:
+        InputError: There are no inputs, the pattern does not fit, or an entry is not finite.
     """
     check(technique, layer)
     weight: Tensor = layer.weight

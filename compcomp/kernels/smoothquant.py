@@ -13,9 +13,12 @@ from compcomp.layers.state import LayerState
 def kernel(technique: SmoothQuant, layer: LayerState) -> LayerState:
     """Scale the weight's columns by s_j = max|X_j|^alpha / max|W_:j|^(1 - alpha).
 
-    ``layer.weight``: out x in; ``layer.inputs``: in x tokens, or ``layer.magnitudes``. Scales are computed in float64
-    and kept in the weight's dtype, but at least float32, in which they are kept above 0; the weight keeps its dtype.
-    Raises InputError without inputs or when an entry is not finite. Source: [xiao2023].
+    ``layer.weight`` is out x in. ``layer.inputs`` is in x tokens; ``layer.magnitudes`` can replace it. Scales are
+    computed in float64 and kept in the weight's dtype, but at least float32, in which they stay above 0. The weight
+    keeps its dtype. Source: [xiao2023].
+
+    Raises:
+        InputError: There are no inputs, or an entry is not finite.
     """
     check(technique, layer)
     weight: Tensor = layer.weight
@@ -27,7 +30,7 @@ def kernel(technique: SmoothQuant, layer: LayerState) -> LayerState:
 
 
 def scales(exponent: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
-    """2 to these exponents (in), or to the nearest whole ones, in this dtype and within its range."""
+    """Return 2 to these exponents (in), or to the nearest whole ones, in this dtype and within its range."""
     if kind == "power_of_two":
         exponent = exponent.add_(0.5).floor_()
     info = torch.finfo(dtype)

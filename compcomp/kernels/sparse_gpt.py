@@ -13,12 +13,15 @@ from compcomp.layers.state import Grid, LayerState
 
 
 def kernel(technique: SparseGPT, layer: LayerState) -> LayerState:
-    """Choose weights block by block and set them to zero column by column, later columns making up for them.
+    """Choose weights block by block and set them to zero column by column, with later columns compensating for them.
 
-    ``layer.weight``: out x in. ``layer.gram``: in x in, of the current inputs. Computed in float64; the result has
-    the weight's dtype and a bool mask, out x in. ``ties="any"`` drops the lowest index first, ``rounding="any"`` is
-    "half_up". Raises InputError without inputs, when the pattern does not fit, an entry is not finite, or the damped
-    Gram matrix is not positive definite. Source: [frantar2023a].
+    ``layer.weight`` is out x in, ``layer.gram`` is in x in, of the current inputs. All is computed in float64. The
+    result has the weight's dtype and a bool mask, out x in. ``ties="any"`` drops the lowest index first,
+    ``rounding="any"`` is "half_up". Source: [frantar2023a].
+
+    Raises:
+        InputError: There are no inputs, the pattern does not fit, an entry is not finite, or the damped Gram matrix is
+        not positive definite.
     """
     check(technique, layer)
     (rows, columns), levels = layer.weight.shape, technique.levels

@@ -13,10 +13,12 @@ from compcomp.layers.state import LayerState
 def kernel(technique: Taylor, layer: LayerState) -> LayerState:
     """Set the weights, rows or columns of least |w g| to zero, g = W X X^T.
 
-    ``layer.weight``: out x in. ``layer.gram``: in x in. Scores are float64, of the effective weight. The result has the
-    weight's dtype and a bool mask, out x in; with group "row" or "column" also a cut. ``ties="any"`` drops the lowest
-    index first. Raises InputError without inputs, when groups do not fit, or when an entry is not finite.
-    Source: [molchanov2019, ma2023].
+    ``layer.weight`` is out x in, ``layer.gram`` is in x in. Scores are float64, of the effective weight. The result has
+    the weight's dtype and a bool mask, out x in; with group "row" or "column" also a cut. ``ties="any"`` drops the
+    lowest index first. Source: [molchanov2019, ma2023].
+
+    Raises:
+        InputError: There are no inputs, groups do not fit, or an entry is not finite.
     """
     check(technique, layer)
     assert layer.gram is not None

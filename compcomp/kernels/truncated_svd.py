@@ -13,18 +13,21 @@ from compcomp.kernels.least_squares_distill import output_target
 from compcomp.layers.state import Factors, Format, LayerState
 
 SEEN = 1e-12
-"""The least share of the norm of |M| |S|, S S^T the Gram matrix, that counts as more than zero among singular values of
-M S: what adding up may leave of a zero is less."""
+"""The least share of the norm of |M| |S| (S S^T the Gram matrix) that counts as more than zero among the singular
+values of M S. Rounding errors of a sum that is zero are smaller.
+"""
 
 
 def kernel(technique: TruncatedSVD, layer: LayerState) -> LayerState:
-    """Keep the leading singular triples of the effective weight, or of what is lost so far.
+    """Keep the leading singular triples of the effective weight, or of the error so far.
 
-    ``layer.weight``, ``layer.reference``: out x in. ``layer.gram``: in x in, of the current inputs, where
-    ``metric="output"``. Computed in float64 on the CPU or by outputs, elsewhere in the weight's
-    dtype but at least float32. New factors (out x rank, rank x in) and weight have the weight's dtype; a rank
-    above min(out, in) pads the factors with zeros. Raises InputError when an entry is not finite, or without inputs.
-    Source: [eckart1936]; metric="output" [wang2025]; the residual form is LoRC [yao2023].
+    ``layer.weight`` and ``layer.reference`` are out x in. With ``metric="output"``, ``layer.gram`` is in x in, of the
+    current inputs. All is computed in float64 on the CPU or by outputs, elsewhere in the weight's dtype but at least
+    float32. New factors (out x rank, rank x in) and weight have the weight's dtype. A rank above min(out, in) pads the
+    factors with zeros. Source: [eckart1936]; metric="output" [wang2025]; the residual form is LoRC [yao2023].
+
+    Raises:
+        InputError: An entry is not finite, or inputs are needed and missing.
     """
     check(technique, layer)
     exact = layer.weight.device.type == "cpu" or technique.needs_inputs
@@ -45,18 +48,22 @@ def kernel(technique: TruncatedSVD, layer: LayerState) -> LayerState:
 
 
 def beside(first: Factors | None, more: Factors) -> Factors:
-    """The factors of both low-rank terms together."""
+    """Return the factors of both low-rank terms together."""
     if first is None:
         return more
     return Factors(torch.cat([first.left, more.left], dim=1), torch.cat([first.right, more.right], dim=0))
 
 
 def closest(matrix: Tensor, rank: int, gram: Tensor | None = None, tolerance: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Factors (out x rank, rank x in) of the closest matrix of that rank, in Frobenius norm.
+    """Return factors (out x rank, rank x in) of the closest matrix of that rank, in Frobenius norm.
 
-    ``gram``: in x in; then that of closest outputs, see :func:`compcomp.algebra.low_rank.best_rank`. ``tolerance``:
-    its eigenvalues below this share of the largest count as zero. Rows and columns of zeros are 0 in the product too,
-    where a decomposition leaves them at its rounding errors.
+    Rows and columns of zeros are 0 in the product too, although a decomposition leaves rounding errors there.
+
+    Args:
+        matrix: out x in.
+        rank: The rank of the product.
+        gram: in x in. If given, the distance is that of outputs, see :func:`compcomp.algebra.low_rank.best_rank`.
+        tolerance: The share of the Gram matrix's largest eigenvalue below which one counts as zero.
     """
     left, right = _triples(matrix, rank, gram, tolerance)
     return left * (matrix != 0).any(dim=1, keepdim=True), right * (matrix != 0).any(dim=0)

@@ -12,11 +12,12 @@ from compcomp.layers.state import LayerState
 def kernel(technique: Wanda, layer: LayerState) -> LayerState:
     """Set the weights of least |w_ij| |x_j|_2 in every group of an output row to zero.
 
-    ``layer.weight``: out x in. ``layer.gram``: in x in, its diagonal holds |x_j|_2^2. Scores are compared as
-    squares in float64, where those of 16-bit weights are exact, so that rounding makes no ties. The result
-    has the weight's dtype and a bool mask, out x in. ``ties="any"`` drops the lowest index first. Raises
-    InputError without inputs, when the pattern does not fit, or when an entry is not finite.
-    Source: [sun2024].
+    ``layer.weight`` is out x in. ``layer.gram`` is in x in; its diagonal holds |x_j|_2^2. Scores are compared as
+    squares in float64, which are exact for 16-bit weights, so that rounding makes no ties. The result has the weight's
+    dtype and a bool mask, out x in. ``ties="any"`` drops the lowest index first. Source: [sun2024].
+
+    Raises:
+        InputError: There are no inputs, the pattern does not fit, or an entry is not finite.
     """
     check(technique, layer)
     assert layer.gram is not None

@@ -1,1 +1,1 @@
-"""What can be said: techniques, sequences, layers, losses, claims, scopes, verdicts."""
+"""Define techniques, sequences, losses, claims, scopes and verdicts, with their text and JSON forms."""

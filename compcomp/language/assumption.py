@@ -1,4 +1,7 @@
-"""What a proof takes for granted, as data: code asks its kind and whether it restricts layers, people read its text."""
+"""Define the assumptions of proofs as data.
+
+Code reads the kind of an assumption, and whether it restricts layers. Its text is for people.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,15 @@ from compcomp.errors import InputError
 
 
 class Kind(StrEnum):
-    """What an assumption is of."""
+    """Name the kinds of assumptions."""
 
     EXACT = "exact arithmetic"
     CONTRACT = "contract"
-    """What a technique promises of every layer."""
+    """A property that a technique declares for every layer."""
     WITHOUT_LOSS = "without loss of generality"
     """A step of the proof: a symmetry that is proved."""
     BLOCKS = "independent blocks"
-    """A step of the proof: the layer is the union of blocks in which all happens."""
+    """A step of the proof: the layer is the union of blocks, and every step acts inside one."""
     INSIDE_BLOCK = "inside the block"
     DENSE_INPUTS = "dense inputs"
     SAME_BASIS = "same basis"
@@ -27,18 +30,18 @@ class Kind(StrEnum):
     """A condition of the claim."""
     WHOLE_MODEL = "whole model"
     OTHER = "other"
-    """Anything else: it counts as restricting, as nothing is known of it."""
+    """Anything else. It counts as restricting layers, as nothing is known about it."""
 
 
 OF_EVERY_LAYER = frozenset({Kind.EXACT, Kind.CONTRACT, Kind.WITHOUT_LOSS, Kind.BLOCKS})
-"""The kinds that restrict no layer. A kind that is added restricts, until it is named here."""
+"""The kinds that restrict no layer. A new kind restricts layers until it is added here."""
 
 SYMMETRIES = {
     "signs": "w >= 0 (sign symmetry, proved)",
     "scale": "the largest magnitude is 1 (homogeneity, proved)",
     "order": "sorted (permutation symmetry, proved; ties taken adversely)",
 }
-"""What may be assumed without loss of generality, by the reduction that proves it."""
+"""The assumptions without loss of generality, by the reduction that proves them."""
 
 TEXTS = {
     Kind.EXACT: "exact arithmetic (reals, not floats)",
@@ -50,24 +53,25 @@ TEXTS = {
     Kind.SAME_BASIS: "where this is used inside a longer sequence, nothing in that changes the basis of the inputs",
     Kind.WHOLE_MODEL: "{technique} acts on the whole model: {about}",
 }
-"""The texts of the kinds of which the data says it all."""
+"""The texts of the kinds whose text follows from the data alone."""
 _ONE_OF_A_KIND = (Kind.EXACT, Kind.INSIDE_BLOCK, Kind.DENSE_INPUTS, Kind.SAME_BASIS)
 
 
 @dataclass(frozen=True)
 class Assumption:
-    """One assumption of a proof. Two are equal where all but their texts are: the text is for people alone.
+    """Hold one assumption of a proof. Two assumptions are equal if all fields but their texts are.
 
     Args:
-        kind: what it is of.
+        kind: the kind of the assumption.
         text: one line, for people.
-        technique: the text of the technique whose contract it is, None where it is of no technique.
-        restricts: whether it may fail on some layers. A proof covers only layers on which it is known to hold.
-        about: what tells it from others of its kind and technique: the promise, the condition as a claim writes it,
-            the size of the blocks. Where there may be several and it is left out, the text that it is made with.
+        technique: the text of the technique that the assumption is about, or None.
+        restricts: True if it may fail on some layers. A proof covers only layers on which it is known to hold.
+        about: the detail that distinguishes it from others of its kind and technique: the contract, the condition as
+            a claim writes it, or the size of the blocks. If it is left out and the kind may occur several times, it is
+            the text.
 
     Raises:
-        InputError: a kind that is not known, or one that restricts layers said to restrict none.
+        InputError: the kind is not known, or it restricts layers although ``restricts`` is False.
     """
 
     kind: Kind
@@ -94,11 +98,11 @@ class Assumption:
         return self.text
 
     def __contains__(self, words: str) -> bool:
-        """Whether the text holds these words: for people's scripts, no decision is made on it."""
+        """Return True if the text contains these characters. It is for users' scripts: no decision depends on it."""
         return words in self.text
 
     def to_json(self) -> dict[str, Any]:
-        """All but the text, as plain data."""
+        """Return all fields but the text, as plain data."""
         return {
             "kind": str(self.kind),
             "technique": self.technique,
@@ -108,24 +112,40 @@ class Assumption:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], text: str) -> Assumption:
-        """The assumption that :meth:`to_json` wrote. Raises InputError or KeyError on anything else."""
+        """Return the assumption that :meth:`to_json` wrote.
+
+        Args:
+            data: the plain data.
+            text: the text of the assumption.
+
+        Raises:
+            InputError or KeyError: the data is anything else.
+        """
         return cls(data["kind"], text, data["technique"], data["restricts"], data["about"])
 
 
 def assumption(kind: Kind, technique: object = None, about: str = "") -> Assumption:
-    """An assumption of a kind whose text says no more than the technique, and what it is about."""
+    """Return an assumption whose text follows from its kind, its technique and its detail (:data:`TEXTS`)."""
     name = None if technique is None else str(technique)
     text = TEXTS[kind].format(technique=name, about=about)
     return Assumption(kind, text, name, kind not in OF_EVERY_LAYER, about)
 
 
 def contract(technique: object, does: str) -> Assumption:
-    """What a technique promises: that it ``does`` this on every layer."""
+    """Return the assumption that a technique satisfies a contract: it ``does`` this on every layer."""
     return assumption(Kind.CONTRACT, technique, does)
 
 
 def assumptions(given: object, where: str) -> tuple[Assumption, ...]:
-    """A tuple of assumptions as given. A text is one of which nothing is known: it restricts. Else InputError."""
+    """Return assumptions as a tuple. A text becomes an assumption of kind "other", which restricts layers.
+
+    Args:
+        given: a tuple or list of assumptions and texts.
+        where: the place that an error names.
+
+    Raises:
+        InputError: something else is given.
+    """
     if not isinstance(given, tuple | list):
         raise InputError(f"assumptions={given!r}"[:80], "a tuple of Assumption", where)
     if odd := [one for one in given if not isinstance(one, Assumption | str)]:

@@ -1,4 +1,4 @@
-"""What can be claimed of sequences, and where: all kinds of :mod:`compcomp.language.claims` in one import."""
+"""Import all kinds of claims from :mod:`compcomp.language.claims`, and the scopes on which they are made."""
 
 from compcomp.language.claims.claim import EACH_KIND as EACH_KIND
 from compcomp.language.claims.claim import KINDS as KINDS

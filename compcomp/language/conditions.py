@@ -1,6 +1,7 @@
-"""Named conditions under which a claim is made: each can be checked on a layer, and tells the prover what to assume.
+"""Define the named conditions of claims.
 
-A claim with conditions speaks only of the layers on which all of them hold, along the runs of its sequences.
+A claim with conditions speaks only of the layers on which all of them hold, along the runs of its sequences. Each
+condition can be checked on a layer, and names the facts that the prover may assume.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ Run = Sequence[LayerState]
 """The states of a layer from before the first technique to after the last."""
 
 FACTS = ("strict selections", "largest kept", "scale unchanged", "diagonal Gram", "equal norms")
-"""What a rule may take from a condition, see :attr:`Condition.assumes`."""
+"""The facts that a rule may take from a condition, see :attr:`Condition.assumes`."""
 
 INPUT_FACTS = ("diagonal Gram", "equal norms")
-"""Those of them that speak of the dense inputs."""
+"""The facts that speak of the dense inputs."""
 
 LARGEST_BOX = 4096
 
 
 class Conditioned(Protocol):
-    """A claim (:class:`compcomp.language.claim.Claim`), as far as conditions look at it."""
+    """Define the part of a claim (:class:`compcomp.language.claim.Claim`) that conditions depend on."""
 
     @property
     def sequences(self) -> tuple[Steps, ...]: ...
@@ -49,7 +50,7 @@ class Conditioned(Protocol):
 
 @dataclass(frozen=True)
 class Moment:
-    """One step in a run: the states around it as it sees them, and the steps of its sequence that come later."""
+    """Hold one step of a run, the states before and after it as it sees them, and the later steps of its sequence."""
 
     step: Step
     before: LayerState
@@ -58,7 +59,13 @@ class Moment:
 
 
 def moments(claim: Conditioned, run: Run, number: int) -> list[Moment]:
-    """The steps of the claim's ``number``-th sequence along a run of it; other techniques are passed over."""
+    """Return the steps of a sequence of the claim along a run of it. Techniques without steps are skipped.
+
+    Args:
+        claim: the claim.
+        run: the states along the sequence.
+        number: the position of the sequence among the claim's sequences, from 0.
+    """
     techniques = claim.sequences[number].techniques
     steps = [technique.steps() for technique in techniques]
     found = []
@@ -71,12 +78,17 @@ def moments(claim: Conditioned, run: Run, number: int) -> list[Moment]:
 
 @dataclass(frozen=True)
 class Condition:
-    """One named condition. A subclass states it in its docstring, for the runs of all sequences of a claim.
+    """State one named condition. A subclass states it in its docstring, for the runs of all sequences of a claim.
 
-    name: its text form. needs_inputs: it speaks of the calibration inputs. local: where it holds for a layer
-    it holds for every union of rows or blocks in which all steps of a claim act, and also for the layer with
-    signs flipped, scaled by t > 0 or permuted, wherever such a change is proved to leave scores, contexts and
-    values as they were up to that change. assumes: what a rule may take from it (:data:`FACTS`).
+    Class attributes:
+
+    - name: its text form.
+    - needs_inputs: True if it speaks of the calibration inputs.
+    - local: if True, two laws hold. If the condition holds for a layer, it holds for every union of rows or blocks in
+      which all steps of a claim act. It also holds for the layer with signs flipped, scaled by t > 0 or permuted,
+      wherever such a change is proved to leave scores, contexts and values as they were up to that change.
+    - assumes: the facts that a rule may take from it (:data:`FACTS`).
+    - says: the condition as a phrase, for verdicts.
     """
 
     name: ClassVar[str] = ""
@@ -86,18 +98,21 @@ class Condition:
     says: ClassVar[str] = ""
 
     def holds(self, claim: Conditioned, runs: Sequence[Run], tolerance: float = 0) -> Term:
-        """Whether it holds along these runs, as a truth-valued term of their reading.
+        """Return a term that is true if the condition holds along these runs.
 
-        ``tolerance``: relative slack for floats. Equalities may miss by it, strict inequalities must clear it.
+        Args:
+            claim: the claim that it belongs to.
+            runs: the run of each sequence of the claim.
+            tolerance: relative slack for floats. Equalities may miss by it, strict inequalities must hold by more.
         """
         raise NotImplementedError
 
     def concerns(self, claim: Conditioned) -> bool:
-        """Whether it says anything about this claim."""
+        """Return True if the condition is relevant to this claim."""
         return True
 
     def implies(self, other: Condition) -> bool:
-        """Whether every layer on which this one holds, along any runs, is known to meet the other."""
+        """Return True if it is known that the other condition holds wherever this one does, along any runs."""
         return self == other
 
     def __str__(self) -> str:
@@ -105,22 +120,24 @@ class Condition:
         return f"{self.name}({', '.join(given)})" if given else self.name
 
     def describe(self) -> str:
-        """One line for the assumptions of a verdict."""
+        """Return one line for the assumptions of a verdict."""
         return f"given {self.name}: {self.says}"
 
     @property
     def assumption(self) -> Assumption:
-        """That it holds, among the assumptions of a proof."""
+        """The assumption of a proof that the condition holds."""
         return Assumption(Kind.CONDITION, self.describe(), about=str(self))
 
 
 @dataclass(frozen=True)
 class NoTies(Condition):
-    """``no_ties``: in every selection of every sequence, in each of its groups, of which it drops k of n weights,
-    the k-th smallest score is strictly less than the one after it (nothing is said where k = 0).
+    """State ``no_ties``: no selection of any sequence has a tie at its threshold.
 
-    So "first", "all" and "any" ties drop the same k weights, and every weight dropped scores strictly less than
-    every weight kept.
+    Formally: in every selection of every sequence and in each of its groups, of which it drops k of n weights, the
+    k-th smallest score is strictly less than the next one. If k = 0, the condition says nothing.
+
+    It follows that "first", "all" and "any" ties drop the same k weights, and that every weight dropped scores strictly
+    less than every weight kept.
     """
 
     name: ClassVar[str] = "no_ties"
@@ -142,11 +159,14 @@ class NoTies(Condition):
 
 @dataclass(frozen=True)
 class LargestKept(Condition):
-    """``largest_kept``: for every selection and every later map of the same sequence that is scaled by a largest
-    measure (a ScaledMap), in each group of the map, the largest measure is the same before and after the selection, or
-    is 0 after it (the group is emptied).
+    """State ``largest_kept``: selections keep the largest measure of each group of later maps, or empty the group.
 
-    So the map's scale is the one that the selection found, or all values of the group are 0 for any scale.
+    Formally: take any selection and any later map of the same sequence that is scaled by a largest measure (a
+    ScaledMap). In each group of the map, the largest measure is the same before and after the selection, or it is 0
+    after the selection (the group is emptied).
+
+    It follows that the map's scale is the one before the selection, or that all values of the group are 0 for any
+    scale.
     """
 
     name: ClassVar[str] = "largest_kept"
@@ -175,8 +195,10 @@ class LargestKept(Condition):
 
 @dataclass(frozen=True)
 class ScaleUnchanged(Condition):
-    """``scale_unchanged``: at every map of every sequence, in each of its groups, what its weights share (the largest
-    measure, or the bounds) is that of the dense group."""
+    """State ``scale_unchanged``: every map of every sequence finds the scale of the dense group, in each group.
+
+    The scale is the value that the weights of a group share: the largest measure, or the bounds.
+    """
 
     name: ClassVar[str] = "scale_unchanged"
     assumes: ClassVar[frozenset[str]] = frozenset({"scale unchanged"})
@@ -198,10 +220,10 @@ class ScaleUnchanged(Condition):
 
 @dataclass(frozen=True)
 class DiagonalGram(Condition):
-    """``diagonal_gram``: for the dense inputs X (in x tokens), X X^T is diagonal.
+    """State ``diagonal_gram``: for the dense inputs X (in x tokens), X X^T is diagonal.
 
-    So, while no technique changes the inputs, the output loss is the sum over weights of h_j (w_ij - w'_ij)^2,
-    where h_j = (X X^T)_jj.
+    It follows that, if no technique changes the inputs, the output loss is the sum over weights of
+    h_j (w_ij - w'_ij)^2, where h_j = (X X^T)_jj.
     """
 
     name: ClassVar[str] = "diagonal_gram"
@@ -220,7 +242,7 @@ class DiagonalGram(Condition):
 
 @dataclass(frozen=True)
 class OrthogonalInputs(Condition):
-    """``orthogonal_inputs``: for the dense inputs X (in x tokens), X X^T = c I for some c > 0."""
+    """State ``orthogonal_inputs``: for the dense inputs X (in x tokens), X X^T = c I for some c > 0."""
 
     name: ClassVar[str] = "orthogonal_inputs"
     needs_inputs: ClassVar[bool] = True
@@ -241,9 +263,15 @@ class OrthogonalInputs(Condition):
 
 @dataclass(frozen=True)
 class Box(Condition):
-    """``box(radius=r, around=W0)``: the dense weight W has the shape of W0 and |W - W0| <= r in every entry.
+    """State ``box(radius=r, around=W0)``: the dense weight W has the shape of W0, and |W - W0| <= r in every entry.
 
-    radius: r >= 0, an exact number. around: W0 as rows of exact numbers (out x in).
+    Args:
+        radius: r >= 0, an exact number.
+        around: W0 as rows of exact numbers (out x in).
+
+    Raises:
+        InputError: the radius is negative, the rows differ in length, or there are more than :data:`LARGEST_BOX`
+            numbers.
     """
 
     radius: Fraction
@@ -263,7 +291,7 @@ class Box(Condition):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the layers the condition allows: out, in."""
+        """The shape (out, in) of the layers that the condition allows."""
         return len(self.around), len(self.around[0])
 
     @property
@@ -272,11 +300,11 @@ class Box(Condition):
         return max(self.radius, *(abs(x) for row in self.around for x in row))
 
     def scaled(self, factor: Fraction) -> Box:
-        """The box of the layers of this one, times a factor > 0."""
+        """Return the box that contains the layers of this box times a factor > 0."""
         return Box(self.radius * factor, tuple(tuple(x * factor for x in row) for row in self.around))
 
     def implies(self, other: Condition) -> bool:
-        """The other is the same, or a box that has all of this one inside."""
+        """Return True if the other condition is a box that contains this one."""
         if not isinstance(other, Box) or other.shape != self.shape:
             return False
         pairs = (
@@ -311,7 +339,7 @@ Given = Condition | str | Iterable["Condition | str"]
 
 
 def follow(weaker: Iterable[Condition], stronger: Iterable[Condition]) -> bool:
-    """Whether each condition of the one set follows from a condition of the other."""
+    """Return True if each of the ``weaker`` conditions follows from one of the ``stronger``."""
     known = tuple(stronger)
     return all(any(s.implies(w) for s in known) for w in weaker)
 
@@ -320,7 +348,11 @@ def follow(weaker: Iterable[Condition], stronger: Iterable[Condition]) -> bool:
 
 
 def conditions(given: Given) -> tuple[Condition, ...]:
-    """Conditions from their objects or their text form, each once; InputError for anything else."""
+    """Return the conditions given as objects or as text, each once.
+
+    Raises:
+        InputError: something else is given.
+    """
     if isinstance(given, str):
         return _parsed(given)
     if isinstance(given, Condition):
@@ -363,7 +395,7 @@ def _condition(node: ast.expr, wrong: InputError) -> Condition:
 
 
 def _constant(node: ast.expr, wrong: InputError) -> Any:
-    """A number, its negative, a quotient of two whole numbers, or a tuple or list of such."""
+    """Return the value of a number, its negative, a quotient of two integers, or a tuple or list of such."""
     if isinstance(node, ast.Tuple | ast.List):
         return tuple(_constant(item, wrong) for item in node.elts)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
@@ -400,7 +432,7 @@ def _rows(given: Any) -> tuple[tuple[Fraction, ...], ...]:
 
 
 def check(claim: Conditioned) -> None:
-    """Raise InputError when a claim's conditions cannot be read off its runs."""
+    """Raise InputError if a claim's conditions cannot be checked on its runs."""
     for sequence in claim.sequences:
         for technique in sequence:
             if len(technique.steps()) > 1:
@@ -467,7 +499,7 @@ def _z3(value: Fraction) -> Term:
 
 
 def _parted(scores: list[Term], count: int, tolerance: float) -> Term:
-    """Whether the ``count`` smallest scores are strictly less than all others."""
+    """Return a term that is true if the ``count`` smallest scores are strictly less than all others."""
     n, kind = len(scores), reading(*scores)
     if count == 0 or count >= n:
         return True
@@ -491,4 +523,4 @@ def _parted(scores: list[Term], count: int, tolerance: float) -> Term:
 
 
 TEMPLATES: tuple[Condition, ...] = (NoTies(), LargestKept(), ScaleUnchanged(), DiagonalGram(), OrthogonalInputs())
-"""The conditions to try for a claim that is not proved, those that ask less first."""
+"""The conditions to try for a claim that is not proved, weaker ones first."""

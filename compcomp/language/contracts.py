@@ -1,4 +1,7 @@
-"""Contracts: what a technique promises for every layer. Proofs rest on them, so a false one is a wrong theorem."""
+"""Define contracts, the properties that a technique declares for every layer.
+
+Proofs depend on contracts, so a false contract leads to a false theorem.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,27 @@ from compcomp.errors import InputError
 from compcomp.language.steps import Optimum
 
 NO_OP = ("always", "on a grid", "plain", "plain dense")
-"""When a technique may change nothing. "on a grid": the format records a grid. "plain": the format records no mask,
-pattern, grid, rank or cut (it may record a low-rank term and a transform). "plain dense": the format is plain, the
-effective weight equals the reference, and the inputs are the dense ones."""
+"""Circumstances in which a technique may be a no-op.
+
+- "always": every state.
+- "on a grid": the format records a grid.
+- "plain": the format records no mask, pattern, grid, rank or cut. It may record a low-rank term and a transform.
+- "plain dense": the format is plain, the effective weight equals the reference, and the inputs are the dense ones.
+"""
 
 HINTS = frozenset({"landmarks", "trivial_side"})
-"""What :class:`Declared` held once and is now said by ``Technique.hints()``."""
+"""Former fields of :class:`Declared`, which ``Technique.hints()`` now returns."""
 
 
 @dataclass(frozen=True)
 class Contract:
-    """What is known about a field of :class:`Declared`.
+    """Describe a field of :class:`Declared`.
 
-    law: what holds for every layer and every choice if it is declared, in one line.
-    rules: the rules that rely on it, by the names of their modules, each with a page of its own in docs/proofs/.
-    weaker: declaring it promises less.
+    Args:
+        name: the name of the field.
+        law: the statement, in one line, that holds for every layer and every free choice if the field is declared.
+        rules: the rules that use the contract, by the names of their modules. docs/proofs/ has a page for each.
+        weaker: True if declaring the field promises less than leaving it out.
     """
 
     name: str
@@ -39,35 +48,45 @@ def _law(law: str, *rules: str, weaker: bool = False) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Declared:
-    """The contracts of a technique, for every layer and every choice. Each is tested by ``check_encoding``.
+    """Declare the contracts of a technique, for every layer and every free choice.
 
-    :func:`contracts` gives the law of each field and the rules that rely on it. What hints at where to search is in
-    :class:`compcomp.language.hints.Hints` instead.
+    ``check_encoding`` tests each of them. :func:`contracts` gives the law of each field and the rules that use it; the
+    list below adds details to these laws. Hints for the search are in :class:`compcomp.language.hints.Hints` instead.
 
-    Three contracts need no field, and every technique makes them. What it sets up holds after it ("fits"): weights that
-    its mask drops are zero, a pattern is one of its mask, its mask drops what it removes, and in removed rows and
-    columns the low-rank term is zero too; the weights have the recorded rank and lie on the recorded grid (if the grid
-    does not contain 0, only unpruned weights must lie on it). Its steps, where it has any, are all that it does. It
-    maps equal states to equal states, where of a low-rank term only the product counts (but see `sees_factors`).
+    Three contracts need no field, because every technique makes them.
 
-    keeps: out of :data:`compcomp.layers.state.INVARIANTS` and "factors". "mask", for any weights: the mask after it
-        drops all that the mask before it drops. "grid", if the grid does not contain 0: of the unpruned weights.
-        "factors": the low-rank term is what it was, none where there was none.
-    restores: "mask": every weight that the mask before it drops is zero, and the mask after it drops it as well.
-    never_increases: names of losses, of the layer in the basis that is there.
-    rests: an equal state is the same weight, mask, grid and inputs, and a low-rank term of the same product.
-    changes_inputs: weight, reference and format stay as they are. A technique that does not declare it leaves the
-        inputs alone.
-    homogeneous: the layer is its weight and its reference.
-    zeros: whatever the format says of them. "weights": a weight that is zero is zero after it. "rows": where a row of
-        the weight and that of the low-rank term are zero, both are after it. "columns": the same of columns.
-    changes_basis: weight and format change with the transform, and a plain format (:data:`NO_OP`) stays plain. A
-        technique that does not declare it leaves the transform alone, and is shown the layer in the basis that is
-        there.
-    input_bits: one of the multiples is 0, and the inputs are those in the basis that is there. None: not known.
-    optimum: the weights that it admits for the weight that the technique finds.
-    no_op: out of :data:`NO_OP`. An equal state, with the same factors, whatever is left free; so for the next two.
-    idempotent: of a technique for the whole model, on every layer of a model.
+    1. The format that it sets up holds after it ("fits"). Weights that its mask drops are zero. A recorded pattern is a
+       pattern of its mask. Its mask drops the rows and columns that its cut removes, and the low-rank term is zero
+       there too. The weights have the recorded rank and lie on the recorded grid. If the grid does not contain 0, only
+       unpruned weights must lie on it.
+    2. If it has steps, it does nothing besides them.
+    3. It maps equal states to equal states. Low-rank terms count as equal if their products are (but see
+       `sees_factors`).
+
+    Args:
+        keeps: names from :data:`compcomp.layers.state.INVARIANTS`, and "factors". For "mask" the weights do not matter:
+            The mask after it drops every weight that the mask before it drops. For "grid", if the grid does not
+            contain 0, only the unpruned weights count. For "factors" the low-rank term does not change; if there was
+            none, there is none.
+        restores: "mask": every weight that the mask before it drops is zero after it, and the mask after it drops that
+            weight too.
+        never_increases: names of losses, of the layer in its current basis.
+        rests: it is a no-op on the dense layer. The state after it has the same weight, mask, grid and inputs, and a
+            low-rank term with the same product.
+        changes_inputs: weight, reference and format do not change. A technique that does not declare it does not change
+            the inputs.
+        homogeneous: the layer here is its weight and its reference.
+        zeros: it holds whatever the format records of these zeros. For "weights", a weight that is zero is zero after
+            it. For "rows", if a row of the weight and the same row of the low-rank term are zero, both are zero after
+            it. For "columns", the same holds for columns.
+        changes_basis: weight and format change with the transform, and a plain format (:data:`NO_OP`) stays plain. A
+            technique that does not declare it does not change the transform, and receives the layer in its current
+            basis.
+        input_bits: one of the multiples is 0, and the inputs are those in the current basis. None: not known.
+        optimum: the weights that it admits, given the weight that the technique is applied to.
+        no_op: names from :data:`NO_OP`. The state after it is equal, with the same factors, for every free choice. The
+            same holds for the next two fields.
+        idempotent: for a technique that acts on the whole model, it holds on every layer of a model.
     """
 
     keeps: frozenset[str] = field(
@@ -98,7 +117,7 @@ class Declared:
     )
     leaves_weight: bool = field(
         default=False,
-        metadata=_law("adds a low-rank term beside the weight, and changes nothing else", "no_op", "normal"),
+        metadata=_law("adds to the low-rank branch, and changes nothing else", "no_op", "normal"),
     )
     changes_inputs: bool = field(
         default=False,
@@ -176,7 +195,7 @@ class Declared:
 
 
 def contracts() -> Mapping[str, Contract]:
-    """The contracts that a technique can declare, by name."""
+    """Return the contracts that a technique can declare, by name."""
     return {found.name: _read(found) for found in fields(Declared)}
 
 

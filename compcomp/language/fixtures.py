@@ -1,4 +1,7 @@
-"""Fixtures: parameters and layers on which a technique is tested and shown. No verdict depends on them."""
+"""Define fixtures, the parameters and layers on which a technique is tested and shown.
+
+No verdict depends on them.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,23 @@ FORMER = {
     "exact_scores": "exact_scores",
     "rational": "exact_layer",
 }
-"""What classes of techniques held before there were :class:`Fixtures`, and the fields that hold it now."""
+"""Former attributes of technique classes, and the fields of :class:`Fixtures` that replace them."""
 
 
 @dataclass(frozen=True)
 class Fixtures:
-    """What tests, tables and the catalogue try a technique on.
+    """Hold what tests, tables and the catalogue try a technique on.
 
-    values: by the name of a parameter, values to try, where :data:`compcomp.language.samples.VALUES` has none for the
-        name, or not the right ones.
-    representatives: parameters of the techniques that tables show, where the automatic choice is not the right one.
-    shapes: more shapes (out, in) to test on.
-    exact_scores: it compares only sums and products of the layer's numbers, which floats hold exactly for small
-        integers. The conformance test then compares encoding and kernel at ties of such layers as well.
-    exact_layer: ``exact_layer(technique, layer, numbers)`` gives an exact layer like this one for which roots that the
-        technique takes are rational. ``numbers``: one for each column, all > 0.
+    Args:
+        values: values to try, by the name of the parameter, if those of :data:`compcomp.language.samples.VALUES` are
+            missing or do not suit the technique.
+        representatives: parameters of the techniques that tables show, if the automatic choice does not suit.
+        shapes: more shapes (out, in) to test on.
+        exact_scores: True if the technique compares only sums and products of the layer's numbers. Floats hold these
+            exactly for small integers, so the conformance test also compares encoding and kernel at ties of such
+            layers.
+        exact_layer: ``exact_layer(technique, layer, numbers)`` returns an exact layer similar to this one for which
+            the roots that the technique takes are rational. ``numbers`` has one number > 0 for each column.
     """
 
     values: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -42,7 +47,10 @@ class Fixtures:
 
 
 def fixtures_of(kind: Any) -> Fixtures:
-    """Return the fixtures of a class, and move into them what it holds under former names. Parameters stay."""
+    """Return the fixtures of a class, with its attributes of former names moved into them.
+
+    A parameter of such a name stays where it is.
+    """
     found = {new: old for old, new in FORMER.items() if old in vars(kind) and not _is_parameter(kind, old)}
     fixtures: Fixtures = replace(kind.fixtures, **{new: vars(kind)[old] for new, old in found.items()})
     for old in found.values():

@@ -1,4 +1,7 @@
-"""Hints: where the search for counterexamples looks first. No verdict depends on them: a wrong one costs time."""
+"""Define hints, the values from which the search for counterexamples starts.
+
+No verdict depends on them: a wrong hint costs time only.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Hints:
-    """What makes counterexamples to claims about a technique easier to find.
+    """Hold values that make counterexamples to claims about a technique easier to find.
 
-    landmarks: largest magnitudes for which rounding midpoints fall on integers.
-    trivial_side: layers with no more rows or columns than this lose nothing.
+    Args:
+        landmarks: largest magnitudes for which rounding midpoints fall on integers.
+        trivial_side: layers with at most this many rows or columns have loss zero.
     """
 
     landmarks: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""What a sequence loses: the distance of a compressed layer from the dense one."""
+"""Define losses, the distances of a compressed layer from the dense layer."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ from compcomp.terms import Abs, Sum, Term
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss of one layer, as a term.
+    """Define a loss of one layer, as a term.
 
-    ``degree``: scaling reference and weight by t > 0 scales it by t ** degree. ``element``: the part of one
-    weight, from its reference and its effective value, where the loss is the sum of such parts; None where
-    weights interact. ``needs_inputs``: it depends on the calibration inputs. ``weighted``: the part of one
-    weight where weights interact only through a Gram matrix, that is diagonal, and no technique changes the
-    inputs: from the weight's reference, its value and the squared norm of its input feature. ``distance``: each part
-    is one convex function of |reference - value|, which grows from 0. ``any_basis``: it is the same in every basis of
-    the inputs: of the layer as a technique sees it, and of the layer as it is.
+    Args:
+        name: the name in text.
+        formula: the formula, for people.
+        degree: scaling reference and weight by t > 0 scales the loss by t ** degree.
+        element: the part of one weight, from its reference and its effective value, if the loss is the sum of such
+            parts. None if weights interact.
+        needs_inputs: True if the loss depends on the calibration inputs.
+        weighted: the part of one weight, from its reference, its value and the squared norm of its input feature. It
+            is for losses in which weights interact only through a Gram matrix, and holds if that matrix is diagonal and
+            no technique changes the inputs.
+        distance: True if each part is one convex function of |reference - value|, which grows from 0.
+        any_basis: True if the loss is the same in every basis of the inputs: for the layer as a technique sees it, and
+            for the layer as it is.
     """
 
     name: str
@@ -34,9 +40,13 @@ class Loss:
     any_basis: bool = False
 
     def part(self, *, diagonal: bool) -> Callable[[Term, Term, Term], Term] | None:
-        """The loss of one weight from reference, value and squared norm of its input feature; None when there is none.
+        """Return the loss of one weight as a function of reference, value and squared norm of its input feature.
 
-        ``diagonal``: whether the Gram matrix is diagonal, all along, as no technique changes the inputs.
+        Args:
+            diagonal: True if the Gram matrix is diagonal in all states, because no technique changes the inputs.
+
+        Returns:
+            The function, or None if the loss is not a sum over weights.
         """
         element = self.element
         if element is not None:
@@ -44,7 +54,7 @@ class Loss:
         return self.weighted if diagonal else None
 
     def of(self, layer: LayerState) -> Term:
-        """The loss of this state, exact for exact terms. A number: smaller is better."""
+        """Return the loss of this state as one term, exact for exact terms. Smaller is better."""
         effective = layer.effective()
         if self.element is not None:
             return Sum(map(self.element, layer.reference.ravel(), effective.ravel()))
@@ -58,7 +68,7 @@ class Loss:
 
 
 def _power(exponent: int) -> Callable[[Term, Term], Term]:
-    """|reference - value| ** exponent, without the root that would not change any order."""
+    """Return the function |reference - value| ** exponent. The root is left out, as it does not change any order."""
 
     def part(reference: Term, value: Term) -> Term:
         distance = reference - value
@@ -88,7 +98,7 @@ LOSSES = {
 
 
 def loss_named(name: object) -> Loss:
-    """The loss of this name; InputError when there is none."""
+    """Return the loss of this name; raise InputError if there is none."""
     if not isinstance(name, str) or name not in LOSSES:
         raise InputError(f"loss {name!r}"[:80], ", ".join(LOSSES), "loss")
     return LOSSES[name]

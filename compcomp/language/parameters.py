@@ -1,4 +1,7 @@
-"""Checks of the parameters techniques share. Each raises InputError with what was given and what is allowed."""
+"""Check the parameters that techniques share.
+
+Each check raises InputError with the value that was given and the values that are allowed.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,18 @@ from compcomp.layers.partition import Partition
 
 
 def shown(given: Any) -> str:
-    """What was given, in at most 60 characters."""
+    """Return a value as text of at most 60 characters."""
     try:
         return repr(given)[:60]
-    except ValueError:  # Python does not print whole numbers of thousands of digits
+    except ValueError:  # Python does not print integers of thousands of digits
         return "a huge number"
 
 
 class Unknown:
-    """A parameter that may have any of its values. A claim with one holds only if it holds for every value.
+    """Represent a parameter that may have any of its values.
 
-    There is one, ``Any``. In a claim all ``sparsity=Any`` stand for one sparsity, all ``bits=Any`` for one bit
-    width.
+    A claim with such a parameter holds only if it holds for every value. There is one instance, ``Any``. In a claim all
+    ``sparsity=Any`` stand for the same sparsity, and all ``bits=Any`` for the same bit width.
     """
 
     def __repr__(self) -> str:
@@ -38,20 +41,20 @@ class Unknown:
 
 
 ANY = Unknown()
-"""Written ``Any`` in text; in Python also ``typing.Any``."""
+"""The open parameter, written ``Any`` in text. In Python ``typing.Any`` is accepted too."""
 
 
 def is_unknown(given: object) -> bool:
-    """Whether a parameter is given as Any."""
+    """Return True if a parameter is given as Any."""
     return given is ANY or given is Any
 
 
 # ------------------------------------------------------------------------------------------------ types
 
 Number: TypeAlias = int | float | str | Fraction | Decimal | np.integer[Any] | np.floating[Any]
-"""How an exact number may be given: see :func:`number`."""
+"""The types in which an exact number may be given, see :func:`number`."""
 AnyValue: TypeAlias = Unknown | type[Any]
-"""How Any may be given: ``compcomp.ANY``, or ``typing.Any``."""
+"""The types in which Any may be given: ``compcomp.ANY`` or ``typing.Any``."""
 
 Read = TypeVar("Read", covariant=True)
 Given = TypeVar("Given", contravariant=True)
@@ -59,10 +62,10 @@ Kind = TypeVar("Kind")
 
 
 class Parameter(Generic[Read, Given]):
-    """The type of a parameter that is given as one thing and reads as another, as its class checks and converts it.
+    """Type a parameter that is given in one type and read in another, because its class checks and converts it.
 
-    For type checkers alone, in classes that :func:`parametrized` decorates: while a program runs it is an attribute
-    like any other.
+    It is for type checkers only, in classes that :func:`parametrized` decorates. At run time the parameter is an
+    ordinary attribute.
     """
 
     def __get__(self, technique: object, kind: object) -> Read:
@@ -77,37 +80,52 @@ Exact: TypeAlias = Parameter[Fraction, Number]
 ExactOrAny: TypeAlias = Parameter[Fraction | Unknown, Number | AnyValue]
 """An exact number, or Any in claims."""
 BitsOrAny: TypeAlias = Parameter[int | Unknown, int | AnyValue]
-"""A whole number, or Any in claims."""
+"""An integer, or Any in claims."""
 
 
 def default(value: object) -> Any:
-    """Return the value: the default of a parameter whose type is a :class:`Parameter`."""
+    """Return the value, as the default of a parameter whose type is a :class:`Parameter`."""
     return value
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def parametrized(kind: type[Kind]) -> type[Kind]:
-    """Make a frozen dataclass, of which type checkers know how a :class:`Parameter` may be given."""
+    """Make a class a frozen dataclass whose :class:`Parameter` fields are known to type checkers."""
     return dataclass(frozen=True)(kind)
 
 
 # ------------------------------------------------------------------------------------------------ checks
 
 LARGEST = 10**9
-"""Magnitude that a number may have: text says it of every number but those of a quotient."""
+"""The largest magnitude of a number. In text it applies to every number except the parts of a quotient."""
 LONGEST = 100
-"""Characters that an exact number may take to write."""
+"""The number of characters that an exact number may have as text."""
 SIMPLE = {2: 16, 4: 1000, 8: 10_000}
-"""By the bytes of a float, the largest denominator of what it may stand for: it is near one such fraction at most."""
+"""The largest denominator of the fraction that a float may represent, by the size of the float in bytes.
+
+A float is near at most one such fraction.
+"""
 NEAR = Fraction(1, 2**50)
-"""How far a float may lie from the fraction that it stands for, after a sum or difference or two: 1 - 0.9 is 1/10."""
+"""The largest distance of a float from the fraction that it represents.
+
+It allows for the rounding of one or two sums or differences, so that 1 - 0.9 is 1/10.
+"""
 
 
 def number(given: Any, where: str, allowed: str) -> Fraction:
-    """An exact number, of which the text is one again: an int, a Fraction, a Decimal, a text such as "1/2", a float.
+    """Return a number as an exact Fraction, whose text gives the same number again.
 
-    A float stands for the fraction with a denominator of up to 10 000 of which it is the float, or is within 2^-50
-    (2/3, 1 - 0.9); where there is none, for its decimal digits. Numbers of numpy are read alike.
+    A float represents a fraction with a denominator of up to 10 000, if it is the float of that fraction or within
+    2^-50 of it (2/3, 1 - 0.9). If there is no such fraction, it represents the number with its decimal digits. numpy
+    numbers are read in the same way.
+
+    Args:
+        given: an int, a Fraction, a Decimal, a text such as "1/2", or a float.
+        where: the parameter that an error names.
+        allowed: the allowed values that an error names.
+
+    Raises:
+        InputError: it is no number, or too large or too long.
     """
     try:
         if isinstance(given, np.floating | float):
@@ -122,7 +140,10 @@ def number(given: Any, where: str, allowed: str) -> Fraction:
 
 
 def digits(given: Any, where: str, allowed: str) -> Fraction:
-    """The same, of a float the number that its decimal digits are: for weights that are data."""
+    """Return a number as an exact Fraction, and a float as the number with its decimal digits.
+
+    It is for weights that are data. Arguments and errors are those of :func:`number`.
+    """
     try:
         if not isinstance(given, int | float | str | Fraction) or isinstance(given, bool):
             raise ValueError
@@ -145,7 +166,7 @@ def _short(value: Fraction) -> Fraction:
 
 
 def _meant(given: Any) -> Fraction:
-    """The fraction that a float stands for."""
+    """Return the fraction that a float represents."""
     exact, size = Fraction(float(given)), given.nbytes if isinstance(given, np.floating) else 8
     simple = exact.limit_denominator(SIMPLE.get(size, SIMPLE[8]))
     near = size >= 8 and abs(exact) < 16 and abs(exact - simple) <= NEAR and abs(exact - simple) * 10**12 <= abs(exact)
@@ -155,7 +176,7 @@ def _meant(given: Any) -> Fraction:
 
 
 def sparsity(given: Any, where: str) -> Fraction | Unknown:
-    """A share of weights to drop: 0 <= s < 1, or Any."""
+    """Return a share of weights to drop: a number 0 <= s < 1, or Any."""
     if is_unknown(given):
         return ANY
     allowed = "a number in [0, 1) such as 1/2 or 0.5"
@@ -166,7 +187,7 @@ def sparsity(given: Any, where: str) -> Fraction | Unknown:
 
 
 def share(given: Any, where: str) -> Fraction:
-    """A share of weights, rows or columns to drop: a number 0 <= s < 1, not Any."""
+    """Return a share of weights, rows or columns to drop: a number 0 <= s < 1, not Any."""
     value = sparsity(given, where)
     if isinstance(value, Unknown):
         raise InputError("Any", "a number in [0, 1) such as 1/2 or 0.5", where)
@@ -174,7 +195,10 @@ def share(given: Any, where: str) -> Fraction:
 
 
 def step_length(given: Any, where: str) -> Fraction:
-    """A step of gradient descent as a multiple of one that is sure not to increase the loss: between 0 and 2."""
+    """Return the step of gradient descent, between 0 and 2.
+
+    Its unit is a step that is certain not to increase the loss.
+    """
     allowed = "a number between 0 and 2 such as 1 or 1/2"
     value = number(given, where, allowed)
     if not 0 < value < 2:
@@ -183,19 +207,19 @@ def step_length(given: Any, where: str) -> Fraction:
 
 
 def whole(given: Any, low: int, high: int, where: str) -> int:
-    """A whole number in a range."""
+    """Return an integer from ``low`` to ``high``."""
     if type(given) is not int or not low <= given <= high:
         raise InputError(shown(given), f"a whole number from {low} to {high}", where)
     return given
 
 
 def bit_width(given: Any, where: str) -> int | Unknown:
-    """How many bits a grid has: 2 to 16, or Any."""
+    """Return the number of bits of a grid: 2 to 16, or Any."""
     return ANY if is_unknown(given) else whole(given, 2, 16, where)
 
 
 def one_of(given: Any, allowed: Sequence[str], where: str) -> str:
-    """One of the listed words."""
+    """Return the text that is given, if it is among the allowed ones."""
     if given not in allowed:
         raise InputError(shown(given), ", ".join(map(repr, allowed)), where)
     return str(given)
@@ -205,7 +229,16 @@ SCALES_PER = ("tensor", "channel")
 
 
 def grid_partition(group: Any, per: Any, where: str) -> Partition:
-    """The weights that share a scale: ``group`` consecutive ones of a row or, without a group, tensor or output row."""
+    """Return the partition into weights that share a scale.
+
+    Args:
+        group: the number of consecutive weights of a row, or None for groups that ``per`` determines.
+        per: "tensor" for the whole tensor, "channel" for each output row.
+        where: the technique that an error names.
+
+    Raises:
+        InputError: a value is not allowed, or both are given.
+    """
     one_of(per, SCALES_PER, f"{where}.per")
     if group is None:
         return Partition.tensor() if per == "tensor" else Partition.rows()
@@ -216,7 +249,17 @@ def grid_partition(group: Any, per: Any, where: str) -> Partition:
 
 
 def selection_partition(pattern: Any, per: str, share: Fraction | Unknown, where: str) -> Partition:
-    """The groups of an unstructured or N:M selection; N:M keeps N of every M consecutive weights of a row."""
+    """Return the partition of an unstructured or N:M selection.
+
+    Args:
+        pattern: "unstructured", or N:M such as "2:4", which keeps N of every M consecutive weights of a row.
+        per: "row" or "tensor", the groups of an unstructured selection.
+        share: the share of weights to drop, which an N:M pattern determines.
+        where: the technique that an error names.
+
+    Raises:
+        InputError: the pattern is not known, or contradicts the share.
+    """
     allowed = "'unstructured' or 'n:m' with 0 < n <= m <= 256, such as '2:4'"
     if pattern == "unstructured":
         return Partition.rows() if per == "row" else Partition.tensor()
@@ -230,7 +273,10 @@ def selection_partition(pattern: Any, per: str, share: Fraction | Unknown, where
 
 
 def damping(given: Any, where: str) -> Fraction:
-    """What is added to the diagonal of a Gram matrix, as a share of the diagonal's mean: more than 0."""
+    """Return the damping of a Gram matrix, a number > 0.
+
+    The damping times the mean of the diagonal is added to the diagonal.
+    """
     allowed = "a number above 0 such as 1/100 or 0.01"
     value = number(given, where, allowed)
     if value <= 0:
@@ -239,7 +285,7 @@ def damping(given: Any, where: str) -> Fraction:
 
 
 def known(given: Any, where: str) -> Any:
-    """The value of a parameter that a layer needs known; InputError where it is Any."""
+    """Return the value of a parameter that a layer depends on; raise InputError if it is Any."""
     if isinstance(given, Unknown):
         raise InputError(f"{where}=Any", "a number where a layer is compressed", where)
     return given

@@ -1,4 +1,4 @@
-"""The former place of :mod:`compcomp.layers.partition`, for techniques that are written elsewhere."""
+"""Re-export :mod:`compcomp.layers.partition`, which was here before, for techniques of other packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One question to a solver."""
+"""Define queries, the questions that proofs put to solvers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Query:
-    """One question a proof put to a solver, as SMT-LIB text. A proof needs the answer ``expected``.
+    """Record one question that a proof put to a solver, and the answers.
 
-    ``second_answer``: what the second solver said, "" where it was not asked. ``certificate``: what shows the
-    answer without a solver (docs/certificates.md), None where there is none.
+    Args:
+        name: the name of the question.
+        smtlib: the question as SMT-LIB text.
+        expected: the answer that the proof needs.
+        answer: the answer of the first solver.
+        solver: the first solver.
+        rlimit: the resource count that the first solver used.
+        second_answer: the answer of the second solver, or "" if it was not asked.
+        second_solver: the second solver.
+        certificate: evidence for the answer that is checked without a solver (docs/certificates.md), or None.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Why a rule does not prove a claim."""
+"""Define refusals, the reasons why rules do not prove claims."""
 
 from __future__ import annotations
 
@@ -14,37 +14,38 @@ from compcomp.language.query import Query
 Matrix = tuple[tuple[Fraction, ...], ...]
 
 MOST_VALUES = 8
-"""Values of a counterexample that one line names."""
+"""The number of values of a counterexample that one line shows."""
 
 
 class Reached(IntEnum):
-    """How far a rule came before it gave up: later is more telling."""
+    """Rank how far a rule came before it gave up: a later stage is more informative."""
 
     OTHER_CLAIM = 0
     """The rule is about other kinds of claims."""
     STRUCTURE = 1
-    """The techniques do not have the form that the rule is about."""
+    """The techniques do not have the structure that the rule is about."""
     FACT = 2
-    """The form is right. A technique lacks a promise, or a fact about one step is not proved."""
+    """The structure fits. A technique lacks a contract, or a fact about one step is not proved."""
     LEMMA = 3
     """Everything but a main lemma of the rule holds."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why one rule does not prove one claim.
+    """Record why one rule does not prove one claim.
 
     Args:
         reason: one line that names the technique, parameter or lemma.
         rule: the name of the rule, as in docs/proofs/.
         reached: how far the rule came.
-        lemma: the question whose answer is not the one that the rule needs.
-        values: a counterexample to the lemma, as names and exact numbers. It speaks of what is proved about the steps,
-            so no layer has to show it, unless there is a layer.
-        layer: a dense weight (out x in) on which exact runs of the sequences show that the lemma fails, where one is
-            known. The values are then those of these runs: ``A(b)`` is what the first sequence leaves of b.
+        lemma: the question whose answer differs from the one that the rule needs.
+        values: a counterexample to the lemma, as names and exact numbers. The lemma speaks of what is proved about the
+            steps, so there may be no layer with these values. If ``layer`` is given, they are those of its exact runs,
+            and ``A(b)`` is what the first sequence leaves of b.
+        layer: a dense weight (out x in) on which exact runs of the sequences show that the lemma fails, if one is
+            known.
         inputs: the calibration inputs (in x tokens) of that layer, for a claim that speaks of them.
-        advice: what to try: a condition, another convention, a smaller scope.
+        advice: suggestions, such as a condition, another convention or a smaller scope.
     """
 
     reason: str
@@ -58,7 +59,7 @@ class Refusal:
 
     @property
     def about_other_claims(self) -> bool:
-        """Whether the rule is about other kinds of claims, so that this is no near miss."""
+        """True if the rule is about other kinds of claims, so that the refusal is no near miss."""
         return self.reached is Reached.OTHER_CLAIM
 
     def __str__(self) -> str:
@@ -68,7 +69,7 @@ class Refusal:
         return f"rule {self.rule}: {self.reason}" + (f" for {shown}" if shown else "") + layer + inputs
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data. The lemma comes with its SMT-LIB text."""
+        """Return the refusal as plain data. The lemma includes its SMT-LIB text."""
         lemma = self.lemma
         return {
             "rule": self.rule,
@@ -92,7 +93,7 @@ class Refusal:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Refusal:
-        """The refusal that :meth:`to_json` wrote.
+        """Return the refusal that :meth:`to_json` wrote.
 
         Raises:
             InputError, KeyError, TypeError or ValueError: on anything else.
@@ -128,12 +129,12 @@ def _from_json(rows: Any) -> Matrix | None:
 
 @dataclass(frozen=True)
 class RuleAnswer:
-    """What one rule says of a claim.
+    """Record the answer of one rule to a claim.
 
     Args:
-        rule: its name, as in docs/proofs/.
-        needs: what it asks of a claim, in one line.
-        refusal: what is missing; None where the rule proves the claim.
+        rule: the name of the rule, as in docs/proofs/.
+        needs: the requirements of the rule, in one line.
+        refusal: the requirement that is missing, or None if the rule proves the claim.
         part: the kind of layer that was asked about, for a claim about layers that share units.
         reach: the layers for which it proves the claim, in words.
     """
@@ -146,7 +147,7 @@ class RuleAnswer:
 
     @property
     def lines(self) -> tuple[tuple[str, str], ...]:
-        """What it needs and what is missing, as pairs of a title and a text."""
+        """The requirements and the missing requirement, as pairs of a title and a text."""
         if self.refusal is None:
             return ("needs", self.needs), ("proves", f"the claim ({self.reach})")
         if self.refusal.about_other_claims:
@@ -159,7 +160,7 @@ class RuleAnswer:
         return "\n".join([self.rule, *(f"  {title}: {text}" for title, text in self.lines)])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: what ``--json`` prints."""
+        """Return the answer as plain data, which ``--json`` prints."""
         return {
             "rule": self.rule,
             "needs": self.needs,

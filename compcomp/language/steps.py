@@ -1,4 +1,7 @@
-"""What a technique does to weights, as data: the prover reads these, never a technique's name."""
+"""Define steps, which describe as data what a technique does to weights.
+
+The prover reads steps, never the name of a technique.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +40,12 @@ from compcomp.terms import (
 
 @dataclass(frozen=True)
 class Element:
-    """One weight as a selection sees it.
+    """Hold one weight as a selection sees it.
 
-    ``weight``: the current value. ``norm2``: the squared 2-norm of the input feature it multiplies, or None
-    where a claim speaks of weights alone. ``reference``: its value in the dense layer.
+    Args:
+        weight: the current value.
+        norm2: the squared 2-norm of the input feature that it multiplies, or None for selections that need no inputs.
+        reference: its value in the dense layer.
     """
 
     weight: Term
@@ -52,7 +57,7 @@ _A_NUMBER = "a number for every weight: write Div of compcomp.terms, which is 0 
 
 
 class _Closed:
-    """A kind of step that the rules know, as it stands here: what they prove of it need not hold of a subclass."""
+    """Forbid subclasses of a kind of step in other modules, for which proofs of the rules need not hold."""
 
     def __init_subclass__(cls) -> None:
         if cls.__module__ != __name__:
@@ -61,7 +66,7 @@ class _Closed:
 
 
 def _require_exact(numbers: Iterable[Any], layer: LayerState) -> None:
-    """Raise TypeError at a float that is made of exact weights."""
+    """Raise TypeError if one of the numbers is a float although all weights are exact."""
     if any(isinstance(x, float) for x in numbers) and not any(isinstance(w, float) for w in layer.weight.ravel()):
         raise TypeError(NO_FLOATS)
 
@@ -87,9 +92,17 @@ def _check_levels(levels: object, where: str) -> None:
 class Selection(_Closed):
     """Set to zero the ``int(n * share)`` weights of least score in every group of n.
 
-    ``score`` maps an :class:`Element` to a number. ``share`` is in [0, 1). ``ties`` is one of
-    :data:`compcomp.terms.TIES`. ``of_layer``: the scores (out x in) of a layer state, where they are not numbers of
-    single weights, see :meth:`by_layer`.
+    Args:
+        score: maps an :class:`Element` to a number.
+        partition: the groups.
+        share: the share to drop, in [0, 1), or Any.
+        ties: one of :data:`compcomp.terms.TIES`.
+        needs_inputs: True if scores depend on the norms of inputs.
+        of_layer: returns the scores (out x in) of a layer state, if a score depends on more than its own weight; see
+            :meth:`by_layer`.
+
+    Raises:
+        InputError: the share or the convention for ties is not allowed.
     """
 
     score: Callable[[Element], Term]
@@ -112,29 +125,46 @@ class Selection(_Closed):
         ties: str,
         needs_inputs: bool = False,
     ) -> Selection:
-        """A selection whose scores may depend on all of the layer: rules take them for any numbers."""
+        """Return a selection whose scores may depend on the whole layer. Rules treat such scores as any numbers.
+
+        Args:
+            of_layer: returns the scores (out x in) of a layer state.
+            partition: the groups.
+            share: the share to drop, in [0, 1), or Any.
+            ties: one of :data:`compcomp.terms.TIES`.
+            needs_inputs: True if scores depend on the inputs.
+        """
         return cls(_no_score, partition, share, ties, needs_inputs, of_layer)
 
     @property
     def sees(self) -> Partition:
-        """The groups of which each is selected from without a look at the others."""
+        """The partition into groups that are selected from independently of each other."""
         return self.partition if self.of_layer is None else Partition.tensor()
 
     def rate(self, weight: Term, norm2: Term, reference: Term) -> Term:
-        """The score of a weight, whose input has that squared norm: not seen where the selection needs no inputs."""
+        """Return the score of one weight.
+
+        Args:
+            weight: the current value.
+            norm2: the squared norm of its input feature, which is not used if the selection needs no inputs.
+            reference: the value in the dense layer.
+
+        Raises:
+            InputError: the score divides by zero.
+        """
         try:
             return self.score(Element(weight, norm2 if self.needs_inputs else None, reference))
         except ZeroDivisionError:
             raise InputError(f"a score that divides by zero at {weight}", _A_NUMBER, "Selection") from None
 
     def count(self, size: int) -> int:
-        """How many weights of a group of this size go."""
+        """Return how many weights of a group of this size are dropped; raise InputError if the share is Any."""
         if isinstance(self.share, Unknown):
             raise InputError("sparsity=Any", "a number where a layer is pruned", "Selection.count")
         return int(size * self.share)
 
     def scores(self, layer: LayerState) -> list[list[Term]]:
-        """The scores of each group, in the order of ``partition.groups``."""
+        """Return the scores of each group, in the order of ``partition.groups``."""
         if self.of_layer is not None:
             scores = self.of_layer(layer)
             return [[scores[index] for index in group] for group in self.partition.groups(layer.weight.shape)]
@@ -159,7 +189,7 @@ class Selection(_Closed):
         return replace(layer, weight=weight, format=self.format_after(layer.format, mask))
 
     def format_after(self, before: Format, mask: Any) -> Format:
-        """The format once ``mask`` is its mask."""
+        """Return the format after a selection that leads to this mask."""
         pattern, size = before.pattern, self.partition.size
         if size is not None:
             pattern = before.with_pattern(size - self.count(size), size)
@@ -171,12 +201,12 @@ def _no_score(element: Element) -> Term:
 
 
 def leaves_free(step: Step) -> bool:
-    """Whether one of its conventions is "any"."""
+    """Return True if one of the step's conventions is "any"."""
     return "any" in (getattr(step, "ties", ""), getattr(step, "rounding", ""))
 
 
 def at_most(share: Fraction | Unknown, other: Fraction | Unknown) -> bool:
-    """Whether a share is known to be no larger than another: all that are Any in a claim are the same."""
+    """Return True if a share is known to be at most another. All shares that are Any in a claim are equal."""
     if isinstance(share, Unknown) or isinstance(other, Unknown):
         return share is other
     return share <= other
@@ -185,9 +215,9 @@ def at_most(share: Fraction | Unknown, other: Fraction | Unknown) -> bool:
 class ScaledMap(_Closed):
     """Round every weight to a value of a grid that scales with the largest ``measure(weight)`` in its group.
 
-    That largest measure is the group's *context*, a number >= 0. The grid is ``step`` times fixed numbers, and the step
-    follows from the context alone. A group whose context is 0 becomes zero. ``homogeneous``: the step scales along with
-    the context, for every factor > 0.
+    The largest measure is the group's *context*, a number >= 0. The grid is ``step`` times fixed numbers, and the step
+    depends on the context only. A group whose context is 0 becomes zero. ``homogeneous`` is True if scaling the context
+    by any factor > 0 scales the step by it.
     """
 
     measure: Callable[[Term], Term]
@@ -196,7 +226,7 @@ class ScaledMap(_Closed):
 
     @property
     def sees(self) -> Partition:
-        """The groups of which each is rounded without a look at the others."""
+        """The partition into groups that are rounded independently of each other."""
         return self.partition
 
     @property
@@ -205,27 +235,27 @@ class ScaledMap(_Closed):
 
     @property
     def numbers(self) -> Hashable:
-        """What tells the grids of two maps of one measure and partition apart, where both find the same context."""
+        """The data that determines the grid of a map, given its measure, its partition and the context of a group."""
         raise NotImplementedError
 
     def step(self, context: Term, choices: Choices) -> Term:
-        """The unit of the grid."""
+        """Return the step of the grid of a group with this context."""
         raise NotImplementedError
 
     def rounded(self, weight: Term, step: Term, choices: Choices) -> Term:
-        """The value of the grid of this step that is nearest to a weight."""
+        """Return the value of the grid with this step that is nearest to a weight."""
         raise NotImplementedError
 
     def grid(self, step: Any, scales: int) -> Grid:
-        """The grid, from the step at each weight and the number of groups."""
+        """Return the grid, given the step at each weight (out x in) and the number of groups."""
         raise NotImplementedError
 
     def value(self, weight: Term, context: Term, choices: Choices) -> Term:
-        """The value nearest to a weight of a group of this context."""
+        """Return the grid value that is nearest to a weight, in a group with this context."""
         return self.rounded(weight, self.step(context, choices), choices)
 
     def context(self, weights: Iterable[Term]) -> Term:
-        """What the weights of a group share."""
+        """Return the context of a group; raise InputError if the measure divides by zero."""
         try:
             return Max(map(self.measure, weights))
         except ZeroDivisionError:
@@ -251,9 +281,18 @@ class ScaledMap(_Closed):
 
 @dataclass(frozen=True)
 class GridMap(ScaledMap):
-    """Round every weight to the nearest of ``k * step``, ``|k| <= levels``, where its group shares the step.
+    """Round every weight to the nearest of ``k * step``, ``|k| <= levels``, with one step for each group.
 
-    The step is context / levels. ``rounding`` is one of :data:`compcomp.terms.ROUNDINGS`.
+    The step is context / levels.
+
+    Args:
+        measure: maps a weight to a number >= 0. The context of a group is its largest measure.
+        levels: the number of values on each side of 0, or Any.
+        rounding: one of :data:`compcomp.terms.ROUNDINGS`.
+        partition: the groups.
+
+    Raises:
+        InputError: the levels or the rounding are not allowed.
     """
 
     measure: Callable[[Term], Term]
@@ -275,7 +314,7 @@ class GridMap(ScaledMap):
 
     @property
     def known_levels(self) -> int:
-        """How many levels lie on each side of zero; InputError when that is not known."""
+        """The number of levels on each side of zero; raises InputError if it is Any."""
         if isinstance(self.levels, Unknown):
             raise InputError("bits=Any", "a number where a layer is quantized", "GridMap.levels")
         return self.levels
@@ -292,16 +331,24 @@ class GridMap(ScaledMap):
 
 
 SCALES = ("absmax", "power_of_two")
-"""How a codebook's step follows from the largest magnitude of a group."""
+"""The ways to compute a codebook's step from the largest magnitude of a group."""
 
 
 @dataclass(frozen=True)
 class CodebookMap(ScaledMap):
-    """Round every weight to the nearest of ``step * c``, c out of ``codes`` (ascending), in the step of its group.
+    """Round every weight to the nearest of ``step * c``, c out of ``codes``, with one step for each group.
 
-    ``scale``: "absmax", the step is context / max|c|; or "power_of_two", it is p / e, where p and e are the largest
-    powers of two up to the context and up to max|c| [rouhani2023]: a weight beyond the last value goes to it.
-    ``rounding``: one of :data:`compcomp.terms.ROUNDINGS`, for midpoints as in :func:`compcomp.terms.nearest_code`.
+    Args:
+        measure: maps a weight to a number >= 0. The context of a group is its largest measure.
+        codes: the codes, in ascending order.
+        rounding: one of :data:`compcomp.terms.ROUNDINGS`, for midpoints as in :func:`compcomp.terms.nearest_code`.
+        partition: the groups.
+        scale: "absmax": the step is context / max|c|. "power_of_two": the step is p / e, where p and e are the largest
+            powers of two up to the context and up to max|c| [rouhani2023]. A weight beyond the last value is rounded to
+            that value.
+
+    Raises:
+        InputError: the codes, the rounding or the scale are not allowed.
     """
 
     measure: Callable[[Term], Term]
@@ -330,7 +377,7 @@ class CodebookMap(ScaledMap):
 
     @property
     def largest_power(self) -> Fraction:
-        """The largest power of two that is no more than :attr:`largest`."""
+        """The largest power of two that is at most :attr:`largest`."""
         return Fraction(power_of_two(self.largest, Choices()))
 
     def step(self, context: Term, choices: Choices) -> Term:
@@ -352,10 +399,19 @@ class CodebookMap(ScaledMap):
 class RangeMap(_Closed):
     """Round every weight to the nearest of ``levels + 1`` values from the least to the largest weight of its group.
 
-    The step is (high - low) / levels for the group's ``bounds`` low and high. ``zero``: the bounds are widened to
-    reach 0, and the values lie at multiples of the step, the least of them that nearest to low, so that 0 is one; a
-    weight beyond them goes to the last. Otherwise they lie at low + k * step. ``rounding`` is one of
-    :data:`compcomp.terms.ROUNDINGS`. A group of one value stays as it is.
+    The step is (high - low) / levels for the group's ``bounds`` low and high. A group whose weights are all equal does
+    not change.
+
+    Args:
+        levels: the number of values above the least one, or Any.
+        rounding: one of :data:`compcomp.terms.ROUNDINGS`.
+        partition: the groups.
+        zero: if True, the bounds are widened to include 0, and the values are multiples of the step, so that 0 is one
+            of them. The least value is the multiple nearest to low, and a weight beyond the values is rounded to the
+            last one. If False, the values are low + k * step.
+
+    Raises:
+        InputError: the levels or the rounding are not allowed.
     """
 
     levels: int | Unknown
@@ -369,28 +425,36 @@ class RangeMap(_Closed):
 
     @property
     def sees(self) -> Partition:
-        """The groups of which each is rounded without a look at the others."""
+        """The partition into groups that are rounded independently of each other."""
         return self.partition
 
     @property
     def known_levels(self) -> int:
-        """How many values lie above the least; InputError when that is not known."""
+        """The number of values above the least one; raises InputError if it is Any."""
         if isinstance(self.levels, Unknown):
             raise InputError("bits=Any", "a number where a layer is quantized", "RangeMap.levels")
         return self.levels
 
     def bounds(self, weights: Iterable[Term]) -> tuple[Term, Term]:
-        """What the weights of a group share: low and high."""
+        """Return the bounds of a group: low and high."""
         terms = list(weights)
         zero = [0] if self.zero else []
         return Min([*terms, *zero]), Max([*terms, *zero])
 
     def offset(self, low: Term, step: Term, levels: Term, choices: Choices) -> Term:
-        """The least value of a group's grid."""
+        """Return the least value of a group's grid, given its lower bound and step."""
         return nearest(low, step, levels, self.rounding, choices) if self.zero else low
 
     def value(self, weight: Term, offset: Term, step: Term, levels: Term, choices: Choices) -> Term:
-        """The grid value nearest to a weight within the bounds."""
+        """Return the grid value that is nearest to a weight within the bounds.
+
+        Args:
+            weight: the weight.
+            offset: the least value of the group's grid.
+            step: the step of the group's grid.
+            levels: the number of values above the least one.
+            choices: makes the free choices of "any", and records the margin.
+        """
         if not self.zero:
             return offset + nearest(weight - offset, step, levels, self.rounding, choices)
         value = nearest(weight, step, levels, self.rounding, choices)
@@ -414,12 +478,13 @@ class RangeMap(_Closed):
 
 @dataclass(frozen=True)
 class Optimum:
-    """What a joint step chooses the best of: weights with zeros in every group, and a grid.
+    """Define the set of weights from which a joint step chooses the best: zeros in every group, and a grid.
 
-    From weights w (out x in) it may leave every v such that (i) in each group of n weights of ``partition`` at least
-    ``int(n * share)`` weights of v are 0, and (ii) for each group of ``grid.partition`` there is a ratio r out of
-    ``ratios``, so that every weight of v in the group is one of ``k * r * c / L``, ``|k| <= L``, c the context of w
-    in the group and L the levels of ``grid``. The optimum is a v of least ``loss`` with w as the reference.
+    For weights w (out x in) the set contains every v with two properties. (i) In each group of n weights of
+    ``partition`` at least ``int(n * share)`` weights of v are 0. (ii) For each group of ``grid.partition`` there is a
+    ratio r out of ``ratios`` such that every weight of v in the group is one of ``k * r * c / L``, ``|k| <= L``. Here c
+    is the context of w in the group, and L is the number of levels of ``grid``. The optimum is a v of least ``loss``
+    with w as the reference.
     """
 
     loss: str

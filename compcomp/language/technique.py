@@ -1,8 +1,8 @@
-"""Techniques, and the sequences they form: ``P >> Q`` makes either of the other, so both are here.
+"""Define techniques and the sequences that they form with ``P >> Q``.
 
-A technique has three parts that must not be confused: contracts (:mod:`compcomp.language.contracts`), on which proofs
-rest; hints (:mod:`compcomp.language.hints`), where the search looks first; and fixtures
-(:mod:`compcomp.language.fixtures`), on which it is tested.
+A technique has three parts that must not be confused. Proofs use its contracts
+(:mod:`compcomp.language.contracts`). The search for counterexamples starts from its hints
+(:mod:`compcomp.language.hints`). Tests run on its fixtures (:mod:`compcomp.language.fixtures`).
 """
 
 from __future__ import annotations
@@ -48,25 +48,26 @@ Kernel = Callable[[Any, LayerState], LayerState]
 
 
 class Technique(Registered):
-    """One compression technique with its parameters: a frozen dataclass in ``compcomp.encodings``.
+    """Represent one compression technique with its parameters.
 
-    A subclass gives either ``steps()``, from which the encoding follows, or its own ``encode``. Its torch
-    kernel is found through the registry by module path, so that no encoding imports torch.
+    A technique is a frozen dataclass; those of this library are in ``compcomp.encodings``. A subclass defines either
+    ``steps()``, from which the encoding follows, or its own ``encode``. The registry finds its torch kernel by module
+    path, so that no encoding imports torch.
     """
 
-    # Contracts: proofs rest on these, on steps() and encode(), and on the properties that say what it looks at.
+    # Contracts: proofs depend on these, on steps() and encode(), and on the needs_* properties.
 
     declared: ClassVar[Declared] = Declared()
-    """What it promises, where that is the same for all parameters."""
+    """The contracts, if they are the same for all parameters; see :meth:`promises`."""
     examples: ClassVar[dict[str, tuple[object, ...]]] = {}
-    """The parameters that a claim may leave open (Any), with at least two values of each. What is declared of Any is
-    relied on at these values, and at numbers of the kind that they are."""
+    """The parameters that a claim may leave open (Any), with at least two values of each. Proofs use contracts that are
+    declared for Any at these values and at other numbers of the same kind."""
     whole_model: ClassVar[bool] = False
-    """Whether it acts on all layers of a model together. Its kernel's module then has ``kernel_model`` as well, from a
-    :class:`compcomp.layers.whole.WholeModel` to the states of its layers, and what the encoding says of one layer
-    is said of each of them, or of a matrix that stands for several (its docstring says which)."""
+    """True if the technique acts on all layers of a model together. The module of its kernel then also defines
+    ``kernel_model``, which maps a :class:`compcomp.layers.whole.WholeModel` to the states of its layers. The encoding
+    holds for each of these layers, or for a matrix that stands for several (the technique's docstring says which)."""
 
-    # Fixtures: what it is tested on. Hints are what hints() returns. Neither has a part in any verdict.
+    # Fixtures: test inputs. hints() returns the hints. No verdict depends on either.
 
     fixtures: ClassVar[Fixtures] = Fixtures()
 
@@ -77,19 +78,23 @@ class Technique(Registered):
             cls.__post_init__ = _after_plain(own)  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
-        """Take numbers of numpy for numbers of Python, before a class looks at its parameters: text knows no others."""
+        """Convert numpy scalars among the parameters to Python numbers, the only ones that text can express.
+
+        It runs before the ``__post_init__`` of a subclass.
+        """
         for f in fields(self):  # type: ignore[arg-type]
             if f.name in vars(self):
                 object.__setattr__(self, f.name, _plain(getattr(self, f.name)))
 
     def steps(self) -> tuple[Step, ...]:
-        """The technique as selections and shared-context maps; empty when it is neither."""
+        """Return the technique as selections and maps with a shared context; empty if it is neither."""
         return ()
 
     def dropped(self, shape: tuple[int, int]) -> tuple[int, int] | None:
-        """How many of how many units of a group go from a layer of this shape (out, in), by its share of them.
+        """Return how many units of a group are dropped, and the group's size, for a layer of this shape (out, in).
 
-        None for a technique that drops no share, or leaves it open. By default read off its last selection.
+        By default both are read off the last selection. Returns None if the technique drops no share of a group, or if
+        the share is open (Any).
         """
         selections = [step for step in self.steps() if isinstance(step, Selection)]
         last = selections[-1] if selections else getattr(self, "selection", None)
@@ -103,63 +108,67 @@ class Technique(Registered):
         return self.declared
 
     def hints(self) -> Hints:
-        """Return what makes counterexamples easier to find. No verdict depends on it."""
+        """Return values that make counterexamples easier to find. No verdict depends on them."""
         return Hints()
 
     @property
     def is_deterministic(self) -> bool:
-        """Whether nothing is left free, by its promises and by the conventions of its steps."""
+        """True if the contracts and the conventions of the steps leave no free choice."""
         return not any(map(leaves_free, self.steps())) and self.promises().deterministic
 
     @property
     def is_homogeneous(self) -> bool:
-        """Whether its result scales along with the layer, by its promises and as its steps scale."""
+        """True if scaling the layer scales the result, according to the contracts and to every step."""
         return all(getattr(step, "homogeneous", True) for step in self.steps()) and self.promises().homogeneous
 
     @property
     def needs_inputs(self) -> bool:
-        """Whether it looks at the calibration inputs."""
+        """True if the result depends on the calibration inputs."""
         return any(getattr(step, "needs_inputs", False) for step in self.steps())
 
     @property
     def needs_magnitudes(self) -> bool:
-        """Whether it looks at the magnitudes of single inputs, which their Gram matrix does not tell."""
+        """True if the result depends on magnitudes of single inputs, which the Gram matrix does not determine."""
         return False
 
     @property
     def needs_tokens(self) -> bool:
-        """Whether it looks at the inputs themselves, which neither Gram matrix nor magnitudes tell."""
+        """True if the result depends on the inputs themselves, which Gram matrix and magnitudes do not determine."""
         return self.promises().changes_inputs
 
     @property
     def partitions(self) -> Items[Partition]:
-        """The groups that its weights have to divide into."""
+        """The partitions into groups that the weights must admit."""
         return [step.partition for step in self.steps()]
 
     @property
     def unit(self) -> int:
-        """It fits layers whose number of columns is a multiple of this."""
+        """The number that must divide the number of columns of a layer."""
         return lcm(*(partition.size or 1 for partition in self.partitions))
 
     @property
     def row_unit(self) -> int:
-        """It fits layers whose number of rows is a multiple of this."""
+        """The number that must divide the number of rows of a layer."""
         return 1
 
     def encode(self, layer: LayerState) -> LayerState:
-        """The layer after this technique, on terms. ``weight``: out x in, as are mask and grid."""
+        """Return the layer after this technique, on terms. Weight, mask and grid have shape (out, in).
+
+        Raises:
+            InputError: the technique does not fit the shape of the weight.
+        """
         self.check(layer.weight.shape)
         for step in self.steps():
             layer = step.apply(layer)
         return layer
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Raise InputError when the technique does not fit a weight of this shape (out, in)."""
+        """Raise InputError if the technique does not fit a weight of this shape (out, in)."""
         for partition in self.partitions:
             partition.check((shape[0], shape[1]), self)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether the technique fits a weight of this shape (out, in)."""
+        """Return True if the technique fits a weight of this shape (out, in)."""
         try:
             self.check(shape)
         except InputError:
@@ -167,11 +176,16 @@ class Technique(Registered):
         return True
 
     def feasible(self, before: LayerState, after: LayerState) -> Term | None:
-        """Whether ``after`` is among the states that the encoding allows from ``before``, of all that it leaves free.
+        """Return a term that is true if the encoding allows ``after`` from ``before`` for some free choices.
 
-        None where the kernel gives what the encoding gives with the first of every free choice. A technique whose
-        kernel chooses otherwise, by training for example, answers for every field of the state that it may set; the
-        conformance test asks it of the kernel's result, as floats.
+        The default, None, is for kernels that agree with the encoding when it takes the first option of every free
+        choice. A technique whose kernel chooses in another way, by training for example, overrides this method and
+        checks every field of the state that it may set. The conformance test applies it to the kernel's result, in
+        floats.
+
+        Args:
+            before: the state that the technique is applied to.
+            after: the state that the kernel returned.
         """
         return None
 
@@ -181,21 +195,26 @@ class Technique(Registered):
         return found
 
     def parts(self) -> Mapping[str, Technique]:
-        """What it is to each kind of single layer that shares units with others, by what goes there; empty elsewhere.
+        """Return the technique's effect on each kind of layer that shares units with others, by the name of the part.
 
-        Such as rows of the layers that write neurons, and columns of the layer that reads them. Which units go is for
-        all of the layers to say: of what it makes of one of them holds what the part *promises*, and in some model it
-        does just what the part does. Techniques with parts of the same names act on the same units.
+        The names say what is removed there, such as the rows of the layers that write neurons and the columns of the
+        layer that reads them. All of these layers together decide which units are removed. For one of them, only what
+        the part *promises* holds; in some model the technique does exactly what the part does. Techniques with parts
+        of the same names act on the same units. Empty for all other techniques.
         """
         return {}
 
     @property
     def has_kernel(self) -> bool:
-        """Whether there is a torch kernel for it."""
+        """True if there is a torch kernel for the technique."""
         return type(self) in self.kernels or type(self).kernel is not Technique.kernel
 
     def kernel_model(self) -> Callable[[Any, Any], Mapping[str, LayerState]]:
-        """Return the torch kernel of a technique that acts on a whole model."""
+        """Return the torch kernel of a technique that acts on a whole model.
+
+        Raises:
+            InputError: the technique acts on single layers.
+        """
         if not self.whole_model:
             raise InputError(type(self).__name__, "a registered technique for whole models", "Technique.kernel_model")
         found: Callable[[Any, Any], Mapping[str, LayerState]] = self.kernel_function("kernel_model")
@@ -235,62 +254,62 @@ def _shown(value: object) -> str:
 
 
 def run(technique: Technique, layer: LayerState) -> LayerState:
-    """The layer after the technique, on terms. Every use of an encoding on a state goes through here.
+    """Return the layer after the technique, on terms. Every application of an encoding to a state goes through here.
 
-    The technique is shown the layer in the coordinates of its weight (:meth:`LayerState.working`); what it makes of
-    that is put back behind the transform that was there.
+    The technique receives the layer in the coordinates of its weight (:meth:`LayerState.working`). The transform of
+    the layer is put back on its result.
     """
     view = layer.working()
     return layer.taken_back(view, technique.encode(view))
 
 
 def run_kernel(technique: Technique, layer: LayerState, kernel: Kernel | None = None) -> LayerState:
-    """The same with the torch kernel, or another in its place."""
+    """Return the layer after the technique's torch kernel, or after ``kernel`` if it is given; see :func:`run`."""
     view = layer.working()
     return layer.taken_back(view, (kernel or technique.kernel())(technique, view))
 
 
 def unknowns(technique: Technique) -> tuple[str, ...]:
-    """The parameters that are Any."""
+    """Return the names of the parameters that are Any."""
     return tuple(name for name in type(technique).examples if getattr(technique, name) is ANY)
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """Techniques in the order in which they are applied: ``P >> Q`` applies P first."""
+    """Hold techniques in the order in which they are applied: ``P >> Q`` applies P first."""
 
     techniques: tuple[Technique, ...] = field(default=())
 
     def encode(self, layer: LayerState) -> LayerState:
-        """The layer after every technique in turn, on terms."""
+        """Return the layer after all techniques, applied in order, on terms."""
         for technique in self.techniques:
             layer = run(technique, layer)
         return layer
 
     def trace(self, layer: LayerState) -> list[LayerState]:
-        """The states from the given layer on, one more than there are techniques."""
+        """Return all states from the given layer on, one more than there are techniques."""
         states = [layer]
         for technique in self.techniques:
             states.append(run(technique, states[-1]))
         return states
 
     def kernel(self, layer: LayerState) -> LayerState:
-        """The layer after every technique's torch kernel in turn."""
+        """Return the layer after the torch kernels of all techniques, applied in order."""
         for technique in self.techniques:
             layer = run_kernel(technique, layer)
         return layer
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether every technique fits a weight of this shape (out, in)."""
+        """Return True if every technique fits a weight of this shape (out, in)."""
         return all(technique.fits(shape) for technique in self.techniques)
 
     def at(self, values: Mapping[str, object]) -> Sequence:
-        """The sequence with a value for each parameter that is Any."""
+        """Return the sequence with a value, by name, for each parameter that is Any."""
         known = (replace(t, **{n: values[n] for n in unknowns(t)}) for t in self.techniques)  # type: ignore[type-var]
         return Sequence(tuple(known))
 
     def check(self, shape: tuple[int, ...]) -> None:
-        """Raise InputError when a technique does not fit a weight of this shape (out, in)."""
+        """Raise InputError if a technique does not fit a weight of this shape (out, in)."""
         for technique in self.techniques:
             technique.check(shape)
 
@@ -300,17 +319,17 @@ class Sequence:
 
     @property
     def is_deterministic(self) -> bool:
-        """Whether its techniques leave no free choice: equal inputs give equal results."""
+        """True if no technique leaves a free choice, so that equal inputs give equal results."""
         return all(t.is_deterministic for t in self.techniques)
 
     @property
     def changes_inputs(self) -> bool:
-        """Whether some technique changes the layer's inputs."""
+        """True if some technique changes the layer's inputs."""
         return any(t.promises().changes_inputs for t in self.techniques)
 
     @property
     def changes_basis(self) -> bool:
-        """Whether some technique changes the basis of the layer's inputs."""
+        """True if some technique changes the basis of the layer's inputs."""
         return any(t.promises().changes_basis for t in self.techniques)
 
     def __str__(self) -> str:
@@ -329,7 +348,11 @@ class Sequence:
 
 
 def as_sequence(given: Technique | Sequence) -> Sequence:
-    """A sequence of one, or the sequence itself; InputError for anything else."""
+    """Return a sequence as it is, and a technique as a sequence of one.
+
+    Raises:
+        InputError: the argument is neither.
+    """
     if isinstance(given, Technique):
         return Sequence((given,))
     if isinstance(given, Sequence):

@@ -1,4 +1,4 @@
-"""The one text form of sequences, claims and scopes. Parsed with ``ast``; nothing is ever executed."""
+"""Parse the text form of sequences and claims with ``ast``. Nothing is ever executed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,21 @@ from compcomp.language.parameters import LONGEST as LONGEST_NUMBER
 from compcomp.language.technique import Sequence, Technique
 
 LONGEST = 4000
-"""Characters a text may have."""
+"""The number of characters that a text may have."""
 LONGEST_GIVEN = 100_000
-"""Characters its conditions may have: a box lists its weights."""
+"""The number of characters that conditions may have. A box lists its weights."""
 
 _FORM = "techniques such as Magnitude(sparsity=1/2) joined by >>"
 
 
 def parse_sequence(text: str) -> Sequence:
-    """``"Magnitude(sparsity=1/2) >> AbsMax(bits=4)"`` as a Sequence; ``"identity"`` is the empty one."""
+    """Return the sequence of a text such as ``"Magnitude(sparsity=1/2) >> AbsMax(bits=4)"``.
+
+    The text ``"identity"`` is the empty sequence.
+
+    Raises:
+        InputError: the text is too long or cannot be parsed, or a technique or parameter is not known.
+    """
     if len(text) > LONGEST:
         raise InputError(f"{len(text)} characters", f"at most {LONGEST}", "sequence")
     if text.strip() == "identity":
@@ -49,7 +55,15 @@ def _technique(node: ast.expr) -> Technique:
 
 
 def technique_of(node: ast.Call, kind: type[Technique]) -> Technique:
-    """The technique of this class that a call in text stands for."""
+    """Return the technique of this class that a call in text describes.
+
+    Args:
+        node: the call.
+        kind: the class of the technique.
+
+    Raises:
+        InputError: a parameter is not known, given twice, missing or not allowed.
+    """
     allowed = [f.name for f in fields(kind) if f.init]  # type: ignore[arg-type]
     if node.args:
         raise InputError(_shorten(ast.unparse(node.args[0])), f"keywords only: {', '.join(allowed)}", kind.__name__)
@@ -68,7 +82,11 @@ def technique_of(node: ast.Call, kind: type[Technique]) -> Technique:
 
 
 def _constant(node: ast.expr, where: str) -> Any:
-    """A string, True, False, None, Any, a number, minus a number, a quotient of two whole numbers; tuples of such."""
+    """Return the value of a constant.
+
+    A constant is a string, True, False, None, Any, a number or its negative, a quotient of two integers, or a tuple of
+    such.
+    """
     if isinstance(node, ast.Name) and node.id == "Any":
         return ANY
     if isinstance(node, ast.Constant) and isinstance(node.value, str | bool | int | float | None):
@@ -89,7 +107,7 @@ def _constant(node: ast.expr, where: str) -> Any:
 
 
 def _part(node: ast.expr, where: str) -> Any:
-    """A part of a quotient: a whole number of as many digits as a quotient may have, or any other constant."""
+    """Return a part of a quotient: an integer with as many digits as a quotient may have, or any other constant."""
     negative = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
     inner = node.operand if isinstance(node, ast.UnaryOp) and negative else node
     if isinstance(inner, ast.Constant) and type(inner.value) is int and inner.value < 10**LONGEST_NUMBER:
@@ -100,7 +118,17 @@ def _part(node: ast.expr, where: str) -> Any:
 def parse_claim(text: str, loss: str = "weight_l2") -> Claim:
     """Return the claim of a text such as ``A dominates B``, ``A keeps mask`` or ``A fits W4 2:4 given no_ties``.
 
-    A kind of claim is found by its verb (:data:`compcomp.language.claim.KINDS`). loss: for kinds that have one.
+    The verb determines the kind of claim (:data:`compcomp.language.claim.KINDS`).
+
+    Args:
+        text: the claim.
+        loss: the name of the loss, for kinds that have one.
+
+    Returns:
+        The claim.
+
+    Raises:
+        InputError: the text is too long or cannot be parsed.
     """
     if len(text) > 2 * LONGEST + LONGEST_GIVEN:  # before an expression that takes long on blanks
         raise InputError(f"{len(text)} characters", f"at most {2 * LONGEST + LONGEST_GIVEN}", "claim")
@@ -120,8 +148,12 @@ def parse_claim(text: str, loss: str = "weight_l2") -> Claim:
 def claim_from_json(data: Mapping[str, Any], claim: Claim | None = None) -> Claim:
     """Return the claim that :meth:`Claim.to_json` wrote.
 
-    claim: the one that the data must speak of, for techniques that no text names; read from the text where None.
-    Raises InputError, KeyError, TypeError or ValueError on anything else.
+    Args:
+        data: the plain data.
+        claim: the claim that the data must describe, for techniques that text cannot name. None: parse the text.
+
+    Raises:
+        InputError, KeyError, TypeError or ValueError: the data is anything else, or describes another claim.
     """
     loss = data["loss"]
     if claim is None:

@@ -1,4 +1,4 @@
-"""What became of a claim."""
+"""Define verdicts, the answers to claims, with their evidence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Status(StrEnum):
 
 
 class Grade(StrEnum):
-    """How well a proof is checked, best first."""
+    """Grade the evidence for a proof, best first."""
 
     CERTIFIED = "certified"
     TWO_SOLVERS = "two solvers"
@@ -35,10 +35,14 @@ class Grade(StrEnum):
 
 @dataclass(frozen=True)
 class Trace:
-    """One sequence run on a witness: the weight after each step (out x in), and the loss, if one is claimed.
+    """Record one run of a sequence on a witness.
 
-    ``torch_loss`` is what the torch kernels lose on the same layer in float64. ``inputs``: after each step those
-    (in x tokens) that it has changed, None where it has not; empty where no step has.
+    Args:
+        sequence: the text of the sequence.
+        steps: the name of each step, and the weight (out x in) after it.
+        loss: the exact loss at the end, or None if the claim has no loss.
+        torch_loss: the loss of the torch kernels on the same layer, in float64.
+        inputs: for each step the inputs (in x tokens) after it if it changed them, else None. Empty if no step did.
     """
 
     sequence: str
@@ -48,17 +52,21 @@ class Trace:
     inputs: tuple[Matrix | None, ...] = ()
 
     def changed_inputs(self) -> list[tuple[str, Matrix]]:
-        """The steps that change the inputs, by name, and what these are after them."""
+        """Return the name of each step that changes the inputs, with the inputs after it."""
         named = zip(self.steps, self.inputs, strict=False)
         return [(name, inputs) for (name, _), inputs in named if inputs is not None]
 
 
 @dataclass(frozen=True)
 class Witness:
-    """A layer that refutes a claim: exact rationals, replayed in exact arithmetic and in torch.
+    """Hold a layer of exact rationals that refutes a claim, replayed in exact arithmetic and in torch.
 
-    ``weight``: out x in. ``inputs``: in x tokens, or None. ``seed``: of the free choices in the replay, None
-    when the techniques leave nothing free. ``reason``: what differs, in words.
+    Args:
+        weight: the dense weight (out x in).
+        inputs: the calibration inputs (in x tokens), or None.
+        seed: the seed of the free choices in the replay, or None if the techniques leave no free choice.
+        traces: the run of each sequence of the claim on this layer.
+        reason: a phrase that describes how the claim is contradicted.
     """
 
     weight: Matrix
@@ -87,16 +95,28 @@ class Witness:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer to one claim.
+    """Answer one claim.
 
-    ``scope``: what was asked. ``reach``: what the answer covers, which may be more. ``stage``: what decided
-    (search, rule, bounded). ``cause``: why it is unknown. ``work``: solver resource count and seconds.
-    ``notes``: what else there is to say, such as why the grade is no better.
-    ``congruent``: a proof that holds from every state of a layer, not from the dense one alone: an equality may then be
-    used anywhere in a longer sequence, and a dominance at its end.
-    ``assumptions``: what a proof takes for granted. One given as text is of no known kind, and counts as restricting.
-    ``needed``: of a proved claim with conditions, a smallest set of them with which the proof still goes through.
-    ``tried``: of an unknown, why each rule about such claims does not prove it, the most telling first.
+    Args:
+        claim: the claim.
+        scope: the layers that were asked about.
+        status: the answer.
+        reach: the layers that the answer covers, which may be more than the scope.
+        assumptions: the statements that a proof depends on. One given as text is of no known kind, and counts as one
+            that restricts layers.
+        grade: the strength of the evidence for a proof.
+        stage: the stage that decided the claim (search, rule, bounded).
+        cause: the reason why the claim is undecided.
+        reason: the reason for the answer.
+        witness: the counterexample that refutes the claim.
+        queries: the questions put to solvers.
+        work: the resource count of the solver, and seconds.
+        versions: the versions of the solvers and libraries.
+        needed: for a proved claim with conditions, a smallest set of them with which the proof still succeeds.
+        notes: further remarks, such as the reason why the grade is not better.
+        congruent: True if the proof holds from every state of a layer, not only from the dense layer. An equality may
+            then be used anywhere in a longer sequence, and a dominance at its end.
+        tried: for an unknown claim, the refusals of the rules about such claims, the most informative first.
     """
 
     claim: Claim
@@ -132,34 +152,35 @@ class Verdict:
         raise TypeError("a verdict is not a truth value: ask verdict.proved or verdict.status")
 
     def to_smtlib(self) -> str:
-        """The questions put to the solver, one SMT-LIB script after another."""
+        """Return the questions put to the solver as concatenated SMT-LIB scripts."""
         return "\n".join(f"; {q.name}: expected {q.expected}, answered {q.answer}\n{q.smtlib}" for q in self.queries)
 
     def save(self, directory: Path | str, *, timeout: float = 60.0) -> Path:
         """Write the verdict to a new directory that ``compcomp check`` re-checks without the prover.
 
         It holds claim.json, queries/*.smt2, answers.json, certificates/*.json, witness.json, and manifest.json with the
-        hash of each. Certificates of a proof are looked for now, unless ``prove(..., certify=True)`` has done so.
+        hash of each. This method searches for the certificates of a proof, unless ``prove(..., certify=True)`` has
+        found them.
 
         Args:
             directory: a new folder, or an empty one.
-            timeout: seconds for the search for certificates. A query without one rests on its solvers.
+            timeout: seconds for the search for certificates. A query without one depends on its solvers.
 
         Returns:
             The folder.
 
         Raises:
-            InputError: the folder is not empty, or text does not say all of the claim's techniques.
+            InputError: the folder is not empty, or text does not determine the claim's techniques.
         """
         folder: Path = hooks.offered("Verdict.save")(self, directory, timeout)
         return folder
 
     def to_latex(self) -> str:
-        """The claim and its verdict as a LaTeX paragraph."""
+        """Return the claim and its verdict as a LaTeX paragraph."""
         return str(hooks.offered("Verdict.to_latex")(self))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: what ``--json`` prints."""
+        """Return the verdict as plain data, which ``--json`` prints."""
         return {
             **self.claim.to_json(),
             "status": str(self.status),

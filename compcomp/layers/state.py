@@ -1,4 +1,4 @@
-"""The state of one linear layer while techniques act on it."""
+"""Define the state of one linear layer while techniques act on it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,21 @@ Array = Any
 
 @dataclass(frozen=True)
 class Grid:
-    """The values a quantized weight may take: ``k * step``, ``|k| <= levels``.
+    """Define the values that quantized weights may take.
 
-    With an offset, the least of them: ``offset + k * step``, ``0 <= k <= levels``. ``step``, ``offset``: shape of the
-    weight (those of each weight's group). ``scales``: how many different groups, that is scales to store. ``zero``:
-    whether 0 is a value in every group, whatever the weights were; if so ``-offset`` is one of ``k * step``.
-    ``codes``: the values are instead ``step * c`` for c in these numbers (ascending, no offset), of which ``levels`` is
-    the last place. ``scale_bits``: of one scale where it is stored; ``shared_bits``: of all that scales share.
+    Without offset and codes the values are ``k * step``, ``|k| <= levels``.
+
+    Args:
+        step: the step of each weight's group, in the shape of the weight.
+        levels: the number of values on each side of 0; with offset or codes, the number of values minus 1.
+        scales: the number of groups, which is the number of scales to store.
+        offset: the least value of each weight's group, in the shape of the weight. The values are then
+            ``offset + k * step``, ``0 <= k <= levels``.
+        zero: True if 0 is a value in every group for any weights. ``-offset`` is then one of ``k * step``.
+        codes: numbers in ascending order. The values are then ``step * c`` for c in these numbers, without an offset,
+            and ``levels`` is the position of the last one.
+        scale_bits: the bits of one stored scale.
+        shared_bits: the bits of everything that the scales share.
     """
 
     step: Array
@@ -38,7 +46,15 @@ class Grid:
     shared_bits: int = 0
 
     def nearest(self, x: Term, index: tuple[int, int], choices: Choices) -> Term:
-        """The value nearest to a number, for the weight at this index; midpoints to the even k, or as codes have it."""
+        """Return the value of the grid that is nearest to a number.
+
+        Midpoints go to the even k, or for codes as in :func:`compcomp.terms.nearest_code`.
+
+        Args:
+            x: the number.
+            index: the position of the weight.
+            choices: records the margin.
+        """
         if self.codes is not None:
             return nearest_code(x, self.step[index], self.codes, "half_even", choices)
         if self.offset is None:
@@ -49,10 +65,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class Factors:
-    """A low-rank term kept beside the weight: ``left`` (out x rank) times ``right`` (rank x in).
+    """Hold the low-rank branch: ``left`` (out x rank) times ``right`` (rank x in) is added to the weight.
 
-    ``left_grid``, ``right_grid``: the grids that their entries lie on, of the shape of each; None where unquantized.
-    They say how the factors are stored; techniques see the product alone.
+    Args:
+        left: the left factor.
+        right: the right factor.
+        left_grid: the grid of the left factor's entries, in its shape, or None if it is not quantized. Grids describe
+            how factors are stored; techniques see only the product.
+        right_grid: the same for the right factor.
     """
 
     left: Array
@@ -67,7 +87,12 @@ class Factors:
 
 @dataclass(frozen=True)
 class Cut:
-    """Whole rows and columns that were removed. ``rows``: out, ``columns``: in; true where one is kept."""
+    """Record whole rows and columns that were removed.
+
+    Args:
+        rows: truth values of shape (out,), true for rows that are kept.
+        columns: truth values of shape (in,), true for columns that are kept.
+    """
 
     rows: Array
     columns: Array
@@ -75,15 +100,19 @@ class Cut:
 
 @dataclass(frozen=True)
 class Format:
-    """How a layer would be stored.
+    """Record the structure of a layer that storage uses.
 
-    ``mask``: shape of the weight, true where a weight is kept, None when dense. ``grid``: the quantizer's
-    grid, None when unquantized. ``factors``: a low-rank term beside the weight. ``rank``: the rank the
-    weight itself is known to have at most, None when it has none to keep; 0 where all is in the factors. ``pattern``:
-    N:M patterns that pruning gave the mask, as (n, m), one for each m: at most n of every m consecutive weights of a
-    row are kept. ``cut``: rows and columns that were removed whole; the mask drops their weights too. ``transform``:
-    the change of basis T of the inputs, None where there is none: all else in a format, as the weight itself, is about
-    the inputs T x.
+    Args:
+        mask: truth values in the shape of the weight, true for weights that are kept. None: dense.
+        grid: the grid of the weights. None: not quantized.
+        factors: the low-rank branch, or None.
+        rank: a bound on the rank of the weight itself. None: no rank is recorded. 0: the whole effective weight is in
+            the factors.
+        pattern: the N:M patterns that pruning gave the mask, as (n, m), one for each m: at most n of every m
+            consecutive weights of a row are kept.
+        cut: whole rows and columns that were removed. The mask drops their weights too.
+        transform: the change of basis T of the inputs, or None. All other fields of the format, and the weight itself,
+            are then about the inputs T x.
     """
 
     mask: Array | None = None
@@ -95,34 +124,35 @@ class Format:
     transform: Transform | None = None
 
     def get(self, invariant: str) -> Any:
-        """What an invariant of :data:`INVARIANTS` speaks of; None where nothing set it up."""
+        """Return the field that sets up an invariant of :data:`INVARIANTS`, or None if nothing set it up."""
         return getattr(self, INVARIANTS[invariant])
 
     @property
     def plain(self) -> bool:
-        """Whether nothing is recorded but a low-rank term and a transform."""
+        """True if nothing is recorded except a low-rank term and a transform."""
         return all(self.get(invariant) is None for invariant in INVARIANTS)
 
     def with_pattern(self, kept: int, size: int) -> tuple[tuple[int, int], ...]:
-        """The patterns once at most ``kept`` of every ``size`` weights are left."""
+        """Return the patterns after a pruning that keeps at most ``kept`` of every ``size`` consecutive weights."""
         known = {m: n for n, m in self.pattern or ()}
         known[size] = min(kept, known.get(size, kept))
         return tuple((known[m], m) for m in sorted(known))
 
 
 INVARIANTS = {"mask": "mask", "n:m": "pattern", "grid": "grid", "rank": "rank", "shape": "cut"}
-"""What may survive later steps, and the field of a format that sets it up.
+"""The invariants that may survive later steps, and the field of a format that sets up each.
 
-mask: every weight a step dropped is zero at the end. n:m: of every m consecutive weights of a row at most n are not
-zero, for every such pattern that a step set up. grid: every weight is a value of the last grid. rank: the weight has
-at most the rank of the last truncation. shape: every row and column that a step removed is zero at the end, in the
-weight and in the low-rank term.
+- mask: every weight that a step dropped is zero at the end.
+- n:m: of every m consecutive weights of a row at most n are not zero, for every such pattern that a step set up.
+- grid: every weight is a value of the last grid.
+- rank: the weight has at most the rank of the last truncation.
+- shape: every row and column that a step removed is zero at the end, in the weight and in the low-rank term.
 """
 
 
 @dataclass(frozen=True)
 class Magnitudes:
-    """Of each input feature over the calibration tokens, the largest and the mean magnitude: ``in`` each."""
+    """Hold the largest and the mean magnitude of each input feature over the calibration tokens, of shape (in,)."""
 
     largest: Array
     mean: Array
@@ -130,16 +160,22 @@ class Magnitudes:
 
 @dataclass(frozen=True)
 class LayerState:
-    """One linear layer: numpy object arrays of terms for encodings, torch tensors for kernels.
+    """Hold one linear layer, as numpy object arrays of terms for encodings or as torch tensors for kernels.
 
-    ``weight``: out x in. ``reference``: the dense weight, out x in. ``gram``: in x in, inputs times their
-    transpose, None where a claim speaks of weights alone. ``inputs``: in x tokens, or None when only the
-    Gram matrix is known. The layer computes ``effective() @ inputs``. Where a technique has changed the inputs,
-    ``inputs`` and ``gram`` are the changed ones and ``reference_inputs`` the dense ones (in x tokens), else None.
-    ``magnitudes``: of the inputs, where only they and the Gram matrix are known.
+    The layer computes ``effective() @ inputs``. If the format holds a transform T, weight and format are about the
+    inputs T x, so that the layer computes ``weight @ (T @ inputs)``. Reference, inputs, Gram matrix and magnitudes stay
+    in the dense layer's coordinates.
 
-    Where the format holds a transform T, ``weight`` and format speak of the inputs T x, so that the layer computes
-    ``weight @ (T @ inputs)``. Reference, inputs and what is known of them stay in the dense layer's coordinates.
+    Args:
+        weight: the weight (out x in).
+        reference: the dense weight (out x in).
+        gram: the inputs times their transpose (in x in), or None for claims about weights alone.
+        inputs: the inputs (in x tokens), or None if only their Gram matrix is known.
+        format: the structure that storage uses.
+        choices: makes the choices that techniques leave free.
+        reference_inputs: the dense inputs (in x tokens) if a technique has changed the inputs, else None. ``inputs``
+            and ``gram`` are then the changed ones.
+        magnitudes: the magnitudes of the inputs, if only they and the Gram matrix are known.
     """
 
     weight: Array
@@ -153,25 +189,32 @@ class LayerState:
 
     @classmethod
     def dense(cls, weight: Any, inputs: Any = None, gram: Any = None, choices: Choices | None = None) -> LayerState:
-        """The uncompressed layer. ``inputs`` (in x tokens) gives the Gram matrix when ``gram`` is None."""
+        """Return the uncompressed layer.
+
+        Args:
+            weight: the weight (out x in).
+            inputs: the inputs (in x tokens), or None.
+            gram: the Gram matrix (in x in). None: it is computed from the inputs, if there are any.
+            choices: makes the choices that techniques leave free. None: always the first option.
+        """
         if gram is None and inputs is not None:
             gram = inputs @ inputs.T
         return cls(weight, weight, gram, inputs, Format(), choices or Choices())
 
     def effective(self) -> Array:
-        """The weight the layer computes with: ``weight`` plus the low-rank term, times any transform, out x in."""
+        """Return the effective weight (out x in): ``weight`` plus the low-rank term, times the transform if any."""
         factors, transform = self.format.factors, self.format.transform
         weight = self.weight if factors is None else self.weight + factors.left @ factors.right
         return weight if transform is None else transform.weights_back(weight)
 
     def require_exact(self) -> None:
-        """Raise TypeError where one of its numbers is a float, as it is after an encoding that holds one."""
+        """Raise TypeError if one of its numbers is a float. An encoding that contains a float leads to one."""
         for _, numbers in walk.leaves(self, "numbers"):
             if any(isinstance(x, float) for x in np.ravel(numbers)):
                 raise TypeError(NO_FLOATS)
 
     def working(self) -> LayerState:
-        """The layer in the coordinates of its weight, without its transform: what techniques see."""
+        """Return the layer in the coordinates of its weight, without its transform, as techniques see it."""
         transform = self.format.transform
         if transform is None:
             return self
@@ -184,9 +227,14 @@ class LayerState:
         return replace(self, magnitudes=known, format=replace(self.format, transform=None), **seen)
 
     def taken_back(self, view: LayerState, result: LayerState) -> LayerState:
-        """What a technique made of ``view``, this state's :meth:`working` one, with this state's transform in it.
+        """Return the result of a technique on :meth:`working`, with this state's transform put back.
 
-        What it left alone is as it was here; inputs that it changed come back to these coordinates.
+        Fields that the technique did not change are those of this state. Inputs that it changed are transformed back
+        to the dense layer's coordinates.
+
+        Args:
+            view: the state that :meth:`working` returned.
+            result: the state that the technique returned for ``view``.
         """
         transform = self.format.transform
         if transform is None:
@@ -205,10 +253,11 @@ class LayerState:
         return replace(result, format=form, **{name: original(name) for name in names})
 
     def rebased(self, part: Part) -> LayerState:
-        """The same layer for inputs that this part of a transform has changed: it computes what it did.
+        """Return the layer in the basis that this part of a transform changes to. It computes the same function.
 
-        A scaling scales factors and grid as well, which then has one scale more for each input feature; mask, rank and
-        what was removed stay. A rotation mixes columns: mask, pattern, grid and removed columns are gone.
+        A scaling also scales factors and grid; the grid then has one more scale for each input feature. Mask, rank and
+        cut do not change. A rotation mixes columns, so that mask, pattern, grid and removed columns are no longer
+        recorded.
         """
         form = self.format
         grid, mask, pattern, cut = form.grid, form.mask, form.pattern, form.cut
@@ -228,20 +277,29 @@ class LayerState:
         return replace(self, weight=part.weights(self.weight), format=form)
 
     def _as_here(self, array: Array) -> Array:
-        """Terms as this layer's are read: beside a weight of batches, numbers that are the same in all are floats."""
+        """Return terms in the reading of this layer: next to batches, exact numbers become floats."""
         if not isinstance(array, np.ndarray) or reading(*self.weight.ravel()) != "batch":
             return array
         return each(lambda x: float(x) if reading(x) == "number" else x, array)
 
     def with_inputs(self, inputs: Array, gram: Array | None = None) -> LayerState:
-        """The state with other inputs (in x tokens) in place of those it has, and their Gram matrix if it has one."""
+        """Return the state with other inputs.
+
+        Args:
+            inputs: the new inputs (in x tokens).
+            gram: their Gram matrix. None: it is computed if the state has a Gram matrix.
+        """
         dense = self.inputs if self.reference_inputs is None else self.reference_inputs
         if gram is None and self.gram is not None:
             gram = inputs @ inputs.T
         return replace(self, inputs=inputs, gram=gram, reference_inputs=dense)
 
     def input_norms2(self) -> list[Term]:
-        """The squared 2-norm of each current input feature over the calibration tokens: ``in`` terms."""
+        """Return the squared 2-norm of each current input feature over the calibration tokens, as ``in`` terms.
+
+        Raises:
+            InputError: neither inputs nor Gram matrix are known.
+        """
         if self.gram is not None:
             return [self.gram[j, j] for j in range(self.gram.shape[0])]
         if self.inputs is not None:
@@ -249,7 +307,7 @@ class LayerState:
         raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", "layer")
 
     def input_magnitudes(self) -> Magnitudes:
-        """The magnitudes of the current inputs, on terms; InputError where they are not known."""
+        """Return the magnitudes of the current inputs, on terms; raise InputError if they are not known."""
         if self.inputs is not None:
             tokens = int(self.inputs.shape[1])
             largest, mean = (np.empty(len(self.inputs), dtype=object) for _ in range(2))

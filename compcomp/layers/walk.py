@@ -1,10 +1,11 @@
-"""The fields of a layer's state, in one table, and walks over them.
+"""List the fields of a layer's state in one table, and walk over them.
 
-A field that is added to a state or a format gets an entry in :data:`FIELDS`. With that it is mapped, compared, shown,
-stored and held to conformance. What depends on a few fields by name, such as the bits of a layer or what a change of
-basis does to its format, says so where it stands.
+Each field that is added to a state or a format needs an entry in :data:`FIELDS`. It is then mapped, compared, shown,
+stored and tested for conformance. Code that depends on a few fields by name, such as the bits of a layer or the effect
+of a change of basis on a format, is elsewhere.
 
-Nothing here knows the classes of a state: a walk follows the paths of the table, and passes over what is not there.
+This module does not depend on the classes of a state: a walk follows the paths of the table, and skips fields that are
+absent.
 """
 
 from __future__ import annotations
@@ -26,20 +27,22 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a state that holds no further ones.
+    """Describe one field of a state that has no fields itself.
 
-    path: from the state, such as ``format.grid.step``. name: what people read.
-    kind: "numbers" or "truths" for an array of them, "data" for what is the same in every reading, "basis" for a change
-        of basis, of which a part holds numbers.
-    shape: of an array, its sides by name.
-    equal: how it counts where two states are asked to be equal. "as it is": both have the same. "full": the same,
-        where none means true everywhere. "changed": the same, where some technique has changed it. "product": together
-        with its fellow, by their product alone. "often": it does not count, but is alike in most equal states.
-        "" where it does not count.
-    dense: for what stays in the coordinates of the dense layer, the method of a change of basis that brings it to those
-        of the weight; the one that brings it back is named alike, with ``_back``.
-    stored: how :func:`compcomp.models.components.pack` stores it. "apart": as one part of its name. "": by a rule of
-        its own, or not at all.
+    Args:
+        path: the attribute path from the state, such as ``format.grid.step``.
+        name: the name for people.
+        kind: "numbers" or "truths" for arrays, "data" for values that are the same in every reading, "basis" for a
+            change of basis, whose parts hold numbers.
+        shape: the sides of an array, by name.
+        equal: the comparison that decides whether states are equal. With "as it is" the values are the same. With
+            "full" they are the same, and None means true everywhere. With "changed" they are the same if some technique
+            has changed the field. With "product" only the product with the other factor counts. With "often" the field
+            does not count, but is the same in most equal states. With "" it does not count.
+        dense: for fields in the coordinates of the dense layer, the method of a change of basis that maps them to the
+            coordinates of the weight. The method that maps them back has the same name with ``_back``.
+        stored: the way in which :func:`compcomp.models.components.pack` stores the field. "apart": as one component of
+            its name. "": by a rule of its own, or not at all.
     """
 
     path: str
@@ -60,11 +63,11 @@ class Field:
 
     @property
     def given(self) -> bool:
-        """Whether it is about the dense layer and its inputs, rather than what has become of the weight."""
+        """True if the field is about the dense layer and its inputs, not about the compressed weight."""
         return not self.in_format and self.path != "weight"
 
     def of(self, state: Any) -> Any:
-        """Its value in a state; None where there is none, such as the step of a grid that is not there."""
+        """Return the field's value in a state, or None if there is none, such as the step of an absent grid."""
         for name in self.path.split("."):
             state = getattr(state, name, None)
         return state
@@ -105,19 +108,20 @@ FIELDS: tuple[Field, ...] = (
     Field("magnitudes.largest", "largest magnitudes", "numbers", ("in",)),
     Field("magnitudes.mean", "mean magnitudes", "numbers", ("in",)),
 )
-"""Every field of a state but its choices, in the order in which states are compared."""
+"""All fields of a state except its choices, in the order in which states are compared."""
 
 PRODUCT = Field("format.factors", "low-rank product", "numbers", WEIGHT, "product")
-"""What two factors are compared by."""
+"""The product by which two factors are compared."""
 
 
 # ------------------------------------------------------------------------------------------------ map
 
 
 def map(function: Callable[..., Any], *states: S) -> S:
-    """The first state with every array replaced by the function of it and its fellows in the other states.
+    """Return the first state with every array replaced by a function of the arrays of all states.
 
-    Arrays in a change of basis are among them. All else is that of the first state, whose fields the others have.
+    This includes arrays in a change of basis. All other values are those of the first state. The other states must have
+    its fields.
     """
     mapped: S = _mapped(_tree(FIELDS), function, states)
     return mapped
@@ -154,7 +158,7 @@ def _tree(fields: tuple[Field, ...]) -> dict[str, Any]:
 
 
 def leaves(state: Any, *kinds: str) -> Iterator[tuple[Field, Any]]:
-    """The fields of these kinds, all where none is named, that have a value in the state, with their values."""
+    """Return the fields of these kinds (of all kinds if none is named) that have a value in the state, with it."""
     for field in FIELDS:
         value = field.of(state)
         if value is not None and (not kinds or field.kind in kinds):
@@ -162,19 +166,22 @@ def leaves(state: Any, *kinds: str) -> Iterator[tuple[Field, Any]]:
 
 
 def arrays(state: Any) -> Iterator[tuple[Field, Any]]:
-    """The fields that are arrays, with their values, where they have one."""
+    """Return the fields that are arrays and have a value in the state, with their values."""
     return leaves(state, "numbers", "truths")
 
 
 def apart_of(form: Any) -> Iterator[tuple[Field, Any]]:
-    """The arrays of a format that are stored apart, as they are."""
+    """Return the arrays of a format that are stored as components of their own."""
     for field, array in arrays(SimpleNamespace(format=form)):
         if field.stored == "apart":
             yield field, array
 
 
 def lines(state: Any) -> list[str]:
-    """A line for each field that has a value, for people. Arrays are as rows of texts, a transform is a matrix."""
+    """Return a line for each field that has a value, for people.
+
+    Arrays are shown as rows of texts, a transform as its matrix.
+    """
     found = []
     for field, value in leaves(state):
         if field.kind == "basis":
@@ -184,7 +191,7 @@ def lines(state: Any) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """A value for people: an array as rows of texts."""
+    """Return a value as text for people. An array is shown as rows of texts."""
     if isinstance(value, np.ndarray):
         return str([[str(x) for x in row] for row in np.atleast_2d(value)])
     return str([str(x) for x in value] if isinstance(value, tuple) else value)
@@ -196,10 +203,14 @@ def shown(value: Any) -> str:
 def compared(
     one: Any, other: Any, number: Callable[[Any], Term] = Fraction, *, recorded: bool = False
 ) -> Iterator[tuple[Field, Any, Any]]:
-    """What counts in the equality of two states: each field with its values in both, None where one has none.
+    """Return each field that counts in the equality of two states, with its values in both (None if absent).
 
-    number: as for :meth:`compcomp.layers.basis.Transform.matrix`. recorded: an absent mask is not the same as one that
-    keeps all, and inputs count whether or not some technique has changed them.
+    Args:
+        one: a state.
+        other: the state that it is compared with.
+        number: as for :meth:`compcomp.layers.basis.Transform.matrix`.
+        recorded: True if an absent mask differs from a mask that keeps all weights, and inputs count even if no
+            technique has changed them.
     """
     for field in FIELDS:
         a, b = field.of(one), field.of(other)
@@ -224,9 +235,14 @@ def _changed(*states: Any) -> bool:
 
 
 def differences(one: Any, other: Any, tolerance: float = 0) -> dict[str, list[Term]]:
-    """For every field that counts, truth-valued terms, one of which holds where the two states differ in it.
+    """Return truth-valued terms for every field that counts, one of which is true if the two states differ in it.
 
-    tolerance: relative slack for floats; 0 is exact. Fields that are the same without a term are left out.
+    Fields that are equal without any term are left out.
+
+    Args:
+        one: a state.
+        other: the state that it is compared with.
+        tolerance: relative slack for floats; 0 is exact.
     """
     found = {}
     for field, a, b in compared(one, other, float if tolerance else Fraction):
@@ -244,12 +260,12 @@ def differences(one: Any, other: Any, tolerance: float = 0) -> dict[str, list[Te
 
 
 def apart(a: Term, b: Term, tolerance: float = 0) -> Term:
-    """Whether two numbers differ, by more than the tolerance relative to the first where one is given."""
+    """Return a term that is true if two numbers differ. A tolerance is relative to the first."""
     return Abs(a - b) > tolerance * (1 + Abs(a)) if tolerance else a != b
 
 
 def alike_but(one: Any, other: Any, *names: str) -> bool:
-    """Whether two states of numbers have exactly the same in every field but those of these names."""
+    """Return True if two states of numbers agree exactly in every field except those of these names."""
     for field in FIELDS:
         a, b = field.of(one), field.of(other)
         if field.name in names or a is b:

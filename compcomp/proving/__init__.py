@@ -1,1 +1,1 @@
-"""How a claim becomes a verdict: refute, lift, reduce, solve, replay."""
+"""Turn a claim into a verdict: refute, lift, reduce, solve, replay."""

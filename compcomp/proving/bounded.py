@@ -1,4 +1,4 @@
-"""Prove a claim at one shape: reduce it by what its steps are proved to satisfy, centre the loss, ask z3."""
+"""Prove a claim at one shape: reduce it by proved properties of its steps, centre the loss, ask z3."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from compcomp.proving.solver import Answer
 from compcomp.terms import Array, Choices, SymbolicChoices, Term, each
 
 LARGEST_LAYER = 4096
-"""Weights of the largest layer for which a formula is written."""
+"""The most weights of a layer for which a formula is written."""
 
 OUT_OF_TIME = "the solver gave no answer on the whole formula in time"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A proof, or why there is none; ``model`` holds values of a failing layer, to be replayed exactly."""
+    """A proof, or why there is none. ``suspect`` holds a layer that may refute the claim, to be replayed exactly."""
 
     proof: Proof | None
     cause: str = ""
@@ -47,7 +47,7 @@ class Outcome:
 
 
 def bounded(claim: Claim, scope: Scope, session: Session) -> Outcome:
-    """Try to prove the claim at the scope's shape. Anything but a clear proof comes back with its cause."""
+    """Try to prove the claim at the scope's shape. Anything but a clear proof is returned with its cause."""
     if scope.shape is None:
         return Outcome(None)
     (claim, contracts), needs_inputs = simplified(claim, session), claim.needs_inputs
@@ -83,7 +83,7 @@ def bounded(claim: Claim, scope: Scope, session: Session) -> Outcome:
 
 
 def satisfiable(claim: Claim, scope: Scope, session: Session) -> str:
-    """Whether some layer of the scope's shape meets the claim's conditions: "sat", "unsat" or "unknown"."""
+    """Ask if some layer of the scope's shape satisfies the claim's conditions: "sat", "unsat" or "unknown"."""
     assert scope.shape is not None
     if scope.shape[0] * scope.shape[1] > LARGEST_LAYER or _looks_at_tokens(claim):
         return "unknown"
@@ -143,7 +143,7 @@ def satisfiable(claim: Claim, scope: Scope, session: Session) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which reductions are in force."""
+    """The reductions that are applied."""
 
     signs: bool = False
     scale: bool = False
@@ -160,7 +160,7 @@ def _steps(claim: Claim) -> list[Step]:
 
 
 def _by_layer(claim: Claim) -> bool:
-    """Whether some selection scores weights by the whole layer."""
+    """Return True if some selection scores weights by the whole layer."""
     return any(isinstance(step, Selection) and step.of_layer is not None for step in _steps(claim))
 
 
@@ -173,7 +173,7 @@ def _looks_at_tokens(claim: Claim) -> bool:
 
 
 def _one_block(claim: Claim, scope: Scope) -> tuple[tuple[int, int], str, tuple[Assumption, ...]]:
-    """The shape to look at, what a proof there covers, and what has to be said about it."""
+    """Return the shape of the formula, the layers that a proof there covers, and the assumptions to state."""
     assert scope.shape is not None
     shape = scope.shape
     claim.check(shape)
@@ -202,7 +202,7 @@ def _local(claim: Claim) -> bool:
 
 
 def _partitions(claim: Claim) -> list[Partition]:
-    """The groups in which the claim's steps act, and those of which its scheme speaks."""
+    """Return the groups in which the claim's steps act, and those of its scheme."""
     return [*(step.sees for step in _steps(claim)), *claim.partitions]
 
 
@@ -215,7 +215,7 @@ def _common_block(partitions: list[Partition]) -> Partition | None:
 
 
 def _plans(claim: Claim, shape: tuple[int, int], session: Session) -> list[Plan]:
-    """Sets of reductions to try, the strongest first, each justified by its own queries."""
+    """Return sets of reductions to try, the strongest first, each justified by its own queries."""
     reducible = all(isinstance(step, Selection | ScaledMap) for step in _steps(claim)) and not _by_layer(claim)
     if not reducible or not _only_steps(claim) or not claim.adds or not _local(claim):
         return [Plan()]
@@ -252,7 +252,7 @@ def _signs_hold(claim: Claim, shape: tuple[int, int], session: Session) -> bool:
 
 
 def _not_negative(step: ScaledMap, session: Session) -> bool:
-    """Whether the measure is >= 0 of every weight, and with it every step: a negative one rounds otherwise."""
+    """Return True if the measure, and so the step, is proved >= 0 for every weight. Negative steps round otherwise."""
     goal = step.measure(z3.Real("w")) >= 0
     return session.once(("not negative", of_measure(step)), lambda: session.holds("measure is not negative", [], goal))
 
@@ -303,7 +303,7 @@ def _order_holds(claim: Claim, shape: tuple[int, int], session: Session) -> bool
 
 
 class _ProofChoices(SymbolicChoices):
-    """Free choices as fresh variables; a context that is proved to be 1 or 0 becomes that number."""
+    """Free choices as fresh variables. A context that is proved to be 1 or 0 becomes that number."""
 
     def __init__(self, prefix: str, known: list[Term], session: Session) -> None:
         super().__init__(prefix)
@@ -317,7 +317,7 @@ class _ProofChoices(SymbolicChoices):
 
 
 def _adverse(sequence: Sequence, layer: LayerState) -> list[LayerState]:
-    """The run of a sequence of steps with index ties replaced by any tie-breaking."""
+    """Run a sequence of steps with index ties replaced by any tie-breaking, and return its states."""
     states = [layer]
     for technique in sequence:
         for step in technique.steps():
@@ -353,7 +353,7 @@ def _attempt(claim: Claim, shape: tuple[int, int], plan: Plan, session: Session)
     if session.ask("premises with choices", known, "sat").answer != "sat":
         cause = _late("the premises could not be shown to be satisfiable", session)
         return Outcome(None, cause, tuple(session.queries))
-    # That some layer meets the conditions as well is shown apart from this (premises.unmet).
+    # The conditions are shown to be satisfiable elsewhere (premises.unmet).
     known += [_as_z3(condition.holds(claim, runs)) for condition in claim.given]
     answer = session.ask("claim", [*known, _negated(claim, runs)], "unsat")
     if answer.answer == "unsat":
@@ -373,7 +373,10 @@ def _indices(shape: tuple[int, int]) -> Array:
 
 
 def _inputs(claim: Claim, shape: tuple[int, int], session: Session) -> tuple[Array | None, Array | None, list[Term]]:
-    """Symbolic inputs: as many tokens as features give every Gram matrix; norms alone where that is all."""
+    """Return symbolic inputs, their Gram matrix, and premises about them.
+
+    As many tokens as features give every Gram matrix. If only norms matter, a diagonal Gram matrix is returned alone.
+    """
     if not claim.needs_inputs:
         return None, None, []
     columns = shape[1]
@@ -406,7 +409,10 @@ def _reduced(claim: Claim, shape: tuple[int, int], weight: Array, plan: Plan) ->
 
 
 def _cells(claim: Claim, shape: tuple[int, int]) -> list[list[tuple[int, int]]]:
-    """Positions that may be permuted: same group in every step and scheme, same column where inputs matter."""
+    """Return the sets of positions that may be permuted.
+
+    These agree in their groups in every step and scheme, and in their column if inputs matter.
+    """
     key: dict[tuple[int, int], list[int]] = {index: [] for index in np.ndindex(*shape)}
     for partition in _partitions(claim):
         for number, group in enumerate(partition.groups(shape)):
@@ -422,14 +428,14 @@ def _cells(claim: Claim, shape: tuple[int, int]) -> list[list[tuple[int, int]]]:
 
 
 def _late(cause: str, session: Session) -> str:
-    """The cause, and that it is one of time where the deadline has passed."""
+    """Return the cause, followed by "in time" once the deadline has passed."""
     return f"{cause} in time" if time.monotonic() >= session.until else cause
 
 
 def _zero_layer(
     claim: Claim, shape: tuple[int, int], inputs: Array | None, gram: Array | None, session: Session
 ) -> Answer:
-    """Whether the claim fails in the case that scaling to largest magnitude 1 leaves out."""
+    """Ask if the claim fails on the zero layer, which scaling to largest magnitude 1 leaves out."""
     zero = each(lambda _: z3.RealVal(0), _indices(shape))
     known, runs = [], []
     for name, sequence in zip("abc", claim.sequences, strict=False):
@@ -444,7 +450,10 @@ def _as_z3(term: Any) -> Term:
 
 
 def _negated(claim: Claim, runs: list[list[LayerState]]) -> Term:
-    """That the claim fails, with a loss that adds over weights centred at every weight's own zero."""
+    """Return the formula that the claim fails.
+
+    A loss that adds over weights is centred at its value for a weight of zero.
+    """
     if not isinstance(claim, Dominates) or claim.part is None:
         return _as_z3(fails(claim, runs))
     part, total = claim.part, []
@@ -458,7 +467,7 @@ def _negated(claim: Claim, runs: list[list[LayerState]]) -> Term:
 
 
 def _centred(reference: Term, value: Term, norm: Term, part: Callable[[Term, Term, Term], Term]) -> Term:
-    """part(r, v) - part(r, 0), decided per cell of v: squares of r cancel, so grid values leave it linear."""
+    """Return part(r, v) - part(r, 0), decided per cell of v. Squares of r cancel, so grid values leave it linear."""
     zero = part(reference, z3.RealVal(0), norm)
     return on_leaves(value, lambda leaf: z3.simplify(part(reference, leaf, norm) - zero, som=True), {})
 

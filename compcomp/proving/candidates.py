@@ -1,4 +1,4 @@
-"""Layers to try: small integers, values on and beside rounding midpoints, ties, in numpy batches."""
+"""Draw layers to try, in numpy batches: small integers, values on and next to rounding midpoints, ties."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Candidates:
-    """``weights``: size x out x in. ``inputs``: size x in x tokens, or None. All entries are integers."""
+    """A batch of layers with integer entries. ``weights``: size x out x in. ``inputs``: size x in x tokens, or None."""
 
     weights: Values
     inputs: Values | None
 
     def layer(self, random: np.random.Generator, *, gram: bool = True) -> LayerState:
-        """All of them as one dense layer of batches. ``gram``: whether some technique looks at all of it."""
+        """Return all of them as one dense layer of batches. ``gram``: some technique looks at the whole Gram matrix."""
         inputs = None if self.inputs is None else unstack(self.inputs)
         choices = BatchChoices(len(self.weights), random)
         weight = unstack(self.weights)
@@ -35,7 +35,7 @@ class Candidates:
 
 
 def looks_at_gram(claim: Claim) -> bool:
-    """Whether a technique or condition of the claim needs more of the inputs than the norms of the features."""
+    """Return True if a technique or condition of the claim needs more of the inputs than the norms of the features."""
     techniques = (t for s in claim.sequences for t in s)
     looking = (
         t.needs_inputs
@@ -47,7 +47,7 @@ def looks_at_gram(claim: Claim) -> bool:
 
 
 def shapes_to_try(claim: Claim, scope: Scope) -> list[tuple[int, int]]:
-    """The shapes (out, in) at which to look for a counterexample: the scope's own, or small ones that fit."""
+    """Return the shapes (out, in) to search for a counterexample: the scope's own, or small ones that fit."""
     if scope.shape is not None:
         return [scope.shape]
     techniques = [t for sequence in claim.sequences for t in sequence]
@@ -73,7 +73,15 @@ def rounds(
     random: np.random.Generator,
     size: int,
 ) -> Iterator[Candidates]:
-    """Ever larger integers: single digits first, then the techniques' landmarks and their multiples."""
+    """Yield ever larger integers: single digits first, then the techniques' landmarks and their multiples.
+
+    Args:
+        techniques: their hints give landmarks and ranks.
+        shape: (out, in) of each layer.
+        needs_inputs: draw inputs too.
+        random: the source of the draws.
+        size: layers a batch.
+    """
     techniques = list(techniques)
     landmarks = sorted({mark for t in techniques for mark in t.hints().landmarks if mark < 10**6})
     rank = max((t.hints().trivial_side for t in techniques), default=0)
@@ -103,7 +111,7 @@ def rounds(
 
 
 def _few_columns(random: np.random.Generator, size: int, columns: int) -> Values:
-    """For wide layers, which columns may be non-zero: few neighbouring ones in two candidates of three."""
+    """Return which columns of wide layers may be non-zero: few neighbouring ones in two candidates of three."""
     active = np.ones((size, columns))
     if columns > 6:
         start, width = random.integers(columns, size=size), random.integers(2, 7, size=size)

@@ -1,4 +1,4 @@
-"""``find_condition``: under which named conditions a claim that is false in general becomes true."""
+"""``find_condition``: find the named conditions under which a claim that is false in general becomes true."""
 
 from __future__ import annotations
 
@@ -21,12 +21,17 @@ LEAST_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found for a claim.
+    """The result of a search for conditions.
 
-    ``given``: the conditions to add, the fewest that were found to prove it; empty where it is proved without, None
-    where none of those tried does. ``verdict``: the proof under them, or the claim's own verdict. ``also``: proofs
-    under other sets of as many conditions, none of which says less or more. ``tried``: every verdict, in order.
-    ``complete``: whether there was time to try all.
+    Args:
+        claim: the claim as it was given.
+        scope: the layers it is about.
+        given: the fewest conditions to add that were found to prove it. It is () if the claim is proved without any,
+            None if none of those tried proves it.
+        verdict: the proof under these conditions, or the claim's own verdict.
+        also: proofs under other sets of as many conditions, none of which implies another.
+        tried: every verdict, in order.
+        complete: False if there was no time to try all.
     """
 
     claim: Claim
@@ -39,12 +44,12 @@ class Finding:
 
     @property
     def found(self) -> bool:
-        """Whether the claim is proved, with or without conditions."""
+        """True if the claim is proved, with or without conditions."""
         return self.given is not None
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """For each set of conditions that does not prove the claim, why not."""
+        """Why not, for each set of conditions that does not prove the claim."""
         return tuple(
             f"{_given(v.claim, self.claim)}: {v.status}" + (f" ({v.reason or v.cause})" if v.reason or v.cause else "")
             for v in self.tried
@@ -64,7 +69,7 @@ class Finding:
         return f"{self.verdict}{others}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: what ``--json`` prints."""
+        """Return plain data, as ``--json`` prints it."""
         return {
             "claim": str(self.claim),
             "loss": self.claim.loss.name if self.claim.loss else None,
@@ -88,16 +93,21 @@ def find_condition(
     prover: Prover | None = None,
     ask: Callable[[Claim, Scope], Verdict] | None = None,
 ) -> Finding:
-    """The fewest conditions out of the templates under which the claim is proved: none, then one, then two.
+    """Find the fewest conditions under which the claim is proved: none, then one, then two.
 
     The claim's own conditions stay.
 
     Args:
-        templates: conditions or their names, those that ask less first; :data:`TEMPLATES` where None.
-        timeout: seconds for the whole of it.
-        solver: another solver than z3 in worker processes, for this call alone.
-        prover: who decides; the default one where both are None.
-        ask: decides a claim at a scope in place of the prover, in a time of its own.
+        claim: the claim to prove.
+        templates: conditions or their names, the weaker ones first. None is :data:`TEMPLATES`.
+        scope: as for ``prove``.
+        timeout: seconds for the whole call.
+        solver: a solver to use instead of z3 in worker processes, for this call alone.
+        prover: decides the claims. If both are None, the default prover does.
+        ask: decides a claim at a scope in place of the prover, with its own time limit.
+
+    Raises:
+        InputError: an argument is invalid.
     """
     if not isinstance(claim, Claim):
         raise InputError(repr(claim)[:80], "a claim from dominates, equal or keeps", "find_condition")

@@ -1,4 +1,7 @@
-"""Ask a second solver what a proof took from the first. It may raise a proof's grade or overturn it, never make one."""
+"""Ask a second solver the queries that a proof depends on. It may raise a proof's grade or overturn it.
+
+It never makes a proof.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,19 @@ from compcomp.language.verdict import Grade, Query
 from compcomp.proving.solver import Solver
 
 SECONDS = 10.0
-"""For all questions of one proof, where the caller sets no other budget."""
+"""Seconds for all queries of one proof if the caller sets no other budget."""
 
 
 @dataclass(frozen=True)
 class CrossCheck:
-    """What the second solver made of a proof.
+    """The result of the second solver's check of a proof.
 
-    ``conflict``: of which answer the two say opposite things, in words; "" where they never do. ``note``: why
-    the proof has one solver behind it. ``solver``: the second one's name and version.
+    Args:
+        grade: of the proof.
+        queries: with the second solver's answers.
+        conflict: the query on which the two solvers contradict each other, as text. "" if there is none.
+        note: why the proof depends on one solver.
+        solver: the second solver's name and version.
     """
 
     grade: Grade
@@ -29,12 +36,14 @@ class CrossCheck:
 
 
 def cross_check(queries: Iterable[Query], second: Solver | None, until: float) -> CrossCheck:
-    """Ask again every question whose answer the proof may rest on: those that were answered as a proof needs.
+    """Ask again every query that the proof may depend on: those with the answer that a proof needs.
 
-    Questions answered otherwise were not used (a fact that does not hold, a reduction that was left out). The
-    cheapest go first; one without an answer does not end the check, as a later one may still be contradicted.
+    Queries with other answers were not used (a fact that does not hold, a reduction that was left out). The cheapest go
+    first. One without an answer does not end the check, because a later one may still be contradicted.
 
     Args:
+        queries: of the proof.
+        second: the solver to ask, None for no check.
         until: when to stop, on the clock of ``time.monotonic``.
     """
     asked = list(queries)

@@ -1,4 +1,4 @@
-"""cvc5 in a process of its own: one JSON object a line in, one out. Of ours it imports the other worker alone."""
+"""Run cvc5 as a process: one JSON object a line in, one out. Of compcomp it imports only the other worker."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from compcomp.proving.worker import serve
 
 LEMMAS = {"nl-ext": "full", "nl-cov": "false"}  # lemmas about products: quick where only squares occur
 COVERINGS = {"nl-ext": "none", "nl-cov": "true", "decision": "justification"}  # cylindrical coverings: all of it
-"""cvc5's two procedures for products, one at a time. Mixed, as is its default, they did not end on |x| <= |y|
-entails x^4 <= y^4 with a few more weights about; coverings alone take 0.2 s."""
+"""cvc5's two procedures for products, one at a time.
+
+Mixed, as is cvc5's default, they did not end on "|x| <= |y| entails x^4 <= y^4" with a few more weights in the script.
+Coverings alone take 0.2 s.
+"""
 
 
 def logic_of(assertions: list[Any]) -> tuple[str, int]:
-    """The smallest quantifier-free arithmetic logic these terms belong to, and their degree as polynomials.
+    """Return the smallest quantifier-free arithmetic logic of these terms, and their degree as polynomials.
 
-    cvc5 chooses its procedures by the logic: with none set, x * x = 2 has no end.
+    cvc5 chooses its procedures by the logic. With none set, it does not end on x * x = 2.
     """
     from cvc5 import Kind
 
@@ -76,7 +79,11 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _assertions(cvc5: Any, terms: Any, script: str) -> list[Any]:
-    """The script's assertions as terms. A command this worker does not know, and an error, raise ValueError."""
+    """Return the script's assertions as terms.
+
+    Raises:
+        ValueError: the script has an error, or a command that this worker does not know.
+    """
     reader = cvc5.Solver(terms)
     parser = cvc5.InputParser(reader)
     if "(set-logic" not in script:

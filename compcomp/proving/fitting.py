@@ -1,4 +1,4 @@
-"""Candidates that meet a claim's conditions, and one exact layer on which they all hold."""
+"""Move candidates to satisfy a claim's conditions, and find one exact layer on which they all hold."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SIZE = 500
 TRIES = 40
 WIDEST = 1024
 STEPS = 8
-"""A box is searched at its centre and at this many equal steps to each side."""
+"""The number of equal steps from the centre of a box to each side at which it is searched."""
 
 
 def fitted(claim: Claim, candidates: Candidates, random: np.random.Generator) -> Candidates:
-    """The candidates, moved into the boxes of the claim's conditions, with inputs as these want them."""
+    """Return the candidates, moved into the boxes of the claim's conditions, with inputs that these require."""
     weights, inputs = candidates.weights, candidates.inputs
     for condition in claim.given:
         if isinstance(condition, Box) and weights.shape[1:] == condition.shape:
@@ -48,7 +48,7 @@ def fitted(claim: Claim, candidates: Candidates, random: np.random.Generator) ->
 
 
 def exact_values(claim: Claim, weights: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Array:
-    """Floats as the fractions that were meant: those of a box are no dyadic numbers."""
+    """Return floats as the fractions that were meant. Those of a box are no dyadic numbers."""
     boxed = any(isinstance(condition, Box) for condition in claim.given)
 
     def exact(x: float) -> Fraction:
@@ -58,12 +58,14 @@ def exact_values(claim: Claim, weights: np.ndarray[tuple[int, ...], np.dtype[np.
 
 
 def example(claim: Claim, scope: Scope, until: float) -> Suspect | None:
-    """A layer in the scope, not all zero, on which every condition of the claim holds in exact arithmetic.
+    """Return a layer in the scope, not all zero, on which every condition of the claim holds in exact arithmetic.
 
-    In scope "any" one in which every selection drops something. None means that none was found.
+    In scope "any" every selection drops something on it. None means that none was found.
 
     Args:
-        until: when to stop, on the clock of ``time.monotonic``. Some are looked at in any case.
+        claim: the claim with its conditions.
+        scope: the layers to search.
+        until: when to stop, on the clock of ``time.monotonic``. Some layers are tried in any case.
     """
     random = np.random.default_rng(0)
     techniques = [t for sequence in claim.sequences for t in sequence]
@@ -91,7 +93,7 @@ def example(claim: Claim, scope: Scope, until: float) -> Suspect | None:
 
 
 def _shapes(claim: Claim, scope: Scope) -> list[tuple[int, int]]:
-    """Shapes at which to look; in scope "any" those at which every selection drops something."""
+    """Return the shapes to search. In scope "any", every selection drops something at each."""
     selections = [s for q in claim.sequences for t in q for s in t.steps() if isinstance(s, Selection)]
     shapes = shapes_to_try(claim, scope)
     if scope.kind == "any":

@@ -1,4 +1,4 @@
-"""The functions of steps as terms: scores, measures, and what answers about them are kept by."""
+"""Read the functions of steps as terms: scores and measures, and the keys of cached answers about them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from compcomp.proving.script import has_text
 from compcomp.terms import Term
 
 # No function is a key: it stays the same object when a helper that it calls is defined anew (a notebook's cell run
-# again) and when its module is reloaded in place. So a lemma about it is kept by the term that it makes of symbols
-# now. Functions of this library stand for themselves: they do not change while it runs.
+# again) and when its module is reloaded in place. So a lemma about it is cached by the term that it makes of symbols
+# now. Functions of this library are their own keys, because they do not change while it runs.
 
 
 class _Said:
-    """A z3 term that a function made; equal to one that is built alike."""
+    """A z3 term that a function made. It equals a term of the same structure."""
 
     def __init__(self, term: z3.ArithRef) -> None:
         self._term = term
@@ -32,7 +32,7 @@ class _Said:
 
 
 def of_score(selection: Selection) -> Hashable:
-    """What a selection scores by. Of a score of the whole layer rules know nothing but that it is this very one."""
+    """Return the key of a selection's score. Rules know nothing of a score of the whole layer but its identity."""
     if selection.of_layer is not None:
         return or_itself(selection.of_layer)
     if is_ours(selection.score):
@@ -42,7 +42,7 @@ def of_score(selection: Selection) -> Hashable:
 
 
 def scored(selection: Selection, weight: Term, norm2: Term, reference: Term) -> Term:
-    """A weight's score as a z3 term, also where it is a number."""
+    """Return a weight's score as a z3 term, also if it is a number."""
     return _symbolic(selection.rate(weight, norm2, reference))
 
 
@@ -51,7 +51,11 @@ def _symbolic(term: Term) -> Term:
 
 
 def _said(function: Callable[..., Term], *symbols: Term, what: str, where: str) -> _Said:
-    """What a function of somebody's own makes of symbols; InputError where that is no number that solvers read."""
+    """Return the term that a user's function makes of symbols.
+
+    Raises:
+        InputError: the result is no number that solvers read.
+    """
     try:
         term = _symbolic(function(*symbols))
         if isinstance(term, z3.ArithRef) and has_text(term):
@@ -63,21 +67,21 @@ def _said(function: Callable[..., Term], *symbols: Term, what: str, where: str) 
 
 
 def of_measure(step: ScaledMap) -> Hashable:
-    """What a map measures."""
+    """Return the key of a map's measure."""
     if is_ours(step.measure):
         return or_itself(step.measure)
     return _said(step.measure, z3.Real("weight"), what="measure", where=type(step).__name__)
 
 
 def of_step(step: Step) -> Hashable:
-    """A step as it is, and what its functions say."""
+    """Return the key of a step and of its functions."""
     if isinstance(step, Selection):
         return or_itself(step), of_score(step)
     return (or_itself(step), of_measure(step)) if isinstance(step, ScaledMap) else or_itself(step)
 
 
 def on_leaves(term: Term, function: Callable[[Term], Term], done: dict[int, Term]) -> Term:
-    """The term with each value that its ites choose from replaced by what ``function`` makes of it."""
+    """Return the term with each value that its ites choose from replaced by ``function`` of it."""
     if not isinstance(term, z3.ExprRef):
         return function(z3.RealVal(term))
     key = term.get_id()

@@ -1,4 +1,4 @@
-"""A claim about layers that share units, such as neurons: decided for each kind of these layers on its own."""
+"""Decide a claim about layers that share units, such as neurons, for each kind of these layers on its own."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Grade, Status, Verdict
 
-# Which units go is for all layers that share them to say. So what a technique makes of one of these layers is not what
-# its part makes of it (Technique.parts); of both hold the promises of the part, which are about any rows or columns.
+# The layers that share units decide together which units go. So a technique does not do to one of these layers what
+# its part does (Technique.parts). The promises of the part, which are about any rows or columns, hold for both.
 #
-# Proofs. A rule reads what the part promises, as it has no steps: what it proves holds whichever units go. Not so a
-# formula at one shape, which has the part's own scores: that stage is left out. Where sequences are compared, a rule
-# may take equal states before the technique for equal states after it. They are, as its choice follows from the states
-# of all layers, provided that those are equal too: so it is asked that the techniques up to the last one that shares
-# the units are the same in all sequences. The claim holds in a model if it does in each kind of layer.
+# Proofs. A rule reads the promises of the part, which has no steps: its proof holds whichever units go. A formula at
+# one shape does not, because it has the part's own scores: that stage is left out. Where sequences are compared, a rule
+# may take equal states before the technique for equal states after it. They are equal, as its choice follows from the
+# states of all layers, provided that those are equal too: so the techniques up to the last one that shares the units
+# have to be the same in all sequences. The claim holds in a model if it does in each kind of layer.
 #
 # Refutations. There is a model in which the technique does just what the part does to this layer: that is part of the
 # contract. So a layer that refutes a part refutes the claim.
@@ -27,7 +27,7 @@ GRADES = list(Grade)
 
 
 def of_parts(claim: Claim, scope: Scope, decide: Callable[[Claim], Verdict]) -> Verdict:
-    """The verdict on a claim with parts, from those on the parts: proved where all are, refuted where one is."""
+    """Return the verdict on a claim with parts from those on the parts: proved if all are, refuted if one is."""
     found: dict[str, Verdict] = {}
     for name, part in claim.parts().items():
         verdict = found[name] = decide(part)
@@ -59,7 +59,7 @@ def of_parts(claim: Claim, scope: Scope, decide: Callable[[Claim], Verdict]) -> 
 
 
 def _of(claim: Claim, scope: Scope, found: dict[str, Verdict], verdict: Verdict, **fields: object) -> Verdict:
-    """A verdict on the claim, with all that was asked for its parts."""
+    """Return a verdict on the claim, with all queries that were asked for its parts."""
     queries = tuple(dict.fromkeys(query for v in found.values() for query in v.queries))
     seconds = round(sum(v.work.get("seconds", 0.0) for v in found.values()), 3)
     work = {"rlimit": float(sum(query.rlimit for query in queries)), "seconds": seconds}
@@ -67,7 +67,10 @@ def _of(claim: Claim, scope: Scope, found: dict[str, Verdict], verdict: Verdict,
 
 
 def _same_before(claim: Claim) -> bool:
-    """Whether, in all layers that share units, the techniques up to the last that drops them are the same."""
+    """Return True if the techniques up to the last that drops shared units are the same in all sequences.
+
+    This is compared for each kind of layer that shares units.
+    """
     for name in claim.parts():
         begins: list[tuple[Technique, ...]] = []
         for sequence in claim.sequences if len(claim.sequences) > 1 else ():
@@ -81,6 +84,6 @@ def _same_before(claim: Claim) -> bool:
 
 
 def _by_promises(claim: Claim) -> bool:
-    """Whether the parts have no steps, of which rules would read what is true of one layer's own choice alone."""
+    """Return True if the parts have no steps. Rules would read from steps facts about one layer's own choice alone."""
     parts = (part for sequence in claim.sequences for t in sequence for part in t.parts().values())
     return not any(part.steps() for part in parts)

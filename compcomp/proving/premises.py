@@ -1,4 +1,4 @@
-"""What a claim speaks of: whether any layer fits it and meets its conditions, and which of them a proof needs."""
+"""Check that some layer fits a claim and satisfies its conditions, and find the conditions that a proof needs."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ MULTIPLES = tuple(sorted({*range(1, 33), *POWERS}))
 
 
 def fits_some_layer(claim: Claim) -> bool:
-    """Whether the claim speaks of any layer: whether some shape fits all of its techniques.
+    """Return True if some shape fits all techniques of the claim, so that it is about at least one layer.
 
-    Techniques ask for rows and columns that are multiples of numbers (``row_unit``, ``unit``), for columns that are a
-    power of two, or for rows that are a multiple of columns, some times at least. If any shape meets all of these, so
-    does one of those that are tried: the least multiples where they do not say more, a power of two is a multiple of
-    the others only where these are powers of two, and the least is one of those then. Of a technique that asks for
-    anything else, shapes of these kinds are all that is looked at.
+    Techniques may require rows and columns that are multiples of numbers (``row_unit``, ``unit``), columns that are a
+    power of two, or rows that are a multiple of the columns with a least factor. If any shape satisfies all of these
+    requirements, so does one of those that are tried.
+
+    Without further requirements, the least multiples fit. A power of two is a multiple of the units only if these are
+    powers of two, and then the least such power is tried. For a technique with any other requirement, shapes of these
+    kinds are all that is looked at.
     """
     rows, columns = claim.row_unit, claim.unit
     if claim.fits((rows, columns)):
@@ -39,7 +41,11 @@ def fits_some_layer(claim: Claim) -> bool:
 
 
 def within(claim: Claim, scope: Scope) -> Scope:
-    """The scope, narrowed to the shape that a box of the claim allows; InputError where they do not fit."""
+    """Return the scope, narrowed to the shape that a box of the claim allows.
+
+    Raises:
+        InputError: the scope has another shape than the box.
+    """
     shape = next((c.shape for c in claim.given if isinstance(c, Box)), None)
     if shape is None:
         return scope
@@ -51,9 +57,10 @@ def within(claim: Claim, scope: Scope) -> Scope:
 
 
 def unmet(claim: Claim, scope: Scope, session: Session) -> tuple[Status, str] | None:
-    """None where some layer in the scope meets all conditions of the claim; else what the claim's verdict is, and why.
+    """Return None if some layer in the scope satisfies all conditions of the claim.
 
-    A layer is looked for first; where none is found, at one shape the solver decides.
+    Otherwise return the status of the claim's verdict and its cause. A layer is searched for first. If none is found
+    and the scope has one shape, the solver decides.
     """
     if not claim.given:
         return None
@@ -72,9 +79,10 @@ def unmet(claim: Claim, scope: Scope, session: Session) -> tuple[Status, str] | 
 
 
 def needed(claim: Claim, proves: Callable[[Claim], bool]) -> tuple[Condition, ...]:
-    """A smallest set of the claim's conditions with which ``proves`` still proves it: none of them can be left out.
+    """Return a minimal set of the claim's conditions with which ``proves`` still proves it.
 
-    Not the only such set, perhaps. A condition that could not be left out within the time counts as needed.
+    None of them can be left out, but there may be other such sets. A condition that could not be left out within the
+    time counts as needed.
     """
     kept = claim.given
     for condition in claim.given:

@@ -1,4 +1,4 @@
-"""What a rule or a reduction hands back: a proof, or why there is none."""
+"""Define the result of a rule or a reduction: a proof, or a refusal with its reason."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ C = TypeVar("C", bound=Claim)
 
 @dataclass(frozen=True)
 class Proof:
-    """A proof of a claim. ``reach``: what it covers, in words. ``rule``: its name, as in docs/proofs/.
+    """A proof of a claim.
 
-    ``congruent``: it holds from every state, see :class:`compcomp.language.verdict.Verdict`.
+    Args:
+        rule: the name of the rule, as in docs/proofs/.
+        reach: the layers that the proof covers, as text.
+        assumptions: the statements that the proof depends on.
+        queries: the solver queries that were asked for it.
+        congruent: True if the claim holds from every state, see :class:`compcomp.language.verdict.Verdict`.
     """
 
     rule: str
@@ -40,9 +45,9 @@ class Rule:
 
     Args:
         name: as in docs/proofs/, and in refusals.
-        claims: the classes of the claims that it is about.
-        needs: what it asks of a claim, in one line.
-        prove: the rule itself, for claims of these kinds. A refusal without a rule's name gets this one.
+        claims: the classes of claims that the rule can prove.
+        needs: one line on what the rule requires of a claim.
+        prove: the rule itself, for claims of these classes. A refusal that names no rule gets this rule's name.
     """
 
     name: str
@@ -51,7 +56,7 @@ class Rule:
     prove: Callable[[Any, Session], Proof | Refusal]
 
     def __call__(self, claim: Claim, session: Session) -> Proof | Refusal:
-        """Prove the claim, or say what is missing."""
+        """Prove the claim, or refuse with what is missing."""
         if not isinstance(claim, self.claims):
             kinds = " or ".join(kind.kind for kind in self.claims)
             return Refusal(f"it is about claims of kind {kinds}", self.name, Reached.OTHER_CLAIM)
@@ -60,5 +65,5 @@ class Rule:
 
 
 def rule(name: str, *claims: type[C], needs: str) -> Callable[[Callable[[C, Session], Proof | Refusal]], Rule]:
-    """Make a function a :class:`Rule` of this name, about claims of these classes."""
+    """Make a function a :class:`Rule` of this name, for claims of these classes."""
     return lambda prove: Rule(name, claims, needs, prove)

@@ -1,4 +1,4 @@
-"""Decide claims: a :class:`Prover` owns what is remembered, ``prove`` asks the one that this process shares."""
+"""Decide claims. A :class:`Prover` owns all caches, and ``prove`` uses the default prover of this process."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ STAGES = ("search", "rule", "bounded")
 """Refute by search, prove by a rule for any shape, reduce and solve at the scope's shape."""
 
 LOOKS = ((0.01, 2), (0.025, ROUNDS))
-"""Seconds and rounds of first searches in each instance of a claim, before any is searched for long."""
+"""Seconds and rounds of the first short searches in each instance of a claim, before any longer search."""
 
 FURTHER = 0.3
-"""Share of the time of a search that is added for special layers, where nothing was found."""
+"""Share of the search time that is added for special layers if nothing was found."""
 
 CERTIFY_SECONDS = 60.0
-"""For the certificates of one proof, where the caller sets no other budget."""
+"""Seconds for the certificates of one proof if the caller sets no other budget."""
 
 
 class Prover:
-    """Decide claims, and remember what was found: answers of solvers, lemmas, theorems and certificates.
+    """Decide claims and cache what was found: answers of solvers, lemmas, theorems and certificates.
 
-    Provers share nothing. Each has solvers in processes of its own, which ``close`` ends, and a z3 context of its own,
-    so that provers in several threads do not wait for each other. One prover decides one claim at a time: z3 allows one
+    Provers share nothing. Each has its own solver processes, which ``close`` ends, and its own z3 context, so that
+    provers in several threads do not wait for each other. One prover decides one claim at a time, because z3 allows one
     thread in a context. A prover is a context manager.
 
     Args:
-        solver: another solver than z3 in worker processes. The caller closes it.
-        second: the solver that checks each proof again. "auto" is cvc5 where it is installed, None is no check. One
-            that is given the caller closes.
+        solver: a solver to use instead of z3 in worker processes. The caller closes it.
+        second: the solver that checks each proof again. "auto" is cvc5 if it is installed, None skips the check. The
+            caller closes a solver that is passed here.
     """
 
     def __init__(self, solver: Solver | None = None, second: Solver | Literal["auto"] | None = "auto") -> None:
@@ -91,7 +91,11 @@ class Prover:
         """Prove or refute a claim for every layer in a scope, as :func:`prove` does.
 
         Args:
-            second: "auto" is the prover's own second solver, None leaves its check out.
+            claim: see :func:`prove`, as for all other arguments.
+            second: "auto" is the prover's own second solver, None skips its check.
+
+        Raises:
+            InputError: claim and scope do not fit each other, an argument is invalid, or the prover was closed.
         """
         _check(claim, timeout, "prove")
         if unknown := [s for s in stages if s not in STAGES]:
@@ -123,17 +127,23 @@ class Prover:
         return Session(self.solver, until, self.lemmas)
 
     def certify(self, verdict: Verdict, timeout: float = CERTIFY_SECONDS) -> Verdict:
-        """Return a proved verdict with certificates that need no solver (docs/certificates.md), any other as it is.
+        """Return a proved verdict with certificates that need no solver (docs/certificates.md).
+
+        A verdict that is not PROVED is returned unchanged.
 
         Args:
-            timeout: seconds for all certificates together. Queries without one at the end are named in the notes.
+            verdict: the verdict to certify.
+            timeout: seconds for all certificates together. The notes name the queries that have none at the end.
         """
         from compcomp.proving.certificate.certify import certified
 
         return certified(verdict, time.monotonic() + timeout, self.certificates)
 
     def close(self) -> None:
-        """Forget everything and end the processes, once no proof is under way. Solvers that were given stay open."""
+        """Clear all caches and end the solver processes, once no proof is running.
+
+        Solvers that were passed to the prover stay open.
+        """
         with self._one_at_a_time:
             self.closed = True
             self.lemmas.clear()
@@ -150,12 +160,12 @@ class Prover:
 
 
 _default: Prover | None = None
-"""The only thing that this room remembers between calls."""
+"""The default prover, the only state that this package keeps between calls."""
 _making = threading.Lock()
 
 
 def default_prover() -> Prover:
-    """Return the prover that ``prove`` asks. It is made when it is first needed, and anew after it was closed."""
+    """Return the prover that ``prove`` uses. It is made on first use, and made anew after it was closed."""
     global _default
     with _making:
         if _default is None or _default.closed:
@@ -178,25 +188,27 @@ def prove(
 ) -> Verdict:
     """Prove or refute a claim for every layer in a scope.
 
-    PROVED and REFUTED are only ever said of what a stage has shown. A deadline, an error or a missing solver gives
+    PROVED and REFUTED are returned only if a stage has shown them. A deadline, an error or a missing solver gives
     UNKNOWN with its cause.
 
     Args:
         claim: from ``dominates``, ``equal``, ``keeps``, ``fits`` or ``orthogonal``.
         scope: "any", "2x4" or (2, 4) (out x in), "block:32" or ("block", 32).
-        timeout: seconds for the whole of it.
-        stages: which of :data:`STAGES` to run, in that order.
-        search_seconds: for the search for a counterexample, out of ``timeout``.
-        solver: another solver than z3 in worker processes. Nothing is remembered then; a :class:`Prover` remembers.
-        second: the solver that checks a proof again. "auto" is cvc5 where it is installed, None leaves the check out.
-        second_seconds: for that check, out of ``timeout``.
-        certify: look for certificates that need no solver at once, for at most another ``timeout``
-            (docs/certificates.md). Otherwise ``Verdict.save`` looks for them.
-        explain: of a claim that stays unknown, look for values on which the lemma of the nearest rule fails, and for
-            what to try, for about a second of ``timeout``. ``Verdict.tried`` has the reasons of all rules in any case.
+        timeout: seconds for the whole call.
+        stages: the members of :data:`STAGES` to run, in that order.
+        search_seconds: seconds for the search for a counterexample, out of ``timeout``.
+        solver: a solver to use instead of z3 in worker processes. Nothing is cached then, as it would be in a
+            :class:`Prover`.
+        second: the solver that checks a proof again. "auto" is cvc5 if it is installed, None skips the check.
+        second_seconds: seconds for that check, out of ``timeout``.
+        certify: search at once for certificates that need no solver, for at most another ``timeout``
+            (docs/certificates.md). Otherwise ``Verdict.save`` searches for them.
+        explain: for a claim that stays unknown, search for values on which the lemma of the nearest rule fails, and for
+            changes to try. This takes about a second of ``timeout``. ``Verdict.tried`` has the reasons of all rules in
+            any case.
 
     Raises:
-        InputError: claim and scope do not fit each other.
+        InputError: claim and scope do not fit each other, or an argument is invalid.
     """
     prover = default_prover()
     if solver is not None:
@@ -215,7 +227,7 @@ def prove(
 
 
 def certify(verdict: Verdict, timeout: float = CERTIFY_SECONDS) -> Verdict:
-    """Return a proved verdict with certificates, found by the default prover unless they were looked for before."""
+    """Return a proved verdict with certificates from the default prover, unless a search for them was made before."""
     from compcomp.proving.certificate.certify import MISSING
 
     looked = any(note.startswith(MISSING) for note in verdict.notes)
@@ -225,19 +237,19 @@ def certify(verdict: Verdict, timeout: float = CERTIFY_SECONDS) -> Verdict:
 def why(
     claim: Claim, scope: Any = "any", *, timeout: float = 60.0, solver: Solver | None = None
 ) -> tuple[RuleAnswer, ...]:
-    """Ask every rule about a claim: what it needs, and what is missing.
+    """Ask every rule about a claim, and return what each needs and what is missing.
 
     Args:
         claim: as for :func:`prove`. No counterexample is searched for, and no formula is written for one shape.
         scope: as for :func:`prove`. One shape adds the rules for layers of that shape; all others hold for every shape.
-        timeout: seconds for the whole of it.
-        solver: another one than z3 in a worker process. It is asked only about lemmas that a rule reaches.
+        timeout: seconds for the whole call.
+        solver: a solver to use instead of z3 in a worker process. Only the lemmas that a rule reaches are sent to it.
 
     Returns:
-        What each rule says: those that prove the claim, then those that miss least.
+        The answer of each rule: first the rules that prove the claim, then those that miss least.
 
     Raises:
-        InputError: no claim, no number of seconds, or a scope that does not fit the claim.
+        InputError: ``claim`` is not a claim, ``timeout`` is not a number of seconds, or ``scope`` does not fit the claim.
     """
     prover = default_prover() if solver is None else Prover(solver, None)
     return prover.why(claim, scope, timeout=timeout)
@@ -251,7 +263,7 @@ def _check(claim: object, timeout: object, where: str) -> None:
 
 
 class _Attempt:
-    """One claim on its way through the stages, until a time on the clock of ``time.monotonic``."""
+    """Take one claim through the stages, until a time on the clock of ``time.monotonic``."""
 
     def __init__(self, prover: Prover, claim: Claim, scope: Scope, until: float) -> None:
         self.prover, self.claim, self.scope, self.until = prover, claim, scope, until
@@ -288,9 +300,10 @@ class _Attempt:
         return self._unknown("", gap)
 
     def _searched(self, instances: Sequence[Claim], seconds: float) -> Iterator[Found | None]:
-        """What the search finds for each instance: for moments first, if they are many, as any of them may do.
+        """Yield the search result of each instance.
 
-        Every pass draws other layers.
+        If there are many instances, each gets short searches first, because a counterexample to any one of them refutes
+        the claim. Every pass draws other layers.
         """
         passes = [*(LOOKS if len(instances) > 1 else ()), (seconds, ROUNDS)]
         for seed, (most, rounds_each) in zip(reversed(range(len(passes))), passes, strict=True):
@@ -301,7 +314,7 @@ class _Attempt:
             yield search(instance, self.scope, most, self.until, rounds_each=1, further=True)
 
     def _rule(self, claim: Claim) -> tuple[Proof | None, tuple[Refusal, ...]]:
-        """Ask the rules in turn: the first proof, and the refusals before it, the most telling first."""
+        """Ask the rules in turn. Return the first proof, and the refusals before it, the most telling first."""
         return asked_of_rules(claim, self.prover.session, self.until, self.scope)
 
     def _after_bounded(self, outcome: Outcome, gap: Found | None) -> Verdict:
@@ -348,7 +361,10 @@ class _Attempt:
         )
 
     def _needed(self, stage: str) -> tuple[str, ...] | None:
-        """Which conditions the deciding stage needs, by asking it again without; None where there are none."""
+        """Return the conditions that the deciding stage needs, found by asking it again without each.
+
+        Returns None if the claim has no conditions.
+        """
         if not self.claim.given:
             return None
         most = 1.0 + 2 * (time.monotonic() - self.start)
@@ -372,7 +388,7 @@ class _Attempt:
         )
 
     def _unknown(self, cause: str, gap: Found | None) -> Verdict:
-        """UNKNOWN, with why the last stage gave up and what the nearest rule misses."""
+        """Return UNKNOWN, with why the last stage gave up and what the nearest rule misses."""
         tried = self.refusals
         if self.explain:
             tried = explained(self.claim, self.scope, tried, self.prover.session, self.until)

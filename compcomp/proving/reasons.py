@@ -1,4 +1,4 @@
-"""Words for refusals: the techniques behind steps, and the lemma that failed."""
+"""Write the texts of refusals: the techniques behind steps, and the lemma that failed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from compcomp.language.steps import Step
 from compcomp.proving.session import Session
 
 MOST_NAMED = 3
-"""Techniques that one reason names."""
+"""The largest number of techniques that one reason names."""
 
 
 def listed(things: Iterable[object]) -> str:
-    """Join the different texts of things, the first few of them."""
+    """Join the distinct texts of things, at most the first :data:`MOST_NAMED` of them."""
     texts = list(dict.fromkeys(map(str, things)))
     shown = ", ".join(texts[:MOST_NAMED])
     return shown + (f" and {len(texts) - MOST_NAMED} more" if len(texts) > MOST_NAMED else "")
@@ -30,12 +30,12 @@ def owner(claim: Claim, step: Step) -> str:
 
 
 def without_steps(claim: Claim) -> str:
-    """Name the techniques of the claim that are not made of steps; empty where all are."""
+    """Name the techniques of the claim that are not made of steps. Returns "" if all are."""
     return listed(t for sequence in claim.sequences for t in sequence if not t.steps())
 
 
 def failing(reason: str, session: Session, reached: Reached) -> Refusal:
-    """Refuse for a reason, with the latest question of the session that has not the answer it needs."""
+    """Refuse for a reason, with the latest query of the session that did not get the answer it needs."""
     return Refusal(reason, reached=reached, lemma=session.missed())
 
 

@@ -1,4 +1,4 @@
-"""Exact replay, torch replay, and making a witness small. Only what passes both replays refutes a claim."""
+"""Replay a layer exactly and in torch, and make a witness small. Only a layer that passes both replays refutes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOSS_TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Suspect:
-    """An exact layer that may refute a claim. ``seed``: of the free choices, None where nothing is free."""
+    """An exact layer that may refute a claim. ``seed``: of the free choices, None if nothing is free."""
 
     weight: Array
     inputs: Array | None
@@ -36,7 +36,12 @@ class Suspect:
 
 
 def exact_runs(claim: Claim, suspect: Suspect) -> list[Run]:
-    """Every sequence of the claim on the layer, in rationals. May raise NotExactError, and TypeError at a float."""
+    """Run every sequence of the claim on the layer, in rationals.
+
+    Raises:
+        NotExactError: a number is not rational or too long.
+        TypeError: a technique returns a float.
+    """
 
     def start(offset: int) -> LayerState:
         choices = Choices() if suspect.seed is None else RandomChoices(suspect.seed + offset)
@@ -55,7 +60,7 @@ def exact_runs(claim: Claim, suspect: Suspect) -> list[Run]:
 
 
 def confirmed(claim: Claim, suspect: Suspect) -> bool:
-    """Whether the claim fails on this layer, decided in exact arithmetic."""
+    """Return True if the claim fails on this layer, decided in exact arithmetic."""
     try:
         return bool(fails(claim, exact_runs(claim, suspect)))
     except NotExactError:
@@ -63,7 +68,7 @@ def confirmed(claim: Claim, suspect: Suspect) -> bool:
 
 
 def torch_runs(claim: Claim, suspect: Suspect) -> list[Run]:
-    """Every sequence through the torch kernels, in float64 on the CPU, as states of floats."""
+    """Run every sequence through the torch kernels, in float64 on the CPU. Returns states of floats."""
     import torch
 
     def tensor(values: Array) -> Any:
@@ -86,15 +91,15 @@ def _as_floats(state: LayerState) -> LayerState:
 
 
 def without_kernel(claim: Claim) -> list[Technique]:
-    """The techniques that have no torch kernel."""
+    """Return the techniques that have no torch kernel."""
     return [t for t in dict.fromkeys(t for s in claim.sequences for t in s) if not t.has_kernel]
 
 
 def torch_agrees(claim: Claim, suspect: Suspect) -> bool:
-    """Whether the claim fails in torch float64 too, with the same losses as in exact arithmetic.
+    """Return True if the claim fails in torch float64 too, with the same losses as in exact arithmetic.
 
-    Where techniques leave a choice free the kernels may choose otherwise, and a technique may have none; then exact
-    replay alone counts.
+    The kernels may choose otherwise if techniques leave a choice free, and a technique may have none. In both cases the
+    exact replay alone counts, and the result is True.
     """
     if not claim.is_deterministic or without_kernel(claim):
         return True
@@ -109,7 +114,7 @@ def torch_agrees(claim: Claim, suspect: Suspect) -> bool:
 
 
 def witness_of(claim: Claim, suspect: Suspect) -> Witness:
-    """The full witness: every step in exact numbers, the losses also from the torch kernels."""
+    """Return the full witness: every step in exact numbers, and the losses also from the torch kernels."""
     runs = exact_runs(claim, suspect)
     losses: list[float | None] = [None] * len(runs)
     if claim.loss is not None and not without_kernel(claim):
@@ -131,7 +136,7 @@ def witness_of(claim: Claim, suspect: Suspect) -> Witness:
 
 
 def _changed_inputs(run: Run) -> tuple[Matrix | None, ...]:
-    """The inputs after each step that has changed them; () where none has."""
+    """Return the inputs after each step that has changed them, () if none has."""
     found: list[Matrix | None] = [None]
     for before, after in pairwise(run):
         was, now = (state.inputs for state in (before, after))
@@ -149,7 +154,10 @@ def _matrix(values: Array) -> Matrix:
 
 
 def minimised(claim: Claim, suspect: Suspect, seconds: float) -> Suspect:
-    """A smaller suspect that both replays confirm: fewer tokens, more zeros, smaller integers, for so long."""
+    """Return a smaller suspect that both replays confirm: fewer tokens, more zeros, smaller integers.
+
+    The search takes at most ``seconds``.
+    """
     until = time.monotonic() + seconds
     better = True
     while better:
@@ -164,7 +172,7 @@ def minimised(claim: Claim, suspect: Suspect, seconds: float) -> Suspect:
 
 
 def _smaller(suspect: Suspect) -> Iterator[Suspect]:
-    """Simpler layers to try, the boldest first: fewer tokens, zeroed stretches, then single entries."""
+    """Yield simpler layers to try, the largest change first: fewer tokens, zeroed stretches, then single entries."""
     if suspect.inputs is not None:
         tokens = suspect.inputs.shape[1]
         for token in range(tokens if tokens > 1 else 0):
@@ -186,7 +194,7 @@ def _simpler(values: Array) -> Iterator[Array]:
 
 
 def _zeroed_stretches(values: Array) -> Iterator[Array]:
-    """Copies with a half, a quarter, ... of the entries that are not yet zero set to zero."""
+    """Yield copies with a half, a quarter, ... of the non-zero entries set to zero."""
     alive = [k for k, x in enumerate(values.ravel()) if x]
     size = len(alive) // 2
     while size >= 2:
@@ -198,7 +206,7 @@ def _zeroed_stretches(values: Array) -> Iterator[Array]:
 
 
 def _smaller_values(x: Fraction) -> list[Fraction]:
-    """Simpler values than x, simplest first."""
+    """Return simpler values than x, simplest first."""
     towards = [Fraction(0), Fraction(int(x / 2)), x - (1 if x > 0 else -1), -x if x < 0 else x]
     if x.denominator > 1:
         return [v for v in (Fraction(0), Fraction(round(x))) if v != x]

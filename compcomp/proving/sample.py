@@ -1,4 +1,4 @@
-"""One run of a claim on one small layer, for what does not depend on the weights: formats."""
+"""Run a claim on one small layer, to read the formats, which do not depend on the weights."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from compcomp.proving.candidates import Candidates, shapes_to_try
 
 
 def formats_along(claim: Claim, scope: Scope) -> list[Format] | None:
-    """The left sequence's formats from the dense state on; None when no small layer fits its techniques.
+    """Return the left sequence's formats from the dense state on, None if no small layer fits its techniques.
 
-    Which fields of a format are set depends on the techniques alone, so one layer tells.
+    The techniques alone determine which fields of a format are set, so one layer shows them.
     """
     claim = claim.instances()[0]
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""z3 terms as SMT-LIB text that depends on the terms alone, not on what was built before them."""
+"""Write z3 terms as SMT-LIB text that depends on the terms alone, not on what was built before them."""
 
 from __future__ import annotations
 
@@ -38,20 +38,23 @@ _NAMES = {
 }
 _OF_NONE = {"and": "true", "or": "false"}
 _OF_ONE = frozenset({"and", "or", "+", "*"})
-"""Of a single argument they are that argument: SMT-LIB wants two."""
+"""Operators that equal their argument if there is only one, because SMT-LIB requires two."""
 
 
 def script(assertions: list[Term]) -> str:
-    """The assertions as an SMT-LIB script of linear size.
+    """Return the assertions as an SMT-LIB script of linear size.
 
-    Terms that occur again in an assertion are named, in the order in which they are met. Nothing is simplified: z3
-    would order sums by the numbers of terms, which depend on all that was built before.
+    Terms that occur again in an assertion are named, in the order of their occurrence. Nothing is simplified, because
+    z3 would order sums by the numbers of terms, which depend on all terms built before.
+
+    Raises:
+        TypeError: a term has no SMT-LIB text here, or uses a name that is reserved for lets.
     """
     return _Writer().text(assertions)
 
 
 def has_text(term: Term) -> bool:
-    """Whether SMT-LIB, as it is written here, has words for a number."""
+    """Return True if a number can be written as SMT-LIB text here."""
     try:
         script([term == 0])
     except TypeError:
@@ -74,7 +77,7 @@ class _Writer:
         return "\n".join([*declared, *asserted, "(check-sat)", ""])
 
     def _read(self, root: Any) -> int:
-        """All terms below this one; its number."""
+        """Read all terms below this one, and return its number."""
         context, nodes = self._context, self._nodes
         number = int(z3.Z3_get_ast_id(context, root))
         stack: list[tuple[int, Any]] = [(number, root)]
@@ -119,7 +122,7 @@ class _Writer:
         return name
 
     def _written(self, root: int) -> str:
-        """A term as text, with a let for every term of arguments that occurs in it again."""
+        """Return a term as text, with a let for every compound term that occurs in it again."""
         nodes, uses, order = self._nodes, dict[int, int](), list[int]()
         stack: list[tuple[int, bool]] = [(root, False)]
         while stack:

@@ -1,4 +1,4 @@
-"""Refute by search: many concrete layers at once, the best made exact, replayed and minimised."""
+"""Refute by search: evaluate many concrete layers at once, and make the best exact, replay and minimise them."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from compcomp.proving.special import special, special_shapes
 from compcomp.terms import Batch
 
 SIZE, WORK = 2000, 100_000
-"""Candidates of one round at the most, and roughly the numbers to compute for all of them."""
+"""The most candidates in one round, and roughly the most numbers to compute for all of them."""
 TRIES = 24
-"""Suspects of one round that are replayed exactly."""
+"""The most suspects of one round that are replayed exactly."""
 ROUNDS = 6
-"""Rounds in any case, for each shape, so that every size of integers has its turn."""
+"""Rounds that are always run for each shape, so that every size of integers has its turn."""
 ALIKE = 16
-"""Shapes of up to so many weights get as many rounds as each other. Larger ones cost more, and get fewer."""
+"""Shapes of up to this many weights get equally many rounds. Larger shapes cost more and get fewer."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A confirmed witness; ``agrees`` is False when only exact arithmetic refutes (a float gap)."""
+    """A confirmed witness. ``agrees`` is False if only exact arithmetic refutes (a float gap)."""
 
     witness: Witness
     agrees: bool
 
 
 class Clock:
-    """The time a search may take, without the second or two that torch takes to load, and when it has to end."""
+    """Measure the time of a search, without the second or two that torch takes to load, and its deadline."""
 
     def __init__(self, seconds: float, until: float) -> None:
         self._seconds, self._until, self._start = seconds, until, time.monotonic()
 
     def runs(self, early: bool) -> bool:
-        """Whether to go on; ``early`` rounds may take four times as long."""
+        """Return True while the search may go on. ``early`` rounds may take four times as long."""
         now = time.monotonic()
         return now < self._until and now - self._start < self._seconds * (4 if early else 1)
 
     def load_torch(self) -> None:
-        """Load what a replay needs, and do not count it."""
+        """Load torch for a replay, without counting the time."""
         start = time.monotonic()
         importlib.import_module("torch")
         self._start += time.monotonic() - start
@@ -63,14 +63,19 @@ def search(
     rounds_each: int = ROUNDS,
     further: bool = False,
 ) -> Found | None:
-    """Look for a layer in the scope on which the claim fails. None means nothing was found, never a proof.
+    """Search for a layer in the scope on which the claim fails. None means nothing was found, never a proof.
 
     Args:
+        claim: the claim to refute.
+        scope: the layers to search.
         seconds: how long to search. The first rounds may take four times as long.
-        until: when to end in any case, on the clock of ``time.monotonic``.
-        seed: of the layers that are drawn.
-        rounds_each: rounds for each shape that are always run.
-        further: look at other shapes, and among layers that small integers hardly meet (:mod:`.special`).
+        until: the deadline in any case, on the clock of ``time.monotonic``.
+        seed: seeds the random layers.
+        rounds_each: rounds that are always run for each shape.
+        further: search other shapes, and layers that random small integers rarely produce (:mod:`.special`).
+
+    Raises:
+        InputError: the claim's techniques do not fit the scope's shape.
     """
     random = np.random.default_rng(seed)
     shapes = []
@@ -102,7 +107,7 @@ def search(
 
 
 def _size(shape: tuple[int, int], gram: bool) -> int:
-    """How many candidates of this shape to try at once."""
+    """Return how many candidates of this shape to try at once."""
     rows, columns = shape
     work = rows * columns**3 if gram else rows * columns  # least squares costs more
     return max(50, min(SIZE, WORK // work))
@@ -124,7 +129,7 @@ def _round(claim: Claim, candidates: Candidates, random: np.random.Generator, cl
 
 
 def _suspects(claim: Claim, candidates: Candidates, random: np.random.Generator, gram: bool) -> list[Suspect]:
-    """The candidates that fail in floats, those of few and small entries first, as exact layers."""
+    """Return the candidates that fail in floats as exact layers, those with few and small entries first."""
     layer = candidates.layer(random, gram=gram)
     failing = fails(claim, [s.trace(layer) for s in claim.sequences], tolerance=1e-9)
     values = failing.values if isinstance(failing, Batch) else np.full(len(candidates.weights), bool(failing))

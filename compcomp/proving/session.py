@@ -1,4 +1,4 @@
-"""The questions of one proof."""
+"""Ask the queries of one proof and record them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from compcomp.proving.solver import Answer, Solver
 from compcomp.terms import Term
 
 LEMMA_SECONDS = 5.0
-"""For a lemma that only makes the main question easier."""
+"""Seconds for a lemma that only makes the main query easier."""
 
 T = TypeVar("T")
 
 Lemmas = dict[Hashable, tuple[Any, tuple[Query, ...]]]
-"""Results of lemmas by one solver, and the queries they rest on, by a key that decides both."""
+"""Results of lemmas proved by one solver, with the queries they depend on, by a key that determines both."""
 
 
 @dataclass
 class Session:
-    """The queries of one proof: each is asked once and kept as text.
+    """Ask the queries of one proof, each once, and record them as text.
 
     Args:
-        solver: who answers them.
-        until: the deadline of all of them, on the clock of ``time.monotonic``.
-        lemmas: results that earlier sessions with the same solver found, and where this one keeps its own.
+        solver: the solver that answers them.
+        until: the deadline of all queries, on the clock of ``time.monotonic``.
+        lemmas: results of earlier sessions with the same solver. This session adds its own.
+        queries: the queries asked so far, in order.
     """
 
     solver: Solver
@@ -39,7 +40,17 @@ class Session:
     queries: list[Query] = field(default_factory=list)
 
     def ask(self, name: str, assertions: list[Term], expected: str, most: float = float("inf")) -> Answer:
-        """Whether the assertions hold together. The caller decides what an unexpected answer means."""
+        """Ask if the assertions are satisfiable together, and record the query.
+
+        Args:
+            name: of the query, for the verdict and for certificates.
+            assertions: z3 terms. Together they are the script that is sent.
+            expected: the answer that a proof needs, "sat" or "unsat". The caller decides what any other answer means.
+            most: seconds at most, out of the time until the deadline.
+
+        Returns:
+            The solver's answer, "unknown" once the deadline has passed.
+        """
         text = script(assertions)
         left = min(most, self.until - time.monotonic())
         answer = self.solver.ask(text, left) if left > 0 else Answer("unknown", cause="deadline")
@@ -47,9 +58,10 @@ class Session:
         return answer
 
     def once(self, key: Hashable, lemma: Callable[[], T]) -> T:
-        """The lemma's result, which ``key`` decides: its questions are written and put to this solver once.
+        """Return the lemma's result, computed once for each ``key``, which must determine it.
 
-        Every proof that uses it lists them all the same. Kept only where each of them got a clear answer.
+        Its queries are written and sent to this solver once. Every proof that uses the lemma lists them nevertheless.
+        The result is cached only if each of them was answered "sat" or "unsat".
         """
         known = self.lemmas
         if key not in known:
@@ -64,13 +76,15 @@ class Session:
         return found
 
     def missed(self, name: str = "", last: bool = False) -> Query | None:
-        """Return the latest question whose answer is not the expected one, of this name if one is given.
+        """Return the latest query whose answer is not the expected one, None if there is none.
 
-        last: only if nothing was asked after it.
+        Args:
+            name: consider only queries whose name starts with this.
+            last: consider only the very last query.
         """
         asked = self.queries[-1:] if last else reversed(self.queries)
         return next((q for q in asked if q.answer != q.expected and q.name.startswith(name)), None)
 
     def holds(self, name: str, premises: list[Term], conclusion: Term, most: float = LEMMA_SECONDS) -> bool:
-        """Whether the premises are proved to entail the conclusion, in so many seconds at the most."""
+        """Return True if the premises are proved to entail the conclusion, within ``most`` seconds."""
         return self.ask(name, [*premises, z3.Not(conclusion)], "unsat", most).answer == "unsat"

@@ -1,4 +1,4 @@
-"""Ask a solver process, with a resource limit and a hard deadline. Anything but its clear word is unknown."""
+"""Ask a solver process, with a resource limit and a hard deadline. Anything but a clear answer is "unknown"."""
 
 from __future__ import annotations
 
@@ -17,18 +17,30 @@ from pathlib import Path
 from typing import Any, Protocol
 
 RLIMIT = 400_000_000
-"""z3's resource units for one query; the same query uses the same number on every machine."""
+"""z3's resource units for one query. The same query uses the same number on every machine."""
 FIRST_RLIMIT = 2_000_000
-"""For the first attempt, with the simple solver: some tenths of a second."""
+"""Resource units for the first attempt, with the simple solver: some tenths of a second."""
 
 KEEP_MEMORY = {"MALLOC_TOP_PAD_": str(2**26)}
-"""glibc: a worker holds on to 64 MiB that it has freed. Otherwise, once a query has used much, each new z3 context gets
-16 MiB from the system and gives it back: 8 ms, of 0.5."""
+"""An environment variable of glibc by which a worker keeps 64 MiB of freed memory.
+
+Otherwise, once a query has used much memory, each new z3 context gets 16 MiB from the system and gives it back,
+which takes 8 ms instead of 0.5 ms.
+"""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a solver said. ``answer``: "sat", "unsat" or "unknown". ``model``: values as exact text, a hint."""
+    """The answer of a solver.
+
+    Args:
+        answer: "sat", "unsat" or "unknown".
+        cause: why it is unknown.
+        rlimit: resource units used.
+        seconds: time used.
+        model: values as exact text, as a hint that nothing relies on.
+        solver: its name and version.
+    """
 
     answer: str
     cause: str = ""
@@ -39,7 +51,7 @@ class Answer:
 
 
 class Solver(Protocol):
-    """Whatever answers an SMT-LIB script within so many seconds."""
+    """Anything that answers an SMT-LIB script within a number of seconds."""
 
     def ask(self, smtlib: str, seconds: float, /) -> Answer: ...
 
@@ -50,8 +62,8 @@ class SolverProcess:
     The process ends with this object at the latest.
 
     Args:
-        command: another program in the worker's place, for tests.
-        request: sent along with every script.
+        command: another program in place of the worker, for tests.
+        request: fields sent along with every script.
     """
 
     name = "solver"
@@ -70,7 +82,7 @@ class SolverProcess:
         return self._running[-1] if self._running else None
 
     def ask(self, smtlib: str, seconds: float) -> Answer:
-        """Check the script in so many seconds at the most."""
+        """Check the script within ``seconds``."""
         start = time.monotonic()
         with self._lock:
             try:
@@ -143,12 +155,12 @@ class SolverProcess:
         return reply
 
     def close(self) -> None:
-        """End the process; the next question starts another."""
+        """End the process. The next query starts another."""
         _end(self._running)
 
 
 class Z3Process(SolverProcess):
-    """z3, its simple solver or its full one."""
+    """z3, with its simple solver or its full one."""
 
     name, worker = "z3", "compcomp.proving.worker"
 
@@ -189,7 +201,7 @@ def _pump(stream: Any, lines: queue.Queue[str | None]) -> None:
 
 
 class Portfolio:
-    """Several solvers in turn, until one gives a clear answer within the deadline."""
+    """Ask several solvers in turn, until one gives a clear answer within the deadline."""
 
     def __init__(self, *solvers: Solver) -> None:
         self.solvers = solvers
@@ -206,18 +218,18 @@ class Portfolio:
         return answer
 
     def close(self) -> None:
-        """End the processes of all of them."""
+        """End the processes of all solvers."""
         for solver in self.solvers:
             close(solver)
 
 
 class Remembering:
-    """Ask a solver each script once: clear answers are kept by the script's text, unknowns are not.
+    """Ask a solver each script once. Clear answers are cached by the script's text, unknowns are not.
 
     Args:
-        solver: who answers a script that is new.
-        most: answers that are kept.
-        patient: whether a script without an answer is asked again each time, or only with more time than before.
+        solver: answers a script that is new.
+        most: the largest number of cached answers.
+        patient: ask a script without an answer again each time. False asks it again only with more time than before.
     """
 
     def __init__(self, solver: Solver, most: int = 4000, *, patient: bool = True) -> None:
@@ -241,24 +253,24 @@ class Remembering:
         return known
 
     def close(self) -> None:
-        """Forget all answers and end the solver's processes."""
+        """Clear the cache and end the solver's processes."""
         self._known.clear()
         self._open.clear()
         close(self.solver)
 
 
 def close(solver: Solver | None) -> None:
-    """End a solver's processes, where it has any."""
+    """End a solver's processes, if it has any."""
     end = getattr(solver, "close", None)
     if end is not None:
         end()
 
 
 def default_solver() -> Remembering:
-    """Make a solver: z3's simple one first, then its full one, each in a process of its own."""
+    """Make a solver: z3's simple one first, then its full one, each in its own process."""
     return Remembering(Portfolio(Z3Process(rlimit=FIRST_RLIMIT), Z3Process(simple=False)))
 
 
 def second_solver() -> Remembering | None:
-    """Make a solver that shares no code with the first: cvc5 in a process. None where it is not installed."""
+    """Make a solver that shares no code with the first: cvc5 in a process. Returns None if it is not installed."""
     return None if importlib.util.find_spec("cvc5") is None else Remembering(Cvc5Process(), patient=False)

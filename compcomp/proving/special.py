@@ -1,4 +1,7 @@
-"""Layers that small integers hardly meet: values of number formats and what lies between, rational decompositions."""
+"""Draw layers that random small integers rarely produce.
+
+They are values of number formats and numbers between these, and matrices with rational decompositions.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ from compcomp.language.technique import Technique
 from compcomp.proving.candidates import Candidates, Values
 
 TALL = (4, 9, 16)
-"""Rows of layers to look at."""
+"""Rows of layers to try."""
 WIDE = 16
-"""Columns of the widest of them, where techniques allow that."""
+"""Columns of the widest of these layers, if techniques allow that."""
 
 
 def special_shapes(claim: Claim, scope: Scope) -> list[tuple[int, int]]:
-    """The scope's own shape, or the smallest ones, square ones and ones of many rows that fit."""
+    """Return the scope's own shape, or the smallest ones, square ones and ones of many rows that fit."""
     if scope.shape is not None:
         return [scope.shape]
     unit, rows = claim.unit, claim.row_unit
@@ -48,7 +51,15 @@ def special(
     random: np.random.Generator,
     size: int,
 ) -> Iterator[Candidates]:
-    """In turn: values of each table and midpoints, matrices of rational singular values, integers of every size."""
+    """Yield in turn: values of each table and midpoints, matrices of rational singular values, integers of every size.
+
+    Args:
+        techniques: their steps give the tables of codes.
+        shape: (out, in) of each layer.
+        needs_inputs: draw inputs too.
+        random: the source of the draws.
+        size: layers a batch.
+    """
     techniques = list(techniques)
     tables = list(dict.fromkeys(t.codes for q in techniques for t in q.steps() if isinstance(t, CodebookMap)))
     kinds: list[Callable[[], Values]] = [partial(_of_table, _values(t), shape, random, size) for t in tables]
@@ -67,7 +78,7 @@ def special(
 
 
 def _values(codes: Sequence[Fraction]) -> Values:
-    """The magnitudes of a table, its midpoints, what lies beyond its last value, in units in which all are integers."""
+    """Return the magnitudes of a table, its midpoints, and numbers beyond its last value, scaled to integers."""
     sizes = sorted({abs(code) for code in codes})
     middles = [(low + high) / 2 for low, high in pairwise(sizes)]
     beyond = [sizes[-1] + step * (sizes[-1] - sizes[-2]) for step in (1, 2)]
@@ -77,7 +88,10 @@ def _values(codes: Sequence[Fraction]) -> Values:
 
 
 def _of_table(values: Values, shape: tuple[int, int], random: np.random.Generator, size: int) -> Values:
-    """By place in the table, so of every power of two alike; one candidate in three from a short stretch of it."""
+    """Draw uniformly by position in the table, so that every power of two is as frequent.
+
+    One candidate in three comes from a short stretch of the table.
+    """
     places = random.integers(len(values), size=(size, *shape))
     start = random.integers(len(values), size=(size // 3, 1, 1))
     places[: size // 3] = np.minimum(start + random.integers(6, size=(size // 3, *shape)), len(values) - 1)
@@ -91,7 +105,7 @@ def _of_table(values: Values, shape: tuple[int, int], random: np.random.Generato
 
 
 def _of_every_size(shape: tuple[int, int], random: np.random.Generator, size: int) -> Values:
-    """Small integers times powers of two: large and tiny weights in one group."""
+    """Draw small integers times powers of two: large and tiny weights in one group."""
     reach = random.integers(1, 13, size=(size, 1, 1))
     powers = np.floor(random.random((size, *shape)) * reach)
     found: Values = random.integers(-9, 10, size=(size, *shape)) * 2.0**powers
@@ -99,7 +113,10 @@ def _of_every_size(shape: tuple[int, int], random: np.random.Generator, size: in
 
 
 def _rational(shape: tuple[int, int], random: np.random.Generator, size: int) -> Values:
-    """Whole numbers with rational singular values: between reflections, or one entry in every row and column."""
+    """Draw matrices of whole numbers with rational singular values.
+
+    They are diagonal matrices between reflections, or have one entry in every row and column.
+    """
     rows, columns = shape
     least = min(shape)
     middle = np.zeros((size, *shape))
@@ -116,7 +133,7 @@ def _rational(shape: tuple[int, int], random: np.random.Generator, size: int) ->
 
 
 def reflections(size: int, side: int, random: np.random.Generator, largest: int = 2) -> Values:
-    """Matrices of whole numbers (side x side) whose rows are orthogonal and of one length."""
+    """Return matrices of whole numbers (side x side) whose rows are orthogonal and of one length."""
     normal = random.integers(-largest, largest + 1, size=(size, side)).astype(float)
     normal[~normal.any(axis=1)] = 1
     squares: Values = (normal**2).sum(axis=1)

@@ -1,4 +1,4 @@
-"""While claims are decided, encodings are read strictly: equations have no truth value, and floats are no numbers."""
+"""Read encodings strictly while claims are decided: equations have no truth value, and floats are no numbers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import z3
 
 from compcomp.terms import NO_FLOATS
 
-# z3 answers bool(x == y) by whether both sides look alike. An encoding with `if w == 0`, `in` or numpy.where would then
-# be read as if no weight were 0, and claims be proved of something else. And it reads the float 0.1 as 1/10, which it
-# is not. Elsewhere, and in other threads, z3 keeps its ways.
+# z3 answers bool(x == y) by whether both sides look alike. An encoding with `if w == 0`, `in` or numpy.where would
+# then be read as if no weight were 0, and claims be proved of something else. And it reads the float 0.1 as 1/10,
+# which it is not. Elsewhere, and in other threads, z3 is unchanged.
 
 _here = threading.local()
 _bool_of_z3, _real_of_z3 = z3.AstRef.__bool__, z3.RealVal
@@ -38,7 +38,7 @@ z3.RealVal = z3.z3.RealVal = _real  # z3 converts numbers in terms by the latter
 
 @contextmanager
 def strict() -> Iterator[None]:
-    """In this thread."""
+    """Raise TypeError for z3 terms in a boolean context and for floats in formulas, in the current thread."""
     before = getattr(_here, "strict", False)
     _here.strict = True
     try:

@@ -1,4 +1,4 @@
-"""What rules have proved for every shape: a claim at one shape is an instance, if its techniques fit that."""
+"""Cache proofs for every shape. A claim at one shape is an instance if its techniques fit that shape."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from compcomp.language.verdict import Grade, Verdict
 from compcomp.proving.functions import of_step
 from compcomp.proving.solver import Solver
 
-# The claim's text would not do as a key: what a technique does may change while its text stays. The key holds all that
-# rules read of a claim without conditions that dominates, equals or is orthogonal: the sequences, and of each technique
-# its steps and promises as they are now. Claims that something is kept or fits are left out, as their rules look at a
-# layer of the scope, and so are those with conditions, which have to be shown to be satisfiable at every shape.
+# The claim's text does not suffice as a key, because what a technique does may change while its text stays. The key
+# holds all that rules read of a claim without conditions that dominates, equals or is orthogonal: the sequences, and
+# for each technique its steps and promises as they are now. Claims of kind keeps or fits are left out because their
+# rules look at a layer of the scope. Claims with conditions are left out because these have to be shown to be
+# satisfiable at every shape.
 
 MOST = 4000
-"""Theorems that are kept."""
+"""The largest number of theorems that are cached."""
 
 
 class Theorems:
-    """Proofs for any shape that one solver has answered for, by claim and second solver."""
+    """Cache the proofs for any shape found with one solver, by claim and second solver."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, Verdict] = {}
@@ -32,14 +33,17 @@ class Theorems:
         return len(self._known)
 
     def get(self, claim: Claim, second: Solver | None) -> Verdict | None:
-        """Return the proof of this very claim, if the same second solver has checked it."""
+        """Return the cached proof of this claim, None if it was not checked by the same second solver."""
         try:
             return self._known.get(_key(claim, second)) if self._known else None
         except (TypeError, Unidentified):  # something in the key has no identity or no weak reference: nothing was kept
             return None
 
     def keep(self, verdict: Verdict, second: Solver | None) -> None:
-        """Keep a proof whose grade cannot improve: the second solver agreed, none was needed, or there is none."""
+        """Cache a proof whose grade cannot improve.
+
+        It cannot if two solvers agreed, if no solver was needed, or if there is no second solver.
+        """
         checked = verdict.grade in (Grade.TWO_SOLVERS, Grade.NO_SOLVER) or second is None
         claim = verdict.claim
         everywhere = verdict.stage == "rule" and verdict.reach == "any shape"
@@ -51,7 +55,7 @@ class Theorems:
             self._known[_key(claim, second)] = verdict
 
     def clear(self) -> None:
-        """Forget all of them."""
+        """Clear the cache."""
         self._known.clear()
 
 
@@ -62,7 +66,7 @@ def _key(claim: Claim, second: Solver | None) -> Hashable:
 
 
 def _technique(technique: Technique) -> Hashable:
-    """What rules read of it."""
+    """Return all that rules read of a technique, as a key."""
     promises, steps = technique.promises(), technique.steps()
     told = steps and type(technique).needs_inputs is Technique.needs_inputs  # by the steps themselves
     sees = None if told else technique.needs_inputs

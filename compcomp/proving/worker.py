@@ -1,4 +1,4 @@
-"""A solver in a process of its own: one JSON object a line in, one out. Imports z3 and nothing of ours."""
+"""Run a solver as a process: one JSON object a line in, one out. Imports z3 and no other module of compcomp."""
 
 from __future__ import annotations
 

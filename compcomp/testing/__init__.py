@@ -1,4 +1,7 @@
-"""Strategies and checks for encodings, yours included. Needs Hypothesis: ``pip install compcomp[testing]``."""
+"""Strategies and checks for encodings, including user-defined ones.
+
+They need Hypothesis: ``pip install compcomp[testing]``.
+"""
 
 from compcomp.testing.conformance import Coverage as Coverage
 from compcomp.testing.conformance import check_encoding as check_encoding

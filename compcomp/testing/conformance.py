@@ -1,4 +1,4 @@
-"""One check for every technique: its kernel against its encoding, and its promises in exact numbers."""
+"""One check for every technique: its kernel against its encoding, and its contracts in exact numbers."""
 
 from __future__ import annotations
 
@@ -30,31 +30,33 @@ from compcomp.terms import Array, Batch, BatchChoices, Choices, RandomChoices, T
 from compcomp.testing.strategies import Shape, conventions, integers, layers, scaled
 
 SHAPES: tuple[Shape, ...] = ((1, 4), (2, 4), (3, 4), (4, 2), (2, 3), (1, 8), (3, 6))
-"""Shapes (out x in) to try: those that the technique fits."""
+"""The shapes (out x in) to try, if the technique fits them."""
 
 MARGIN = 1e-6
-"""Relative distance from a tie or a rounding midpoint below which floats may choose otherwise."""
+"""The relative distance from a tie or a rounding midpoint below which floats may choose otherwise."""
 
 SMALL = 2**12
-"""Sums of some hundred products of three integers below it are floats."""
+"""The bound on integers for which sums of some hundred products of three are exact in floats."""
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""Of weights, in which zeros are looked at. Inputs and Gram matrices have at least float32."""
+"""The dtypes of weights for which zeros are checked. Inputs and Gram matrices have at least float32."""
 
 TOLERANCE = 1e-7
-"""Relative to the largest magnitude of the layer."""
+"""The tolerance relative to the largest magnitude of the layer."""
 
 
 SEED = 0x272EA1AB43FF13FE587908C80894327A0EA251719510635671C51B049CC45C8611984AFB4B501DC79434F8E4705BAA18
-"""Of the layers that are drawn: the same ones whatever becomes of the function that examines them."""
+"""The seed of the layers: the same ones are drawn however the function that examines them changes."""
 
 
 @dataclass
 class Coverage:
-    """How many layers were compared.
+    """Count the layers that were compared.
 
-    ``clear``: away from every tie and midpoint. ``at_ties``: at a tie or midpoint that floats meet exactly.
-    ``promises``: promises were checked. ``skipped``: floats may differ, or the optimum is not rational.
+    clear: Layers away from every tie and midpoint.
+    at_ties: Layers at a tie or midpoint that is exact in floats.
+    promises: Layers on which contracts were checked.
+    skipped: Layers on which floats may differ, or whose optimum is not rational.
     """
 
     clear: int = 0
@@ -74,22 +76,32 @@ def check_encoding(
     kernel: Kernel | None = None,
     minimise: bool = True,
 ) -> Coverage:
-    """Raise AssertionError unless kernel, encoding and promises of the technique agree; say what was covered.
+    """Check that kernel, encoding and contracts of the technique agree, and return what was covered.
 
-    TypeError where the encoding holds floats, or asks for the truth value of a term.
+    On exact layers drawn by Hypothesis, the encoding on Fractions is compared with the torch kernel in float64 on
+    ``device`` and with the encoding on batches. Compared are weight, mask, grid, low-rank product, rank, inputs and
+    every loss. Away from ties and midpoints they must agree.
 
-    On exact layers drawn by Hypothesis, the encoding on Fractions is compared with the torch kernel in
-    float64 on ``device`` and with the encoding on batches: weight, mask, grid, low-rank product, rank, inputs and
-    every loss. Away from ties and midpoints they must agree. At a tie they must agree too where the
-    technique is a single step, selects only, or acts on inputs, and floats meet the tie exactly: not where scores of
-    the whole layer are quotients that floats round, and, where its fixtures say ``exact_scores``, on small integers.
-    Of a technique that says what is ``feasible``, that is asked of what its kernel gives instead. Every declared
-    promise must hold on the Fractions, for every choice tried.
+    At a tie they must agree too if floats hit the tie exactly, and if the technique is a single step, only selects, or
+    acts on inputs. This excludes scores of the whole layer that are quotients, which floats round. If the fixtures say
+    ``exact_scores``, they must also agree at ties on layers of small integers. A technique with ``feasible`` leaves its
+    result open: the kernel's result must then be feasible instead. Every declared contract must hold on the Fractions,
+    for every choice tried.
 
-    technique: one, or a class, of which every technique that :func:`conventions` gives is checked, registered or not.
-    shapes: (out, in) pairs, by default also those that the technique brings; those that it does not fit are left out.
-    max_examples: layers to draw, always the same ones. kernel: in place of the registered one. minimise: look for a
-    simpler layer before failing, which takes a while. Raises InputError when no shape fits.
+    Args:
+        technique: A technique, or a class, of which every technique that :func:`conventions` gives is checked. It need
+            not be registered.
+        shapes: (out, in) pairs. By default the shapes that the technique brings are added. Shapes that it does not fit
+            are left out.
+        max_examples: The number of layers to draw, always the same ones.
+        device: The torch device of the kernel.
+        kernel: A kernel that replaces the registered one.
+        minimise: True looks for a simpler layer before failing, which takes a while.
+
+    Raises:
+        AssertionError: They do not agree, or a contract is broken.
+        TypeError: The encoding holds floats, or asks for the truth value of a term.
+        InputError: No shape fits.
     """
     if isinstance(technique, type):
         return _check_class(technique, shapes, max_examples, device, kernel, minimise)
@@ -139,7 +151,7 @@ def check_encoding(
 
 
 def _check_class(kind: type[Technique], shapes: Sequence[Shape], *rest: Any) -> Coverage:
-    """Every convention of the class that fits some shape."""
+    """Check every convention of the class that fits some shape."""
     found = [technique for technique in conventions(kind) if any(map(technique.fits, (*shapes, *kind.fixtures.shapes)))]
     if not found:
         raise InputError(
@@ -149,14 +161,14 @@ def _check_class(kind: type[Technique], shapes: Sequence[Shape], *rest: Any) -> 
 
 
 def _unmasked(layer: LayerState, change: Array) -> LayerState:
-    """The layer with weights that its mask drops changed: an earlier step has broken the mask."""
+    """Return the layer with weights changed that its mask drops, as if an earlier step had broken the mask."""
     mask = np.full(layer.weight.shape, True) if layer.format.mask is None else layer.format.mask
     weight = each(lambda w, keep, x: w if keep else w + x, layer.weight, mask, change)
     return replace(layer, weight=weight, format=replace(layer.format, grid=None, rank=None))
 
 
 def _other_mask(layer: LayerState, size: int) -> LayerState:
-    """The layer with the weights of every ``size`` reversed: its N:M patterns hold, its mask may be broken."""
+    """Return the layer with the weights of every ``size`` reversed: its N:M patterns hold, its mask may be broken."""
     rows, columns = layer.weight.shape
     weight = layer.weight.reshape(rows, columns // size, size)[:, :, ::-1].reshape(rows, columns)
     return replace(layer, weight=weight, format=replace(layer.format, grid=None, rank=None))
@@ -189,7 +201,7 @@ def _compare(
     clear = result.choices.margin > MARGIN
     exact_ties = _meets_ties(technique.steps())
     at_once = exact_ties or technique.promises().changes_inputs
-    if technique.promises().optimum is not None:  # what it compares is made of the weights and the values of its grids
+    if technique.promises().optimum is not None:  # it compares the weights with the values of its grids
         at_once = _float_exact(result)
     if technique.fixtures.exact_scores and _small_integers(layer):
         exact_ties = at_once = True
@@ -217,7 +229,7 @@ def _codes(layer: LayerState) -> tuple[Fraction, ...] | None:
 
 
 def _check_feasible(technique: Technique, kernel: Kernel, layer: LayerState, result: LayerState, device: str) -> None:
-    """Kernel and encoding give states that are feasible; the kernel always the same one, of its inputs as they were."""
+    """Check that kernel and encoding return feasible states, the kernel always the same, with its inputs unchanged."""
     before = _tensors(layer, device)
     start, found = _floats(before), [_floats(_run(technique, kernel, layer, before)) for _ in range(2)]
     _check_untouched(technique, layer, before)
@@ -236,10 +248,11 @@ def _check_feasible(technique: Technique, kernel: Kernel, layer: LayerState, res
 def _check_zeros(
     technique: Technique, kernel: Kernel, layer: LayerState, result: LayerState, dtype: torch.dtype, device: str
 ) -> None:
-    """What is said to be zero is 0 after the kernel, not nearly 0: what it drops or removes, and zeros that stay.
+    """Check that weights are exactly 0 after the kernel where they must be: dropped, removed, or zeros that stay.
 
-    And rows that were zero from the first, where the encoding leaves nothing open and leaves them zero. A column of a
-    least squares solution may be zero by chance, and is nearly so in floats.
+
+    Rows that were zero from the start are checked as well, if the encoding leaves nothing open and keeps them zero. A
+    column of a least squares solution may be zero by chance, and is then only nearly zero in floats.
     """
     before = _tensors(layer, device)
     form, gram = before.format, torch.promote_types(dtype, torch.float32)
@@ -276,7 +289,7 @@ def _check_zeros(
 
 
 def _dtype_of(layer: LayerState) -> torch.dtype:
-    """One of the dtypes, as the numbers of the layer have it: a layer that is drawn again has the same one."""
+    """Return one of the dtypes, determined by the layer's numbers, so that a layer drawn again has the same one."""
     entries = (Fraction(x) for x in layer.weight.ravel())
     return DTYPES[sum(abs(x.numerator) + x.denominator for x in entries) % len(DTYPES)]
 
@@ -286,20 +299,20 @@ def _to(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
 
 
 def _meets_ties(steps: Sequence[Step]) -> bool:
-    """Whether floats meet the ties and midpoints of these steps exactly: no step comes after rounded values."""
+    """Return True if the ties and midpoints of these steps are exact in floats: no step follows rounded values."""
     selections = [step for step in steps if isinstance(step, Selection)]
     exact = all(step.of_layer is None for step in selections)
     return exact and (len(steps) == 1 or (bool(steps) and len(steps) == len(selections)))
 
 
 def _small_integers(layer: LayerState) -> bool:
-    """The numbers of a layer are integers, and floats hold the sums of their products."""
+    """Return True if the numbers of a layer are integers, and floats hold the sums of their products."""
     entries = [Fraction(x) for _, array in walk.arrays(layer) for x in array.ravel()]
     return all(x.denominator == 1 and abs(x) < SMALL for x in entries)
 
 
 def _float_exact(*states: LayerState) -> bool:
-    """Floats hold every entry without error, so that they meet the same ties and midpoints."""
+    """Return True if floats hold every entry without error, so that they have the same ties and midpoints."""
     entries = [x for s in states for x in s.weight.ravel()]
     for grid in (s.format.grid for s in states):
         entries += [] if grid is None else [*grid.step.ravel(), *([] if grid.offset is None else grid.offset.ravel())]
@@ -307,7 +320,7 @@ def _float_exact(*states: LayerState) -> bool:
 
 
 def _check_same(technique: Technique, what: str, layer: LayerState, expected: LayerState, found: LayerState) -> None:
-    """The float state ``found`` is the exact one, up to rounding."""
+    """Check that the float state ``found`` is the exact one, up to rounding."""
     size = _largest(layer.weight, layer.reference, expected.effective())
     reach = _largest(layer.inputs)
 
@@ -334,7 +347,7 @@ def _check_same(technique: Technique, what: str, layer: LayerState, expected: La
         alike(f"presence of the {field.name}", one is None, other is None)
         if one is None or other is None:
             continue
-        if field.equal == "product":  # which factors is open
+        if field.equal == "product":  # only the product is determined
             alike(f"shape of the {field.name}", one.shape, other.shape)
         elif field.kind == "truths":
             alike(field.name, one.astype(bool).tolist(), other.astype(bool).tolist())
@@ -365,7 +378,7 @@ def _largest(*arrays: Array | None) -> float:
 def _run(
     technique: Technique, kernel: Kernel, layer: LayerState, before: LayerState, *, finite: bool = True
 ) -> LayerState:
-    """What the kernel gives for these tensors, which has to be a state of tensors."""
+    """Return the kernel's result for these tensors, which must be a state of tensors."""
     after = kernel(technique, before)
     if wrong := wrong_result(before, after, finite=finite):
         raise _fail(technique, f"{wrong[0]} (allowed: {wrong[1]})", layer)
@@ -373,7 +386,7 @@ def _run(
 
 
 def _check_untouched(technique: Technique, layer: LayerState, tensors: LayerState) -> None:
-    """The kernel changed none of the tensors it was given."""
+    """Check that the kernel changed none of the tensors it was given."""
     untouched = _floats(tensors)
     for field, array in walk.arrays(layer):
         if not np.array_equal(_float_array(array), _float_array(field.of(untouched))):
@@ -454,7 +467,7 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
 
 
 def _check_steps(technique: Technique, layer: LayerState, result: LayerState) -> None:
-    """The steps of the technique, if it has any, are what its encoding does."""
+    """Check that the steps of the technique, if it has any, do what its encoding does."""
     if not technique.steps():
         return
     after = replace(layer, choices=Choices())
@@ -466,7 +479,7 @@ def _check_steps(technique: Technique, layer: LayerState, result: LayerState) ->
 
 
 def _with_other_factors(layer: LayerState, seed: int) -> LayerState:
-    """An equal layer with other factors, of a larger rank."""
+    """Return an equal layer with other factors, of a larger rank."""
     rows, columns = layer.weight.shape
     known = layer.format.factors
     more = np.array([[Fraction(int(x)) for x in np.random.default_rng(seed).integers(-3, 4, columns)]], dtype=object)
@@ -477,11 +490,11 @@ def _with_other_factors(layer: LayerState, seed: int) -> LayerState:
 
 
 MOST = 200
-"""Masks of one group that are tried one by one; of more, so many random ones. Of ratios a quarter of that."""
+"""The most masks of one group of which all are tried; otherwise as many random ones are. For ratios, a quarter."""
 
 
 def _better(optimum: Optimum, weight: Array, left: Array, seed: int) -> str:
-    """What is wrong with ``left`` as the optimum for ``weight``, both out x in; empty where nothing is."""
+    """Return why ``left`` is not the optimum for ``weight`` (both out x in), or "" if it is."""
     shape = (weight.shape[0], weight.shape[1])
     part, levels = LOSSES[optimum.loss].element, optimum.grid.known_levels
     assert part is not None
@@ -513,7 +526,7 @@ def _better(optimum: Optimum, weight: Array, left: Array, seed: int) -> str:
 
 
 def _least_error(weight: Array, error: Array, group: list[tuple[int, int]], optimum: Optimum, seed: int) -> Fraction:
-    """The least loss of a group over which weights go, or over some random choices of them."""
+    """Return the least loss of a group over the choices of weights to drop, or over some random ones of them."""
     part = LOSSES[optimum.loss].element
     assert part is not None
     count = int(len(group) * optimum.share)  # type: ignore[operator]
@@ -526,7 +539,7 @@ def _least_error(weight: Array, error: Array, group: list[tuple[int, int]], opti
 
 
 def _check_no_ops(technique: Technique, layer: LayerState, result: LayerState, make: Callable[[], Choices]) -> None:
-    """Where the technique says that it changes nothing, it does not: of its own result, and of layers of some kind."""
+    """Check the contracts on changing nothing: for the technique's own result, and for layers of the declared kinds."""
     promised = technique.promises()
 
     def check(promise: str, before: LayerState, times: int = 1) -> None:
@@ -557,7 +570,7 @@ def _check_no_ops(technique: Technique, layer: LayerState, result: LayerState, m
 
 
 def _check_inputs(technique: Technique, before: LayerState, after: LayerState, make: Callable[[], Choices]) -> None:
-    """The technique changes the inputs and nothing else, or leaves them alone, and looks at none it does not need."""
+    """Check that the technique changes only the inputs, or none of them, and reads none without declaring it."""
     shown = ("inputs after", walk.shown(after.inputs))
     if not technique.promises().changes_inputs:
         if not _same_inputs(before, after):
@@ -582,7 +595,7 @@ def _check_inputs(technique: Technique, before: LayerState, after: LayerState, m
 
 
 def _check_basis(technique: Technique, before: LayerState, after: LayerState) -> None:
-    """The technique does nothing but change the basis of the inputs, or leaves it alone."""
+    """Check that the technique changes only the basis of the inputs, or leaves it alone, as it declares."""
     promised, known = technique.promises().changes_basis, before.format.transform
     shown = ("weight after", after.weight)
     if promised:
@@ -598,7 +611,7 @@ def _check_basis(technique: Technique, before: LayerState, after: LayerState) ->
 
 
 def _scaled(before: LayerState, after: LayerState) -> bool:
-    """Whether every input feature is divided by a number > 0, and its column of the weight multiplied by that."""
+    """Return True if every input feature is divided by a number > 0, and its weight column multiplied by it."""
     none = Transform(())
     known, changed = (state.format.transform or none for state in (before, after))
     change = changed.inputs(known.inputs_back(none.matrix(before.weight.shape[1])))
@@ -608,13 +621,13 @@ def _scaled(before: LayerState, after: LayerState) -> bool:
 
 
 def _same_inputs(one: LayerState, other: LayerState) -> bool:
-    """The same inputs, Gram matrix and dense inputs, exactly."""
+    """Return True if inputs, Gram matrix and dense inputs are exactly the same."""
     pairs = [(getattr(one, name), getattr(other, name)) for name in ("inputs", "gram", "reference_inputs")]
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
 def _equal(one: LayerState, other: LayerState) -> bool:
-    """The same weight, mask, grid, low-rank product and inputs, exactly."""
+    """Return True if weight, mask, grid, low-rank product and inputs are exactly the same."""
     return all(
         a == b if field.kind == "data" else np.array_equal(a, b)
         for field, a, b in walk.compared(one, other, recorded=True)
@@ -622,13 +635,13 @@ def _equal(one: LayerState, other: LayerState) -> bool:
 
 
 def _weight_left(before: LayerState, after: LayerState) -> bool:
-    """The same weight, mask, grid and rank, exactly; the low-rank term may differ."""
+    """Return True if weight, mask, grid and rank are exactly the same; the low-rank term may differ."""
     alone = (replace(state, format=replace(state.format, factors=None)) for state in (before, after))
     return before.format.rank == after.format.rank and _equal(*alone)
 
 
 def _same_grid(one: LayerState, other: LayerState) -> bool:
-    """Grids of the same values."""
+    """Return True if both grids have the same values."""
     fields = [field for field in walk.FIELDS if field.path.startswith("format.grid.") and field.equal == "as it is"]
     pairs = [(field.of(one), field.of(other)) for field in fields]
     return all(np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b for a, b in pairs)
@@ -677,7 +690,7 @@ def _fits_pattern(weight: Array, kept: int, size: int) -> bool:
 
 
 def _numbers(form: Format) -> tuple[Any, ...]:
-    """The numbers in a format, and which of its fields are set."""
+    """Return the numbers in a format, and which of its fields are set."""
     found: list[Any] = []
     for field in walk.FIELDS:
         value = field.of(SimpleNamespace(format=form))
@@ -688,7 +701,7 @@ def _numbers(form: Format) -> tuple[Any, ...]:
 
 
 def _numbers_elsewhere(technique: Technique, layer: LayerState, choices: Choices) -> tuple[Any, ...] | None:
-    """The numbers in the format after it where the weight is zero; None where its optimum is not rational there."""
+    """Return the numbers of the format that a zero weight gets; None if the optimum is not rational there."""
     try:
         return _numbers(technique.encode(replace(layer, weight=layer.weight * 0, choices=choices)).format)
     except NotExactError:
@@ -702,7 +715,7 @@ def _fits_cut(layer: LayerState, cut: Cut) -> bool:
 
 
 def _set_up(before: LayerState, after: LayerState) -> bool:
-    """What the technique has set up of mask, patterns and removed rows and columns holds, in weight and mask."""
+    """Return True if mask, patterns, and removed rows and columns that the technique set up hold in weight and mask."""
     old, new = before.format, after.format
     full = np.full(after.weight.shape, True)
     mask = full if new.mask is None else _bools(new.mask)
@@ -721,7 +734,7 @@ def _set_up(before: LayerState, after: LayerState) -> bool:
 
 
 def _zeros_stay(which: str, before: LayerState, after: LayerState) -> bool:
-    """Single weights that were zero are, or rows or columns that were zero in the weight and in the low-rank term."""
+    """Return True if zeros stay: single weights, or rows or columns of the weight and the low-rank term."""
     if which == "weights":
         return not np.any((after.weight != 0) & (before.weight == 0))
     empty = [_empty(state, ("rows", "columns").index(which)) for state in (before, after)]
@@ -729,7 +742,7 @@ def _zeros_stay(which: str, before: LayerState, after: LayerState) -> bool:
 
 
 def _empty(layer: LayerState, axis: int) -> Array:
-    """Which rows (axis 0) or columns (axis 1) are zero in the weight and in the low-rank term."""
+    """Return which rows (axis 0) or columns (axis 1) are zero in the weight and in the low-rank term."""
     factors = layer.format.factors
     parts = [layer.weight, *([] if factors is None else [factors.left @ factors.right])]
     empty: Array = np.all([np.all(part == 0, axis=1 - axis) for part in parts], axis=0)
@@ -737,7 +750,7 @@ def _empty(layer: LayerState, axis: int) -> Array:
 
 
 def _lines_alone(before: LayerState, after: LayerState, axis: int) -> bool:
-    """The cut has the columns (axis 0; 1: rows) that it had, and the mask drops what is removed and was dropped."""
+    """Return True if the cut leaves the columns (axis 0; 1: rows) alone, and the mask adds only what is removed."""
     cut, mask = after.format.cut, after.format.mask
     if cut is None or mask is None:
         return False
@@ -761,12 +774,12 @@ def _restored(before: LayerState, after: LayerState) -> bool:
 
 
 def _on_grid(layer: LayerState) -> bool:
-    """Every weight is a value of the grid; of one without zero, those that the mask keeps."""
+    """Return True if every weight is a value of the grid. If the grid does not contain 0, only kept weights must be."""
     return _fits_grid(layer.weight, layer.format.grid, layer.format.mask)
 
 
 def _factors_fit(layer: LayerState) -> bool:
-    """Every entry of a factor is a value of the factor's grid, if it has one."""
+    """Return True if every entry of a factor is a value of the factor's grid, if it has one."""
     factors = layer.format.factors
     if factors is None:
         return True
@@ -803,7 +816,7 @@ def _float_array(array: Array) -> Array:
 
 
 def _tensors(layer: LayerState, device: str) -> LayerState:
-    """The exact layer as float64 tensors, its mask as a bool tensor."""
+    """Return the exact layer as float64 tensors, with its mask as a bool tensor."""
 
     def tensor(array: Array) -> torch.Tensor:
         if all(isinstance(x, bool | np.bool_) for x in array.ravel()):
@@ -814,12 +827,12 @@ def _tensors(layer: LayerState, device: str) -> LayerState:
 
 
 def _floats(layer: LayerState) -> LayerState:
-    """Tensors as object arrays of Python floats and bools."""
+    """Return tensors as object arrays of Python floats and bools."""
     return walk.map(lambda tensor: np.array(tensor.tolist(), dtype=object).reshape(tuple(tensor.shape)), layer)
 
 
 class _FirstChoices(BatchChoices):
-    """The choices of :class:`Choices`, for a batch."""
+    """Make the choices of :class:`Choices`, for a batch."""
 
     def order(self, count: int) -> Any:
         return np.broadcast_to(np.arange(count)[:, None], (count, self.size))
@@ -835,7 +848,7 @@ class _FirstChoices(BatchChoices):
 
 
 def _batches(states: Sequence[LayerState]) -> LayerState:
-    """Exact layers of one format as one layer of batches."""
+    """Return exact layers of one format as one layer of batches."""
 
     def batch(*terms: Term) -> Batch:
         return Batch([x if isinstance(x, bool | np.bool_) else float(x) for x in terms])
@@ -845,6 +858,6 @@ def _batches(states: Sequence[LayerState]) -> LayerState:
 
 
 def _unbatched(layer: LayerState, index: int) -> LayerState:
-    """One candidate of a layer of batches, as floats."""
+    """Return one candidate of a layer of batches, as floats."""
     size = batch_size(layer.weight, layer.reference)
     return walk.map(lambda array: stack(array, size)[index], layer)

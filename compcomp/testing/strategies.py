@@ -1,8 +1,8 @@
 """Hypothesis strategies: exact layers whose entries floats hold without error, and techniques.
 
-Entries are small integers times a power of two, with many equal magnitudes, zeros, all-zero groups, rounding
-midpoints, rank-deficient inputs and rational singular values: what decides verdicts, and what random floats
-never meet.
+Entries are small integers times a power of two. There are many equal magnitudes, zeros, all-zero groups, rounding
+midpoints, rank-deficient inputs and rational singular values. Verdicts depend on these, and random floats hardly ever
+produce them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from compcomp.terms import Array, Choices, each
 Shape = tuple[int, int]
 
 LARGEST_GRIDS = (1, 3, 7)
-"""Levels a side of 2, 3 and 4 bits: entries that are multiples of them keep absmax steps exact in floats."""
+"""Levels on each side of zero for 2, 3 and 4 bits. If entries are their multiples, absmax steps are exact in floats."""
 
 CODEBOOKS: tuple[tuple[Fraction, ...], ...] = (
     E2M1,
@@ -42,7 +42,7 @@ CODEBOOKS: tuple[tuple[Fraction, ...], ...] = (
 
 
 def techniques(*kinds: type[Technique], **values: Sequence[Any]) -> st.SearchStrategy[Technique]:
-    """Techniques of these classes, by default of every registered one, over their conventions."""
+    """Return techniques of these classes, by default of every registered one, over their conventions."""
     chosen = kinds or tuple(Technique.kernels)
     return st.sampled_from([technique for kind in chosen for technique in conventions(kind, **values)])
 
@@ -50,7 +50,7 @@ def techniques(*kinds: type[Technique], **values: Sequence[Any]) -> st.SearchStr
 def sequences(
     *kinds: type[Technique], shape: Shape | None = None, min_size: int = 1, max_size: int = 3, **values: Sequence[Any]
 ) -> st.SearchStrategy[Steps]:
-    """Sequences of ``min_size`` to ``max_size`` such techniques; where ``shape`` is given, of those that fit it."""
+    """Return sequences of ``min_size`` to ``max_size`` such techniques that fit ``shape``, if it is given."""
     one = techniques(*kinds, **values)
     if shape is not None:
         one = one.filter(lambda technique: technique.fits(shape))
@@ -61,19 +61,19 @@ def sequences(
 
 
 def exact(values: Any) -> Array:
-    """An object array of Fractions from nested lists or an array of ints and Fractions."""
+    """Return an object array of Fractions from nested lists or an array of ints and Fractions."""
     return each(Fraction, np.array(values, dtype=object))
 
 
 def integers(shape: Shape, largest: int) -> st.SearchStrategy[Array]:
-    """Matrices (out x in) of whole numbers of at most this magnitude, as Fractions."""
+    """Return matrices (out x in) of whole numbers of at most this magnitude, as Fractions."""
     row = st.lists(st.integers(-largest, largest), min_size=shape[1], max_size=shape[1])
     return st.lists(row, min_size=shape[0], max_size=shape[0]).map(exact)
 
 
 @st.composite
 def with_zero_group(draw: st.DrawFn, shape: Shape) -> Array:
-    """A matrix in which one row, or a stretch of one, is zero."""
+    """Draw a matrix in which one row, or a stretch of one, is zero."""
     matrix = draw(integers(shape, 4))
     row, start = draw(st.integers(0, shape[0] - 1)), draw(st.integers(0, shape[1] - 1))
     matrix[row, (start // 2) * 2 if draw(st.booleans()) else 0 :] = Fraction(0)
@@ -82,7 +82,7 @@ def with_zero_group(draw: st.DrawFn, shape: Shape) -> Array:
 
 @st.composite
 def at_midpoints(draw: st.DrawFn, shape: Shape) -> Array:
-    """A matrix of whole numbers whose largest magnitude is 2 L: odd entries lie on midpoints of absmax."""
+    """Draw a matrix of whole numbers whose largest magnitude is 2 L: odd entries lie on midpoints of absmax."""
     levels = draw(st.sampled_from(LARGEST_GRIDS))
     matrix = draw(integers(shape, 2 * levels))
     for row in range(shape[0]):
@@ -93,15 +93,16 @@ def at_midpoints(draw: st.DrawFn, shape: Shape) -> Array:
 
 @st.composite
 def low_rank(draw: st.DrawFn, shape: Shape, rank: int) -> Array:
-    """A matrix of whole numbers of at most this rank."""
+    """Draw a matrix of whole numbers of at most this rank."""
     return np.asarray(draw(integers((shape[0], rank), 2)) @ draw(integers((rank, shape[1]), 2)))
 
 
 @st.composite
 def rational_svd(draw: st.DrawFn, shape: Shape) -> Array:
-    """A matrix of whole numbers whose singular values and vectors are rational up to one common factor.
+    """Draw a matrix of whole numbers whose singular values and vectors are rational up to one common factor.
 
-    Two rational orthogonal matrices, each a product of two reflections, around whole singular values.
+    It is the product of two rational orthogonal matrices around whole singular values. Each of the two is a product of
+    two reflections.
     """
     middle = np.full(shape, Fraction(0), dtype=object)
     for k in range(min(shape)):
@@ -123,13 +124,13 @@ def _orthogonal(draw: st.DrawFn, side: int) -> Array:
 
 
 def coded(shape: Shape, codes: Sequence[Fraction]) -> st.SearchStrategy[Array]:
-    """Matrices (out x in) of codes."""
+    """Return matrices (out x in) of codes."""
     row = st.lists(st.sampled_from(codes), min_size=shape[1], max_size=shape[1])
     return st.lists(row, min_size=shape[0], max_size=shape[0]).map(exact)
 
 
 def matrices(shape: Shape) -> st.SearchStrategy[Array]:
-    """Exact matrices (out x in) of every kind above; all entries are whole numbers."""
+    """Return exact matrices (out x in) of every kind above; all entries are whole numbers."""
     return st.one_of(
         integers(shape, 3),
         integers(shape, 1),
@@ -147,13 +148,16 @@ def matrices(shape: Shape) -> st.SearchStrategy[Array]:
 def layers(
     draw: st.DrawFn, shape: Shape, inputs: bool = True, started: bool = True, gram_only: bool = True
 ) -> LayerState:
-    """An exact layer of this shape (out x in), dense or in the middle of a sequence.
+    """Draw an exact layer of this shape (out x in), dense or in the middle of a sequence.
 
-    inputs: whether it has calibration inputs (in x tokens, sometimes of low rank, with dead, equal or similar
-    features) and their Gram matrix; sometimes only the Gram matrix is kept, if ``gram_only`` allows it.
-    started: whether compression may already have begun. Then the weight may differ from the reference, and the
-    inputs from the dense ones, and any of a mask, a grid, factors and a rank may be there; the weight always fits
-    them, but for dropped weights where the grid has no zero.
+    Args:
+        shape: (out, in).
+        inputs: True adds calibration inputs (in x tokens, sometimes of low rank, with dead, equal or similar features)
+            and their Gram matrix.
+        started: True allows that compression has begun. The weight may then differ from the reference, and the inputs
+            from the dense ones. There may be a mask, a grid, factors and a rank. The weight always fits them, except
+            for dropped weights if the grid does not contain 0.
+        gram_only: True sometimes keeps only the Gram matrix of the inputs.
     """
     unit = draw(st.sampled_from((Fraction(1), Fraction(1, 4), Fraction(lcm(*LARGEST_GRIDS)))))
     features = draw(_inputs(shape[1])) if inputs else None
@@ -227,14 +231,14 @@ def _weight_and_format(draw: st.DrawFn, shape: Shape) -> tuple[Array, Format]:
 
 
 def _pattern_of(mask: Array) -> tuple[tuple[int, int], ...]:
-    """The tightest N:M pattern of the mask, for pairs of columns or, where there are none, single columns."""
+    """Return the tightest N:M pattern of the mask, for pairs of columns or, if there are none, single columns."""
     size = 2 if mask.shape[1] % 2 == 0 else 1
     return ((int(mask.astype(int).reshape(len(mask), -1, size).sum(axis=2).max()), size),)
 
 
 @st.composite
 def _grid(draw: st.DrawFn, shape: Shape) -> Grid:
-    """A grid with a scale for each row, half row or the tensor; the step of an all-zero group is zero."""
+    """Draw a grid with a scale for each row, half row or the tensor; the step of an all-zero group is zero."""
     partition = draw(st.sampled_from([Partition.tensor(), Partition.rows(), Partition.blocks(max(1, shape[1] // 2))]))
     if partition.size and shape[1] % partition.size:
         partition = Partition.rows()
@@ -275,7 +279,7 @@ def _scaled(form: Format, factor: Fraction) -> Format:
 
 
 def scaled(layer: LayerState, factor: Fraction) -> LayerState:
-    """The layer with weight, reference and what its format holds multiplied; a grid's step stays positive."""
+    """Return the layer with weight, reference and the numbers of its format scaled; a grid's step stays positive."""
     form = _scaled(layer.format, factor)
     weight, reference = layer.weight * factor, layer.reference * factor
     return replace(layer, weight=weight, reference=reference, format=form, choices=Choices())

@@ -1,4 +1,4 @@
-"""The base class of all kinds of claim, and the registry in which text finds them."""
+"""Define the base class of all kinds of claims, and the registry from which the parser takes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from compcomp.layers.state import Format
 from compcomp.terms import Or, Term
 
 EACH_KIND = ", for each kind of layer"
-"""How the reason of a proof ends that was found for each part of a claim (:meth:`Claim.parts`)."""
+"""The end of the reason of a proof that was found separately for each part of a claim (:meth:`Claim.parts`)."""
 
 _SIDES = ("left", "right")
 
@@ -33,34 +33,38 @@ class _Lossless:
 
 @dataclass(frozen=True)
 class Claim(_Lossless):
-    """State something of every dense layer in a scope, and of every choice that the techniques leave free.
+    """State a property of every dense layer in a scope, for every choice that the techniques leave free.
 
     A kind of claim is a subclass with the fields that it needs, a :attr:`verb`, :meth:`read` and :meth:`contradicted`.
-    Defining it registers it: text, stores, search, exact replay and reports then handle it. To be proved it needs a
-    rule (:mod:`compcomp.proving.rules`). Everything else here has a default that is safe for any kind.
+    Its definition registers it: text, stores, search, exact replay and reports then handle it. A rule
+    (:mod:`compcomp.proving.rules`) is needed to prove it. All other attributes have a default that is safe for any
+    kind.
 
-    left: the sequence that the claim is about. given: the claim speaks only of layers on which all of these conditions
-    hold.
+    Args:
+        left: the sequence that the claim is about.
+        given: the claim speaks only of layers on which all of these conditions hold.
     """
 
     left: Sequence
     given: tuple[Condition, ...] = field(default=(), kw_only=True)
 
     kind: ClassVar[str] = ""
-    """Its name where data speaks of kinds of claims. Two kinds never share one."""
+    """The name of the kind in data. No two kinds share one."""
     verb: ClassVar[str] = ""
-    """The words between the sequence and the rest of its text, such as ``is orthogonal to``. None share one."""
+    """The text between the sequence and the object, such as ``is orthogonal to``. No two kinds share one."""
     example: ClassVar[str] = "B"
-    """A text that may follow the verb, for messages about text that cannot be read."""
+    """A text that may follow the verb. Messages about text that cannot be parsed show it."""
     symmetric: ClassVar[bool] = False
-    """Law: with its sides exchanged, the claim says the same. Safe: False."""
+    """Law if True: the claim with its sides exchanged is equivalent. Safe value: False."""
     scales: ClassVar[bool] = False
-    """Law: scaling all weights in all states of its runs by t > 0 changes no truth. Safe: False."""
+    """Law if True: scaling all weights in all states of its runs by t > 0 does not change its truth. Safe value:
+    False."""
     reads_layers: ClassVar[bool] = True
-    """Whether rules that prove this kind may look at layers of the scope. Law where it is False: a proof by a rule
-    depends on the techniques and the claim's fields alone, so it may be remembered for every scope."""
+    """True if rules that prove this kind may look at layers of the scope. Law if False: a proof by a rule depends on
+    the techniques and the claim's fields only, so it may be cached for every scope."""
     any_ties: ClassVar[bool] = False
-    """Whether it often holds however ties are broken, so that a proof for any tie-breaking is tried first."""
+    """True if claims of this kind often hold for every way to break ties. A proof for ``ties="any"`` is then tried
+    first."""
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -88,12 +92,17 @@ class Claim(_Lossless):
         given: tuple[Condition, ...],
         sequence: Callable[[str], Sequence],
     ) -> Claim:
-        """Return the claim whose text has ``left`` before the verb and ``after`` behind it; InputError for bad text.
+        """Return the claim whose text has ``left`` before the verb and ``after`` behind it.
 
         Args:
-            loss: the name of the loss, for kinds that have one: no text holds it.
+            left: the sequence before the verb.
+            after: the text after the verb.
+            loss: the name of the loss, for kinds that have one. The text does not contain it.
             given: the conditions after ``given``.
             sequence: parses the text of a sequence.
+
+        Raises:
+            InputError: ``after`` cannot be parsed.
         """
         raise NotImplementedError
 
@@ -111,19 +120,22 @@ class Claim(_Lossless):
 
     @property
     def terms(self) -> tuple[Hashable, ...]:
-        """The kind, and all fields but sequences and conditions."""
+        """The kind, followed by all fields except sequences and conditions."""
         names = (f.name for f in fields(self) if f.name not in (*_SIDES, "given"))
         return (type(self), *(getattr(self, name) for name in names))
 
     @property
     def family(self) -> str:
-        """A text that claims share if one may follow from another. More claims may share it, never fewer."""
+        """A text that two claims share if one may follow from the other.
+
+        Unrelated claims may share it too; related claims must.
+        """
         return " ".join([self.kind, *(str(term) for term in self.terms[1:] if not isinstance(term, Loss))])
 
     # ------------------------------------------------------------------------------------ meaning
 
     def contradicted(self, runs: Items[Run], tolerance: float = 0) -> Term:
-        """Return whether runs of the claim's sequences contradict it, as a truth-valued term; conditions aside.
+        """Return a term that is true if runs of the claim's sequences contradict it. Conditions are ignored.
 
         Args:
             runs: for each of :attr:`sequences`, the states from before its first technique to after its last.
@@ -132,14 +144,14 @@ class Claim(_Lossless):
         raise NotImplementedError
 
     def reason(self, runs: Items[Run]) -> str:
-        """Say in words how these exact runs contradict the claim."""
+        """Describe how these exact runs contradict the claim."""
         return f"it is false that {self}"
 
     def says_nothing(self, formats: Callable[[], Items[Format] | None]) -> str:
-        """Return why the claim is empty, "" where it is not.
+        """Return the reason why the claim is vacuous, or "" if it is not.
 
         Args:
-            formats: gives the formats along the left sequence, or None where they are not known.
+            formats: returns the formats along the left sequence, or None if they are not known.
         """
         return ""
 
@@ -152,7 +164,7 @@ class Claim(_Lossless):
 
     @property
     def sequences(self) -> tuple[Sequence, ...]:
-        """The sequences that are run on a layer to see whether the claim is contradicted."""
+        """The sequences whose runs on a layer decide whether the claim is contradicted."""
         return self.sides
 
     def with_sides(self, *sides: Sequence) -> Self:
@@ -165,7 +177,10 @@ class Claim(_Lossless):
         return self.with_sides(*reversed(self.sides))
 
     def instances(self) -> list[Self]:
-        """The claim at values for each parameter that it leaves open (Any); itself where there is none."""
+        """Return the claim with values in place of open parameters (Any), for every combination of example values.
+
+        A claim without open parameters is its only instance.
+        """
         techniques = [t for sequence in self.sequences for t in sequence]
         tried = {name: type(t).examples[name] for t in techniques for name in unknowns(t)}
         if not tried:
@@ -177,11 +192,11 @@ class Claim(_Lossless):
         ]
 
     def parts(self) -> dict[str, Claim]:
-        """The claim as each kind of layer sees it that shares units with others, by what goes there.
+        """Return the claim restricted to each kind of layer that shares units with others, by the name of the part.
 
-        Empty where it speaks of one layer: where no technique has parts (:meth:`Technique.parts`), or where all have
-        the same, and the layer is the matrix that stands for all that share the units. A technique that acts on other
-        units does nothing to these layers.
+        Empty if the claim speaks of one layer. That is so if no technique has parts (:meth:`Technique.parts`), or if
+        all techniques have parts of the same names: the layer is then the matrix that stands for all layers that share
+        the units. A technique that acts on other units does nothing to these layers.
         """
         kinds = [t.parts() for sequence in self.sequences for t in sequence]
         names = dict.fromkeys(name for kind in kinds for name in kind)
@@ -196,12 +211,12 @@ class Claim(_Lossless):
 
     @staticmethod
     def of_part(reason: str, name: str, part: Claim) -> str:
-        """The reason of a refutation, with the part that it is of."""
+        """Return the reason of a refutation together with the part that it refutes."""
         return f"{reason}, for {name}: {part}"
 
     @property
     def coupling(self) -> tuple[Assumption, ...]:
-        """What is taken for granted of the techniques that share units, where the claim has parts."""
+        """The assumptions about techniques that act on shared units, if the claim has parts."""
         shared = dict.fromkeys(t for sequence in self.sequences for t in sequence if t.parts()) if self.parts() else {}
         return tuple(
             assumption(
@@ -215,7 +230,7 @@ class Claim(_Lossless):
 
     @property
     def of_techniques(self) -> tuple[Assumption, ...]:
-        """What a proof takes for granted of techniques that act on a whole model, and of encodings beside steps."""
+        """The assumptions of any proof about techniques for a whole model, and about encodings given next to steps."""
         found: dict[Assumption, None] = {}
         for technique in (t for sequence in self.sequences for t in sequence):
             if technique.whole_model:
@@ -227,63 +242,63 @@ class Claim(_Lossless):
 
     @property
     def is_deterministic(self) -> bool:
-        """Whether its techniques leave no free choice."""
+        """True if its techniques leave no free choice."""
         return all(sequence.is_deterministic for sequence in self.sequences)
 
     @property
     def changes_inputs(self) -> bool:
-        """Whether a technique of the claim changes the layer's inputs."""
+        """True if a technique of the claim changes the layer's inputs."""
         return any(sequence.changes_inputs for sequence in self.sequences)
 
     @property
     def changes_basis(self) -> bool:
-        """Whether a technique of the claim changes the basis of the layer's inputs."""
+        """True if a technique of the claim changes the basis of the layer's inputs."""
         return any(sequence.changes_basis for sequence in self.sequences)
 
     # ------------------------------------------------------------------------------------ layers
 
     @property
     def compares_inputs(self) -> bool:
-        """Whether it depends on the inputs at the ends of its runs. Safe: True."""
+        """True if the claim depends on the inputs at the ends of its runs. Safe value: True."""
         return True
 
     @property
     def sees_tokens(self) -> bool:
-        """Whether it depends on more of the dense inputs than their Gram matrix."""
+        """True if the claim depends on more of the dense inputs than their Gram matrix."""
         return False
 
     @property
     def needs_inputs(self) -> bool:
-        """Whether the claim speaks of layers together with their inputs."""
+        """True if the claim speaks of layers together with their inputs."""
         return (
             self.sees_tokens or any(s.needs_inputs for s in self.sequences) or any(c.needs_inputs for c in self.given)
         )
 
     @property
     def partitions(self) -> tuple[Partition, ...]:
-        """The groups of weights of which the claim itself speaks together, whatever its techniques do."""
+        """The partitions into groups that the claim itself speaks of, whatever its techniques do."""
         return ()
 
     @property
     def unit(self) -> int:
-        """It speaks of layers whose number of columns is a multiple of this."""
+        """The number that divides the number of columns of every layer that the claim speaks of."""
         sizes = (partition.size or 1 for partition in self.partitions)
         return lcm(*(t.unit for sequence in self.sequences for t in sequence), *sizes)
 
     @property
     def row_unit(self) -> int:
-        """It speaks of layers whose number of rows is a multiple of this."""
+        """The number that divides the number of rows of every layer that the claim speaks of."""
         return lcm(*(t.row_unit for sequence in self.sequences for t in sequence))
 
     def check(self, shape: tuple[int, int]) -> None:
-        """Raise InputError when it does not speak of layers of this shape (out, in)."""
+        """Raise InputError if the claim does not speak of layers of this shape (out, in)."""
         for technique in {id(t): t for sequence in self.sequences for t in sequence}.values():
             technique.check(shape)
         for partition in self.partitions:
             partition.check(shape, self.object)
 
     def fits(self, shape: tuple[int, int]) -> bool:
-        """Whether it speaks of layers of this shape (out, in)."""
+        """Return True if the claim speaks of layers of this shape (out, in)."""
         try:
             self.check(shape)
         except InputError:
@@ -291,9 +306,9 @@ class Claim(_Lossless):
         return True
 
     def assumes(self, fact: str) -> bool:
-        """Whether a condition of the claim lets a rule take this fact (:data:`compcomp.language.conditions.FACTS`).
+        """Return True if rules may use this fact (:data:`compcomp.language.conditions.FACTS`), given the conditions.
 
-        Conditions on inputs speak of the dense ones: where a technique changes the inputs, no rule takes a fact from
+        Conditions on inputs speak of the dense inputs. If a technique changes the inputs, no rule uses a fact about
         them.
         """
         if fact in INPUT_FACTS and self.changes_inputs:
@@ -302,27 +317,32 @@ class Claim(_Lossless):
 
     @property
     def part(self) -> Callable[[Term, Term, Term], Term] | None:
-        """What one weight loses: from its reference, its value and the squared norm of its input feature.
+        """The loss of one weight as a function of its reference, its value and the squared norm of its input feature.
 
-        None where the claim has no loss, or one that does not add over weights under the claim's conditions.
+        None if the claim has no loss, or if its loss is not a sum over weights under the claim's conditions.
         """
         return None if self.loss is None else self.loss.part(diagonal=self.assumes("diagonal Gram"))
 
     @property
     def adds(self) -> bool:
-        """Whether it is about single weights, a loss that adds over them, or the groups of :attr:`partitions`.
+        """True if the claim is about single weights, a loss that is a sum over them, or groups of :attr:`partitions`.
 
-        Safe: False. Law where it is True, for a cut of the layer into parts so that no such group reaches into two: it
-        holds of the layer if it holds of each part. No truth changes if, in all states, weights flip their signs, all
-        weights are scaled by t > 0, or weights of one group change places, as long as that scales all parts of the
-        loss alike.
+        Safe value: False. If True, two laws hold.
+
+        1. Divide the layer into parts such that no such group overlaps two of them. The claim holds for the layer if
+           it holds for each part.
+        2. Its truth does not change if, in all states, signs of weights are flipped, all weights are scaled by t > 0,
+           or weights of one group are permuted, as long as this scales all parts of the loss by the same factor.
         """
         return False
 
 
 @dataclass(frozen=True)
 class Comparison(Claim):
-    """Compare two sequences, on every layer. Base of the kinds with a sequence on either side of the verb."""
+    """Compare two sequences on every layer.
+
+    This is the base of the kinds with a sequence on either side of the verb.
+    """
 
     right: Sequence
 
@@ -336,18 +356,22 @@ class Comparison(Claim):
 
 
 def holds_some(terms: Items[Term]) -> Term:
-    """Whether one of these truth-valued terms holds; False where there are none."""
+    """Return a term that is true if at least one of these terms is true; False if there are none."""
     return Or(*terms) if terms else False
 
 
 # ------------------------------------------------------------------------------------------------ registry
 
 KINDS: dict[str, type[Claim]] = {}
-"""Every kind of claim by its verb."""
+"""All kinds of claims, by verb."""
 
 
 def _register(kind: type[Claim]) -> None:
-    """Make a kind known to text. A class that is defined again takes the place of the one before."""
+    """Register a kind for the parser. A class that is defined again replaces its former definition.
+
+    Raises:
+        InputError: another kind has the same verb or name, or the verb is not of small letters.
+    """
     for other in list(KINDS.values()):
         if (other.__module__, other.__qualname__) == (kind.__module__, kind.__qualname__):
             del KINDS[other.verb]

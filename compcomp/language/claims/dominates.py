@@ -1,4 +1,4 @@
-"""``A dominates B``: one sequence never loses more than another."""
+"""Define the claim ``A dominates B``: the loss after A is never larger than the loss after B."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compcomp.terms import Term
 
 @dataclass(frozen=True)
 class Dominates(Comparison):
-    """``left`` loses no more than ``right`` on every layer."""
+    """State that on every layer the loss after ``left`` is at most the loss after ``right``."""
 
     loss: Loss = field(default=LOSSES["weight_l2"])
 
@@ -60,8 +60,19 @@ class Dominates(Comparison):
 def dominates(
     left: Technique | Sequence, right: Technique | Sequence, loss: str = "weight_l2", *, given: Given = ()
 ) -> Dominates:
-    """The claim that ``left`` never loses more than ``right``, on the layers on which the conditions hold.
+    """Return the claim that ``left`` never has a larger loss than ``right``.
 
-    given: conditions or their names, such as ``["no_ties", "diagonal_gram"]``.
+    Args:
+        left: the technique or sequence with the smaller loss.
+        right: the technique or sequence that it is compared with.
+        loss: the name of the loss, out of :data:`compcomp.language.loss.LOSSES`.
+        given: conditions or their names, such as ``["no_ties", "diagonal_gram"]``. The claim speaks only of layers on
+            which all of them hold.
+
+    Returns:
+        The claim.
+
+    Raises:
+        InputError: a technique, loss or condition is not known.
     """
     return Dominates(as_sequence(left), as_sequence(right), loss_named(loss), given=conditions(given))

@@ -1,4 +1,4 @@
-"""``A equals B``: two sequences leave the same effective weight and the same inputs."""
+"""Define the claim ``A equals B``: two sequences lead to the same effective weight and the same inputs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from compcomp.terms import Term
 
 @dataclass(frozen=True)
 class Equals(Comparison):
-    """Both sequences leave the same effective weight (with the low-rank term, in the dense basis) and the same inputs.
+    """State that both sequences lead to the same effective weight and the same inputs.
 
-    So both layers compute the same. What is recorded about the weight, such as mask and grid, may differ: that it does
-    not is the claim :class:`compcomp.language.claims.same_state.SameState`.
+    The effective weight includes the low-rank term and is in the dense basis, so both layers compute the same
+    function. Recorded formats, such as mask and grid, may differ. The claim that they agree as well is
+    :class:`compcomp.language.claims.same_state.SameState`.
     """
 
     kind: ClassVar[str] = "equal"
@@ -53,9 +54,14 @@ class Equals(Comparison):
 
 
 def computes_apart(one: LayerState, other: LayerState, tolerance: float = 0) -> dict[str, list[Term]]:
-    """By what the layer computes with: truth-valued terms, one of which holds where two states differ in it.
+    """Return truth-valued terms for effective weights and inputs, one of which is true if two states differ there.
 
-    tolerance: relative slack for floats; 0 is exact. Inputs that no technique has changed are the same.
+    Inputs are compared only if some technique has changed them.
+
+    Args:
+        one: a state.
+        other: the state that it is compared with.
+        tolerance: relative slack for floats; 0 is exact.
     """
     found = {"effective weights": _unlike(one.effective(), other.effective(), tolerance)}
     if one.reference_inputs is not None or other.reference_inputs is not None:
@@ -70,5 +76,17 @@ def _unlike(one: Any, other: Any, tolerance: float) -> list[Term]:
 
 
 def equal(left: Technique | Sequence, right: Technique | Sequence, *, given: Given = ()) -> Equals:
-    """The claim that both sequences always leave the same effective weight and inputs, where the conditions hold."""
+    """Return the claim that both sequences always lead to the same effective weight and inputs.
+
+    Args:
+        left: a technique or sequence.
+        right: the technique or sequence that it is compared with.
+        given: conditions or their names. The claim speaks only of layers on which all of them hold.
+
+    Returns:
+        The claim.
+
+    Raises:
+        InputError: a technique or condition is not known.
+    """
     return Equals(as_sequence(left), as_sequence(right), given=conditions(given))

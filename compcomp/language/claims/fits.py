@@ -1,4 +1,4 @@
-"""``A fits W4 2:4``: a sequence ends in the format that a scheme asks for."""
+"""Define the claim ``A fits W4 2:4``: a sequence ends in the format that a scheme asks for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from compcomp.terms import If, Sum, Term
 
 @dataclass(frozen=True)
 class Fits(Claim):
-    """``left`` ends in the format that ``scheme`` asks for."""
+    """State that ``left`` ends in the format that ``scheme`` asks for."""
 
     scheme: Scheme
 
@@ -68,7 +68,15 @@ class Fits(Claim):
 
 
 def misfits(scheme: Scheme, end: LayerState, tolerance: float = 0) -> dict[str, list[Term]]:
-    """By what it asks for: truth-valued terms, one of which holds when a layer at the end does not fit the scheme."""
+    """Return truth-valued terms, one of which is true if the final layer does not fit the scheme.
+
+    Keys name the requirements of the scheme.
+
+    Args:
+        scheme: the scheme that the layer must fit.
+        end: the state at the end of a run.
+        tolerance: relative slack for floats; 0 is exact.
+    """
     found: dict[str, list[Term]] = {}
     form, shape = end.format, (end.weight.shape[0], end.weight.shape[1])
     if scheme.weights < DENSE:
@@ -91,8 +99,17 @@ def misfits(scheme: Scheme, end: LayerState, tolerance: float = 0) -> dict[str, 
 
 
 def fits(sequence: Technique | Sequence, scheme: str | Scheme, *, given: Given = ()) -> Fits:
-    """The claim that a sequence always ends in the format it promises, where the conditions hold.
+    """Return the claim that a sequence always ends in the format that a scheme asks for.
 
-    scheme: words such as "W4 2:4" (see :class:`compcomp.language.scheme.Scheme`).
+    Args:
+        sequence: a technique or sequence.
+        scheme: the format, such as "W4 2:4" (see :class:`compcomp.language.scheme.Scheme`).
+        given: conditions or their names. The claim speaks only of layers on which all of them hold.
+
+    Returns:
+        The claim.
+
+    Raises:
+        InputError: the scheme cannot be parsed, or a condition is not known.
     """
     return Fits(as_sequence(sequence), Scheme.of(scheme), given=conditions(given))

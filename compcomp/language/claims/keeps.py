@@ -1,4 +1,4 @@
-"""``A keeps mask``: an invariant that a step sets up holds at the end."""
+"""Define the claim ``A keeps mask``: an invariant that a step sets up holds at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from compcomp.terms import And, Not, Term
 
 @dataclass(frozen=True)
 class Keeps(Claim):
-    """What ``invariant`` names (:data:`compcomp.layers.state.INVARIANTS`) survives to the end of ``left``."""
+    """State that ``invariant`` (of :data:`compcomp.layers.state.INVARIANTS`) still holds at the end of ``left``."""
 
     invariant: str
 
@@ -63,7 +63,7 @@ class Keeps(Claim):
 
 
 def _broken(invariant: str, run: Run, tolerance: float) -> list[Term]:
-    """Truth-valued terms, one of which holds when the invariant is broken at the end of the run."""
+    """Return truth-valued terms, one of which is true if the invariant is broken at the end of the run."""
     end = run[-1]
     if invariant == "mask":
         return [
@@ -95,7 +95,19 @@ def _broken(invariant: str, run: Run, tolerance: float) -> list[Term]:
 
 
 def keeps(sequence: Technique | Sequence, invariant: str, *, given: Given = ()) -> Keeps:
-    """The claim that an invariant established along the sequence holds at its end, where the conditions hold."""
+    """Return the claim that an invariant which some step sets up holds at the end of the sequence.
+
+    Args:
+        sequence: a technique or sequence.
+        invariant: a name from :data:`compcomp.layers.state.INVARIANTS`.
+        given: conditions or their names. The claim speaks only of layers on which all of them hold.
+
+    Returns:
+        The claim.
+
+    Raises:
+        InputError: the invariant or a condition is not known.
+    """
     if invariant not in INVARIANTS:
         raise InputError(f"invariant {invariant!r}", ", ".join(INVARIANTS), "claim")
     return Keeps(as_sequence(sequence), invariant, given=conditions(given))

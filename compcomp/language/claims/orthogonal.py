@@ -1,4 +1,4 @@
-"""``A is orthogonal to B``: together two sequences lose no more than each alone [harma2025]."""
+"""Define the claim ``A is orthogonal to B``: errors of two sequences at most add up [harma2025]."""
 
 from __future__ import annotations
 
@@ -19,14 +19,19 @@ from compcomp.layers.state import LayerState
 from compcomp.terms import And, If, Sum, Term
 
 NORMS = ("weight_l1", "weight_l2", "output_l2")
-"""The losses whose norms claims of orthogonality are about."""
+"""The losses whose norms claims of orthogonality compare."""
 
 
 @dataclass(frozen=True)
 class Orthogonal(Comparison):
-    """``left >> right`` loses no more, in the norm, than ``left`` and ``right`` alone together [harma2025].
+    """State that the error of ``left >> right`` is at most the sum of the errors of ``left`` and ``right`` alone.
 
-    slack: grid steps of error allowed for every weight that is dropped.
+    Errors are measured in the norm of the loss [harma2025].
+
+    Args:
+        right: the second sequence.
+        loss: the loss whose norm is used.
+        slack: grid steps of additional error allowed for every weight that is dropped.
     """
 
     loss: Loss = field(default=LOSSES["weight_l1"])
@@ -74,7 +79,7 @@ class Orthogonal(Comparison):
         return And(excess > slack, excess * excess > 4 * first * second + slack * slack)
 
     def _allowance(self, end: LayerState) -> Term:
-        """``slack`` grid steps for every weight that is dropped in the end."""
+        """Return the additional error allowed: ``slack`` grid steps for every weight that the final mask drops."""
         mask, grid = end.format.mask, end.format.grid
         if not self.slack or mask is None or grid is None:
             return 0
@@ -95,10 +100,22 @@ def orthogonal(
     slack: Any = 0,
     given: Given = (),
 ) -> Orthogonal:
-    """The claim that ``first >> second`` adds no error beyond the sum of both alone [harma2025].
+    """Return the claim that the error of ``first >> second`` is at most the sum of the errors alone [harma2025].
 
-    It speaks of norms: of the square root of weight_l2 and output_l2. slack: grid steps of error allowed for every
-    weight that is dropped (weight_l1 only).
+    It compares norms, so it takes the square roots of weight_l2 and output_l2.
+
+    Args:
+        first: the technique or sequence that is applied first.
+        second: the technique or sequence that is applied next.
+        loss: the name of the loss, out of :data:`NORMS`.
+        slack: grid steps of additional error allowed for every weight that is dropped (weight_l1 only).
+        given: conditions or their names. The claim speaks only of layers on which all of them hold.
+
+    Returns:
+        The claim.
+
+    Raises:
+        InputError: the loss or a condition is not known, or the slack is negative or not for this loss.
     """
     if loss not in NORMS:
         raise InputError(f"loss {loss!r}", ", ".join(NORMS), "orthogonal")

@@ -1,4 +1,4 @@
-"""``A same state as B``: two sequences leave layers that agree in every recorded field."""
+"""Define the claim ``A same state as B``: two sequences lead to layers that agree in every recorded field."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from compcomp.terms import Term
 
 @dataclass(frozen=True)
 class SameState(Comparison):
-    """Both sequences leave the same state: weight, mask, grid, pattern, basis, cut, low-rank product and inputs.
+    """State that both sequences lead to the same state.
 
-    So every technique that follows does the same after both, unless it looks at single factors
-    (:data:`compcomp.layers.walk.FIELDS` says how each field counts). It implies that both sequences are equal.
+    A state is weight, mask, grid, pattern, basis, cut, low-rank product and inputs;
+    :data:`compcomp.layers.walk.FIELDS` says how each field is compared. Every technique that follows then has the same
+    effect after both, unless it looks at single factors. The claim implies that both sequences are equal.
     """
 
     kind: ClassVar[str] = "same state"
@@ -53,5 +54,17 @@ class SameState(Comparison):
 
 
 def same_state(left: Technique | Sequence, right: Technique | Sequence, *, given: Given = ()) -> SameState:
-    """The claim that both sequences always leave the same state, in every recorded field, where the conditions hold."""
+    """Return the claim that both sequences always lead to the same state, in every recorded field.
+
+    Args:
+        left: a technique or sequence.
+        right: the technique or sequence that it is compared with.
+        given: conditions or their names. The claim speaks only of layers on which all of them hold.
+
+    Returns:
+        The claim.
+
+    Raises:
+        InputError: a technique or condition is not known.
+    """
     return SameState(as_sequence(left), as_sequence(right), given=conditions(given))

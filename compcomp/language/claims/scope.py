@@ -1,4 +1,4 @@
-"""Which layers a claim speaks of."""
+"""Define scopes, the sets of layers that claims speak of."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ LARGEST_BLOCK = 4096
 
 @dataclass(frozen=True)
 class Scope:
-    """Which layers a claim speaks of.
+    """Describe the layers that a claim speaks of.
 
-    kind "any": every shape the techniques fit. kind "shape": ``rows`` x ``columns`` (out x in). kind
-    "block": one block of ``columns`` weights inside which every technique acts.
+    Args:
+        kind: "any" for every shape that the techniques fit; "shape" for layers of ``rows`` x ``columns`` weights;
+            "block" for one block of ``columns`` weights inside which every technique acts.
+        rows: the number of rows (out).
+        columns: the number of columns (in), or of weights in the block.
     """
 
     kind: str
@@ -26,7 +29,11 @@ class Scope:
 
     @classmethod
     def of(cls, given: Any) -> Scope:
-        """From ``"any"``, ``"2x4"``, ``"block:32"``, ``(2, 4)``, ``("block", 32)`` or a Scope."""
+        """Return the scope for ``"any"``, ``"2x4"``, ``"block:32"``, ``(2, 4)``, ``("block", 32)`` or a Scope.
+
+        Raises:
+            InputError: the argument is none of these, or the layer is too large.
+        """
         if isinstance(given, Scope):
             return given
         if isinstance(given, str):
@@ -58,11 +65,11 @@ class Scope:
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        """(out, in) of the layers that have to be looked at; None for any shape."""
+        """The shape (out, in) of the layers, or None for any shape."""
         return None if self.kind == "any" else (self.rows, self.columns)
 
     def describe(self) -> str:
-        """The scope in words."""
+        """Return the scope as a phrase."""
         if self.kind == "any":
             return "any shape"
         return f"block of {self.columns}" if self.kind == "block" else f"shape {self.rows} x {self.columns}"

@@ -1,1 +1,1 @@
-"""Certificates that need no solver to check: made here with z3's help, checked by ``compcomp.checking``."""
+"""Make certificates that need no solver to check. z3 helps to find them, ``compcomp.checking`` checks them."""

@@ -1,4 +1,4 @@
-"""Find the case tree that refutes an SMT-LIB script. z3 only guides the search; the checker has the last word."""
+"""Find the case tree that refutes an SMT-LIB script. z3 only guides the search, and the checker decides."""
 
 from __future__ import annotations
 
@@ -34,7 +34,15 @@ class GaveUp(Exception):
 
 
 def refute(script: Script, until: float) -> Tree:
-    """A case tree that the checker accepts for this script; GaveUp when none is found."""
+    """Return a case tree that the checker accepts for this script.
+
+    Args:
+        script: the script to refute.
+        until: when to stop, on the clock of ``time.monotonic``.
+
+    Raises:
+        GaveUp: none was found.
+    """
     search = _Search(script, until)
     try:
         tree = search.case(Known(script), search.relevant(), 0)
@@ -55,7 +63,7 @@ class _Search:
     # ------------------------------------------------------------------ z3's view of the script
 
     def z3_term(self, x: int) -> Any:
-        """The term in z3's words."""
+        """Return the term as a z3 term."""
         if x not in self._terms:
             op, *kids = self.script.nodes[x]
             if op == "poly":
@@ -98,7 +106,7 @@ class _Search:
         return z3.Sum(parts) if parts else z3.RealVal(0, self.context)
 
     def relevant(self) -> list[int]:
-        """Pieces of the assertions that are already contradictory, few where z3 says which."""
+        """Return pieces of the assertions that are already contradictory: few if z3 finds an unsatisfiable core."""
         pieces = list(dict.fromkeys(p for x in self.script.assertions for p in self._pieces(x)))
         solver = z3.SimpleSolver(ctx=self.context)
         solver.set("timeout", 1000)
@@ -112,7 +120,7 @@ class _Search:
         return [piece for mark, piece in zip(marks, pieces, strict=True) if str(mark) in core]
 
     def _pieces(self, x: int) -> list[int]:
-        """The conjuncts of a formula, with conjunctions lifted out of a disjunction's last place."""
+        """Return the conjuncts of a formula, with conjunctions inside a disjunction distributed over it."""
         op, *kids = self.script.nodes[x]
         if op == "and":
             return [p for k in kids for p in self._pieces(k)]
@@ -172,7 +180,7 @@ class _Search:
         return True
 
     def pruned(self, tree: Tree, known: Known, assertions: list[int]) -> Tree:
-        """The same tree for the whole script: cases that are already closed there lose what is below them."""
+        """Return the same tree for the whole script. Cases that are already closed there lose their subtrees."""
         assertions = known.saturate(assertions)
         if known.closed:
             return "contradiction"
@@ -184,7 +192,7 @@ class _Search:
         return result
 
     def _feasible(self, rows: list[tuple[list[Any], Poly]]) -> Any:
-        """Values of the monomials that satisfy all rows (factors, their product), or the sum that forbids it."""
+        """Return values of the monomials that satisfy all rows (factors, their product), or the sum that forbids it."""
         solver = z3.SimpleSolver(ctx=self.context)
         solver.set("timeout", 5000)
         marks = {}
@@ -202,7 +210,7 @@ class _Search:
         return self._multipliers(core)
 
     def _needed(self, facts: list[tuple[Poly, bool]]) -> list[tuple[Poly, bool]]:
-        """The facts over the variables of the nonlinear ones, without linear ones that follow from others."""
+        """Return the facts over the variables of the nonlinear ones, without linear ones that follow from others."""
         names = {x for p, _ in facts for m, _ in p if len(m) > 1 for x in m}
         inside = [all(x in names for m, _ in p for x in m) for p, _ in facts]
         linear = [k for k, (p, _) in enumerate(facts) if all(len(m) < 2 for m, _ in p)]
@@ -224,7 +232,7 @@ class _Search:
         return z3.Bool(f"fact!{k}", self.context)
 
     def _multipliers(self, core: list[tuple[list[Any], Poly]]) -> list[Any]:
-        """The multipliers of contradictory rows: their sum is -1, or 0 with a strict row."""
+        """Return the multipliers of contradictory rows: their sum is -1, or 0 with a strict row."""
         solver = z3.SimpleSolver(ctx=self.context)
         solver.set("timeout", 5000)
         multipliers = [z3.Real(f"m!{k}", self.context) for k in range(len(core))]
@@ -256,7 +264,7 @@ class _Search:
         return [[str(x), [_factor(f) for f in factors]] for x, (factors, _) in found if x]
 
     def _linear(self, p: Poly) -> Any:
-        """A polynomial with one real variable for each monomial."""
+        """Return a polynomial with one real variable for each monomial."""
         parts = []
         for monomial, c in p:
             if monomial == ():
@@ -270,7 +278,11 @@ class _Search:
     # ------------------------------------------------------------------ what to split on
 
     def _split(self, known: Known, assertions: list[int], model: dict[Monomial, Fraction]) -> tuple[str, Any] | None:
-        """A literal of the shortest assertion that the model breaks; else a whole number it does not give."""
+        """Return a literal of the shortest assertion that the model violates.
+
+        If there is none, return a cut between the integers around the model's value of a whole combination, then any
+        undecided literal, then an unknown sign. Return None if nothing is left.
+        """
         values = {m[0]: v for m, v in model.items() if len(m) == 1}
         memo: dict[int, Any] = {}
         broken = [x for x in assertions if self._value(x, values, memo) is not True]
@@ -285,7 +297,7 @@ class _Search:
         return self._sign(known)
 
     def _cut(self, known: Known, values: dict[str, Fraction]) -> Poly | None:
-        """q - k for a whole combination q between k and k + 1, if possible one that leaves one side empty."""
+        """Return q - k for a whole combination q between k and k + 1, if possible one that leaves one side empty."""
         names = sorted(name for name in values if self.script.sorts[name] == "Int")
         whole = [_minus(x, 0) for x in names]
         whole += [add(_minus(x, 0), _minus(y, 0), c) for x in names for y in names if x != y for c in (-1, 1, -2)]
@@ -312,7 +324,7 @@ class _Search:
         return best and best[1]
 
     def _sign(self, known: Known) -> tuple[str, Any] | None:
-        """A sign that is not known, of a variable that is multiplied or of a difference of two."""
+        """Return a variable that is multiplied, or a sum or difference of two, whose sign is not known."""
         names = sorted({x for q in known.bounds for m, _ in q if len(m) > 1 for x in m})
         signs = [_minus(x, 0) for x in names]
         signs += [add(_minus(x, 0), _minus(y, 0), s) for k, x in enumerate(names) for y in names[:k] for s in (-1, 1)]
@@ -332,7 +344,7 @@ class _Search:
         return len(seen)
 
     def _literal(self, x: int, values: dict[str, Fraction], memo: dict[int, Any]) -> int | None:
-        """A comparison or flag inside x that is not decided, first where x is false under the values."""
+        """Return a comparison or flag inside x that is not decided, preferably where x is false under the values."""
         op, *kids = self.script.nodes[x]
         if op == "flag":
             return x
@@ -360,7 +372,7 @@ class _Search:
         return "case", p
 
     def _value(self, x: int, values: dict[str, Fraction], memo: dict[int, Any]) -> Any:
-        """The term's value where variables without one are 0, and flags None."""
+        """Return the term's value. Variables without a value are 0, and flags None."""
         if x in memo:
             return memo[x]
         op, *kids = self.script.nodes[x]
@@ -409,7 +421,7 @@ def _minus(name: str, k: int) -> Poly:
 
 
 def facts_of(known: Known) -> list[tuple[Poly, bool]]:
-    """What is known, as (p, strict) for p >= 0 and p > 0."""
+    """Return the known bounds, as (p, strict) for p >= 0 and p > 0."""
     found = []
     for q, (low, high) in known.bounds.items():
         if low is not None:
@@ -420,7 +432,7 @@ def facts_of(known: Known) -> list[tuple[Poly, bool]]:
 
 
 def _products(facts: list[tuple[Poly, bool]]) -> Iterator[tuple[list[Any], Poly]]:
-    """Products of two linear facts, squares of what they bound, and other facts times linear ones."""
+    """Yield products of two linear facts, squares of bounded polynomials, and other facts times linear ones."""
     linear = [f for f in facts if all(len(m) < 2 for m, _ in f[0])]
     for f, g in combinations_with_replacement(linear, 2):
         yield [f, g], multiply(f[0], g[0])
@@ -435,7 +447,7 @@ def _products(facts: list[tuple[Poly, bool]]) -> Iterator[tuple[list[Any], Poly]
 
 
 def _powers(facts: list[tuple[Poly, bool]], degree: int) -> Iterator[tuple[list[Any], Poly]]:
-    """Products of so many linear facts."""
+    """Yield products of ``degree`` linear facts."""
     linear = [f for f in facts if all(len(m) < 2 for m, _ in f[0])]
     for chosen in combinations_with_replacement(linear, degree):
         product = chosen[0][0]

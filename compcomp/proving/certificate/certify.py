@@ -14,22 +14,23 @@ from compcomp.language.verdict import Grade, Query, Status, Verdict
 from compcomp.proving.certificate.build import GaveUp, refute
 
 SECONDS = 20.0
-"""For the certificate of one query."""
+"""Seconds for the certificate of one query."""
 
 Certificates = dict[tuple[str, str], dict[str, Any]]
-"""By script and answer: most claims share the facts about their steps."""
+"""Certificates by script and answer. Most claims share the facts about their steps."""
 MOST_KEPT = 2000
 MISSING = "no certificate was found for "
 
 
 def certified(verdict: Verdict, until: float, known: Certificates) -> Verdict:
-    """Return the verdict with a certificate for every query that its proof relies on, as far as one is found in time.
+    """Return the verdict with a certificate for every query that its proof relies on, as far as they are found in time.
 
-    Only a proof whose every such query has a certificate that the checker accepts gets the grade "certified".
+    A proof gets the grade "certified" only if the checker accepts a certificate for every such query.
 
     Args:
+        verdict: any other than a proved one is returned unchanged.
         until: when to stop, on the clock of ``time.monotonic``.
-        known: certificates that were found before, to which those that are found now are added.
+        known: certificates that were found before. New ones are added.
     """
     if verdict.status is not Status.PROVED or not any(q.answer == q.expected for q in verdict.queries):
         return verdict
@@ -72,7 +73,11 @@ def certificate_for(smtlib: str, expected: str, until: float, known: Certificate
 
 
 def _model(smtlib: str, until: float) -> dict[str, Any]:
-    """Values that satisfy the script, as exact text."""
+    """Return values that satisfy the script, as exact text.
+
+    Raises:
+        GaveUp: there is no model, or its values are not rational.
+    """
     context = z3.Context()
     solver = z3.SimpleSolver(ctx=context)
     solver.set("timeout", max(1, int(1000 * (until - time.monotonic()))))

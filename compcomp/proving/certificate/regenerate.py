@@ -1,4 +1,4 @@
-"""Ask the prover again which queries a saved claim needs, with the recorded answers in place of a solver."""
+"""Ask the prover again for the queries of a saved claim, with the recorded answers in place of a solver."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compcomp.proving.solver import Answer
 
 
 class Recorded:
-    """Answers each script as recorded, and any other by unknown."""
+    """Answer each script as recorded, and any other with "unknown"."""
 
     def __init__(self, answers: dict[str, str]) -> None:
         self.answers = answers
@@ -24,10 +24,13 @@ class Recorded:
 
 
 def regenerated(directory: Path | str) -> str:
-    """ "" where the prover puts exactly the saved queries and assumptions for the saved claim; else what differs.
+    """Return "" if the prover makes exactly the saved queries and assumptions for the saved claim.
 
-    For a directory that ``check_directory`` found to be in order. Other versions of compcomp or z3 may write the
-    same query in other words: that differs too.
+    Otherwise return what differs. Other versions of compcomp or z3 may write the same query as other text, which counts
+    as a difference.
+
+    Args:
+        directory: one that ``check_directory`` found to be in order.
     """
     folder = Path(directory)
     stated = json.loads((folder / "claim.json").read_text(encoding="utf-8"))
@@ -53,7 +56,7 @@ def regenerated(directory: Path | str) -> str:
 
 
 def _needs_less(claim: Claim, stated: dict[str, Any]) -> str:
-    """ "" where the conditions said to be needed are enough: their queries are not saved, so solvers are asked."""
+    """Return "" if the conditions reported as needed suffice. Their queries are not saved, so solvers are asked."""
     needed, given = stated["needed"], list(map(str, claim.given))
     if needed in (None, given):
         return "" if needed is not None or not given else "it is not said which conditions are needed"

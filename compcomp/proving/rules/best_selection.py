@@ -1,4 +1,4 @@
-"""A selection, or a selection and a map after it, that no other choice of as many weights beats."""
+"""Prove that a selection, perhaps with a map after it, beats every other choice of as many weights."""
 
 from __future__ import annotations
 
@@ -127,7 +127,11 @@ def _best(claim: Dominates, session: Session, shape: tuple[int, int] | None) -> 
 def _zeros_left(
     claim: Dominates, selection: Selection, session: Session, shape: tuple[int, int] | None
 ) -> Contracts | None:
-    """The contracts on which it rests that the right sequence ends with enough zeros, and no low-rank term."""
+    """Prove that the right sequence ends with enough zeros and no low-rank term.
+
+    Returns:
+        The contracts used, None if there is no proof.
+    """
     formats = formats_along(claim.with_sides(claim.right, claim.right), Scope("any"))
     techniques = claim.right.techniques
     if formats is None or any(t.promises().format_varies for t in techniques):
@@ -146,7 +150,7 @@ def _zeros_left(
 
 
 def _open_shares(run: Run, selection: Selection) -> Iterator[tuple[Partition, Any, Contracts]]:
-    """Selections whose share is the open one of the claim."""
+    """Yield the selections whose share is the open one of the claim, with the contracts by which their zeros stay."""
     for k, technique in enumerate(run.techniques):
         for step in technique.steps():
             if isinstance(step, Selection) and isinstance(step.share, Unknown):
@@ -158,12 +162,16 @@ def _open_shares(run: Run, selection: Selection) -> Iterator[tuple[Partition, An
 def _on_grid(
     claim: Dominates, selection: Selection, step: GridMap | CodebookMap, session: Session, shape: tuple[int, int] | None
 ) -> Contracts | Refusal:
-    """The contracts on which it rests that the right sequence ends with enough zeros, and on the left one's grid."""
+    """Prove that the right sequence ends with enough zeros, and on the grid of the left one's map.
+
+    Returns:
+        The contracts used, or a Refusal.
+    """
     if not selection.partition.refines(step.partition):
         return Refusal("a group of the selection on the left has several scales of the map after it")
     if not keeps_largest(selection, step, session, dense=True):
         return failing("the selection on the left is not proved to keep the scale of the map", session, Reached.FACT)
-    # Perhaps a codebook, of which no technique declares an optimum.
+    # The grid may be a codebook, for which no technique declares an optimum.
     grid: Any = replace(step, rounding="any")
     target = Optimum(claim.loss.name, selection.partition, selection.share, grid, (Fraction(1),))
     right = normal_form(claim.right, session)
@@ -204,7 +212,10 @@ def _lemmas_hold(claim: Dominates, selection: Selection, step: GridMap | Codeboo
 
 
 def _facts(step: GridMap | CodebookMap, session: Session) -> Callable[[Term, Term, Term, Term], list[Term]] | None:
-    """What is known of a map's values at two weights of one context; None where they need not be the nearest."""
+    """Return the facts about a map's values at two weights of one context.
+
+    Return None if the values are not proved to be the nearest.
+    """
     facts = MapFacts(replace(step, rounding="any"), session)
     if not (facts.even and facts.zero and facts.inside and facts.nearest and facts.idempotent):
         return None

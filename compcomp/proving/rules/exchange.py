@@ -1,4 +1,4 @@
-"""The two-witness rule: any shape, any sparsity, through one or two weights and what they share."""
+"""Prove dominance by the two-witness rule: any shape, any sparsity, through formulas about one or two weights."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ from compcomp.terms import Abs, If, Term
 
 
 FEW_SECONDS = 1.0
-"""For a formula with a few of the facts, before it is asked with all of them."""
+"""Seconds for a formula with few of the facts, before it is asked with all of them."""
 
 
 @dataclass(frozen=True)
 class Application:
-    """One use of a map: ``result`` is its value at ``argument`` in ``context``."""
+    """One use of a map. ``result`` is its value at ``argument`` in ``context``."""
 
     step: ScaledMap
     context: str
@@ -98,7 +98,7 @@ class Application:
 
 @dataclass
 class _Run:
-    """One sequence run on a few weights. ``values``, ``dropped``: by weight. ``facts``: what is known."""
+    """One sequence run on a few weights. ``values``, ``dropped``: by weight. ``facts``: premises about them."""
 
     values: dict[str, Term]
     dropped: dict[str, Term]
@@ -153,7 +153,7 @@ LEMMAS = {
     "same value": "some weight that both sequences keep ends with two values",
     "no pair": "of two weights in one group, one sequence drops a and the other b",
 }
-"""For each premise of the rule, and of the rule `same`, how it fails."""
+"""For each premise of this rule, and of the rule `same`, the reason to give if it fails."""
 
 
 @rule(
@@ -163,7 +163,7 @@ LEMMAS = {
     "at most one selection on the left that drops no more than the right; then kept, pair and alone lemmas",
 )
 def exchange(claim: Claim, session: Session) -> Proof | Refusal:
-    """Both sequences select and map, and weights can be compared one by one or in pairs."""
+    """Prove that the left sequence loses no more, by lemmas about single weights and pairs of weights."""
     if claim.part is None:
         name = "a claim without a loss" if claim.loss is None else claim.loss.name
         return Refusal(f"{name} is not a sum over single weights, as the rule needs (given diagonal_gram it may be)")
@@ -177,7 +177,7 @@ def exchange(claim: Claim, session: Session) -> Proof | Refusal:
 
 
 def problem_of(claim: Claim, session: Session) -> Problem | Refusal:
-    """The formulas about one and two weights for a claim of two sequences, or why they do not apply."""
+    """Return the formulas about one and two weights for a claim of two sequences, or why they do not apply."""
     problem = setting(claim, session)
     if isinstance(problem, Refusal):
         return problem
@@ -192,7 +192,7 @@ def problem_of(claim: Claim, session: Session) -> Problem | Refusal:
 
 
 def _uncounted(claim: Claim, left: Items[Step], right: Items[Step]) -> Refusal:
-    """Why it is not known that the left sequence drops no more weights of each group than the right one."""
+    """Refuse because the left sequence may drop more weights of a group than the right one."""
     a, b = ([step for step in steps if isinstance(step, Selection)] for steps in (left, right))
     names = listed(owner(claim, step) for step in a)
     if len(a) > 1:
@@ -204,7 +204,7 @@ def _uncounted(claim: Claim, left: Items[Step], right: Items[Step]) -> Refusal:
 
 
 def setting(claim: Claim, session: Session) -> Problem | Refusal:
-    """The claim's sequences as steps on comparable groups, without a word on how many weights they drop."""
+    """Return the claim's sequences as steps on comparable groups, without comparing how many weights they drop."""
     steps = [[step for t in sequence for step in merged(t.steps(), session)] for sequence in claim.sequences]
     every = [step for sequence in steps for step in sequence]
     if claim.changes_inputs:
@@ -233,7 +233,7 @@ def setting(claim: Claim, session: Session) -> Problem | Refusal:
 
 
 def _common_group(claim: Claim, steps: Items[Step]) -> Partition | Refusal:
-    """The partition R of all selections, if there is one that every map's partition is comparable with."""
+    """Return the partition R of all selections, if every map's partition is comparable with it."""
     selections = {step.partition: step for step in steps if isinstance(step, Selection)}
     if len(selections) > 1:
         each = " and ".join(f"{owner(claim, step)} over {partition}" for partition, step in selections.items())
@@ -248,7 +248,7 @@ def _common_group(claim: Claim, steps: Items[Step]) -> Partition | Refusal:
 
 
 def _counts(left: Items[Step], right: Items[Step]) -> str | None:
-    """How |D_A| compares with |D_B| in every group: "equal", "fewer", or None when that is not known."""
+    """Return how |D_A| compares with |D_B| in every group: "equal", "fewer", or None if that is not known."""
     a = [step.share for step in left if isinstance(step, Selection)]
     b = [step.share for step in right if isinstance(step, Selection)]
     if len(a) > 1 or (a and not any(at_most(a[0], share) for share in b)):
@@ -257,23 +257,27 @@ def _counts(left: Items[Step], right: Items[Step]) -> str | None:
 
 
 _GRID = ("levels", "codes", "scale", "rounding")
-"""The fields of maps that say what becomes of a weight in a context, not what the context is."""
+"""The fields of maps that determine the value of a weight in a context, not the context."""
 
 
 def of_context(step: ScaledMap, *without: str) -> Hashable:
-    """What decides the context that a map finds in a state."""
+    """Return the key of all fields that determine the context that a map finds in a state."""
     return all_but(step, *_GRID, *without)
 
 
 def majorized(one: Items[Term], other: Items[Term]) -> Term:
-    """Of two distances each: no growing convex function has a larger sum over ``one`` [marshall2011]."""
+    """Return the formula that no growing convex function has a larger sum over ``one`` than over ``other``.
+
+    Both are two distances [marshall2011].
+    """
     return z3.And(*(z3.Or(*(x <= y for y in other)) for x in one), sum(one) <= sum(other))
 
 
 class Problem:
     """The formulas of the rule for one claim.
 
-    ``counts``: how the numbers dropped compare, "equal" or "fewer". ``uses``: of maps in the runs last asked for.
+    ``counts``: how the numbers of dropped weights compare, "equal" or "fewer". ``uses``: the uses of maps in the latest
+    runs.
     """
 
     def __init__(self, claim: Claim, steps: list[list[Step]], group: Partition, lemmas: _Lemmas) -> None:
@@ -285,11 +289,11 @@ class Problem:
 
     @property
     def selects(self) -> bool:
-        """Whether there is a selection at all."""
+        """Return True if there is a selection at all."""
         return any(isinstance(step, Selection) for sequence in self.steps for step in sequence)
 
     def _norms(self, names: Items[str]) -> tuple[dict[str, Term], list[Term]]:
-        """The squared norm of each weight's input feature, and what is known of them."""
+        """Return the squared norm of each weight's input feature, and the premises about these norms."""
         if self.claim.assumes("equal norms"):
             if self._unit is None:
                 selections = [s for sequence in self.steps for s in sequence if isinstance(s, Selection)]
@@ -300,7 +304,7 @@ class Problem:
         return norms, [h >= 0 for h in norms.values()]
 
     def refusal(self) -> Refusal:
-        """The lemma that was asked last, as the reason why its rule does not apply."""
+        """Return the lemma that was asked last, as the reason why its rule does not apply."""
         query = self.lemmas.session.missed(last=True)
         goal, _, premises = ("", "", "") if query is None else query.name.partition(": ")
         if query is None or goal not in LEMMAS:
@@ -312,8 +316,11 @@ class Problem:
         return Refusal(f"{LEMMAS[goal]}: the {goal} lemma fails", lemma=query, reached=Reached.LEMMA)
 
     def holds(self, goal: str) -> bool:
-        """Whether a premise of the rule is proved: "kept", "pair" or "alone", or of the rule `same`: "same value"
-        or "no pair"."""
+        """Return True if a premise of a rule is proved.
+
+        Args:
+            goal: "kept", "pair" or "alone"; of the rule `same`, "same value" or "no pair".
+        """
         found = (step for sequence in self.steps for step in sequence if isinstance(step, ScaledMap))
         maps = {(type(step), all_but(step)): step for step in found}.values()
         few = len(maps) == 1 and all(self.lemmas.of(step).odd and self.lemmas.of(step).monotone for step in maps)
@@ -321,7 +328,7 @@ class Problem:
         return first or self._holds(goal, LEMMA_SECONDS, few=False)
 
     def _holds(self, goal: str, most: float, *, few: bool) -> bool:
-        """The same from all facts about maps or a ``few`` of them, in so many seconds a question."""
+        """Return True if a premise is proved from all facts about maps, or a ``few``, in ``most`` seconds a query."""
         names = ["a", "b"] if goal in ("pair", "no pair") else ["b"]
         weights, norms, (left, right), premises = self.runs(names, "AB", self._start(), few=few)
         metric = self.claim.loss if self.claim.loss is not None and self.claim.loss.distance else None
@@ -362,11 +369,11 @@ class Problem:
         return session.holds(goal, [*premises, *case], conclusion, most)
 
     def once(self, rule: str, premises: Callable[[], bool]) -> bool:
-        """Whether a rule's premises hold; asked once for all claims that are alike to the formulas.
+        """Return True if a rule's premises hold. Claims with the same formulas share one answer.
 
-        These see of shares and levels only which are the same (of unlike levels also which grids are nested), so one
-        answer serves every sparsity and bit width. Of scores and measures they see which are the same function, and
-        what it says.
+        The formulas only see which shares and levels are equal (for unequal levels also which grids are nested). So one
+        answer serves every sparsity and bit width. For scores and measures they see which are the same function, and
+        its term.
         """
         claim = self.claim
         every = [step for sequence in self.steps for step in sequence]
@@ -391,7 +398,7 @@ class Problem:
         return self.lemmas.session.once(key, premises)
 
     def _start(self) -> int:
-        """How many steps both sequences start with that leave no choice free."""
+        """Return the number of equal first steps of both sequences that leave no choice free."""
         count = 0
         for one, other in zip(*self.steps, strict=False):
             if not same_but(one, other) or leaves_free(one):
@@ -402,11 +409,17 @@ class Problem:
     def runs(
         self, names: Items[str], sides: str, start: int = 0, *, few: bool = False
     ) -> tuple[dict[str, Term], dict[str, Term], list[_Run], list[Term]]:
-        """The weights of these names, their norms, every sequence run on them, and all that is known.
+        """Run every sequence on a few weights.
 
-        ``sides``: a letter for each sequence. Two with one letter drop the same weights in steps of the same number:
-        for sequences of which one continues the other. ``start``: so many first steps all of them share. ``few``: only
-        those facts about maps that most claims need.
+        Args:
+            names: of the weights.
+            sides: a letter for each sequence. Two with one letter drop the same weights in steps of the same number,
+                for sequences of which one continues the other.
+            start: the number of first steps that all sequences share.
+            few: use only those facts about maps that most claims need.
+
+        Returns:
+            The weights, their squared input norms, the runs, and all premises.
         """
         weights = {name: z3.Real(f"w_{name}") for name in names}
         norms, known = self._norms(names)
@@ -472,7 +485,7 @@ class Problem:
             c = z3.Real(context)
             run.facts += [c > 0, z3.Or(run.dropped[name], step.measure(value) <= c)]
             result = self._fresh(f"q_{label}_{name}")
-            # Of a dropped weight the value is 0 for every context, so nothing is said of its measure.
+            # A dropped weight has the value 0 in every context, so nothing is said of its measure.
             run.facts.append(z3.Implies(run.dropped[name], result == 0))
             applications.append(Application(step, context, value, result))
             run.values[name] = result
@@ -481,29 +494,35 @@ class Problem:
         return sum(same_but(step, selection) for sequence in self.steps for step in sequence) > 1
 
     def _number(self, selection: Selection) -> int:
-        """The place of a selection among those of the claim: uses of equal ones have one number."""
+        """Return the position of a selection among those of the claim. Uses of equal ones have one number."""
         every = dict.fromkeys(all_but(s) for sequence in self.steps for s in sequence if isinstance(s, Selection))
         return list(every).index(all_but(selection))
 
     def _context(self, step: ScaledMap) -> str:
-        """A name for what decides a map's context beside its groups, empty for the first: other contexts differ."""
+        """Return a name for all that determines a map's context, other than its groups. The first is "".
+
+        Maps with other names have other contexts.
+        """
         maps = (s for sequence in self.steps for s in sequence if isinstance(s, ScaledMap))
         known = dict.fromkeys(of_context(s, "partition") for s in maps)
         place = list(known).index(of_context(step, "partition"))
         return str(place) if place else ""
 
     def _dense_context(self, before: Items[Step], step: ScaledMap) -> bool:
-        """Whether the map finds the contexts of the dense layer, or zeros, after these steps."""
+        """Return True if, after these steps, the map finds the contexts of the dense layer, or groups of zeros."""
         if self.claim.assumes("scale unchanged"):
             return True
         return all(self._keeps_context(earlier, step, dense=not k) for k, earlier in enumerate(before))
 
     def _may_empty(self, selection: Selection) -> bool:
-        """Whether it may drop a whole group: it goes on beyond its share where all that is tied goes."""
+        """Return True if the selection can zero an entire group.
+
+        With ``ties="all"`` it prunes more than its share when scores tie.
+        """
         return selection.ties == "all" and not self.claim.assumes("strict selections")
 
     def same_grids(self) -> bool:
-        """Whether both sequences end with the same grid, or both with none."""
+        """Return True if both sequences are proved to end with the same grid, or both have none."""
         ends = [[k for k, step in enumerate(steps) if isinstance(step, ScaledMap)] for steps in self.steps]
         if not all(ends):
             return not any(ends)
@@ -535,7 +554,7 @@ class Problem:
         return facts.inside and facts.keeps_largest
 
     def _map_facts(self, applications: list[Application], few: bool) -> list[Term]:
-        """What is proved of the maps, at the arguments that occur: all, or that they are odd and monotone."""
+        """Return the facts proved of the maps at the arguments that occur: all, or a ``few`` (odd and monotone)."""
         found: list[Term] = []
         for number, one in enumerate(applications):
             facts, x, y, c = self.lemmas.of(one.step), one.argument, one.result, z3.Real(one.context)
@@ -556,14 +575,17 @@ class Problem:
         return found
 
     def _abs(self, x: Term) -> Term:
-        """Abs, written once for a term: the same ones occur in many facts."""
+        """Return Abs(x), built once for each term, because the same terms occur in many facts."""
         key = x.get_id()
         if key not in self._magnitudes:
             self._magnitudes[key] = x, Abs(x)
         return self._magnitudes[key][1]
 
     def _pair_facts(self, one: Application, other: Application, facts: MapFacts, first: bool, few: bool) -> list[Term]:
-        """Facts about two uses; those that say the same of (one, other) as of (other, one) only where ``first``."""
+        """Return the facts about two uses of maps.
+
+        Facts that are symmetric in the two uses are returned only if ``first`` is True.
+        """
         x, y, v, u = one.argument, one.result, other.argument, other.result
         magnitude = self._abs
         if same_but(other.step, one.step):

@@ -1,4 +1,4 @@
-"""Facts about single steps, each proved by a query before a rule may use it."""
+"""Prove facts about single steps, each by a query before a rule may use it."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ T = TypeVar("T")
 # q(v) = q(w), as q is a function.
 
 LONG_TABLE = 64
-"""Codes of the longest table of which the cells of two weights are looked at."""
+"""The largest number of codes for which monotone is asked of the cells of two weights."""
 
 
 class lazy(Generic[T]):
     """A property that is computed once for each object.
 
-    Python 3.11's ``cached_property`` holds a lock meanwhile that all objects share, and a fact waits for its solver: so
-    proofs in two threads would wait for each other.
+    The ``cached_property`` of Python 3.11 holds a lock that all objects share while it computes. A fact waits for its
+    solver, so proofs in two threads would wait for each other.
     """
 
     def __init__(self, function: Callable[[Any], T]) -> None:
@@ -64,18 +64,24 @@ class lazy(Generic[T]):
 
 
 class MapFacts:
-    """What is proved of a map q at a context c > 0 and weights of measure at most c, for every c (and any levels).
+    """Facts proved of a map q at a context c > 0 and weights of measure at most c, for every c (and any levels).
 
-    function: no choice is left free.  zero: q(0) = 0.  even: measure(-w) = measure(w) >= 0, 0 only at 0, and
-    measure(t w) = t measure(w) for t > 0.  odd: q(-w) = -q(w).  monotone: v <= w implies q(v) <= q(w).
-    inside: measure(q(w)) <= c.  keeps_largest: measure(w) = c implies measure(q(w)) = c.
-    idempotent: q(q(w)) = q(w).  nearest: |w - q(w)| <= |w - q(v)| for every v.
-    mirrored: |w - q(w)| <= |w + q(v)| for every v, so that no value's negative is nearer, whichever way midpoints go.
-    ordered: |v| < |w| implies |q(v)| <= |q(w)|.  half: |w - q(w)| is at most half a step.
-    same_step: after the map, a group that held a weight of measure c has the step that it had.
+    - function: no choice is left free.
+    - zero: q(0) = 0.
+    - even: measure(-w) = measure(w) >= 0, 0 only at 0, and measure(t w) = t measure(w) for t > 0.
+    - odd: q(-w) = -q(w).
+    - monotone: v <= w implies q(v) <= q(w).
+    - inside: measure(q(w)) <= c.
+    - keeps_largest: measure(w) = c implies measure(q(w)) = c.
+    - idempotent: q(q(w)) = q(w).
+    - nearest: |w - q(w)| <= |w - q(v)| for every v.
+    - mirrored: |w - q(w)| <= |w + q(v)| for every v. So no value's negative is nearer, whichever way midpoints go.
+    - ordered: |v| < |w| implies |q(v)| <= |q(w)|.
+    - half: |w - q(w)| is at most half a step.
+    - same_step: after the map, a group that held a weight of measure c has the step that it had.
 
-    Each is asked when it is first looked at, once for all maps that differ in partition and levels alone, as these are
-    not in it. With free choices each use is a result of its own, and facts about two uses hold for any choices.
+    Each is asked on first use, once for all maps that differ only in partition and levels, which no query contains.
+    With free choices each use has a result of its own, and facts about two uses hold for any choices.
     """
 
     def __init__(self, step: ScaledMap, session: Session) -> None:
@@ -93,7 +99,14 @@ class MapFacts:
     def _ask(
         self, name: str, conclusion: Callable[[Callable[[Term], Term]], Term], *extra: Term, opposite: bool = False
     ) -> bool:
-        """``opposite``: the conclusion compares a value with the negative of another."""
+        """Ask a fact about the map at step 1.
+
+        Args:
+            name: of the fact.
+            conclusion: the fact as a formula, from the map.
+            extra: further premises.
+            opposite: the conclusion compares a value with the negative of another.
+        """
         choices, unit, measure = SymbolicChoices(), self._unit, self._step.measure
 
         def q(x: Term) -> Term:
@@ -134,7 +147,7 @@ class MapFacts:
         return self.function and self._fact("monotone", lambda q: q(self._v) <= q(self._w), self._v <= self._w)
 
     def _between(self, q: Callable[[Term], Term]) -> Term:
-        """That w lies between the midpoints around q(w), as far as there are any."""
+        """Return the formula that w lies between the midpoints around q(w), as far as there are any."""
         assert isinstance(self._step, CodebookMap)
         codes, w = self._step.codes, self._w
         middles = [(low + high) / 2 for low, high in pairwise(codes)]
@@ -191,7 +204,13 @@ class MapFacts:
 
 @dataclass(frozen=True)
 class _Unit:
-    """A map at step 1. ``context``: of the group, ``known``: what is known of it. ``rounded``: the map's values."""
+    """A map at step 1.
+
+    Args:
+        context: of the group.
+        known: premises about the context.
+        rounded: the map's values.
+    """
 
     context: Term
     known: list[Term]
@@ -223,7 +242,10 @@ def _even(session: Session, measure: Callable[[Term], Term], w: Term) -> bool:
 
 
 def _same_step(ask: Callable[..., bool], step: ScaledMap, w: Term, largest: Term) -> bool:
-    """Of a step that is a power of two: whether the largest measure stays between the same two of them."""
+    """Return True if the largest measure is proved to stay between the same two powers of two.
+
+    This is about steps that are a power of two. It is False for every other map.
+    """
     if not isinstance(step, CodebookMap) or step.scale != "power_of_two":
         return False
     power, measure = z3.RealVal(step.largest_power), step.measure
@@ -233,7 +255,10 @@ def _same_step(ask: Callable[..., bool], step: ScaledMap, w: Term, largest: Term
 
 
 def _ordered(ask: Callable[..., bool], v: Term, w: Term) -> bool:
-    """Whether |v| < |w| implies |q(v)| <= |q(w)|, sign by sign: i q(v) >= 0 where i v >= 0, and i q(v) <= j q(w)."""
+    """Return True if |v| < |w| is proved to imply |q(v)| <= |q(w)|.
+
+    It is asked sign by sign: i q(v) >= 0 where i v >= 0, and i q(v) <= j q(w).
+    """
     signs = [ask("sign", lambda q, i=i: i * q(v) >= 0, i * v >= 0) for i in (1, -1)]
     return all(signs) and all(
         ask("ordered", lambda q, i=i, j=j: i * q(v) <= j * q(w), i * v >= 0, j * w >= 0, i * v < j * w)
@@ -253,7 +278,7 @@ def _again(q: Callable[[Term], Term], w: Term) -> Term:
 
 
 class _Group:
-    """One group of a range map at step 1: weights from v to u, the grid, and what is known of them."""
+    """One group of a range map at step 1: weights from v to u, the grid, and premises about them."""
 
     def __init__(self, step: RangeMap) -> None:
         self.step, self.choices = step, SymbolicChoices()
@@ -270,7 +295,7 @@ class _Group:
         return session.holds(f"{name} (range map)", [*self.known, *extra, *self.choices.premises], conclusion)
 
     def on_grid(self, x: Term) -> Term:
-        """That x is a value of the grid: the nearest value to it, whichever way midpoints go."""
+        """Return the formula that x is a value of the grid: the value nearest to it, whichever way midpoints go."""
         above = Max([0, nearest(x - self.least, self.unit, self.levels, "any", self.choices)])
         if len(self.choices.levels) == 3:  # true of whole numbers, and said because cvc5 branches without end if not
             least, other, level = self.choices.levels
@@ -280,27 +305,28 @@ class _Group:
 
 
 def keeps_zero(step: RangeMap, session: Session) -> bool:
-    """Whether q(0) = 0 in every group that holds a 0."""
+    """Return True if q(0) = 0 is proved for every group that holds a 0."""
     group, zero = _Group(step), z3.RealVal(0)
     return group.holds("zero", session, group.value(zero) == 0, group.v <= 0, group.u >= 0)
 
 
 def lies_on_grid(step: RangeMap, session: Session) -> bool:
-    """Whether every value is one of the grid that the map sets up."""
+    """Return True if every value is proved to be one of the grid that the map sets up."""
     group, w = _Group(step), z3.Real("w")
     return group.holds("on its grid", session, group.on_grid(group.value(w)), group.v <= w, w <= group.u)
 
 
 def has_zero(step: RangeMap, session: Session) -> bool:
-    """Whether 0 is a value of the grid in every group."""
+    """Return True if 0 is proved to be a value of the grid in every group."""
     group = _Group(step)
     return group.holds("zero on its grid", session, group.on_grid(z3.RealVal(0)))
 
 
 def fixes(outer: ScaledMap, inner: ScaledMap, session: Session) -> bool:
-    """Whether every value of the inner map is a value of the outer one: outer(inner(w)) = inner(w).
+    """Return True if every value of the inner map is proved to be one of the outer: outer(inner(w)) = inner(w).
 
-    Looked at for the context L L' (outer and inner levels), where both steps are whole numbers. Not asked of codes.
+    The query is about the context L L' (outer and inner levels), in which both steps are whole numbers. Maps with codes
+    give False.
     """
     if not isinstance(outer, GridMap) or not isinstance(inner, GridMap):
         return False
@@ -316,10 +342,11 @@ def fixes(outer: ScaledMap, inner: ScaledMap, session: Session) -> bool:
 
 
 def settled(selection: Selection, session: Session) -> bool:
-    """Whether its score does not depend on the current weight, only on the dense one and the norm of the input.
+    """Return True if the score is proved independent of the current weight.
 
-    Then every use of it in a claim finds the same scores, and drops the same weights unless ties are "any".
-    Nothing is known of scores of the whole layer, here and below.
+    It may depend on the dense weight and the norm of the input. Then every use of the selection in a claim finds the
+    same scores, and drops the same weights unless ties are "any". Nothing is known of scores of the whole layer, here
+    and below.
     """
     if selection.of_layer is not None:
         return False
@@ -336,11 +363,16 @@ def keeps_largest(
     equal_norms: bool = False,
     dense: bool = False,
 ) -> bool:
-    """Whether dropping x of a map's largest measure and keeping y leaves y with the same measure, and 0 measures least.
+    """Return True if a selection that keeps some weight of a group is proved to keep one of largest measure there.
 
-    Then a selection that keeps some weight of a group keeps one of the group's largest measure.
-    ``equal_norms``: the claim says that the norms of all inputs are equal and not 0. ``dense``: the selection finds
-    the dense weights; otherwise those that it finds may be any, whatever the dense ones are.
+    The query: dropping x of a map's largest measure and keeping y leaves y with the same measure, and 0 measures least.
+
+    Args:
+        selection: the selection.
+        step: the map whose measure counts.
+        session: asks the query.
+        equal_norms: the claim says that the norms of all inputs are equal and not 0.
+        dense: the selection finds the dense weights. Otherwise it may find any, whatever the dense ones are.
     """
     if selection.of_layer is not None:
         return False
@@ -363,10 +395,10 @@ def _keeps_largest(
 def unit_norms(
     selections: Iterable[Selection], part: Callable[[Term, Term, Term], Term] | None, session: Session
 ) -> bool:
-    """Whether equal norms h > 0 of all inputs may be taken as 1: scaling them changes no comparison.
+    """Return True if equal norms h > 0 of all inputs may be taken as 1, because scaling them changes no comparison.
 
-    Neither of scores, f(w, t h) <= f(v, t g) iff f(w, h) <= f(v, g), for all dense weights, nor of losses: l(r, v, t h)
-    is t l(r, v, h), or is l(r, v, h), for all r, v, h >= 0 and t > 0.
+    Scores: f(w, t h) <= f(v, t g) iff f(w, h) <= f(v, g), for all dense weights. Losses: l(r, v, t h) is t l(r, v, h),
+    or is l(r, v, h), for all r, v, h >= 0 and t > 0.
     """
     v, w, p, r, g, h, t = z3.Reals("v w p r g h t")
     premises = [t > 0, g >= 0, h >= 0]

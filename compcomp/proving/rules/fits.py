@@ -1,4 +1,4 @@
-"""Formats that a sequence ends in on every layer: any shape, word by word of a scheme."""
+"""Prove the format that a sequence ends in on every layer: any shape, part by part of a scheme."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ from compcomp.proving.session import Session
 
 @rule("fits", Fits, needs="techniques that keep, one by one, what each part of the scheme asks for")
 def fits_scheme(claim: Fits, session: Session) -> Proof | Refusal:
-    """Every word of the scheme is proved on its own."""
+    """Prove each part of the scheme on its own."""
     techniques = claim.left.techniques
     formats = formats_along(claim, Scope("any"))
     if formats is None:
@@ -84,7 +84,7 @@ def _end(run: Run) -> Format:
 
 
 def _numbers(run: Run) -> Contracts:
-    """The contracts on which the numbers in the formats rest."""
+    """Return the contracts that the numbers in the formats depend on."""
     others = (t for t in run.techniques if not t.steps())
     return [contract(t, "leaves a format that does not depend on the weights") for t in others]
 
@@ -105,13 +105,13 @@ def _grid(scheme: Scheme, run: Run) -> Contracts | Refusal:
 
 
 def _known_values(technique: Technique) -> bool:
-    """Whether it is of steps, and how many values its grid has does not depend on an open parameter."""
+    """Return True if it is made of steps, and the size of its grid does not depend on an open parameter."""
     maps = [step for step in technique.steps() if not isinstance(step, Selection)]
     return bool(maps) and (isinstance(maps[-1], CodebookMap) or not isinstance(maps[-1].levels, Unknown))
 
 
 Zeros = tuple[Partition, Fraction, Contracts]
-"""Groups, the share of each that is zero at the end at the least, and the contracts on which that rests."""
+"""Groups, the least share of each that is zero at the end, and the contracts that this depends on."""
 
 
 def zeros_at_end(run: Run) -> Iterator[Zeros]:
@@ -145,7 +145,10 @@ def zeros_at_end(run: Run) -> Iterator[Zeros]:
 
 
 def _too_few(run: Run, word: str) -> Refusal:
-    """Refuse, as too few zeros are proved to be left, for the reason why zeros of the last selection do not stay."""
+    """Refuse because too few zeros are proved to be left.
+
+    The reason is why zeros of the last selection do not stay.
+    """
     for k in reversed(range(len(run.techniques))):
         if any(isinstance(step, Selection) for step in run.techniques[k].steps()):
             found = dropped_stay(run, k)

@@ -1,4 +1,4 @@
-"""Techniques that change the inputs, in claims about weights alone."""
+"""Leave out techniques that change the inputs in claims about weights alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compcomp.language.technique import Sequence, Technique
 
 
 def weights_alone(claim: Claim) -> tuple[Claim, tuple[Assumption, ...]]:
-    """The claim without techniques that change inputs nobody looks at, and the contracts that this rests on."""
+    """Return the claim without techniques that change unused inputs, and the contracts that this depends on."""
     if not claim.changes_inputs or claim.compares_inputs:
         return claim, ()
     follows = isinstance(claim, Orthogonal) and claim.right.needs_inputs  # after the left side comes the right one
@@ -25,7 +25,7 @@ def weights_alone(claim: Claim) -> tuple[Claim, tuple[Assumption, ...]]:
 
 
 def _without(sequence: Sequence, follows: bool) -> tuple[Sequence, tuple[Assumption, ...]]:
-    """The sequence without what is left out of it. ``follows``: whether something later looks at inputs."""
+    """Return the sequence without such techniques. ``follows``: something later looks at the inputs."""
     kept, contracts = list[Technique](), list[Assumption]()
     for technique in reversed(sequence.techniques):
         if technique.promises().changes_inputs and not follows:
@@ -37,5 +37,5 @@ def _without(sequence: Sequence, follows: bool) -> tuple[Sequence, tuple[Assumpt
 
 
 def acts_on_inputs(technique: Technique) -> Assumption:
-    """The contract of a technique that changes the inputs."""
+    """Return the contract of a technique that changes the inputs."""
     return contract(technique, "acts on the inputs alone")

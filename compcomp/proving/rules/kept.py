@@ -1,4 +1,4 @@
-"""Invariants that every later step keeps."""
+"""Prove that an invariant (mask, n:m pattern, shape, grid, rank) holds at the end: every later step keeps it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ from compcomp.proving.session import Session
 
 @rule("kept", Keeps, needs="every technique after the one that establishes or restores the invariant keeps it")
 def invariant_is_kept(claim: Keeps, session: Session) -> Proof | Refusal:
-    """Every technique after the one that establishes or restores the invariant keeps it."""
+    """Prove that every technique after the one that establishes or restores the invariant keeps it."""
     formats = formats_along(claim, Scope("any"))
     if formats is None:
         return Refusal("there is no small layer on which the techniques show their formats")
@@ -77,12 +77,12 @@ def invariant_is_kept(claim: Keeps, session: Session) -> Proof | Refusal:
 
 
 Contracts = list[Assumption]
-"""The contracts on which it rests that something is kept; a Refusal in its place where that is not proved."""
+"""The contracts that a proof that something is kept depends on. Functions return a Refusal if there is no proof."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A sequence with the formats from before its first technique to after its last."""
+    """A sequence with its formats, from before the first technique to after the last."""
 
     techniques: Items[Technique]
     formats: Items[Format]
@@ -90,29 +90,32 @@ class Run:
 
     @property
     def undecided(self) -> bool:
-        """Whether it leaves parameters open, so that numbers in the formats are those of one value of them only."""
+        """Return True if a parameter is open.
+
+        The numbers in the formats are then those of one value of it only.
+        """
         return any(unknowns(technique) for technique in self.techniques)
 
     def after(self, first: int) -> Iterator[tuple[Technique, Format, Format]]:
-        """Each technique from the ``first`` on, with the formats before and after it."""
+        """Yield each technique from position ``first`` on, with the formats before and after it."""
         around = zip(self.techniques, pairwise(self.formats), strict=True)
         yield from [(technique, before, after) for technique, (before, after) in around][first:]
 
     def first(self, invariant: str) -> int:
-        """The technique that sets it up first."""
+        """Return the position of the technique that sets up the invariant first."""
         return next(k for k, form in enumerate(self.formats) if form.get(invariant) is not None) - 1
 
     def zeros_stay(self, steps: Items[Step]) -> bool:
-        """Whether a weight that is zero stays zero through all of these steps."""
+        """Return True if a weight that is zero is proved to stay zero through all of these steps."""
         return all(_keeps_zeros(step, self.session) for step in steps)
 
     def moves_zeros(self, technique: Technique) -> Refusal:
-        """Refuse, as the steps of a technique are not proved to leave zeros alone."""
+        """Refuse because the steps of a technique are not proved to leave zeros alone."""
         return failing(f"{technique} is not proved to send 0 to 0", self.session, Reached.FACT)
 
 
 def _unpromised(technique: Technique, what: str) -> Refusal:
-    """Refuse, as a technique without steps does not promise to keep something."""
+    """Refuse because a technique without steps does not promise to keep something."""
     return Refusal(f"{technique} does not promise to keep {what}", reached=Reached.FACT)
 
 
@@ -132,7 +135,13 @@ def _mask_kept(run: Run) -> Contracts | Refusal:
 
 
 def dropped_stay(run: Run, first: int) -> Contracts | Refusal:
-    """What the technique ``first`` drops itself, or what all masks from it on drop if it is the first to set up one."""
+    """Prove that every weight pruned at position ``first`` is zero at the end.
+
+    If this is the first technique with a mask, prove the same for every weight pruned at any later position.
+
+    Returns:
+        The contracts used, or a Refusal that says which technique breaks it.
+    """
     contracts: Contracts = []
     source, later = run.techniques[first], run.techniques[first + 1 :]
     restores = [k for k, t in enumerate(later) if "mask" in t.promises().restores]
@@ -149,7 +158,7 @@ def dropped_stay(run: Run, first: int) -> Contracts | Refusal:
         contracts.append(contract(source, "establishes the mask"))
     elif not run.zeros_stay(_after_selecting(source.steps())):
         return run.moves_zeros(source)
-    # Whether the mask that a technique finds drops all that was dropped, and all that it drops is zero.
+    # True if the mask that a technique finds drops all that was dropped, and all that it drops is zero.
     whole = bool(restores) or run.formats[first].mask is None
     for technique, before, after in run.after(len(run.techniques) - len(later)):
         promised, adds = technique.promises(), after.mask is not before.mask
@@ -167,7 +176,7 @@ def dropped_stay(run: Run, first: int) -> Contracts | Refusal:
 
 
 def zeros_stay(run: Run, first: int) -> Contracts | Refusal:
-    """Every weight that is zero before the technique ``first`` is zero at the end."""
+    """Prove that every weight that is zero before position ``first`` is zero at the end."""
     contracts: Contracts = []
     for technique in run.techniques[first:]:
         if technique.steps():
@@ -181,7 +190,10 @@ def zeros_stay(run: Run, first: int) -> Contracts | Refusal:
 
 
 def _lines_kept(run: Run, invariant: str) -> Contracts | Refusal:
-    """What was dropped or removed is rows, or columns, and such zeros stay; what the last drops is zero after it."""
+    """Prove that only rows, or only columns, were dropped or removed, and that such zeros stay.
+
+    By its contract, the last technique leaves zeros at all that it drops itself.
+    """
     first = run.first(invariant)
     source, form = run.techniques[first], run.formats[first + 1]
     promised = source.promises()
@@ -206,7 +218,7 @@ def _lines_kept(run: Run, invariant: str) -> Contracts | Refusal:
 
 
 def _after_selecting(steps: Items[Step]) -> Items[Step]:
-    """The steps after the first selection, which sets up the mask."""
+    """Return the steps after the first selection, which sets up the mask."""
     return steps[next((k + 1 for k, step in enumerate(steps) if isinstance(step, Selection)), 0) :]
 
 
@@ -231,7 +243,7 @@ def _pattern_kept(run: Run) -> Contracts | Refusal:
 
 
 def _patterns_in_masks(run: Run) -> Contracts | Refusal:
-    """All masks are kept, and each pattern is one of a mask."""
+    """Prove that all masks are kept, and that each pattern is the pattern of a mask."""
     if any(form.pattern is not None and form.mask is None for form in run.formats):
         return Refusal("a pattern is set up without a mask")
     contracts = _mask_kept(run)
@@ -244,7 +256,10 @@ def _patterns_in_masks(run: Run) -> Contracts | Refusal:
 
 
 def one_pattern(run: Run, n: int, m: int) -> Contracts | Refusal:
-    """At most ``n`` of every ``m`` weights are left at the end, where the run leaves no parameter open."""
+    """Prove that at most ``n`` of every ``m`` weights are not zero at the end.
+
+    The run must leave no parameter open.
+    """
     holds: Contracts | Refusal = [] if n >= m else Refusal(f"no technique establishes the pattern {n}:{m}")
     for technique, before, after in run.after(0):
         known, new = ({size: kept for kept, size in form.pattern or ()} for form in (before, after))
@@ -266,7 +281,7 @@ def one_pattern(run: Run, n: int, m: int) -> Contracts | Refusal:
 
 
 def _establishes(selection: Selection, n: int, m: int) -> bool:
-    """Whether at most ``n`` of every ``m`` weights are left after it, whatever they were."""
+    """Return True if at most ``n`` of every ``m`` weights are left after the selection, whatever they were."""
     size = selection.partition.size
     if size is None:
         return False
@@ -274,7 +289,7 @@ def _establishes(selection: Selection, n: int, m: int) -> bool:
 
 
 def leaves_at_most(left: int, size: int, n: int, m: int) -> bool:
-    """Whether at most ``n`` of every ``m`` weights of a row are left where ``left`` of every ``size`` are."""
+    """Return True if at most ``n`` of every ``m`` weights of a row are left when ``left`` of every ``size`` are."""
     return (m % size == 0 and m // size * left <= n) or (size % m == 0 and left <= n)
 
 
@@ -295,7 +310,7 @@ def _shape_kept(run: Run) -> Contracts | Refusal:
 
 
 def _cuts_in_masks(run: Run, first: int) -> Contracts | Refusal:
-    """All masks are kept, they drop what is removed, and the low-rank term is left alone."""
+    """Prove that all masks are kept and drop what is removed, and that the low-rank term is left alone."""
     if any(form.cut is not None and form.mask is None for form in run.formats):
         return Refusal("rows or columns are removed without a mask")
     contracts = _mask_kept(run)
@@ -355,7 +370,10 @@ def _off_grid(technique: Technique) -> Refusal:
 
 
 def _lies_on_its_grid(step: Step, session: Session) -> bool:
-    """Every value of the map is one of its grid: it leaves it alone, or that is asked."""
+    """Return True if every value of the map is on its grid: the map is proved to leave its own values alone.
+
+    For a range map, a query asks this directly.
+    """
     if isinstance(step, RangeMap):
         return lies_on_grid(step, session)
     return isinstance(step, ScaledMap) and MapFacts(step, session).idempotent
@@ -371,7 +389,10 @@ def _zero_on_its_grid(step: Step, session: Session) -> bool:
 
 
 def rank_kept(run: Run) -> Contracts | Refusal:
-    """The last stretch of formats that know a rank reaches to the end: each technique in it leaves it true."""
+    """Prove that the rank recorded at the end holds.
+
+    Formats record a rank from some technique on to the end. Each technique from there on must leave it true.
+    """
     if run.formats[-1].rank is None:
         known = max((k for k, form in enumerate(run.formats) if form.rank is not None), default=None)
         if known is None:
@@ -389,7 +410,7 @@ def rank_kept(run: Run) -> Contracts | Refusal:
 
 
 def _first_of(found: Contracts | Refusal, other: Callable[[], Contracts | Refusal]) -> Contracts | Refusal:
-    """The contracts that were found, or else the other ones; of two refusals the one of which more holds."""
+    """Return the contracts found, or else the other ones. Of two refusals, return the one that reached further."""
     if not isinstance(found, Refusal):
         return found
     second = other()

@@ -1,4 +1,4 @@
-"""Rules on normal forms: the same state, or one more step that never increases the loss."""
+"""Prove claims by normal forms: the same state, or more steps at the end that never increase the loss."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from compcomp.proving.session import Session
 
 
 SAME = "normal"
-"""The rule (same state) in refusals: a proof names the rewriting that it uses."""
+"""The name of the rule (same state) in refusals. A proof names the rewriting that it uses."""
 LAST = "last step"
 NEEDS_SAME = "deterministic sequences with one normal form, after rest, no op, absorption and changed inputs"
 NEEDS_LAST = "a left sequence that continues the right one, in normal form, by techniques that never increase the loss"
@@ -38,7 +38,7 @@ NEEDS_LAST = "a left sequence that continues the right one, in normal form, by t
 
 @rule(SAME, Dominates, Equals, SameState, needs=f"either of the next two rules without (rest): {NEEDS_SAME}")
 def from_every_state(claim: Claim, session: Session) -> Proof | Refusal:
-    """Either rule without (rest), so that the proof may be used inside longer sequences."""
+    """Apply either rule without (rest), so that the proof may be used inside longer sequences."""
     found = _same_state(claim, session, dense=False)
     if isinstance(found, Refusal) and isinstance(claim, Dominates):
         return _last_step(claim, session, dense=False)
@@ -47,13 +47,13 @@ def from_every_state(claim: Claim, session: Session) -> Proof | Refusal:
 
 @rule(SAME, Dominates, Equals, SameState, needs=NEEDS_SAME)
 def same_state(claim: Claim, session: Session) -> Proof | Refusal:
-    """Both sequences have one normal form."""
+    """Prove that both sequences have one normal form."""
     return _same_state(claim, session, dense=True)
 
 
 @rule(LAST, Dominates, needs=NEEDS_LAST)
 def last_step_improves(claim: Dominates, session: Session) -> Proof | Refusal:
-    """The left sequence is the right one, continued by techniques that never increase the loss."""
+    """Prove that the left sequence is the right one, continued by techniques that never increase the loss."""
     return _last_step(claim, session, dense=True)
 
 
@@ -72,7 +72,7 @@ def _same_state(claim: Claim, session: Session, *, dense: bool) -> Proof | Refus
 
 
 def _differ(claim: Claim, left: Normal, right: Normal) -> str:
-    """Say where two normal forms part."""
+    """Return the first difference of two normal forms, as text."""
     place = next((k for k, (a, b) in enumerate(zip(left.atoms, right.atoms, strict=False)) if a != b), None)
     place = min(len(left.atoms), len(right.atoms)) if place is None else place
     names = [

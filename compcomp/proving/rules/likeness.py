@@ -1,4 +1,7 @@
-"""What rules take for one thing has to be one: equal techniques, equal steps, and all numbers that are Any."""
+"""Check that what rules treat as the same object is the same.
+
+Rules treat techniques and steps that compare equal, and all parameters set to ``Any``, as the same object.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +21,25 @@ from compcomp.language.steps import Step
 from compcomp.language.technique import Technique, unknowns
 from compcomp.proving.functions import of_step
 
-# Rules compare techniques and steps, and scores and measures in them. They do so by what these are
-# (language/identity.py) or by their equality, which a class of one's own may define to leave something out
-# (compare=False). So everything that they compare has to have an identity, and any two that say they are equal one
-# identity. What a class makes anew at every call (steps, promises) has to be the same each time: of what was told
-# before a rule was asked, and after it, all is compared.
+# Rules compare techniques and steps, and scores and measures in them, by identity (language/identity.py) or by
+# equality, from which a user's class may exclude fields (compare=False). So everything that they compare has to have
+# an identity, and any two that compare equal must have one identity. Steps and promises, which a class makes anew at
+# every call, have to be the same each time: they are compared before and after a rule is asked.
 #
 # All shares that are Any count as one number, and so do all levels of one kind of map. So at every instance of the
 # claim the shares that were Any have to be one number, and the levels, and nothing else of a step may have changed.
-# Each parameter needs two examples at least: where parameters of two names stand for what counts as one number, some
+# Each parameter needs at least two examples: where parameters of two names stand for what counts as one number, some
 # instance then has them differ.
 #
 # What is promised of Any is promised of every value, and what is not promised of Any is used of none (stands_for).
 
 
 def standing(claim: Claim) -> Hashable | None:
-    """All that rules read of a claim's techniques, as it is now; None where they may not rely on it: none is asked."""
+    """Return all that rules read of a claim's techniques, as it is now.
+
+    Return None if equal-looking techniques differ in some field or cannot be compared, or if the values of ``Any`` are
+    not one number. The prover then skips all rules.
+    """
     techniques = [t for sequence in claim.sequences for t in sequence]
     steps = tuple(tuple(map(of_step, () if is_ours(t) else t.steps())) for t in techniques)
     try:
@@ -44,7 +50,7 @@ def standing(claim: Claim) -> Hashable | None:
 
 
 def unreliable(claim: Claim) -> str:
-    """Say why :func:`standing` is None: which techniques rules may not rely on."""
+    """Return why :func:`standing` is None, naming the technique that rules may not rely on."""
     techniques = [t for sequence in claim.sequences for t in sequence]
     for technique in techniques:
         try:
@@ -58,7 +64,7 @@ def unreliable(claim: Claim) -> str:
 
 
 def dependable(claim: Claim) -> bool:
-    """Whether rules may rely on what the claim's techniques say."""
+    """Return True if rules may rely on what the claim's techniques declare."""
     return standing(claim) is not None
 
 
@@ -70,7 +76,7 @@ def _told(technique: Technique) -> Hashable:
 
 
 def _alike(techniques: list[Technique]) -> bool:
-    """Whether nothing that rules compare is equal to what it is not the same as."""
+    """Return True if any two things that rules compare have one identity whenever they are equal."""
     foreign = [technique for technique in techniques if not is_ours(technique)]
     parts: list[Any] = [*techniques] if foreign else []
     for technique in techniques if foreign else ():
@@ -98,7 +104,10 @@ def _one_number(claim: Claim, techniques: list[Technique]) -> bool:
 
 
 def _filled(technique: Technique, other: Technique, numbers: dict[object, set[Any]]) -> bool:
-    """Whether the steps of an instance are those of the technique, but for numbers in place of Any, which are noted."""
+    """Return True if the steps of an instance are the technique's, with numbers in place of Any.
+
+    The numbers are added to ``numbers``.
+    """
     parts, values = list(_parts(technique)), list(_parts(other))
     return len(parts) == len(values) and all(
         _fills(part, value, numbers) for part, value in zip(parts, values, strict=True)
@@ -113,7 +122,10 @@ def _parts(technique: Technique) -> Iterator[Step | Fraction | Unknown]:
 
 
 def _fills(part: Any, value: Any, numbers: dict[object, set[Any]]) -> bool:
-    """Whether the part of an instance is that of the claim, but for numbers in place of Any, which are noted."""
+    """Return True if the part of an instance is the claim's, with numbers in place of Any.
+
+    The numbers are added to ``numbers``.
+    """
     if isinstance(part, Unknown):
         numbers.setdefault("share", set()).add(value)
         return True
@@ -130,10 +142,10 @@ def _fills(part: Any, value: Any, numbers: dict[object, set[Any]]) -> bool:
 
 
 def stands_for(technique: Technique, other: Technique) -> bool:
-    """Whether another is an instance of a technique with open parameters: what is said of this one is said of that.
+    """Return True if another technique is an instance of one with open parameters, so that proofs carry over.
 
-    The values are among those that Any stands for: numbers of the kind that its examples are, or an example itself
-    where these are no numbers. Nothing else differs, no promise is broken, and the same things are set up.
+    Its values are among those that Any stands for: numbers of the type of an example, or an example itself if the
+    examples are no numbers. Nothing else differs, no promise is broken, and the same formats are set up.
     """
     names = [name for name in unknowns(technique) if not is_unknown(getattr(other, name, None))]
     try:
@@ -155,7 +167,7 @@ def stands_for(technique: Technique, other: Technique) -> bool:
 
 
 def _examples(technique: Technique, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The values of examples for these parameters, one at a time, as the class writes them."""
+    """Yield the example values of these parameters, one parameter at a time, as the class normalizes them."""
     for name in values:
         for example in type(technique).examples[name]:
             try:
@@ -171,7 +183,10 @@ def _of_kind(example: Any, value: Any) -> bool:
 
 
 def _steps_are_of_any(technique: Technique) -> bool:
-    """Whether its steps are those of its examples but for numbers: where not, no rule proves anything of them."""
+    """Return True if its steps are those of its examples except for numbers.
+
+    Otherwise no rule proves anything of them.
+    """
     chosen = ({name: value} for name in unknowns(technique) for value in type(technique).examples[name])
     return all(_filled(technique, replace(technique, **one), {}) for one in chosen)  # type: ignore[type-var]
 
@@ -182,7 +197,7 @@ def _sets_up_alike(technique: Technique, other: Technique) -> bool:
 
 
 def _promised(technique: Technique, other: Technique) -> bool:
-    """Whether an instance keeps every promise of the open technique, and is treated by rules as that is."""
+    """Return True if an instance keeps every promise of the open technique, and rules treat both alike."""
     said, kept = technique.promises(), other.promises()
     alike = ("changes_inputs", "changes_basis")
     if any(getattr(said, name) != getattr(kept, name) for name in alike):
@@ -217,9 +232,9 @@ STRONGER = (
     *("any_inputs", "rests", "holds_reference", "leaves_weight", "removes_rows", "removes_columns"),
     *("homogeneous", "deterministic", "idempotent", "involution", "scales_inputs"),
 )
-"""Promises that are kept where they are made."""
+"""Promises that the instance must make if the open technique makes them."""
 WEAKER = tuple(name for name, contract in contracts().items() if contract.weaker)
-"""What is promised by not saying it."""
+"""Declarations that the instance may make only if the open technique does. Leaving them out is the promise."""
 
 
 def _rest(optimum: Any) -> Any:

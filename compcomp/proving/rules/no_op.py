@@ -1,4 +1,4 @@
-"""Where a technique changes nothing: what is known of the state before it, and what it promises of such states."""
+"""Find techniques that change nothing, from the state before them and their promises about such states."""
 
 from __future__ import annotations
 
@@ -34,12 +34,16 @@ from compcomp.language.technique import Sequence, Technique, unknowns
 
 @dataclass
 class Known:
-    """What is known of the state that a sequence has led to.
+    """Facts about the state that a sequence has led to.
 
-    dense: whether it started from the dense state. at_reference: the effective weight equals the reference, and the
-    inputs are the dense ones. plain: the format is. grid: "lies" where the weights lie on the grid that the format
-    records, "recorded" where it records one, "" where that is not known. zero: 0 is a value of that grid. last: the
-    technique that returned it.
+    Args:
+        dense: the sequence started from the dense state.
+        at_reference: the effective weight equals the reference, and the inputs are the dense ones.
+        plain: the format records nothing but a low-rank term and a transform.
+        grid: "lies" if the weights lie on the grid that the format records, "recorded" if it records one, "" if that is
+            not known.
+        zero: 0 is a value of that grid.
+        last: the technique that returned the state.
     """
 
     dense: bool
@@ -54,7 +58,7 @@ class Known:
         self.at_reference = self.plain = self.dense
 
     def no_op(self, technique: Technique) -> Assumption | None:
-        """The contract by which the technique changes nothing here, or None."""
+        """Return the contract by which the technique changes nothing here, or None."""
         promises = technique.promises()
         if "always" in promises.no_op:
             return contract(technique, "changes nothing")
@@ -69,13 +73,13 @@ class Known:
         return None
 
     def undone(self, technique: Technique) -> Assumption | None:
-        """The contract by which the technique undoes what the same one did right before, or None."""
+        """Return the contract by which the technique undoes its own use right before, or None."""
         if self.plain and technique.promises().involution and self.last is not None and same(self.last, technique):
             return contract(technique, "undoes itself on a plain format")
         return None
 
     def follow(self, technique: Technique, *, ahead: bool = False) -> None:
-        """The technique has been applied. ``ahead``: it was moved ahead of the one that was last."""
+        """Update the facts after a technique. ``ahead``: it was moved ahead of the last one."""
         promises = technique.promises()
         self._done.append(technique)
         self.last = self.last if ahead else technique
@@ -93,11 +97,11 @@ class Known:
             self.grid = self.grid if self.grid == "lies" and "grid" in promises.keeps else ""
 
     def forget(self) -> None:
-        """What was last has been undone, so that it is not known what came before it."""
+        """Record that the last technique was undone, so that the one before it is not known."""
         self.last = None
 
     def _sampled(self) -> bool:
-        """Whether one run from the dense state, as good as any, records a grid at its end."""
+        """Return True if one run from the dense state records a grid at its end. Any run would do."""
         loose = any(t.promises().format_varies or unknowns(t) for t in self._done)
         if not self.dense or not self._done or loose:
             return False
@@ -108,5 +112,5 @@ class Known:
 
 
 def again(technique: Technique) -> Assumption:
-    """The contract of a technique that is idempotent."""
+    """Return the contract of a technique that is idempotent."""
     return contract(technique, "changes nothing of its own result")

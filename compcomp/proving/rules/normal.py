@@ -1,4 +1,4 @@
-"""Sequences in a normal form: without what changes nothing. Equal normal forms give equal states."""
+"""Rewrite sequences to a normal form, by leaving out what changes nothing. Equal normal forms give equal states."""
 
 from __future__ import annotations
 
@@ -70,11 +70,16 @@ from compcomp.proving.session import Session
 
 @dataclass(frozen=True)
 class Normal:
-    """A sequence's normal form. ``atoms``: steps and techniques without steps. ``resting``: what was left out.
+    """The normal form of a sequence.
 
-    ``idle``: the contracts by which more was left out (no_op.py). ``deterministic``: what is left leaves nothing free.
-    ``beside``: techniques that leave the weight alone and stand between a step and one that it absorbed. ``moved``:
-    techniques that change the inputs and were moved ahead of others.
+    Args:
+        atoms: steps, and techniques without steps.
+        resting: techniques left out by (rest), because they are no-ops on the dense layer.
+        idle: the contracts by which others were left out (no_op.py).
+        beside: techniques that leave the weight alone, between a step and one that it absorbed.
+        moved: techniques that change the inputs and were moved ahead of others.
+        absorbed: True if a step absorbed another.
+        deterministic: True if the techniques that are kept leave no choice free.
     """
 
     atoms: tuple[Step | Technique, ...]
@@ -87,14 +92,20 @@ class Normal:
 
     @property
     def assumptions(self) -> tuple[Assumption, ...]:
-        """One for every technique whose contract is used."""
+        """One assumption for every technique whose contract is used."""
         found = [contract(t, "changes nothing while the layer still equals the dense one") for t in self.resting]
         found += [contract(t, "changes nothing but a low-rank term beside the weight") for t in self.beside]
         return tuple(dict.fromkeys([*found, *self.idle, *map(acts_on_inputs, self.moved)]))
 
 
 def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> Normal:
-    """Rewrite a sequence until nothing is left to leave out. ``dense``: it starts from the dense state, so (rest)."""
+    """Rewrite a sequence until nothing more can be left out.
+
+    Args:
+        sequence: the sequence to rewrite.
+        session: asks the facts about steps.
+        dense: the sequence starts from the dense state, so (rest) may be used.
+    """
     atoms, resting, beside, moved = list[Step | Technique](), list[Technique](), list[Technique](), list[Technique]()
     known, kept, idle, absorbed = Known(dense), list[Technique](), list[Assumption](), False
     for number, technique in enumerate(sequence):
@@ -150,7 +161,7 @@ def _is(atom: Step | Technique, technique: Technique) -> bool:
 
 
 def merged(steps: Iterable[Step], session: Session) -> list[Step]:
-    """Replace selections that follow each other by one, where (selections) proves that they equal it."""
+    """Replace selections that follow each other by one, if (selections) proves them equal to it."""
     found = list[Step]()
     for step in steps:
         one = _absorbed(found[-1], step, session) if found and isinstance(step, Selection) else None
@@ -166,7 +177,7 @@ def _sees_factors(techniques: Iterable[Technique]) -> bool:
 
 
 def _passed(atoms: list[Step | Technique]) -> list[Technique]:
-    """The last atoms, as far as they leave the weight alone."""
+    """Return the techniques at the end of ``atoms`` that leave the weight alone, the last first."""
     found: list[Technique] = []
     for atom in reversed(atoms):
         if not isinstance(atom, Technique) or not atom.promises().leaves_weight:
@@ -176,7 +187,7 @@ def _passed(atoms: list[Step | Technique]) -> list[Technique]:
 
 
 def _meets_inputs(atom: Step | Technique) -> bool:
-    """Whether it looks at the inputs, or changes them or their basis."""
+    """Return True if it looks at the inputs, or changes them or their basis."""
     if isinstance(atom, Technique):
         promises = atom.promises()
         return atom.needs_inputs or promises.changes_inputs or promises.changes_basis
@@ -184,7 +195,7 @@ def _meets_inputs(atom: Step | Technique) -> bool:
 
 
 def _absorbed(first: Step | Technique, second: Step | Technique, session: Session) -> Step | None:
-    """The one step that two neighbours equal, or None."""
+    """Return the one step that two neighbours equal, or None."""
     if isinstance(first, Selection) and isinstance(second, Selection) and same_but(first, second, "share"):
         if first.ties != "any" and (_zero_scores_least(first, session) or settled(first, session)):
             if at_most(second.share, first.share):

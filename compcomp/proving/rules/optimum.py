@@ -1,4 +1,4 @@
-"""A joint step against a sequence: the best of a set of weights against one that is proved to be in it."""
+"""Compare a joint step with a sequence: the best of a set of weights against one that is proved to be in the set."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ from compcomp.proving.session import Session
     "proved to end in the set that this is the best of",
 )
 def joint_optimum(claim: Dominates, session: Session) -> Proof | Refusal:
-    """The left sequence takes the best of a set of weights in which the right one's result lies."""
+    """Prove that the left sequence takes the best of a set of weights that contains the right one's result."""
     if claim.loss.element is None:
         return Refusal(f"{claim.loss.name} is not a sum over single weights, as the rule needs")
     if claim.changes_inputs:
@@ -89,7 +89,18 @@ def feasible(
     session: Session,
     shape: tuple[int, int] | None = None,
 ) -> list[Assumption] | Refusal:
-    """The contracts on which it rests that the right sequence ends in the set, from every dense layer."""
+    """Prove that the right sequence ends in the set that an optimum chooses from, from every dense layer.
+
+    Args:
+        claim: names the techniques in refusals.
+        atoms: the right sequence in normal form.
+        optimum: defines the set.
+        session: asks the facts about steps.
+        shape: (out, in) of the layer, None for every shape.
+
+    Returns:
+        The contracts used, or a Refusal.
+    """
     contracts, first = list[Assumption](), atoms[0] if atoms else None
     if (other := _optimum(first)) is not None:
         atoms = atoms[1:]
@@ -119,7 +130,7 @@ def feasible(
 
 
 def _optimum(atom: Step | Technique | None) -> Optimum | None:
-    """What a technique chooses the best of, if it leaves the low-rank term alone."""
+    """Return the optimum that a technique declares, if it leaves the low-rank term alone."""
     if not isinstance(atom, Technique) or "factors" not in atom.promises().keeps:
         return None
     return atom.promises().optimum
@@ -132,9 +143,16 @@ def enough(
     wanted: Fraction | Unknown,
     shape: tuple[int, int] | None,
 ) -> bool:
-    """Whether this share of every group of ``partition`` is as much as the ``wanted`` share of each of ``groups``.
+    """Return True if this share of every group of ``partition`` is at least the ``wanted`` share of each of ``groups``.
 
-    Both round down, group by group. ``shape`` (out, in): of the layer; None for every shape that both fit.
+    Both round down, group by group.
+
+    Args:
+        partition: the groups in which ``share`` is zero.
+        share: a part of 1, perhaps open.
+        groups: the groups in which ``wanted`` has to be zero.
+        wanted: a part of 1, perhaps open.
+        shape: (out, in) of the layer, None for every shape that both fit.
     """
     if partition == groups and at_most(wanted, share):
         return True
@@ -150,12 +168,15 @@ def enough(
 
 
 def _smaller(inner: Optimum, outer: Optimum) -> bool:
-    """Whether every grid of the inner optimum is one of the outer."""
+    """Return True if every grid of the inner optimum is one of the outer."""
     return same_but(inner.grid, outer.grid, "rounding") and set(inner.ratios) <= set(outer.ratios)
 
 
 def _on_grid(steps: Items[Step], optimum: Optimum, session: Session) -> bool:
-    """Whether the last map's values are those of the optimum's grid at the dense context, or all of a group are 0."""
+    """Return True if the last map's values are proved to lie on the optimum's grid at the dense context.
+
+    A group may also be all zeros instead.
+    """
     places = [k for k, step in enumerate(steps) if isinstance(step, ScaledMap)]
     if not places or 1 not in optimum.ratios:
         return False

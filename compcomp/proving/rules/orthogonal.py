@@ -1,4 +1,4 @@
-"""Composition adds no error beyond the sum of both parts: any shape, any sparsity [harma2025]."""
+"""Prove that composition adds no error beyond the sum of both parts: any shape, any sparsity [harma2025]."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from compcomp.terms import Abs
     "loss of weights, no free choice in the first; then the lemma about one weight, and about pairs under weight_l1",
 )
 def orthogonality(claim: Orthogonal, session: Session) -> Proof | Refusal:
-    """Errors of the composition are bounded weight by weight, or in pairs."""
+    """Prove that the errors of the composition are bounded weight by weight, or in pairs."""
     if claim.loss.element is None:
         return Refusal(f"{claim.loss.name} is not a sum over single weights, as the rule needs")
     if not claim.left.is_deterministic:
@@ -76,7 +76,7 @@ def _failed(session: Session) -> Refusal:
 
 
 def _shared_groups(problem: Problem) -> bool:
-    """Whether two weights of one group always share their grid step."""
+    """Return True if two weights of one group always share their grid step."""
     maps = [step for sequence in problem.steps for step in sequence if isinstance(step, ScaledMap)]
     return all(problem.group.refines(step.partition) for step in maps)
 
@@ -86,7 +86,7 @@ def _singles(problem: Problem) -> bool:
 
 
 def _single(problem: Problem, *, dropped: bool) -> bool:
-    """The formula about one weight that every selecting run drops, or that none does."""
+    """Return True if the formula holds for one weight that every selecting run drops, or that none drops."""
     _, _, runs, premises = problem.runs(["b"], "AAC")
     states = [run.dropped["b"] for run, steps in zip(runs, problem.steps, strict=True) if _selects(steps)]
     case = [flag if dropped else z3.Not(flag) for flag in states]

@@ -1,4 +1,7 @@
-"""Facts about two neighbouring maps: the first changes nothing of what the second makes, or both are one range map."""
+"""Prove facts about two neighbouring maps, by which one of them may be left out.
+
+Either the first changes nothing of the second one's result, or both are one range map.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ from compcomp.terms import SymbolicChoices, Term
 
 
 def double_rounding(first: ScaledMap, second: ScaledMap, session: Session) -> bool:
-    """Whether the second of two maps makes the same of every weight with the first before it as without."""
+    """Return True if the second of two maps is proved to give the same values with the first before it as without."""
     places = _places(first), _places(second)
     if None in places or not same_but(first.partition, second.partition) or of_measure(first) != of_measure(second):
         return False
@@ -40,7 +43,7 @@ def double_rounding(first: ScaledMap, second: ScaledMap, session: Session) -> bo
 
 
 def _places(step: ScaledMap) -> Fraction | None:
-    """The context over the step; None where that is not one number."""
+    """Return the context divided by the step, None if that is not one number."""
     if isinstance(step, GridMap):
         return None if isinstance(step.levels, Unknown) else Fraction(step.levels)
     return step.largest if isinstance(step, CodebookMap) and step.scale == "absmax" else None
@@ -75,7 +78,7 @@ def _once(first: ScaledMap, second: ScaledMap, session: Session) -> bool:
 
 
 def range_again(step: RangeMap, session: Session) -> bool:
-    """Whether a range map that follows itself directly changes nothing."""
+    """Return True if a range map that follows itself directly is proved to change nothing."""
     if step.rounding == "any":
         return False
     key = ("range again", *all_but(step, "partition", "levels"))

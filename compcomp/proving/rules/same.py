@@ -1,4 +1,4 @@
-"""Both sequences give the same state on every layer: any shape, any sparsity, through one or two weights."""
+"""Prove that both sequences give the same state: any shape, any sparsity, through one or two weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from compcomp.proving.session import Session
     "the same share; then no pair and same value lemmas, and for equal states the same grid at the end",
 )
 def same_states(claim: Claim, session: Session) -> Proof | Refusal:
-    """Both sequences drop the same weights and leave the same values."""
+    """Prove that both sequences drop the same weights and leave the same values."""
     problem = problem_of(claim, session)
     if isinstance(problem, Refusal):
         return problem

@@ -1,4 +1,4 @@
-"""A last selection that drops zeros alone changes no weight: any shape."""
+"""Prove that a last selection that drops only zeros changes no weight: any shape."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from compcomp.proving.session import Session
     needs="sequences with one normal form, once selections at their ends that drop zeros alone are left out",
 )
 def zero_selection(claim: Claim, session: Session) -> Proof | Refusal:
-    """Both sequences are the same but for selections at their ends that drop zeros alone."""
+    """Prove that both sequences are the same except for selections at their ends that drop only zeros."""
     found = [_shortened(claim, side, session) for side in claim.sides]
     if all(sequence == side for (sequence, _), side in zip(found, claim.sides, strict=True)):
         return Refusal("neither side ends with a selection that is proved to drop zeros alone")
@@ -66,7 +66,7 @@ def zero_selection(claim: Claim, session: Session) -> Proof | Refusal:
 
 
 def _shortened(claim: Claim, side: Sequence, session: Session) -> tuple[Sequence, list[Assumption]]:
-    """The sequence without selections at its end that drop zeros alone, and the contracts that this rests on."""
+    """Return the sequence without last selections that drop only zeros, and the contracts that this depends on."""
     contracts: list[Assumption] = []
     while side.techniques:
         before = Sequence(side.techniques[:-1])
@@ -78,7 +78,7 @@ def _shortened(claim: Claim, side: Sequence, session: Session) -> tuple[Sequence
 
 
 def _drops_zeros(claim: Claim, before: Sequence, last: Technique, session: Session) -> Contracts | None:
-    """The contracts on which it rests that the technique drops zeros alone; None where that is not proved."""
+    """Return the contracts by which the technique drops only zeros, None if that is not proved."""
     steps = last.steps()
     if not steps or not all(isinstance(step, Selection) and step.of_layer is None for step in steps):
         return None
@@ -98,11 +98,11 @@ def _drops_zeros(claim: Claim, before: Sequence, last: Technique, session: Sessi
 
 
 OpenZeros = tuple[Partition, Fraction | Unknown, Contracts]
-"""As zeros of rule fits, but the share may be an open parameter."""
+"""Like ``Zeros`` of rule fits, but the share may be an open parameter."""
 
 
 def _zeros(run: Run) -> Iterator[OpenZeros]:
-    """Groups, the share of each that is zero at the end at the least, and the contracts on which that rests."""
+    """Yield groups, the least share of each that is zero at the end, and the contracts that this depends on."""
     yield from zeros_at_end(run)
     for k, technique in enumerate(run.techniques):  # shares left open
         steps = [s for s in technique.steps() if isinstance(s, Selection) and not isinstance(s.share, Fraction)]
@@ -112,7 +112,7 @@ def _zeros(run: Run) -> Iterator[OpenZeros]:
 
 
 def _enough(step: Selection, zeros: OpenZeros) -> Contracts | None:
-    """The contracts, where so many zeros are enough for the selection to drop zeros alone."""
+    """Return the contracts if so many zeros are enough for the selection to drop only zeros, else None."""
     partition, share, contracts = zeros
     if partition == step.partition and at_most(step.share, share):
         return contracts
