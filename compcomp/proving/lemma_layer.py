@@ -18,12 +18,13 @@ from compcomp.proving.meaning import conditions_hold
 from compcomp.proving.replay import Suspect, exact_runs
 
 MOST_LARGEST, MOST_ZEROS = 2, 6
-"""Weights that a row has beside those that the lemma names: of the largest magnitude, and zero."""
+"""The numbers of other weights in a row: of the largest magnitude, and zero."""
 STEPS = {1: 60, 2: 12}
-"""By the number of weights that a lemma names: into how many steps their scale is cut to look for other values."""
+"""Steps into which the scale is cut to look for other values, by the number of weights that a lemma names."""
 LONGEST_NORM = 10**4
+"""The largest p q of a squared norm p / q that is written as a sum of squares."""
 SEEDS = (0, 2, 4)
-"""Of the choices that techniques leave free."""
+"""Seeds of the choices that techniques leave free."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Row:
 
 Named = Mapping[str, Weight]
 Part = Callable[[Weight, Fraction], Fraction]
-"""What one weight loses if it ends at a value."""
+"""The loss of one weight that ends at a value."""
 
 
 def _kept(w: Named, loss: Part) -> bool:
@@ -198,7 +199,7 @@ def _squares(norm2: Fraction) -> list[Fraction]:
 def _checked(
     claim: Claim, suspect: Suspect, places: Mapping[str, int], fails: Callable[[Named, Part], bool]
 ) -> dict[str, Weight] | None:
-    """What the exact runs do to the named weights, where the lemma fails for it and all conditions hold."""
+    """Run both sequences exactly; return the named weights if the lemma fails for them and all conditions hold."""
     for seed in (None,) if claim.is_deterministic else SEEDS:
         try:
             runs = exact_runs(claim, replace(suspect, seed=seed))
