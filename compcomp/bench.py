@@ -1,4 +1,4 @@
-"""What passes between the search for an order and the model that it measures: the protocol, and the data as classes.
+"""The protocol between the search for an order and the model that it measures, and the data that they exchange.
 
 The search (``compcomp.ordering``) knows no model, and models (``compcomp.models``) know no search. Both know this.
 """
@@ -22,9 +22,9 @@ Shape = tuple[int, int]
 Pair = tuple[float, float]
 """The sum of a metric over one part of the evaluation data, and the count it is a mean over."""
 Sums = dict[str, list[Pair]]
-"""By metric the sum and the count of each part."""
+"""For each metric, the sum and the count of each part."""
 Registrations = list[list[str]]
-"""Where techniques are defined: see :func:`compcomp.language.named.registrations`."""
+"""The places where techniques are defined, see :func:`compcomp.language.named.registrations`."""
 
 
 # ------------------------------------------------------------------------------------------- one layer's job
@@ -32,10 +32,12 @@ Registrations = list[list[str]]
 
 @dataclass(frozen=True)
 class Caps:
-    """When to give up on an order while a layer is explored.
+    """The losses beyond which an order is given up while a layer is explored.
 
-    ``loss``: the name of the loss that is capped. ``largest``: for each end of the job the largest loss that is still
-    of interest. ``keeps``: for "mask", "grid" and "factors" the positions of the techniques that keep it.
+    Attributes:
+        loss: The name of the loss that is capped.
+        largest: For each end of the job, the largest loss that is still of interest.
+        keeps: For "mask", "grid" and "factors", the positions of the techniques that keep it.
     """
 
     loss: str
@@ -49,20 +51,31 @@ class Caps:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_json` returned."""
+        """Return the caps in the plain data of :meth:`to_json`."""
         keeps = {name: tuple(which) for name, which in data["keeps"].items()}
         return cls(data["loss"], tuple(data["largest"]), keeps)
 
 
 @dataclass(frozen=True)
 class LayerJob:
-    """Run a tree of techniques on one layer: node 0 is the dense layer, node k is one technique on an earlier node.
+    """Run a tree of techniques on one layer.
 
-    ``layer``: its name. ``tensors``: safetensors of ``weight`` (out x in), and where there are any ``gram`` (in x in)
-    and the magnitudes ``largest`` and ``mean`` (in). ``device``: where to compute. ``parents``, ``steps``: node k > 0
-    applies ``techniques[steps[k]]`` to node ``parents[k]`` < k. ``ends``: the nodes to measure. ``losses``: names of
-    the losses to measure. ``memory``: bytes that states may take. ``caps``: None to run every node. ``register``: where
-    the techniques are defined, None where no other process would find them by their texts.
+    Node 0 is the dense layer. Every other node is a technique on an earlier node.
+
+    Attributes:
+        layer: The name of the layer.
+        techniques: The techniques of the tree.
+        tensors: Safetensors of ``weight`` (out x in). If there are any, also ``gram`` (in x in) and the magnitudes
+            ``largest`` and ``mean`` (in).
+        device: The device to compute on.
+        parents: For each node k > 0, the earlier node that it is applied to.
+        steps: For each node k > 0, the position in ``techniques`` of its technique.
+        ends: The nodes to measure.
+        losses: The names of the losses to measure.
+        memory: The bytes that states may take.
+        caps: Losses beyond which nodes are given up; None to run every node.
+        register: The places where the techniques are defined. None if another process would not find them by their
+            texts.
     """
 
     layer: str
@@ -100,9 +113,9 @@ class LayerJob:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_json` returned for a portable job.
+        """Return the job in the plain data that :meth:`to_json` made of a portable job.
 
-        Raises OtherFiles where this process has other files of a technique.
+        Raises OtherFiles if this process has other files of a technique.
         """
         find_registered(data["register"])
         return cls(
@@ -122,12 +135,16 @@ class LayerJob:
 
 @dataclass(frozen=True)
 class LayerResult:
-    """What a :class:`LayerJob` found. An end that its caps excluded has None in each list.
+    """The result of a :class:`LayerJob`. An end that its caps excluded has None in each list.
 
-    ``losses``: by name, a number for each end. ``bits``: to store the layer, for each end. ``digests``: for each end,
-    equal only for bitwise equal states. ``applications``: kernel runs, no technique twice on one state. ``repeated``:
-    kernel runs that were needed again, as their result had not been kept. ``bounds``: for each excluded end, by its
-    place, a lower bound of its loss. ``seconds``: of wall time.
+    Attributes:
+        losses: For each loss, a number for each end.
+        bits: For each end, the bits to store the layer.
+        digests: For each end, a text that is equal only for bitwise equal states.
+        applications: The number of kernel runs. No technique runs twice on one state.
+        repeated: The number of kernel runs that were needed again because their result had not been kept.
+        bounds: For the position of each excluded end, a lower bound of its loss.
+        seconds: Wall time.
     """
 
     losses: Mapping[str, tuple[float | None, ...]]
@@ -139,23 +156,23 @@ class LayerResult:
     seconds: float = 0.0
 
     def losses_at(self, place: int) -> dict[str, float]:
-        """Return every loss of the end at this place, which was not excluded."""
+        """Return every loss of the end at this position, which must not be excluded."""
         return {name: self.loss_at(name, place) for name in self.losses}
 
     def loss_at(self, name: str, place: int) -> float:
-        """Return one loss of the end at this place, which was not excluded."""
+        """Return one loss of the end at this position, which must not be excluded."""
         found = self.losses[name][place]
         assert found is not None
         return found
 
     def bits_at(self, place: int) -> int:
-        """Return the bits of the end at this place, which was not excluded."""
+        """Return the bits of the end at this position, which must not be excluded."""
         found = self.bits[place]
         assert found is not None
         return found
 
     def digest_at(self, place: int) -> str:
-        """Return the digest of the end at this place, which was not excluded."""
+        """Return the digest of the end at this position, which must not be excluded."""
         found = self.digests[place]
         assert found is not None
         return found
@@ -174,7 +191,7 @@ class LayerResult:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_json` returned."""
+        """Return the result in the plain data of :meth:`to_json`."""
         return cls(
             {name: tuple(row) for name, row in data["losses"].items()},
             tuple(data["bits"]),
@@ -191,13 +208,17 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What a claim that is proved under conditions says of one layer.
+    """The part of one layer to which a claim proved under conditions applies, and the losses there.
 
-    ``weights``: of the layer. ``covered``: the weights in units where every condition surely holds and the floats
-    follow the exact runs. ``conditions``: by the text of a condition the weights of the units where it holds.
-    ``groups``: by the same in how many groups it was checked, over all steps of all sequences, and in how many it
-    holds. ``left``, ``right``: for a claim of dominance the loss of each side over the covered units and over the
-    others, else None. ``contradicted``: covered units in which the floats contradict the proof, beyond their error.
+    Attributes:
+        weights: The number of weights of the layer.
+        covered: The number of weights in units where every condition surely holds and the floats follow the exact runs.
+        conditions: For the text of each condition, the number of weights in units where it holds.
+        groups: For the text of each condition, the number of groups in which it was checked, over all steps of all
+            sequences, and the number in which it holds.
+        left: For a claim of dominance, the loss of the left side over the covered units and over the others, else None.
+        right: The same for the right side.
+        contradicted: The number of covered units in which the floats contradict the proof, beyond their error.
     """
 
     weights: int
@@ -222,7 +243,7 @@ class Coverage:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_json` returned."""
+        """Return the coverage in the plain data of :meth:`to_json`."""
         left, right = (None if data[side] is None else (data[side][0], data[side][1]) for side in ("left", "right"))
         groups = {name: (checked, held) for name, (checked, held) in data["groups"].items()}
         weights, covered, contradicted = (data[name] for name in ("weights", "covered", "contradicted"))
@@ -234,7 +255,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Tensors:
-    """Some tensors of a model: how many ``parameters`` they have, and the names and sizes of the ``largest``."""
+    """Some tensors of a model: how many ``parameters`` they have, and the names and sizes of the ``largest`` ones."""
 
     parameters: int
     largest: tuple[tuple[str, int], ...] = ()
@@ -246,7 +267,7 @@ class Tensors:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_json` returned."""
+        """Return the tensors in the plain data of :meth:`to_json`."""
         return cls(data["parameters"], tuple((one["name"], one["parameters"]) for one in data["largest"]))
 
 
@@ -254,9 +275,11 @@ class Tensors:
 class Outside(Record):
     """The parameters of a model that no technique acts on, each counted once, however many names it has.
 
-    ``left``: all of them. ``of``: the parameters of the model. ``unsupported``: weights among them that multiply what
-    passes through the model, in modules that are no layers to compcomp (fused experts, attention's in_proj_weight,
-    convolutions, recurrent weights).
+    Attributes:
+        left: All of them.
+        of: The number of parameters of the model.
+        unsupported: Weights among them that multiply activations, in modules that compcomp does not compress (fused
+            experts, attention's in_proj_weight, convolutions, recurrent weights).
     """
 
     left: Tensors
@@ -265,11 +288,11 @@ class Outside(Record):
 
     @property
     def share(self) -> float:
-        """Return the share of the model's parameters that stay as they are."""
+        """Return the share of the model's parameters that stay uncompressed."""
         return self.left.parameters / self.of if self.of else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data, with ``share``, ``parameters`` and ``largest`` of what is left."""
+        """Return plain data: ``share``, ``of``, ``unsupported``, and the ``parameters`` and ``largest`` of ``left``."""
         return {
             "share": self.share,
             "parameters": self.left.parameters,
@@ -280,7 +303,7 @@ class Outside(Record):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_json` returned."""
+        """Return the object in the plain data of :meth:`to_json`."""
         return cls(Tensors.from_json(data), data["of"], Tensors.from_json(data["unsupported"]))
 
 
@@ -292,20 +315,20 @@ class InParts(Protocol):
 
     @property
     def parts(self) -> int:
-        """The number of independent parts that the user's metrics are means over; 0 where that is not known."""
+        """The number of independent parts that the user's metrics are means over; 0 if it is not known."""
 
     def evaluate_parts(self, state: Any, parts: Sequence[int]) -> Sums:
-        """Return by metric the sum and the count of each of these parts."""
+        """Return for each metric the sum and the count of each of these parts."""
 
     def is_log(self, metric: str) -> bool:
-        """Return True if the metric is exp of a mean over parts, as perplexity is, and not the mean itself."""
+        """Return True if the metric is exp of a mean over parts, as perplexity is, instead of the mean itself."""
 
     def lower_is_better(self, metric: str) -> bool:
-        """Return True if a smaller value of this metric of the user's is better."""
+        """Return True if a smaller value of this user metric is better."""
 
 
 class Bench(InParts, Protocol):
-    """Something to apply techniques to and to measure, such as a model with calibration data.
+    """The interface that a search measures with, such as a model with calibration data.
 
     A state is whatever ``start`` and ``apply`` return. It must not change when another is made from it.
     """
@@ -317,28 +340,28 @@ class Bench(InParts, Protocol):
         """Return the state after one more technique."""
 
     def apply_each(self, orders: Mapping[str, Order]) -> Any:
-        """Return the state after an order of its own for each layer, by name."""
+        """Return the state after each layer, by name, has been compressed in an order of its own."""
 
     def losses(self, state: Any) -> dict[str, float]:
         """Return the layer losses by name, summed over layers; smaller is better."""
 
     def total(self, losses: list[dict[str, float]]) -> dict[str, float]:
-        """Return what ``losses`` gives, from the losses of every layer."""
+        """Return the result of ``losses``, given the losses of every layer."""
 
     def evaluate(self, state: Any) -> dict[str, float]:
-        """Return the user's metrics by name; empty when there are none."""
+        """Return the user's metrics by name; an empty dict if there are none."""
 
     def compression_rate(self, state: Any) -> float:
         """Return 1 - size / uncompressed size."""
 
     def rate(self, bits: int) -> float:
-        """Return the compression rate of a state that takes so many bits."""
+        """Return the compression rate of a state that takes this many bits."""
 
     def digest(self, state: Any) -> str:
-        """Return a text that is the same for two states only if they are bitwise the same."""
+        """Return a text that is the same for two states only if they are bitwise equal."""
 
     def fingerprint(self) -> str | None:
-        """Return a text for all that measurements depend on besides states; None where that is not known."""
+        """Return a text for everything that measurements depend on besides states, or None if that is not known."""
 
     def write(self, state: Any) -> Any:
         """Return the compressed model."""
@@ -347,7 +370,7 @@ class Bench(InParts, Protocol):
         """Return (out, in) of every layer."""
 
     def layer_names(self) -> list[str]:
-        """Return every layer's name."""
+        """Return the names of all layers."""
 
     def layer_jobs(
         self,
@@ -359,7 +382,17 @@ class Bench(InParts, Protocol):
         layers: Sequence[str],
         caps: Caps | None = None,
     ) -> Iterator[LayerJob]:
-        """Yield for each of these layers its job, made when it is needed. See :class:`LayerJob` for the arguments."""
+        """Yield the job of each of these layers, made when it is needed.
+
+        Args:
+            techniques: The techniques of the tree, as in :class:`LayerJob`.
+            parents: For each node, the earlier node that it is applied to.
+            steps: For each node, the position of its technique.
+            ends: The nodes to measure.
+            memory: The bytes that states may take.
+            layers: The names of the layers.
+            caps: Losses beyond which nodes are given up.
+        """
 
     @property
     def explore(self) -> Callable[[LayerJob], LayerResult]:
@@ -367,10 +400,10 @@ class Bench(InParts, Protocol):
 
     @property
     def parallel(self) -> bool:
-        """True if jobs gain from running in several processes at once."""
+        """Return True if jobs gain from running in several processes at once."""
 
     def coverage(self, claims: Sequence[Claim]) -> Iterator[tuple[str, list[Coverage]]]:
-        """Yield for each layer its name and what each of these claims, proved under conditions, says of it.
+        """Yield for each layer its name and its :class:`Coverage` by each claim, all proved under conditions.
 
-        Yields nothing where the bench cannot tell.
+        Yields nothing if the bench cannot compute it.
         """

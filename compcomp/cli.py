@@ -1,4 +1,4 @@
-"""The same API from a shell."""
+"""The command line interface: the library's functions as commands."""
 
 from __future__ import annotations
 
@@ -61,8 +61,10 @@ def prove(
 ) -> None:
     """Prove or refute a claim.
 
-    With --store the verdict is kept; with --save it is always found afresh, as its certificates are about this claim.
-    With --why the rules alone are asked, for every shape, and status 3 means that none proves the claim.
+    With --store the verdict is kept in the file, and is found there the next time.
+    With --save it is always decided afresh, because its certificates are about this very claim.
+    With --why only the rules are tried, for every shape; exit status 3 then means that no rule proves the claim.
+
     Exit status: 0 proved, 1 refuted, 2 wrong use, 3 unknown or any other verdict.
     """
     import compcomp.techniques  # noqa: F401  (registers the techniques that a claim may name)
@@ -87,7 +89,7 @@ def prove(
 
 
 def _explain(claim: Claim, timeout: float, *, as_json: bool) -> NoReturn:
-    """Print what each rule needs and misses. Exit status: 0 where one proves the claim, else 3."""
+    """Print for each rule what it needs and what is missing. Exit with status 0 if a rule proves the claim, else 3."""
     from compcomp.proving.prove import why
 
     with _waiting(f"asking the rules about {claim}"):
@@ -102,7 +104,7 @@ def _explain(claim: Claim, timeout: float, *, as_json: bool) -> NoReturn:
 
 
 def _decided(claim: Claim, scope: str, timeout: float, path: Path | None, *, certify: bool) -> Verdict:
-    """The verdict, from the store where it is known there."""
+    """Return the verdict: from the store if it is known there, else decided now."""
     from compcomp.proving.prove import prove as decide
 
     if path is None:
@@ -163,9 +165,9 @@ def keeps(
     timeout: Annotated[float, typer.Option(help="Seconds for each claim.")] = 20.0,
     as_json: Json = False,
 ) -> None:
-    """Does a technique destroy what another one did? Every ordered pair, proved or refuted.
+    """Show for every ordered pair of techniques whether the second destroys what the first did, proved or refuted.
 
-    One --out a file. Exit status: 0, or 2 for wrong use.
+    Give --out once for each file. Exit status: 0, or 2 for wrong use.
     """
     import compcomp.techniques  # noqa: F401
     from compcomp.language.claim import keeps as claim_of
@@ -194,7 +196,7 @@ def catalogue(
     out: Annotated[Path | None, typer.Option("--out", help="A Markdown file to write the catalogue to.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List every technique: what it does, its parameters, what it keeps and promises, and the bits it leaves."""
+    """List every technique: what it does, its parameters, what it keeps and promises, and its bits of storage."""
     import compcomp.techniques  # noqa: F401
     from compcomp import catalogue as pages
 
@@ -223,8 +225,10 @@ def check(
 ) -> None:
     """Re-check a saved verdict from its files alone, without the prover (docs/certificates.md).
 
-    With --regenerate the prover is used after all, with the saved answers in place of a solver: is it these queries
-    that the claim needs? Exit status: 0 valid, 1 invalid, 2 wrong use, 3 holey (something rests on solvers alone).
+    With --regenerate the prover is run as well, with the saved answers in place of a solver.
+    This checks that the claim needs exactly the saved queries.
+
+    Exit status: 0 valid, 1 invalid, 2 wrong use, 3 holey (something depends on solvers alone).
     """
     from compcomp.checking.directory import MALFORMED, check_directory
     from compcomp.checking.statement import UNASKED
@@ -311,7 +315,7 @@ def _show(plan: Plan, out: Path) -> None:
 
 
 def _load_installed() -> None:
-    """Also techniques of other packages; those that cannot be loaded are named on standard error."""
+    """Load the techniques of other installed packages, and name on standard error those that cannot be loaded."""
     from compcomp.language.installed import load_installed
 
     for problem in load_installed():
@@ -337,7 +341,7 @@ def _console() -> Console:
 
 
 def _waiting(what: str) -> Any:
-    """A spinner on standard error while something may take seconds."""
+    """Return a context manager that shows a spinner on standard error during a step of some seconds."""
     from rich.console import Console
 
     return Console(stderr=True).status(what)
@@ -345,7 +349,7 @@ def _waiting(what: str) -> Any:
 
 @contextmanager
 def _counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, moved by how much of how much is done."""
+    """Show a progress bar on standard error. Yields a function of (done, total) that moves it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -374,12 +378,12 @@ def _main(
     pass
 
 
-# typer carries a copy of click or needs it beside it, depending on its version.
+# typer carries a copy of click or depends on it, depending on its version.
 _WrongUse: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
 def main() -> None:
-    """The entry point: wrong use ends in one line on standard error and exit status 2."""
+    """Run the command line. Wrong use ends in one line on standard error and exit status 2, an interrupt in 130."""
     try:
         status = app(standalone_mode=False)
     except (InputError, _WrongUse) as error:

@@ -1,4 +1,4 @@
-"""The main job: find the best order of some techniques, by proof and by measurement, and apply it."""
+"""Find the best order of some techniques, by proof and by measurement: the library's main function."""
 
 from __future__ import annotations
 
@@ -58,39 +58,49 @@ def optimize_order(
     ignore: Patterns = ("lm_head",),
     prover: Prover | None = None,
 ) -> Plan:
-    """Find the order in which to apply 1 to 8 techniques; one that is listed twice is applied twice.
+    """Find the best order in which to apply 1 to 8 techniques. One that is listed twice is applied twice.
 
-    With a technique that acts on the whole model no claims are asked, and every order is measured on the model.
+    The search merges orders that are proved equal and drops orders that are proved to lose no less than another. It
+    measures the rest: on ``model`` if there is one, else on generated layers. If one of the techniques acts on the
+    whole model, no claims are decided, and every order is measured on the model.
 
-    Orders that are proved equal are merged, orders that are proved to lose no less than another are
-    dropped, and what is left is measured: on ``model`` where there is one, else on generated layers.
+    Args:
+        techniques: The techniques to order. An entry ``one_of(A, B)`` is filled by one of its alternatives. An entry
+            ``optional(A)`` may stay empty.
+        before: Pairs (A, B) of techniques. A comes before B in every order.
+        loss: The layer loss that orders are compared under: "weight_l1" to "weight_l4", or "output_l2".
+        model: A torch module with Linear layers (or transformers' Conv1D). It is afterwards as it was, whatever
+            ``evaluate`` does to it. ``plan.apply`` and ``plan.save`` accept it as long as it stays unchanged.
+        calibration: Batches for the model. Required if the loss or a technique looks at inputs.
+        evaluate: A function ``model -> number`` or dict of numbers, the first of which ranks the orders. Higher is
+            better unless the metric's name (perplexity, loss ...) or the attribute ``evaluate.higher_is_better`` says
+            otherwise.
+        device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1".
+        executor: Any ``concurrent.futures.Executor``, in which claims are decided and layers explored. It does not
+            change the results. None works in this process; if many orders are explored on a CPU, it works in one
+            process for each core.
+        store: A file that keeps verdicts and measurements from one run to the next. A run that ended early continues
+            from there. Values of ``evaluate`` are kept only if it has an attribute ``key``. This is a text that has to
+            change whenever the values may change.
+        progress: True for bars on standard error, or a function that is called with each event (a dict).
+        evaluations: The largest number of orders that ``evaluate`` measures. If more are left, those of least loss are
+            measured.
+        granularity: "model" for one order for all layers. "layer" for an order for each layer, if that pays.
+        size: The compression rate that the order has to reach, such as 0.8. None: if rates differ, the plan takes the
+            best order among those of the largest rate. ``plan.pareto`` has the best order of each size.
+        confidence: Used if ``evaluate`` has ``parts`` (docs/measuring.md). It is the confidence of the reported
+            intervals, and the confidence that no order stopped early is the best one. None or 1: every order is
+            measured on all parts.
+        targets: Patterns of the names or classes of the layers to compress, or of modules around them. A text after
+            "re:" is a regular expression (docs/recipes.md).
+        ignore: Patterns of the layers to leave alone, written like ``targets``.
+        prover: The ``cc.Prover`` that decides claims. None: the one that this process shares.
 
-    techniques: in place of one, ``one_of(A, B)`` is filled by one of several, and ``optional(A)`` may stay empty.
-    before: pairs (A, B) of techniques of which A comes before B in every order.
-    loss: the layer loss that orders are compared under: "weight_l1" to "weight_l4", or "output_l2".
-    model: a torch module with Linear layers (or transformers' Conv1D). It is as it was afterwards, whatever
-    ``evaluate`` does to it; ``plan.apply`` and ``plan.save`` take it as long as it stays so.
-    calibration: batches for the model; needed where the loss or a technique looks at inputs.
-    evaluate: ``model -> number`` or a dict of numbers, the first of which ranks the orders. Higher is better
-    unless its name (perplexity, loss ...) or its attribute ``higher_is_better`` says otherwise.
-    device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1".
-    executor: where claims are decided and layers explored, any ``concurrent.futures.Executor``; results are the same
-    without. None: in this process, and where many orders are explored on a CPU in a process for every core.
-    store: a file in which verdicts and measurements are kept from one run to the next. A run that was ended at any
-    point goes on from there. Values of ``evaluate`` are kept only where it has an attribute ``key``, a text that is
-    another whenever its values may be.
-    granularity: "model" for one order for all layers, "layer" for an order for each layer where that pays.
-    evaluations: orders that are put to ``evaluate`` at most: where more stay, those of least loss.
-    size: the compression rate that the order has to reach, such as 0.8. None: where sizes differ, the order is the best
-    of those of the largest rate; ``plan.pareto`` has the best of each size.
-    confidence: where ``evaluate`` has ``parts`` (docs/measuring.md), that of its intervals, and that the best order is
-    not among those stopped early. None or 1: every order is measured on all parts.
-    progress: True for bars on standard error, or a function that is called with each event, a dict.
-    targets, ignore: patterns of the names or classes of the layers to compress, and to leave alone: also of modules
-    that they lie in, or regular expressions after "re:" (docs/recipes.md).
-    prover: who decides claims, a ``cc.Prover``. None: the one that this process shares.
+    Returns:
+        The plan: the order, how it was found, and methods to apply, save and report it.
 
-    Raises InputError when something given cannot be used.
+    Raises:
+        InputError: An argument cannot be used.
     """
     targets, ignore = read_patterns(targets, ignore)
     chosen, pairs = _techniques(techniques), pairs_of(before)
@@ -203,11 +213,11 @@ def _check_model_arguments(
 
 
 BEATEN = 0.1
-"""Share of a metric of the uncompressed model by which it takes a remark to be beaten."""
+"""Share of the uncompressed model's metric. A compressed model that is better by more gets a note."""
 
 
 def _suspicious(plan: PlanData) -> list[str]:
-    """Return a note if compressed models are better than the uncompressed one by much."""
+    """Return a note if compressed models are better than the uncompressed one by more than :data:`BEATEN`."""
     metric, dense = plan.metric, plan.dense.get(plan.metric or "")
     if metric is None or dense is None or not math.isfinite(dense):
         return []
@@ -225,7 +235,10 @@ def _suspicious(plan: PlanData) -> list[str]:
 
 
 class Bars:
-    """Progress bars on standard error, one a phase, as soon as anything takes more than :data:`PATIENCE`."""
+    """Progress bars on standard error, one for each phase.
+
+    They appear once a search has taken :data:`PATIENCE` seconds.
+    """
 
     NAMES = {"screen": "trying orders", "prove": "proving", "measure": "measuring"}  # noqa: RUF012
 

@@ -1,4 +1,4 @@
-"""The plan that users get: the data of a search, with what the rooms above it can do with that as methods."""
+"""The plan that users get: the result of a search, with methods to apply, save and report it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Setting:
-    """The model that a plan was measured on, and how. ``bench``: None without a model."""
+    """The model that a plan was measured on, and its arguments. ``bench`` is None without a model."""
 
     bench: ModelBench | None = None
     calibration: Any = None
@@ -26,7 +26,7 @@ class Setting:
     ignore: Patterns = ("lm_head",)
 
     def unchanged(self, where: str) -> ModelBench:
-        """Return the bench. Raises InputError unless its model is as the search, or the plan, left it."""
+        """Return the bench. Raises InputError unless its model is as the search or the plan left it."""
         assert self.bench is not None
         if (name := self.bench.changed()) is not None:
             raise InputError(
@@ -41,21 +41,27 @@ class Setting:
 class Plan(PlanData):
     """The order to take, how it was found, and methods to apply, save and report it.
 
-    The fields are those of :class:`compcomp.ordering.plan.PlanData`. ``setting``: the model it was measured on.
+    The fields are those of :class:`compcomp.ordering.plan.PlanData`, and ``setting``: the model it was measured on.
     """
 
     setting: Setting = field(default_factory=Setting, repr=False)
 
     @classmethod
     def of(cls, data: PlanData, setting: Setting) -> Plan:
-        """Return the plan for the result of a search."""
+        """Return the plan for the result of a search and the model that it was measured on."""
         return cls(**{f.name: getattr(data, f.name) for f in fields(PlanData)}, setting=setting)
 
     def apply(self, model: Any, calibration: Any = None) -> Any:
-        """Compress a model by the plan's order and return it, its effective weights written.
+        """Compress a model by the plan's order, write its effective weights, and return it.
 
-        calibration: needed where the order looks at inputs and the plan was not made with a model. The model of the
-        search is compressed with the calibration that was collected then, unless another is given.
+        Args:
+            model: The model to compress, in place.
+            calibration: Batches for the model. Required if the order looks at inputs and the plan was made without a
+                model. The model of the search is compressed with the calibration collected during the search, unless
+                another is given.
+
+        Raises:
+            InputError: The model of the search has changed since, or the order does not fit the model.
         """
         at = self.setting
         if at.bench is None or calibration is not None or not _is_same_model(model, at.bench.model):
@@ -68,11 +74,11 @@ class Plan(PlanData):
     def save(self, directory: str | Path) -> None:
         """Write ``plan.json``, and the compressed model if the plan was measured on one.
 
-        The outcome of each order is in ``plan.json`` too; that of more than 5040 orders is in ``accounts.tsv``, with
-        numbers for techniques and proofs.
+        ``plan.json`` has the outcome of each order too. If there are more than 5040 orders, their outcomes are written
+        to ``accounts.tsv``, with numbers for techniques and proofs.
         """
         folder = Path(directory)
-        if self.setting.bench is not None:  # it refuses what cannot be written before anything is
+        if self.setting.bench is not None:  # save refuses what cannot be written before it writes anything
             from compcomp.models.save import save
 
             with self.setting.unchanged("Plan.save") as bench:
@@ -81,7 +87,7 @@ class Plan(PlanData):
         save_plan(self, folder)
 
     def report(self, path: str | Path) -> None:
-        """Write a report for people, one HTML file, to this path."""
+        """Write an HTML report, one file, to this path."""
         try:
             from compcomp.reporting import write_report
         except ModuleNotFoundError as error:
@@ -90,7 +96,7 @@ class Plan(PlanData):
 
 
 def _is_same_model(one: Any, other: Any) -> bool:
-    """Return True if two models are one, without the compilers and data parallelism around them."""
+    """Return True if two models are the same, apart from compilers and data parallelism around them."""
     from torch import nn
 
     from compcomp.models.wrappers import unwrap

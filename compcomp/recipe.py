@@ -1,4 +1,4 @@
-"""Recipes: what to optimize, as a YAML file."""
+"""Recipes: YAML files that say what to optimize."""
 
 from __future__ import annotations
 
@@ -37,16 +37,25 @@ KEYS = (
 LARGEST_FILE = 2**20
 LIST = "['Magnitude(sparsity=1/2)', 'AbsMax(bits=4)']"
 PAIRS = f"[{LIST}]"
-"""Examples that messages show, as YAML and as Python: they work where they are pasted."""
+"""Examples that messages show, valid both as YAML and as Python."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """The techniques to order, and the model to measure on, if any.
 
-    model: "embedded", or the directory of a transformers causal language model; None for a symbolic plan.
-    calibration, evaluate: settings of the texts, see docs/recipes.md. Paths are relative to the recipe.
-    choices: what ``optimize_order`` takes beside these, where the recipe names it.
+    Attributes:
+        techniques: The techniques to order, with alternatives and optional ones.
+        loss: The layer loss that orders are compared under.
+        model: "embedded", or the directory of a transformers causal language model. None for a symbolic plan.
+        calibration: Settings of the calibration text (docs/recipes.md). Paths are relative to the recipe.
+        evaluate: Settings of the evaluation text, in the same form.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        targets: Patterns of the layers to compress, None for all.
+        ignore: Patterns of the layers to leave alone.
+        store: The file that keeps verdicts and measurements, relative to the recipe.
+        folder: The folder that paths are relative to.
+        choices: Further arguments of ``optimize_order`` that the recipe names.
     """
 
     techniques: tuple[Technique | Slot, ...]
@@ -72,11 +81,11 @@ DEMO = {
     "loss": "output_l2",
     "model": "embedded",
 }
-"""What ``compcomp demo`` runs."""
+"""The recipe that ``compcomp demo`` runs."""
 
 
 class _Loader(yaml.SafeLoader):
-    """As ``yaml.safe_load``, but a key that a mapping has twice is an error: the first would go without a word."""
+    """Load YAML as ``yaml.safe_load`` does, and refuse a key that a mapping has twice; PyYAML ignores the first."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -92,7 +101,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read and check a recipe file; InputError with one line for anything malformed."""
+    """Read and check a recipe file. Raises InputError, in one line, for anything malformed."""
     where = f"recipe {path}"
     if not path.is_file():
         raise InputError("no such file", "the path of a YAML file", where)
@@ -108,7 +117,16 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def recipe_of(data: Any, where: str = "recipe", folder: Path | None = None) -> Recipe:
-    """The recipe in this mapping."""
+    """Return the recipe in a mapping.
+
+    Args:
+        data: The mapping, as read from YAML.
+        where: The place that messages name.
+        folder: The folder that paths are relative to; None for the current one.
+
+    Raises:
+        InputError: A key is unknown, or a value cannot be used.
+    """
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise InputError(f"a {type(data).__name__}", f"a mapping with the keys {', '.join(KEYS)}", where)
     if unknown := [key for key in data if key not in KEYS]:
@@ -134,7 +152,10 @@ def recipe_of(data: Any, where: str = "recipe", folder: Path | None = None) -> R
 
 
 def _techniques(given: Any, where: str) -> tuple[Technique | Slot, ...]:
-    """Techniques; a list among them holds alternatives, and {optional: ...} may be left out."""
+    """Read the list of techniques.
+
+    An inner list holds alternatives; ``{optional: ...}`` may be left out of an order.
+    """
     if isinstance(given, str):
         return tuple(parse_sequence(given))
     if not isinstance(given, list):
@@ -151,7 +172,7 @@ def _techniques(given: Any, where: str) -> tuple[Technique | Slot, ...]:
 
 
 def _one(given: Any, where: str) -> Technique | Slot:
-    """One technique, or a list of alternatives."""
+    """Read one technique, or a list of alternatives."""
     if isinstance(given, list) and given:
         return one_of(*(_technique(text, where) for text in given))
     return _technique(given, where)
@@ -168,7 +189,7 @@ def _technique(given: Any, where: str) -> Technique:
 
 
 def _choices(data: dict[str, Any], where: str) -> dict[str, Any]:
-    """What the recipe names of ``before``, ``evaluations``, ``granularity``, ``size`` and ``confidence``."""
+    """Read ``before``, ``evaluations``, ``granularity``, ``size`` and ``confidence`` if the recipe has them."""
     found: dict[str, Any] = {}
     if data.get("before") is not None:
         place, pairs = f"{where}: before", data["before"]
@@ -208,7 +229,7 @@ def _texts(given: Any, where: str) -> tuple[str, ...]:
 
 
 def _settings(given: Any, allowed: Iterable[str], where: str) -> dict[str, Any]:
-    """A mapping with a text and whole numbers."""
+    """Read a mapping of a text and whole numbers."""
     if given is None:
         return {}
     names = list(allowed)
@@ -223,7 +244,13 @@ def _settings(given: Any, allowed: Iterable[str], where: str) -> dict[str, Any]:
 
 
 def check_out(out: Path, recipe: Recipe, path: Path | None = None) -> None:
-    """Raise InputError where a run of the recipe, from the file at ``path``, would write among what it reads."""
+    """Raise InputError if a run of the recipe would write among its inputs.
+
+    Args:
+        out: The folder to write to.
+        recipe: The recipe. Its model and texts are inputs.
+        path: The recipe's own file, an input too; None if it was not read from one.
+    """
     from compcomp.models.save import check_apart
 
     inputs = {} if path is None else {"the recipe": path}
@@ -237,7 +264,7 @@ def check_out(out: Path, recipe: Recipe, path: Path | None = None) -> None:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A recipe's model with its calibration batches and its metric; all None for a symbolic plan."""
+    """A recipe's model with its calibration batches and its metric. All are None for a symbolic plan."""
 
     model: Any = None
     calibration: Any = None
@@ -245,7 +272,10 @@ class Loaded:
 
 
 def load(recipe: Recipe) -> Loaded:
-    """Load the model that a recipe names."""
+    """Load the model that a recipe names, its calibration batches and its metric.
+
+    Raises InputError if one cannot be used.
+    """
     if recipe.model is None:
         return Loaded()
     calibrate = {"batches": 4, "batch_size": 8, "length": 256, **recipe.calibration}

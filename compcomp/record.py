@@ -14,7 +14,7 @@ class Record(Mapping[str, Any]):
     """
 
     def to_json(self) -> dict[str, Any]:
-        """Return lists, dicts, texts and numbers. Floats that are not finite stay what they are."""
+        """Return lists, dicts, texts and numbers. Floats that are not finite are left as floats."""
         raise NotImplementedError
 
     def __getitem__(self, key: str) -> Any:

@@ -135,8 +135,8 @@ LIES: list[tuple[Technique, dict[str, Any]]] = [
     (SmoothQuant(), {"changes_basis": False}),
     (Hadamard(block=4), {"scales_inputs": True}),
     (LOW, {"idempotent": True}),
-    (Taylor("1/2", group="column"), {"idempotent": True}),  # type: ignore[arg-type]
-    (PruneRows("1/2", ties="any"), {"idempotent": True}),  # type: ignore[arg-type]
+    (Taylor("1/2", group="column"), {"idempotent": True}),
+    (PruneRows("1/2", ties="any"), {"idempotent": True}),
     (SmoothQuant(), {"involution": True}),
     (ApplyMask(), {"no_op": frozenset({"always"})}),  # of a mask that is broken it changes something
     (GradientDistill(1), {"no_op": frozenset({"on a grid"})}),

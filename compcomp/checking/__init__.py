@@ -1,1 +1,1 @@
-"""Re-check what a saved verdict says from its files alone: no prover, and for certificates no solver."""
+"""Re-check a saved verdict from its files alone: without the prover, and for certificates without a solver."""

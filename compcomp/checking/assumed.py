@@ -1,4 +1,4 @@
-"""Whether the assumptions of a saved verdict say as data what their texts say, and belong to its claim."""
+"""Check that the assumptions of a saved verdict agree, as data, with their texts, and belong to its claim."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from compcomp.language.assumption import SYMMETRIES, TEXTS, Assumption, Kind, as
 from compcomp.language.claim import Claim, Scope
 
 ASSUMED: dict[str, Any] = {"kind": str, "technique": (str, type(None)), "restricts": bool, "about": str}
-"""The fields of one assumption in claim.json, beside its text."""
+"""The fields of one assumption in claim.json, apart from its text."""
 
 STAGES = {
     **dict.fromkeys((Kind.WITHOUT_LOSS, Kind.BLOCKS, Kind.INSIDE_BLOCK), "bounded"),
@@ -20,17 +20,18 @@ STAGES = {
 
 
 def assumptions_of(stated: dict[str, Any]) -> list[Assumption]:
-    """The assumptions of a saved verdict. Raises InputError where one contradicts itself."""
+    """Return the assumptions of a saved verdict. Raise InputError if one contradicts itself."""
     return list(map(Assumption.from_json, stated["assumed"], stated["assumptions"]))
 
 
 def contradictions(claim: Claim, stated: dict[str, Any], follows: bool) -> list[str]:
-    """What is wrong with the assumptions.
+    """Return the faults of the assumptions, one text for each.
 
     Args:
-        claim: the claim that the verdict is on.
-        stated: claim.json.
-        follows: whether the verdict follows from one on another claim, whose techniques and conditions may be named.
+        claim: The claim that the verdict is on.
+        stated: The content of claim.json.
+        follows: True if the verdict follows from one on another claim. Its assumptions may then name techniques and
+            conditions of that claim.
     """
     if len(stated["assumed"]) != len(stated["assumptions"]):
         return ["not as many assumptions as texts of them"]
@@ -61,7 +62,7 @@ def _missing(needed: Iterable[Assumption], found: list[Assumption]) -> list[Assu
 
 
 def _says_what_it_is(one: Assumption) -> bool:
-    """Whether the text is the one that is made of the data, and it restricts layers as its kind does."""
+    """Return True if the text is the one made from the data, and it restricts layers as its kind does."""
     if one.kind is Kind.CONDITION:
         return one.technique is None
     form = TEXTS.get(one.kind)

@@ -1,7 +1,7 @@
-"""Prove a claim anew from what its techniques promise, where no solver is needed: a few lines for each argument.
+"""Prove a claim anew from the promises of its techniques, where no solver is needed.
 
-docs/proofs has the arguments. This module shares no code with the prover. Claims that are not derived here may be true
-all the same.
+Each argument takes a few lines; docs/proofs has the arguments. This module shares no code with the prover. Claims that
+are not derived here may still be true.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from compcomp.language.technique import Sequence, Technique, unknowns
 from compcomp.layers.state import Format, LayerState
 
 KEPT = ("mask", "n:m", "rank", "shape")
-"""The invariants of which a promise to keep says all. Of a grid of which zero is no value it says less."""
+"""The invariants for which a promise to keep is sufficient. For a grid without the value zero it is not."""
 SMALL = (1, 2, 3, 4, 8, 16)
 """Multiples of rows and columns of the layers that are tried for one run."""
 
 
 def derived(claim: Claim) -> bool:
-    """Return whether the claim holds for every layer by the promises and parameters of its techniques alone."""
+    """Return True if the claim holds for every layer by the promises and parameters of its techniques alone."""
     if parts := claim.parts():
         return all(map(derived, parts.values()))
     if isinstance(claim, Keeps):
@@ -42,7 +42,10 @@ def derived(claim: Claim) -> bool:
 
 
 def _compares(claim: Equals | SameState | Dominates) -> bool:
-    """Whether both sides do the same, or the left one continues the right one by steps that never increase the loss."""
+    """Return True if both sides do the same, or the left one loses no more.
+
+    In the second case it extends the right one by steps that never increase the loss.
+    """
     left, right = _changing(claim.left), _changing(claim.right)
     if left.changes_basis or right.changes_basis:
         return _same(left.techniques, right.techniques) and left.is_deterministic
@@ -65,12 +68,12 @@ def _same(left: Items[Technique], right: Items[Technique]) -> bool:
 
 
 def _looks(technique: Technique) -> bool:
-    """Whether what it does depends on the inputs, or changes them."""
+    """Return True if the result of a technique depends on the inputs, or it changes them."""
     return technique.needs_inputs or technique.needs_magnitudes or technique.needs_tokens
 
 
 def _changing(sequence: Sequence) -> Sequence:
-    """The sequence without techniques that change nothing where they stand: of circumstances that are easily seen."""
+    """Return the sequence without techniques that change nothing at their place, as far as promises show it."""
     found = list[Technique]()
     for technique in sequence:
         promises, before = technique.promises(), [t.promises() for t in found]
@@ -88,7 +91,7 @@ def _changing(sequence: Sequence) -> Sequence:
 
 
 def _on_a_grid(techniques: Items[Technique]) -> bool:
-    """Whether the last step that is no selection sets up a grid, and nothing without steps follows."""
+    """Return True if the last step that is no selection sets up a grid, and no technique without steps follows."""
     for technique in reversed(techniques):
         if not technique.steps():
             return False
@@ -98,7 +101,7 @@ def _on_a_grid(techniques: Items[Technique]) -> bool:
 
 
 def _weights_alone(sequence: Sequence) -> Sequence:
-    """The sequence without changes of the inputs at which no later technique looks, for a loss of weights."""
+    """Return the sequence without changes of the inputs that no later technique reads, for a loss of weights."""
     found, looked = list[Technique](), False
     for technique in reversed(sequence.techniques):
         if technique.promises().changes_inputs and not looked:
@@ -109,9 +112,10 @@ def _weights_alone(sequence: Sequence) -> Sequence:
 
 
 def _active(sequence: Sequence) -> tuple[Technique, ...]:
-    """The techniques that change something, with changes of the inputs ahead of techniques that do not look at them.
+    """Return the techniques that change something.
 
-    A technique that rests is left out where the layer is still the dense one.
+    Changes of the inputs come ahead of techniques that do not read them. A technique that is a no-op on the dense layer
+    is left out while the layer is still the dense one.
     """
     found, at_reference = list[Technique](), True
     for number, technique in enumerate(sequence):
@@ -157,10 +161,10 @@ def _all_keep(invariant: str, techniques: Items[Technique]) -> bool:
 
 
 def _restored(techniques: Items[Technique]) -> bool:
-    """Whether all that masks drop is put back to zero at some place, and stays zero.
+    """Return True if all weights that masks drop are set back to zero at some place, and stay zero.
 
-    Up to there each mask drops all that the one before it drops: steps add to it, and so do techniques that promise to
-    keep or to restore it.
+    Up to that place each mask drops all that the one before it drops. Steps add to the mask, and so do techniques that
+    promise to keep or to restore it.
     """
     places = [k for k, technique in enumerate(techniques) if k and "mask" in technique.promises().restores]
     if not places:
@@ -170,10 +174,10 @@ def _restored(techniques: Items[Technique]) -> bool:
 
 
 def _lines_stay(techniques: Items[Technique]) -> bool:
-    """Whether the first technique removes rows (or columns) alone, and all after it leave rows of zeros as they are.
+    """Return True if the first technique only removes rows (or columns), and all later ones leave lines of zeros.
 
-    Before the last technique nothing else may be dropped: those between change the inputs alone, or add to the low-rank
-    term alone. What the last one drops itself is zero after it.
+    Before the last technique nothing else may be dropped: the techniques between only change the inputs, or only add to
+    the low-rank branch. The weights that the last one drops itself are zero after it.
     """
     first = techniques[0].promises()
     if techniques[0].steps() or first.removes_rows == first.removes_columns:
@@ -185,9 +189,9 @@ def _lines_stay(techniques: Items[Technique]) -> bool:
 
 
 def _pattern_anew(techniques: Items[Technique], formats: Items[Format]) -> bool:
-    """Whether some selection leaves every pattern recorded so far, and all patterns are kept from there on.
+    """Return True if some selection leaves every pattern recorded so far, and all patterns are kept from there on.
 
-    A promise to keep them speaks of those that the format then has.
+    A promise to keep them is about those that the format then has.
     """
     for k, technique in enumerate(techniques):
         last = technique.steps()[-1] if technique.steps() else None
@@ -201,7 +205,7 @@ def _pattern_anew(techniques: Items[Technique], formats: Items[Format]) -> bool:
 
 
 def _leaves(selection: Selection, n: int, m: int) -> bool:
-    """Whether at most ``n`` of every ``m`` consecutive weights of a row are left after it."""
+    """Return True if at most ``n`` of every ``m`` consecutive weights of a row are left after the selection."""
     size, share = selection.partition.size, selection.share
     if size is None or not isinstance(share, Fraction):
         return False
@@ -210,7 +214,7 @@ def _leaves(selection: Selection, n: int, m: int) -> bool:
 
 
 def _rank_stays(techniques: Items[Technique], formats: Items[Format]) -> bool:
-    """Whether the last technique that sets up a rank where none is recorded is followed by ones that keep it."""
+    """Return True if only techniques that keep the rank follow the one that sets it up."""
     if formats[-1].rank is None:
         return False
     source = max(k for k, form in enumerate(formats) if form.rank is None)
@@ -218,7 +222,10 @@ def _rank_stays(techniques: Items[Technique], formats: Items[Format]) -> bool:
 
 
 def _grid_stays(techniques: Items[Technique], formats: Items[Format]) -> bool:
-    """Whether a technique sets up the last grid, zero is on it, and later ones keep it or set weights to zero alone."""
+    """Return True if a technique sets up the last grid, zero is on it, and it stays.
+
+    Later techniques may keep it, or only set weights to zero.
+    """
     changed = [k for k, (before, after) in enumerate(pairwise(formats)) if after.grid is not before.grid]
     grid = formats[-1].grid
     if not changed or grid is None or not grid.zero or techniques[changed[-1]].steps():
@@ -235,7 +242,7 @@ def _selects_alone(technique: Technique) -> bool:
 
 
 def _fits(claim: Fits) -> bool:
-    """Whether every word of the scheme is met; of words on grids nothing is derived."""
+    """Return True if every part of the scheme is satisfied. About parts on grids nothing is derived."""
     sequence, scheme = claim.left, claim.scheme
     formats = None if sequence.changes_basis else _formats(claim)
     if formats is None or _open(sequence) or scheme.weights < DENSE or scheme.inputs < DENSE:
@@ -253,7 +260,7 @@ def _fits(claim: Fits) -> bool:
 
 
 def _zeros(techniques: Items[Technique], formats: Items[Format]) -> list[Selection]:
-    """Selections, each the last step of a technique, of which all that they drop is zero at the end."""
+    """Return the selections that are the last step of a technique and whose dropped weights are all zero at the end."""
     found = []
     for k, technique in enumerate(techniques):
         last = technique.steps()[-1] if technique.steps() else None
@@ -264,7 +271,7 @@ def _zeros(techniques: Items[Technique], formats: Items[Format]) -> list[Selecti
 
 
 def _sparse(selection: Selection, scheme: Scheme) -> bool:
-    """Whether it drops as much as the scheme asks for, in each of the scheme's groups."""
+    """Return True if the selection drops as much as the scheme asks for, in each of the scheme's groups."""
     partition, share, size = selection.partition, selection.share, selection.partition.size
     if not isinstance(share, Fraction):
         return False
@@ -277,14 +284,15 @@ def _sparse(selection: Selection, scheme: Scheme) -> bool:
 
 
 def _open(sequence: Sequence) -> bool:
-    """Whether parameters are left open, so that a run shows the numbers of one value of them only."""
+    """Return True if parameters are left open. A run then shows the numbers for only one of their values."""
     return any(unknowns(technique) for technique in sequence)
 
 
 def _formats(claim: Claim) -> list[Format] | None:
-    """The formats from the dense layer on, of a run on one small layer; None where that shows nothing of others.
+    """Return the formats of a run on one small layer, from the dense layer on.
 
-    Which fields are set, and the numbers in them, depend on techniques and parameters alone, unless `format_varies`.
+    None if they say nothing about other layers. Which fields are set, and the numbers in them, depend on techniques and
+    parameters alone, unless `format_varies`.
     """
     if any(technique.promises().format_varies for technique in claim.left):
         return None

@@ -1,8 +1,11 @@
-"""``compcomp check DIR``: re-check a saved verdict from its files alone, without the prover.
+"""Re-check a saved verdict from its files alone, without the prover: ``compcomp check DIR``.
 
-valid: nothing is wrong, and every query the proof relies on has a certificate that the checker accepts (or the
-counterexample replays exactly). holey: nothing is wrong, but something rests on solvers, or on nothing, alone.
-invalid: something is wrong. docs/certificates.md says what this does and does not establish.
+- valid: nothing is wrong, and every query that the proof relies on has a certificate that the checker accepts (or the
+  counterexample replays exactly).
+- holey: nothing is wrong, but something depends on solvers alone, or on nothing.
+- invalid: something is wrong.
+
+docs/certificates.md says what this does and does not establish.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from compcomp.language.saved import FORMAT, binding
 from compcomp.language.text import parse_claim
 
 SOLVER_SECONDS = 5.0
-"""For one script and one solver."""
+"""Seconds for one script and one solver."""
 LARGEST_FILE = 50_000_000
 MALFORMED = (
     ArithmeticError,
@@ -36,12 +39,15 @@ MALFORMED = (
     TypeError,
     ValueError,
 )
-"""What reading files that are not as they should be may raise."""
+"""The exceptions that reading malformed files may raise."""
 
 
 @dataclass
 class Report:
-    """What a check found. ``queries``: one row for each, with how it is ``checked`` and what solvers say again."""
+    """Hold the findings of a check.
+
+    ``queries`` has a row for each query, with how it is ``checked`` and the answers of solvers that were asked again.
+    """
 
     claim: str = ""
     status: str = ""
@@ -55,10 +61,11 @@ class Report:
 
     @property
     def outcome(self) -> str:
+        """The outcome: "invalid" if something is wrong, else "holey" if there are holes, else "valid"."""
         return "invalid" if self.problems else "holey" if self.holes else "valid"
 
     def describe(self) -> str:
-        """A few lines for a terminal."""
+        """Return a few lines for a terminal."""
         certified = sum(row["checked"] == "certificate" for row in self.queries)
         relied = sum(row["checked"] != "not relied on" for row in self.queries)
         where = f" (scope {self.scope}{f', {self.loss}' if self.loss else ''})" if self.scope else ""
@@ -72,7 +79,7 @@ class Report:
         return "\n".join(map(_printable, lines))
 
     def to_json(self) -> dict[str, Any]:
-        """What ``--json`` prints."""
+        """Return plain data, as ``--json`` prints it."""
         return {
             "outcome": self.outcome,
             "claim": self.claim,
@@ -88,14 +95,22 @@ class Report:
 
 
 def _printable(text: str) -> str:
-    """In one line, whatever the files hold."""
+    """Return the text on one line, whatever the files hold."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def check_directory(directory: Path | str, *, solvers: bool = True) -> Report:
-    """Check a directory that ``Verdict.save`` wrote. ``solvers``: also ask the installed ones again.
+    """Check a directory that ``Verdict.save`` wrote.
 
-    InputError where there is no directory; whatever is wrong inside it is in the report.
+    Args:
+        directory: The directory.
+        solvers: True asks the installed solvers again.
+
+    Returns:
+        The report, with everything that is wrong in the directory.
+
+    Raises:
+        InputError: There is no directory.
     """
     folder = Path(directory)
     if not folder.is_dir():
@@ -126,7 +141,7 @@ def check_directory(directory: Path | str, *, solvers: bool = True) -> Report:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """The files by name, after checking that they are those of the manifest."""
+    """Return the files by name, after checking that they are those of the manifest."""
     there = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if not p.is_dir()}
     if "manifest.json" not in there:
         raise Invalid("manifest.json is missing")
@@ -158,7 +173,10 @@ def _json(files: dict[str, str], name: str) -> Any:
 
 
 def _check_stated(stated: dict[str, Any], answers: list[Any], files: dict[str, str], report: Report) -> None:
-    """The claim reads as its own text says, and the binding holds claim, assumptions and queries together."""
+    """Check that the claim reads as its own text says.
+
+    The binding must hold claim, assumptions and queries together.
+    """
     report.claim, report.status = str(stated["claim"]), str(stated["status"])
     report.loss, report.scope = stated["loss"] and str(stated["loss"]), str(stated["scope"])
     report.assumptions = [str(a) for a in stated["assumptions"]]
@@ -171,7 +189,7 @@ def _check_stated(stated: dict[str, Any], answers: list[Any], files: dict[str, s
 
 
 def _claim(stated: dict[str, Any]) -> Claim:
-    """The claim, read from its text; Invalid unless the text is the one that the claim prints."""
+    """Return the claim, read from its text. Raise Invalid unless the text is the one that the claim prints."""
     import compcomp.techniques  # noqa: F401  (registers the techniques that a claim may name)
 
     claim = parse_claim(stated["claim"], stated["loss"] or "weight_l2")
@@ -207,7 +225,7 @@ def _check_queries(
 
 
 def _checked(answer: dict[str, Any], script: str, files: dict[str, str], report: Report) -> str:
-    """How a query is checked: by its certificate, or by solvers only."""
+    """Return how a query is checked: by its certificate, or by solvers only."""
     if answer["certificate"] is None:
         return "solvers"
     try:

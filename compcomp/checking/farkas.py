@@ -1,17 +1,17 @@
 """Check a certificate for an SMT-LIB script without any solver. Only Python's standard library is used.
 
-A script asserts formulas over real, integer and Boolean variables. Its certificate is a *model* (values that make
-every assertion true) or a *refutation*, a tree of cases:
+A script asserts formulas over real, integer and Boolean variables. Its certificate is a *model* (values that make every
+assertion true) or a *refutation*, a tree of cases:
 
 - ``case`` splits on a polynomial p: p <= 0, or p > 0. ``flag`` splits on a Boolean variable. One of the two holds.
-- In a case the assertions are simplified by the bounds known of each polynomial (whole ones where its coefficients
-  and variables are whole); comparisons and flags that are asserted become known in turn. Where an assertion becomes
-  false or a lower bound exceeds the upper one, the case is closed: ``"contradiction"``.
-- ``sum`` closes a case by a sum of products: a positive rational times known ``p >= 0``, ``p > 0`` and squares. The
-  sum must be the polynomial -1, or 0 with a product of strict factors; but a sum of what is >= 0 is not -1, and one
-  with a positive part is not 0. Where each product has one linear factor these are Farkas multipliers.
+- In a case the assertions are simplified by the bounds known of each polynomial. The bounds are whole if its
+  coefficients and variables are whole. Comparisons and flags that are asserted become known in turn. If an assertion
+  becomes false, or a lower bound exceeds the upper one, the case is closed: ``"contradiction"``.
+- ``sum`` closes a case by a sum of products: a positive rational times known ``p >= 0``, ``p > 0`` and squares. The sum
+  must be the polynomial -1, or 0 with a product of strict factors. But a sum of numbers >= 0 is not -1, and one with a
+  positive part is not 0. If each product has one linear factor these are Farkas multipliers.
 
-As JSON a polynomial is a list of [coefficient, variable, variable, ...], a number a text such as "-3/2".
+In JSON a polynomial is a list of [coefficient, variable, variable, ...], and a number is a text such as "-3/2".
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ ZERO: Poly = ()
 
 
 class Invalid(Exception):
-    """Why a script or its certificate is not accepted."""
+    """Raised if a script or its certificate is not accepted; the text says why."""
 
 
 def add(p: Poly, q: Poly, times: Fraction | int = 1) -> Poly:
+    """Return p + times q."""
     terms = dict(p)
     for m, c in q:
         terms[m] = terms.get(m, Fraction(0)) + times * c
@@ -40,6 +41,7 @@ def add(p: Poly, q: Poly, times: Fraction | int = 1) -> Poly:
 
 
 def multiply(p: Poly, q: Poly) -> Poly:
+    """Return p q."""
     total = ZERO
     for m, c in p:
         total = add(total, tuple(sorted((tuple(sorted(m + n)), c * d) for n, d in q)))
@@ -47,21 +49,24 @@ def multiply(p: Poly, q: Poly) -> Poly:
 
 
 def constant(value: Fraction | int) -> Poly:
+    """Return a number as a polynomial."""
     return (((), Fraction(value)),) if value else ZERO
 
 
 def is_constant(p: Poly) -> bool:
+    """Return True if the polynomial is a number."""
     return all(m == () for m, _ in p)
 
 
 def number(text: Any) -> Fraction:
+    """Return the exact number that a text stands for. Raise Invalid if it is none."""
     if not isinstance(text, str) or not re.fullmatch(r"-?[0-9]{1,400}(/[1-9][0-9]{0,400})?", text):
         raise Invalid(f"{str(text)[:40]} is no rational number")
     return Fraction(text)
 
 
 def read(text: str) -> list[Any]:
-    """The commands of a script as nested lists of symbols."""
+    """Return the commands of a script as nested lists of symbols."""
     stack, at = [list[Any]()], 0
     pattern = re.compile(r'[ \t\r\n]+|;[^\n]*|([()])|\|([^|\\]*)\||("[^"]*"|[A-Za-z0-9~!@$%^&*_+=<>.?/:-]+)')
     while at < len(text):
@@ -81,7 +86,7 @@ def read(text: str) -> list[Any]:
 
 
 class Script:
-    """The assertions as a graph of terms; equal terms have equal numbers. ``model``: values put for the variables.
+    """Hold the assertions as a graph of terms. Equal terms have equal numbers. ``model``: values put for the variables.
 
     Terms: ("poly", p); ("+" or "*", terms...), ("ite", c, a, b) of numbers; ("flag", name), ("true",), ("false",),
     ("not", x), ("and" or "or", terms...); ("<= 0", p) and the like; ("<=", a, b) and the like where a or b has an ite.
@@ -112,6 +117,7 @@ class Script:
         return self._node("poly", constant(value))
 
     def is_boolean(self, x: int) -> bool:
+        """Return True if the term is a truth value, False if it is a number."""
         return self.nodes[x][0] not in ("poly", "+", "*", "ite")
 
     def _all(self, terms: list[int], boolean: bool) -> list[int]:
@@ -177,7 +183,7 @@ class Script:
         return self.make("and", self.make("or", self._not(c), a), self.make("or", c, b))
 
     def make(self, op: str, *kids: int) -> int:
-        """A term, folded where its value does not depend on variables."""
+        """Return a term, folded if its value does not depend on variables."""
         nodes = [self.nodes[k] for k in kids]
         if op in ("+", "*"):
             value, rest = (ZERO if op == "+" else constant(1)), [k for k in kids if self.nodes[k][0] != "poly"]
@@ -216,7 +222,7 @@ class Script:
 
 
 class Known:
-    """What holds in one case: flags, and bounds (value, strict) of polynomials with coprime whole coefficients."""
+    """Hold the facts of one case: flags, and bounds (value, strict) of polynomials with coprime whole coefficients."""
 
     def __init__(self, script: Script, known: Known | None = None) -> None:
         self.script = script
@@ -225,7 +231,7 @@ class Known:
         self.bounds: dict[Poly, list[Any]] = {q: list(pair) for q, pair in known.bounds.items()} if known else {}
 
     def _bound(self, p: Poly, strict: bool) -> tuple[list[Any], int, tuple[Fraction, bool]]:
-        """p >= 0 (p > 0) as a bound of q: all that is known of q, 0 for a lower and 1 for an upper one, the bound."""
+        """Return p >= 0 (p > 0) as a bound of q: known bounds of q, 0 (lower) or 1 (upper), the bound."""
         c, rest = dict(p).get((), Fraction(0)), [(m, x) for m, x in p if m != ()]
         s = Fraction(gcd(*(x.numerator for _, x in rest)), lcm(*(x.denominator for _, x in rest)))
         s = -s if rest[0][1] < 0 else s
@@ -236,7 +242,7 @@ class Known:
         return self.bounds.setdefault(q, [None, None]), side, (value, strict)
 
     def implies(self, p: Poly, strict: bool) -> bool:
-        """Whether p >= 0 (p > 0) follows from a bound on the same polynomial."""
+        """Return True if p >= 0 (p > 0) follows from a bound on the same polynomial."""
         if is_constant(p):
             return p[0][1] > 0 if p else not strict
         known, side, (value, strict) = self._bound(p, strict)
@@ -245,7 +251,7 @@ class Known:
         return bool(beyond or (has == value and (was_strict or not strict)))
 
     def assume(self, p: Poly, strict: bool) -> None:
-        """p >= 0, or p > 0."""
+        """Add p >= 0, or p > 0 if strict, to the known facts."""
         if is_constant(p):
             self.closed = self.closed or not self.implies(p, strict)
         elif not self.implies(p, strict):
@@ -254,9 +260,11 @@ class Known:
             self.closed |= all(known) and (known[0][0], known[0][1] or known[1][1]) > (known[1][0], False)
 
     def set(self, name: str, value: bool) -> None:
+        """Add the value of a flag to the known facts."""
         self.closed = self.closed or self.flags.setdefault(name, value) != value
 
     def simplify(self, x: int, done: dict[int, int]) -> int:
+        """Return a term simplified by the known facts. ``done``: the terms simplified so far."""
         if x not in done:
             script, (op, *kids) = self.script, self.script.nodes[x]
             if op == "flag" and kids[0] in self.flags:
@@ -278,7 +286,7 @@ class Known:
         return self.script.false if self.implies(p, op != "< 0") or (op == "= 0" and self.implies(minus, True)) else x
 
     def saturate(self, assertions: list[int]) -> list[int]:
-        """Simplify, and take comparisons and flags that are asserted for known, until nothing changes."""
+        """Simplify, and add asserted comparisons and flags to the known facts, until nothing changes."""
         nodes, count = self.script.nodes, -1
         while len(assertions) != count and not self.closed:
             done: dict[int, int] = {}
@@ -304,7 +312,7 @@ class Known:
         return True
 
     def polynomial(self, form: Any) -> Poly:
-        """A polynomial of the certificate."""
+        """Return a polynomial of the certificate."""
         total = ZERO
         for coefficient, *variables in form:
             if any(self.script.sorts.get(x, "Bool") == "Bool" for x in variables):
@@ -313,7 +321,7 @@ class Known:
         return total
 
     def branches(self, tree: dict[str, Any]) -> list[tuple[str, Known]]:
-        """The two cases of a split with what is known in each."""
+        """Return the two cases of a split with the facts known in each."""
         no, yes = Known(self.script, self), Known(self.script, self)
         if self.script.sorts.get(str(tree.get("flag"))) == "Bool":
             no.set(tree["flag"], False)
@@ -325,6 +333,7 @@ class Known:
         return [("no", no), ("yes", yes)]
 
     def check_sum(self, terms: Any) -> None:
+        """Raise Invalid unless the sum closes the case."""
         total, positive = ZERO, False
         for coefficient, factors in terms:
             product, strict = constant(number(coefficient)), True
@@ -341,7 +350,16 @@ class Known:
 
 
 def check_tree(tree: Any, known: Known, assertions: list[int]) -> None:
-    """Raise Invalid unless the tree shows that what is known and the assertions contradict each other."""
+    """Check that the tree shows that the known facts and the assertions contradict each other.
+
+    Args:
+        tree: The tree of cases.
+        known: The known facts.
+        assertions: The terms that are asserted.
+
+    Raises:
+        Invalid: The tree does not show it.
+    """
     assertions = known.saturate(assertions)
     match tree:
         case "contradiction" if known.closed:
@@ -356,7 +374,15 @@ def check_tree(tree: Any, known: Known, assertions: list[int]) -> None:
 
 
 def check_certificate(script_text: str, certificate: Any) -> str:
-    """ "unsat" or "sat", whichever the certificate shows of the script; raises Invalid otherwise."""
+    """Return "unsat" or "sat", whichever the certificate shows for the script.
+
+    Args:
+        script_text: The SMT-LIB script.
+        certificate: The certificate, read from JSON.
+
+    Raises:
+        Invalid: The certificate does not show either.
+    """
     try:
         form = certificate["format"], certificate["script_sha256"], len(certificate)
         if form != (1, hashlib.sha256(script_text.encode()).hexdigest(), 3):

@@ -21,13 +21,20 @@ from compcomp.terms import Array, Choices, RandomChoices
 
 Run = list[LayerState]
 FLOATS = 1e-6
-"""Relative difference of losses in float64, from one machine to another."""
+"""Relative difference of losses in float64 that is allowed between machines."""
 
 
 def replay(claim: Claim, scope: Scope, witness: dict[str, Any]) -> str:
-    """ "" where the layer is in the scope and refutes the claim, step by step as recorded; else why it does not.
+    """Return "" if the layer is in the scope and refutes the claim, step by step as recorded; else the reason why not.
 
-    May raise Invalid, and InputError where the claim does not speak of layers of its shape.
+    Args:
+        claim: The claim.
+        scope: The scope of the verdict.
+        witness: The content of witness.json.
+
+    Raises:
+        Invalid: The witness cannot be read, or claims of this kind are not replayed.
+        InputError: The claim is not about layers of its shape.
     """
     texts = [trace["sequence"] for trace in witness["traces"]]
     spoken = claim.parts() or {"": claim}
@@ -78,7 +85,7 @@ def replay(claim: Claim, scope: Scope, witness: dict[str, Any]) -> str:
 
 
 def _reason(claim: Claim, traces: list[dict[str, Any]], ends: list[LayerState]) -> str:
-    """What a witness says of a claim that it refutes."""
+    """Return the reason that a witness gives for refuting a claim."""
     loses = [f"{trace['sequence']} loses {trace['loss']}" for trace in traces]
     match claim:
         case Dominates():
@@ -97,7 +104,7 @@ def _reason(claim: Claim, traces: list[dict[str, Any]], ends: list[LayerState]) 
 
 
 def _in_floats(claim: Claim, weight: Array, inputs: Array | None, recorded: list[float | None]) -> str:
-    """ "" where torch kernels lose what is recorded, once more if torch is there; else what differs."""
+    """Return "" if torch kernels give the recorded losses, else the difference. They run only if torch is installed."""
     expected = claim.loss is not None and all(t.has_kernel for sequence in claim.sequences for t in sequence)
     if any((loss is not None) != expected for loss in recorded):
         return "losses in torch are those of claims about losses, of techniques with kernels"
@@ -119,7 +126,7 @@ def _in_floats(claim: Claim, weight: Array, inputs: Array | None, recorded: list
 
 
 def _listed(state: LayerState) -> LayerState:
-    """What losses look at, as arrays of floats: the layer without its format."""
+    """Return the fields that losses read, as arrays of floats: the layer without its format."""
 
     def array(values: Any) -> Any:
         return None if values is None else np.array(values.tolist(), dtype=object)
@@ -130,7 +137,7 @@ def _listed(state: LayerState) -> LayerState:
 
 
 def _fails(claim: Claim, runs: list[Run]) -> bool:
-    """Whether the claim's statement is false of these exact runs."""
+    """Return True if the claim's statement is false of these exact runs."""
     ends = [run[-1] for run in runs]
     losses = [] if claim.loss is None else [Fraction(claim.loss.of(end)) for end in ends]
     match claim:
@@ -153,14 +160,14 @@ def _fails(claim: Claim, runs: list[Run]) -> bool:
 
 
 def _dropped_steps(end: LayerState) -> Fraction:
-    """The sum of the grid steps at the weights that are dropped in the end."""
+    """Return the sum of the grid steps at the weights that are dropped in the end."""
     if end.format.grid is None:
         return Fraction(0)
     return Fraction(sum(end.format.grid.step[~_mask(end)], start=Fraction(0)))
 
 
 def _computes_apart(left: LayerState, right: LayerState) -> list[str]:
-    """What the two layers compute with and is not the same."""
+    """Return the names of the fields that the two layers compute with and that differ."""
     found = [] if _same(left.effective(), right.effective()) else ["effective weights"]
     changed = left.reference_inputs is not None or right.reference_inputs is not None
     return [*found, *(["inputs"] if changed and not _alike(left.inputs, right.inputs) else [])]
@@ -175,11 +182,11 @@ GRID = {
     "scale_bits": "bits of a grid scale",
     "shared_bits": "bits that grid scales share",
 }
-"""The fields of a grid that count in the equality of states, and what they are called."""
+"""The fields of a grid that count in the equality of states, and their names in texts."""
 
 
 def _differ(left: LayerState, right: LayerState) -> list[str]:
-    """The fields in which the states differ, in the order of the state."""
+    """Return the fields in which the states differ, in the order of the state."""
     one, other = left.format, right.format
     found = {"weight": _same(left.weight, right.weight), "mask": _same(_mask(left), _mask(right))}
     for name, said in GRID.items():
@@ -197,7 +204,7 @@ def _differ(left: LayerState, right: LayerState) -> list[str]:
 
 
 def _alike(left: Any, right: Any) -> bool:
-    """Whether both are the same, or both are missing."""
+    """Return True if both are the same, or both are missing."""
     if left is None or right is None:
         return left is right
     return _same(left, right) if isinstance(left, np.ndarray) else bool(left == right)
@@ -227,7 +234,7 @@ def _broken(invariant: str, run: Run) -> bool:
 
 
 def _misfits(scheme: Scheme, end: LayerState) -> list[str]:
-    """Which words of the scheme the layer at the end is not."""
+    """Return the parts of the scheme that the layer at the end does not satisfy."""
     grid, factors, zero = end.format.grid, end.format.factors, end.weight == 0
     counted = zero.sum(axis=1) if scheme.per == "row" else [zero.sum()]
     of = zero.shape[1] if scheme.per == "row" else zero.size
@@ -259,7 +266,7 @@ def _same(left: Array, right: Array) -> bool:
 
 
 def _matrix(rows: Any) -> Array:
-    """Exact numbers from rows of texts."""
+    """Return a matrix of exact numbers, read from rows of texts."""
     values = np.array([[number(x) for x in row] for row in rows], dtype=object)
     if values.ndim != 2:
         raise Invalid("a matrix needs rows of equal length")

@@ -1,4 +1,4 @@
-"""Ask installed solvers for scripts again, each in a process of its own. Imports nothing of ours."""
+"""Ask installed solvers for scripts again, each in a process of its own. This module imports nothing of the library."""
 
 from __future__ import annotations
 
@@ -45,14 +45,19 @@ for text in json.load(sys.stdin):
 
 
 def installed() -> list[str]:
-    """The solvers that can be asked here."""
+    """Return the names of the solvers that can be asked here."""
     return [name for name in _ASK if importlib.util.find_spec(name) is not None]
 
 
 def ask(name: str, scripts: list[str], seconds: float) -> list[str]:
-    """ "sat", "unsat", "unknown" or "error" for each script. ``seconds``: for one script.
+    """Return "sat", "unsat", "unknown" or "error" for each script.
 
-    "error": the solver does not read the script, or stops at it. Whatever else goes wrong is unknown.
+    An "error" means that the solver does not read the script, or stops at it. Any other failure is "unknown".
+
+    Args:
+        name: The name of the solver.
+        scripts: The SMT-LIB scripts.
+        seconds: The time limit of each script.
     """
     said: list[str] = []
     try:

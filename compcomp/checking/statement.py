@@ -1,7 +1,7 @@
-"""Whether what a saved verdict states agrees with itself: fields, status, grade, reach, reasons, witness and queries.
+"""Check that a saved verdict agrees with itself: fields, status, grade, reach, reasons, witness and queries.
 
-Hashes find a change; what is here finds most statements that a forger makes up and hashes anew. docs/certificates.md
-says which it cannot find.
+Hashes find a change. The checks of this module find most statements that a forger makes up and hashes anew.
+docs/certificates.md says which they cannot find.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TRIED: dict[str, Any] = {
     **dict.fromkeys(("rule", "reason", "reached"), str),
     **{"lemma": (dict, type(None)), "values": dict, "layer": (list, type(None)), "advice": TEXTS},
 }
-"""One refusal of a rule."""
+"""The fields of one refusal of a rule."""
 ANSWER: dict[str, Any] = {
     **dict.fromkeys(("name", "script", "expected", "answer", "solver", "second_answer", "second_solver"), str),
     **{"rlimit": int, "certificate": (str, type(None))},
@@ -50,14 +50,23 @@ PROOF_NOTES = (
 )
 STAGES = {"PROVED": ("rule", "bounded"), "REFUTED": ("search", "bounded"), "VACUOUS": ("rule", "bounded")}
 WITHOUT_QUERIES = ("no op", "absorption", "inputs", "rest", "last step", "kept", "fits", "optimum")
-"""The rules that may prove a claim without a query: from what techniques promise."""
+"""The rules that may prove a claim without a query, from the promises of techniques."""
 
 
 UNASKED = "no query was needed, as the prover says: --regenerate asks it again"
 
 
 def check_fields(data: Any, fields: Data, where: str) -> None:
-    """Invalid where data does not have exactly these fields, of these types."""
+    """Check that data has exactly these fields, of these types.
+
+    Args:
+        data: The content of a file, or a part of it.
+        fields: The type of each field.
+        where: The place that an error names.
+
+    Raises:
+        Invalid: A field is missing, not known, or of another type.
+    """
     if not isinstance(data, dict) or set(data) != set(fields):
         odd = sorted(map(str, set(data) ^ set(fields))) if isinstance(data, dict) else [type(data).__name__]
         raise Invalid(f"{where}: fields that are missing or not known: {', '.join(odd)}"[:200])
@@ -72,7 +81,7 @@ def check_fields(data: Any, fields: Data, where: str) -> None:
 
 
 def check_shape(stated: Any, answers: Any, witness: Any) -> None:
-    """Invalid where a file does not have the fields and names that ``Verdict.save`` writes."""
+    """Raise Invalid if a file does not have the fields and names that ``Verdict.save`` writes."""
     check_fields(stated, STATED, "claim.json")
     if stated["format"] != FORMAT:
         raise Invalid(f"claim.json: format {stated['format']} is not known")
@@ -107,7 +116,14 @@ def check_shape(stated: Any, answers: Any, witness: Any) -> None:
 
 
 def problems(claim: Claim, stated: Data, answers: list[Data], witness: Data | None) -> list[str]:
-    """What of the statement contradicts the rest of it."""
+    """Return the contradictions within the statement, one text for each.
+
+    Args:
+        claim: The claim that the verdict is on.
+        stated: The content of claim.json.
+        answers: The content of answers.json.
+        witness: The content of witness.json, None if there is none.
+    """
     status, found = stated["status"], list[str]()
 
     def wrong(bad: bool, text: str) -> None:
@@ -149,7 +165,7 @@ def _without_kernel(claim: Claim) -> list[Any]:
 
 
 def _of_work(stated: Data, answers: list[Data]) -> list[str]:
-    """Work and versions against the answers they sum up."""
+    """Return the contradictions between work and versions and the answers that they sum up."""
     if _follows(stated):
         return []
     found, versions = [], stated["versions"]
@@ -205,7 +221,13 @@ def _grade(relied: list[Data]) -> str:
 
 
 def holes(claim: Claim, stated: Data, answers: list[Data]) -> list[str]:
-    """What of a proof rests on the prover's word alone, beside its queries."""
+    """Return the parts of a proof that depend on the prover alone, apart from its queries.
+
+    Args:
+        claim: The claim that the verdict is on.
+        stated: The content of claim.json.
+        answers: The content of answers.json.
+    """
     found = []
     if _follows(stated):
         found.append("it follows from a verdict on another claim, which is not here")

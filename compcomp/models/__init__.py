@@ -1,4 +1,4 @@
-"""How a sequence runs on a whole model: find its layers, calibrate, apply, measure, save.
+"""Run a sequence on a whole model: find its layers, calibrate, apply, measure, save.
 
-Importing this package loads nothing; its modules load torch, and none loads transformers.
+Importing this package loads nothing. Its modules load torch, and none loads transformers.
 """

@@ -1,4 +1,4 @@
-"""Batches as a model takes them: what may be one, by which names its entries go, and what is wrong with one."""
+"""Read batches as a model takes them: check them, name their entries, and explain failures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TENSORS = "tensors (batch x length), such as a Dataset with_format('torch') in a
 
 
 def iterate(batches: Any) -> Iterable[Any]:
-    """The batches, to be iterated over once; a tensor or dict alone is one batch."""
+    """Return an iterable of the batches, to be iterated over once. A tensor or dict alone is one batch."""
     if isinstance(batches, Tensor | Mapping):
         return [batches]
     if isinstance(batches, str) or not isinstance(batches, Iterable):
@@ -28,9 +28,9 @@ def iterate(batches: Any) -> Iterable[Any]:
 
 
 def prepared(model: nn.Module, batches: Any) -> Iterator[Any]:
-    """Each batch, checked, and as a dict where a tuple holds a mask.
+    """Yield each batch, checked, and as a dict if a tuple holds a mask.
 
-    Raises InputError, naming the batch by its number, for what a model cannot take or where no token would count.
+    Raises InputError, naming the batch by its number, if the model cannot take it or no token would count.
     """
     model = unwrap(model)
     number = 0
@@ -41,7 +41,7 @@ def prepared(model: nn.Module, batches: Any) -> Iterator[Any]:
 
 
 def run(model: nn.Module, batch: Any) -> Any:
-    """``model(x)``, ``model(**batch)`` or ``model(*batch)``."""
+    """Call ``model(x)``, ``model(**batch)`` or ``model(*batch)``."""
     if isinstance(batch, Tensor):
         return model(batch)
     if isinstance(batch, Mapping):
@@ -53,7 +53,10 @@ def run(model: nn.Module, batch: Any) -> Any:
 
 @contextmanager
 def running(model: nn.Module, batch: Any, number: int) -> Iterator[None]:
-    """What a model raises while it runs a batch, in one line where the batch is to blame, else with a note on which."""
+    """Explain errors that a model raises while it runs a batch.
+
+    They become an InputError of one line if the batch is to blame. Otherwise they get a note with the batch's number.
+    """
     with _indices_checked(model, number):
         try:
             yield
@@ -103,7 +106,7 @@ def _check_ids(entries: list[tuple[str, Any]], refused: Callable[[str, str], Inp
         if name not in {"tokens", "input_ids", "decoder_input_ids"} or not isinstance(value, Tensor):
             continue
         if name == "tokens" and value.is_floating_point():
-            continue  # what a model of images or sounds takes
+            continue  # this is the input of a model of images or sounds
         if value.ndim == 1:
             raise refused(f"a batch with {name} of one dimension ({len(value)})", "batch x length: row[None] for a row")
         if value.is_floating_point() or value.dtype == torch.bool:
@@ -113,7 +116,7 @@ def _check_ids(entries: list[tuple[str, Any]], refused: Callable[[str, str], Inp
 
 
 def _entries(batch: Any) -> Iterator[tuple[str, Any]]:
-    """Each entry with its name; the first of those without is "tokens"."""
+    """Yield each entry with its name. The first of those without a name is "tokens"."""
     if isinstance(batch, dict):
         yield from batch.items()
         return
@@ -123,7 +126,7 @@ def _entries(batch: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> bool:
-    """Whether this is a list of numbers, texts, tensors or lists, as rows that nothing has put together are."""
+    """Return True for a list of numbers, texts, tensors or lists, such as rows that have not been collated."""
     kinds = (str, bytes, int, float, Tensor, list)
     return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(item, kinds) for item in value)
 
@@ -132,7 +135,7 @@ def _plain(value: Any) -> bool:
 
 
 def _named(model: nn.Module, batch: tuple[Any, ...], refused: Callable[[str, str], InputError]) -> Any:
-    """A tuple as a dict by the names that the model's ``forward`` gives its arguments, where one of them is a mask."""
+    """Return a tuple as a dict by the argument names of the model's ``forward``, if one of them is a mask."""
     names = _argument_names(model)
     first = batch[0]
     for place, value in enumerate(batch):
@@ -141,7 +144,7 @@ def _named(model: nn.Module, batch: tuple[Any, ...], refused: Callable[[str, str
         name = names[place] if names is not None and place < len(names) else None
         if name in MASKS and isinstance(first, Tensor):
             if value.shape[:2] != first.shape[:2] and value.shape[:1] != first.shape[:1]:
-                break  # the model's own affair
+                break  # the model has to deal with this
             if MASKS[name] and not _binary(value) and not value.is_floating_point():
                 given = f"a tuple whose entry {place + 1} goes to {name} but holds {int(value.max())}"
                 raise refused(given, "a dict that names what each tensor is")
@@ -155,7 +158,7 @@ def _named(model: nn.Module, batch: tuple[Any, ...], refused: Callable[[str, str
 
 
 def _argument_names(model: nn.Module) -> list[str] | None:
-    """The names of what may be given to ``forward`` by place; of a module inside where a wrapper passes all on."""
+    """Return the names of the positional arguments of ``forward``, or of a module inside if a wrapper passes all on."""
     for _ in range(8):
         try:
             parameters = list(inspect.signature(model.forward).parameters.values())
@@ -176,7 +179,7 @@ def _binary(value: Tensor) -> bool:
 
 
 def _padding_like(value: Tensor) -> bool:
-    """Truth values of which each row changes once at most, and some are 0."""
+    """Return True for truth values of which each row changes at most once, and some are 0."""
     if not _binary(value) or bool((value != 0).all()):
         return False
     return bool(((value != 0).to(torch.int8).diff(dim=1) != 0).sum(dim=1).amax() <= 1) if value.shape[1] > 1 else True
@@ -187,7 +190,7 @@ def _padding_like(value: Tensor) -> bool:
 
 @contextmanager
 def _indices_checked(model: nn.Module, number: int) -> Iterator[None]:
-    """Look at what plain embeddings are asked for before they look it up: on a GPU that would end the process."""
+    """Check the ids given to plain embeddings before they are looked up: on a GPU a bad id would end the process."""
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = args[0] if args else next(iter(kwargs.values()), None)
@@ -213,7 +216,7 @@ def _indices_checked(model: nn.Module, number: int) -> Iterator[None]:
 
 
 def _blamed(model: nn.Module, batch: Any) -> tuple[str, str] | None:
-    """What is wrong with a batch that a model failed on, and what is allowed; None where it seems to be the model."""
+    """Return the problem of a batch that a model failed on, and what is allowed; None if there seems to be none."""
     config = getattr(model, "config", None)
     positions = getattr(config, "max_position_embeddings", None)
     vocabulary = getattr(config, "vocab_size", None)

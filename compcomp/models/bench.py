@@ -1,4 +1,4 @@
-"""A model as something to measure sequences on."""
+"""Measure sequences on a model: the bench that a search uses."""
 
 from __future__ import annotations
 
@@ -39,28 +39,35 @@ from compcomp.models.whole import Whole
 from compcomp.models.wrappers import uncompiled
 
 REMARKS = 4
-"""Layers that are remarked on one by one."""
+"""The number of layers that get a note of their own."""
 
 
 class ModelBench:
     """Run techniques on a model, layer by layer, and measure their effect.
 
-    ``model``: a torch.nn.Module. ``calibration``: see :func:`compcomp.models.calibrate.calibrate`; None when
-    no technique and no loss looks at inputs. ``evaluate``: ``model -> number or dict of numbers``, given the
-    model in eval mode on ``device``; see :func:`compcomp.models.metrics.parts_of` for one that has parts.
-    ``device``: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1". ``targets``, ``ignore``: see
-    :func:`compcomp.models.layers.find_layers`. ``loss_names``: what ``losses`` measures, all that can be by
-    default. ``offload``: keep states in main memory and bring one layer at a time to the device, for models
-    whose states do not fit there. ``keep_batches``: keep the calibration batches, which techniques need that act on
-    the whole model.
+    Weights are worked on in float32 (float64 for a float64 model); Gram matrices are float64. After every call but
+    ``write``, the model is as it was, whatever ``evaluate`` or a change of mode did to it (see
+    :class:`compcomp.models.snapshot.Snapshot`). Each state is evaluated on the model as it was given, and with the same
+    random numbers. ``evaluate`` runs under the modes of torch (gradients, inference, autocast) in which the bench was
+    made; everything else runs under plain modes. ``start`` moves the model to the device. ``close``, or the end of a
+    ``with`` block, moves it back. A model spread over several devices stays where it is.
 
-    Weights are worked on in float32 (float64 for a float64 model), Gram matrices are float64. The model is
-    as it was after every call but ``write``, whatever ``evaluate`` or a change of mode did to it (see
-    :class:`compcomp.models.snapshot.Snapshot`): each state is evaluated on the model as it was given, and with the
-    same random numbers. ``evaluate`` runs under the modes of torch (gradients, inference, autocast) in which the
-    bench was made, all else under plain ones. ``start`` moves the model to the device and ``close``, or leaving a
-    ``with`` block, moves it back. A model spread over several devices stays where it is. ``notes`` lists
-    what a report should tell, such as a metric that was not finite.
+    Args:
+        model: A torch.nn.Module.
+        calibration: Batches, see :func:`compcomp.models.calibrate.calibrate`. None if no technique and no loss looks at
+            inputs.
+        evaluate: A function ``model -> number or dict of numbers``. It is given the model in eval mode on ``device``.
+            See :func:`compcomp.models.metrics.parts_of` for a function that has parts.
+        device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1".
+        targets: Patterns of the layers to compress, see :func:`compcomp.models.layers.find_layers`.
+        ignore: Patterns of the layers to leave alone.
+        loss_names: The losses that ``losses`` measures; by default all that can be measured.
+        offload: Keep states in main memory and bring one layer at a time to the device, for models whose states do not
+            fit there.
+        keep_batches: Keep the calibration batches. Techniques that act on the whole model need them.
+
+    Attributes:
+        notes: Lines that a report should show, such as a metric that was not finite.
     """
 
     def __init__(
@@ -103,7 +110,11 @@ class ModelBench:
         self._held.close()
 
     def check(self, sequence: Technique | Sequence) -> None:
-        """Raise InputError where the sequence does not fit a layer, looks at single tokens, or lacks calibration."""
+        """Raise InputError unless the sequence can run on the model.
+
+        It has to fit every layer, leave inputs as they are, need no single tokens, and have the calibration that it
+        needs.
+        """
         if changing := [t for t in as_sequence(sequence) if t.promises().changes_inputs]:
             allowed = "techniques that act on weights: of its inputs a model keeps Gram matrices only"
             raise InputError("a technique that changes a layer's inputs", allowed, str(changing[0]))
@@ -142,7 +153,7 @@ class ModelBench:
     def apply(self, technique: Technique | Sequence, state: ModelState) -> ModelState:
         """Return the state after the technique's kernel has run on every layer.
 
-        Raises InputError, naming the layer, where the technique does not fit or its result is not finite.
+        Raises InputError, naming the layer, if the technique does not fit or its result is not finite.
         """
         self.check(technique)
         result = dict(state)
@@ -157,7 +168,10 @@ class ModelBench:
 
     @plainly
     def apply_each(self, orders: Mapping[str, Sequence]) -> ModelState:
-        """Return the state after an order of its own for each layer, by name. Raises InputError where names differ."""
+        """Return the state after each layer, by name, has been compressed in an order of its own.
+
+        Raises InputError if the names are not those of the layers.
+        """
         if set(orders) != set(self.layers):
             other = sorted(set(orders) ^ set(self.layers))
             raise InputError(f"orders for other layers ({other[0]})", f"the {len(self.layers)} layers", "apply_each")
@@ -180,22 +194,25 @@ class ModelBench:
     def losses(self, state: ModelState) -> dict[str, float]:
         """Return sums over layers of the chosen losses, in float64, and "relative_output_l2" (see measure.total).
 
-        They speak of the state itself, before its weights are rounded to the model's dtype.
+        These are losses of the state itself, before its weights are rounded to the model's dtype.
         """
         return total(list(self.layer_losses(state).values()))
 
     @plainly
     def layer_losses(self, state: ModelState) -> dict[str, dict[str, float]]:
-        """Return the losses of each layer by name; with "output_l2" comes "output_norm2", |W X|_F^2 when dense."""
+        """Return the losses of each layer by name.
+
+        With "output_l2" comes "output_norm2", |W X|_F^2 of the dense layer.
+        """
         with torch.no_grad():
             return {name: layer_losses(self._bring(name, layer), self.loss_names) for name, layer in state.items()}
 
     @plainly
     def evaluate(self, state: ModelState) -> dict[str, float]:
-        """Return the user's metrics of the model with this state's weights in it; {} without an ``evaluate``.
+        """Return the user's metrics of the model with this state's weights; {} without an ``evaluate``.
 
-        The model is as it was afterwards, bitwise, whatever ``evaluate`` does to it. Raises InputError where its
-        metrics are not those of the calls before.
+        Afterwards the model is bitwise as it was, whatever ``evaluate`` does to it. Raises InputError if the metrics
+        have other names than in earlier calls.
         """
         if self._evaluation.evaluate is None:
             return {}
@@ -209,7 +226,7 @@ class ModelBench:
 
     @plainly
     def evaluate_parts(self, state: ModelState, parts: Items[int]) -> dict[str, list[tuple[float, float]]]:
-        """Return by metric the sum and count of each of these parts, for an ``evaluate`` that has parts."""
+        """Return for each metric the sum and count of each of these parts, for an ``evaluate`` that has parts."""
         with self._held.holding(state) as model:
             return self._evaluation.sums(model, parts)
 
@@ -222,14 +239,14 @@ class ModelBench:
         return self._evaluation.lower_is_better(metric)
 
     def changed(self) -> str | None:
-        """Return the name of a parameter, buffer or module that others have changed since, None where none is."""
+        """Return the name of a parameter, buffer or module that others have changed since, or None."""
         return self._held.changed()
 
     @plainly
     def write(self, state: ModelState) -> nn.Module:
         """Put this state's weights into the model for good, in its dtype, and return it.
 
-        Raises InputError, with the model as it was, when a weight is beyond the range of that dtype.
+        Raises InputError if a weight is beyond the range of that dtype; the model is then as it was.
         """
         return self._held.write(state)
 
@@ -253,7 +270,7 @@ class ModelBench:
     def fingerprint(self) -> str | None:
         """Return a digest of all that measurements depend on besides states: model, inputs, and ``evaluate.key``.
 
-        None where ``evaluate`` has no such attribute: a text that is another whenever its numbers may be others.
+        None if ``evaluate`` has no attribute ``key``: a text that has to change whenever its numbers may change.
         """
         key = self._evaluation.key
         if key is None:
@@ -269,7 +286,7 @@ class ModelBench:
 
     @property
     def parallel(self) -> bool:
-        """True if jobs gain from several processes: on a CPU."""
+        """Return True if jobs gain from several processes: on a CPU."""
         return all(layer.parameter.device.type == "cpu" for layer in self.layers.values())
 
     def layer_names(self) -> list[str]:
@@ -286,7 +303,10 @@ class ModelBench:
         layers: Items[str],
         caps: Caps | None = None,
     ) -> Iterator[LayerJob]:
-        """Yield for each of these layers a job for :func:`compcomp.models.explore.explore`, made when it is needed."""
+        """Yield for each of these layers a job for :func:`compcomp.models.explore.explore`, made when it is needed.
+
+        The arguments are those of :meth:`compcomp.bench.Bench.layer_jobs`.
+        """
         self.check(Sequence(tuple(techniques)))
         self._check_apart(techniques)
         register, dense = registrations(techniques), self.start()
@@ -307,9 +327,9 @@ class ModelBench:
             )
 
     def coverage(self, claims: Items[Claim]) -> Iterator[tuple[str, list[Coverage]]]:
-        """Yield for each layer its name and, of every claim, where the conditions hold and what is lost there.
+        """Yield for each layer its name and, for every claim, where its conditions hold and the losses there.
 
-        Yields nothing where a claim speaks of inputs and there are none.
+        Yields nothing if a claim speaks of inputs and there is no calibration.
         """
         if not self._calibrated and any(claim.needs_inputs for claim in claims):
             return
@@ -319,7 +339,7 @@ class ModelBench:
             yield name, found
 
     def rate(self, bits: int) -> float:
-        """Return the compression rate of layers that take so many bits in all, against 16 bits a weight."""
+        """Return the compression rate of layers that take this many bits in all, against 16 bits a weight."""
         return float(1 - bits / sum(dense_bits(layer.shape) for layer in self.layers.values()))
 
     def _dense_layer(self, layer: Layer, gram: Tensor | None) -> LayerState:
@@ -327,7 +347,7 @@ class ModelBench:
         return LayerState.dense(weight.cpu() if self._offload else weight, gram=gram)
 
     def _bring(self, name: str, layer: LayerState) -> LayerState:
-        """Return the state on the device where the layer's weight is."""
+        """Return the state on the device of the layer's weight."""
         moved: LayerState = move(layer, self.layers[name].parameter.device) if self._offload else layer
         return moved
 
@@ -360,19 +380,19 @@ class ModelBench:
         return result
 
     def _check_apart(self, techniques: Iterable[Technique]) -> None:
-        """Raise InputError for a technique that cannot act on one layer apart from the others."""
+        """Raise InputError for a technique that cannot act on one layer independently of the others."""
         if found := [technique for technique in techniques if technique.whole_model]:
             allowed = "techniques that act on one layer at a time"
             raise InputError("a technique that acts on the whole model", allowed, str(found[0]))
 
 
 def _working(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype to compute in: exact for weights of those dtypes that models use."""
+    """Return the dtype to compute in. It represents weights of the dtypes that models use exactly."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _remarks(layers: Iterable[Layer]) -> list[str]:
-    """Return notes on layers that have other parameters than a weight, or share it in another layout."""
+    """Return notes on layers that have parameters besides a weight, or share their weight in another layout."""
     found = [
         f"layer {name}: its weight is that of layer {layer.name} in another layout, and is compressed as that one's"
         for layer in layers

@@ -14,13 +14,13 @@ from compcomp.layers.state import Grid, LayerState
 from compcomp.models.measure import effective_weight
 
 TOLERANCE = 1e-9
-"""Relative amount by which a bound is lowered."""
+"""The relative amount by which a bound is lowered to allow for rounding."""
 
-# Statement. Let every technique to come keep the low-rank term F beside the weight ("factors"), and let R be the
-# reference. In the end the layer computes with V + F for some weight V, and
-#   mask   if all is 0 now that the mask drops, and they keep it so, V is 0 there;
-#   grid   if the weight lies on a grid without offsets now, and they keep it there, every entry of V is one of its
-#          values.
+# Statement. Let every later technique keep the low-rank term F that is added to the weight ("factors"), and let R be
+# the reference. In the end the layer applies V + F for some weight V, and
+#   mask   if every entry that the mask drops is 0 now, and the later techniques keep it so, V is 0 there;
+#   grid   if the weight lies on a grid without offsets now, and the later techniques keep it there, every entry of V
+#          is one of its values.
 # So the loss in the end is at least the least loss of such a V:
 #   a loss that grows with each |R_ij - (V + F)_ij|: entry by entry, where V_ij = 0 if dropped, else the grid value
 #     nearest to (R - F)_ij, else (R - F)_ij itself, which loses nothing;
@@ -29,10 +29,15 @@ TOLERANCE = 1e-9
 
 
 def least_loss(layer: LayerState, loss: str, kept: Collection[str]) -> float:
-    """Return a lower bound of the loss after any techniques that keep these invariants, 0 where none is known.
+    """Return a lower bound of the loss after any techniques that keep these invariants, 0 if no bound is known.
 
-    No bound is known for a layer whose inputs have changed basis: its mask and grid are in another basis than its loss.
-    loss: a name. kept: out of "mask", "grid", "factors". Computed in float64, and lowered by what rounding may add.
+    The bound is computed in float64, and lowered by the error that rounding may cause. No bound is known for a layer
+    whose inputs have changed basis: its mask and grid are in another basis than its loss.
+
+    Args:
+        layer: The state now.
+        loss: The name of the loss.
+        kept: The invariants that the later techniques keep, out of "mask", "grid" and "factors".
     """
     if "factors" not in kept or layer.format.transform is not None:
         return 0.0
@@ -53,7 +58,7 @@ def least_loss(layer: LayerState, loss: str, kept: Collection[str]) -> float:
 
 
 def _fits(layer: LayerState) -> bool:
-    """Return True if every masked weight is zero: no technique keeps an invariant that is broken already."""
+    """Return True if every masked weight is zero. No technique keeps an invariant that is broken already."""
     return layer.format.mask is not None and not bool(_tensor(layer.weight)[~_tensor(layer.format.mask)].any())
 
 

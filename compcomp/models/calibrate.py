@@ -1,4 +1,4 @@
-"""Run a model over calibration data once, and collect what its layers see."""
+"""Run a model over calibration data once, and collect the inputs of its layers."""
 
 from __future__ import annotations
 
@@ -25,22 +25,27 @@ def calibrate(
     magnitudes: dict[str, Magnitudes] | None = None,
     notes: list[str] | None = None,
 ) -> dict[str, Tensor]:
-    """The Gram matrix (in x in, float64, on the layer's device) of each layer's inputs, by name.
+    """Return the Gram matrix (in x in, float64, on the layer's device) of each layer's inputs, by name.
 
-    The inputs are those of the **dense** model, for every layer and all along a sequence: layers are then
-    independent problems, and what is proved about one layer applies to these very tensors. One pass collects
-    all layers; layers that read the same tensors share one matrix, so treat them as read-only.
+    The inputs are those of the **dense** model, for every layer and throughout a sequence. Layers are therefore
+    independent problems, and a proof about one layer applies to exactly these tensors. One pass collects all layers.
+    Layers that read the same tensors share one matrix, so treat the matrices as read-only.
 
-    ``batches`` is an iterable (a DataLoader, a generator) of tensors, ``model(x)``; of dicts,
-    ``model(**batch)``; or of tuples and lists, ``model(*batch)``. A tensor or dict alone is one batch. They
-    are moved to the model's device. What a mask calls padding is left out, in whatever form it reaches a layer
-    (:mod:`compcomp.models.padding`): a batch with padding runs three times. The model runs in eval mode without
-    gradients; its modes come back, and no hook stays.
+    The model runs in eval mode without gradients. Its modes are restored, and no hook remains. Tokens that a mask marks
+    as padding are left out, in whatever form they reach a layer (:mod:`compcomp.models.padding`); a batch with padding
+    runs three times.
 
-    ``magnitudes``: where given, filled with the largest and the mean magnitude of each layer's input features.
-    ``notes``: where given, filled with what could not be told about padding, and for which layers.
+    Args:
+        model: The model, on the device to run on.
+        layers: The layers to observe.
+        batches: An iterable (a DataLoader, a generator) of tensors, ``model(x)``; of dicts, ``model(**batch)``; or of
+            tuples and lists, ``model(*batch)``. A tensor or dict alone is one batch. Batches are moved to the model's
+            device.
+        magnitudes: A dict to fill with the largest and the mean magnitude of each layer's input features.
+        notes: A list to extend with lines on layers for which padding could not be determined.
 
-    Raises InputError when there is no batch, one cannot be used, a layer never runs, or activations are not finite.
+    Raises:
+        InputError: There is no batch, a batch cannot be used, a layer never runs, or activations are not finite.
     """
     model = unwrap(model)
     layers = tuple(layers)
@@ -48,7 +53,7 @@ def calibrate(
     sizes: dict[str, tuple[Tensor, Tensor]] = {}  # of each feature the largest magnitude, and their sum
     told: dict[str, set[str]] = {}
     looking: Followed | None = None
-    first = False  # the run with other padding
+    first = False  # True in the run with other padding
 
     def hook(layer: Layer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def observe(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -74,7 +79,7 @@ def calibrate(
     device = next(p.device for p in model.parameters() if p.device.type != "meta")
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
-        stack.enter_context(torch.no_grad())  # inference_mode would leave its mark on what the model caches
+        stack.enter_context(torch.no_grad())  # inference_mode would mark the tensors that the model caches
         for layer in layers:
             for module in layer.modules:
                 handle = module.register_forward_pre_hook(hook(layer), with_kwargs=True)
@@ -102,7 +107,7 @@ def calibrate(
 
 
 def _disturbed_run(model: nn.Module, batch: Any, padded: list[Stream], looking: Followed) -> None:
-    """Run the batch with other padding: by its embeddings, or by its ids where these are no modules."""
+    """Run the batch with other padding: change its embeddings, or its ids if the embeddings are not modules."""
     with disturbed(model, batch, padded, looking.notes) as (other, missed):
         run(model, other)
     if lost := missed():
@@ -123,7 +128,7 @@ def _note(text: str, names: set[str]) -> str:
 
 
 def token_mask(batch: Any) -> Tensor | None:
-    """Truth values (batch x tokens), or None when nothing is padding."""
+    """Return truth values (batch x tokens), False for padding, or None if nothing is padding."""
     mask = batch.get("attention_mask") if isinstance(batch, dict) else None
     kept = kept_positions("attention_mask", mask) if isinstance(mask, Tensor) else None
     return None if kept is None or bool(kept.all()) else kept

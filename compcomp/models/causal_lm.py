@@ -1,4 +1,4 @@
-"""Language models from a local transformers directory, with text files to calibrate on and to measure."""
+"""Load language models from a local transformers directory, and text files to calibrate on and to measure."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from compcomp.models.windows import PerplexityOn
 WHERE, ALLOWED = "recipe: model", "a directory with a transformers causal language model, of plain weights"
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 BYTES = range(256, 512)
-"""Sizes of a vocabulary of bytes and a few tokens beside them."""
+"""Sizes of a vocabulary that consists of bytes and a few other tokens."""
 
 
 def load_directory(directory: Path) -> nn.Module:
-    """The causal language model saved in a directory, in eval mode. Nothing is downloaded.
+    """Load the causal language model in a directory, in eval mode. Nothing is downloaded.
 
-    Raises InputError with the reason in one line where it cannot be loaded, or not with all of its weights as saved.
+    Raises InputError, with the reason in one line, if it cannot be loaded with all of its weights as saved.
     """
     if not (directory / "config.json").is_file() or (directory / "adapter_config.json").is_file():
         raise _refused(directory, _instead(directory))
@@ -39,7 +39,7 @@ def load_directory(directory: Path) -> nn.Module:
             )
         except InputError:
             raise
-        except Exception as error:  # whatever is wrong with the files, and whichever library finds it
+        except Exception as error:  # whatever is wrong with the files, found by any library
             raise _refused(directory, _reason(error)) from None
     if other := sorted(told["mismatched_keys"]):
         name, saved, wanted = other[0]
@@ -53,7 +53,7 @@ def load_directory(directory: Path) -> nn.Module:
 
 
 def vocabulary_of(model: nn.Module) -> int | None:
-    """How many tokens the model's embedding knows; None where it does not tell."""
+    """Return the number of tokens that the model's embedding has, or None if it does not say."""
     try:
         table = model.get_input_embeddings()  # type: ignore[operator]
         return int(table.weight.shape[0])
@@ -62,10 +62,20 @@ def vocabulary_of(model: nn.Module) -> int | None:
 
 
 def token_windows(directory: Path, text: Path, length: int, count: int, vocabulary: int | None = None) -> Tensor:
-    """``count`` windows of ``length`` tokens spread evenly over a text file: int64, count x length.
+    """Return ``count`` windows of ``length`` tokens spread evenly over a text file: int64, count x length.
 
-    The directory's tokenizer cuts the text; a model without one and with a vocabulary of bytes reads bytes.
-    ``vocabulary``: how many tokens the model knows. InputError where the text has others.
+    The directory's tokenizer cuts the text. A model without a tokenizer, with a vocabulary of bytes, reads bytes.
+
+    Args:
+        directory: The model's directory.
+        text: The text file.
+        length: Tokens in a window.
+        count: The number of windows.
+        vocabulary: The number of tokens that the model knows, or None.
+
+    Raises:
+        InputError: There is no such text, it is shorter than one window, it has tokens outside the vocabulary, or the
+            tokenizer does not load.
     """
     if not text.is_file():
         raise InputError(f"{str(text)!r}, which is not there", "a text file", "recipe")
@@ -100,7 +110,7 @@ def _refused(directory: Path, reason: str) -> InputError:
 
 
 def _instead(directory: Path) -> str:
-    """What a directory holds in place of a model, in a few words."""
+    """Describe in a few terms the contents of a directory that holds no model."""
     if not directory.exists():
         return "not there"
     if not directory.is_dir():
@@ -124,7 +134,7 @@ def _size(shape: Any) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No reports and bars of transformers: what matters is told in one line."""
+    """Silence transformers' reports and bars: the message of an error has all that matters."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -139,5 +149,5 @@ def _quiet() -> Iterator[None]:
 
 
 def perplexity_on(windows: Tensor, batch_size: int = 4) -> PerplexityOn:
-    """``evaluate(model) -> {"perplexity": p}``: per token, over windows of int64 ids, count x length."""
+    """Return ``evaluate(model) -> {"perplexity": p}``: per token, over windows of int64 ids, count x length."""
     return PerplexityOn(windows, batch_size)

@@ -1,4 +1,4 @@
-"""Changes to a model's modules that can be undone, each to the very object that was there."""
+"""Change a model's modules in ways that can be undone. Undoing restores the very objects that were there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compcomp.models.layers import Layer
 
 
 class Changes:
-    """What was done to a model, to be undone in reverse."""
+    """The changes made to a model, to be undone in reverse order."""
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
@@ -20,21 +20,21 @@ class Changes:
         return bool(self._undo)
 
     def put(self, owner: Any, name: str, value: Any) -> None:
-        """Set an attribute, which need not be there."""
+        """Set an attribute, whether it exists or not."""
         own = name in vars(owner) or (isinstance(owner, nn.Module) and name in owner._parameters)
         before = getattr(owner, name) if own else None
         setattr(owner, name, value)
         self._undo.append(lambda: setattr(owner, name, before) if own else delattr(owner, name))
 
     def keep(self, modules: nn.ModuleList, alive: list[bool]) -> None:
-        """Leave these modules in the list, counted anew; the list stays the same object."""
+        """Keep only these modules in the list, and number them anew. The list stays the same object."""
         before = modules._modules
         stay = [module for module, lives in zip(before.values(), alive, strict=True) if lives]
         modules._modules = {str(place): module for place, module in enumerate(stay)}
         self._undo.append(lambda: setattr(modules, "_modules", before))
 
     def shrink(self, layer: Layer, side: str, kept: Tensor) -> None:
-        """Keep these rows (out) or columns (in) of a layer, and of its bias."""
+        """Keep only these rows (side "out") or columns (side "in") of a layer, and these entries of its bias."""
         module: Any = layer.modules[0]
         which = kept.to(module.weight.device)
         axis = (0 if side == "out" else 1) if not layer.transposed else (1 if side == "out" else 0)
@@ -51,10 +51,10 @@ class Changes:
         self.put(module, name, nn.Parameter(part.contiguous().clone(), requires_grad=whole.requires_grad))
 
     def add(self, later: Changes) -> None:
-        """Take over what was done after."""
+        """Take over the changes that were made after these."""
         self._undo += later._undo
 
     def undo(self) -> None:
-        """Put back what was there."""
+        """Undo all changes."""
         while self._undo:
             self._undo.pop()()

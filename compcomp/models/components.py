@@ -1,4 +1,4 @@
-"""What a compressed layer is made of, as tensors to store: levels and scales, kept values, mask, factors."""
+"""Convert a compressed layer to tensors to store, and back: levels and scales, kept values, mask, factors."""
 
 from __future__ import annotations
 
@@ -18,20 +18,28 @@ from compcomp.models.measure import effective_weight
 
 
 def pack(layer: LayerState, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The parts of one layer (out x in), on the CPU.
+    """Return the parts of one layer (out x in), on the CPU.
 
-    ``levels``: whole numbers (out x in; int8, or int16 above 127 levels a side; uint8 or int32 with offsets) with
-    ``scales``, one a group in row-major order, and ``offsets``, one a scale, where the grid has them. Of a grid with
-    ``codes`` (ascending, float64) the levels are their places (uint8 up to 256 codes). Without a
-    grid, ``values`` in the model's ``dtype``: out x in, or only the kept ones, in row-major order, under a mask.
-    ``mask``: bool, out x in. ``left`` (out x r), ``right`` (r x in): factors beside the weight; of one on a grid
-    ``left_levels`` and ``left_scales``, or ``right_levels`` and ``right_scales``. ``weight_left``,
-    ``weight_right``: the weight itself, when its rank makes these smaller. Arrays of a format for which the table of
-    fields (:mod:`compcomp.layers.walk`) says so, as they are under their names.
+    ``levels``: whole numbers (out x in), with ``scales``, one for each group in row-major order, and ``offsets``, one
+    for each scale, if the grid has them. They are int8, or int16 above 127 levels a side; with offsets uint8 or int32.
+    If the grid has ``codes`` (ascending, float64), the levels are positions among the codes (uint8 up to 256 codes).
 
-    With a transform all these are about the transformed inputs, and values keep the dtype of the state. ``basis_K``:
-    its K-th part in the order in which they act on the inputs, the scales (in) that features are divided by or the side
-    of a Hadamard matrix as one whole number. InputError where the parts do not add up to the layer's weight again.
+    ``values``: the weights in the model's ``dtype`` if there is no grid. They are out x in; under a mask only the kept
+    ones, in row-major order. ``mask``: bool, out x in. ``left`` (out x r), ``right`` (r x in): factors of the low-rank
+    branch. A factor on a grid has ``left_levels`` and ``left_scales``, or ``right_levels`` and ``right_scales``.
+    ``weight_left``, ``weight_right``: the weight itself, if its rank makes these smaller. Arrays of a format that the
+    table of fields (:mod:`compcomp.layers.walk`) marks to be stored are kept under their names.
+
+    With a transform, all these describe the weight for transformed inputs, and values keep the dtype of the state.
+    ``basis_K``: the K-th part of the transform, in the order in which the parts act on the inputs. It holds the scales
+    (in) that features are divided by, or the side of a Hadamard matrix as one whole number.
+
+    Args:
+        layer: The state of the layer.
+        dtype: The model's dtype.
+
+    Raises:
+        InputError: The parts do not add up to the layer's weight again.
     """
     form = layer.format
     dtype = dtype if form.transform is None else torch.promote_types(layer.weight.dtype, torch.float32)
@@ -39,7 +47,7 @@ def pack(layer: LayerState, dtype: torch.dtype) -> dict[str, Tensor]:
     if form.mask is not None:
         mask = parts["mask"] = _tensor(form.mask).bool()
     if mask is not None and form.grid is not None and not form.grid.zero and bool(weight[~mask].any()):
-        mask = None  # the grid has no zero to keep it with, and no step put it right: there is no mask any more
+        mask = None  # without a zero in the grid and with no step that restored the mask, there is no mask any more
         del parts["mask"]
     on_grid = {} if form.grid is None else _levels(weight, form.grid, mask)
     if on_grid:
@@ -70,7 +78,7 @@ def _check(layer: LayerState, parts: Mapping[str, Tensor]) -> None:
 
 
 def unpack(parts: Mapping[str, Tensor]) -> Tensor:
-    """The weight (out x in, float64) that the layer computes with, from what :func:`pack` gave."""
+    """Return the weight (out x in, float64) that the layer applies, from the result of :func:`pack`."""
     if "levels" in parts:
         weight = _from_levels(parts)
         if ("offsets" in parts or "codes" in parts) and "mask" in parts:
@@ -92,13 +100,13 @@ def unpack(parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def _factor(name: str, factor: Any, grid: Grid | None) -> dict[str, Tensor]:
-    """A factor as it is, or its levels and scales where it lies on a grid."""
+    """Return a factor as it is, or its levels and scales if it lies on a grid."""
     on_grid = {} if grid is None else _levels(_tensor(factor), grid, None)
     return {f"{name}_{part}": tensor for part, tensor in on_grid.items()} or {name: _tensor(factor)}
 
 
 def _unpacked(name: str, parts: Mapping[str, Tensor]) -> Tensor:
-    """The factor of this name, in float64."""
+    """Return the factor of this name, in float64."""
     if name in parts:
         return parts[name].double()
     of_factor = {part.removeprefix(f"{name}_"): tensor for part, tensor in parts.items()}
@@ -116,9 +124,11 @@ def _from_levels(parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def _levels(weight: Tensor, grid: Grid, mask: Tensor | None) -> dict[str, Tensor]:
-    """Levels, scales and offsets, one a group where groups are runs of equal length; none when off the grid.
+    """Return levels, and scales and offsets, one for each group if groups are runs of equal length.
 
-    Where zero is no value of the grid, only the weights that the mask keeps have to be on it.
+    Return {} off the grid.
+
+    If zero is not a value of the grid, only the weights that the mask keeps have to lie on it.
     """
     shared = {"scales": _tensor(grid.step).expand_as(weight)}
     if grid.offset is not None:
@@ -148,7 +158,10 @@ def _levels(weight: Tensor, grid: Grid, mask: Tensor | None) -> dict[str, Tensor
 def _places(
     exact: Tensor, step: Tensor, grid: Grid, mask: Tensor | None, dtype: torch.dtype, shared: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The places of weights (float64, from this dtype) among the codes, with what groups share; none when off them."""
+    """Return the positions of weights (float64, from this dtype) among the codes, and the shared arrays.
+
+    Return {} off them.
+    """
     assert grid.codes is not None
     codes = coded(grid.codes, step)
     levels = nearest_places(2 * exact, step, grid.codes, "half_even")
@@ -161,7 +174,7 @@ def _places(
 
 
 def _factorise(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The leading ``rank`` singular triples as out x rank and rank x in."""
+    """Return the leading ``rank`` singular triples as out x rank and rank x in."""
     u, s, vt = torch.linalg.svd(weight.double(), full_matrices=False)
     return (u[:, :rank] * s[:rank]).to(weight.dtype), vt[:rank].to(weight.dtype)
 

@@ -1,8 +1,8 @@
-"""What the config of a transformers model can say: which sizes, found by building models from it without memory.
+"""Bring the config of a transformers model up to date with its sizes, by building models from it without memory.
 
-A model can be loaded where its config, written and read, builds a model of the same parameters, and where the modules
-of the built one have the numbers that those of the model have (``num_heads``, ``sliding_window``, ``layer_idx``). No
-architecture is known here by name: which of a config's numbers have to change is found by trying, on the meta device.
+A model can be loaded if its config, written and read again, builds a model of the same parameters. The modules of the
+built model also have to hold the same numbers (``num_heads``, ``sliding_window``, ``layer_idx``) as those of the model.
+No architecture is known here by name: trials on the meta device find which of a config's numbers have to change.
 """
 
 from __future__ import annotations
@@ -24,29 +24,32 @@ WORDS = {
     "heads": ("head", "kv"),
     "blocks": ("layer",),
 }
-"""What the names of numbers contain that say how many neurons, heads or blocks there are."""
+"""Parts of the names of numbers that say how many neurons, heads or blocks there are."""
 
 PER_BLOCK = ("layer", "block", "types", "attention", "window", "pattern", "rope", "expert")
-"""What the names of lists contain that have an entry for each block, or name some of them."""
+"""Parts of the names of lists that have an entry for each block, or name some blocks."""
 
 PLACES = ("idx", "index", "_id")
-"""What the names of attributes contain that say which block a module is in."""
+"""Parts of the names of attributes that say which block a module is in."""
 
 TRIES = 12
-"""How many configs are tried at most."""
+"""The largest number of configs that are tried."""
 
 Setting = tuple[Any, str, Any]
 """A config, the name of an attribute, and its value."""
 
 
 class Described:
-    """A model of transformers, and what its config builds; ``name``: of the model within the whole, "" for itself."""
+    """A transformers model, and the model that its config builds.
+
+    ``name``: the name of the model within the whole one, "" for the whole one itself.
+    """
 
     def __init__(self, name: str, model: nn.Module, built: nn.Module) -> None:
         self.name, self.model, self._built = name, model, built
 
     def without_blocks(self, modules: str, alive: Sequence[bool], changes: Changes) -> None:
-        """Bring the config up to date after blocks of this list (its name in the model) have gone."""
+        """Bring the config up to date after blocks of the list of this name have been removed."""
         count, left = len(alive), sum(alive)
         settings, lists = list[Setting](), list[Setting]()
         for config in self._configs():
@@ -63,9 +66,13 @@ class Described:
         self._adopt(found, changes)
 
     def with_units(self, kind: str, sizes: Mapping[int, int], more: Mapping[str, int], changes: Changes) -> None:
-        """Bring the config up to date after neurons or heads have gone: numbers that were and that are.
+        """Bring the config up to date after neurons or heads have been removed.
 
-        ``more``: what may have to be said beside, such as ``head_dim``.
+        Args:
+            kind: "neurons" or "heads".
+            sizes: For each earlier number, the new one.
+            more: Further settings that may be needed, such as ``head_dim``.
+            changes: Receives the changes.
         """
         settings, beside = list[Setting](), list[Setting]()
         for config in self._configs():
@@ -87,7 +94,7 @@ class Described:
         return [root, *(value for value in vars(root).values() if _is_config(value))]
 
     def _fitting(self, tries: Sequence[Sequence[Setting]], changes: Changes) -> nn.Module:
-        """What a config builds that fits the model as it is now; the first of these that does stays."""
+        """Return the model built from the first config that fits the model as it is now, and keep that config."""
         wanted = _shapes(self.model)
         for settings in tries[:TRIES]:
             trial = Changes()
@@ -95,7 +102,7 @@ class Described:
                 for config, key, value in settings:
                     trial.put(config, key, value)
                 built = _build(self.model)
-            except AttributeError:  # what the config computes from others cannot be set
+            except AttributeError:  # the config computes this setting from others
                 built = None
             if built is not None and _shapes(built) == wanted:
                 changes.add(trial)
@@ -105,7 +112,7 @@ class Described:
         raise InputError(f"sizes that {config} cannot say", "sizes of which a config builds a model", "cut")
 
     def _adopt(self, found: nn.Module, changes: Changes) -> None:
-        """Give the model's modules and their configs the numbers that the new config builds where they had the old."""
+        """Give the model's modules and their configs the new config's numbers, if they had the old config's numbers."""
         seen = set[int]()
         for name, module in self.model.named_modules():
             old, new = (_submodule(built, name) for built in (self._built, found))
@@ -124,7 +131,7 @@ class Described:
 
 
 def described(model: nn.Module) -> list[Described]:
-    """The outermost models of transformers in this one whose configs build the same parameters."""
+    """Return the outermost transformers models in this one whose configs build the same parameters."""
     found = list[Described]()
     outer = list[str]()
     for name, module in model.named_modules():
@@ -139,13 +146,13 @@ def described(model: nn.Module) -> list[Described]:
 
 
 def _build(model: nn.Module) -> nn.Module | None:
-    """What the model's config builds once it has been written and read again, on the meta device."""
+    """Build a model on the meta device from the model's config, written and read again; None if that fails."""
     config: Any = model.config
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             read = type(config).from_dict(json.loads(config.to_json_string(use_diff=True)))
             built: nn.Module = type(model)(read)
-    except Exception:  # whatever a config of no meaning raises
+    except Exception:  # any error of a config that makes no sense
         return None
     return built
 
@@ -155,7 +162,7 @@ def _shapes(model: nn.Module) -> dict[str, Any]:
 
 
 def _check_places(old: nn.Module, new: nn.Module, alive: Sequence[bool]) -> None:
-    """Raise InputError where blocks would be of other kinds (a sliding window, no rotation) once they are loaded."""
+    """Raise InputError if loading would give blocks of another kind (a sliding window, no rotation)."""
     for name, module in old.named_modules():
         other = new.get_submodule(name)
         for key, value in _numbers(module).items():
@@ -168,7 +175,10 @@ def _check_places(old: nn.Module, new: nn.Module, alive: Sequence[bool]) -> None
 
 
 def _filtered(key: str, value: Sequence[Any], alive: Sequence[bool]) -> list[Any] | None:
-    """What a list that has an entry for each block, or names blocks by their places, is without those that go."""
+    """Return a list without the entries of the removed blocks, or None if it is no list about blocks.
+
+    It has an entry for each block, or names blocks by their positions.
+    """
     count, places = len(alive), [sum(alive[:place]) for place in range(len(alive))]
     if not any(word in key for word in PER_BLOCK):
         return None
@@ -182,13 +192,13 @@ def _filtered(key: str, value: Sequence[Any], alive: Sequence[bool]) -> list[Any
 
 
 def _subsets(settings: Sequence[Setting]) -> list[list[Setting]]:
-    """All of them, then the smaller choices, the smallest first."""
+    """Return all settings, then the smaller choices of them, the smallest first."""
     sizes = (len(settings), *range(1, len(settings)))
     return [list(chosen) for size in sizes for chosen in islice(combinations(settings, size), TRIES)]
 
 
 def _numbers(owner: Any) -> dict[str, Any]:
-    """The attributes that are numbers, texts or lists of such."""
+    """Return the attributes that are numbers, texts or lists of these."""
     return {key: value for key, value in vars(owner).items() if not key.startswith("_") and _is_plain(value)}
 
 

@@ -1,7 +1,8 @@
-"""On which weights of a layer a claim's conditions hold, and what its sides lose there and elsewhere.
+"""Find the weights of a layer on which a claim's conditions hold, and the losses of its sides there and elsewhere.
 
-A claim that is proved under conditions speaks of a layer's *independent units*: the smallest parts that no step reaches
-out of. Each is a layer of its own, so the proof holds for it where the conditions do (docs/conditions.md).
+A claim that is proved under conditions speaks of a layer's *independent units*: the smallest parts such that no step
+reads or writes across their borders. Each unit is a layer of its own, so the proof holds for it if the conditions do
+(docs/conditions.md).
 """
 
 from __future__ import annotations
@@ -32,16 +33,27 @@ from compcomp.layers.state import LayerState
 from compcomp.models.follow import FLOOR, UNIT, FollowedRun, Groups, bounds, follow, measured, slices
 
 Check = Callable[[Condition, Claim, Sequence[FollowedRun], int], list[Groups]]
-"""One truth value for each group of each step that a condition speaks of; true only where it surely holds.
+"""A function that checks a condition: one truth value for each group of each step that the condition speaks of.
 
-Given the runs of all sequences of the claim and how many units the layer has."""
+A value is true only if the condition surely holds there. The arguments are the condition, the claim, the runs of all
+sequences of the claim, and the number of units of the layer.
+"""
 
 CHECKS: dict[type[Condition], Check] = {}
-"""By kind of condition; one that is not here holds nowhere."""
+"""The check for each kind of condition. A kind without a check holds nowhere."""
 
 
 def coverage(claims: Sequence[Claim], name: str, layer: LayerState) -> list[Coverage]:
-    """Of each claim, its coverage on the dense layer of this name; sequences that claims share are run once."""
+    """Return the coverage of each claim on the dense layer of this name. Sequences that claims share are run once.
+
+    Args:
+        claims: Claims that are proved under conditions.
+        name: The layer's name.
+        layer: The dense layer.
+
+    Raises:
+        InputError: A claim speaks of techniques that change inputs or the basis.
+    """
     runs: dict[str, FollowedRun] = {}
     for claim in claims:
         if claim.changes_inputs or claim.changes_basis:
@@ -55,8 +67,8 @@ def coverage(claims: Sequence[Claim], name: str, layer: LayerState) -> list[Cove
 def units(claim: Claim) -> Partition:
     """Return the smallest parts of a layer that a claim treats as independent layers.
 
-    Every group of every step lies inside one. A loss of outputs adds over rows only. A condition that is not local, or
-    a technique that is not a single selection or map, has the whole layer as its unit.
+    Every group of every step lies inside one part. A loss of outputs adds over rows only. The unit is the whole layer
+    if a condition is not local, or a technique is not a single selection or map.
     """
     steps = [technique.steps() for sequence in claim.sequences for technique in sequence]
     partitions = [step.sees for own in steps for step in own]
@@ -70,7 +82,7 @@ def units(claim: Claim) -> Partition:
 
 
 def checked(claim: Claim, runs: Sequence[FollowedRun]) -> dict[Condition, list[Groups]]:
-    """Of each condition of the claim, where it surely holds along these runs."""
+    """Return for each condition of the claim where it surely holds along these runs."""
     count = _count(claim, runs[0].last.weight)
     found = {}
     for condition in claim.given:
@@ -114,7 +126,7 @@ def _covered(claim: Claim, runs: Sequence[FollowedRun], layer: LayerState) -> Co
 
 
 class _Lost:
-    """The loss of one run, unit by unit, and how far the loss of the exact run may be from it."""
+    """The loss of one run, unit by unit, and a bound on its distance from the loss of the exact run."""
 
     def __init__(self, loss: Loss, run: FollowedRun, count: int) -> None:
         self.degree = loss.degree
@@ -162,7 +174,7 @@ class _Lost:
 
 
 def _by_lines(entries: Tensor, count: int, weight: Tensor) -> Tensor:
-    """Sums over the parts of rows that lie in one unit each."""
+    """Return sums over the parts of rows that lie in one unit each."""
     return entries.reshape(-1, min(weight.shape[1], weight.numel() // count)).sum(dim=1)
 
 
@@ -171,7 +183,7 @@ def _by_units(pieces: list[Tensor], count: int) -> Tensor:
 
 
 def _differ(one: FollowedRun, other: FollowedRun, count: int) -> Tensor:
-    """Units in which two runs that should be equal are not, beyond their errors."""
+    """Return the units in which two runs that should be equal differ by more than their errors."""
     relative, apart = 2 * (one.error + other.error), []
     for part in slices(one.last.weight):
         a, b = (run.last.weight[part].to(torch.float64) for run in (one, other))
@@ -193,7 +205,7 @@ def _on(kind: type[Condition]) -> Callable[[Check], Check]:
 
 @_on(NoTies)
 def no_ties(condition: Condition, claim: Claim, runs: Sequence[FollowedRun], count: int) -> list[Groups]:
-    """Every selection separates its scores, by more than their error unless they are exact."""
+    """Return where every selection separates its scores, by more than their error unless they are exact."""
     return [
         followed.separated.within(run.known(count, k))
         for run in runs
@@ -204,7 +216,10 @@ def no_ties(condition: Condition, claim: Claim, runs: Sequence[FollowedRun], cou
 
 @_on(LargestKept)
 def largest_kept(condition: Condition, claim: Claim, runs: Sequence[FollowedRun], count: int) -> list[Groups]:
-    """The largest measure stays: what goes measures no more than what stays, surely so where measures are not exact."""
+    """Return where the largest measure stays: no dropped weight measures more than the largest kept one.
+
+    If measures are not exact, this has to hold surely.
+    """
     found = []
     for run in runs:
         for k, followed in enumerate(run.steps):
@@ -212,7 +227,7 @@ def largest_kept(condition: Condition, claim: Claim, runs: Sequence[FollowedRun]
                 continue
             later = (f.step for f in run.steps[k + 1 :] if isinstance(f.step, ScaledMap))
             steps = {(step.partition, step.measure): step for step in later}
-            known = run.known(count, k + 1)  # what goes has to be what goes in exact arithmetic
+            known = run.known(count, k + 1)  # the dropped weights have to be those of exact arithmetic
             found += [
                 _largest_stays(step, followed.before, followed.after, followed.error).within(known)
                 for step in steps.values()
@@ -243,7 +258,10 @@ def _nowhere(partition: Partition, weight: Tensor) -> Groups:
 
 @_on(ScaleUnchanged)
 def scale_unchanged(condition: Condition, claim: Claim, runs: Sequence[FollowedRun], count: int) -> list[Groups]:
-    """Every map finds the dense group's scale: floats that are exact are equal; others cannot be told to be."""
+    """Return where every map finds the scale of the dense group.
+
+    Exact floats are compared. No others are accepted, because their equality in exact arithmetic cannot be known.
+    """
     found = []
     for run in runs:
         for k, followed in enumerate(run.steps):
@@ -266,13 +284,13 @@ def scale_unchanged(condition: Condition, claim: Claim, runs: Sequence[FollowedR
 
 @_on(DiagonalGram)
 def diagonal_gram(condition: Condition, claim: Claim, runs: Sequence[FollowedRun], count: int) -> list[Groups]:
-    """Every other entry of the Gram matrix is exactly zero."""
+    """Return True for the whole layer if every off-diagonal entry of the Gram matrix is exactly zero."""
     return [_of_layer(_is_diagonal(_gram(runs)), runs)]
 
 
 @_on(OrthogonalInputs)
 def orthogonal_inputs(condition: Condition, claim: Claim, runs: Sequence[FollowedRun], count: int) -> list[Groups]:
-    """The Gram matrix is diagonal, and its diagonal is exactly one positive number."""
+    """Return True for the whole layer if the Gram matrix is diagonal with exactly one positive number on it."""
     gram = _gram(runs)
     holds = gram is not None and _is_diagonal(gram) and bool((gram.diagonal() == gram[0, 0]).all() & (gram[0, 0] > 0))
     return [_of_layer(holds, runs)]
@@ -280,7 +298,7 @@ def orthogonal_inputs(condition: Condition, claim: Claim, runs: Sequence[Followe
 
 @_on(Box)
 def box(condition: Condition, claim: Claim, runs: Sequence[FollowedRun], count: int) -> list[Groups]:
-    """Every float is within the radius, as exact numbers."""
+    """Return True for the whole layer if every float is within the radius, compared as exact numbers."""
     assert isinstance(condition, Box)
     weight: Tensor = runs[0].last.reference
     holds = tuple(weight.shape) == condition.shape and all(

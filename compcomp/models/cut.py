@@ -1,4 +1,4 @@
-"""Remove physically what does nothing: neurons, heads and blocks whose outputs are read by zeros alone."""
+"""Remove physically the neurons, heads and blocks without effect: only zeros read their outputs."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from compcomp.models.layers import Layer, evaluating, layers_by_name, unwrap
 from compcomp.models.structure import attentions, block_lists, feed_forwards, head_size
 
 TOLERANCE = 1e-3
-"""What outputs may differ by, relative to the largest: sums over fewer zeros are rounded otherwise."""
+"""The largest change of outputs, relative to the largest output: sums over fewer zeros are rounded differently."""
 
 ROUNDED = {torch.float64: 1e-6, torch.float32: 1.0, torch.float16: 10.0, torch.bfloat16: 40.0}
-"""The tolerance of outputs of another dtype, relative to that of float32."""
+"""The tolerance for outputs of another dtype, relative to that for float32."""
 
 ALLOWED = "blocks, heads and neurons that can be removed without a trace"
 
 COUNTS = ("num_heads", "n_heads", "num_attention_heads", "num_key_value_heads", "num_kv_heads")
-"""What attentions call the number of their heads, where no config says it."""
+"""Names that attentions give to the number of their heads, if no config holds it."""
 
 FINDERS: dict[str, Callable[[nn.Module, Mapping[str, Layer]], list[Group]]] = {
     "neurons": feed_forwards,
@@ -39,22 +39,29 @@ Change = Callable[[Changes], None]
 
 
 def cut(model: nn.Module, batch: Any) -> nn.Module:
-    """Make the layers of a model smaller by what has no effect, and return the same module.
+    """Make the layers of a model smaller by removing everything without effect, and return the same module.
 
-    Neurons and heads (all that share keys and values together) go whose columns in the layer that reads them are all
-    zero, as ``PruneNeurons`` and ``PruneHeads`` leave them; blocks go that add nothing to their inputs whatever these
-    are, as ``RemoveBlocks`` leaves them. One neuron and one head stay of each network and attention, and one block.
+    Neurons and heads are removed if their columns in the layer that reads them are all zero, as ``PruneNeurons`` and
+    ``PruneHeads`` leave them. All heads that share keys and values go together. Blocks are removed if they add nothing
+    to any inputs, as ``RemoveBlocks`` leaves them. One neuron and one head of each network and attention stay, and one
+    block.
 
-    A model of transformers stays one that ``save_pretrained`` and ``from_pretrained`` carry over: its ``config`` is
-    brought up to date, and what the config cannot say is not done. So its networks keep the same number of neurons,
-    that of the largest, and heads stay where their size is the model's width divided by their number.
+    A transformers model can still be saved and loaded with ``save_pretrained`` and ``from_pretrained``: its ``config``
+    is brought up to date, and a change that the config cannot express is not made. So its networks keep the same number
+    of neurons, that of the largest one. Heads stay if their size is the model's width divided by their number.
 
-    ``batch``: one of calibration, to see that the model's outputs stay what they were up to rounding. What cannot go
-    stays, with a warning that says why. Raises InputError, with the model as it was, where nothing else is left to do.
+    Whatever cannot be removed stays, with a warning that gives the reason.
+
+    Args:
+        model: The model, changed in place.
+        batch: A batch of calibration, on which the model's outputs have to stay the same up to rounding.
+
+    Raises:
+        InputError: Something without effect cannot be removed, and nothing else was. The model is then as it was.
     """
     inner = unwrap(model)
     batch = move(batch, next(inner.parameters()).device)
-    with torch.inference_mode(False), torch.no_grad(), evaluating(inner):  # new parameters are ordinary ones
+    with torch.inference_mode(False), torch.no_grad(), evaluating(inner):  # new parameters have to be ordinary tensors
         cutter = _Cutter(inner, batch)
         try:
             cutter.blocks()
@@ -71,7 +78,7 @@ def cut(model: nn.Module, batch: Any) -> nn.Module:
 
 
 class _Cutter:
-    """A model, what it puts out for a batch, what was done to it, and what stayed and why."""
+    """A model, its outputs for a batch, the changes made to it, and the parts that stayed, with reasons."""
 
     def __init__(self, model: nn.Module, batch: Any) -> None:
         self.model, self.batch = model, batch
@@ -80,7 +87,7 @@ class _Cutter:
         self.done, self.stayed = Changes(), list[str]()
 
     def blocks(self) -> None:
-        """Remove the blocks of every list that add nothing: all of them, or those of which each can go."""
+        """Remove from every list the blocks that add nothing: together, or one by one if that fails."""
         for name, modules in block_lists(self.model, layers_by_name(self.model)):
             idle = [place for place, nothing in enumerate(identities(list(modules), self._run)) if nothing]
             if len(idle) == len(modules):
@@ -91,7 +98,7 @@ class _Cutter:
                         self.stayed.append(f"block {name}.{place}: {reason}")
 
     def units(self, kind: str) -> None:
-        """Remove the units that are read by zeros alone, of all alike networks at once, and then of single kinds."""
+        """Remove the units that only zeros read: of all similar networks at once, and then of each kind."""
         together: dict[tuple[int, int], list[Group]] = {}
         for group in FINDERS[kind](self.model, layers_by_name(self.model)):
             together.setdefault((id(self._config_of(group.name)), group.units), []).append(group)
@@ -109,7 +116,7 @@ class _Cutter:
                     self.stayed.append(f"{kind} of {part[0]}{more}: {reason}")
 
     def _without(self, name: str, modules: nn.ModuleList, idle: Sequence[int]) -> Change:
-        """Take these blocks out of a list."""
+        """Return the change that takes these blocks out of a list."""
         alive = [place not in idle for place in range(len(modules))]
 
         def change(changes: Changes) -> None:
@@ -127,7 +134,10 @@ class _Cutter:
         return change
 
     def _fewer(self, kind: str, names: Sequence[str]) -> Change:
-        """Take the idle units of these networks or attentions; under one config the same number of all."""
+        """Return the change that removes the idle units of these networks or attentions.
+
+        Under one config the same number is removed of all.
+        """
 
         def change(changes: Changes) -> None:
             layers = layers_by_name(self.model)
@@ -158,7 +168,7 @@ class _Cutter:
         return change
 
     def _attempt(self, change: Change) -> str | None:
-        """Make a change; undone, with the reason returned, where it leaves a trace or would not be loaded."""
+        """Make a change. If it alters outputs or the model could not be loaded, undo it and return the reason."""
         changes = Changes()
         try:
             change(changes)
@@ -167,7 +177,7 @@ class _Cutter:
         except InputError as error:
             changes.undo()
             return error.given
-        except Exception as error:  # the model's own code does not take the sizes
+        except Exception as error:  # the model's own code does not support the sizes
             changes.undo()
             return f"without them the model raises {type(error).__name__} ({str(error).splitlines()[0][:80]})"
         except BaseException:
@@ -177,7 +187,7 @@ class _Cutter:
         return None
 
     def _compare(self) -> None:
-        """Raise InputError where the model puts out something else than before."""
+        """Raise InputError if the model's outputs are not the earlier ones."""
         after = self._outputs()
         if [x.shape for x in after] != [x.shape for x in self.before]:
             raise InputError("outputs change their shape", ALLOWED, "cut")
@@ -195,7 +205,7 @@ class _Cutter:
         return found
 
     def _run(self) -> Any:
-        """What the model puts out, without caches: these would grow where a block runs twice."""
+        """Return the model's output, computed without caches: these would grow if a block runs twice."""
         named = isinstance(self.batch, Mapping)
         kwargs = dict(self.batch) if named else {}
         args = () if named else self.batch if isinstance(self.batch, list | tuple) else (self.batch,)
@@ -213,7 +223,7 @@ class _Cutter:
 
 
 def _floats(output: Any) -> Iterator[Tensor]:
-    """The tensors of floats in what a model puts out."""
+    """Yield the tensors of floats in a model's output."""
     if isinstance(output, Tensor):
         if output.is_floating_point():
             yield output
@@ -226,7 +236,7 @@ def _floats(output: Any) -> Iterator[Tensor]:
 
 
 def _alive(group: Group, layers: Mapping[str, Layer]) -> Tensor:
-    """Which units are read by something else than zeros; the first where none is."""
+    """Return for each unit if anything but zeros reads it; the first unit if nothing does."""
     reads = layers[group.reads.layer].weight
     alive = reads.reshape(len(reads), group.units, group.reads.size).ne(0).any(dim=2).any(dim=0)
     if not bool(alive.any()):
@@ -235,7 +245,7 @@ def _alive(group: Group, layers: Mapping[str, Layer]) -> Tensor:
 
 
 def _level(alive: Sequence[Tensor]) -> None:
-    """Let the first idle units live, so that all have as many as the one with most."""
+    """Mark the first idle units as alive, so that all networks have as many as the one with most."""
     most = max(int(which.sum()) for which in alive)
     for which in alive:
         idle = (~which).nonzero()[:, 0]
@@ -243,7 +253,7 @@ def _level(alive: Sequence[Tensor]) -> None:
 
 
 def _check_own(model: nn.Module, group: Group, layers: Mapping[str, Layer]) -> None:
-    """Raise InputError where a layer of the group shares its weight, or computes it."""
+    """Raise InputError if a layer of the group shares its weight, or computes it."""
     users: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         key = parameter.untyped_storage().data_ptr()
@@ -256,7 +266,7 @@ def _check_own(model: nn.Module, group: Group, layers: Mapping[str, Layer]) -> N
 
 
 def _take(group: Group, alive: Tensor, layers: Mapping[str, Layer], changes: Changes) -> None:
-    """Remove the units that do not live from all layers of the group."""
+    """Remove the units that are not alive from all layers of the group."""
     kept: dict[tuple[str, str], Tensor] = {}
     for part in group.parts:
         key, layer = (part.layer, part.side), layers[part.layer]

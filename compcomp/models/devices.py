@@ -1,4 +1,4 @@
-"""Where a model runs, and bringing things there."""
+"""Choose the device that a model runs on, and move tensors there."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from compcomp.models.memory import extent, is_plain
 
 
 def choose(model: nn.Module, given: str | torch.device) -> torch.device | None:
-    """The device for "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N"; InputError for any other.
+    """Return the device for "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N". Raises InputError for any other.
 
-    None leaves the model where it is: "auto" for one that is spread over several devices.
+    The result None leaves the model where it is: for "auto" and a model that is spread over several devices.
     """
     spread = sorted({str(p.device) for p in model.parameters()})
     if given == "auto":
@@ -39,7 +39,10 @@ def choose(model: nn.Module, given: str | torch.device) -> torch.device | None:
 
 
 def bring(model: nn.Module, device: torch.device) -> None:
-    """Move the model to a device, unless all of it that is loaded is there. Tensors that share memory go on sharing."""
+    """Move the model to a device, unless all of it that is loaded is there.
+
+    Tensors that share memory still share it.
+    """
     tensors = [*model.parameters(), *model.buffers()]
     if any(tensor.device not in (device, torch.device("meta")) for tensor in tensors):
         move_together(tensors, device)
@@ -47,7 +50,7 @@ def bring(model: nn.Module, device: torch.device) -> None:
 
 
 def move_together(tensors: Iterable[Tensor], device: torch.device) -> None:
-    """Move those of these tensors that share memory with another, in place: as views of one copy of that memory."""
+    """Move, in place, those of the tensors that share memory with another, as views of one copy of that memory."""
     plain = [t for t in tensors if is_plain(t) and t.numel()]
     groups: list[list[Tensor]] = []
     reach: tuple[int, int] = 0, 0  # storage and end of the last group
@@ -74,7 +77,7 @@ def move_together(tensors: Iterable[Tensor], device: torch.device) -> None:
 
 
 def move(value: Any, device: torch.device) -> Any:
-    """The value with every tensor on the device: also those in dicts, lists, tuples and dataclasses."""
+    """Return the value with every tensor on the device, also inside dicts, lists, tuples and dataclasses."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, Mapping):

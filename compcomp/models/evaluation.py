@@ -1,4 +1,4 @@
-"""Calling the user's ``evaluate``: the same metrics each time, under the user's modes of torch."""
+"""Call the user's ``evaluate``, under the user's modes of torch, and check that it gives the same metrics each time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from compcomp.models.modes import Modes
 
 
 class Evaluation:
-    """The user's ``evaluate``, None where there is none. It runs under the modes of torch of the time of creation.
+    """The user's ``evaluate``, or None. It runs under the modes of torch at the time when this object was made.
 
-    ``notes``: filled with what a report should tell, such as a metric that was not finite.
+    ``notes`` receives lines that a report should show, such as a metric that was not finite.
     """
 
     def __init__(self, evaluate: Callable[..., Any] | None, notes: list[str]) -> None:
@@ -28,7 +28,7 @@ class Evaluation:
 
     @property
     def key(self) -> str | None:
-        """A text that is another whenever the values may be; None where the user's function has no such attribute."""
+        """A text that changes whenever the values may change; None if the user's function has no such attribute."""
         key = getattr(self.evaluate, "key", None) if self.evaluate is not None else ""
         return key if isinstance(key, str) else None
 
@@ -47,7 +47,7 @@ class Evaluation:
         return metric_direction(metric, self.evaluate) == "lower"
 
     def metrics(self, model: nn.Module) -> dict[str, float]:
-        """Return the metrics of a model. Raises InputError where they are not those of the calls before."""
+        """Return the metrics of a model. Raises InputError if their names are not those of earlier calls."""
         assert self.evaluate is not None
         with self.modes.on():
             metrics = read_metrics(self.evaluate(model), self.evaluate)
@@ -57,7 +57,7 @@ class Evaluation:
         return metrics
 
     def sums(self, model: nn.Module, parts: Sequence[int]) -> dict[str, list[tuple[float, float]]]:
-        """Return by metric the sum and count of each of these parts. Raises InputError like :meth:`metrics`."""
+        """Return for each metric the sum and count of each of these parts. Raises InputError like :meth:`metrics`."""
         assert self.evaluate is not None
         with self.modes.on():
             found = read_parts(self.evaluate(model, parts=list(parts)), len(parts))
@@ -68,7 +68,7 @@ class Evaluation:
         return found
 
     def _check_names(self, metrics: Mapping[str, Any]) -> None:
-        """Raise InputError unless these are the metrics of the calls before."""
+        """Raise InputError unless these are the metrics of earlier calls."""
         names = self._names = self._names or tuple(metrics)
         if missing := [name for name in names if name not in metrics]:
             raise InputError(

@@ -1,4 +1,4 @@
-"""One layer's part of a search: every node of a tree of techniques, each state once. Runs in any process."""
+"""Explore one layer's part of a search: run every node of a tree of techniques, each state once, in any process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from compcomp.models.measure import layer_losses
 from compcomp.models.states import applied, digest, tensors
 
 BOUND_FROM = 4
-"""Nodes that must lie behind one for it to be worth a bound: one costs about as much as a technique."""
+"""The number of later nodes from which on a bound pays: it costs about as much as a technique."""
 
 
 def packed(layer: LayerState, *, magnitudes: bool) -> bytes:
@@ -33,8 +33,8 @@ def packed(layer: LayerState, *, magnitudes: bool) -> bytes:
 def explore(job: LayerJob) -> LayerResult:
     """Measure one layer after every end of the job's tree.
 
-    With caps, nodes behind a state whose loss must exceed all caps of its ends are not run.
-    Raises InputError, naming the layer, where a technique does not fit or its result is not finite.
+    With caps, the nodes below a state are not run if the loss at all ends below it must exceed their caps.
+    Raises InputError, naming the layer, if a technique does not fit or its result is not finite.
     """
     start = time.monotonic()
     given = {name: tensor.to(job.device) for name, tensor in load(job.tensors).items()}
@@ -61,7 +61,7 @@ def explore(job: LayerJob) -> LayerResult:
 class _States:
     """The states of one layer by digest, the most recently used in memory, and how each was first reached.
 
-    ``digests``: of each node. ``after``: the digest after a technique on a state.
+    ``digests``: the digest of each node. ``after``: the digest after a technique on a state.
     """
 
     def __init__(self, dense: LayerState, job: LayerJob) -> None:
@@ -100,7 +100,8 @@ class _States:
     def _least(self, key: str, loss: str, kept: frozenset[str], cap: float) -> float:
         """Return a lower bound of the loss after techniques that keep these invariants of a state.
 
-        The state's own loss is never less than the bound, so a state within the cap is not bounded: the result is 0.
+        The bound is never more than the state's own loss. A state whose own loss is within the cap is therefore not
+        bounded: the result is 0.
         """
         if (key, kept) not in self._bounds:
             if key not in self._own:
@@ -111,7 +112,7 @@ class _States:
         return self._bounds[key, kept]
 
     def measured(self, ends: Mapping[str, None], losses: Sequence[str]) -> dict[str, tuple[dict[str, float], int]]:
-        """Return losses and bits of the states with these digests, measuring those still in memory first."""
+        """Return losses and bits of the states with these digests. States still in memory are measured first."""
         order = sorted(ends, key=lambda key: key not in self._kept)
         for key in order:
             state = self._state(key)
@@ -154,7 +155,7 @@ class _States:
 
 
 class _Ahead:
-    """The part of the tree behind each node: how many nodes, which techniques, and the largest cap of its ends."""
+    """The part of the tree below each node: the number of nodes, their techniques, and the largest cap of its ends."""
 
     def __init__(self, job: LayerJob, caps: Caps) -> None:
         parents, steps = job.parents, job.steps
@@ -171,11 +172,11 @@ class _Ahead:
             self.caps[parent] = max(self.caps[parent], self.caps[node])
 
     def kept(self, node: int) -> frozenset[str]:
-        """Return the invariants that every technique behind this node keeps."""
+        """Return the invariants that every technique below this node keeps."""
         return frozenset(name for name, which in self.keeps.items() if self.steps[node] <= which)
 
     def behind(self, node: int, children: Sequence[Sequence[int]]) -> Iterator[int]:
-        """Yield the node and all nodes behind it."""
+        """Yield the node and all nodes below it."""
         stack = [node]
         while stack:
             yield (one := stack.pop())
@@ -183,7 +184,7 @@ class _Ahead:
 
 
 def _size(state: LayerState) -> int:
-    """Return the bytes of the storages that the state does not share with the dense layer, each once."""
+    """Return the bytes of the storages that the state does not share with the dense layer, each counted once."""
     shared = state.reference.untyped_storage().data_ptr()
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors((state.weight, state.format))}
     return sum(storage.nbytes() for place, storage in storages.items() if place != shared)

@@ -1,4 +1,4 @@
-"""A text for everything that a model's numbers depend on: its values, its settings and the code that it runs."""
+"""Compute a text for everything that a model's results depend on: its values, its settings and its code."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ from torch import Tensor, nn
 from compcomp.models.memory import bits, parts, shape_of
 
 PLACES = {"_name_or_path", "name_or_path", "_commit_hash"}
-"""Settings that say where a model is from."""
+"""Settings that say where a model comes from."""
 OWN = {"_parameters", "_buffers", "_modules", "training"}
-"""Attributes of a module that are looked at otherwise, or that do not count: it is measured in eval mode."""
+"""Attributes of a module that are read separately, or that do not count: the model is measured in eval mode."""
 
 
 def model_fingerprint(model: nn.Module, more: Iterable[Any] = ()) -> str:
-    """The same text for two models only if they compute the same, as far as can be told without running them.
+    """Return a text that is the same for two models only if they compute the same, as far as is known without a run.
 
-    It covers all parameters and buffers, also those that are not saved, what else modules hold (rates, shapes,
-    functions, configurations), their classes and the source of those outside of installed packages, hooks, and the
-    versions of the packages that classes are from. ``more``: further values that count, such as calibration batches.
+    It covers all parameters and buffers (also those that are not saved), the other contents of modules (rates, shapes,
+    functions, configurations), and hooks. It also covers the classes of modules, the source of classes outside of
+    installed packages, and the versions of the packages.
+
+    Args:
+        model: The model.
+        more: Further values that count, such as calibration batches.
     """
     found = hashlib.blake2b(digest_size=16)
     for piece in _model_pieces(model, more):
@@ -50,7 +54,7 @@ def _model_pieces(model: nn.Module, more: Iterable[Any]) -> Iterator[bytes | mem
         for own in sorted(vars(module).keys() - OWN):
             yield own.encode()
             value = vars(module)[own]
-            hooks = isinstance(value, dict) and "_hooks" in own  # by numbers that count up in a process
+            hooks = isinstance(value, dict) and "_hooks" in own  # their keys count up in a process
             yield from _pieces(list(value.values()) if hooks else value, seen)
     for used in kinds:
         yield from _code_of(used)
@@ -63,12 +67,12 @@ def _settings() -> list[str]:
 
 
 def _pieces(value: Any, seen: _Seen) -> Iterator[bytes | memoryview]:
-    """What tells a value from others, as bytes; nothing of where it lies in memory."""
+    """Yield the bytes that distinguish a value from others, independent of its place in memory."""
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         yield f"{kind} {value!r}".encode()
         return
-    if isinstance(value, nn.Module):  # those of the model have their turn by name
+    if isinstance(value, nn.Module):  # modules of the model are read by name
         yield kind.encode()
         return
     if isinstance(value, torch.dtype | torch.device | torch.Size | torch.layout | range | slice):
@@ -114,8 +118,8 @@ def _pieces(value: Any, seen: _Seen) -> Iterator[bytes | memoryview]:
         yield f"{getattr(value, '__module__', '')}.{value.__qualname__}".encode()
     else:
         try:
-            reduced = value.__reduce_ex__(2)  # what it would be made of again
-        except Exception:  # of what cannot be told apart its class has to do
+            reduced = value.__reduce_ex__(2)  # the parts that it would be made from again
+        except Exception:  # only its class can be distinguished
             yield b"?"
             return
         if not isinstance(reduced, str):
@@ -145,7 +149,7 @@ def _bytecode(code: CodeType) -> Iterator[bytes]:
 
 
 def _code_of(kind: type) -> Iterator[bytes | memoryview]:
-    """The version of the installed package that a class is from; of other classes the source."""
+    """Yield the version of the installed package of a class, or the source of a class outside of packages."""
     package = kind.__module__.partition(".")[0]
     yield f"{kind.__module__}.{kind.__qualname__}".encode()
     if package in ("builtins", "torch"):
@@ -158,7 +162,7 @@ def _code_of(kind: type) -> Iterator[bytes | memoryview]:
         pass
     try:
         yield inspect.getsource(kind).encode()
-    except (OSError, TypeError):  # typed in: the code of its methods
+    except (OSError, TypeError):  # defined interactively: the code of its methods
         for name, member in sorted(vars(kind).items()):
             if isinstance(member, FunctionType):
                 yield name.encode()
@@ -166,13 +170,16 @@ def _code_of(kind: type) -> Iterator[bytes | memoryview]:
 
 
 class _Seen:
-    """Objects by identity, kept alive so that none takes the place of another, in the order of their first use."""
+    """Objects by identity, in the order of their first use.
+
+    They are kept alive so that no other object gets their address.
+    """
 
     def __init__(self) -> None:
         self._places: dict[int, tuple[int, Any]] = {}
 
     def add(self, value: Any) -> bool:
-        """Whether the object is new."""
+        """Return True if the object is new."""
         new = id(value) not in self._places
         if new:
             self._places[id(value)] = len(self._places), value

@@ -1,8 +1,8 @@
-"""What a run of kernels on floats surely has in common with the run in exact arithmetic, group by group.
+"""Find the groups in which a run of kernels on floats surely agrees with the run in exact arithmetic.
 
-Both start from the same numbers, the floats of the dense layer. A group is *followed* through a step where the floats
-surely decide as exact numbers do: which weights go, and which level a weight is rounded to. Then a weight is zero in
-both runs or in none, and differs by a known relative error.
+Both runs start from the same numbers, the floats of the dense layer. A group is *followed* through a step if the floats
+surely decide as exact numbers do: which weights are dropped, and to which level a weight is rounded. Then each weight
+is zero in both runs or in neither, and its relative error is known.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from compcomp.layers.state import LayerState
 from compcomp.models.states import applied
 
 UNIT = 2.0**-53
-"""The most by which a float64 operation is off, relative to its result."""
+"""The largest error of a float64 operation, relative to its result."""
 
 FLOOR = 1e-280
-"""Magnitudes of float64 below which an operation may be off by more."""
+"""Magnitudes of float64 below which an operation may have a larger error."""
 
 EXACT_LEVELS = 2**16
-"""Up to so many levels the ratio of two float32 numbers times the levels is rounded as the exact one, see `_map`."""
+"""The largest number of levels for which the ratio of float32 numbers times levels is rounded exactly, see `_map`."""
 
 ENTRIES = 2**18
-"""Weights that are looked at together on a CPU, so that they stay in its cache; 64 times as many on other devices."""
+"""Weights that are processed together on a CPU, so that they stay in its cache; 64 times as many on other devices."""
 
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """Floats that differ from the exact numbers they stand for by ``error`` at most, relative to these.
+    """Floats whose distance from the exact numbers they stand for is at most ``error``, relative to these.
 
-    Scores and measures are read on them as products. Anything else raises TypeError: its rounding is not known.
+    Scores and measures are evaluated on them as products. Any other operation raises TypeError: its rounding is not
+    known.
     """
 
     values: Tensor
@@ -82,23 +83,27 @@ class Groups:
     holds: Tensor
 
     def over(self, count: int) -> Tensor:
-        """For ``count`` units, each of which is made of groups or lies inside one: whether it holds in all of them."""
+        """Return for each of ``count`` units if it holds in all groups of the unit, or in the group around it."""
         if len(self.holds) >= count:
             return self.holds.reshape(count, -1).all(dim=1)
         return self.holds.repeat_interleave(count // len(self.holds))
 
     def within(self, units: Tensor) -> Groups:
-        """Those of the units (bool) in which it holds besides, where no unit is smaller than a group."""
+        """Return the groups in which it holds and which lie in these units (bool). No unit is smaller than a group."""
         return Groups(self.partition, self.holds & units.repeat_interleave(len(self.holds) // len(units)))
 
 
 @dataclass(frozen=True)
 class Followed:
-    """One technique of a run. ``step``: what it does, None where that is not a single selection or map.
+    """One technique of a run.
 
-    ``error``: of the weights before it, relative, wherever the run was followed up to there. ``sure``: groups that are
-    followed through this step if they were before. ``separated``: of a selection, groups in which every score that
-    goes is surely less than every score that stays.
+    Attributes:
+        step: The step of the technique; None if it is not a single selection or map.
+        before: The state before it.
+        after: The state after it.
+        error: The relative error of the weights before it, wherever the run was followed up to there.
+        sure: Groups that are followed through this step if they were followed before.
+        separated: For a selection, groups in which every dropped score is surely less than every kept score.
     """
 
     step: Step | None
@@ -118,7 +123,7 @@ class FollowedRun:
     error: float
 
     def known(self, count: int, until: int | None = None) -> Tensor:
-        """Which of so many units are followed through all steps, or through the first ``until`` of them."""
+        """Return for each of ``count`` units if it is followed through all steps, or the first ``until`` of them."""
         device = self.last.weight.device
         found = torch.ones(count, dtype=torch.bool, device=device)
         for followed in self.steps[:until]:
@@ -127,13 +132,13 @@ class FollowedRun:
 
 
 def follow(sequence: Sequence, name: str, layer: LayerState) -> FollowedRun:
-    """Run the kernels of a sequence on the layer of this name and follow them."""
+    """Run the kernels of a sequence on the layer of this name, and find the groups that are followed."""
     found, error = [], 0.0
     for technique in sequence:
         after = applied(technique, name, layer)
         steps = technique.steps()
         plain = not (technique.promises().changes_inputs or technique.promises().changes_basis)
-        plain = plain and layer.format.transform is None  # in another basis steps see other weights than these
+        plain = plain and layer.format.transform is None  # in another basis steps read other weights than these
         step = steps[0] if len(steps) == 1 and plain else None
         if isinstance(step, Selection):
             sure, separated = _select(step, layer, after, error)
@@ -143,7 +148,7 @@ def follow(sequence: Sequence, name: str, layer: LayerState) -> FollowedRun:
             found.append(Followed(step, layer, after, error, sure))
             error = off
         else:
-            # A range map's values may cancel, which leaves no relative error; other techniques are not looked into.
+            # A range map's values may cancel, which leaves no relative error. Other techniques are not analysed.
             partition = Partition.tensor() if step is None else step.partition
             found.append(Followed(step, layer, after, error, _everywhere(partition, layer, False)))
         layer = after
@@ -153,7 +158,7 @@ def follow(sequence: Sequence, name: str, layer: LayerState) -> FollowedRun:
 def measured(
     measure: Callable[[Any], Any], weight: Tensor, partition: Partition, error: float
 ) -> tuple[Tensor, float] | None:
-    """The largest measure in each group, float64, and its relative error; None where the measure is not understood."""
+    """Return the largest measure in each group, float64, and its relative error; None if the measure is no product."""
     lines, together = lined(weight, partition)
     largest, off = [], 0.0
     for part in slices(lines):
@@ -166,7 +171,7 @@ def measured(
 
 
 def lined(tensor: Tensor, partition: Partition) -> tuple[Tensor, int]:
-    """The tensor (out x in) as lines that lie inside one group each, and how many of them a group has."""
+    """Return the tensor (out x in) as lines that lie inside one group each, and the number of lines in a group."""
     rows, columns = tensor.shape
     if partition.kind == "tensor":
         return tensor, rows
@@ -174,7 +179,7 @@ def lined(tensor: Tensor, partition: Partition) -> tuple[Tensor, int]:
 
 
 def slices(lines: Tensor) -> Iterator[slice]:
-    """Consecutive lines, as many as are looked at together."""
+    """Return slices of consecutive lines, each with as many lines as are processed together."""
     entries = ENTRIES * (1 if lines.device.type == "cpu" else 64)
     step = max(1, entries // lines.shape[1])
     return (slice(start, start + step) for start in range(0, len(lines), step))
@@ -187,7 +192,7 @@ def _everywhere(partition: Partition, layer: LayerState, value: bool) -> Groups:
 
 
 def _read(function: Callable[[Any], Any], given: Any) -> Factor | None:
-    """A score or a measure as a product of what it is given; None where it is anything else."""
+    """Return a score or a measure as a product of its argument, or None if it is anything else."""
     try:
         found = function(given)
     except (TypeError, AttributeError):
@@ -199,11 +204,11 @@ def _read(function: Callable[[Any], Any], given: Any) -> Factor | None:
 
 
 def _select(selection: Selection, before: LayerState, after: LayerState, error: float) -> tuple[Groups, Groups]:
-    """Where a selection is followed, and where it separates its scores.
+    """Return the groups through which a selection is followed, and those in which it separates its scores.
 
-    Exact scores (magnitudes of the dense floats are) are compared as they are, and their ties are broken as in exact
-    arithmetic. Others part the group where they differ by more than the error that both may have. Both the kernel's
-    result and the scores that are computed here have to name the same weights.
+    Exact scores (such as magnitudes of the dense floats) are compared directly, and their ties are broken as in exact
+    arithmetic. Other scores separate a group if they differ by more than the error that both may have. The kernel's
+    result and the scores computed here both have to drop the same weights.
     """
     weight: Tensor = before.weight
     size = selection.partition.group_size((weight.shape[0], weight.shape[1]))
@@ -252,12 +257,12 @@ def _element(layer: LayerState, rows: slice, error: float, needs_inputs: bool) -
 
 
 def _map(grid: GridMap, before: LayerState, after: LayerState, error: float) -> tuple[Groups, float]:
-    """Where a grid map is followed, and the relative error of its values there.
+    """Return the groups through which a grid map is followed, and the relative error of its values there.
 
-    Ratios are r = w L / M. Let w, M be float32 numbers and L <= 2^16 levels. Then w L is exact in float64, and so is
-    the quotient's side of a midpoint k + 1/2: where they differ, 2 w L and (2 k + 1) M do so by a whole multiple of the
-    smaller of the units in the last place of w and M, so r and k + 1/2 differ by more than 2^-42 r, which division does
-    not round away. Others have to be farther from a midpoint than their error.
+    Ratios are r = w L / M. Let w, M be float32 numbers and L <= 2^16 levels. Then w L is exact in float64. The quotient
+    is also on the exact side of every midpoint k + 1/2. For if r and k + 1/2 differ, 2 w L and (2 k + 1) M differ by a
+    whole multiple of the smaller of the units in the last place of w and M. So r and k + 1/2 differ by more than 2^-42
+    r, which division does not round away. Other ratios have to be farther from a midpoint than their error.
     """
     weight: Tensor = before.weight
     shown = _everywhere(grid.partition, before, False)
@@ -284,11 +289,11 @@ def _map(grid: GridMap, before: LayerState, after: LayerState, error: float) -> 
         sure[part] = agree.all(dim=1)
     normal = (largest == 0) | (largest / levels > 8 * max(eps.tiny, FLOOR))  # a smaller step has no relative error
     shown.holds[:] = sure.reshape(-1, together).all(dim=1) & normal
-    return shown, off + 4 * eps.eps  # of the group's measure, and what a value may differ by here
+    return shown, off + 4 * eps.eps  # the measure's error, and the largest difference accepted here
 
 
 def bounds(step: RangeMap, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the largest weight of each group, widened to reach 0 where the map's grid does."""
+    """Return the least and the largest weight of each group, widened to include 0 if the map's grid does."""
     lines, together = lined(weight, step.partition)
     low, high = (x.reshape(-1, together) for x in lines.aminmax(dim=1))
     least, most = low.amin(dim=1), high.amax(dim=1)

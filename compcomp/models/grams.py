@@ -1,4 +1,4 @@
-"""Gram matrices, added up call by call, and held once for layers that always see the same tensors."""
+"""Add up Gram matrices call by call, and hold one matrix for layers that always see the same tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 4096
-"""Tokens multiplied at a time: bounds the memory of the conversion to float64."""
+"""Tokens multiplied at a time. It bounds the memory of the conversion to float64."""
 
 
 @dataclass(eq=False)
@@ -33,8 +33,8 @@ class _Product:
 class Grams:
     """The sum of x x^T over all inputs x of each layer.
 
-    Query, key and value projections read one tensor object: its product is computed once, and as long as
-    layers agree in every batch they hold one matrix together. A layer that differs once gets its own.
+    Query, key and value projections read one tensor object: its product is computed once. As long as layers agree in
+    every batch, they hold one matrix together. A layer that differs once gets its own.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,10 @@ class Grams:
             self._open.remove(product)
 
     def end_batch(self) -> None:
-        """Account for what not all layers of one matrix have taken: those that differ part here."""
+        """Add the products that not all layers of one matrix have taken.
+
+        Layers that differ get separate matrices here.
+        """
         for product in self._open:
             takers = set(product.layers)
             fresh = takers - self._slots.keys()
@@ -72,7 +75,7 @@ class Grams:
         self._open.clear()
 
     def result(self) -> dict[str, Tensor]:
-        """The exactly symmetric matrix (in x in, float64) of each layer that was called."""
+        """Return the exactly symmetric matrix (in x in, float64) of each layer that was called."""
         slots = {id(slot): slot for slot in self._slots.values()}
         for slot in slots.values():
             slot.gram = (slot.gram + slot.gram.T) / 2
@@ -83,10 +86,10 @@ class Grams:
 
 
 def gram(rows: Tensor) -> Tensor:
-    """The Gram matrix (in x in) of inputs (tokens x in), on their device, multiplied and added up in float64.
+    """Return the Gram matrix (in x in) of inputs (tokens x in), on their device, multiplied and added up in float64.
 
-    In float32 a matrix of fewer tokens than features gets small eigenvalues that are nothing but rounding,
-    and a least-squares fit would follow them.
+    In float32, a matrix of fewer tokens than features would get small eigenvalues that are pure rounding error, and a
+    least-squares fit would follow them.
     """
     width = rows.shape[-1]
     total = torch.zeros(width, width, dtype=torch.float64, device=rows.device)
@@ -97,5 +100,5 @@ def gram(rows: Tensor) -> Tensor:
 
 
 def _same(product: _Product, inputs: Tensor) -> bool:
-    """The same tensor, not written to since. Inference tensors do not tell whether they were written to."""
+    """Return True for the same tensor, not written to since. Inference tensors do not record writes: False."""
     return product.source() is inputs and not inputs.is_inference() and product.version == inputs._version

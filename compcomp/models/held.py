@@ -1,4 +1,4 @@
-"""A model that other weights are put into for a while, and that is afterwards as it was."""
+"""Put other weights into a model for a while, and restore it afterwards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ModelState = dict[str, LayerState]
 
 
 class HeldModel:
-    """A model, its layers by name, and the device where it is measured (None: it stays where it is).
+    """A model, its layers by name, and the device on which it is measured (None: it stays where it is).
 
     ``present``: the state whose weights the model has between measurements.
     """
@@ -55,7 +55,7 @@ class HeldModel:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Put the model into eval mode. It is afterwards as it was, and so are random numbers and torch's settings."""
+        """Put the model into eval mode. Restore it afterwards, and random numbers and torch's settings too."""
         self._left = self._taken()
         with kept():
             try:
@@ -68,19 +68,19 @@ class HeldModel:
     def write(self, state: ModelState) -> nn.Module:
         """Put this state's weights into the model for good, in its dtype, and return it.
 
-        Raises InputError, with the model as it was, when a weight is beyond the range of that dtype.
+        Raises InputError if a weight is beyond the range of that dtype; the model is then as it was.
         """
         self.place()
         for name, layer in state.items():
             check_range(name, effective_weight(layer), self.layers[name].parameter.dtype)
-        with evaluating(self.model):  # what modules add in eval mode they take out again
+        with evaluating(self.model):  # modules that change their weights in eval mode undo that at the end
             self._put(state, self.layers)
         self.present = {**self.present, **state}
         self._left = self._taken()
         return self.model
 
     def changed(self) -> str | None:
-        """Return the name of a parameter, buffer or module that others have changed since, None where none is."""
+        """Return the name of a parameter, buffer or module that others have changed since, or None."""
         if self._left is None:
             return None
         if (name := self._left.differs(self.model)) is not None:
@@ -106,7 +106,7 @@ class HeldModel:
 
 
 def check_range(name: str, weight: Tensor, dtype: torch.dtype) -> None:
-    """Raise InputError when the dtype cannot hold a weight."""
+    """Raise InputError if the dtype cannot hold a weight."""
     largest = float(weight.abs().max())
     if not largest <= torch.finfo(dtype).max:
         kind = str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Blocks that add nothing to what they are given, whatever that is."""
+"""Find blocks that add nothing to their inputs, whatever these are."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 
 def identities(blocks: Sequence[nn.Module], forward: Callable[[], Any]) -> list[bool]:
-    """For each block whether what it writes is zero by its zeros alone. ``forward`` runs the model on some batch.
+    """Return for each block if its output equals its input because of zeros in its parameters.
 
-    Such a block puts out what it is given, bitwise, on the batch, and also does so with any other numbers where its
-    parameters are not zero: zeros that are written through a norm without a bias, in parallel branches or from a packed
-    layer are found alike, and a contribution that is merely too small to be seen is not taken for none.
+    ``forward`` runs the model.
+
+    The output of such a block equals its input bitwise on the batch. It also does so with any other numbers in place of
+    the parameters that are not zero. This finds zeros in all forms: written through a norm without a bias, in parallel
+    branches, or from a packed layer. A contribution that is merely too small to be seen is not taken for none.
     """
     found = [True] * len(blocks)
     ran = [False] * len(blocks)
@@ -56,7 +58,7 @@ def identities(blocks: Sequence[nn.Module], forward: Callable[[], Any]) -> list[
 
 
 def _others(parameter: Tensor, seed: int) -> Tensor:
-    """Other numbers, between 1/2 and 3/2 in size and of any sign, where the parameter is not zero."""
+    """Return other numbers, between 1/2 and 3/2 in size and of any sign, where the parameter is not zero."""
     source = torch.Generator().manual_seed(seed)
     size = torch.rand(parameter.shape, generator=source) + 0.5
     sign = torch.randint(0, 2, parameter.shape, generator=source) * 2 - 1
@@ -64,7 +66,7 @@ def _others(parameter: Tensor, seed: int) -> Tensor:
 
 
 def _first(output: Any) -> Tensor | None:
-    """The first tensor of floats, which is the hidden states in what blocks are given and put out."""
+    """Return the first tensor of floats, which holds the hidden states in the inputs and outputs of blocks."""
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
     items = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else ()

@@ -1,4 +1,4 @@
-"""The layers of a model that can be compressed: every ``nn.Linear``, and transformers' ``Conv1D``."""
+"""Find the layers of a model that can be compressed: every ``nn.Linear``, and transformers' ``Conv1D``."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from compcomp.models.wrappers import is_from_transformers as is_from_transformer
 from compcomp.models.wrappers import unwrap as unwrap
 
 IGNORE = ("lm_head",)
-"""Layers left alone unless asked for: the output head, whatever the model calls it."""
+"""Layers left alone unless asked for: the output head, whatever name the model gives it."""
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One weight that the model multiplies its activations with, and the modules that do so.
+    """One weight that the model multiplies its activations with, and the modules that use it.
 
-    ``name``: qualified name of the first of ``modules`` in the model. Several modules are one layer when they
-    share the weight. ``transposed``: the module stores in x out (``Conv1D``). ``followers``: by name the modules that
-    read the same memory in another layout, such as a decoder with the transpose of its encoder's weight. They change
-    with it, and what is measured of the layer says nothing of them.
+    Attributes:
+        name: The qualified name of the first of ``modules`` in the model.
+        modules: The modules that share the weight in one layout. They are one layer.
+        transposed: True if the module stores in x out (``Conv1D``).
+        followers: By name, the modules that read the same memory in another layout, such as a decoder with the
+            transpose of its encoder's weight. They change with the layer, and its measurements do not cover them.
     """
 
     name: str
@@ -52,7 +54,7 @@ class Layer:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in)."""
+        """The shape (out, in)."""
         rows, columns = self.weight.shape
         return rows, columns
 
@@ -65,19 +67,24 @@ class Layer:
 
 
 def find_layers(model: nn.Module, targets: Patterns = None, ignore: Patterns = IGNORE) -> tuple[Layer, ...]:
-    """The compressible layers, in the order in which the model names them.
+    """Return the compressible layers, in the order in which the model names them.
 
-    ``targets`` and ``ignore`` are patterns (:meth:`compcomp.models.patterns.Names.matches`): a layer's qualified name,
-    parts of it or its class (``"model.layers.0"``, ``"q_proj"``, ``"Conv1D"``), with shell wildcards, or a regular
-    expression after ``"re:"``. ``targets=None`` takes all, ``ignore=None`` leaves none alone.
-    ``"lm_head"`` in ``ignore`` also means what the model itself, or a model inside it, calls its output head. Always
-    left alone is a weight that a module of another kind uses too, such as an output head tied to the embedding.
-    Layers that read one weight, also its transpose, are one. The parts of adapters are none.
+    Layers that read one weight, also its transpose, are one layer. A weight that a module of another kind uses too,
+    such as an output head tied to the embedding, is always left alone. The parts of adapters are not layers.
 
-    Raises InputError when no layer is left, a target matches no layer, an entry of ``ignore`` but ``"lm_head"`` matches
-    no module, or a layer's weight cannot be compressed: not finite, on the meta device, quantized, sparse, computed
-    from other parameters, sharing memory in part with another tensor of the model, or with an adapter beside it that
-    is not merged.
+    Args:
+        model: The model.
+        targets: Patterns of the layers to take, None for all. A pattern is a layer's qualified name, parts of it or its
+            class (``"model.layers.0"``, ``"q_proj"``, ``"Conv1D"``), with shell wildcards, or a regular expression
+            after ``"re:"`` (:meth:`compcomp.models.patterns.Names.matches`).
+        ignore: Patterns of the layers to leave alone, None for none. ``"lm_head"`` also stands for the module that the
+            model, or a model inside it, calls its output head.
+
+    Raises:
+        InputError: No layer is left, a target matches no layer, or an entry of ``ignore`` except ``"lm_head"`` matches
+            no module. Also if a layer's weight cannot be compressed. Such a weight is not finite, on the meta device,
+            quantized, sparse, or computed from other parameters; it shares memory in part with another tensor of the
+            model; or it has an adapter that is not merged.
     """
     model = unwrap(model)
     wanted = None if targets is None else patterns_of(targets, "targets")
@@ -120,14 +127,14 @@ def find_layers(model: nn.Module, targets: Patterns = None, ignore: Patterns = I
 
 
 def layers_by_name(model: nn.Module) -> dict[str, Layer]:
-    """Every compressible layer, unfiltered and unchecked, under each of its names."""
+    """Return every compressible layer, unfiltered and unchecked, under each of its names."""
     groups, _ = _weights(unwrap(model))
     found = {name: _layer(group) for group in groups for name, _ in group.members}
     return found | {n: _layer(_Group([(n, module)])) for group in groups for n, module in group.followers}
 
 
 def check_sequence(layers: Iterable[Layer], sequence: Technique | Sequence) -> None:
-    """Raise InputError, naming the layer, where a technique does not fit a layer's shape."""
+    """Raise InputError, naming the layer, if a technique does not fit a layer's shape."""
     for layer in layers:
         try:
             as_sequence(sequence).check(layer.shape)
@@ -136,7 +143,7 @@ def check_sequence(layers: Iterable[Layer], sequence: Technique | Sequence) -> N
 
 
 def nothing_dropped(layers: Iterable[Layer], sequence: Technique | Sequence) -> list[str]:
-    """A line for each technique whose share of some layers is less than one of the units that it drops."""
+    """Return a line for each technique whose share of some layers is less than one of the units that it drops."""
     notes = []
     for technique in as_sequence(sequence):
         found = {}
@@ -153,9 +160,10 @@ def nothing_dropped(layers: Iterable[Layer], sequence: Technique | Sequence) -> 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; every module's mode is put back, by its own ``train`` where it has one.
+    """Put the model into eval mode, and restore the mode of every module afterwards.
 
-    Modules that add something to their weights in eval mode take it out again with it.
+    A module with a ``train`` of its own is restored by it. Modules that add something to their weights in eval mode
+    take it out again there.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -173,7 +181,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def trains_itself(module: nn.Module) -> bool:
-    """Whether a change of mode may change more than the mode: ``train`` is not that of torch or transformers."""
+    """Return True if a change of mode may change more than the mode: ``train`` is not that of torch or transformers."""
     own = "train" in vars(module) or "eval" in vars(module)
     methods = (type(module).train, type(module).eval)
     return own or any(method.__module__.split(".")[0] not in ("torch", "transformers") for method in methods)
@@ -187,9 +195,9 @@ def _layer(group: _Group) -> Layer:
 
 @dataclass
 class _Group:
-    """The modules, by name, that share one weight; ``foreign``: whether something else in the model uses it too.
+    """The modules, by name, that share one weight.
 
-    ``followers``: those that read it in another layout.
+    ``foreign``: True if something else in the model uses it too. ``followers``: modules that read it in another layout.
     """
 
     members: list[tuple[str, nn.Module]]
@@ -199,7 +207,7 @@ class _Group:
 
 @dataclass(frozen=True, eq=False)
 class _Named:
-    """A parameter or buffer with its name; ``module``: the one whose weight it is, if that can be a layer."""
+    """A parameter or buffer with its name. ``module``: the module whose weight it is, if that can be a layer."""
 
     name: str
     tensor: Tensor
@@ -207,9 +215,9 @@ class _Named:
 
 
 def _weights(model: nn.Module) -> tuple[list[_Group], list[_Named]]:
-    """The weights of compressible modules, and every parameter and buffer of the model.
+    """Return the weights of compressible modules, and every parameter and buffer of the model.
 
-    One weight is what is the same view of memory, read the same way round.
+    Two modules share one weight if they view the same memory, read the same way round.
     """
     groups: dict[object, _Group] = {}
     tensors: list[_Named] = []
@@ -240,20 +248,20 @@ def _weights(model: nn.Module) -> tuple[list[_Group], list[_Named]]:
 
 
 def _way(module: nn.Module) -> object:
-    """What two modules agree in that multiply with the same matrix."""
+    """Return a value that is equal for two modules that multiply with the same matrix."""
     weight = module._parameters.get("weight")
     return None if weight is None else place(weight), is_from_transformers(module, "Conv1D")
 
 
 def _check_memory(layers: Iterable[Layer], tensors: Iterable[_Named]) -> None:
-    """Raise InputError where a layer's weight shares memory with another tensor of the model, or with itself."""
+    """Raise InputError if a layer's weight shares memory with another tensor of the model, or with itself."""
     owner: dict[nn.Module, Layer] = {}
     for layer in layers:
         owner |= dict.fromkeys([*layer.modules, *(module for _, module in layer.followers)], layer)
         if overlaps_itself(layer.parameter):
             raise InputError("a weight whose entries share memory", "a dense matrix", f"layer {layer.name}")
     plain = [one for one in tensors if is_plain(one.tensor) and one.tensor.numel()]
-    reaching: list[_Named] = []  # beyond where the next one begins
+    reaching: list[_Named] = []  # those that reach beyond where the next one begins
     for one in sorted(plain, key=lambda one: extent(one.tensor)[0]):
         begin = extent(one.tensor)[0]
         reaching = [other for other in reaching if extent(other.tensor)[1] > begin]
@@ -269,7 +277,7 @@ def _check_memory(layers: Iterable[Layer], tensors: Iterable[_Named]) -> None:
 
 
 def _output_heads(model: nn.Module) -> list[object]:
-    """What the model, or a model inside it, calls its output head."""
+    """Return the modules that the model, or a model inside it, calls its output head."""
     found = []
     for module in model.modules():
         get = getattr(type(module), "get_output_embeddings", None)

@@ -1,4 +1,4 @@
-"""What a layer loses, measured on tensors."""
+"""Measure the losses of a layer on tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RELATIVE = "relative_output_l2"
 
 
 def effective_weight(layer: LayerState) -> Tensor:
-    """The weight the layer computes with, out x in: in float64 with factors or a transform, else the weight itself."""
+    """Return the weight that the layer applies, out x in: in float64 with factors or a transform, else as stored."""
     weight, transform = layer.weight, layer.format.transform
     if layer.format.factors is not None:
         left: Any = layer.format.factors.left
@@ -26,13 +26,13 @@ def effective_weight(layer: LayerState) -> Tensor:
 
 
 MEASURED = ("weight_l1", "weight_l2", "output_l2")
-"""What is measured when nothing is named."""
+"""The losses that are measured if none is named."""
 
 
 def layer_losses(layer: LayerState, names: tuple[str, ...] = MEASURED) -> dict[str, float]:
-    """Each named loss of one layer of torch tensors, in float64: 0 exactly where nothing changed.
+    """Return each named loss of one layer of torch tensors, in float64: exactly 0 if nothing changed.
 
-    "output_l2" also gives "output_norm2", |W X|_F^2 of the dense weight, that it can be compared with.
+    With "output_l2" comes "output_norm2", |W X|_F^2 of the dense weight, for comparison.
     """
     reference: Any = layer.reference
     reference = reference.double()
@@ -51,7 +51,7 @@ def layer_losses(layer: LayerState, names: tuple[str, ...] = MEASURED) -> dict[s
 
 
 def total(losses: list[dict[str, float]]) -> dict[str, float]:
-    """The sums over layers; "relative_output_l2" is the summed output_l2 over the summed |W X|_F^2."""
+    """Return the sums over layers. "relative_output_l2" is the summed output_l2 over the summed |W X|_F^2."""
     result = {name: sum(layer[name] for layer in losses) for name in (losses[0] if losses else {})}
     if (norm2 := result.pop("output_norm2", None)) is not None:
         result[RELATIVE] = result["output_l2"] / norm2 if norm2 else 0.0
@@ -59,7 +59,7 @@ def total(losses: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _squared(error: Tensor, layer: LayerState) -> float:
-    """|E X|_F^2 from the Gram matrix; rounding cannot make it negative."""
+    """Return |E X|_F^2 from the Gram matrix, at least 0 despite rounding."""
     if layer.gram is None:
         raise InputError("no calibration", "calibration data", "output_l2")
     gram: Any = layer.gram

@@ -1,4 +1,4 @@
-"""Which tensors of a model share memory, and what a tensor of any kind holds."""
+"""Find tensors of a model that share memory, and read tensors of any kind."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, nn
 
 LARGEST = 2**28
-"""Places of memory up to which two strided tensors are compared exactly; beyond, ranges that meet count as shared."""
+"""Places of memory up to which two strided tensors are compared exactly.
+
+Beyond, overlapping ranges count as shared memory.
+"""
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether the tensor is a view of memory that can be read and written: dense, of no subclass, and loaded.
+    """Return True if the tensor is a view of memory that can be read and written: dense, of no subclass, and loaded.
 
-    Not so are sparse, nested, mkldnn, quantized, meta and fake tensors, and the subclasses that hold quantized,
-    distributed or not yet initialised weights.
+    The result is False for sparse, nested, mkldnn, quantized, meta and fake tensors, and for the subclasses that hold
+    quantized, distributed or not yet initialised weights.
     """
     if type(tensor) not in (Tensor, nn.Parameter) or type(tensor.data) is not Tensor:
         return False
@@ -30,7 +33,7 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def kind_of(tensor: Tensor) -> str:
-    """What a tensor is, in words for an error message."""
+    """Describe the kind of a tensor for an error message."""
     kind, dtype = type(tensor).__name__, str(tensor.dtype).removeprefix("torch.")
     if tensor.is_nested:
         return f"nested tensor of {dtype}"
@@ -40,7 +43,7 @@ def kind_of(tensor: Tensor) -> str:
 
 
 def place(tensor: Tensor) -> object:
-    """Equal for tensors that are one and the same view of memory: address, shape, strides and dtype."""
+    """Return a value that is equal for tensors that are the same view of memory: address, shape, strides and dtype."""
     if not is_plain(tensor) or tensor.numel() == 0:
         return id(tensor)
     strides = tuple(stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1)
@@ -48,21 +51,27 @@ def place(tensor: Tensor) -> object:
 
 
 def stretch(tensor: Tensor) -> object:
-    """Equal for tensors that are the same whole stretch of memory in any layout, else as :func:`place`."""
+    """Return a value that is equal for tensors that are the same whole stretch of memory, in any layout.
+
+    For other tensors it is that of :func:`place`.
+    """
     if not is_plain(tensor) or tensor.numel() == 0 or not _is_whole(tensor):
         return place(tensor)
     return tensor.device, extent(tensor), tensor.dtype
 
 
 def extent(tensor: Tensor) -> tuple[int, int]:
-    """The first address that a plain tensor reads, and the one after the last."""
+    """Return the first address that a plain tensor reads, and the one after the last."""
     size = tensor.element_size()
     steps = ((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (sum(steps) + 1) * size
 
 
 def overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors share memory. Exact up to :data:`LARGEST` places; beyond, ranges that meet count."""
+    """Return True if two tensors share memory.
+
+    The answer is exact up to :data:`LARGEST` places; beyond, overlapping ranges count as shared.
+    """
     if not (is_plain(one) and is_plain(other) and one.numel() and other.numel()) or one.device != other.device:
         return one is other
     (start, end), (begin, stop) = extent(one), extent(other)
@@ -78,7 +87,7 @@ def overlap(one: Tensor, other: Tensor) -> bool:
 
 
 def overlaps_itself(tensor: Tensor) -> bool:
-    """Whether entries of a plain tensor share memory, as those of an expanded one do."""
+    """Return True if entries of a plain tensor share memory, as those of an expanded one do."""
     if tensor.numel() == 0 or _is_whole(tensor):
         return False
     if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
@@ -109,7 +118,7 @@ class _Marks:
 
 
 def _is_whole(tensor: Tensor) -> bool:
-    """Whether a tensor reads each place between its first and its last exactly once."""
+    """Return True if a tensor reads each place between its first and its last exactly once."""
     expected = 1
     for stride, size in sorted((s, n) for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1):
         if stride != expected:
@@ -119,7 +128,10 @@ def _is_whole(tensor: Tensor) -> bool:
 
 
 def parts(tensor: Tensor) -> Iterator[Tensor]:
-    """The plain tensors that a tensor is made of: itself, the parts of a sparse or wrapped one; none without values."""
+    """Yield the plain tensors that a tensor consists of: itself, or the parts of a sparse or wrapped one.
+
+    Yields nothing for a tensor without values.
+    """
     if tensor.device.type == "meta" or _is_fake(tensor) or _is_lazy(tensor):
         return
     with torch.no_grad():
@@ -148,7 +160,7 @@ def parts(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...] | None:
-    """The shape; None of a parameter that is not initialised."""
+    """Return the shape, or None for a parameter that is not initialised."""
     return None if _is_lazy(tensor) else tuple(tensor.shape)
 
 
@@ -161,14 +173,14 @@ def _is_lazy(tensor: Any) -> bool:
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two plain tensors, on any devices, have the same shape and dtype, and are bitwise equal."""
+    """Return True if two plain tensors, on any devices, have the same shape and dtype, and are bitwise equal."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return torch.equal(bits(one).to(other.device), bits(other))
 
 
 def bits(tensor: Tensor) -> Tensor:
-    """The entries of a plain tensor in its order, as whole numbers."""
+    """Return the entries of a plain tensor in its order, as whole numbers."""
     tensor = tensor.detach().resolve_conj().resolve_neg()
     tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]

@@ -1,4 +1,4 @@
-"""What a user's ``evaluate`` returns: names, numbers, and which way is better."""
+"""Read the result of a user's ``evaluate``: names, numbers, and the direction in which each metric is better."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compcomp.errors import InputError
 
 ANYWHERE = ("perplexity", "loss", "error", "entropy", "divergence", "latency")
 AS_A_WORD = {"ppl", "nll", "mse", "rmse", "mae", "wer", "cer", "kl", "err", "bpb", "bpc", "bits", "time"}
-"""Parts of a metric's name that mean "lower is better"; the short ones only as a word of their own."""
+"""Parts of a metric's name that mean "lower is better". The short ones count only if they stand alone in the name."""
 HIGHER = ("accuracy", "precision", "recall", "reward", "similarity", "agreement", "likelihood", "throughput", "exact")
 HIGHER_AS_A_WORD = {
     "acc",
@@ -34,9 +34,10 @@ HIGHER_AS_A_WORD = {
 
 
 def read_metrics(result: Any, evaluate: Any) -> dict[str, float]:
-    """The result of ``evaluate`` as name -> number. A bare number is named after the function.
+    """Return the result of ``evaluate`` as a dict of names and numbers.
 
-    Numbers may be infinite or NaN. InputError for anything but a number, or a non-empty dict of them.
+    A bare number is named after the function. Numbers may be infinite or NaN. Raises InputError for anything but a
+    number or a non-empty dict of numbers.
     """
     allowed = "a number, or a dict of names and numbers"
     if not isinstance(result, Mapping):
@@ -50,7 +51,7 @@ def read_metrics(result: Any, evaluate: Any) -> dict[str, float]:
 
 
 def metric_name(evaluate: Any) -> str:
-    """The function's name, under any ``functools.partial``; "score" for a lambda or a nameless callable."""
+    """Return the function's name, under any ``functools.partial``; "score" for a lambda or a nameless callable."""
     while isinstance(evaluate, partial):
         evaluate = evaluate.func
     name = getattr(evaluate, "__name__", "score")
@@ -58,11 +59,11 @@ def metric_name(evaluate: Any) -> str:
 
 
 def metric_direction(name: str, evaluate: Any = None) -> Literal["higher", "lower"]:
-    """Which values of a metric are better.
+    """Return the direction in which values of a metric are better.
 
-    ``evaluate.higher_is_better``, True, False or a dict by metric, decides if it is there (on the function,
-    or on what a ``functools.partial`` wraps). Else "lower" for names like perplexity, ppl, loss, error, nll,
-    mse or wer, and "higher" for all others.
+    ``evaluate.higher_is_better`` decides if it is there, on the function or on the one that a ``functools.partial``
+    wraps. It is True, False or a dict by metric. Otherwise the result is "lower" for names like perplexity, ppl, loss,
+    error, nll, mse or wer, and "higher" for all others.
     """
     told = _direction_told(name, evaluate)
     if told is not None:
@@ -71,7 +72,7 @@ def metric_direction(name: str, evaluate: Any = None) -> Literal["higher", "lowe
 
 
 def reading(name: str, evaluate: Any = None) -> str:
-    """What to say where neither ``higher_is_better`` nor the metric's name tells which way is better; else ""."""
+    """Return a note if neither ``higher_is_better`` nor the metric's name says which direction is better; else ""."""
     made_up = name == metric_name(evaluate) and getattr(evaluate, "__name__", "<lambda>") == "<lambda>"
     known = not made_up and (_has(name, ANYWHERE, AS_A_WORD) or _has(name, HIGHER, HIGHER_AS_A_WORD))
     if known or _direction_told(name, evaluate) is not None:
@@ -83,7 +84,7 @@ def reading(name: str, evaluate: Any = None) -> str:
 
 
 def _direction_told(name: str, evaluate: Any) -> bool | None:
-    """What ``higher_is_better`` says of a metric."""
+    """Return what ``higher_is_better`` says of a metric, or None."""
     told = _told(evaluate, "higher_is_better")
     if isinstance(told, Mapping):
         told = told.get(name)
@@ -94,16 +95,17 @@ def _direction_told(name: str, evaluate: Any) -> bool | None:
 
 
 def _has(name: str, anywhere: Iterable[str], as_a_word: Collection[str]) -> bool:
-    """Whether a name holds one of these texts, or of those as a word of its own."""
+    """Return True if a name contains one of the first texts anywhere, or one of the second texts standing alone."""
     words = re.findall(r"[a-z]+[0-9]*", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
     words += [word.rstrip("0123456789") for word in words]
     return any(part in name.lower() for part in anywhere) or any(word in as_a_word for word in words)
 
 
 def parts_of(evaluate: Any) -> int:
-    """How many independent parts the metrics of ``evaluate`` are means over: its attribute ``parts``; 0 without one.
+    """Return the number of independent parts that the metrics of ``evaluate`` are means over.
 
-    With one, ``evaluate(model, parts=[0, 2])`` gives for each of these parts, by metric, its sum and its count.
+    This is its attribute ``parts``, 0 without one. Such a function is also called as ``evaluate(model, parts=[0, 2])``
+    and returns, for each metric, the sum and the count of each of these parts.
     """
     told = _told(evaluate, "parts")
     if told is None:
@@ -114,13 +116,16 @@ def parts_of(evaluate: Any) -> int:
 
 
 def is_log(name: str, evaluate: Any) -> bool:
-    """Whether a metric is exp of a mean over parts: ``evaluate.exp_of_mean`` holds the names of those that are."""
+    """Return True if a metric is exp of a mean over parts: ``evaluate.exp_of_mean`` names those that are."""
     told = _told(evaluate, "exp_of_mean")
     return told is not None and name in ((told,) if isinstance(told, str) else told)
 
 
 def read_parts(result: Any, count: int) -> dict[str, list[tuple[float, float]]]:
-    """What ``evaluate`` gives for so many parts: by metric (sum, count) of each. InputError for anything else."""
+    """Read the result of ``evaluate`` for this many parts: for each metric, (sum, count) of each part.
+
+    Raises InputError for anything else.
+    """
     allowed = f"a dict of names and lists of {count} pairs (sum, count), one for each part that was asked for"
     if not isinstance(result, Mapping) or not result:
         raise InputError(repr(result)[:60], allowed, "evaluate")
@@ -137,7 +142,7 @@ def read_parts(result: Any, count: int) -> dict[str, list[tuple[float, float]]]:
 
 
 def _told(evaluate: Any, name: str) -> Any:
-    """An attribute of the function, or of what a ``functools.partial`` wraps."""
+    """Return an attribute of the function, or of the one that a ``functools.partial`` wraps; None if there is none."""
     while not hasattr(evaluate, name) and isinstance(evaluate, partial):
         evaluate = evaluate.func
     return getattr(evaluate, name, None)

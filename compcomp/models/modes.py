@@ -1,4 +1,4 @@
-"""What torch is set to around a call: gradients, inference, autocast, random numbers and the like."""
+"""Set and restore torch's modes around a call: gradients, inference, autocast, random numbers and similar settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Modes:
-    """How torch runs in this thread. ``autocast``: by kind of device whether it is on, and its dtype."""
+    """The modes of torch in this thread. ``autocast``: for each kind of device, if it is on, and its dtype."""
 
     inference: bool = False
     grad: bool = True
@@ -26,7 +26,7 @@ class Modes:
 
     @classmethod
     def now(cls) -> Modes:
-        """Those of this moment."""
+        """Return the modes that are set now."""
         found = []
         for kind in ("cpu", "cuda"):
             on = torch.is_autocast_enabled(kind)
@@ -35,9 +35,9 @@ class Modes:
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """Run under these modes; those of before come back, whatever is set in between."""
+        """Set these modes, and restore the earlier ones afterwards, whatever is set in between."""
         grad = torch.is_grad_enabled()
-        torch.clear_autocast_cache()  # of an outer autocast it holds weights as they were
+        torch.clear_autocast_cache()  # an outer autocast's cache holds earlier weights
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(self.inference))
             stack.enter_context(torch.set_grad_enabled(self.grad))
@@ -52,11 +52,11 @@ class Modes:
 
 
 PLAIN = Modes()
-"""What the library's own work runs under, wherever it is called."""
+"""The modes of the library's own work, wherever it is called."""
 
 
 def plainly(function: Callable[P, R]) -> Callable[P, R]:
-    """The function run under :data:`PLAIN` modes: it gives the same inside ``inference_mode`` or ``autocast``."""
+    """Return the function, run under :data:`PLAIN` modes even inside ``inference_mode`` or ``autocast``."""
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -68,7 +68,7 @@ def plainly(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Random numbers and settings of the process, put back at the end: torch's, numpy's and Python's own."""
+    """Restore random states and settings of the process at the end: torch's, numpy's and Python's own."""
     numpy: Any = sys.modules.get("numpy")
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     states = [

@@ -1,4 +1,4 @@
-"""Saved weights under the names of the modules that hold them."""
+"""Read saved weights under the names of the modules that hold them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from compcomp.models.layers import is_from_transformers
 
 
 def under_own_names(model: nn.Module, weights: Path) -> dict[str, Tensor] | None:
-    """The tensors of a file that transformers wrote under other names than the model's, or None where it did not.
+    """Return the tensors of a file that transformers wrote under other names than the model's, or None if it did not.
 
-    It writes fused experts one by one and some output heads, attentions and norms under the names that they had in
-    earlier versions, and has the rules to read them. ``weights``: a file in the folder with the model's config. None
-    too where what is read so does not fit the model; no part of the model changes.
+    transformers writes fused experts one by one. It writes some output heads, attentions and norms under names of
+    earlier versions. It has the rules to read them again. The result is also None if the tensors read in this way do
+    not fit the model. The model itself does not change.
+
+    Args:
+        model: The model.
+        weights: The file, in the folder with the model's config.
     """
     if not is_from_transformers(model, "PreTrainedModel"):
         return None

@@ -1,4 +1,4 @@
-"""The parameters of a model that no technique acts on: their share, and the largest tensors by name."""
+"""Find the parameters of a model that no technique acts on: their share, and the largest tensors by name."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from compcomp.bench import Outside, Tensors
 from compcomp.models.layers import Layer, layers_by_name, unwrap
 
 SHOWN = 3
-"""Tensors that are named."""
+"""The number of tensors that are named."""
 
 
 def outside(model: nn.Module, layers: Iterable[Layer]) -> Outside:
-    """Find the parameters of a model that stay as they are when these layers are compressed."""
+    """Return the parameters of a model that stay as they are when these layers are compressed."""
     model = unwrap(model)
     modules = [m for layer in layers for m in (*layer.modules, *(follower for _, follower in layer.followers))]
     inside = {id(module._parameters["weight"]) for module in modules}
@@ -27,7 +27,7 @@ def outside(model: nn.Module, layers: Iterable[Layer]) -> Outside:
     others = {id(p) for m in model.modules() if _is_table(m) or _is_norm(m) for p in m._parameters.values()}
     left, foreign, total = [], [], 0
     for name, parameter in model.named_parameters():
-        if is_lazy(parameter):  # of no size yet
+        if is_lazy(parameter):  # without a size yet
             continue
         total += parameter.numel()
         if id(parameter) in inside:
@@ -56,10 +56,10 @@ def _tensors(found: list[tuple[str, int]]) -> Tensors:
 
 
 def _is_table(module: nn.Module) -> bool:
-    """An embedding: rows that are looked up."""
+    """Return True for an embedding, whose rows are looked up."""
     return isinstance(module, nn.Embedding | nn.EmbeddingBag) or "Embedding" in type(module).__name__
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """A norm: its weights scale what passes, some with a row for each head."""
+    """Return True for a norm, whose weights scale activations, in some models with a row for each head."""
     return "Norm" in type(module).__name__

@@ -1,11 +1,13 @@
-"""Which of the vectors that reach a layer are padding: found by giving the padding another content.
+"""Find which of the vectors that reach a layer are padding, by giving the padding another content.
 
-Layers see tokens in many forms: batch x length, length x batch, all in one list, some of them (routed experts), the
-tokens of another stream (an encoder's, an image's), or one for a sequence. No shape tells which. So a batch with
-padding runs first with other embeddings for the padding: a vector that stays the same is no padding, whatever way it
-came. (Another run, with other embeddings for all tokens, tells it from one that a model puts in the place of padding.)
-What a model mixes with its padding (an average over all positions) changes as well; there the mask decides where it
-has the layer's shape, and a note says so where it has not.
+Layers see tokens in many forms: batch x length, length x batch, or all in one list. Some see a part of them (routed
+experts), the tokens of another stream (an encoder's, an image's), or one vector for a sequence. The shape does not show
+which. So a batch with padding runs first with other embeddings for the padding: a vector that stays the same is no
+padding, in whatever form it arrived. Another run, with other embeddings for all tokens, distinguishes such a vector
+from one that a model puts in the place of padding.
+
+If a model mixes tokens with padding (an average over all positions), the tokens change as well. There the mask decides
+if it has the layer's shape; a note says so if it has not.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ MASKS: dict[str, bool] = {
     "tgt_key_padding_mask": False,
     "memory_key_padding_mask": False,
 }
-"""Arguments that tell padding, and whether a true value there is a token (torch's own modules say it the other way)."""
+"""Arguments that mark padding, and True if a true value there is a token (torch's own modules use the opposite)."""
 
 PARTS = {
     "attention_mask": "",
@@ -54,17 +56,17 @@ PREFIXES = {"decoder": ("decoder_", "tgt"), "encoder": ("encoder_", "memory")}
 NUMBERED = "positions are counted from the padding before a row on, unless the batch has position_ids"
 
 SKETCH = 4
-"""Random projections by which vectors of two runs are compared."""
+"""The number of random projections by which vectors of two runs are compared."""
 
 CHUNK = 1024
-"""Vectors that are compared with all others at a time."""
+"""The number of vectors that are compared with all others at a time."""
 
 
 def kept_positions(name: str, mask: Tensor) -> Tensor | None:
-    """Truth values (batch x length) of a mask by its name: True for tokens. None for a shape that tells nothing.
+    """Return truth values (batch x length) of a mask by its name: True for tokens. None for a shape that says nothing.
 
-    A mask with a row for each query (batch x ... x queries x length) keeps what any query may look at. Masks that are
-    added to scores, with 0 for tokens and numbers far below elsewhere, are told by these.
+    A mask with a row for each query (batch x ... x queries x length) keeps the positions that any query may look at. A
+    mask that is added to scores is recognised by its numbers: 0 for tokens, far below 0 elsewhere.
     """
     if mask.ndim < 2:
         return None
@@ -79,7 +81,7 @@ def kept_positions(name: str, mask: Tensor) -> Tensor | None:
 
 @dataclass(eq=False)
 class Stream:
-    """Tokens of one mask: which count (batch x length), and the entries of the batch that hold them."""
+    """The tokens of one mask: those that count (batch x length), and the entries of the batch that hold them."""
 
     kept: Tensor
     given: dict[str, Tensor]
@@ -87,7 +89,7 @@ class Stream:
 
 
 def streams(batch: Any, encoder_decoder: bool = False) -> list[Stream]:
-    """The streams of a batch (a dict) that hold padding."""
+    """Return the streams of a batch (a dict) that hold padding."""
     if not isinstance(batch, Mapping):
         return []
     kept: dict[str, Tensor] = {}
@@ -99,7 +101,7 @@ def streams(batch: Any, encoder_decoder: bool = False) -> list[Stream]:
     tokens = labels if isinstance(labels, Tensor) and labels.ndim == 2 and decoding else None
     if tokens is not None and "decoder" not in kept:
         ignored = (tokens == -100).to(torch.int8)
-        kept["decoder"] = ignored.flip(1).cumprod(dim=1).flip(1) == 0  # all but those at the end
+        kept["decoder"] = ignored.flip(1).cumprod(dim=1).flip(1) == 0  # all but the ones at the end
     result = []
     for part, mask in kept.items():
         if bool(mask.all()) or not mask.numel():
@@ -110,16 +112,16 @@ def streams(batch: Any, encoder_decoder: bool = False) -> list[Stream]:
             if isinstance(value, Tensor) and own == part and name not in MASKS and name != "labels":
                 given[name] = value
         if tokens is None and not any(_fits(mask, value) for value in given.values()):
-            continue  # of no batch: queries x keys, for one
+            continue  # a mask without a batch, such as queries x keys
         length = max((v.shape[1] for v in given.values() if v.ndim >= 2 and not v.is_floating_point()), default=None)
         if length is not None and 0 < length < mask.shape[1]:
-            mask = mask[:, -length:]  # what is before was given as a cache or a prefix
+            mask = mask[:, -length:]  # the positions before were given as a cache or a prefix
         result.append(Stream(mask, given, tokens if part == "decoder" else None))
     return result
 
 
 def _fits(mask: Tensor, value: Tensor) -> bool:
-    """Whether a mask (batch x length) can be of a tensor: batch and length are among its first dimensions."""
+    """Return True if a mask (batch x length) can belong to a tensor: its first dimensions include batch and length."""
     batch, length = mask.shape
     if value.ndim < 2:
         return False
@@ -129,7 +131,7 @@ def _fits(mask: Tensor, value: Tensor) -> bool:
 
 
 def _layouts(kept: Tensor) -> Iterator[Tensor]:
-    """Truth values in the orders in which a model may hold the tokens."""
+    """Yield truth values in the orders in which a model may hold the tokens."""
     yield kept
     yield kept.T
     yield kept.reshape(-1)
@@ -143,11 +145,18 @@ def _layouts(kept: Tensor) -> Iterator[Tensor]:
 def disturbed(
     model: nn.Module, batch: Any, found: list[Stream], notes: dict[str, set[str]], everything: bool = False
 ) -> Iterator[tuple[Any, Callable[[], list[Stream]]]]:
-    """The batch, and the model in a state, in which padding has another content; all else is as it was.
+    """Give the padding another content, in the batch and in the model; everything else is as it was.
 
-    Ids stay: models look for the end of a text in them. It is what their embeddings give that changes. Also yielded is
-    a function that tells, after the run, the streams whose padding was not reached in this way. ``notes``: filled where
-    the model numbers its positions whatever is padding. ``everything``: the tokens have another content as well.
+    Ids stay the same, because models look for the end of a text in them. The output of their embeddings changes
+    instead. Yields the batch and a function. After the run, the function returns the streams whose padding was not
+    reached.
+
+    Args:
+        model: The model.
+        batch: The batch.
+        found: The streams with padding.
+        notes: Filled if the model numbers its positions without regard to padding.
+        everything: True to give the tokens another content as well.
     """
     source = torch.Generator().manual_seed(0)
     reached: set[int] = set()
@@ -200,7 +209,7 @@ def disturbed(
 
 
 def _numbers(ids: Tensor, stream: Stream) -> bool:
-    """Whether these are positions counted from the start of a row, of a stream with padding there."""
+    """Return True for positions counted from the start of a row, of a stream with padding there."""
     batch, length = stream.kept.shape
     late = ~stream.kept[:, 0] & stream.kept.any(dim=1)
     if ids.ndim > 2 or ids.shape[-1] != length or length < 2 or not bool(late.any()):
@@ -211,7 +220,7 @@ def _numbers(ids: Tensor, stream: Stream) -> bool:
 
 
 def _arrangements(stream: Stream, ids: Tensor) -> Iterator[Tensor]:
-    """How a stream's tokens lie in ids that an embedding is asked for, if they are this stream's."""
+    """Yield the arrangements of a stream's tokens in the ids given to an embedding, if they are this stream's."""
     known = [v for v in stream.given.values() if v.shape == stream.kept.shape and not v.is_floating_point()]
     for given in known:
         for values, kept in zip(_layouts(given), _layouts(stream.kept), strict=True):
@@ -219,14 +228,14 @@ def _arrangements(stream: Stream, ids: Tensor) -> Iterator[Tensor]:
                 yield kept
     if stream.labels is not None and not known and ids.shape == stream.labels.shape:
         before, after = stream.labels[:, :-1], ids[:, 1:]
-        if bool(((before == after) | (before == -100)).all()):  # labels, shifted right by the model
+        if bool(((before == after) | (before == -100)).all()):  # the model has shifted the labels to the right
             yield stream.kept
 
 
 def other_ids(batch: Any, found: list[Stream], everything: bool = False) -> Any:
-    """The batch with other ids where these streams have padding, for models whose embeddings are no modules.
+    """Return the batch with other ids at the padding of these streams, for models whose embeddings are not modules.
 
-    ``everything``: at other places too.
+    ``everything``: change the ids at other positions too.
     """
     changed = dict(batch)
     for stream in found:
@@ -248,11 +257,11 @@ def other_ids(batch: Any, found: list[Stream], everything: bool = False) -> Any:
 
 @dataclass
 class Followed:
-    """What each layer was fed in the run with other padding, in the order of its calls; then: which vectors count.
+    """The inputs of each layer in the run with other padding, in the order of calls, to find the vectors that count.
 
-    ``notes``: filled with what could not be told, and of which layers. ``mixed``: the model mixes tokens with padding.
-    ``blind``: the padding could not be given another content. ``everything``: what is seen now is of a run in which the
-    tokens have another content too: what does not change with these is another stream.
+    ``notes``: receives what could not be determined, and for which layers. ``mixed``: the model mixes tokens with
+    padding. ``blind``: the padding could not be given another content. ``everything``: the current run is the one in
+    which the tokens have another content too. A vector that does not change in it belongs to another stream.
     """
 
     found: list[Stream]
@@ -269,15 +278,15 @@ class Followed:
     _directions: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
 
     def forget(self) -> None:
-        """Drop what was seen so far."""
+        """Drop the inputs recorded so far."""
         self._calls.clear()
 
     def see(self, layer: str, inputs: Tensor) -> None:
-        """Keep a few numbers for each vector (... x in) of the run with other padding."""
+        """Record a few numbers for each vector (... x in) of the run with other padding."""
         (self._others if self.everything else self._calls)[layer].append((inputs.shape[:-1], self._sketch(inputs)))
 
     def kept(self, layer: str, inputs: Tensor) -> Tensor | None:
-        """Truth values (...) for the vectors of the same call in the run as given; None where all count."""
+        """Return truth values (...) for the vectors of the same call in the run as given, or None if all count."""
         shape, calls, place = inputs.shape[:-1], self._calls[layer], self._done[layer]
         self._done[layer] += 1
         mine = self._sketch(inputs)
@@ -292,7 +301,7 @@ class Followed:
                 return self._unmoved(layer, candidates, shape, of_tokens)
             near = _close(mine, other, tolerance).reshape(shape)
             return self._aligned(layer, candidates, exact, near)
-        if inputs.ndim == 2:  # routed: other tokens go here where padding has another content
+        if inputs.ndim == 2:  # routed: other tokens arrive here if padding has another content
             other = torch.cat([sketch for _, sketch in calls]) if calls else mine[:0]
             if self.mixed:
                 self._note("which tokens of a batch with padding they are fed cannot be told, so some may count", layer)
@@ -301,7 +310,7 @@ class Followed:
         return None
 
     def _unmoved(self, layer: str, candidates: list[Tensor], shape: torch.Size, of_tokens: bool) -> Tensor | None:
-        """Where nothing changed: another stream's tokens, or this one's in a model that overwrites its padding."""
+        """Return the mask if nothing changed: for another stream, or for a model that overwrites its padding."""
         if candidates and (self.blind or of_tokens):
             self._fixed |= of_tokens
             return candidates[0]
@@ -312,18 +321,18 @@ class Followed:
         return None
 
     def finish(self) -> None:
-        """Note, after the run as given, where a model that overwrites its padding may hide it."""
+        """Add notes, after the run as given, on layers where a model that overwrites its padding may hide it."""
         for name in self._rows | (self._lists if self._fixed else set[str]()):
             self._note("nothing that they are fed changes with it; what the model puts in its place counts", name)
 
     def _aligned(self, layer: str, candidates: list[Tensor], exact: Tensor, near: Tensor) -> Tensor | None:
         shape = near.shape
-        for same in (exact, near):  # as many as are tokens: whatever the order in which they lie
+        for same in (exact, near):  # the number of tokens matches, in whatever order they lie
             if any(int(same.sum()) == int(kept.sum()) for kept in candidates):
                 return same
         if candidates:
             best = max(candidates, key=lambda kept: int((kept == near).sum()))
-            if bool((best & ~near).any()):  # tokens changed with the padding: the model does not keep them apart
+            if bool((best & ~near).any()):  # tokens changed with the padding: the model mixes them
                 self.mixed = True
                 if len(shape) == 1:
                     self._note(
@@ -346,7 +355,7 @@ class Followed:
         return near
 
     def _step_by_step(self, layer: str, near: Tensor) -> bool:
-        """Whether one call has one position of each sequence, and there are as many calls as positions."""
+        """Return True if one call has one position of each sequence, and there are as many calls as positions."""
         for stream in self.found:
             length = stream.kept.shape[1]
             steps = stream.kept.T.reshape(length, *near.shape) if near.numel() == len(stream.kept) else ()
@@ -362,7 +371,7 @@ class Followed:
         self.notes.setdefault(text, set()).add(layer)
 
     def _sketch(self, inputs: Tensor) -> Tensor:
-        """A few projections and the norm of each vector: tokens x (SKETCH + 1)."""
+        """Return a few projections and the norm of each vector: tokens x (SKETCH + 1)."""
         width, device = inputs.shape[-1], inputs.device
         if (width, device) not in self._directions:
             source = torch.Generator().manual_seed(width)
@@ -375,13 +384,16 @@ class Followed:
 
 
 def _close(one: Tensor, other: Tensor, tolerance: float) -> Tensor:
-    """Which rows are the same up to rounding, relative to the norm of the vector."""
+    """Return for each row if it is the same up to rounding, relative to the norm of the vector."""
     norm = torch.maximum(one[:, -1], other[:, -1])
     return ((one - other).abs().amax(dim=1) <= tolerance * norm) & torch.isfinite(norm)
 
 
 def _among(mine: Tensor, other: Tensor, tolerance: float) -> Tensor:
-    """Which rows are also among the others, up to rounding; of equal rows as many as there are among those."""
+    """Return for each row if it is also among the others, up to rounding.
+
+    Of equal rows, as many are kept as there are among the others.
+    """
     kept = torch.zeros(len(mine), dtype=torch.bool, device=mine.device)
     other = other.to(mine.device)
     for start in range(0, len(mine) if len(other) else 0, CHUNK):

@@ -1,4 +1,4 @@
-"""Patterns that say which layers are meant: names, parts of names, classes, shell wildcards and regular expressions."""
+"""Match patterns that select layers: names, parts of names, classes, shell wildcards and regular expressions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from compcomp.models.wrappers import named_parts, unwrap
 Patterns = str | Iterable[str] | None
 
 REGEX = "re:"
-"""What a regular expression starts with, as in compressed-tensors."""
+"""The prefix of a regular expression, as in compressed-tensors."""
 
 ALLOWED = "a pattern or a list of patterns such as 'q_proj'"
 
 
 def patterns_of(given: Patterns, where: str) -> tuple[str, ...]:
-    """The patterns as a tuple of texts; None means none. InputError for anything else."""
+    """Return the patterns as a tuple of texts. None means none. Raises InputError for anything else."""
     if given is None:
         return ()
     if isinstance(given, str):
@@ -40,7 +40,7 @@ def patterns_of(given: Patterns, where: str) -> tuple[str, ...]:
 
 
 class Names:
-    """Every module of a model by name, and what a pattern may match of each."""
+    """Every module of a model by name, and the texts of each that a pattern may match."""
 
     def __init__(self, model: nn.Module) -> None:
         every = dict(unwrap(model).named_modules(remove_duplicate=False)) | dict(named_parts(model))
@@ -49,18 +49,18 @@ class Names:
         self._holders = {name for name, module in modules if any(True for _ in module.children())}
 
     def matches(self, pattern: str, name: str) -> bool:
-        """Whether a pattern means the module of this qualified name.
+        """Return True if a pattern selects the module of this qualified name.
 
-        It may match the name, or any run of its parts ("self_attn", "layers.0"), or the class of the module or of one
-        that it lies in: a pattern that means a module means all below. A regular expression is matched with the
-        beginning of the qualified name, and with nothing else.
+        A pattern may match the name, any run of its parts ("self_attn", "layers.0"), or the class of the module or of
+        one around it: a pattern that selects a module selects all modules inside. A regular expression is matched with
+        the beginning of the qualified name, and with nothing else.
         """
         if pattern.startswith(REGEX):
             return re.match(pattern.removeprefix(REGEX), name) is not None
         return any(fnmatchcase(word, pattern) for word in self._words(name))
 
     def without_match(self, patterns: Iterable[str]) -> list[str]:
-        """The patterns that mean no module of the model."""
+        """Return the patterns that select no module of the model."""
         return [p for p in patterns if not any(self.matches(p, name) for name in self._classes)]
 
     def _words(self, name: str) -> Iterator[str]:
@@ -68,13 +68,13 @@ class Names:
         for start in range(len(parts)):
             for stop in range(start + 1, len(parts) + 1):
                 whole = start == 0 or (stop == len(parts) and name not in self._holders)
-                if stop - start > 1 or whole or not parts[start].isdigit():  # "0" says not which list it is of
+                if stop - start > 1 or whole or not parts[start].isdigit():  # "0" alone does not say which list
                     yield ".".join(parts[start:stop])
         for stop in range(len(parts) + 1):
             yield from self._classes.get(".".join(parts[:stop]), ())
 
 
 def _classes(module: nn.Module) -> list[str]:
-    """The names of the module's classes below nn.Module."""
+    """Return the names of the module's classes below nn.Module."""
     names = [c.__name__ for c in type(module).__mro__]
     return names[: names.index("Module")]

@@ -43,18 +43,27 @@ def save(
 ) -> Path:
     """Write the model with this state's weights to a directory, and return its path.
 
-    ``model.safetensors``: every weight in the model's dtype, pruned ones as zeros, so that the model's own
-    class loads it (transformers: ``from_pretrained(directory)``, with the ``config.json`` beside it).
-    ``components.safetensors``: what each compressed layer is made of, ``LAYER.PART`` (see
-    :func:`compcomp.models.components.pack`). ``compcomp.json``: shapes and bits, and ``extra_json``, which
-    must be JSON but for infinite numbers and NaN, written as texts.
+    ``model.safetensors`` has every weight in the model's dtype, pruned ones as zeros, so that the model's own class
+    loads it (transformers: ``from_pretrained(directory)``, with the ``config.json`` next to it).
+    ``components.safetensors`` has the parts of each compressed layer as ``LAYER.PART`` (see
+    :func:`compcomp.models.components.pack`). ``compcomp.json`` has shapes, bits and ``extra_json``.
 
-    What compilers and data parallelism put around a model, or around parts of it, is left out of names. Of a module
-    that holds nothing but a transformers model, that model is saved, under its own names.
+    Compilers and data parallelism around a model, or around parts of it, do not appear in names. If a module holds
+    nothing but a transformers model, that model is saved, under its own names.
 
-    The files are written beside the directory first and moved into it when all are complete; other files in
-    it stay. The model keeps the weights that it has. InputError when the directory is a file or cannot be
-    written, is where the model was loaded from, or when a weight of the state does not fit into the model's dtype.
+    The files are written next to the directory first, and moved into it when all are complete. Other files in it stay.
+    The model keeps the weights that it has.
+
+    Args:
+        model: The model.
+        state: The state of each compressed layer by name.
+        directory: The directory to write to, new or existing.
+        extra_json: Further entries of ``compcomp.json``. They have to be JSON, apart from infinite numbers and NaN,
+            which are written as texts.
+
+    Raises:
+        InputError: The directory is a file, cannot be written, or is the one that the model was loaded from; or a
+            weight of the state does not fit into the model's dtype.
     """
     target = Path(directory)
     with uncompiled(model):
@@ -72,7 +81,7 @@ def _save(
     layers = {name.removeprefix(f"{prefix}."): layer for name, layer in _layers_of(model, state).items()}
     state = {name.removeprefix(f"{prefix}."): layer for name, layer in state.items()}
     check_apart(target, sources(inner), "save")
-    if getattr(inner, "_hf_peft_config_loaded", False):  # transformers would save the adapters alone
+    if getattr(inner, "_hf_peft_config_loaded", False):  # transformers would save only the adapters
         raise InputError("a model with adapters in it", "a model whose adapters are merged and taken out", "save")
     about = _about(layers, state, extra_json or {})
     if target.exists() and not target.is_dir():
@@ -93,7 +102,7 @@ def _save(
         save_file(parts, draft / COMPONENTS, metadata={"format": "pt"})
         (draft / ABOUT).write_text(about, encoding="utf-8")
         target.mkdir(exist_ok=True)
-        for path in sorted(draft.iterdir(), key=lambda path: path.name == ABOUT):  # the last one last
+        for path in sorted(draft.iterdir(), key=lambda path: path.name == ABOUT):  # compcomp.json last
             path.chmod(0o666 & ~_umask())
             os.replace(path, target / path.name)
     finally:
@@ -104,7 +113,7 @@ def _save(
 def load_weights(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
     """Load ``model.safetensors`` of a saved model into a module of the same class and shape, and return it.
 
-    InputError when the file is missing, damaged, or does not fit the module.
+    Raises InputError if the file is missing, damaged, or does not fit the module.
     """
     path = _existing(directory, WEIGHTS)
     try:
@@ -132,7 +141,7 @@ def load_weights(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Modu
 
 
 def sources(model: nn.Module) -> dict[str, Path]:
-    """Directories that parts of the model say they were loaded from, if these are still there."""
+    """Return the directories that parts of the model say they were loaded from, if these still exist."""
     found = {}
     for module in model.modules():
         for holder in (module, getattr(module, "config", None)):
@@ -143,9 +152,14 @@ def sources(model: nn.Module) -> dict[str, Path]:
 
 
 def check_apart(out: Path, inputs: Mapping[str, Path], where: str) -> None:
-    """Raise InputError where the output folder is one of the inputs, lies in one, or holds one.
+    """Raise InputError if the output folder is one of the inputs, lies in one, or holds one.
 
-    Paths are compared by what they lead to: relative spellings, links and the case of letters change nothing.
+    Paths are compared by the files that they lead to: relative spellings, links and the case of letters do not matter.
+
+    Args:
+        out: The output folder.
+        inputs: The inputs, by the name that a message gives them.
+        where: The place that a message names.
     """
     for what, path in inputs.items():
         for inner, outer, how in ((path, out, "which holds"), (out, path, "which lies in")):
@@ -164,7 +178,7 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def load_components(directory: str | os.PathLike[str]) -> dict[str, dict[str, Tensor]]:
-    """The parts of each compressed layer by name; :func:`compcomp.models.components.unpack` adds them up."""
+    """Return the parts of each compressed layer by name; :func:`compcomp.models.components.unpack` adds them up."""
     layers: dict[str, dict[str, Tensor]] = {}
     for name, tensor in load_file(_existing(directory, COMPONENTS)).items():
         layer, part = name.rsplit(".", 1)
@@ -189,7 +203,7 @@ def _layers_of(model: nn.Module, state: Mapping[str, LayerState]) -> dict[str, L
 
 
 def _write_model(model: nn.Module, draft: Path) -> None:
-    """Write the model's own files; where libraries do not take its memory, each of its tensors apart."""
+    """Write the model's own files; if libraries do not accept its memory, write a copy of each of its tensors."""
     own = is_from_transformers(model, "PreTrainedModel")
     try:
         if own:
@@ -209,7 +223,10 @@ def _write_model(model: nn.Module, draft: Path) -> None:
 
 
 def _apart(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor that a model saves, in memory of its own; of those that are one and the same the first."""
+    """Return a copy of every tensor that a model saves.
+
+    Tensors with several names are copied once, under the first name.
+    """
     found: dict[object, tuple[str, Tensor]] = {}
     for name, tensor in sorted(model.state_dict().items()):
         found.setdefault(place(tensor) if tensor.numel() else name, (name, tensor))
@@ -218,7 +235,7 @@ def _apart(model: nn.Module) -> dict[str, Tensor]:
 
 @contextmanager
 def _holding(layers: Mapping[str, Layer], state: Mapping[str, LayerState]) -> Iterator[None]:
-    """The state's weights in the model, and afterwards those that were there, bitwise."""
+    """Put the state's weights into the model, and restore the earlier ones afterwards, bitwise."""
     before: list[tuple[Layer, Tensor]] = []
     try:
         for name, layer in layers.items():
@@ -268,7 +285,7 @@ def _part(part: Part) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same data with infinite numbers and NaN as texts, which JSON has no word for."""
+    """Return the same data with infinite numbers and NaN as texts: JSON cannot express them."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):

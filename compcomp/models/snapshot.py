@@ -1,4 +1,4 @@
-"""A model as it is now, to bring it back or to see whether it has changed."""
+"""Record a model, to restore it or to see whether it has changed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from compcomp.models.memory import is_plain, parts, place, same_bits, shape_of
 
 
 class Snapshot:
-    """Every module of a model, what it holds, and the values of all tensors, as they are now.
+    """Every module of a model, its contents, and the values of all tensors, as they are when this is made.
 
-    ``without``: tensors of which no values are copied, as whoever restores has them. Copies are in main memory.
-    ``known``: an earlier snapshot, whose copies serve again where values are still the same.
+    :meth:`restore` restores parameters, buffers, submodules, hooks, modes and other attributes of each module. It also
+    restores the attributes of configurations, and the memory, values, gradients and ``requires_grad`` of tensors.
 
-    :meth:`restore` brings back parameters, buffers, submodules, hooks, modes and other attributes of each module, the
-    attributes of configurations, and the memory, values, gradients and ``requires_grad`` of tensors.
+    Args:
+        model: The model.
+        without: Tensors whose values are not copied, because the caller of ``restore`` has them. Copies are in main
+            memory.
+        known: An earlier snapshot. Its copies are used again if the values are still the same.
     """
 
     def __init__(self, model: nn.Module, without: Iterable[Tensor] = (), known: Snapshot | None = None) -> None:
@@ -34,7 +37,7 @@ class Snapshot:
         self._known = None
 
     def restore(self) -> None:
-        """Bring everything back; values that are what they were are not written."""
+        """Restore everything. Values that have not changed are not written."""
         with torch.no_grad():
             for holder in self._holders.values():
                 holder.restore()
@@ -42,9 +45,9 @@ class Snapshot:
                 kept.restore()
 
     def differs(self, model: nn.Module) -> str | None:
-        """The name of a parameter, buffer or module of the model that is not what it was, or None.
+        """Return the name of a parameter, buffer or module of the model that has changed, or None.
 
-        Values count, shapes, dtypes and classes; not modes, devices or gradients.
+        Values, shapes, dtypes and classes are compared; modes, devices and gradients are not.
         """
         names = named(model)
         if other := sorted(names.keys() ^ self.names.keys()):
@@ -56,7 +59,7 @@ class Snapshot:
         return next((name or "model" for name, kind in self.kinds.items() if now.get(name) != kind), None)
 
     def _hold(self, value: Any, *, deep: bool = False) -> None:
-        """Remember a value: a tensor, or a module, list, dict ... with all that is in it."""
+        """Record a value: a tensor, or a module, list, dict ... with everything in it."""
         if isinstance(value, Tensor):
             if id(value) not in self._tensors:
                 known = None if self._known is None else self._known._tensors.get(id(value))
@@ -70,13 +73,13 @@ class Snapshot:
 
 
 def named(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer under each of its names."""
+    """Return every parameter and buffer under each of its names."""
     found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     return found | dict(model.named_buffers(remove_duplicate=False))
 
 
 def kinds(model: nn.Module) -> dict[str, type]:
-    """The class of each module."""
+    """Return the class of each module."""
     return {name: type(module) for name, module in model.named_modules(remove_duplicate=False)}
 
 
@@ -85,12 +88,12 @@ def _is_container(value: Any) -> bool:
 
 
 def _is_settings(value: Any) -> bool:
-    """Whether a value is what models keep their settings in."""
+    """Return True if a value is of a kind in which models keep their settings."""
     return hasattr(value, "__dict__") and type(value).__name__.endswith(("Config", "SimpleNamespace"))
 
 
 class _Holder:
-    """An object, or a container, and what is in it."""
+    """An object, or a container, and its contents."""
 
     def __init__(self, value: Any) -> None:
         self.value, self.kind = value, type(value)
@@ -134,7 +137,7 @@ class _Kept:
                 self.copies = [part.cpu() if part.device.type != "cpu" else part.clone() for part in parts(tensor)]
 
     def holds(self, tensor: Tensor) -> bool:
-        """Whether a tensor has these values; true where none are kept."""
+        """Return True if a tensor has these values, or if no values are kept."""
         if shape_of(tensor) != self.shape or tensor.dtype != self.dtype:
             return False
         return self.copies is None or _same(self.copies, tensor)

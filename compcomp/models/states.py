@@ -1,4 +1,4 @@
-"""States of one layer, in torch tensors: how a kernel makes one from another, and a digest that tells them apart."""
+"""Apply kernels to the state of one layer, in torch tensors, and compute digests that distinguish states."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from compcomp.models.memory import bits
 
 
 def applied(technique: Technique, name: str, layer: LayerState) -> LayerState:
-    """The state after the technique's kernel has run on the layer of this name, on the layer's device.
+    """Return the state after the technique's kernel has run on the layer of this name, on the layer's device.
 
-    Reference, Gram matrix and inputs are the given ones. Tensors are contiguous and hold no negative zeros, so
-    that states which are equal are also alike to every further kernel, LAPACK's signs and BLAS' paths included.
-    Raises InputError, naming the layer, where the technique does not fit, its result is not finite or of another
-    shape, or its kernel wrote to what it was given; any other error of the kernel gets a note that says where.
+    Reference, Gram matrix and inputs are the given ones. Tensors are contiguous and hold no negative zeros. States that
+    are equal are therefore also equal for every further kernel, including LAPACK's signs and the code paths of BLAS.
+
+    Raises:
+        InputError: The technique does not fit, its result is not finite or has another shape, or its kernel wrote to
+            its arguments. The message names the layer. Any other error of the kernel gets a note that says where.
     """
     versions, where = versions_of(layer), f"layer {name}: after {technique}"
 
@@ -47,13 +49,13 @@ def applied(technique: Technique, name: str, layer: LayerState) -> LayerState:
 
 
 def check_result(before: LayerState, after: Any, where: str) -> None:
-    """Raise InputError for what no kernel may give (see :func:`compcomp.language.kernel_result.wrong_result`)."""
+    """Raise InputError for a result that :func:`compcomp.language.kernel_result.wrong_result` finds wrong."""
     if wrong := wrong_result(before, after):
         raise InputError(*wrong, where)
 
 
 def versions_of(layer: LayerState) -> list[tuple[int, int]]:
-    """Numbers for each tensor of a state that change when it is written to, past torch's counter of writes too."""
+    """Return numbers for each tensor of a state that change when it is written to, even without torch's notice."""
     return [
         (-1 if tensor.is_inference() else tensor._version, int(bits(tensor).sum(dtype=torch.int64)))
         for tensor in tensors(layer)
@@ -63,9 +65,14 @@ def versions_of(layer: LayerState) -> list[tuple[int, int]]:
 def checked(
     technique: Technique, name: str, layer: LayerState, after: LayerState, versions: list[tuple[int, int]]
 ) -> LayerState:
-    """What a kernel made of a layer, in plain tensors; InputError for what no kernel may do, as for :func:`applied`.
+    """Return a kernel's result in plain tensors. Raises InputError for what no kernel may do, as :func:`applied` does.
 
-    ``versions``: those of the layer before the kernel ran.
+    Args:
+        technique: The technique that ran.
+        name: The layer's name.
+        layer: The state before.
+        after: The kernel's result.
+        versions: The result of :func:`versions_of` for ``layer`` before the kernel ran.
     """
     where = f"layer {name}: after {technique}"
     if versions_of(layer) != versions:
@@ -83,7 +90,7 @@ def checked(
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in a state or a part of one, in the order of the fields."""
+    """Yield every tensor in a state or a part of one, in the order of the fields."""
     if isinstance(value, Tensor):
         yield value
     elif is_dataclass(value):
@@ -95,7 +102,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def tensors_in(batch: Any) -> Iterator[Any]:
-    """What a calibration batch holds, as texts, numbers and tensors."""
+    """Yield the contents of a calibration batch: texts, numbers and tensors."""
     if isinstance(batch, Mapping):
         for key, item in batch.items():
             yield str(key)
@@ -108,14 +115,14 @@ def tensors_in(batch: Any) -> Iterator[Any]:
 
 
 def digest(layer: LayerState) -> str:
-    """A text that is the same for two states of one layer only if weight and format are exactly equal."""
+    """Return a text that is the same for two states of one layer only if weight and format are exactly equal."""
     return digest_of((layer.weight, layer.format))
 
 
 def digest_of(value: Any) -> str:
-    """A text that is the same for two values only if they are exactly equal (0 equals -0), shapes and dtypes too.
+    """Return a text that is the same for two values only if they, their shapes and dtypes are equal (0 equals -0).
 
-    Values are made of dataclasses, tuples, lists, tensors, numbers and texts; TypeError for anything else.
+    Values are made of dataclasses, tuples, lists, tensors, numbers and texts. Raises TypeError for anything else.
     """
     found = hashlib.blake2b(digest_size=16)
     for piece in _pieces(value):
@@ -125,11 +132,11 @@ def digest_of(value: Any) -> str:
 
 
 def _pieces(value: Any) -> Iterator[bytes | memoryview]:
-    """What tells a value from others, as bytes."""
+    """Yield the bytes that distinguish a value from others."""
     if isinstance(value, Tensor):
         yield f"{value.dtype} {tuple(value.shape)}".encode()
         entries = value.detach().cpu().reshape(-1)
-        entries = entries + 0.0 if entries.is_floating_point() else entries  # of -0.0 this makes 0.0
+        entries = entries + 0.0 if entries.is_floating_point() else entries  # turns -0.0 into 0.0
         yield memoryview(entries.contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
     elif is_dataclass(value):
         yield type(value).__qualname__.encode()
@@ -147,7 +154,10 @@ def _pieces(value: Any) -> Iterator[bytes | memoryview]:
 
 
 def _plain(value: Any) -> Any:
-    """The same with contiguous tensors, expanded views aside, and 0.0 for -0.0. What is plain already stays."""
+    """Return the value with contiguous tensors, except expanded views, and 0.0 for -0.0.
+
+    Plain values are returned as is.
+    """
     if isinstance(value, Tensor):
         value = value if 0 in value.stride() else value.contiguous()
         if value.is_floating_point() and bool((torch.signbit(value) & (value == 0)).any()):

@@ -1,4 +1,4 @@
-"""Which layers of a model belong together: neurons, heads and blocks, by the names that models give them."""
+"""Find layers of a model that belong together, by the names that models give them: neurons, heads and blocks."""
 
 from __future__ import annotations
 
@@ -38,24 +38,27 @@ ATTENTION: tuple[Family, ...] = (
     (("query", "key", "value"), "dense"),  # ALBERT
     (("q", "k", "v"), "o"),  # T5
 )
-"""Layers of an attention below its module: queries, keys and values, and what reads its heads."""
+"""Layers of an attention below its module: queries, keys and values, and the one that reads its heads."""
 
 STACKED: tuple[Family, ...] = (
     (("c_attn",), "c_proj"),  # GPT-2, GPT-BigCode of one head for keys and values
     (("qkv_proj",), "o_proj"),  # Phi-3
     (("Wqkv",), "out_proj"),  # MPT
 )
-"""One layer for all queries, then all keys, then all values."""
+"""Attentions with one layer for all queries, then all keys, then all values."""
 
 WOVEN: tuple[Family, ...] = (
     (("query_key_value",), "dense"),  # GPT-NeoX, BLOOM, Falcon, Persimmon
     (("c_attn",), "c_proj"),  # GPT-BigCode of many heads for keys and values
 )
-"""One layer that holds the queries, the key and the value of one head, or of heads that share them, after another."""
+"""Attentions with one layer that holds the queries, key and value of one head after another.
+
+Heads that share a key and a value come together.
+"""
 
 
 def feed_forwards(model: nn.Module, layers: Mapping[str, Layer]) -> list[Group]:
-    """The neurons of every feed-forward network among these layers."""
+    """Return the neurons of every feed-forward network among these layers."""
     found = []
     for name, module, names, reads in _families(model, layers, FEED_FORWARD):
         units, parts = layers[reads].shape[1], list[Part]()
@@ -64,7 +67,7 @@ def feed_forwards(model: nn.Module, layers: Mapping[str, Layer]) -> list[Group]:
                 continue
             parts = [Part(names[0], "out"), Part(names[0], "out", start=units)]
         elif "gate_proj" in module._modules and len(names) == 1:
-            continue  # the gates are left out of these layers: their neurons cannot go as a whole
+            continue  # these layers lack the gates: the neurons cannot be removed as a whole
         elif all(layers[one].shape[0] == units for one in names) and "c_attn" not in module._modules:
             parts = [Part(one, "out") for one in names]
         if parts:
@@ -73,7 +76,7 @@ def feed_forwards(model: nn.Module, layers: Mapping[str, Layer]) -> list[Group]:
 
 
 def attentions(model: nn.Module, layers: Mapping[str, Layer]) -> list[Group]:
-    """The heads of every attention among these layers; heads that share keys and values are one unit."""
+    """Return the heads of every attention among these layers. Heads that share keys and values are one unit."""
     found = []
     for name, module, names, reads in _families(model, layers, (*ATTENTION, *STACKED, *WOVEN)):
         side = head_size(module)
@@ -102,12 +105,12 @@ def attentions(model: nn.Module, layers: Mapping[str, Layer]) -> list[Group]:
 
 
 def _woven(attention: nn.Module, packed: str) -> bool:
-    """Whether a packed layer holds one head after another."""
+    """Return True if a packed layer holds one head after another."""
     return packed.endswith("query_key_value") or getattr(attention, "multi_query", None) is False
 
 
 def head_size(attention: nn.Module) -> int | None:
-    """Rows of one head."""
+    """Return the number of rows of one head, or None if the module does not say."""
     for holder in (attention, attention._modules.get("self")):
         for name in ("head_dim", "attention_head_size", "head_size", "dim_per_head", "key_value_proj_dim"):
             if isinstance(size := getattr(holder, name, None), int):
@@ -122,7 +125,7 @@ def head_size(attention: nn.Module) -> int | None:
 def _families(
     model: nn.Module, layers: Mapping[str, Layer], known: tuple[Family, ...]
 ) -> Iterator[tuple[str, nn.Module, list[str], str]]:
-    """Modules that hold the layers of a family: name, module, names of its layers, and of the reading one."""
+    """Yield modules that hold the layers of a family: name, module, names of its layers, name of the reading one."""
     for name, module in unwrap(model).named_modules():
         for inner, reads in known:
             names = [f"{name}.{child}" if name else child for child in (*inner, reads)]
@@ -132,7 +135,7 @@ def _families(
 
 
 def block_list(model: nn.Module, layers: Mapping[str, Layer]) -> tuple[str, nn.ModuleList] | None:
-    """The list of the model's blocks: of those that hold modules of one class the one with the most layers."""
+    """Return the list of the model's blocks: among lists of modules of one class, the one with the most layers."""
     return max(
         (found for found in _lists(model) if _holds(found[0], layers)),
         key=lambda found: _holds(found[0], layers),
@@ -141,7 +144,7 @@ def block_list(model: nn.Module, layers: Mapping[str, Layer]) -> tuple[str, nn.M
 
 
 def block_lists(model: nn.Module, layers: Mapping[str, Layer]) -> list[tuple[str, nn.ModuleList]]:
-    """Every list of blocks that is in no other one: those of an encoder and those of a decoder."""
+    """Return every list of blocks that is inside no other one: those of an encoder and those of a decoder."""
     found = list[tuple[str, nn.ModuleList]]()
     for name, modules in _lists(model):
         if _holds(name, layers) and not any(name.startswith(f"{outer}.") for outer, _ in found):
@@ -150,19 +153,19 @@ def block_lists(model: nn.Module, layers: Mapping[str, Layer]) -> list[tuple[str
 
 
 def _lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
-    """Lists of modules of one class."""
+    """Yield the lists of modules of one class."""
     for name, module in unwrap(model).named_modules():
         if isinstance(module, nn.ModuleList) and len({type(child) for child in module}) == 1:
             yield name, module
 
 
 def _holds(name: str, layers: Mapping[str, Layer]) -> int:
-    """How many layers a module holds."""
+    """Return the number of layers that a module holds."""
     return sum(one.startswith(f"{name}.") for one in layers)
 
 
 def blocks(model: nn.Module, layers: Mapping[str, Layer]) -> list[list[str]]:
-    """The names of the layers in each block."""
+    """Return the names of the layers in each block. Raises InputError if the model has no list of blocks."""
     found = block_list(model, layers)
     if found is None:
         raise InputError("a model without a list of blocks", "a transformer whose blocks are in a ModuleList", "model")

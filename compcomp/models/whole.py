@@ -1,4 +1,4 @@
-"""A model, its states and its calibration batches, as kernels see them that act on the whole model."""
+"""Give kernels that act on the whole model access to it, to its states and to its calibration batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from compcomp.models.layers import Layer, is_from_transformers, unwrap
 from compcomp.models.structure import attentions, block_list, blocks, feed_forwards
 
 PROMPT = 4
-"""One part in so many of a calibration sequence is what the dense model goes on from."""
+"""The dense model continues from the first 1/PROMPT of a calibration sequence."""
 
 
 class Whole:
@@ -61,7 +61,7 @@ class Whole:
         return Outputs(_logits(output), tuple(h for h in hidden if h is not None), token_mask(batch))
 
     def _parameters(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The module's parameters with these weights (out x in), in its dtype."""
+        """Return the module's parameters with these weights (out x in), in its dtype."""
         found = {}
         for name, weight in weights.items():
             layer = self.layers[name]
@@ -70,9 +70,9 @@ class Whole:
         return found
 
     def generated(self, seed: int) -> list[Any]:
-        """See :meth:`compcomp.layers.whole.WholeModel.generated`. Sampled at temperature 1, on the CPU's generator.
+        """Sample at temperature 1 on the CPU's generator, see :meth:`compcomp.layers.whole.WholeModel.generated`.
 
-        InputError unless batches are sequences of tokens without padding, as a tensor or as ``input_ids``.
+        Raises InputError unless batches are sequences of tokens without padding, as a tensor or as ``input_ids``.
         """
         source = torch.Generator().manual_seed(seed)
         return [self._continued(batch, source) for batch in self.batches]

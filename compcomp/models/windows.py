@@ -1,4 +1,4 @@
-"""Perplexity over windows of tokens, as a mean over independent parts: one part a window."""
+"""Measure perplexity over windows of tokens, as a mean over independent parts: one part a window."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from compcomp.models.states import digest_of
 
 
 class PerplexityOn:
-    """``evaluate(model) -> {"perplexity": p}``: exp of the mean cross entropy (nats) of each window's next tokens.
+    """The metric ``evaluate(model) -> {"perplexity": p}``: exp of the mean cross entropy (nats) of next tokens.
 
-    ``windows``: int64 ids, count x length; a window's first token is given, not predicted. The model maps ``input_ids``
-    to an output with ``logits`` (batch x length x vocabulary), and stays on its device and in its mode.
-    ``batch_size`` bounds memory. ``parts``, ``key`` and ``exp_of_mean`` let a search measure part by part and keep
-    what it measured, see docs/measuring.md.
+    A window's first token is given, not predicted. The model maps ``input_ids`` to an output with ``logits`` (batch x
+    length x vocabulary). It stays on its device and in its mode. The attributes ``parts``, ``key`` and ``exp_of_mean``
+    let a search measure part by part and keep its measurements, see docs/measuring.md.
+
+    Args:
+        windows: int64 ids, count x length.
+        batch_size: The number of windows that run together. It bounds memory.
     """
 
     exp_of_mean = ("perplexity",)
@@ -39,7 +42,7 @@ class PerplexityOn:
     def __call__(self, model: nn.Module, parts: Sequence[int]) -> dict[str, list[tuple[float, float]]]: ...
 
     def __call__(self, model: nn.Module, parts: Sequence[int] | None = None) -> Any:
-        """The perplexity; with ``parts``, for each of these windows its summed cross entropy and its tokens."""
+        """Return the perplexity; with ``parts``, the summed cross entropy and the tokens of each window."""
         sums = self._sums(model, self.windows if parts is None else self.windows[list(parts)])
         tokens = self.windows.shape[1] - 1
         if parts is not None:

@@ -1,4 +1,7 @@
-"""What others put around a model, or into it: compilers, data parallelism, adapters. None of it is a layer."""
+"""See through modules that others put around or into a model: compilers, data parallelism, adapters.
+
+None is a layer.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ AROUND = {
     "DataParallel": ("torch.nn.parallel.", "module"),
     "DistributedDataParallel": ("torch.nn.parallel.", "module"),
 }
-"""Modules that compute what the one inside them does: by class, where the class is from, and the name inside."""
+"""Modules that compute what the one inside them computes. By class: the package of the class, and the name inside."""
 
 
 def _inside(module: nn.Module) -> nn.Module | None:
@@ -27,7 +30,7 @@ def _inside(module: nn.Module) -> nn.Module | None:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module itself where ``torch.compile`` or data parallelism is around it: hooks on those may not run."""
+    """Return the module inside ``torch.compile`` and data parallelism. Hooks on those wrappers may not run."""
     inner: Any = model
     while isinstance(inner, nn.Module) and (found := _inside(inner)) is not None:
         inner = found
@@ -37,9 +40,10 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def core(model: nn.Module) -> tuple[str, nn.Module]:
-    """The transformers model in a module that holds no tensor beside it, with its name there; else the module itself.
+    """Return the transformers model in a module, with its name there, if the module holds no other tensor.
 
-    It is what a module around a model is saved as, so that the model's own class loads it.
+    Otherwise return "" and the module itself. A module around a model is saved as this inner model, so that the model's
+    own class loads it.
     """
     inner = unwrap(model)
     if any(map(_is_of_peft, inner.modules())):
@@ -53,14 +57,14 @@ def core(model: nn.Module) -> tuple[str, nn.Module]:
 
 
 def is_from_transformers(module: nn.Module, name: str) -> bool:
-    """Whether the module is of this class of transformers, which need not be installed."""
+    """Return True if the module is of this class of transformers, which need not be installed."""
     classes = type(module).__mro__
     return any(c.__name__ == name and c.__module__.startswith("transformers.") for c in classes)
 
 
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[nn.Module]:
-    """The model without ``torch.compile`` and data parallelism around it or any of its parts, for as long as it takes.
+    """Remove ``torch.compile`` and data parallelism around the model and its parts for the duration of the block.
 
     Names are then those of the parts themselves, and hooks run.
     """
@@ -86,10 +90,10 @@ def uncompiled(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def named_parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Each module under each of its names, as without compilers and data parallelism, the parts of adapters left out.
+    """Yield each module under each of its names, without compilers, data parallelism and the parts of adapters.
 
-    Adapters are those of peft, which need not be installed: of a module of peft only the layer and the model that it
-    is around belong to the model.
+    Adapters are those of peft, which need not be installed. Of a peft module, only the layer and the model inside
+    belong to the model.
     """
     yield from _named(unwrap(model), "", False)
 
@@ -112,7 +116,7 @@ def _is_of_peft(module: nn.Module) -> bool:
 
 
 def adapted(model: nn.Module) -> dict[nn.Module, str]:
-    """The modules that do not compute alone: of each that has an adapter at work, not merged into it, the names."""
+    """Return the modules that have an adapter at work, not merged into them, with the names of the adapters."""
     found: dict[nn.Module, str] = {}
     for module in unwrap(model).modules():
         if not _is_of_peft(module):
@@ -126,7 +130,7 @@ def adapted(model: nn.Module) -> dict[nn.Module, str]:
 
 
 def _at_work(module: nn.Module) -> list[str]:
-    """The adapters that act beside a layer of peft, or that its next call takes out of it."""
+    """Return the adapters that act next to a layer of peft, or that its next call takes out of it."""
     off, merged = bool(getattr(module, "disable_adapters", False)), bool(getattr(module, "merged", False))
     if off or merged:
         return list(map(str, getattr(module, "merged_adapters", ()))) if off and merged else []

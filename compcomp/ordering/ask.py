@@ -1,4 +1,4 @@
-"""Putting claims to the prover: each once, unless it follows from what is known, on an executor if there is one."""
+"""Ask claims of the prover: each once, unless it follows from known verdicts, on an executor if there is one."""
 
 from __future__ import annotations
 
@@ -21,17 +21,21 @@ if TYPE_CHECKING:
 Options = dict[str, Any]
 """How hard to try: ``timeout`` (seconds) and ``stages`` of the prover."""
 Decide = Callable[[Claim, Scope, Options], Verdict]
-"""Decides a claim: what a prover does, or stands in for one."""
+"""A function that decides a claim, as a prover does."""
 Key = tuple[Hashable, str]
-"""Claim and scope."""
+"""A claim and its scope."""
 FAILED = "the prover failed"
-"""How the cause of a verdict begins that says nothing of the claim."""
+"""The beginning of the cause of a verdict that is about a failure of the prover, not about the claim."""
 
 
 def decide(claim: Claim, scope: Scope, options: Options, prover: Prover | None = None) -> Verdict:
-    """Return the verdict of a prover; of the one that this process shares where None.
+    """Return the verdict of a prover. It does not look for explanations of an unknown verdict.
 
-    It does not look for what to try where the verdict is unknown.
+    Args:
+        claim: The claim.
+        scope: The layers to cover.
+        options: How hard to try.
+        prover: The prover, None for the one that this process shares.
     """
     from compcomp.proving.prove import default_prover
 
@@ -39,10 +43,10 @@ def decide(claim: Claim, scope: Scope, options: Options, prover: Prover | None =
 
 
 def decided_by(prover: Prover | Decide | None) -> Decide:
-    """Return what decides claims: the prover's own method, or the function itself.
+    """Return the function that decides claims: the prover's method, or the given function.
 
-    A prover stays in its process, with all its solvers: an executor of processes decides by the prover of each process
-    where None is given, and leaves claims to this process where a prover is.
+    A prover stays in its process, with all its solvers. If None is given, the workers of a process executor decide
+    claims by the provers of their processes. If a prover is given, this process decides them.
     """
     if prover is None:
         return decide
@@ -51,7 +55,7 @@ def decided_by(prover: Prover | Decide | None) -> Decide:
 
 @dataclass(frozen=True)
 class ClaimJob:
-    """Decide one claim at a scope. ``register``: where its techniques are defined, for other processes."""
+    """Decide one claim at a scope. ``register`` says where its techniques are defined, for other processes."""
 
     claim: Claim
     scope: Scope
@@ -69,7 +73,7 @@ class ClaimJob:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_json` returned. Raises OtherFiles where this process has other files of a technique."""
+        """Read the result of :meth:`to_json`. Raise OtherFiles if this process has other files of a technique."""
         find_registered(data["register"])
         return cls(claim_from_json(data), Scope.of(data["scope"]), data["options"], data["register"])
 
@@ -81,13 +85,13 @@ def decide_job(data: dict[str, Any], prover: Decide) -> dict[str, Any]:
 
 
 def job_of(claim: Claim, scope: Scope, options: Options) -> ClaimJob | None:
-    """Return the claim as a job, None where a technique has no name that another process could find."""
+    """Return the claim as a job, None if a technique has no name by which another process could find it."""
     register = registrations(t for sequence in claim.sequences for t in sequence)
     return None if register is None else ClaimJob(claim, scope, options, register)
 
 
 def _decided(prover: Decide, claim: Claim, scope: Scope, options: Options) -> Verdict:
-    """Return the prover's verdict; UNKNOWN if it raises an exception."""
+    """Return the prover's verdict, UNKNOWN if it raises an exception."""
     try:
         return prover(claim, scope, options)
     except Exception as error:
@@ -98,8 +102,15 @@ def _decided(prover: Decide, claim: Claim, scope: Scope, options: Options) -> Ve
 class Asker:
     """Ask claims and keep every verdict. An executor changes where a claim is decided, not how.
 
-    ``asked``: claims put to the prover. ``reused``: claims answered by the store, or by a law from other verdicts
-    (:mod:`compcomp.ordering.reuse`).
+    Args:
+        prover: Decides claims. None is the prover that this process shares.
+        executor: Decides claims in other processes if the prover permits.
+        store: Keeps verdicts between runs.
+
+    Attributes:
+        asked: How many claims were passed to the prover.
+        reused: How many claims were answered by the store, or by a law from other verdicts
+            (:mod:`compcomp.ordering.reuse`).
     """
 
     def __init__(
@@ -122,7 +133,14 @@ class Asker:
         options: Options | None = None,
         answered: Callable[[Verdict], None] = lambda _: None,
     ) -> list[Verdict]:
-        """Return the verdicts, in the order of the claims. ``answered`` is called with each as it comes."""
+        """Return the verdicts, in the order of the claims.
+
+        Args:
+            claims: The claims. Equal ones are asked once.
+            scope: The layers that the verdicts should cover.
+            options: How hard to try.
+            answered: Called with each new verdict as it comes.
+        """
         options, wanted = options or {}, list(claims)
         fresh: dict[Key, Claim] = {}
         for claim in wanted:
@@ -154,10 +172,15 @@ class Asker:
         return [self._known[_key(claim, scope)] for claim in wanted]
 
     def recall(self, claim: Claim, scope: Scope, options: Options | None = None) -> Verdict | None:
-        """Return the verdict on a claim that is known without asking, None where it has to be asked.
+        """Return the verdict on a claim if it is known without asking, else None.
 
-        This run's verdicts come first, then the store's: the claim's own verdict, then what it follows from. Only
-        then an unknown, of the store, that was asked no less hard.
+        The sources are tried in this order: this run's verdict on the claim; a decided verdict of the store on it;
+        other verdicts that imply one. Last comes an unknown of the store that was asked no less hard.
+
+        Args:
+            claim: The claim.
+            scope: The layers to cover.
+            options: How hard the claim would be tried.
         """
         known = self._known.get(_key(claim, scope))
         if known is not None:
@@ -175,7 +198,12 @@ class Asker:
         return kept
 
     def learn(self, verdict: Verdict, options: Options | None = None) -> None:
-        """Keep a verdict of the prover, for claims that follow from it and for later runs."""
+        """Keep a verdict of the prover, for claims that follow from it and for later runs.
+
+        Args:
+            verdict: The verdict.
+            options: How hard the claim was tried.
+        """
         self._remember(verdict)
         if self.store is not None and not verdict.cause.startswith(FAILED):
             self.store.put(verdict, options or {})
@@ -200,7 +228,7 @@ class Asker:
             return None
 
     def _result(self, claim: Claim, scope: Scope, options: Options, future: Future[dict[str, Any]] | None) -> Verdict:
-        """Return the verdict of the worker; if it was lost, decide the claim in this process."""
+        """Return the verdict of the worker. If it was lost, decide the claim in this process."""
         if future is not None:
             try:
                 return verdict_from_json(future.result(), claim)

@@ -1,6 +1,6 @@
-"""Pairs of techniques whose order is proved under conditions only: on how much of the model the conditions hold.
+"""Find pairs of techniques whose order is proved under conditions, and measure where on the model these hold.
 
-Weights that a proof does not cover are measured, never assumed to behave alike. The outcome is about this model.
+Weights that a proof does not cover are measured and never assumed to behave alike. The outcome is about this model.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from compcomp.proving.conditions import find_condition
 from compcomp.record import Record
 
 TECHNIQUES = 6
-"""Techniques up to which conditions are looked for."""
+"""The most techniques for which conditions are looked for."""
 SECONDS = 10.0
 """Seconds for finding conditions in a whole search. A claim that is not reached is not mentioned."""
 CLAIM_SECONDS = 5.0
-"""Seconds for one claim under one set of conditions, always the same so that a stored answer serves again."""
+"""Seconds for one claim under one set of conditions, always the same so that stored answers can be used again."""
 TEMPLATES: tuple[Condition, ...] = (NoTies(), LargestKept(), ScaleUnchanged())
 OUTPUT_TEMPLATES: tuple[Condition, ...] = (*TEMPLATES, DiagonalGram(), OrthogonalInputs())
 
@@ -45,7 +45,7 @@ Ask = Callable[[Claim, Scope], Verdict]
 
 @dataclass(frozen=True)
 class Lost:
-    """A loss in two parts: over the weights that a proof covers, and over the rest."""
+    """Hold a loss in two parts: over the weights that a proof covers, and over the rest."""
 
     covered: float
     rest: float
@@ -56,20 +56,26 @@ class Lost:
 
     @classmethod
     def from_json(cls, data: Mapping[str, float]) -> Self:
-        """Read what :meth:`to_json` returned."""
+        """Read the result of :meth:`to_json`."""
         return cls(data["covered"], data["rest"])
 
 
 @dataclass(frozen=True, eq=False)
 class ConditionalEntry(Record):
-    """A claim of dominance that is proved under conditions, and how far they hold on the model.
+    """Hold a claim of dominance that is proved under conditions, and how far they hold on the model.
 
-    ``claim``: the claim with its conditions. ``coverage``: the share of the model's weights that the proof covers.
-    ``layers``: the same by layer. ``conditions``: by condition the share of weights in independent units where it
-    holds. ``groups``: by condition the share of the groups it was checked in, which may be smaller than units.
-    ``left_loss``, ``right_loss``: the measured loss of each side. ``holds``: whether the left side loses no more on
-    this model: proved where covered, measured on the rest. ``in_every_layer``: whether that is so in each layer.
-    ``contradicted``: layers whose floats contradict the proof: a float gap, or a defect of this library.
+    Attributes:
+        claim: The claim with its conditions.
+        coverage: The share of the model's weights that the proof covers.
+        layers: The same share by layer.
+        conditions: By condition, the share of the weights that are in independent units where it holds.
+        groups: By condition, the share of the groups it was checked in where it holds. Groups may be smaller than
+            units.
+        left_loss: The measured loss of the left side.
+        right_loss: The measured loss of the right side.
+        holds: True if the left side loses no more on this model: proved where covered, measured on the rest.
+        in_every_layer: True if that is so in each layer.
+        contradicted: The layers whose floats contradict the proof. This is a float gap, or a defect of this library.
     """
 
     claim: Claim
@@ -85,22 +91,22 @@ class ConditionalEntry(Record):
 
     @property
     def left(self) -> Order:
-        """Return the side that loses no more."""
+        """The side that loses no more."""
         return self.claim.left
 
     @property
     def right(self) -> Order:
-        """Return the other side."""
+        """The other side."""
         return self.claim.right
 
     @property
     def given(self) -> list[str]:
-        """Return the conditions as texts."""
+        """The conditions as texts."""
         return [str(condition) for condition in self.claim.given]
 
     @property
     def loss(self) -> str | None:
-        """Return the name of the loss."""
+        """The name of the loss."""
         return self.claim.loss.name if self.claim.loss else None
 
     def to_json(self) -> dict[str, Any]:
@@ -124,7 +130,7 @@ class ConditionalEntry(Record):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_json` returned."""
+        """Read the result of :meth:`to_json`."""
         return cls(
             parse_claim(data["claim"], data["loss"]),
             data["coverage"],
@@ -140,7 +146,7 @@ class ConditionalEntry(Record):
 
     @property
     def conclusion(self) -> str:
-        """Return in words how the left side compares with the right side on this model."""
+        """A sentence that compares the left side with the right side on this model."""
         share, left, right = percent(self.coverage), self.left, self.right
         if self.contradicted:
             return (
@@ -167,10 +173,18 @@ def conditional(
     held: Iterable[Assumption] = (),
     on_progress: OnProgress = silent,
 ) -> tuple[list[ConditionalEntry], list[Verdict]]:
-    """Decide for each pair (A, B), both ways, whether A >> B loses no more than B >> A on this model.
+    """Decide for each pair (A, B), both ways, if A >> B loses no more than B >> A on this model.
 
-    pairs: those of which neither order is proved to lose no more. ask: the prover. held: assumptions known to hold for
-    every layer. Returns at most one entry for each pair and way, and the proofs that the entries use.
+    Args:
+        pairs: Pairs of techniques of which neither order is proved to lose no more.
+        loss: The loss that orders are compared by.
+        bench: Checks conditions and measures the rest of the model.
+        ask: Returns the prover's verdict on a claim.
+        held: Assumptions known to hold for every layer.
+        on_progress: Called as claims are decided.
+
+    Returns:
+        At most one entry for each pair and way, and the proofs that the entries use.
     """
     wanted = [pair for pair in pairs if all(len(t.steps()) == 1 and not t.promises().changes_basis for t in pair)]
     if not wanted or next(iter(bench.coverage([])), None) is None:

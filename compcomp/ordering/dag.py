@@ -1,29 +1,31 @@
 """The orderings of some techniques as a DAG: prefixes merge, and orders are dropped, by proof alone.
 
-Laws (each is checked here, so that no search can break it):
+The laws are checked here, so that no search can break them:
 
 1. *Normal forms.* Every prefix has a normal form: techniques that lead to a state equal to its own. A PROVED
    ``same_state`` that covers the layers at hand rewrites normal forms: to fewer techniques, or to the order in which
-   techniques were given. It does so anywhere inside if the proof holds from every state. Otherwise it does so only if
-   the normal form is one of its sides, and no technique of the search reads the factors of the low-rank term: equal
-   states agree in their product alone. A state records more than equality compares. So a prefix has a path as well:
-   techniques that lead to a state which is its own in every recorded field. A path is shortened by proofs from every
-   state, and by proofs whose techniques all leave the low-rank term alone. Prefixes with one normal form that have
-   used the same techniques become one node if their paths are the same, or are known to be stored alike
-   (``stored_alike``): every continuation of one is one of the other, with the same result of the same size. The path
-   is run.
+   techniques were given. It rewrites anywhere inside a normal form if the proof holds from every state. Otherwise it
+   rewrites only a normal form that is one of its sides, and only if no technique of the search reads the factors of the
+   low-rank branch: equal states agree in their product alone. A state records more than equality compares. Therefore a
+   prefix has a path as well: techniques that lead to a state which is its own in every recorded field. A path is
+   shortened by proofs from every state, and by proofs whose techniques all leave the low-rank branch alone. Prefixes
+   with one normal form that have used the same techniques become one node if their paths are the same, or are known to
+   be stored alike (``stored_alike``). Every continuation of one is then a continuation of the other, with the same
+   result of the same size. The path is run.
 2. *Dominance.* A complete order is dropped by a PROVED ``dominates`` under the loss of the search that covers the
-   layers at hand, for another complete order of the same techniques that takes no more to store (``no_larger``).
+   layers at hand. The dominating order is another complete order of the same techniques that takes no more to store
+   (``no_larger``).
 3. *Deferred.* Let T be proved equal to doing nothing on the dense layer, and let ``X >> T dominates X`` be proved from
    every state, for every X that may come last. Then U >> T, for any U that ends in such an X, loses no more than U, and
-   U gives the state of T >> U: so where the dense layer is reached, T is not applied while anything else is left to
-   apply; the orders that do so are dropped for the one with T at its end. This only where X >> T takes no more to store
+   U gives the state of T >> U. Therefore, at the dense layer, T is not applied while anything else is left to apply.
+   The orders that do so are dropped for the one with T at its end. This holds only where X >> T takes no more to store
    than T >> X.
-4. *Measured.* What is bitwise equal in every layer of a model is one order on that model. An order is dropped where a
-   part of its loss, which adds over layers, exceeds the whole loss of as many others as are wanted, of the same
-   techniques and size.
-5. *Under conditions.* On a model an order is dropped where it is proved under conditions to lose no less than another,
-   the conditions were checked on the tensors of every layer, and what they leave open was measured, layer by layer.
+4. *Measured.* Orders whose results are bitwise equal in every layer of a model are one order on that model. Let a part
+   of an order's loss, which adds over layers, exceed the whole loss of as many others as are wanted, of the same
+   techniques and size. Then the order is dropped.
+5. *Under conditions.* On a model an order is dropped if it is proved under conditions to lose no less than another. The
+   conditions must have been checked on the tensors of every layer, and the weights that they leave open must have been
+   measured, layer by layer.
 6. Any other verdict changes nothing.
 """
 
@@ -52,11 +54,14 @@ UNDER_CONDITIONS = "under conditions that were checked on this model"
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a search for one order.
+    """Hold the outcome of a search for one order.
 
-    ``kind``: "merged" (another order gives the same state), "dropped" (another order never loses more) or
-    "measured". ``by``: the order that stands for it, itself when measured. ``proofs``: that merged or dropped it.
-    ``note``: the further reason that was measured on the model.
+    Attributes:
+        order: The order.
+        kind: "merged" (another order gives the same state), "dropped" (another order never loses more) or "measured".
+        by: The order that stands for it, which is itself if it was measured.
+        proofs: The proofs that merged or dropped it.
+        note: The further reason that was measured on the model.
     """
 
     order: Order
@@ -67,21 +72,25 @@ class Outcome:
 
     @property
     def because(self) -> str:
-        """Return the proofs and the note in one line."""
+        """The proofs and the note on one line."""
         return "; ".join([*map(str, self.proofs), *([self.note] if self.note else [])]) or "no proof excludes it"
 
     def to_json(self) -> dict[str, str]:
-        """Return plain data; the kind is called ``fate`` there, as in files of earlier versions."""
+        """Return plain data. The kind is called ``fate`` there, as in files of earlier versions."""
         return {"order": str(self.order), "fate": self.kind, "because": self.because, "by": str(self.by)}
 
 
 def covers(verdict: Verdict, shapes: Collection[Shape] | None, held: Collection[Assumption] = ()) -> bool:
-    """Return True if a proof covers every layer of these shapes (out, in); None stands for layers of any shape.
+    """Return True if a proof covers every layer of these shapes.
 
-    An assumption that may restrict the layers (:attr:`Assumption.restricts`) must be among ``held``, those known to
-    hold for them. A proof for one block covers layers made of such blocks where every
-    technique acts inside a block and the loss adds over weights: an output loss does not, as blocks of a row
-    share its outputs.
+    An assumption that may restrict the layers (:attr:`Assumption.restricts`) must be among ``held``. A proof for one
+    block covers layers made of such blocks if every technique acts inside a block and the loss adds over weights. An
+    output loss does not, as blocks of a row share its outputs.
+
+    Args:
+        verdict: The verdict.
+        shapes: The shapes (out, in) of the layers. None stands for layers of any shape.
+        held: Assumptions known to hold for the layers.
     """
     if not verdict.proved:
         return False
@@ -114,16 +123,22 @@ def _keeps_factors(sequence: Iterable[Technique]) -> bool:
 
 
 def _leaves_factors(proof: Verdict) -> bool:
-    """Return True if the equal states of a proof have the very same low-rank term, not only the same product."""
+    """Return True if the equal states of a proof have the same low-rank factors, not only the same product."""
     return proof.congruent or all(map(_keeps_factors, proof.claim.sequences))
 
 
 @dataclass
 class Node:
-    """A class of prefixes: ``prefix`` is the first of them, ``ways`` how many lead here.
+    """Hold a class of prefixes.
 
-    ``normal``: their normal form. ``used``: the slots they fill. ``path``: the techniques that are run.
-    ``children``: by the technique that is applied. ``deferred``: techniques that law 3 does not apply here.
+    Attributes:
+        prefix: The first prefix of the class.
+        normal: Their normal form.
+        used: The slots they fill.
+        path: The techniques that are run.
+        ways: How many prefixes the class has.
+        children: The nodes one technique later, by technique.
+        deferred: The techniques that are not applied here, by law 3.
     """
 
     prefix: Prefix
@@ -139,15 +154,23 @@ Proofs = tuple[Verdict, ...]
 
 
 class Orderings(Space):
-    """Every order of some techniques, equal ones counted once.
+    """Hold every order of some techniques, and count equal ones once.
 
-    A class of prefixes proved equal is known by its representative, the first in the order in which the
-    techniques were given. Nothing is stored but proofs and what they leave.
+    A class of prefixes proved equal is represented by its first prefix, in the order in which the techniques were
+    given. Only proofs and their consequences are stored.
 
-    ``loss``: the name of the loss orders are compared under. ``shapes``: (out, in) of the layers, None for
-    any. ``held``: assumptions known to hold for them. ``no_larger``: whether the state after the first of two orders of
-    the same techniques takes no more to store than that after the second; of no account by default. ``stored_alike``:
-    whether equal states after two orders have the same recorded fields; never known by default.
+    Args:
+        given: Techniques and slots.
+        loss: The name of the loss that orders are compared by.
+        shapes: The shapes (out, in) of the layers, None for any.
+        held: Assumptions known to hold for the layers.
+        before: Pairs of techniques. In each, the first comes before the second if both occur.
+
+    Attributes:
+        no_larger: Returns True if the state after the first of two orders of the same techniques takes no more to store
+            than that after the second. True by default.
+        stored_alike: Returns True if equal states after two orders are known to have the same recorded fields. False by
+            default.
     """
 
     def __init__(
@@ -179,13 +202,20 @@ class Orderings(Space):
     # ------------------------------------------------------------------------------------ normal forms
 
     def normal_after(self, normal: Prefix, step: int) -> tuple[Prefix, Proofs]:
-        """Return the normal form after one more technique, and the proofs used. They make it shorter or smaller."""
+        """Return the normal form after one more technique, and the proofs used.
+
+        Each rewrite makes the form shorter or smaller.
+
+        Args:
+            normal: The normal form before.
+            step: The position of the technique.
+        """
         if (normal, step) not in self._steps:
             self._steps[normal, step] = self._rewritten((*normal, step))
         return self._steps[normal, step]
 
     def _rewritten(self, form: Prefix) -> tuple[Prefix, Proofs]:
-        """Return the normal form of techniques of which all but the last are in normal form."""
+        """Return the normal form of techniques. All but the last must be in normal form already."""
         if form in self._whole:
             other, proof = self._whole[form]
             shorter, proofs = self.normal_form(other)
@@ -209,7 +239,7 @@ class Orderings(Space):
         return normal, proofs
 
     def path(self, prefix: Prefix) -> Prefix:
-        """Return what is run for a prefix: techniques that lead to its own state, in every recorded field."""
+        """Return the techniques that are run for a prefix. They lead to its own state in every recorded field."""
         normal, path = Prefix(), Prefix()
         for step in prefix:
             normal, path = self.normal_after(normal, step)[0], self._after_path(path, normal, step)
@@ -226,7 +256,7 @@ class Orderings(Space):
         return self._inside_alone((*path, step))
 
     def _inside_alone(self, form: Prefix) -> Prefix:
-        """Rewrite techniques, all but the last of which are rewritten, by proofs from every state alone."""
+        """Rewrite techniques by proofs from every state alone. All but the last must be rewritten already."""
         for size in range(1, len(form) + 1):
             if form[-size:] in self._inside:
                 found = form[:-size]
@@ -281,7 +311,7 @@ class Orderings(Space):
             and all(self.placed(t) in left for t in slot.alternatives)
             for k, slot in enumerate(self.slots)
         )
-        if not forced:  # some order may consist of such techniques alone
+        if not forced:  # some order may consist of no-ops alone
             return ()
         return tuple(
             step
@@ -305,7 +335,7 @@ class Orderings(Space):
         return node
 
     def representative(self, prefix: Prefix) -> Prefix:
-        """Return the prefix that represents the class of this one; itself if law 3 leaves it out."""
+        """Return the prefix that represents the class of this one, or this one if law 3 leaves it out."""
         node = self.node(prefix)
         return prefix if node is None else node.prefix
 
@@ -329,12 +359,12 @@ class Orderings(Space):
         return covers(verdict, self.shapes, self.held)
 
     def _positions(self, techniques: Iterable[Technique]) -> Prefix | None:
-        """Return the positions of these techniques, None when one is not of this search."""
+        """Return the positions of these techniques, None if one is not of this search."""
         found = [next((i for i, t in enumerate(self.techniques) if t == given), None) for given in techniques]
         return None if None in found else tuple(i for i in found if i is not None)
 
     def merge(self, verdict: Verdict) -> bool:
-        """Law 1: rewrite by a proof of equality. Return False, and change nothing, if the law forbids its use."""
+        """Rewrite by a proof of equality (law 1). Return False, and change nothing, if the law forbids its use."""
         claim = verdict.claim
         if not isinstance(claim, SameState) or not self.covered(verdict):
             return False
@@ -360,7 +390,7 @@ class Orderings(Space):
         return not keep and any(technique.promises().sees_factors for technique in self.techniques)
 
     def improves_last(self, verdict: Verdict) -> bool:
-        """Law 3: use a proof that ``X >> T`` never loses more than ``X``. Return False if the law forbids its use."""
+        """Use a proof that ``X >> T`` never loses more than ``X`` (law 3). Return False if the law forbids its use."""
         claim = verdict.claim
         if not isinstance(claim, Dominates) or claim.loss.name != self.loss or not verdict.congruent:
             return False
@@ -374,7 +404,7 @@ class Orderings(Space):
         return True
 
     def drop(self, verdict: Verdict) -> bool:
-        """Law 2: use a proof that one complete order never loses more than another.
+        """Use a proof that one complete order never loses more than another (law 2).
 
         Of orders that dominate each other one always stays. Return False if a law forbids the use of the proof.
         """
@@ -390,7 +420,7 @@ class Orderings(Space):
         return True
 
     def same_on_model(self, states: Mapping[Prefix, Hashable]) -> None:
-        """Law 4: make one of staying orders whose state is bitwise the same in every layer of this model."""
+        """Identify staying orders whose states are bitwise the same in every layer of this model (law 4)."""
         first: dict[Hashable, Prefix] = {}
         for leaf in sorted(states):
             stands = first.setdefault(states[leaf], leaf)
@@ -398,11 +428,23 @@ class Orderings(Space):
                 self._on_model[leaf] = stands
 
     def exceeds(self, leaf: Prefix, by: Prefix, because: str) -> None:
-        """Law 4: drop a staying order, as a part of its loss exceeds the whole loss of another."""
+        """Drop a staying order, as a part of its loss exceeds the whole loss of another (law 4).
+
+        Args:
+            leaf: The order to drop.
+            by: The other order.
+            because: The reason for reports.
+        """
         self._bounded[leaf] = by, because
 
     def under_conditions(self, leaf: Prefix, by: Prefix, because: str) -> None:
-        """Law 5: drop a staying order, as on this model another is known to lose no more."""
+        """Drop a staying order, as another is known to lose no more on this model (law 5).
+
+        Args:
+            leaf: The order to drop.
+            by: The other order.
+            because: The reason for reports.
+        """
         self._bounded[leaf] = by, f"{UNDER_CONDITIONS}, {because}"
 
     def _changed(self) -> None:
@@ -467,7 +509,7 @@ class Orderings(Space):
         return {"total": self.total, "merged": self.total - lost - stay, "dropped": lost, "measured": stay}
 
     def outcomes(self, orders: Iterable[Prefix] | None = None) -> Iterator[Outcome]:
-        """Yield the outcome of each of these complete orders, of all of them when None."""
+        """Yield the outcome of each of these complete orders, of all orders if None."""
         dropped, graph = self.dropped(), self._by_class()
         for order in self.orders() if orders is None else orders:
             yield self._outcome(order, dropped, graph)
@@ -509,9 +551,9 @@ class Orderings(Space):
     def graph(self) -> nx.DiGraph[str]:
         """Return the DAG as plain data: a node for each class of prefixes, an edge for each technique applied.
 
-        A node is the text of its representative. Nodes have ``level`` (techniques applied), ``orders`` (ways
-        that lead there) and, where complete, ``fate``; edges have ``technique``, ``merged`` and ``because``. A prefix
-        that law 3 leaves out is a node of fate "dropped" without children.
+        A node is the text of its representative. Nodes have ``level`` (techniques applied), ``orders`` (ways that lead
+        there) and, if complete, ``fate``. Edges have ``technique``, ``merged`` and ``because``. A prefix that law 3
+        leaves out is a node of ``fate`` "dropped" without children.
         """
         graph: nx.DiGraph[str] = nx.DiGraph(loss=self.loss)
         dropped = self.dropped()

@@ -1,4 +1,4 @@
-"""Losses of every staying order on a model, layer by layer: each layer is one job, whatever the number of workers.
+"""Explore every staying order on a model, layer by layer: each layer is one job, whatever the number of workers.
 
 Techniques act on one layer at a time, so the tree of orders is explored for each layer alone. Bitwise equal states of a
 layer count as one, and no technique is applied to one state twice.
@@ -25,19 +25,20 @@ from compcomp.ordering.store import Store
 MEMORY = 2**30
 """Bytes of states that one job may keep."""
 FIRST_SHARE = 4
-"""One layer in so many is explored whole before orders that cannot win are left out."""
+"""One in this many layers is explored for all orders before orders that cannot win are left out."""
 POOL_FROM = 4000
-"""Nodes on single layers from which on processes for them are started."""
+"""Nodes on single layers from which on a pool of processes is started."""
 ABOVE = 1e-9
-"""Relative excess at which a part of a loss counts as more than a whole one: sums of floats are no exact numbers."""
+"""Relative excess at which a part of a loss counts as more than a whole loss, since sums of floats are rounded."""
 
 
 @dataclass
 class Explored:
-    """What is known of orders on the layers of a model.
+    """Hold the results of orders on the layers of a model.
 
-    ``places``: by layer, then by order: the result of its job, and the order's place among its ends.
-    ``applications``: kernel runs on single layers.
+    Attributes:
+        places: By layer, then by order, the result of its job, and the position of the order among its ends.
+        applications: The number of kernel runs on single layers.
     """
 
     places: dict[str, dict[Prefix, tuple[LayerResult, int]]] = field(default_factory=dict)
@@ -49,7 +50,13 @@ class Explored:
         return result.losses_at(place)
 
     def loss(self, name: str, order: Prefix, layers: Iterable[str] | None = None) -> float:
-        """Return the order's loss summed over those of these layers, of all where None, that it was explored on."""
+        """Return the order's loss summed over the layers that it was explored on.
+
+        Args:
+            name: The name of the loss.
+            order: The order.
+            layers: The layers to sum over, None for all.
+        """
         total = 0.0
         for layer in self.places if layers is None else layers:
             if order in self.places[layer]:
@@ -58,7 +65,7 @@ class Explored:
         return total
 
     def best_by_layer(self, name: str, among: Sequence[Prefix]) -> dict[str, Prefix]:
-        """Return for each layer the order, out of these, that loses least on it, the first of several."""
+        """Return for each layer the order, out of these, that loses least on it. Of equal ones it is the first."""
         return {layer: min(among, key=lambda order: (self.on(layer, order)[name], order)) for layer in self.places}
 
     def bits(self, order: Prefix) -> int:
@@ -89,7 +96,7 @@ class Explorer:
         self.names = bench.layer_names()
 
     def explore(self, keep: int, *, every: bool = False) -> Explored:
-        """Do :meth:`explored`, on a pool of processes if there is much to do and no executor."""
+        """Explore all layers as :meth:`explored` does, on a pool of processes if there is much to do."""
         nodes = len(Tree.of(self.orderings, list(self.orderings.staying())).parents)
         wanted = self.bench.parallel and nodes * len(self.names) >= POOL_FROM
         with pool(self.executor, wanted=wanted) as self.executor:
@@ -98,8 +105,12 @@ class Explorer:
     def explored(self, keep: int, *, every: bool = False) -> Explored:
         """Explore all layers for the staying orders.
 
-        Orders whose loss on some layers exceeds the whole loss of ``keep`` others, of the same techniques and size, are
-        dropped in the orderings, and not explored on the other layers. With ``every`` none is dropped.
+        An order is given up if its loss on some layers exceeds the whole loss of enough others, of the same techniques
+        and size. It is dropped in the orderings then, and not explored on the other layers.
+
+        Args:
+            keep: How many others are enough.
+            every: True gives up no order.
         """
         loss = self.orderings.loss
         staying = list(self.orderings.staying())
@@ -113,12 +124,12 @@ class Explorer:
         groups: dict[tuple[Prefix, int], list[Prefix]] = {}
         wholly = max(1, *map(self.found.bits, staying))
         for order in sorted(staying, key=lambda order: (self.found.loss(loss, order), order)):
-            size = round(self.found.bits(order) / (wholly * SAME_SIZE))  # zeros of masks aside
+            size = round(self.found.bits(order) / (wholly * SAME_SIZE))  # up to the zeros of masks
             groups.setdefault((tuple(sorted(order)), size), []).append(order)
         best = [order for group in groups.values() for order in group[:keep]]
         for names in rounds[1:]:
             self.layers(names, best, counted=False)
-        wholes = {  # of each order the worst of the best that are of its size
+        wholes = {  # for each order, the worst of the best orders of its size
             order: max(group[:keep], key=lambda one: self.found.loss(loss, one))
             for group in groups.values()
             for order in group[keep:]
@@ -159,7 +170,14 @@ class Explorer:
     ) -> dict[Prefix, tuple[str, float]]:
         """Explore these layers for these orders.
 
-        Returns the orders that exceed their caps, each with the layer and the lower bound of its loss there.
+        Args:
+            names: The layers.
+            orders: The orders.
+            counted: False does not report the jobs as progress.
+            caps: The losses beyond which orders are given up.
+
+        Returns:
+            The orders that exceed their caps, each with the layer and the lower bound of its loss there.
         """
         bounded: dict[Prefix, tuple[str, float]] = {}
         if not orders:
@@ -178,7 +196,7 @@ class Explorer:
         return bounded
 
     def _results(self, names: Sequence[str], tree: Tree, caps: Caps | None) -> Iterator[tuple[str, LayerResult]]:
-        """Yield the result for each layer: from the store, or from its job."""
+        """Yield the result for each layer, from the store or from its job."""
         keys, found = dict[str, str](), dict[str, LayerResult]()
         sources = sources_of(self.orderings.techniques)
         for job in self._jobs(names, tree, caps) if self.store is not None and sources is not None else ():
@@ -204,6 +222,6 @@ class Explorer:
 
 
 def key_of(job: LayerJob) -> str:
-    """Return a digest of everything that the result of a portable job depends on: all of it but the memory."""
+    """Return a digest of everything that the result of a portable job depends on, which is all but the memory."""
     data = {**replace(job, tensors=b"", memory=0).to_json(), "tensors": hashlib.sha256(job.tensors).hexdigest()}
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -16,14 +16,25 @@ from compcomp.ordering.screen import COLUMNS, ENTRIES, SLOW, Screen, Sketch, Val
 from compcomp.ordering.space import Prefix
 
 SCREENED = 700
-"""Applications on generated layers that are spent on finding candidates; whole levels of prefixes at a time."""
+"""The most applications on generated layers that are spent on finding candidates, in whole levels of prefixes."""
 
 
 class Generated:
-    """States of generated layers by normal form.
+    """Hold the states of generated layers by normal form.
 
-    ``screen``: None where the techniques are too slow, or fit no small layer. ``losses``: of complete orders, by normal
-    form. Raises InputError if there is no model and the techniques cannot be tried on small layers.
+    Args:
+        orderings: The orderings of the search.
+        loss: The loss that orders are compared by.
+        progress: Reports progress.
+        seed: The seed of the layers.
+        needed: True if there is no model.
+
+    Attributes:
+        screen: Runs techniques on the layers. None if the techniques are too slow, or fit no small layer.
+        losses: The losses of complete orders on each layer, by normal form.
+
+    Raises:
+        InputError: There is no model and the techniques cannot be tried on small layers.
     """
 
     def __init__(self, orderings: Orderings, loss: Loss, progress: Progress, seed: int, *, needed: bool) -> None:
@@ -75,7 +86,7 @@ class Generated:
         return sum(form not in self._states for form in forms)
 
     def sketch(self, form: Prefix) -> Sketch:
-        """Return the projection of the state after these techniques that equal states have in common."""
+        """Return a projection of the state after these techniques. Equal states have equal projections."""
         assert self.screen is not None
         if form not in self._sketches:
             self._sketches[form] = self.screen.sketch(self.state(form))
@@ -117,10 +128,11 @@ class Generated:
         return self._compared[better, worse]
 
     def stored_alike(self, one: Prefix, other: Prefix) -> bool:
-        """Return True if equal states after two orders are recorded alike, which the generated layers decide.
+        """Return True if the generated layers show that equal states after two orders are recorded alike.
 
         Fields and numbers of a format depend on the techniques alone, unless one declares otherwise (`format_varies`).
-        A rank as large as the generated layers, or a cut that removes nothing from them, shows nothing of larger ones.
+        A rank as large as the generated layers, or a cut that removes nothing from them, says nothing about larger
+        layers.
         """
         if self.screen is None or any(t.promises().format_varies for t in self.orderings.techniques):
             return False
@@ -132,7 +144,7 @@ class Generated:
     # ------------------------------------------------------------------------------------ ranking
 
     def ranking(self, notes: list[str]) -> Ranking:
-        """Rank the staying orders by their mean loss on generated layers, large enough for ranks to matter."""
+        """Rank the staying orders by their mean loss on generated layers that are large enough for ranks to matter."""
         shape = small_shape(self.orderings.techniques, 8 * ENTRIES)
         assert shape is not None
         screen = Screen(self.orderings, self.loss, shape, self.seed)
@@ -142,7 +154,7 @@ class Generated:
         tree = Tree.of(self.orderings, orders)
         children, ends, means = tree.children(), set(tree.ends), dict[int, float]()
         stack = [(0, screen.start())]
-        while stack:  # depth first
+        while stack:
             node, state = stack.pop()
             if node in ends:
                 means[node] = float(screen.losses(state).mean())
@@ -155,7 +167,7 @@ class Generated:
         }
         most, among = max(map(len, orders)), ""
         eligible = [order for order in orders if len(order) == most]
-        if len(eligible) < len(orders):  # an order that leaves out techniques loses less
+        if len(eligible) < len(orders):  # leaving out techniques loses less
             among = "that leave out no more techniques than they must"
             notes.append("sizes are not known without a model: the order is one of those of most techniques")
         orders.sort(key=lambda order: (len(order) != most, rank(rows[order], name, None, True)))

@@ -1,4 +1,4 @@
-"""How far a mean over few independent parts can be trusted: Student's t interval, also on paired differences.
+"""Bound the error of a mean over few independent parts: Student's t interval, also on paired differences.
 
 A part is a pair (sum, count); a mean over parts is the ratio of the two totals. The argument is in docs/measuring.md.
 """
@@ -13,19 +13,30 @@ from compcomp.bench import Pair
 
 
 def mean(pairs: Sequence[Pair]) -> float:
-    """The mean over all that the parts run over."""
+    """Return the mean over everything in the parts: the total of the sums over the total of the counts."""
     return sum(part for part, _ in pairs) / sum(count for _, count in pairs)
 
 
 def half_width(pairs: Sequence[Pair], level: float) -> float:
-    """Half the width of the interval around their mean that misses with probability ``level``."""
+    """Return half the width of the confidence interval around a mean over parts.
+
+    Args:
+        pairs: The parts.
+        level: The probability that the interval misses the true mean.
+    """
     return _half(_residuals(pairs), level)
 
 
 def difference(pairs: Sequence[Pair], others: Sequence[Pair], level: float) -> tuple[float, float]:
-    """The first mean less the second, over the same parts, and half the width of its interval.
+    """Return the first mean less the second, over the same parts, and half the width of its interval.
 
-    Differences that are not zero but the same on every part tell nothing of their spread: that is infinite then.
+    If the differences are not zero but the same on every part, they say nothing about their spread. The width is
+    infinite then.
+
+    Args:
+        pairs: The parts of the first mean.
+        others: The parts of the second mean, aligned with ``pairs``.
+        level: The probability that the interval misses the true difference.
     """
     middle = mean(pairs) - mean(others)
     spread = [a - b for a, b in zip(_residuals(pairs), _residuals(others), strict=True)]
@@ -34,7 +45,7 @@ def difference(pairs: Sequence[Pair], others: Sequence[Pair], level: float) -> t
 
 
 def _residuals(pairs: Sequence[Pair]) -> list[float]:
-    """What each part adds to the error of the mean: the ratio of two totals, linearised."""
+    """Return the contribution of each part to the error of the mean: the ratio of two totals, linearised."""
     middle = mean(pairs)
     size = sum(count for _, count in pairs) / len(pairs)
     return [(part - middle * count) / size for part, count in pairs]
@@ -52,7 +63,7 @@ def _half(residuals: Sequence[float], level: float) -> float:
 
 @cache
 def t_quantile(level: float, degrees: int) -> float:
-    """The t that \\|T\\| exceeds with probability ``level``, for Student's T with so many degrees of freedom."""
+    """Return the t that \\|T\\| exceeds with probability ``level``, for Student's T with so many degrees of freedom."""
     high = 1.0
     while _beyond(high, degrees) > level:
         high *= 2
@@ -63,7 +74,7 @@ def t_quantile(level: float, degrees: int) -> float:
 
 
 def _beyond(t: float, degrees: int) -> float:
-    """P(\\|T\\| > t) by the finite series for whole degrees (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    """Return P(\\|T\\| > t) by the finite series for whole degrees (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
     angle = math.atan2(t, math.sqrt(degrees))
     cosine, odd = math.cos(angle), degrees % 2
     term = total = (cosine if odd else 1.0) if degrees > 1 else 0.0

@@ -1,4 +1,4 @@
-"""Running jobs on an executor: a few at a time, each again where its worker was lost, results in order."""
+"""Run jobs on an executor: a few at a time, each again if its worker was lost, results in order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compcomp.language.named import OtherFiles
 
 
 class Job(Protocol):
-    """Something to do that can be sent to another process as plain data."""
+    """A piece of work that can be sent to another process as plain data."""
 
     @property
     def portable(self) -> bool:
@@ -26,23 +26,27 @@ class Job(Protocol):
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """Read what :meth:`to_json` returned. Raises OtherFiles where this process has other files of a technique."""
+        """Read the result of :meth:`to_json`. Raise OtherFiles if this process has other files of a technique."""
 
 
 J = TypeVar("J", bound=Job)
 R = TypeVar("R")
 
 AHEAD = 8
-"""Jobs that are handed to an executor before the first of them is done."""
+"""Jobs that are passed to an executor before the first of them is done."""
 TRIES = 2
 """How often an executor may lose a job before this process runs it itself."""
 
 
 @contextmanager
 def pool(executor: Executor | None, *, wanted: bool) -> Iterator[Executor | None]:
-    """Yield the executor; if there is none and one is ``wanted``, a pool with a process for every core.
+    """Yield the executor, or a pool with a process for every core if there is none.
 
     The processes do not run the caller's main module again, and each computes with one thread.
+
+    Args:
+        executor: The executor, or None.
+        wanted: False makes no pool. Neither does a single core.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if executor is not None or not wanted or cores < 2:
@@ -59,17 +63,25 @@ def pool(executor: Executor | None, *, wanted: bool) -> Iterator[Executor | None
 
 
 def _large_jobs() -> None:
-    """Let a worker be: loky replaces one that has grown by 300 MB, but a job may keep more states than that."""
+    """Keep loky from replacing workers that have grown by 300 MB, since a job may keep more states than that."""
     from loky import process_executor
 
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
 
 
 def run(function: Callable[[J], R], jobs: Iterable[J], executor: Executor | None = None) -> Iterator[tuple[J, R]]:
-    """Yield each job and its result, in the order of the jobs, which are made no sooner than they are needed.
+    """Yield each job and its result, in the order of the jobs. Jobs are made no sooner than they are needed.
 
-    A job that is not ``portable`` runs in this process. An exception of a job is raised here. A worker that dies raises
-    nothing: the job is submitted again, and in the end run in this process, so that results do not depend on workers.
+    A job that is not ``portable`` runs in this process. A worker that dies raises nothing: the job is submitted again,
+    and after several losses it runs in this process. Results thus do not depend on workers.
+
+    Args:
+        function: Does a job.
+        jobs: The jobs.
+        executor: Where jobs are done, None for this process.
+
+    Raises:
+        Exception: The exception of a job.
     """
     if executor is None:
         for job in jobs:
@@ -93,7 +105,7 @@ def run(function: Callable[[J], R], jobs: Iterable[J], executor: Executor | None
 
 @dataclass(frozen=True)
 class _Reply(Generic[R]):
-    """The result of a job in a worker, or the exception that it raised."""
+    """Hold the result of a job in a worker, or the exception that it raised."""
 
     result: R | None = None
     error: Exception | None = None
@@ -109,7 +121,7 @@ def _submit(executor: Executor, function: Callable[[J], R], job: J) -> Future[_R
 
 
 def _guarded(function: Callable[[J], R], kind: type[J], data: dict[str, Any]) -> _Reply[R]:
-    """Run a job in a worker; an exception of the job is part of the reply, unlike the loss of a worker."""
+    """Run a job in a worker. An exception of the job is part of the reply, unlike the loss of a worker."""
     try:
         return _Reply(function(kind.from_json(data)))
     except OtherFiles:

@@ -1,4 +1,4 @@
-"""Measuring the orders that no proof excludes, through a protocol: this room knows no model."""
+"""Measure the orders that no proof excludes, through a protocol: this package knows no model."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ from compcomp.ordering.space import Prefix
 
 @dataclass(frozen=True)
 class Tree:
-    """Paths as a tree. Node 0 is the dense layer; node k applies ``steps[k]`` to the earlier node ``parents[k]``.
+    """Hold paths as a tree. Node 0 is the dense layer; node k applies ``steps[k]`` to the earlier node ``parents[k]``.
 
-    ``ends``: the node of each order's path, aligned with ``orders``.
+    Attributes:
+        orders: The orders.
+        parents: The parent of each node.
+        steps: The technique of each node.
+        ends: The node of each order's path, aligned with ``orders``.
     """
 
     orders: tuple[Prefix, ...]
@@ -56,9 +60,17 @@ class Tree:
 class Measured:
     """Measure orders on a bench, depth first, with the states of one path in memory at a time.
 
-    ``rows``: by order. ``digests``: of each order's state, the same only for bitwise equal ones. ``applications``: of
-    techniques to the whole model. Results are kept in ``kept``, and what is there is not computed again. ``race``:
-    evaluates metrics that are means over parts, None for others.
+    Args:
+        orderings: The orderings that the orders are of.
+        bench: Applies techniques to the model and measures it.
+        on_progress: Called after each application.
+        kept: Keeps results. A result that is there is not computed again.
+        race: Evaluates metrics that are means over parts, None for other metrics.
+
+    Attributes:
+        rows: The measurement of each order.
+        digests: The digest of each order's state. Equal digests stand for bitwise equal states.
+        applications: How many techniques were applied to the whole model.
     """
 
     def __init__(
@@ -123,7 +135,7 @@ class Measured:
             self.digests[order] = digest
 
     def _step(self, digest: str, technique: int) -> str | None:
-        """Return the digest of the state after a technique, None where that is not known."""
+        """Return the digest of the state after a technique, None if it is not known."""
         if (digest, technique) not in self._steps:
             kept = self.kept.get(f"step {digest} {self.orderings.techniques[technique]}")
             if kept is None:
@@ -136,7 +148,7 @@ class Measured:
         self.kept.put(f"step {digest} {self.orderings.techniques[technique]}", {"digest": after})
 
     def _row(self, digest: str, order: Prefix) -> Measurement | None:
-        """Return what was measured of a state, which this order leads to; None where nothing was."""
+        """Return the measurement of a state that this order leads to, None if there is none."""
         if digest not in self._rows and (kept := self.kept.get(self._name(digest))) is not None:
             self._rows[digest] = Measurement.from_json(kept, self.orderings.order(order))
         return self._rows.get(digest)
@@ -145,7 +157,7 @@ class Measured:
         return f"row {digest}" if self.race is None else f"layers {digest}"
 
     def _all_known(self, node: int, digest: str) -> bool:
-        """Return True if the results of all nodes behind this one are known for a state, or their first parts."""
+        """Return True if the results of all nodes below this one, or their first parts, are known for a state."""
         if node in self._ending and self._row(digest, self._ending[node][0]) is None:
             return False
         if node in self._ending and self.race is not None and not self.race.parts.begun(digest):
@@ -171,7 +183,14 @@ class Measured:
 def measure(order: Order | None, bench: Bench, state: Any, *, evaluated: bool = True) -> Measurement:
     """Measure one state: losses and compression rate, and the user's metrics if ``evaluated``.
 
-    order: that led to the state, None where each layer has an order of its own.
+    Args:
+        order: The order that led to the state, None if each layer has an order of its own.
+        bench: Measures the state.
+        state: The state of the model.
+        evaluated: False leaves the metrics empty.
+
+    Raises:
+        InputError: The user's metrics cannot be computed. The error names the order.
     """
     try:
         metrics = dict(bench.evaluate(state)) if evaluated else {}

@@ -1,4 +1,4 @@
-"""What was measured of one order, and how orders are ranked by it."""
+"""The measured values of orders, and how orders are ranked by them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,24 @@ from compcomp.ordering.space import Prefix
 from compcomp.record import Record
 
 EACH_ITS_OWN = "an order for each layer"
-"""The text in place of an order where layers have orders of their own."""
+"""The text in place of an order if layers have orders of their own."""
 
 
 @dataclass(frozen=True, eq=False)
 class Measurement(Record):
-    """The measured values of one order. Its JSON form can be read by key, as in ``measurement["losses"]``.
+    """Hold the measured values of one order. Its JSON form can be read by key, as in ``measurement["losses"]``.
 
-    ``order``: None where each layer has an order of its own. ``metrics``: the user's, by name. ``losses``: of the
-    layers, by name. ``compression_rate``: 1 - size / uncompressed size, None without a model.
+    The fields from ``parts`` on are known if metrics are means over independent parts of the data.
 
-    The others are known where metrics are means over independent parts of the data. ``parts``: on how many the order
-    was measured. ``intervals``: by metric the low and high end of its confidence interval. ``behind``: low and high,
-    how much worse than the best it is in the mean of the first metric. ``note``: why measuring stopped early, if so.
+    Attributes:
+        order: The order, None if each layer has an order of its own.
+        metrics: The user's metrics by name.
+        losses: The losses of the layers by name.
+        compression_rate: 1 - size / uncompressed size, None without a model.
+        parts: On how many parts the order was measured.
+        intervals: By metric, the low and high end of its confidence interval.
+        behind: The low and high end of how much worse than the best the order is, in the mean of the first metric.
+        note: The reason for which measuring stopped early, empty if it did not.
     """
 
     order: Order | None
@@ -41,16 +46,16 @@ class Measurement(Record):
 
     @property
     def rate(self) -> float:
-        """Return the compression rate, 0 without a model."""
+        """The compression rate, 0 without a model."""
         return self.compression_rate or 0.0
 
     @property
     def text(self) -> str:
-        """Return the text of the order."""
+        """The text of the order."""
         return EACH_ITS_OWN if self.order is None else str(self.order)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data. ``parts`` and ``intervals``, ``note``, ``behind`` are there only if they are known."""
+        """Return plain data. ``parts``, ``intervals``, ``note`` and ``behind`` are present only if known."""
         found: dict[str, Any] = {
             "order": self.text,
             "metrics": dict(self.metrics),
@@ -68,7 +73,7 @@ class Measurement(Record):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], order: Order | None = None) -> Self:
-        """Read what :meth:`to_json` returned. The order is read from its text unless it is given."""
+        """Read the result of :meth:`to_json`. The order is read from its text unless it is given."""
         if order is None and data["order"] != EACH_ITS_OWN:
             order = parse_sequence(data["order"])
         behind = data.get("behind")
@@ -84,21 +89,44 @@ class Measurement(Record):
         )
 
     def worth(self, loss: str, metric: str | None, lower: bool) -> float:
-        """Return the value that orders are compared by, smaller is better: the metric if there is one, else the loss.
+        """Return the value that orders are compared by: the metric if there is one, else the loss. Smaller is better.
 
-        ``lower``: whether smaller values of the metric are better. NaN where the metric was not measured.
+        Args:
+            loss: The name of the loss.
+            metric: The name of the metric, None without one.
+            lower: True if smaller values of the metric are better.
+
+        Returns:
+            The value with its sign such that smaller is better. NaN if the metric was not measured.
         """
         value = self.losses[loss] if metric is None else self.metrics.get(metric, math.nan)
         return float(value if lower or metric is None else -value)
 
 
 def ranked(measurements: Sequence[Measurement], loss: str, metric: str | None, lower: bool) -> list[Measurement]:
-    """Sort measurements, best first: by the metric if there is one, then by the loss, then by text. NaN comes last."""
+    """Sort measurements, best first: by the metric if there is one, then by the loss, then by text.
+
+    Args:
+        measurements: The measurements.
+        loss: The name of the loss.
+        metric: The name of the metric, None without one.
+        lower: True if smaller values of the metric are better.
+
+    Returns:
+        The sorted measurements. Those without a number come last.
+
+    Raises:
+        InputError: The loss was not measured.
+    """
     return sorted(measurements, key=lambda one: rank(one, loss, metric, lower))
 
 
 def rank(one: Measurement, loss: str, metric: str | None, lower: bool) -> tuple[Any, ...]:
-    """Return the key that measurements are sorted by; see :func:`ranked`."""
+    """Return the key that measurements are sorted by: see :func:`ranked`.
+
+    Raises:
+        InputError: The loss was not measured.
+    """
     if loss not in one.losses:
         raise InputError(f"loss {loss!r}", ", ".join(one.losses) or "none", "what the layers were measured by")
     values = (one.worth(loss, metric, lower), one.losses[loss])
@@ -108,8 +136,8 @@ def rank(one: Measurement, loss: str, metric: str | None, lower: bool) -> tuple[
 def fronts(points: Sequence[tuple[float, float]]) -> list[int]:
     """Return for each point (rate, worth) the number of its Pareto front.
 
-    Front 0 has the points that no other is as good as in both, front 1 those of what is left, and so on. A larger rate
-    is better, and a smaller worth. Of equal points the first is in the earliest front.
+    Front 0 has the points that no other point matches in both values. Front 1 has those of the remaining points, and so
+    on. A larger rate is better, and a smaller worth. Of equal points the first is in the earliest front.
     """
     found, least = [0] * len(points), list[float]()
     for k in sorted(range(len(points)), key=lambda k: (-points[k][0], points[k][1], k)):
@@ -119,9 +147,17 @@ def fronts(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def pareto(measurements: Sequence[Measurement], loss: str, metric: str | None, lower: bool) -> list[Measurement]:
-    """Return the measurements that no other is as good as in metric (or loss) and size, the smallest models first.
+    """Return the Pareto front: the measurements that no other matches in both metric (or loss) and size.
 
-    Where sizes are not known this is the best alone. Measurements without a number are left out.
+    Args:
+        measurements: The measurements.
+        loss: The name of the loss.
+        metric: The name of the metric, None without one.
+        lower: True if smaller values of the metric are better.
+
+    Returns:
+        The front, the smallest models first. If sizes are not known, it is the best measurement alone. Measurements
+            without a number are left out.
     """
     rows = [(one, one.worth(loss, metric, lower)) for one in measurements]
     rows = [(one, value) for one, value in rows if not math.isnan(value)]
@@ -132,7 +168,7 @@ def pareto(measurements: Sequence[Measurement], loss: str, metric: str | None, l
 
 @dataclass(frozen=True)
 class LayerOrders:
-    """Orders for single layers, by name, in place of the one for all. ``measured``: the model with them."""
+    """Hold the orders of single layers, by name, that replace the common one. ``measured``: the model with them."""
 
     orders: Mapping[str, Order]
     measured: Measurement
@@ -140,12 +176,18 @@ class LayerOrders:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The measured orders, best first.
+    """Hold the measured orders, best first.
 
-    ``orders``, ``rows``: aligned. ``eligible``: how many of them may be chosen; these come first. ``among``: where
-    others may not, which ones these are, in words. ``dense``: the user's metrics of the uncompressed model. ``lower``:
-    whether a smaller metric is better. ``kernel_runs``: techniques applied to single layers. ``layers``: how many
-    layers the model has. ``by_layer``: None unless orders for single layers were measured.
+    Attributes:
+        orders: The orders.
+        rows: Their measurements, aligned with ``orders``.
+        eligible: How many of them may be chosen. These come first.
+        kernel_runs: The number of techniques applied to single layers.
+        among: A description of the orders that may be chosen, empty if all may.
+        layers: The number of layers of the model.
+        dense: The user's metrics of the uncompressed model.
+        lower: True if a smaller metric is better.
+        by_layer: The orders of single layers, None unless they were measured.
     """
 
     orders: tuple[Prefix, ...]
@@ -160,5 +202,5 @@ class Ranking:
 
     @property
     def metric(self) -> str | None:
-        """Return the metric that orders are ranked by, None without one."""
+        """The metric that orders are ranked by, None without one."""
         return next(iter(self.dense), None)

@@ -1,4 +1,4 @@
-"""Measuring on a model the orders that no proof excludes: which of them, in which way, and how they rank."""
+"""Measure on a model the orders that no proof excludes, and rank them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from compcomp.ordering.space import Prefix
 from compcomp.ordering.store import Store
 
 EVALUATED = 128
-"""Orders that are measured to the end, and put to the user's ``evaluate``, if more stay: those of least loss."""
+"""The most orders that are measured to the end and passed to the user's ``evaluate``: those of least loss."""
 RANKED = 8
-"""Orders that are measured to the end without an ``evaluate``, if more stay."""
+"""The most orders that are measured to the end without an ``evaluate``: those of least loss."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user wants of a search.
+    """Hold the user's wishes for a search.
 
-    ``evaluations``: orders to put to ``evaluate`` at most. ``by_layer``: an order for each layer where that is better.
-    ``size``: the compression rate to reach, or None. ``confidence``: of the race that stops orders early, or None.
+    Attributes:
+        evaluations: The most orders to pass to ``evaluate``.
+        by_layer: True for an order for each layer where that is better.
+        size: The compression rate to reach, or None.
+        confidence: The confidence of the race that stops orders early, or None.
     """
 
     evaluations: int = EVALUATED
@@ -39,10 +42,18 @@ class Wanted:
 
 
 class OnModel:
-    """Measures the staying orders of a search on a bench.
+    """Measure the staying orders of a search on a bench.
 
-    keeps: returns the positions of the techniques that keep each invariant (law 4). drop: drops orders by law 5; its
-    argument says whether the user evaluates models. ``notes``: filled with what a report should tell.
+    Args:
+        orderings: The orderings with the staying orders.
+        bench: Applies techniques to the model and measures it.
+        wanted: The user's wishes.
+        progress: Reports progress.
+        notes: A list that receives notes for the report.
+        store: Keeps measurements between runs.
+        executor: Runs the jobs of layers, None for this process or a pool of processes.
+        keeps: Returns the positions of the techniques that keep each invariant (law 4).
+        drop: Drops orders by law 5. Its argument is True if the user evaluates models.
     """
 
     def __init__(
@@ -68,7 +79,7 @@ class OnModel:
     def ranking(self) -> Ranking:
         """Measure the staying orders and rank them.
 
-        A few orders are measured on the whole model at once. Of many, layers are explored first.
+        A few orders are measured on the whole model at once. If there are many, layers are explored first.
         """
         bench, orderings, wanted = self.bench, self.orderings, self.wanted
         rows, layers = dict[Prefix, Measurement](), len(bench.layer_names())
@@ -148,7 +159,7 @@ class OnModel:
     # ------------------------------------------------------------------------------------ which orders
 
     def _survivors(self, rows: dict[Prefix, Measurement]) -> list[Prefix]:
-        """Return the orders to put to the user's ``evaluate``: those nearest to the front of loss and size."""
+        """Return the orders to pass to the user's ``evaluate``: those nearest to the front of loss and size."""
         open_ = sorted(order for order, row in rows.items() if self._reaches(row))
         places = dict(
             zip(open_, fronts([(rows[order].rate, rows[order].losses[self.loss]) for order in open_]), strict=True)
@@ -166,7 +177,7 @@ class OnModel:
         return self.wanted.size is None or row.rate >= self.wanted.size
 
     def _eligible(self, rows: dict[Prefix, Measurement]) -> list[Prefix]:
-        """Return the orders that may be chosen: of the wanted size, or, if sizes differ, of the smallest."""
+        """Return the orders that may be chosen: those of the wanted size or, if sizes differ, of the smallest."""
         rates = [row.rate for row in rows.values()]
         if self.wanted.size is not None:
             self.among = f"with a compression rate of at least {self.wanted.size:g}"

@@ -1,8 +1,8 @@
-"""Evaluating part by part, and stopping early what cannot win: a race against the best so far.
+"""Evaluate part by part, and stop early what cannot win: a race against the best state so far.
 
 An order is compared with the best of those measured on all parts before it, on the same parts, after 8, 16, 32 ... of
-them. Where the interval of the paired difference says that it is worse, it is not measured on the rest. Nothing but
-sums is kept of an order, so a race takes no memory, and what is stored makes it run the same way again.
+them. If the interval of the paired difference shows that it is worse, it is not measured on the rest. Only sums are
+kept of an order, so a race takes no memory, and stored sums make it run the same way again.
 """
 
 from __future__ import annotations
@@ -21,29 +21,31 @@ from compcomp.ordering.measurement import Measurement
 from compcomp.ordering.store import Store
 
 FIRST = 8
-"""Parts before the first look: over fewer, means are far from normal."""
+"""Parts before the first look. Means over fewer parts are far from normal."""
 CONFIDENCE = 0.99
 SAME_SIZE = 1e-3
-"""Difference of compression rates up to which two orders count as equally large: masks may differ in their ties."""
+"""Difference of compression rates up to which two orders count as equally large, as masks may differ at ties."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A view of a store that keeps measurements under one key; without a store nothing is kept."""
+    """View a store that keeps measurements under one key. Without a store nothing is kept."""
 
     store: Store | None = None
     key: str = ""
 
     def get(self, name: str) -> dict[str, Any] | None:
+        """Return the data kept under a name, None if there is none."""
         return None if self.store is None else self.store.get_result(f"{self.key} {name}")
 
     def put(self, name: str, data: Mapping[str, Any]) -> None:
+        """Keep data under a name."""
         if self.store is not None:
             self.store.put_result(f"{self.key} {name}", data)
 
 
 def looks(total: int) -> list[int]:
-    """Return after how many parts a race compares states: 8, 16, 32 ... and all.
+    """Return the numbers of parts after which a race compares states: 8, 16, 32 ... and all.
 
     The last stretch is no shorter than the one before.
     """
@@ -55,7 +57,7 @@ def looks(total: int) -> list[int]:
 
 
 class Parts:
-    """The parts of a bench's metrics in an order drawn once, so that the first of them are a sample of all."""
+    """Evaluate the parts of a bench's metrics in an order drawn once, so that the first of them are a random sample."""
 
     def __init__(self, bench: InParts, kept: Kept) -> None:
         self.bench, self.kept, self.total = bench, kept, bench.parts
@@ -69,9 +71,14 @@ class Parts:
         return self._known(digest, 0) is not None
 
     def sums(self, digest: str, look: int, state: Callable[[], Any]) -> Sums:
-        """Return the sums of a state on all parts up to the look of this number. ``state`` is called only if needed.
+        """Return the sums of a state on all parts up to a look.
 
         Parts are always evaluated in the same stretches, so that a sum has the same bits in every run.
+
+        Args:
+            digest: The digest of the state.
+            look: The number of the look.
+            state: Returns the state. It is called only if needed.
         """
         found: Sums = {}
         for number in range(look + 1):
@@ -116,7 +123,10 @@ class Parts:
 
 @dataclass(frozen=True)
 class Run:
-    """One state in a race: its sums. If it was stopped, also the better state, and low and high by how much."""
+    """Hold the sums of one state in a race.
+
+    A stopped one also has the better state as ``rival``, and by how much it is worse, low and high, as ``apart``.
+    """
 
     sums: Sums
     rival: str | None = None
@@ -124,14 +134,18 @@ class Run:
 
     @property
     def parts(self) -> int:
+        """The number of parts that the state was measured on."""
         return len(next(iter(self.sums.values())))
 
 
 class Race:
-    """States are measured one after the other, each against the best of those before it that are no larger.
+    """Measure states one after the other, each against the best of the earlier ones that are no larger.
 
-    confidence: that the best state is not stopped, shared out evenly over its possible rivals and the looks; None:
-    every state is measured on all parts. candidates: how many states there are at most.
+    Args:
+        parts: The parts of the metrics.
+        confidence: The probability that the best state is not stopped. The error is shared evenly among its possible
+            rivals and the looks. None measures every state on all parts.
+        candidates: The most states of the race.
     """
 
     def __init__(self, parts: Parts, confidence: float | None, candidates: int) -> None:
@@ -157,7 +171,7 @@ class Race:
         self._whole.append((rate, digest))
 
     def _stopped(self, sums: Sums, rate: float) -> Run | None:
-        """Return the run as it ends here if the best state that is no larger has better sums, else None."""
+        """Return the stopped run if the best state that is no larger has better sums, else None."""
         metric = next(iter(sums))
         sign = self._sign(metric)
 
@@ -170,7 +184,7 @@ class Race:
             return None
         rival = min(rivals, key=worth)
         own = sign * mean(sums[metric])
-        if math.isnan(own) or own == math.inf:  # and so it stays, whatever follows
+        if math.isnan(own) or own == math.inf:  # later parts cannot change that
             return Run(sums, rival, (math.nan, math.nan)) if worth(rival) < math.inf else None
         middle, half = self._difference(sums, rival, metric, self.level)
         return Run(sums, rival, (middle - half, middle + half)) if middle - half > 0 else None
@@ -190,8 +204,13 @@ class Race:
     def completed(self, row: Measurement, digest: str, orders: Mapping[str, Order]) -> Measurement:
         """Add metrics, parts and intervals to the measurement of a state, and a note if it was stopped early.
 
-        The metrics of a stopped state are estimates for all parts: those of its rival, and the difference on the parts
-        that both were measured on. orders: for every digest one that leads to it.
+        The metrics of a stopped state are estimates for all parts: those of its rival, plus the difference on the parts
+        that both were measured on.
+
+        Args:
+            row: The measurement.
+            digest: The digest of the state.
+            orders: For every digest an order that leads to it.
         """
         run = self.runs[digest]
         metrics, intervals = dict[str, float](), dict[str, tuple[float, float]]()
@@ -220,7 +239,7 @@ class Race:
     def behind(self, digest: str, best: str) -> tuple[float, float] | None:
         """Return how much worse a state is than the best one, low and high, in the mean of the first metric.
 
-        All such intervals hold together with the confidence of the race. None where an end is not finite.
+        All such intervals hold together with the confidence of the race. Returns None if an end is not finite.
         """
         run = self.runs[digest]
         middle, half = self._difference(run.sums, best, next(iter(run.sums)), self.apart)

@@ -1,4 +1,4 @@
-"""The plan as data: which order to take, how it was found, and the outcome of every other order."""
+"""The plan as data: the order to take, how it was found, and the outcome of every other order."""
 
 from __future__ import annotations
 
@@ -24,23 +24,39 @@ NOT_ACCURACY = "A proof about layer error is not a proof about accuracy."
 
 @dataclass(frozen=True)
 class PlanData:
-    """The result of a search over the orders of some techniques. :class:`compcomp.plan.Plan` can also apply it.
+    """Hold the result of a search over the orders of some techniques.
 
-    order: the order to take. optimality: "proved" when proofs leave no other, else "measured".
-    orders: how many there are ("total"), and how many were "merged", "dropped" and "measured", each once.
-    left: how many the proofs left over; fewer are measured if some are the same on the model, or cannot win there.
-    verdicts: of the claims about pairs, both ways, then of every other claim that was decided.
-    claims: how many were "asked", "reused" from the store, "proved", "refuted" and left "undecided".
-    measurements: best first; those that may be chosen come before all others. dense: the user's metrics of the
-    uncompressed model. best, worst: of the measurements that may be chosen. compression_rate: of the chosen order, None
-    without a model. loss, metric: by which orders are compared, the metric None without an ``evaluate``. measured_on:
-    "model" or "generated layers". applications: technique applications to the whole model that were "done", and in the
-    "full_tree" of all prefixes; "kernel_runs" counts single layers. seconds: by phase, and "total".
-    own_orders: by layer, the orders that layers take in place of ``order`` (``granularity="layer"``, and only if that
-    is better). by_layer: the measurement of the model with them. conditional: of pairs that are proved neither way.
-    lower: whether smaller numbers are better in the values that orders are ranked by. among: if sizes differ, which
-    orders may be chosen, in words. pareto: the measurements that no other is as good as in metric (or loss) and in
-    size, the smallest models first. outside: the model's parameters that no technique acts on, None without a model.
+    :class:`compcomp.plan.Plan` extends it by methods that apply it.
+
+    Attributes:
+        order: The order to take.
+        optimality: "proved" if proofs exclude all other orders, else "measured".
+        orders: How many orders there are ("total"), and how many were "merged", "dropped" and "measured". Each order
+            counts once.
+        left: How many orders the proofs left over. Fewer are measured if some are the same on the model, or cannot win
+            there.
+        verdicts: Verdicts on claims about pairs, both ways, followed by those on every other claim that was decided.
+        claims: How many claims were "asked", "reused" from the store, "proved", "refuted" and left "undecided".
+        measurements: Measurements, best first. Those of orders that may be chosen come before all others.
+        dense: The user's metrics of the uncompressed model.
+        best: The best measurement of an order that may be chosen.
+        worst: The worst measurement of an order that may be chosen.
+        compression_rate: The compression rate of the chosen order, None without a model.
+        loss: The loss that orders are compared by.
+        metric: The metric that orders are compared by, None without an ``evaluate``.
+        measured_on: "model" or "generated layers".
+        applications: Technique applications to the whole model that were "done", and those in the "full_tree" of all
+            prefixes. "kernel_runs" counts applications to single layers.
+        seconds: Seconds by phase, and "total".
+        own_orders: By layer, the orders that layers take in place of ``order``. Filled under ``granularity="layer"``,
+            and only if the model is better with them.
+        by_layer: The measurement of the model with ``own_orders``.
+        conditional: Claims that are proved under conditions, about pairs that are proved neither way.
+        lower: True if smaller values are better among those that orders are ranked by.
+        among: A description of the orders that may be chosen, if sizes differ.
+        pareto: The Pareto front: measurements that no other matches in both metric (or loss) and size, the smallest
+            models first.
+        outside: The model's parameters that no technique acts on, None without a model.
     """
 
     order: Sequence
@@ -71,12 +87,12 @@ class PlanData:
 
     @property
     def layer_orders(self) -> dict[str, str]:
-        """The texts of ``own_orders``."""
+        """The text of each order in ``own_orders``."""
         return {name: str(order) for name, order in self.own_orders.items()}
 
     @cached_property
     def graph(self) -> nx.DiGraph[str]:
-        """The DAG of orderings: see :meth:`compcomp.ordering.dag.Orderings.graph`. Plain data throughout."""
+        """The DAG of orderings as plain data: see :meth:`compcomp.ordering.dag.Orderings.graph`."""
         graph = self.orderings.graph()
         for one in self.measurements:
             values = one.to_json()
@@ -85,12 +101,12 @@ class PlanData:
 
     @cached_property
     def accounts(self) -> list[dict[str, str]]:
-        """For every order: ``order``, its ``fate`` (merged, dropped, measured), ``because``, and ``by`` which."""
+        """For every order, a row with ``order``, ``fate`` (merged, dropped or measured), ``because``, and ``by``."""
         return [outcome.to_json() for outcome in self.orderings.outcomes()]
 
     @property
     def scope(self) -> str:
-        """The layers that the proofs behind the plan cover, in words."""
+        """A description of the layers that the proofs behind the plan cover."""
         small = any(proof.scope.kind != "any" for proof in self.orderings.proofs())
         return "the shapes of this model" if small else "any shape"
 
@@ -126,7 +142,7 @@ class PlanData:
 
     @property
     def standing(self) -> str:
-        """Whether the order is proved optimal, or the best measured of those that proofs leave, in words."""
+        """A phrase that says if the order is proved optimal, or the best measured of those that proofs leave."""
         if self.orders["total"] == 1:
             return "the only order there is"
         if self.optimality == "proved":
@@ -136,14 +152,14 @@ class PlanData:
 
     @property
     def model_compression_rate(self) -> float | None:
-        """The compression rate of the whole model. Parameters that no technique acts on count 16 bits, as before."""
+        """The compression rate of the whole model. Parameters that no technique acts on still count 16 bits."""
         if self.compression_rate is None or self.outside is None:
             return self.compression_rate
         return float(self.compression_rate * (1 - self.outside.share))
 
     @property
     def of_model(self) -> str:
-        """The share of the parameters that the compression rate is about, in words; empty if it is all of them."""
+        """The share of the parameters that the compression rate is about, as text. Empty if it is all of them."""
         rate = self.model_compression_rate
         if rate is None or self.outside is None or not self.outside.left.parameters:
             return ""
@@ -183,10 +199,14 @@ class PlanData:
         return f"{dense}{self.value(self.best)} at best, {self.value(self.worst)} at worst"
 
     def explain(self, order: str | Sequence) -> str:
-        """Return the outcome of one order, in words.
+        """Return the outcome of one order as text.
 
-        order: its text or a Sequence. A technique that needs no telling apart may be named without its
-        parameters, as in ``"Magnitude >> AbsMax"``.
+        Args:
+            order: A Sequence, or its text. A technique may be named without its parameters if its class is unique here,
+                as in ``"Magnitude >> AbsMax"``.
+
+        Raises:
+            InputError: It is not an order of the techniques of this plan.
         """
         (outcome,) = self.orderings.outcomes([self._found(order)])
         lines = [f"{outcome.order}: {outcome.kind}."]
@@ -255,7 +275,7 @@ def _how_much(note: str) -> str:
 
 
 def finite(value: Any) -> Any:
-    """Return the same data with None for numbers that JSON does not have: infinities and NaN."""
+    """Return the same data with None in place of infinities and NaN, which JSON cannot represent."""
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Reporting how far a search is, and timing its phases."""
+"""Report the progress of a search, and time its phases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 Notify = Callable[[dict[str, Any]], None]
 """Called with each event of a search: ``phase`` ("screen", "prove" or "measure"), ``done``, ``total``, ``text``."""
 OnProgress = Callable[[int, int, str], None]
-"""Called with how much is done, of how much, and a text."""
+"""Called with the amounts done and to do, and a text."""
 
 
 def silent(done: int, total: int, text: str) -> None:
@@ -18,7 +18,7 @@ def silent(done: int, total: int, text: str) -> None:
 
 
 class Progress:
-    """The progress of one search. ``seconds``: wall time by phase."""
+    """Report the progress of one search. ``seconds``: wall time by phase."""
 
     def __init__(self, notify: Notify) -> None:
         self.notify = notify
@@ -33,7 +33,7 @@ class Progress:
         self._report("prove", done, total, text)
 
     def measuring(self, done: int, total: int, text: str) -> None:
-        """Report how much was measured."""
+        """Report how many measurements were made."""
         self._report("measure", done, total, text)
 
     def _report(self, phase: str, done: int, total: int, text: str) -> None:

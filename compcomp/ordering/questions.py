@@ -1,4 +1,4 @@
-"""Which claims a search asks, and what it makes of the verdicts: it merges and drops orders by proof alone."""
+"""Ask the claims of a search, and merge and drop orders by the verdicts that are proofs."""
 
 from __future__ import annotations
 
@@ -24,18 +24,28 @@ from compcomp.ordering.space import Prefix
 SCREEN_SECONDS = 60.0
 """Seconds that are spent on generated layers to find candidates."""
 CANDIDATES = 400
-"""Claims about complete orders, and about prefixes of each length, that are asked at most."""
+"""The most claims that are asked about complete orders, and about prefixes of each length."""
 ANY, ONE_BY_FOUR = Scope.of("any"), Scope.of("1x4")
 RULES = ("rule",)
-"""The stages for candidates: a search for counterexamples has already passed them."""
+"""The stages for candidates, which a search for counterexamples has already passed."""
 BOUNDED_SECONDS = 10.0
 
 
 class Questions:
-    """Asks claims about the techniques of a search, and uses the verdicts in its orderings.
+    """Ask claims about the techniques of a search, and use the verdicts in its orderings.
 
-    ``pairs``: verdicts on pairs of techniques, both ways. ``others``: every other verdict. ``conditional``: claims
-    under conditions, of pairs that are proved neither way. ``notes``: filled with what a report should tell.
+    Args:
+        orderings: The orderings that verdicts merge and drop.
+        generated: The generated layers that candidates are found on.
+        asker: Asks the claims.
+        loss: The loss that orders are compared by.
+        progress: Reports progress.
+        notes: A list that receives notes for the report.
+
+    Attributes:
+        pairs: Verdicts on pairs of techniques, both ways.
+        others: Every other verdict.
+        conditional: Claims under conditions, about pairs that are proved neither way.
     """
 
     def __init__(
@@ -63,7 +73,14 @@ class Questions:
         self.ask_dominance()
 
     def ask(self, claims: Sequence[Claim], scope: Scope, text: str, **options: Any) -> list[Verdict]:
-        """Return the verdicts of claims at a scope, reporting progress."""
+        """Return the verdicts of claims at a scope, reporting progress.
+
+        Args:
+            claims: The claims.
+            scope: The layers to cover.
+            text: A description of the claims for progress.
+            options: Options of the prover.
+        """
         done = 0
 
         def answered(_: Verdict) -> None:
@@ -77,7 +94,7 @@ class Questions:
             return self.asker.ask(claims, scope, options, answered)
 
     def ask_pairs(self) -> None:
-        """Ask for each pair of techniques, both ways, whether one order never loses more than the other (law 2)."""
+        """Ask for each pair of techniques, both ways, if one order never loses more than the other (law 2)."""
         known, home = self.orderings.techniques, self.orderings.home
         pairs = [
             (known[first], known[second])
@@ -100,7 +117,10 @@ class Questions:
                 self.orderings.drop(verdict)
 
     def small_scope(self, pair: tuple[Technique, Technique]) -> Scope | None:
-        """Return a shape where a bounded proof is likely: selections and maps, a loss that adds over weights."""
+        """Return a shape at which a bounded proof is likely, None if there is none.
+
+        Such a proof needs techniques of selections and maps, and a loss that adds over weights.
+        """
         steps = [step for technique in pair for step in technique.steps()]
         if self.loss.element is None or not all(technique.steps() for technique in pair):
             return None
@@ -165,7 +185,7 @@ class Questions:
         """Apply prefixes to generated layers, level by level, and ask after each level which are equal.
 
         Merged prefixes are not continued. A level that would take too many applications is left out, and so are the
-        levels below it: fewer claims are asked then, and more is measured.
+        levels below it. Then fewer claims are asked, and more orders are measured.
         """
         screen = self.generated.screen
         if screen is None:
@@ -195,7 +215,7 @@ class Questions:
         return list(dict.fromkeys(found))
 
     def ask_alike(self, sketches: dict[Prefix, Sketch]) -> None:
-        """Ask which normal forms are equal, in rounds: a pair that earlier rounds have merged is not asked."""
+        """Ask in rounds which normal forms are equal. A pair that earlier rounds have merged is not asked."""
         asked, candidates = 0, alike(sketches)
         while candidates and asked < CANDIDATES:
             turn, later, busy = list[tuple[Prefix, Prefix]](), list[tuple[Prefix, Prefix]](), set[Prefix]()
@@ -216,10 +236,10 @@ class Questions:
     # ------------------------------------------------------------------------------------ complete orders
 
     def ask_dominance(self) -> None:
-        """Ask which complete orders never lose more than another, in rounds, until each is dropped or all is asked.
+        """Ask in rounds which complete orders never lose more than another, until each is dropped or all is asked.
 
-        Every round asks, for each order that still stays, about the next of those that lost no more on any generated
-        layer. Claims that already follow from proofs are not asked.
+        For each order that still stays, every round asks about the next of the orders that lost no more on any
+        generated layer. Claims that already follow from proofs are not asked.
         """
         known = self.generated.losses
         leaves = {leaf: known.get(self.orderings.normal_form(leaf)[0]) for leaf in self.orderings.leaves()}
@@ -245,13 +265,13 @@ class Questions:
             asked += len(turn)
 
     def next_open(self, order: Prefix, better: Iterator[Prefix]) -> Prefix | None:
-        """Return the next of these orders that is not yet proved to lose no more than this one."""
+        """Return the first of these orders that is not yet proved to lose no more than this one."""
         return next((one for one in better if not self.orderings.dominated(one, order)), None)
 
     # ------------------------------------------------------------------------------------ for measuring
 
     def ask_conditional(self, bench: Bench) -> None:
-        """Ask, for pairs that are proved neither way, under which conditions they are, and where these hold."""
+        """Ask, for pairs that are proved neither way, under which conditions they are proved, and where these hold."""
         known, home = self.orderings.techniques, self.orderings.home
         if len(known) > TECHNIQUES:
             return
@@ -274,7 +294,8 @@ class Questions:
     def drop_conditional(self, evaluated: bool) -> None:
         """Drop one of two orders by law 5, if there are no others.
 
-        evaluated: the user evaluates models. An order is then dropped only if the proof covers all weights.
+        Args:
+            evaluated: True if the user evaluates models. An order is then dropped only if the proof covers all weights.
         """
         staying = set(self.orderings.staying())
         for entry in self.conditional:
@@ -293,11 +314,12 @@ class Questions:
                 return
 
     def ask_keeps(self) -> dict[str, list[int]]:
-        """Return the positions of the techniques that are proved to keep the mask, or the grid, and of those that keep
-        the low-rank term: law 4 bounds the final loss of a layer by these invariants.
+        """Return by invariant the positions of the techniques that are proved to keep it.
 
-        A map that sets up a grid of its own keeps that one, so the grid counts only for techniques that promise it. A
-        technique that changes the basis of the inputs keeps nothing here: bounds are computed in the dense basis.
+        The invariants are mask, grid and the factors of the low-rank branch. By law 4 they bound the final loss of a
+        layer. A map that sets up a grid of its own keeps that one, so the grid counts only for techniques that promise
+        to keep it. A technique that changes the basis of the inputs keeps nothing here, as bounds are computed in the
+        dense basis.
         """
         known = self.orderings.techniques
         plain = [(i, t) for i, t in enumerate(known) if not t.promises().changes_basis]

@@ -1,4 +1,4 @@
-"""What a verdict says about other claims: the laws by which one that is known answers another that is asked."""
+"""Answer a claim from a known verdict on another claim, by the laws that are stated below."""
 
 from __future__ import annotations
 
@@ -21,48 +21,53 @@ from compcomp.language.verdict import Grade, Verdict, Witness
 from compcomp.ordering.dag import covers
 from compcomp.proving.rules.likeness import stands_for
 
-# Claim C *implies* claim D where D holds on every layer (and for every choice and value left open) if C does. Then a
-# proof of C proves D, and a layer that refutes D refutes C. Written L(C) for the layers that C speaks of, on which its
-# conditions hold along the runs of its sequences:
+# Claim C *implies* claim D if D holds on every layer (and for every choice and value left open) whenever C does. Then
+# a proof of C proves D, and a layer that refutes D refutes C. L(C) denotes the layers that C is about: those on which
+# its conditions hold along the runs of its sequences.
 #
 # (parameters)  Let D be C with one value v_p for each parameter p that is Any in C, the same wherever p is Any, and let
 #               v_p be one of the values that Any stands for in every technique: not None, nor a text or another kind of
-#               number (compcomp.proving.rules.likeness.stands_for). Then C implies D: C says its statement of each.
+#               number (compcomp.proving.rules.likeness.stands_for). Then C implies D: C states it of each such value.
 # (conditions)  Let C and D differ in their conditions only, and let each condition of C follow from one of D. Then
 #               L(D) is part of L(C), and C implies D.
-# (either way)  "A equals B" implies "B equals A", under the same conditions: these speak of the runs of A and of B,
-#               in no order. The same of "A same state as B".
+# (either way)  "A equals B" implies "B equals A", under the same conditions: these are about the runs of A and of B,
+#               in no order. The same is true of "A same state as B".
 # (state)       "A same state as B" implies "A equals B" under the same conditions: weight, low-rank product, transform
 #               and inputs are fields of the state. The reverse is no law: masks or grids may differ.
 # (equal)       "A equals B" implies "A dominates B" and "B dominates A" under every loss and the same conditions: a
 #               loss is a function of the dense layer, the effective weight and the inputs.
 # (scale)       Let every technique of C be homogeneous, let C have no conditions but boxes, and let D be C with every
-#               box scaled by t > 0. Then C implies D: W is in L(D) iff W / t is in L(C); states of W are those of W / t
-#               times t, so they are equal, keep a mask, a grid or a rank, iff those of W / t do, and all losses are
-#               those of W / t times one power of t.
+#               box scaled by t > 0. Then C implies D: W is in L(D) iff W / t is in L(C). States of W are those of W / t
+#               times t, so they are equal, keep a mask, a grid or a rank, iff those of W / t do. All losses are those
+#               of W / t times one power of t.
 #
 # A proof of C at one scope is one of C at another:
 #
-# (any shape)   where it covers any shape, at every shape and block that the techniques of C fit.
-# (blocks)      where it covers blocks of n, no assumption restricts the layers, every technique acts inside blocks and
+# (any shape)   if it covers any shape, at every shape and block that the techniques of C fit.
+# (blocks)      if it covers blocks of n, no assumption restricts the layers, every technique acts inside blocks and
 #               the loss adds over weights (compcomp.ordering.dag.covers), at every shape whose rows have k n weights.
 #
-# A proof needs premises that can be met. What has more conditions, fewer layers or fewer values than the source is
-# PROVED here only where a layer is found, in exact arithmetic, on which its conditions hold.
+# A proof needs premises that can be satisfied. A claim with more conditions, fewer layers or fewer values than the
+# source is PROVED here only if a layer is found, in exact arithmetic, on which its conditions hold.
 #
-# A witness is a layer. It refutes what is asked where it has its shape and fails it, which is replayed exactly, and in
-# torch where its runs are others than those on record. The laws only tell where to look.
+# A witness is a layer. It refutes the claim that is asked if it has its shape and fails it. This is replayed exactly,
+# and in torch if its runs are others than those on record. The laws only say where to look.
 
 SECONDS = 2.0
-"""For finding a layer on which the conditions of a claim hold."""
+"""Seconds for finding a layer on which the conditions of a claim hold."""
 ANYWHERE = Scope("any").describe()
 
 
 def follows(source: Verdict, claim: Claim, scope: Scope) -> Verdict | None:
-    """The verdict on a claim that a known verdict on another implies, None where no law says so.
+    """Return the verdict on a claim that a known verdict on another implies, None if no law says so.
 
-    Its notes name the source and the laws, its assumptions contain those of the source. Only proofs and
-    refutations say anything about other claims.
+    Its notes name the source and the laws, and its assumptions contain those of the source. Only proofs and refutations
+    say anything about other claims.
+
+    Args:
+        source: The known verdict.
+        claim: The claim that is asked.
+        scope: The layers to cover.
     """
     try:
         scope = narrowed(claim, scope)
@@ -76,7 +81,11 @@ def follows(source: Verdict, claim: Claim, scope: Scope) -> Verdict | None:
 
 
 def narrowed(claim: Claim, scope: Scope) -> Scope:
-    """The scope as the prover reads it: of a claim about a box, the box's shape. InputError where they do not fit."""
+    """Return the scope as the prover reads it: for a claim about a box, the box's shape.
+
+    Raises:
+        InputError: Scope and box do not fit each other.
+    """
     if not any(isinstance(condition, Box) for condition in claim.given):
         return scope
     from compcomp.proving.premises import within
@@ -88,11 +97,11 @@ def narrowed(claim: Claim, scope: Scope) -> Scope:
 
 
 def canonical(claim: Claim) -> Claim:
-    """One form of all claims that say the same in other words.
+    """Return one form for all claims that have the same meaning.
 
-    Conditions once each, without those that follow from others, in the order of their texts; boxes scaled to
-    size 1, where law (scale) allows; the sides of an equality in the order of their texts, where no choice is
-    left free (a seed belongs to a side).
+    Each condition occurs once, without those that follow from others, in the order of their texts. Boxes are scaled to
+    size 1 if law (scale) allows it. The sides of an equality are in the order of their texts if no choice is left free,
+    as a seed belongs to a side.
     """
     given = sorted(_essential(claim.given), key=str)
     size = _size(given)
@@ -105,7 +114,16 @@ def canonical(claim: Claim) -> Claim:
 
 
 def restated(source: Verdict, claim: Claim, scope: Scope) -> Verdict | None:
-    """The verdict on a claim whose canonical form is that of the source's claim, for the claim as it is asked."""
+    """Return the verdict on a claim from that on another claim of the same canonical form.
+
+    Args:
+        source: The known verdict.
+        claim: The claim as it is asked.
+        scope: The layers to cover.
+
+    Returns:
+        The verdict on ``claim``, None if no law allows it.
+    """
     if said(source.claim) == said(claim):
         return replace(source, claim=claim)
     if source.proved or source.refuted:
@@ -114,15 +132,19 @@ def restated(source: Verdict, claim: Claim, scope: Scope) -> Verdict | None:
 
 
 def said(claim: Claim) -> Hashable:
-    """What tells a claim from all others: not its text alone, which may hide what techniques of one's own hold."""
+    """Return a key that distinguishes a claim from all others.
+
+    Its text is not enough, since it may hide fields of techniques of the user.
+    """
     loss = claim.loss.name if claim.loss else None
     return str(claim), loss, *(tuple(map(or_itself, sequence)) for sequence in claim.sides)
 
 
 def family(claim: Claim) -> str:
-    """What all claims have in common that may follow from one another: more claims have it, never fewer.
+    """Return a text that two claims share if one may follow from the other. Unrelated claims may share it too.
 
-    The techniques on both sides without the parameters that a claim may leave open; no loss, no conditions.
+    It has the techniques on both sides without the parameters that a claim may leave open, and neither loss nor
+    conditions.
     """
     sides = map(_outline, claim.sides)
     return f"{claim.family} {' and '.join(sorted(sides))}"
@@ -143,10 +165,14 @@ def _outline(sequence: Sequence) -> str:
 
 @dataclass(frozen=True)
 class Implication:
-    """That one claim implies another. ``laws``: by what. ``scale``: of the boxes, from the one to the other.
+    """Hold the reasons for which one claim implies another.
 
-    ``assumptions``: what it rests on. ``same_runs``: both say the same of the same runs, in the same order.
-    ``same_layers``: both speak of as many layers and values, up to scale.
+    Attributes:
+        laws: The laws.
+        scale: The factor of the boxes, from the one to the other.
+        assumptions: The assumptions that it depends on.
+        same_runs: True if both are the same statement about the same runs, in the same order.
+        same_layers: True if both are about as many layers and values, up to scale.
     """
 
     laws: tuple[str, ...] = ()
@@ -157,7 +183,7 @@ class Implication:
 
 
 def implies(one: Claim, other: Claim) -> Implication | None:
-    """How the laws show that one claim implies another; None where they do not."""
+    """Return by which laws one claim implies another, None if they do not show it."""
     for form, laws, same_runs in _forms(one, other):
         values = _values(form, other)
         if values is None:
@@ -182,7 +208,10 @@ def implies(one: Claim, other: Claim) -> Implication | None:
 
 
 def _forms(one: Claim, other: Claim) -> Iterator[tuple[Claim, tuple[str, ...], bool]]:
-    """What the one claim says, of the kind of the other, by which laws, and whether of the same runs."""
+    """Yield the claims of the kind of ``other`` that ``one`` implies.
+
+    Each comes with the laws that show it, and True if it is about the same runs.
+    """
     if type(one) is type(other):
         yield one, (), True
         if one.symmetric:
@@ -196,7 +225,7 @@ def _forms(one: Claim, other: Claim) -> Iterator[tuple[Claim, tuple[str, ...], b
 
 
 def _values(general: Claim, special: Claim) -> dict[str, Any] | None:
-    """A value for each parameter that is open in the general claim, with which it says what the special one does."""
+    """Return values for the open parameters of the general claim that make it the special one, or None."""
     if general.terms != special.terms:
         return None
     values: dict[str, Any] = {}
@@ -214,7 +243,7 @@ def _values(general: Claim, special: Claim) -> dict[str, Any] | None:
 
 
 def _scale(one: Claim, other: Claim) -> Fraction | None:
-    """By what to scale the one's boxes so that its conditions follow from the other's; None where nothing helps."""
+    """Return a factor of the boxes of ``one`` with which its conditions follow from those of ``other``, or None."""
     if follow(one.given, other.given):
         return Fraction(1)
     sizes = _size(one.given), _size(other.given)
@@ -225,7 +254,7 @@ def _scale(one: Claim, other: Claim) -> Fraction | None:
 
 
 def _scales(claim: Claim) -> bool:
-    """Whether law (scale) speaks of this claim."""
+    """Return True if law (scale) is about this claim."""
     homogeneous = all(t.is_homogeneous for s in claim.sequences for t in s)
     return claim.scales and homogeneous and all(isinstance(c, Box) for c in claim.given)
 
@@ -239,7 +268,7 @@ def _size(given: Any) -> Fraction:
 
 
 def _essential(given: tuple[Condition, ...]) -> list[Condition]:
-    """Conditions, each once, without those that follow from another."""
+    """Return each condition once, without those that follow from another."""
     once = list(dict.fromkeys(given))
     return [c for c in once if not any(other != c and other.implies(c) for other in once)]
 
@@ -264,7 +293,7 @@ def _proof(source: Verdict, claim: Claim, scope: Scope) -> Verdict | None:
         scope=scope,
         reach=reach,
         assumptions=tuple(dict.fromkeys(assumptions)),
-        # A certificate speaks of the source, and no law is part of it.
+        # A certificate is about the source, and does not contain the law.
         grade=Grade.ONE_SOLVER if source.grade is Grade.CERTIFIED else source.grade,
         needed=_needed(source, claim, found.scale),
         notes=_notes(source, (*found.laws, *law)),
@@ -273,7 +302,10 @@ def _proof(source: Verdict, claim: Claim, scope: Scope) -> Verdict | None:
 
 
 def _reach(source: Verdict, claim: Claim, scope: Scope, found: Implication) -> tuple[str, tuple[str, ...]] | None:
-    """What a proof covers that is reused at a scope, and by which law; None where it does not cover that scope."""
+    """Return the reach of a proof that is reused at a scope, and the law for it.
+
+    None if the proof does not cover that scope.
+    """
     if source.scope == scope:
         return (source.reach if found.same_layers or source.reach == ANYWHERE else scope.describe()), ()
     if source.reach == ANYWHERE or (source.scope.kind == "any" and not source.reach):
@@ -286,14 +318,14 @@ def _reach(source: Verdict, claim: Claim, scope: Scope, found: Implication) -> t
 
 
 def _can_be_met(claim: Claim, scope: Scope) -> bool:
-    """Whether a layer is found on which every condition of the claim holds."""
+    """Return True if a layer is found on which every condition of the claim holds."""
     from compcomp.proving.fitting import example
 
     return any(example(instance, scope, time.monotonic() + SECONDS) is not None for instance in claim.instances())
 
 
 def _needed(source: Verdict, claim: Claim, scale: Fraction) -> tuple[str, ...] | None:
-    """The conditions of the claim from which those follow that the source needs."""
+    """Return the conditions of the claim that imply those that the source needs."""
     if not claim.given:
         return None
     names = [str(c) for c in source.claim.given] if source.needed is None else source.needed
@@ -337,7 +369,7 @@ def _has_shape(witness: Witness, scope: Scope) -> bool:
 
 
 def _replayed(claim: Claim, refuted: Claim, witness: Witness, found: Implication) -> Witness | None:
-    """The witness for the claim that is asked, where it fails that claim too."""
+    """Return the witness for the claim that is asked, None if it does not refute that claim too."""
     from compcomp.proving.replay import Suspect, confirmed, torch_agrees, witness_of
 
     instances = [claim.with_sides(*refuted.sides)]

@@ -1,4 +1,4 @@
-"""Writing a plan to a folder: ``plan.json``, and the outcome of each order."""
+"""Write a plan to a folder: ``plan.json``, and the outcome of each order."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from compcomp.language.technique import Sequence
 from compcomp.ordering.plan import PlanData
 
 LISTED = 5040
-"""Orders up to which ``plan.json`` has the outcome of each of them."""
+"""The most orders for which ``plan.json`` has the outcome of each."""
 ACCOUNTS = "accounts.tsv"
 
 
 def save_plan(plan: PlanData, folder: Path) -> None:
-    """Write ``plan.json``. The outcomes of more than :data:`LISTED` orders go to ``accounts.tsv``, by number.
+    """Write ``plan.json``.
 
-    Raises InputError where the folder cannot be written to.
+    If there are more than :data:`LISTED` orders, the outcomes go to ``accounts.tsv``, by number.
+
+    Raises:
+        InputError: The folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

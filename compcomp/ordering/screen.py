@@ -1,6 +1,6 @@
-"""Choosing which claims to ask, by running every order on generated layers.
+"""Choose which claims to ask, by running every order on generated layers.
 
-What disagrees on one layer is false, so hundreds of claims are never asked. What agrees on all of them is
+A claim that fails on one layer is false, so hundreds of claims are never asked. A claim that holds on all layers is
 only a candidate: nothing is merged or dropped for it.
 """
 
@@ -29,25 +29,32 @@ from compcomp.terms import Array, Batch, BatchChoices
 Values = npt.NDArray[np.float64]
 
 LAYERS = 48
-"""Generated layers, each of one of :data:`KINDS`; fewer where each is large."""
+"""Generated layers, each of one of :data:`KINDS`. There are fewer if each is large."""
 KINDS = ("integers with ties", "landmarks", "gaussian", "correlated inputs", "zero groups", "one token")
 ENTRIES = 640
-"""Weights a generated layer should have at most: enough to tell false claims."""
+"""The most weights of a generated layer, which suffice to find most false claims."""
 COLUMNS = 1024
-"""The widest layer that is generated at all."""
+"""The most columns of a generated layer."""
 QUICK = 0.3
 """Seconds of trying the techniques on one layer after which no wider ones are tried."""
 NARROW, SLOW = 12, 1.0
 """Columns of layers on which techniques are timed, and the seconds that one may take on wider ones."""
 AGREE = 1e-9
-"""Relative difference up to which floats agree."""
+"""Relative difference up to which floats count as equal."""
 
 
 def small_shape(techniques: Iterable[Technique], entries: int = ENTRIES) -> Shape | None:
-    """Return a small shape (out, in) that all techniques fit and, if possible, change layers of; None if none fits.
+    """Return a small shape (out, in) that all techniques fit and, if possible, change layers of.
 
-    More rows and columns than the ranks, as far as so many entries allow. Wider layers are tried while something is
-    expected of them: until the least share of the techniques is a whole weight of a row, and while trying is quick.
+    The shape has more rows and columns than the ranks, as far as the number of entries allows. Wider layers are tried
+    until the smallest share of the techniques is at least one weight of a row, as long as trying is quick.
+
+    Args:
+        techniques: The techniques.
+        entries: The most weights of the layer, if the techniques permit.
+
+    Returns:
+        The shape, None if no small layer fits all techniques.
     """
     techniques = list(techniques)
     unit = lcm(*(t.unit for t in techniques))
@@ -90,7 +97,7 @@ def seconds_on(techniques: Iterable[Technique], columns: int) -> float:
 
 
 def _does_something(technique: Technique, shape: Shape) -> bool:
-    """Return True if a technique changes a dense layer, or is not expected to, as it only corrects what others do."""
+    """Return True if a technique changes a dense layer, or is not expected to, as it only corrects others."""
     promises = technique.promises()
     if promises.rests or promises.holds_reference or promises.restores or promises.changes_basis:
         return True
@@ -114,7 +121,14 @@ def generated(
 ) -> LayerState:
     """Generate dense layers of every kind with Gram matrices of inputs, as one layer of batches.
 
-    The inputs themselves are there only if some technique looks at them or at their magnitudes.
+    The inputs themselves are present only if some technique reads them or their magnitudes.
+
+    Args:
+        shape: The shape (out, in) of each layer.
+        techniques: The techniques that the layers should distinguish.
+        random: Draws the layers.
+        layers: The number of layers.
+        kinds: The kinds of layers, repeated in turn.
     """
     techniques = list(techniques)
     marks = sorted({mark for t in techniques for mark in t.hints().landmarks if 0 < mark < 10**6}) or [6]
@@ -170,7 +184,10 @@ def _inputs(kind: str, shape: tuple[int, ...], random: np.random.Generator) -> V
 
 @dataclass(frozen=True)
 class Sketch:
-    """A projection of a state: equal states have equal ``format``, and ``values`` (layers x fields) up to rounding."""
+    """Hold a projection of a state.
+
+    Equal states have equal ``format``, and equal ``values`` (layers x fields) up to rounding.
+    """
 
     format: tuple[object, ...]
     values: Values
@@ -183,7 +200,7 @@ class Sketch:
 
 
 class Screen:
-    """Run techniques on generated layers. ``applications`` counts how often."""
+    """Run techniques on generated layers. ``applications`` counts the runs."""
 
     def __init__(self, orderings: Orderings, loss: Loss, shape: Shape, seed: int = 0) -> None:
         random = np.random.default_rng(seed)
@@ -215,7 +232,7 @@ class Screen:
         return self._values(self._loss.of(state)) / self._scale
 
     def sketch(self, state: LayerState) -> Sketch:
-        """Project every field of the state on one random direction: different fields hardly ever agree."""
+        """Project every field of the state on one random direction, so that different fields hardly ever agree."""
         values, known = [self._projected(state.effective() - state.weight) / self._size], list[object]()
         for field in walk.FIELDS:
             if not field.equal:
@@ -264,7 +281,7 @@ def alike(sketches: dict[Prefix, Sketch]) -> list[tuple[Prefix, Prefix]]:
 def no_worse(losses: dict[Prefix, Values]) -> dict[Prefix, list[Prefix]]:
     """Return for each complete order the orders of the same techniques that lose no more on any layer.
 
-    The orders with most techniques in the same relative order come first, then those that lose less on average.
+    Orders that share the longest subsequence with it come first, and of these the ones that lose less on average.
     """
     found: dict[Prefix, list[Prefix]] = {}
     orders = sorted(losses)
@@ -279,7 +296,7 @@ def no_worse(losses: dict[Prefix, Values]) -> dict[Prefix, list[Prefix]]:
 
 
 def in_common(first: Prefix, second: Prefix) -> int:
-    """Return the length of the longest common subsequence."""
+    """Return the length of the longest common subsequence of two prefixes."""
     row = [0] * (len(second) + 1)
     for x in first:
         before = row[:]

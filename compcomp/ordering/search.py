@@ -1,4 +1,4 @@
-"""The search: ask claims, merge and drop orders by proof, and measure the rest."""
+"""Search the orders: ask claims, merge and drop orders by proof, and measure the rest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from compcomp.proving.prove import Prover
 
 LARGEST = 8
-"""Techniques an order may have."""
+"""The most techniques an order may have."""
 
 
 def search(
@@ -47,13 +47,30 @@ def search(
     notify: Notify = lambda event: None,
     seed: int = 0,
 ) -> PlanData:
-    """Find the best order of 1 to 8 techniques (the same one may occur twice).
+    """Find the best order of 1 to 8 techniques. The same technique may occur twice.
 
-    Without a bench, orders that no proof excludes are ranked by their mean loss on generated layers. ``size``: the
-    compression rate that the order has to reach. ``confidence``: of the race that stops measuring orders that cannot
-    win, None to measure all on all parts. ``prover``: decides claims, a :class:`compcomp.proving.prove.Prover` or a
-    function of claim, scope and options; None is the prover that this process shares. Raises InputError when there are
-    too few or too many techniques, when they fit no common layer, or when no order reaches the size.
+    Without a bench, the orders that no proof excludes are ranked by their mean loss on generated layers.
+
+    Args:
+        techniques: Techniques, or slots with alternatives or optional techniques.
+        loss: The name of the loss that orders are compared by.
+        bench: Measures orders on a model. None ranks them on generated layers.
+        before: Pairs of techniques. In each, the first comes before the second if both occur.
+        evaluations: The most orders to pass to the user's ``evaluate``.
+        granularity: "model" for one order for all layers, "layer" for an order for each layer if that is better.
+        size: The compression rate that the order has to reach, None for any.
+        confidence: The confidence of the race that stops measuring orders that cannot win. None measures all orders on
+            all parts of the data.
+        prover: Decides claims: a :class:`compcomp.proving.prove.Prover`, or a function of claim, scope and options.
+            None is the prover that this process shares.
+        executor: Decides claims and explores layers elsewhere. None uses this process, or a pool of processes for many
+            layers.
+        store: Keeps verdicts and measurements between runs.
+        notify: Called with each event of the search.
+        seed: The seed of the generated layers.
+
+    Raises:
+        InputError: There are too few or too many techniques, they fit no common layer, or no order reaches the size.
     """
     _check(techniques, bench, granularity, size)
     asker, progress = Asker(prover, executor=executor, store=store), Progress(notify)
@@ -63,7 +80,7 @@ def search(
 
 
 def _check(techniques: Sequence[Technique | Slot], bench: Bench | None, granularity: str, size: float | None) -> None:
-    """Raise InputError where what is wanted does not fit together."""
+    """Raise InputError if the arguments of a search do not fit together."""
     if size is not None and bench is None:
         raise InputError("a size without a model", "a model to measure sizes on", "size")
     if not 1 <= len(techniques) <= LARGEST:
@@ -81,7 +98,7 @@ def _check(techniques: Sequence[Technique | Slot], bench: Bench | None, granular
 
 
 class _Search:
-    """One search."""
+    """Hold the state of one search."""
 
     def __init__(
         self,
@@ -141,7 +158,12 @@ class _Search:
         return measuring.ranking()
 
     def plan(self, ranking: Ranking, left: int) -> PlanData:
-        """Return the plan for these measurements. left: how many orders the proofs left over."""
+        """Return the plan for these measurements.
+
+        Args:
+            ranking: The measured orders, best first.
+            left: How many orders the proofs left over.
+        """
         questions, rows = self.questions, list(ranking.rows)
         listed = {id(verdict) for verdict in questions.pairs}
         decided = [v for v in questions.others if v.status is not Status.UNKNOWN and id(v) not in listed]

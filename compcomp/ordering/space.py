@@ -1,4 +1,4 @@
-"""The space of orders: slots to fill, optional slots, and pairs of which one comes before the other."""
+"""The space of orders: slots to fill, optional slots, and pairs of techniques with a fixed relative order."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from compcomp.language.technique import Technique
 from compcomp.language.text import parse_sequence
 
 Prefix = tuple[int, ...]
-"""An order, or the beginning of one: positions in :attr:`Space.techniques`."""
+"""An order, or its beginning: positions in :attr:`Space.techniques`."""
 Used = tuple[tuple[int, ...], frozenset[int]]
-"""How many of each slot are filled, and which techniques of the ``before`` pairs are applied already."""
+"""How many of each slot are filled, and which techniques of the ``before`` pairs are already applied."""
 
 
 GRANULARITIES = ("model", "layer")
-"""One order for all layers, or one for each layer where that pays."""
+"""One order for all layers, or one for each layer if that is better."""
 
 T = TypeVar("T")
 _OTHER = "techniques that their texts tell apart: what they differ in as a parameter that text can hold"
 
 
 def distinct(items: Iterable[T]) -> tuple[T, ...]:
-    """Return each item once, compared by identity (:mod:`compcomp.language.identity`), not by its own ``==``."""
+    """Return each item once. Items are compared by :mod:`compcomp.language.identity`, not by their own ``==``."""
     found: list[T] = []
     for item in items:
         if not any(same(item, other) for other in found):
@@ -37,7 +37,7 @@ def distinct(items: Iterable[T]) -> tuple[T, ...]:
 
 @dataclass(frozen=True)
 class Slot:
-    """One place to fill by one of the alternatives, each a technique; ``optional``: it may also stay empty."""
+    """Hold one place to fill by one of some alternative techniques. If ``optional``, it may also stay empty."""
 
     alternatives: tuple[Technique, ...]
     optional: bool = False
@@ -48,12 +48,12 @@ class Slot:
 
 
 def optional(technique: Technique | Slot) -> Slot:
-    """Return a slot for a technique, or alternatives, that an order may also leave out."""
+    """Return a slot for a technique (or for alternatives) that an order may leave out."""
     return Slot(_slot(technique).alternatives, optional=True)
 
 
 def one_of(*techniques: Technique) -> Slot:
-    """Alternatives, of which an order takes exactly one."""
+    """Return a slot of alternatives, of which an order takes exactly one."""
     alternatives = distinct(t for technique in techniques for t in _slot(technique).alternatives)
     if not alternatives:
         raise InputError("no techniques", "one or more techniques", "one_of")
@@ -69,7 +69,7 @@ def _slot(given: Any) -> Slot:
 
 
 def pairs_of(given: Any) -> tuple[tuple[Technique, Technique], ...]:
-    """Read ``before``. Raises InputError for all but tuples or lists of two techniques in an iterable."""
+    """Read ``before``: an iterable of tuples or lists of two techniques. Raise InputError for anything else."""
     allowed = "pairs of techniques, such as [(P, Q)]"
     if isinstance(given, str | bytes | Mapping | Technique | Slot | Order) or not isinstance(given, Iterable):
         raise InputError(str(given)[:80], allowed, "before")
@@ -83,10 +83,17 @@ def pairs_of(given: Any) -> tuple[tuple[Technique, Technique], ...]:
 
 
 class Space:
-    """The orders of some slots.
+    """Enumerate and count the orders of some slots.
 
-    Every slot is filled once, or left empty where it is optional; a technique that fills two equal slots may occur
-    twice. ``before``: pairs of techniques of which the first, where both occur, comes before the second.
+    Every slot is filled once, or may stay empty if it is optional. A technique that fills two equal slots may occur
+    twice.
+
+    Args:
+        given: Techniques and slots.
+        before: Pairs of techniques. In each, the first comes before the second if both occur.
+
+    Raises:
+        InputError: Two techniques have one text, one is in two different slots, or ``before`` contains a cycle.
     """
 
     def __init__(self, given: Iterable[Technique | Slot], before: Iterable[tuple[Technique, Technique]] = ()) -> None:
@@ -108,7 +115,7 @@ class Space:
         self.bound = frozenset(i for pair in self.before for i in pair)
 
     def _place(self, technique: Any) -> int | None:
-        """Return the position of a technique, None where it is not one of these."""
+        """Return the position of a technique, None if it is not one of these."""
         return next((k for k, known in enumerate(self.techniques) if same(known, technique)), None)
 
     def placed(self, technique: Technique) -> int:
@@ -118,7 +125,7 @@ class Space:
         return place
 
     def _check_texts(self) -> None:
-        """Raise InputError where two techniques have one text: orders are told apart by theirs."""
+        """Raise InputError if two techniques have the same text, since texts identify orders."""
         texts = [str(technique) for technique in self.techniques]
         for text in texts:
             if texts.count(text) > 1:
@@ -133,7 +140,7 @@ class Space:
             first, second = (self.placed(one) for one in pair)
             pairs.add((first, second))
         more = True
-        while more:  # what follows from the pairs together
+        while more:  # transitive closure
             longer = {(a, d) for a, b in pairs for c, d in pairs if b == c} - pairs
             pairs |= longer
             more = bool(longer)
@@ -143,7 +150,7 @@ class Space:
 
     @property
     def alike(self) -> bool:
-        """True if every order has the same techniques: then sizes differ by the zeros of masks at most."""
+        """True if every order has the same techniques. Sizes then differ at most by the zeros of masks."""
         return all(not slot.optional and len(slot.alternatives) == 1 for slot in self.slots)
 
     # ------------------------------------------------------------------------------------ prefixes
@@ -153,11 +160,11 @@ class Space:
         return Order(tuple(self.techniques[i] for i in prefix))
 
     def text(self, prefix: Prefix) -> str:
-        """Return the text form; the empty prefix is "identity"."""
+        """Return the text form of a prefix. The empty prefix is "identity"."""
         return str(self.order(prefix))
 
     def read(self, text: str) -> Order:
-        """Read an order: from these techniques if the text names them, otherwise like any text."""
+        """Read an order. If the text names these techniques, they are used; otherwise the text is parsed."""
         known = {str(technique): technique for technique in self.techniques}
         parts = [part.strip() for part in text.split(">>")]
         if all(part in known for part in parts):
@@ -170,14 +177,14 @@ class Space:
         return (0,) * len(self.slots), frozenset()
 
     def after(self, used: Used, step: int) -> Used:
-        """Return what is used after one more technique."""
+        """Return the used slots after one more technique."""
         filled, applied = used
         home = self.home[step]
         now = (*filled[:home], filled[home] + 1, *filled[home + 1 :])
         return now, applied | {step} if step in self.bound else applied
 
     def used(self, prefix: Prefix) -> Used:
-        """Return what a prefix has used."""
+        """Return the slots that a prefix has used."""
         used = self.start
         for i in prefix:
             used = self.after(used, i)
@@ -188,30 +195,30 @@ class Space:
         return self.steps_after(self.used(prefix))
 
     def steps_after(self, used: Used) -> list[int]:
-        """Return the techniques that may follow and still let every slot be filled that has to be."""
+        """Return the techniques that may follow such that every mandatory slot can still be filled."""
         open_ = [i for i, home in enumerate(self.home) if used[0][home] < self.counts[home] and not self._late(used, i)]
         return [i for i in open_ if self._fillable(self.after(used, i))] if self.before else open_
 
     def _late(self, used: Used, step: int) -> bool:
-        """Return True if a technique is applied already that this one has to come before."""
+        """Return True if a technique that has to come after this one is already applied."""
         return any((step, other) in self.before for other in used[1])
 
     def _fillable(self, used: Used) -> bool:
-        """Return True if every slot can still be filled that has to be: the pairs have no circle, so this suffices."""
+        """Return True if every mandatory slot can still be filled. The pairs have no cycle, so this check suffices."""
         return all(
             slot.optional or filled == count or not all(self._late(used, self.placed(t)) for t in slot.alternatives)
             for slot, filled, count in zip(self.slots, used[0], self.counts, strict=True)
         )
 
     def complete(self, used: Used) -> bool:
-        """Return True if every slot is filled that has to be."""
+        """Return True if every mandatory slot is filled."""
         return all(
             slot.optional or filled == count
             for slot, filled, count in zip(self.slots, used[0], self.counts, strict=True)
         )
 
     def prefix(self, techniques: Sequence[Technique]) -> Prefix | None:
-        """Return the positions of these techniques, None when they are no prefix of an order."""
+        """Return the positions of these techniques, None if they are no prefix of an order."""
         found: list[int] = []
         for technique in techniques:
             position = next((i for i in self.next_steps(tuple(found)) if same(self.techniques[i], technique)), None)
@@ -238,12 +245,12 @@ class Space:
 
     @property
     def full_tree(self) -> int:
-        """Technique applications in the full prefix tree, that is prefixes of every length from 1 on."""
+        """The number of technique applications in the full prefix tree, which is the number of non-empty prefixes."""
         return self._counted[1]
 
     @cached_property
     def _counted(self) -> tuple[int, int]:
-        """Orders and prefixes, counted by what they have used."""
+        """The numbers of orders and of non-empty prefixes, counted by the slots that they have used."""
         level: dict[Used, int] = {self.start: 1}
         total = nodes = 0
         while level:

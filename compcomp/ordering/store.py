@@ -1,4 +1,4 @@
-"""Verdicts and measurements kept from one run to the next, in SQLite."""
+"""Keep verdicts and measurements from one run to the next, in SQLite."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ MEANING = (
     *("layers", "algebra", "language", "checking", "proving", "encodings"),
     *("ordering/reuse.py", "ordering/dag.py", "ordering/space.py"),
 )
-"""The sources a verdict depends on: a change in one of them makes every earlier verdict unfindable."""
+"""The sources a verdict depends on. After a change in one of them, no earlier verdict is found."""
 MEASURING = (*MEANING, "kernels", "models")
 """The sources a measurement depends on."""
 
 FORMAT = 3
-"""Of the file. Files of earlier formats lose their verdicts: in these, "A equals B" spoke of every field of a state."""
+"""Version of the file. In files of versions before 3, which lose their verdicts, "A equals B" compared every field."""
 _FORMER = (
     ["key", "claim", "scope", "status", "verdict", "made"],
     ["key", "family", "claim", "scope", "status", "seconds", "verdict", "made"],
@@ -62,12 +62,14 @@ SECONDS, STAGES = 60.0, ("search", "rule", "bounded")
 
 
 class Store:
-    """A file of verdicts, and of measurements for runs that go on where they were stopped.
+    """Keep verdicts and measurements in a file, for runs that go on where they were stopped.
 
-    Each is written in a transaction of its own, so that a killed run loses none. Several processes may use one
-    file at a time. A verdict is found again only with the same versions of the library and the solvers, and the same
-    sources of encodings and kernels (:mod:`compcomp.language.named`). A file that is no store, or a damaged one,
-    raises InputError.
+    Each is written in a transaction of its own, so that a killed run loses none. Several processes may use one file at
+    a time. A verdict is found again only with the same versions of the library and the solvers, and the same sources of
+    encodings and kernels (:mod:`compcomp.language.named`).
+
+    Raises:
+        InputError: The file is no store, or is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -84,9 +86,9 @@ class Store:
             raise
 
     def _open(self) -> None:
-        """Make the tables that are missing, one process at a time."""
+        """Create the missing tables, one process at a time."""
         until = time.monotonic() + 30
-        while True:  # no busy timeout holds for this one statement
+        while True:  # the busy timeout does not cover this statement
             try:
                 self._connection.execute("PRAGMA journal_mode=WAL")
                 break
@@ -123,9 +125,12 @@ class Store:
     # ------------------------------------------------------------------------------------ verdicts
 
     def get(self, claim: Claim, scope: Scope, options: Options | None = None) -> Verdict | None:
-        """Return the verdict kept for this claim, or for one of the same canonical form; None if there is none.
+        """Return the verdict kept for this claim, or for one of the same canonical form. None if there is none.
 
-        options: where given, an unknown counts too: one that was asked with the same stages and no less time.
+        Args:
+            claim: The claim.
+            scope: The layers to cover.
+            options: If given, an unknown counts too if it was asked with the same stages and no less time.
         """
         key = key_of(claim, scope)
         if key is None:
@@ -140,7 +145,7 @@ class Store:
         return restated(found, claim, scope)
 
     def related(self, claim: Claim) -> Iterator[Verdict]:
-        """Yield the proofs and refutations kept of claims of one family, from which this one may follow."""
+        """Yield the stored proofs and refutations of claims of the same family, from which this claim may follow."""
         group = _group(claim)
         if group is not None:
             for text, row in self._run("SELECT claim, verdict FROM verdicts WHERE family = ? ORDER BY made", (group,)):
@@ -149,10 +154,13 @@ class Store:
                     yield found
 
     def put(self, verdict: Verdict, options: Options | None = None, *, derived: bool = False) -> None:
-        """Keep a verdict, unless it may turn out otherwise another time.
+        """Keep a verdict, unless it is UNKNOWN without options, or DISAGREE.
 
-        options: with which it was asked; an unknown is kept only with these. derived: it follows from another, so
-        it replaces nothing, and nothing has to be looked for among what follows from it.
+        Args:
+            verdict: The verdict.
+            options: The options with which it was asked. An unknown is kept only with these.
+            derived: True if it follows from another verdict. Then it replaces nothing, and is not searched for further
+                consequences.
         """
         claim, unknown = verdict.claim, verdict.status is Status.UNKNOWN
         key = key_of(claim, verdict.scope)
@@ -174,7 +182,8 @@ class Store:
     def get_result(self, key: str) -> dict[str, Any] | None:
         """Return the data put under this key by the same version of the library, its encodings, kernels and models.
 
-        The key says everything else it depends on: model, data, seed, and techniques or kernels of your own.
+        The key must name everything else that the data depends on: model, data, seed, and techniques or kernels of the
+        user.
         """
         rows = self._run("SELECT data FROM results WHERE key = ?", (_result_key(key),))
         try:
@@ -184,7 +193,12 @@ class Store:
         return found if isinstance(found, dict) else None
 
     def put_result(self, key: str, data: Mapping[str, Any]) -> None:
-        """Keep a measurement, in place of what was there. data: what JSON can hold, with texts as keys."""
+        """Keep a measurement, replacing an earlier one under the same key.
+
+        Args:
+            key: Names everything that the data depends on, apart from the library.
+            data: Plain data that JSON can hold, with texts as keys.
+        """
         try:
             text = json.dumps(dict(data))
         except (TypeError, ValueError, RecursionError) as error:
@@ -192,6 +206,7 @@ class Store:
         self._run("INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?)", (_result_key(key), key, text, time.time()))
 
     def close(self) -> None:
+        """Close the file."""
         self._connection.close()
 
 
@@ -201,7 +216,7 @@ class Store:
 def key_of(claim: Claim, scope: Scope) -> str | None:
     """Return the key of a verdict, the same for all claims of one canonical form.
 
-    None where the source of a technique cannot be read or has changed, or claim and scope do not fit each other.
+    None if the source of a technique cannot be read or has changed, or if claim and scope do not fit each other.
     """
     try:
         scope = narrowed(claim, scope)
@@ -222,7 +237,7 @@ def _digest(claim: Claim, parts: list[str | None]) -> str | None:
 
 
 def _tried(key: str, options: Options) -> str:
-    """Return the key of an unknown verdict: all options of the prover but the time."""
+    """Return the key of an unknown verdict. It includes all options of the prover but the time."""
     stages = sorted(set(options.get("stages", STAGES)))
     others = sorted(f"{name}={value!r}" for name, value in options.items() if name not in ("timeout", "stages"))
     return hashlib.sha256(json.dumps([key, stages, others]).encode()).hexdigest()
@@ -238,13 +253,13 @@ def _result_key(key: str) -> str:
 
 @cache
 def _library() -> str:
-    """Versions of library and solvers, and a hash of every source that gives claims their meaning."""
+    """Return the versions of library and solvers, and a hash of every source that gives claims their meaning."""
     return _version_of(MEANING, ("z3-solver", "cvc5"))
 
 
 @cache
 def _measuring() -> str:
-    """Versions of what computes, and a hash of every source that a measurement depends on."""
+    """Return the versions of the packages that compute, and a hash of every source that a measurement depends on."""
     return _version_of(MEASURING, ("torch", "transformers", "numpy"))
 
 
@@ -270,7 +285,7 @@ def _version(package: str) -> str:
 
 
 def _read(text: str, claim: Claim | None) -> Verdict | None:
-    """Read a verdict, None where it cannot be read. claim: the claim it is about, if its text is the same."""
+    """Read a verdict, None if it cannot be read. ``claim`` is used as its claim if the texts agree."""
     try:
         data = json.loads(text)
         return verdict_from_json(data, claim if claim is not None and str(claim) == data["claim"] else None)
@@ -286,10 +301,14 @@ def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def verdict_from_json(data: Mapping[str, Any], claim: Claim | None = None) -> Verdict:
-    """Read the verdict that ``Verdict.to_json`` wrote (SMT-LIB texts are empty where they were left out).
+    """Read the verdict that ``Verdict.to_json`` wrote. SMT-LIB texts are empty if they were left out.
 
-    ``claim``: what it must speak of, for techniques that no text names; read from the data when None.
-    Raises InputError, KeyError, TypeError or ValueError on anything else.
+    Args:
+        data: The plain data.
+        claim: The claim it must be about, for techniques that no text names. None reads it from the data.
+
+    Raises:
+        InputError, KeyError, TypeError, ValueError: The data is no verdict, or one on another claim.
     """
     return Verdict(
         claim=claim_from_json(data, claim),

@@ -1,4 +1,4 @@
-"""For each ordered pair of techniques and each invariant: whether the second keeps what the first set up."""
+"""Decide for each ordered pair of techniques and each invariant if the second keeps what the first set up."""
 
 from __future__ import annotations
 
@@ -21,22 +21,28 @@ from compcomp.proving.prove import prove
 from compcomp.proving.sample import formats_along
 
 NOTHING = "-"
-"""The state of a cell whose first technique sets up nothing of the kind."""
+"""The status of a cell whose first technique does not set up the invariant."""
 TIMEOUT = 20.0
 """Seconds that one cell may take."""
 SEARCH_SECONDS = 1.0
-"""Seconds that the search for a counterexample of one cell takes, where it finds none."""
+"""Seconds that the search for a counterexample of one cell takes if it finds none."""
 WIDE = 8
-"""Layers with more columns than this are shown by their weights that are not zero."""
+"""Layers with more columns than this are shown by their nonzero weights."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Whether ``second`` destroys what ``first`` did: the verdict on ``first >> second keeps invariant``, any shape.
+    """Hold the verdict on ``first >> second keeps invariant`` for any shape.
 
-    ``status``: that of the verdict, or :data:`NOTHING`, and then there is no claim. ``new``: ``second`` sets up a grid
-    or rank of its own in place of the first's, and it is this that the claim speaks of. ``detail``: the assumptions of
-    a proof, one line that shows a counterexample, or why it is unknown.
+    Attributes:
+        first: The first technique as text.
+        second: The second technique as text.
+        invariant: The invariant.
+        status: The status of the verdict. :data:`NOTHING` if there is no claim.
+        new: True if ``second`` replaces the grid or rank of ``first`` by its own. The claim is then about that one.
+        detail: The assumptions of a proof, a counterexample on one line, or the cause of an unknown.
+        grade: The grade of a proof.
+        seconds: The seconds that the verdict took.
     """
 
     first: str
@@ -50,12 +56,13 @@ class Cell:
 
     @property
     def claim(self) -> str:
+        """The claim as text."""
         return f"{self.first} >> {self.second} keeps {self.invariant}"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Every ordered pair of ``techniques``, for every invariant. ``cells``: by first, second and invariant."""
+    """Hold the cells of every ordered pair of ``techniques``, by first, second and invariant."""
 
     techniques: tuple[str, ...]
     cells: dict[tuple[str, str, str], Cell]
@@ -77,7 +84,7 @@ class Table:
         return dict(sorted(counted.items()))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: what ``--json`` prints. Pairs that are not listed have no claim."""
+        """Return plain data, as ``--json`` prints it. Pairs that are not listed have no claim."""
         cells = [{"claim": cell.claim, **asdict(cell)} for cell in self.cells.values()]
         return {"techniques": list(self.techniques), "counts": self.counts(), "cells": cells}
 
@@ -92,8 +99,12 @@ def keeps_table(
 ) -> Table:
     """Prove or refute, for every ordered pair, that the second technique keeps what the first sets up.
 
-    techniques: by default the representatives of every registered class. executor: where cells are decided; None is a
-    process for every core. timeout: seconds a cell. progress: is told how many cells of how many are done.
+    Args:
+        techniques: The techniques. The default is the representatives of every registered class.
+        invariants: The invariants.
+        executor: Where cells are decided. None is a pool with a process for every core.
+        timeout: Seconds for each cell.
+        progress: Called with the numbers of cells that are done and to do.
     """
     chosen = list(techniques) if techniques is not None else registered()
     names = {str(technique): technique for technique in chosen}
@@ -114,7 +125,10 @@ def registered() -> list[Technique]:
 
 @dataclass(frozen=True)
 class CellJob:
-    """Decide one cell. ``register``: where the techniques are defined, None where no other process would find them."""
+    """Decide one cell.
+
+    ``register`` says where the techniques are defined. It is None if no other process could find them.
+    """
 
     first: Technique
     second: Technique
@@ -124,7 +138,7 @@ class CellJob:
 
     @property
     def portable(self) -> bool:
-        """Return True if another process can run the job."""
+        """True if another process can run the job."""
         return self.register is not None
 
     def to_json(self) -> dict[str, Any]:
@@ -139,7 +153,7 @@ class CellJob:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """Read what :meth:`to_json` returned for a portable job."""
+        """Read the result of :meth:`to_json` for a portable job."""
         find_registered(data["register"])
         first, second = (parse_sequence(data[name]).techniques[0] for name in ("first", "second"))
         return cls(first, second, data["invariant"], data["timeout"], data["register"])
@@ -198,7 +212,10 @@ def witness_line(witness: Witness) -> str:
 
 
 def matrix_line(matrix: Matrix) -> str:
-    """A matrix on one line: ``(1, 2)`` of one row, ``(1, 2; 3, 4)`` of two; of a wide one its entries other than 0."""
+    """Return a matrix on one line.
+
+    It is ``(1, 2)`` for one row, ``(1, 2; 3, 4)`` for two. A wide matrix is shown by its nonzero entries.
+    """
     if len(matrix) <= WIDE and all(len(row) <= WIDE for row in matrix):
         return "(" + "; ".join(", ".join(map(_entry, row)) for row in matrix) + ")"
     entries = [f"[{i}, {j}] {_entry(x)}" for i, row in enumerate(matrix) for j, x in enumerate(row) if x]

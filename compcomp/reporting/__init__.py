@@ -1,4 +1,4 @@
-"""What people look at: the terminal, one HTML page, a picture of the ranking."""
+"""Show plans and verdicts to people: in the terminal, as one HTML page, as a picture of the ranking."""
 
 from __future__ import annotations
 

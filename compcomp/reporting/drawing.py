@@ -1,4 +1,4 @@
-"""The DAG of orderings as SVG: levels from left to right, a class of equal prefixes drawn once."""
+"""Draw the DAG of orderings as SVG: levels from left to right, a class of equal prefixes drawn once."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from compcomp.ordering.plan import PlanData
 
 MOST_LEAVES = 200
-"""From here on only the path to the best order is drawn, and how many classes each level has."""
+"""The most leaves that are drawn. For more, the path to the best order and the number of classes of each level are."""
 MOST_ORDERS = 5040
-"""Orders a plan may have for its graph to be made at all."""
+"""The most orders of a plan whose graph is made."""
 LABELLED = 40
-"""Rows up to which merging edges carry the technique they apply."""
+"""The most rows for which merging edges carry the technique they apply."""
 
 TOP, LEFT, AFTER = 30, 8, 190
 
 
 @dataclass(frozen=True)
 class _Size:
-    """Pixels. ``row``: from one row to the next. ``step``: from one level to the next."""
+    """Hold sizes in pixels. ``row``: from one row to the next. ``step``: from one level to the next."""
 
     row: float
     node: float
@@ -36,7 +36,7 @@ class _Size:
 
 
 def drawable(plan: PlanData) -> bool:
-    """Whether there are few enough orders to draw them all."""
+    """Return True if there are few enough orders to draw them all."""
     return plan.orders["total"] <= MOST_ORDERS and _leaves(plan.graph) <= MOST_LEAVES
 
 
@@ -45,7 +45,7 @@ def _leaves(graph: DiGraph[str]) -> int:
 
 
 def orderings_svg(plan: PlanData, names: summary.Names, ranked: summary.Ranking) -> str:
-    """The picture as an ``<svg>`` element; it takes its colours from the page's style sheet."""
+    """Return the picture as an ``<svg>`` element. It takes its colours from the page's style sheet."""
     return _Drawing(plan, plan.graph, names, ranked).svg() if drawable(plan) else _path_only(plan, names)
 
 
@@ -61,7 +61,7 @@ def _short(text: str) -> str:
 
 
 class _Drawing:
-    """One picture on its way."""
+    """Lay out and draw one picture."""
 
     def __init__(self, plan: PlanData, graph: DiGraph[str], names: summary.Names, ranked: summary.Ranking) -> None:
         self.plan, self.graph, self.names = plan, graph, names
@@ -77,7 +77,7 @@ class _Drawing:
         self.size = _node_size(round(max(self.rows.values())) + 1, names)
 
     def _best_below(self) -> dict[str, float]:
-        """The best place that any continuation of a prefix takes."""
+        """Return for each prefix the best place that any of its continuations takes."""
         rank: dict[str, float] = {}
         for node in self.by_depth:
             own = self.places[node].place if node in self.places else math.inf
@@ -85,7 +85,7 @@ class _Drawing:
         return rank
 
     def _alive(self) -> set[str]:
-        """Prefixes with a continuation that no proof excludes."""
+        """Return the prefixes with a continuation that no proof excludes."""
         alive: set[str] = set()
         for node in self.by_depth:
             fate = self.graph.nodes[node].get("fate")
@@ -94,12 +94,15 @@ class _Drawing:
         return alive
 
     def _children(self, node: str) -> list[str]:
-        """The children that are drawn beside it, those that lead to better orders first."""
+        """Return the children that no merging edge leads to, those that lead to better orders first."""
         own = [child for _, child, data in self.graph.out_edges(node, data=True) if not data["merged"]]
         return sorted(own, key=lambda child: (self.rank[child], child))
 
     def _rows(self) -> dict[str, float]:
-        """A row for each node: those without children one of their own, the others amid their children."""
+        """Return a row for each node.
+
+        Nodes without children have one of their own. The others are centred on their children.
+        """
         rows: dict[str, float] = {}
         free = 0
         stack = [(self.root, False)]
@@ -124,6 +127,7 @@ class _Drawing:
         return TOP + (self.rows[node] + 0.5) * self.size.row
 
     def svg(self) -> str:
+        """Return the picture as an ``<svg>`` element."""
         depth = max(self.levels.values())
         width = LEFT + depth * self.size.step + self.size.width + AFTER
         height = TOP + (max(self.rows.values()) + 1) * self.size.row + 6
@@ -144,7 +148,10 @@ class _Drawing:
         )
 
     def _edge(self, start: str, end: str, data: dict[str, Any]) -> tuple[str, str]:
-        """Its kind, and its path. A merging edge leads to the class that its own prefix is proved equal to."""
+        """Return the kind and the path of an edge.
+
+        A merging edge leads to the class that its own prefix is proved equal to.
+        """
         kind = "merge" if data["merged"] else "plain" if end in self.alive else "gone"
         if (start, end) in self.path:
             kind = "on"
@@ -190,7 +197,7 @@ class _Drawing:
         )
 
     def _last(self, node: str) -> str:
-        """The technique that leads to a node."""
+        """Return the technique that leads to a node."""
         for _, _, data in self.graph.in_edges(node, data=True):
             if not data["merged"]:
                 return _short(self.names(data["technique"]))
@@ -208,8 +215,8 @@ class _Drawing:
         return "\n".join(lines)
 
     def _beside(self, node: str, data: dict[str, Any]) -> str:
-        """What is written at the right of a complete order that none continues."""
-        if "fate" not in data or self.graph.out_degree(node):  # what goes on has its value in its title
+        """Return the text at the right of a complete order that no order continues."""
+        if "fate" not in data or self.graph.out_degree(node):  # the title has the value of an order that continues
             return ""
         if node in self.places:
             row = self.places[node]
@@ -236,7 +243,7 @@ def _framed(width: float, height: float, description: str, inside: str) -> str:
 
 
 def _ramp(ranked: summary.Ranking) -> dict[str, int]:
-    """Each measured order in one of five classes by its value, 0 the best. What is not a number is last."""
+    """Sort the measured orders into five classes by value, 0 the best. Values that are no numbers are in the last."""
     finite = [row.value for row in ranked.rows if math.isfinite(row.value)]
     if not finite:
         return {row.order: 4 for row in ranked.rows}
@@ -253,7 +260,7 @@ def _ramp(ranked: summary.Ranking) -> dict[str, int]:
 
 
 def _path(plan: PlanData, graph: DiGraph[str], root: str) -> set[tuple[str, str]]:
-    """The edges of the best order."""
+    """Return the edges of the best order."""
     path: set[tuple[str, str]] = set()
     node = root
     for technique in map(str, plan.order):
@@ -266,7 +273,7 @@ def _path(plan: PlanData, graph: DiGraph[str], root: str) -> set[tuple[str, str]
 
 
 def _path_only(plan: PlanData, names: summary.Names) -> str:
-    """The best order alone, with the number of classes of equal prefixes at each level."""
+    """Draw the best order alone, with the number of classes of equal prefixes at each level."""
     size = _node_size(1, names)
     steps = ["dense", *(_short(names(str(technique))) for technique in plan.order)]
     classes: list[int] = []

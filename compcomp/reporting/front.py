@@ -1,4 +1,4 @@
-"""Metric (or loss) against size as SVG: a point for each measured order, and the front of those that none beats."""
+"""Draw metric (or loss) against size as SVG: a point for each measured order, and their Pareto front."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TICKS = 5
 
 
 def front_svg(plan: PlanData, names: summary.Names) -> str:
-    """The picture as an ``<svg>`` element; it takes its colours from the page's style sheet."""
+    """Return the picture as an ``<svg>`` element. It takes its colours from the page's style sheet."""
     ranked = summary.ranking(plan, names)
     rows = [row for row in ranked.rows if row.rate is not None and math.isfinite(row.value)]
     bounds = [end for row in rows for end in (row.interval or ()) if math.isfinite(end)]
@@ -48,7 +48,7 @@ def front_svg(plan: PlanData, names: summary.Names) -> str:
     parts.append(f'<text x="{LEFT + 6}" y="{TOP + 2}">{escape(ranked.what)}{scale}</text>')
     front = {one.text for one in plan.pareto}
     on = sorted((row.rate or 0.0, row.value) for row in rows if row.order in front)
-    steps = [f"V{y(value):.1f}H{x(rate):.1f}" for rate, value in on[1:]]  # what a larger rate costs at least
+    steps = [f"V{y(value):.1f}H{x(rate):.1f}" for rate, value in on[1:]]  # the least cost of a larger rate
     parts.append(f'<path class="line" d="M{x(on[0][0]):.1f} {y(on[0][1]):.1f}{"".join(steps)}"/>')
     for row in sorted(rows, key=lambda row: row.order in front):
         parts.append(_point(row, x(row.rate or 0.0), y, row.order in front, row.order == plan.best.text))

@@ -1,4 +1,4 @@
-"""A plan as one HTML file that needs nothing else: style and pictures inside, no scripts, no network."""
+"""Write a plan as one self-contained HTML file: style and pictures inside, no scripts, no network."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from compcomp.ordering.plan import PlanData
 
 BOUNDS = {"interval": ("interval", summary.spread), "behind": ("behind the best", summary.behind)}
-"""Columns that are there where orders were measured part by part: a heading, and how bounds are written."""
+"""Columns for orders that were measured part by part: a heading, and the function that writes the bounds."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def write_report(plan: PlanData, path: str | Path) -> None:
-    """Write the plan as a page to this path, whose folder is made. Raises InputError where it cannot be written."""
+    """Write the plan as a page to this path. Its folder is created.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_bytes(page(plan).encode("utf-8", "replace"))
@@ -31,7 +35,7 @@ def write_report(plan: PlanData, path: str | Path) -> None:
 
 
 def page(plan: PlanData) -> str:
-    """The page as text."""
+    """Return the page as text."""
     names = summary.named(plan)
     ranked = summary.ranking(plan, names)
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
@@ -85,7 +89,7 @@ def _head(plan: PlanData, names: summary.Names, ranked: summary.Ranking) -> str:
 
 
 def _compared(ranked: summary.Ranking) -> list[tuple[str, str, str]]:
-    """Tiles for the dense model, the best order and the worst, side by side."""
+    """Return tiles for the dense model, the best order and the worst, side by side."""
     if not ranked.rows:
         return []
     tiles = []

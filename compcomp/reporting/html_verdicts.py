@@ -1,4 +1,4 @@
-"""Verdicts in HTML: rows that open to show everything, a counterexample step by step."""
+"""Write verdicts in HTML: rows that open to show all details, a counterexample step by step."""
 
 from __future__ import annotations
 
@@ -10,23 +10,30 @@ from compcomp.language.verdict import Matrix, Status, Trace, Verdict, Witness
 from compcomp.reporting import matrices, summary
 
 AT_ONCE = 40
-"""Rows of a list that are open; the others are behind a click."""
+"""Rows of a list that are open. The others are behind a click."""
 AT_ALL = 1000
-"""Rows of a list that are written at all."""
+"""The most rows of a list that are written."""
 
 
 def paragraph(text: str, kind: str = "") -> str:
-    """A paragraph of plain text; ``kind`` is its class in the style sheet."""
+    """Return a paragraph of plain text. ``kind`` is its class in the style sheet."""
     return f'<p class="{kind}">{escape(text)}</p>\n' if kind else f"<p>{escape(text)}</p>\n"
 
 
 def code(text: str) -> str:
-    """Plain text as code."""
+    """Return plain text as code."""
     return f"<code>{escape(text)}</code>"
 
 
 def folded(rows: list[str], before: str, after: str, what: str) -> str:
-    """A list whose tail is behind a click, and whose far end is only counted."""
+    """Return a list whose tail is behind a click, and whose far end is only counted.
+
+    Args:
+        rows: The items as HTML.
+        before: HTML before each part of the list.
+        after: HTML after each part of the list.
+        what: The name of the items, in the plural.
+    """
     shown, more, left = rows[:AT_ONCE], rows[AT_ONCE:AT_ALL], rows[AT_ALL:]
     text = before + "".join(shown) + after
     if more:
@@ -35,7 +42,10 @@ def folded(rows: list[str], before: str, after: str, what: str) -> str:
 
 
 def verdict_list(verdicts: Iterable[Verdict]) -> str:
-    """One row a claim, decided claims first; each opens to show its witness, assumptions and queries."""
+    """Return a list with one row for each claim, decided claims first.
+
+    Each row opens to show its witness, assumptions and queries.
+    """
     shown = summary.numbered(verdicts)
     if not shown.verdicts:
         return paragraph("No claims were decided.")

@@ -1,4 +1,4 @@
-"""The table of what destroys what: in the terminal, as Markdown, as one HTML page, as a picture."""
+"""Show which techniques destroy which invariants: in the terminal, as Markdown, as one HTML page, as a picture."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ LOOKS = {
     "UNKNOWN": ("?", "#d9d9d9", "yellow"),
     NOTHING: ("", "#ffffff", "dim"),
 }
-"""Sign, colour in pages and pictures, and colour in the terminal, of what a cell says."""
+"""Sign, colour in pages and pictures, and colour in the terminal, by the text of a cell."""
 
 
 def says(cell: Cell) -> str:
-    """PROVED, REFUTED, UNKNOWN (with any other verdict) or "-"; with a star where :data:`NEW`."""
+    """Return PROVED, REFUTED, UNKNOWN (for any other verdict) or "-". PROVED has a star where :data:`NEW` holds."""
     if cell.status in (NOTHING, "REFUTED"):
         return cell.status
     return ("PROVED*" if cell.new else "PROVED") if cell.status == "PROVED" else "UNKNOWN"
 
 
 def labels(techniques: tuple[str, ...]) -> dict[str, str]:
-    """Short names: the class of the first technique of a class, and what is different in the others."""
+    """Return short names: the class for its first technique, plus the parameters that differ for the others."""
     first: dict[str, str] = {}
     found = {}
     for text in techniques:
@@ -57,7 +57,7 @@ def _invariants(table: Table) -> list[str]:
 
 
 def counted(table: Table) -> str:
-    """How many cells have each status, in words."""
+    """Return the number of cells of each status, as text."""
     total = len(table.cells)
     return f"{total} claims: " + (", ".join(f"{n} {status}" for status, n in table.counts().items()) or "none")
 
@@ -66,7 +66,7 @@ def counted(table: Table) -> str:
 
 
 def terminal_view(table: Table) -> RenderableType:
-    """A matrix for each invariant, a row for each second technique, then every counterexample."""
+    """Return a matrix for each invariant, with a row for each second technique, followed by every counterexample."""
     from rich.console import Group
     from rich.table import Table as Grid
     from rich.text import Text
@@ -94,7 +94,12 @@ def terminal_view(table: Table) -> RenderableType:
 
 
 def markdown(table: Table, picture: str | None = None) -> str:
-    """The page: a matrix for each invariant; below it every counterexample, and what each proof rests on."""
+    """Return the page: a matrix for each invariant, and below it every counterexample and the assumptions of proofs.
+
+    Args:
+        table: The table.
+        picture: The path of a picture to show, None for none.
+    """
     short = labels(table.techniques)
     lines = [
         "# What destroys what",
@@ -143,7 +148,7 @@ def _line(cell: Cell) -> str:
 
 
 def _assumptions(cells: list[Cell], short: dict[str, str]) -> list[str]:
-    """Each assumption once, with the pairs whose proofs rest on it, but for those that all proofs rest on."""
+    """Return each assumption once, with the pairs whose proofs depend on it. Those that all proofs share come first."""
     proved = [cell for cell in cells if cell.status == "PROVED"]
     used: dict[str, list[Cell]] = {}
     for cell in proved:
@@ -157,7 +162,10 @@ def _assumptions(cells: list[Cell], short: dict[str, str]) -> list[str]:
 
 
 def _pairs(cells: list[Cell], short: dict[str, str]) -> str:
-    """Such as "B, C after A": seconds that follow the same firsts together, or firsts before the same seconds."""
+    """Return pairs as text, such as "B, C after A".
+
+    Seconds that follow the same firsts are grouped, or firsts before the same seconds, whichever is shorter.
+    """
     ways = []
     for one, other in (("first", "second"), ("second", "first")):
         partners: dict[str, list[str]] = {}
@@ -192,7 +200,7 @@ td { text-align: center; min-width: 1.6em; }
 
 
 def html(table: Table) -> str:
-    """One page that needs nothing else; each cell says on hovering what is behind it."""
+    """Return one self-contained page. Each cell shows its claim and details on hovering."""
     short, parts = labels(table.techniques), list[str]()
     for invariant in _invariants(table):
         firsts = table.firsts(invariant)
@@ -228,9 +236,10 @@ def _html_cell(cell: Cell) -> str:
 
 
 def save_picture(table: Table, path: str | Path) -> None:
-    """Draw the matrices beside each other, second techniques as rows, into an image file.
+    """Draw the matrices side by side, second techniques as rows, into an image file.
 
-    Raises InputError where matplotlib is missing, there is nothing to draw, or the file cannot be written.
+    Raises:
+        InputError: Matplotlib is missing, there is nothing to draw, or the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure
@@ -281,7 +290,11 @@ def _panel(axes: Any, table: Table, invariant: str, short: dict[str, str]) -> No
 
 
 def write(table: Table, paths: list[Path]) -> None:
-    """Write the table to each path, by its suffix: .md, .html, or a picture. A page shows the first picture."""
+    """Write the table to each path, by its suffix: .md, .html, or a picture. A page shows the first picture.
+
+    Raises:
+        InputError: A suffix is not known, or a file cannot be written.
+    """
     check_paths(paths)
     pictures = [path for path in paths if path.suffix in (".png", ".svg")]
     for path in paths:
@@ -298,7 +311,7 @@ def write(table: Table, paths: list[Path]) -> None:
 
 
 def check_paths(paths: list[Path]) -> None:
-    """Raise InputError unless every path says by its suffix what to write there."""
+    """Raise InputError unless the suffix of every path is one that can be written."""
     for path in paths:
         if path.suffix not in (".md", ".html", ".png", ".svg"):
             raise InputError(repr(str(path)), "a file ending in .md, .html, .png or .svg", "--out")

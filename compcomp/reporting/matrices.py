@@ -1,4 +1,4 @@
-"""Which part of a witness to show, and how its numbers are written."""
+"""Choose which part of a witness to show, and write its numbers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from fractions import Fraction
 from compcomp.language.verdict import Matrix, Trace, Witness
 
 WIDE = 8
-"""Layers with more rows or columns than this show only those that hold something."""
+"""In layers with more rows or columns than this, only nonzero ones are shown."""
 MOST = 32
-"""Rows or columns that are shown at all."""
+"""The most rows or columns that are shown."""
 LONGEST, LONGEST_LOSS = 13, 40
-"""Characters a fraction may take before its decimal value stands for it: a weight, and a loss."""
+"""The most characters of a fraction that is shown exactly: of a weight, and of a loss."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """The rows and columns of a witness that are shown; every other weight is 0 at every step.
+    """Hold the rows and columns of a witness that are shown. Every other weight is 0 at every step.
 
-    ``rows`` and ``columns``: their indices, from 0. ``labelled``: whether some are left out, so that
-    indices have to be shown. ``left_out``: what is left out, in words.
+    Attributes:
+        rows: The indices of the rows, from 0.
+        columns: The indices of the columns, from 0.
+        labelled: True if some are left out, so that indices have to be shown.
+        left_out: A sentence that says which are left out, empty if none are.
     """
 
     rows: tuple[int, ...]
@@ -30,9 +33,9 @@ class Window:
 
 
 def window(witness: Witness) -> Window:
-    """What to show of this witness: all of a small layer, else what is not 0 at some step.
+    """Return the part of the witness to show: all of a small layer, else the rows and columns with nonzero weights.
 
-    Where steps change the inputs also every feature with inputs, as it may share a scale with others.
+    If steps change the inputs, every feature with inputs is shown too, as it may share a scale with others.
     """
     states = [witness.weight, *(weight for trace in witness.traces for _, weight in trace.steps)]
     height = len(witness.weight)
@@ -58,13 +61,13 @@ def window(witness: Witness) -> Window:
 
 
 def entry(value: Fraction, longest: int = LONGEST) -> str:
-    """A number exactly, or its decimal value where that is too long to read."""
+    """Return a number exactly, or its decimal value if the exact one is longer than ``longest`` characters."""
     text = str(value)
     return text if len(text) <= longest else f"≈{decimal(value, 6)}"
 
 
 def decimal(value: Fraction, digits: int = 9) -> str:
-    """The nearest float."""
+    """Return the nearest float as text."""
     try:
         return f"{float(value):.{digits}g}"
     except OverflowError:
@@ -72,7 +75,7 @@ def decimal(value: Fraction, digits: int = 9) -> str:
 
 
 def rounded(witness: Witness) -> bool:
-    """Whether some number is too long to be shown exactly."""
+    """Return True if some number is too long to be shown exactly."""
     matrices = [witness.weight, *([witness.inputs] if witness.inputs else [])]
     matrices += [weight for trace in witness.traces for _, weight in trace.steps]
     matrices += [inputs for trace in witness.traces for _, inputs in trace.changed_inputs()]
@@ -83,7 +86,7 @@ def rounded(witness: Witness) -> bool:
 
 
 def changed(trace: Trace, step: int, row: int, column: int) -> bool:
-    """Whether this weight is another one after the step than before it."""
+    """Return True if the step changed this weight."""
     if step == 0:
         return False
     after: Matrix = trace.steps[step][1]
@@ -91,5 +94,5 @@ def changed(trace: Trace, step: int, row: int, column: int) -> bool:
 
 
 def size(matrix: Matrix) -> str:
-    """Such as "2 x 4"."""
+    """Return the size of a matrix as text, such as "2 x 4"."""
     return f"{len(matrix)} x {len(matrix[0]) if matrix else 0}"

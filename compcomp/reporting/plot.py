@@ -1,4 +1,4 @@
-"""The ranking as a picture, with matplotlib."""
+"""Draw the ranking as a picture, with matplotlib."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from compcomp.ordering.plan import PlanData
 
 MOST = 40
-"""Orders that are drawn: the best ones."""
+"""The most orders that are drawn, the best ones."""
 
 
 def save_ranking_png(plan: PlanData, path: str | Path) -> None:
     """Draw the measured orders against the dense model, best on top, into an image file.
 
-    Raises InputError where matplotlib is missing, nothing was measured, or the file cannot be written.
+    Raises:
+        InputError: Matplotlib is missing, nothing was measured, or the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure
@@ -61,5 +62,5 @@ def save_ranking_png(plan: PlanData, path: str | Path) -> None:
 
 
 def _plain(text: str) -> str:
-    """The text as it is: to matplotlib, dollar signs enclose mathematics."""
+    """Return the text with its dollar signs escaped: to matplotlib they enclose mathematics."""
     return text.replace("$", r"\$")

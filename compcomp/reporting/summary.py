@@ -1,4 +1,4 @@
-"""What a plan and its verdicts come to, as plain rows: every way of showing them shows the same."""
+"""Summarise a plan and its verdicts as plain rows, so that every view shows the same."""
 
 from __future__ import annotations
 
@@ -21,38 +21,39 @@ if TYPE_CHECKING:
     from compcomp.ordering.plan import PlanData
 
 STATUSES = tuple(Status)
-"""In the order in which they are shown: what is decided comes first."""
+"""The statuses in the order in which they are shown, decided ones first."""
 
 LISTED = 50_000
-"""Orders a plan may have for every one of them to be accounted for by name."""
+"""The most orders of a plan whose excluded orders are listed by name."""
 
 LOG_FROM = 20.0
-"""From this ratio to the dense model on, distances from it are drawn on a log scale."""
+"""The ratio to the dense model from which on distances from it are drawn on a log scale."""
 
 
 # ------------------------------------------------------------------------------------------------ text
 
 
 def number(value: float | None) -> str:
-    """Four significant digits."""
+    """Return a number with four significant digits."""
     if value is None:
         return "n/a"
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:#.4g}".removesuffix(".")
 
 
 def ratio(value: float | None) -> str:
-    """A multiple of something, such as "1.07x"."""
+    """Return a ratio as text, such as "1.07x". Empty if it is not a finite number."""
     if value is None or not math.isfinite(value):
         return ""
     return f"{value:,.0f}×" if abs(value) >= 1000 else f"{value:.3g}×" if abs(value) >= 10 else f"{value:.2f}×"
 
 
 def orders_of(count: int) -> str:
+    """Return a number of orders as text, such as "1 order" or "2 orders"."""
     return "1 order" if count == 1 else f"{count:,} orders"
 
 
 class Names:
-    """Techniques by short names: the class, and the parameters that tell two of a class apart."""
+    """Give techniques short names: the class, and the parameters that distinguish techniques of one class."""
 
     def __init__(self, techniques: Iterable[Technique]) -> None:
         kinds: dict[str, list[Technique]] = defaultdict(list)
@@ -76,15 +77,15 @@ class Names:
         self._known = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def __call__(self, text: str) -> str:
-        """A text that names techniques in full, with their short names."""
+        """Return a text that names techniques in full, with their short names."""
         return self._known.sub(lambda found: self.short[found[0]], text)
 
     def initialled(self, text: str) -> str:
-        """A text that names techniques in full, with their initials."""
+        """Return a text that names techniques in full, with their initials."""
         return self._known.sub(lambda found: self.initials[found[0]], text)
 
     def legend(self) -> str:
-        """What the initials stand for."""
+        """Return the meaning of the initials."""
         return ", ".join(f"{initials} {self.short[full]}" for full, initials in self.initials.items())
 
 
@@ -93,10 +94,20 @@ class Names:
 
 @dataclass(frozen=True)
 class Row:
-    """One measured order. ``bar``: where its bar begins and ends, out of 1; None where there is no number.
+    """Hold one measured order.
 
-    ``interval``: of its value, and ``whisker`` the same out of 1. ``behind``: how much worse than the best it is, low
-    and high. ``parts``: on how many it was measured where it was stopped early: its value is an estimate then.
+    Attributes:
+        place: Its place in the ranking, from 1.
+        order: The order as text.
+        short: The order with short names.
+        value: The value it is ranked by.
+        times_dense: Its ratio to the value of the dense model, None without one.
+        rate: The compression rate, None without a model.
+        bar: The start and end of its bar, from 0 to 1. None if there is no number.
+        interval: The interval of its value.
+        whisker: The interval from 0 to 1.
+        behind: How much worse than the best it is, low and high.
+        parts: The number of parts it was measured on if it was stopped early. Its value is then an estimate.
     """
 
     place: int
@@ -113,17 +124,22 @@ class Row:
 
     @property
     def shown(self) -> str:
-        """Its value as text."""
+        """The value as text."""
         return f"{'≈ ' if self.parts is not None else ''}{number(self.value)}"
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The measured orders, best first.
+    """Hold the measured orders, best first.
 
-    ``what``: the metric or loss they are ranked by. ``lower``: whether lower is better, None when no two
-    differ. ``dense``: the value of the uncompressed model. ``axis``: where its line stands, out of 1. ``worst``: the
-    last of the rows that could be taken.
+    Attributes:
+        what: The metric or loss they are ranked by.
+        lower: True if lower is better, None if no two differ.
+        dense: The value of the uncompressed model.
+        rows: The orders.
+        axis: The position of the dense model's line, from 0 to 1.
+        log: True if bars are on a log scale.
+        worst: The last of the rows that may be chosen.
     """
 
     what: str
@@ -136,7 +152,7 @@ class Ranking:
 
     @property
     def caption(self) -> str:
-        """What a bar shows."""
+        """A sentence about the bars."""
         better = {True: ", lower is better", False: ", higher is better", None: ""}[self.lower]
         if self.dense is None:
             return f"Ranked by {self.what}{better}; bars start at 0"
@@ -149,7 +165,7 @@ class Ranking:
 
 
 def ranking(plan: PlanData, names: Names) -> Ranking:
-    """The measurements with their bars."""
+    """Return the measurements with their bars."""
     metric = plan.metric if any(plan.metric in one.metrics for one in plan.measurements) else None
     what = plan.loss if metric is None else metric
     values = [_value(one, metric, plan.loss) for one in plan.measurements]
@@ -219,46 +235,46 @@ def _widest(values: list[float], dense: float) -> float:
 
 
 def spread(bounds: tuple[float, float] | None) -> str:
-    """Two bounds as text, such as "3.01 to 3.22"."""
+    """Return two bounds as text, such as "3.01 to 3.22"."""
     return "" if bounds is None else f"{number(bounds[0])} to {number(bounds[1])}"
 
 
 def behind(bounds: tuple[float, float] | None) -> str:
-    """How much worse than the best, such as "+0.012 to +0.038"."""
+    """Return how much worse than the best an order is, as text such as "+0.012 to +0.038"."""
     return "" if bounds is None else f"{bounds[0]:+.2g} to {bounds[1]:+.2g}"
 
 
 def named(plan: PlanData) -> Names:
-    """Names for the techniques of a plan, those of its order first."""
+    """Return names for the techniques of a plan, those of its order first."""
     return Names([*plan.order, *plan.orderings.techniques])
 
 
 def sizes_differ(plan: PlanData) -> bool:
-    """Whether the measured orders leave models of different sizes, and there is something to choose between."""
+    """Return True if the measured orders leave models of different sizes, and there is something to choose between."""
     rates = {one.compression_rate for one in plan.measurements if one.compression_rate is not None}
     return len(rates) > 1 and len(plan.pareto) > 1
 
 
 def headline(plan: PlanData) -> str:
-    """Which of the two a plan is, as a sentence."""
+    """Return a sentence that says if the order is proved optimal or measured best."""
     return f"{plan.standing[:1].upper()}{plan.standing[1:]}."
 
 
 def counted(plan: PlanData) -> str:
-    """Where all the orders went."""
+    """Return the numbers of merged, dropped and measured orders, as text."""
     total = orders_of(plan.orders["total"])
     return f"{total} = " + "{merged:,} merged + {dropped:,} dropped + {measured:,} measured".format(**plan.orders)
 
 
 def applied(plan: PlanData) -> str:
-    """What sharing and proofs saved."""
+    """Return the number of technique applications that sharing and proofs left, as text."""
     done, full = plan.applications["done"], plan.applications["full_tree"]
     return f"{done:,} of the {full:,} technique applications that all orders take when prefixes are shared"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Orders that were taken care of alike: merged by the same proofs, or dropped by the same rules."""
+    """Hold orders that were excluded in the same way: merged by the same proofs, or dropped by the same rules."""
 
     kind: str
     reason: str
@@ -266,7 +282,7 @@ class Group:
 
 
 def grouped(plan: PlanData, names: Names) -> list[Group]:
-    """The orders that proofs excluded, the largest groups first. None at all where there are too many orders."""
+    """Return the orders that proofs excluded, the largest groups first. Empty if there are too many orders."""
     if plan.orders["total"] > LISTED:
         return []
     groups: dict[tuple[str, str], list[Outcome]] = defaultdict(list)
@@ -292,13 +308,23 @@ def _measured(outcome: Outcome) -> list[str]:
 
 
 def proved_by(proofs: Iterable[Verdict]) -> str:
-    """Which rules some proofs rest on, and how far they reach."""
+    """Return the rules that some proofs depend on, and their reach, as text."""
     return "; ".join(dict.fromkeys(f"{decided_by(v)}, {v.reach or v.scope.describe()}" for v in proofs))
 
 
 @dataclass(frozen=True)
 class Conditional:
-    """One pair that is proved under conditions. ``holds_on``: of the weights. ``groups``: of those, by condition."""
+    """Hold one pair that is proved under conditions.
+
+    Attributes:
+        left: The left side with short names.
+        right: The right side with short names.
+        given: The conditions.
+        holds_on: The share of the weights that the proof covers.
+        groups: By condition, the share of the groups where it holds.
+        outcome: The outcome on the model.
+        good: True if the left side loses no more on the model.
+    """
 
     left: str
     right: str
@@ -310,7 +336,10 @@ class Conditional:
 
 
 def under_conditions(plan: PlanData, names: Names) -> list[Conditional]:
-    """What is proved under conditions, and how far they hold on the model; what holds there comes first."""
+    """Return the claims proved under conditions, and how far they hold on the model.
+
+    Those that hold there come first.
+    """
     return [
         Conditional(
             left=names(str(entry.left)),
@@ -344,30 +373,30 @@ OUTCOMES_MEAN = {
 
 @dataclass(frozen=True)
 class Numbered:
-    """Verdicts in the order in which they are shown, and their distinct assumptions in the order met."""
+    """Hold verdicts in the order in which they are shown, and their distinct assumptions in the order seen."""
 
     verdicts: tuple[Verdict, ...]
     assumptions: tuple[Assumption, ...]
 
     def numbers(self, verdict: Verdict) -> list[int]:
-        """The numbers of its assumptions, from 1."""
+        """Return the numbers of its assumptions, from 1."""
         return sorted({self.assumptions.index(one) + 1 for one in verdict.assumptions})
 
 
 def numbered(verdicts: Iterable[Verdict]) -> Numbered:
-    """Decided verdicts first; otherwise as given."""
+    """Return the verdicts with decided ones first, and otherwise in the given order."""
     shown = tuple(sorted(verdicts, key=lambda v: STATUSES.index(v.status)))
     return Numbered(shown, tuple(dict.fromkeys(one for v in shown for one in v.assumptions)))
 
 
 def tally(verdicts: Iterable[Verdict]) -> str:
-    """How many there are of each status, such as "3 PROVED, 1 UNKNOWN"."""
+    """Return the number of verdicts of each status as text, such as "3 PROVED, 1 UNKNOWN"."""
     given = [v.status for v in verdicts]
     return ", ".join(f"{given.count(s):,} {s}" for s in STATUSES if s in given) or "none"
 
 
 def decided_by(verdict: Verdict) -> str:
-    """What settled a claim, in a few words; the cause where nothing did."""
+    """Return a short text on the evidence that decided a claim, or the cause if it is undecided."""
     if verdict.status in (Status.UNKNOWN, Status.DISAGREE):
         return verdict.cause or "no reason given"
     if verdict.status is Status.REFUTED:
@@ -376,18 +405,21 @@ def decided_by(verdict: Verdict) -> str:
 
 
 def missed(verdict: Verdict) -> tuple[Refusal, ...]:
-    """Why rules about such claims do not prove an unknown one, but for the first, which its cause names."""
+    """Return the reasons for which rules about such claims do not prove an unknown one.
+
+    The first refusal is left out, since the cause names it.
+    """
     return tuple(refusal for refusal in verdict.tried[1:] if not refusal.about_other_claims)
 
 
 def graded(verdict: Verdict) -> str:
-    """The grade, with the solvers that answered."""
+    """Return the grade, with the solvers that answered."""
     solvers = sorted({name for q in verdict.queries for name in (q.solver, q.second_solver) if name})
     return ", ".join(([str(verdict.grade)] if verdict.grade else []) + solvers)
 
 
 def worked(verdict: Verdict) -> str:
-    """The work done, in words."""
+    """Return the work done, as text."""
     parts = []
     if "seconds" in verdict.work:
         parts.append(f"{verdict.work['seconds']:.3g} s")

@@ -1,4 +1,4 @@
-"""Plans and verdicts in a terminal, through rich. Piped output has the same layout without colours."""
+"""Show plans and verdicts in a terminal, through rich. Piped output has the same layout without colours."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ COLOURS = {
     Status.DISAGREE: "bold magenta",
 }
 WIDE = 118
-"""From this width on a table of verdicts has a column for everything."""
+"""The width from which on a table of verdicts has a column for each fact."""
 RANKED = 24
-"""Measured orders that are listed; the HTML report lists all."""
+"""Measured orders that are listed. The HTML report lists all."""
 REASONS, ORDERS = 4, 6
-"""Reasons, and orders for each, that are listed in the accounts."""
+"""Reasons for excluding orders that are listed, and orders for each of them."""
 
 
 class _Portable:
-    """What it holds, in characters that the output can write: not every pipe takes UTF-8."""
+    """Show the content in characters that the output can write, as not every pipe takes UTF-8."""
 
     TRANSLATION = str.maketrans(dict(zip("█▉▊▋▌▍▎▏▐▕─━│×≈•→", "#####   # --|x~*>", strict=True)))
 
@@ -61,14 +61,14 @@ class _Portable:
 
 
 OTHER_RULES = 4
-"""Rules of an unknown claim whose reasons are shown, beside the nearest one."""
+"""Rules of an unknown claim whose reasons are shown, in addition to the nearest one."""
 
 
 # ------------------------------------------------------------------------------------------- one verdict
 
 
 def verdict_view(verdict: Verdict) -> RenderableType:
-    """Everything a verdict says, its witness step by step."""
+    """Return a view of one verdict, with its witness step by step."""
     claim = verdict.claim
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
@@ -108,7 +108,7 @@ def verdict_view(verdict: Verdict) -> RenderableType:
 
 
 def answers_view(answers: Iterable[RuleAnswer]) -> RenderableType:
-    """What each rule needs of a claim, and what is missing."""
+    """Return a view of the needs of each rule for a claim, and of what is missing."""
     parts: list[RenderableType] = []
     asked = list(answers)
     other = dict.fromkeys(a.rule for a in asked if a.refusal is not None and a.refusal.about_other_claims)
@@ -139,7 +139,7 @@ def _status(status: Status) -> Text:
 
 
 def _claim(verdict: Verdict, bold: bool = True) -> Text:
-    """The claim on two lines, one a side."""
+    """Return the claim on two lines, one for each side."""
     claim = verdict.claim
     style = "bold" if bold else ""
     text = Text(str(claim.left), style=style)
@@ -154,12 +154,17 @@ def _claim(verdict: Verdict, bold: bool = True) -> Text:
 
 
 def verdict_table(verdicts: Iterable[Verdict], limit: int = 40) -> RenderableType:
-    """One row a claim, decided claims first; at most ``limit`` of them, the others counted by status."""
+    """Return a table of verdicts, one row for each claim, decided claims first.
+
+    Args:
+        verdicts: The verdicts.
+        limit: The most rows. The other verdicts are counted by status.
+    """
     return _Portable(_VerdictTable(summary.numbered(verdicts), limit))
 
 
 class _VerdictTable:
-    """A table that has a column for everything where there is room, else one line of facts under the claim."""
+    """Show a column for each fact if there is room, else one line of facts under the claim."""
 
     def __init__(self, shown: summary.Numbered, limit: int) -> None:
         self.verdicts, self.rest = shown.verdicts[:limit], shown.verdicts[limit:]
@@ -221,7 +226,7 @@ class _VerdictTable:
 
 
 def plan_view(plan: PlanData) -> RenderableType:
-    """The best order, how it is known to be best, and what became of every other order."""
+    """Return a view of a plan: the best order, how it is known to be best, and the outcome of every other order."""
     names = summary.named(plan)
     ranked = summary.ranking(plan, names)
     parts: list[RenderableType] = [_best(plan)]
@@ -267,7 +272,7 @@ def _best(plan: PlanData) -> RenderableType:
 
 
 def _compared(ranked: summary.Ranking) -> RenderableType:
-    """The dense model, the best order and the worst beside each other."""
+    """Return the values of the dense model, the best order and the worst, side by side."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     numbers(table, 2)
@@ -282,7 +287,7 @@ def _compared(ranked: summary.Ranking) -> RenderableType:
 
 
 class _Ranked:
-    """The measured orders with their bars, which take the room that the names leave."""
+    """Show the measured orders with their bars, which take the room that the names leave."""
 
     def __init__(self, ranked: summary.Ranking, plan: PlanData, names: summary.Names) -> None:
         self.ranked, self.plan, self.names = ranked, plan, names
@@ -332,7 +337,7 @@ class _Ranked:
 
 
 def _under_conditions(plan: PlanData, names: summary.Names) -> list[RenderableType]:
-    """Pairs that are proved under conditions, and what these come to on the model."""
+    """Return the pairs that are proved under conditions, with their outcome on the model."""
     rows = summary.under_conditions(plan, names)
     if not rows:
         return []
@@ -350,7 +355,7 @@ def _under_conditions(plan: PlanData, names: summary.Names) -> list[RenderableTy
 
 
 def _front(plan: PlanData, names: summary.Names) -> RenderableType:
-    """The orders that no other is as good as in both, the smallest model first."""
+    """Return the orders of the Pareto front, the smallest model first."""
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
@@ -364,7 +369,7 @@ def _front(plan: PlanData, names: summary.Names) -> RenderableType:
 
 
 def _accounts(plan: PlanData, names: summary.Names) -> list[RenderableType]:
-    """What became of the orders that were not measured, by reason."""
+    """Return the outcome of the orders that were not measured, by reason."""
     groups = summary.grouped(plan, names)
     if not groups:
         return []

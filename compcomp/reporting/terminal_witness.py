@@ -1,4 +1,4 @@
-"""A counterexample step by step in a terminal."""
+"""Show a counterexample step by step in a terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ ENTRIES = 24
 
 
 def witness_view(witness: Witness, refutes: bool) -> RenderableType:
-    """The weight after each step of each sequence, inputs that a step changes, and what each loses."""
+    """Return a view of a witness: the weights after each step, the inputs that a step changes, and the losses.
+
+    Args:
+        witness: The witness.
+        refutes: True for a counterexample, False for a suspect that floats do not confirm.
+    """
     window = matrices.window(witness)
     what = "Counterexample" if refutes else "Suspect, not confirmed in floats"
     head = Text(what, style="bold").append(f": a layer of {matrices.size(witness.weight)} (out x in)", "not bold")
@@ -65,7 +70,7 @@ def _inputs(what: str, inputs: Matrix, window: matrices.Window) -> RenderableTyp
 
 
 def _steps(trace: Trace, window: matrices.Window, witness: Witness) -> RenderableType:
-    """The whole weight after each step, aligned over all steps and sequences; what a step changes is bold."""
+    """Return the whole weight after each step, aligned over all steps and sequences. Changed weights are bold."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", overflow="fold")
     for j in window.columns:
@@ -87,7 +92,7 @@ def _steps(trace: Trace, window: matrices.Window, witness: Witness) -> Renderabl
 
 
 def _entries(trace: Trace, window: matrices.Window) -> RenderableType:
-    """One line a weight, one column a step."""
+    """Return a table with one line for each weight, and one column for each step."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     for _ in trace.steps:

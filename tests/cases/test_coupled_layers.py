@@ -156,7 +156,7 @@ def test_the_model_test_bites(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_same_units_go_again(kind: str) -> None:
     """By the contract `idempotent`, and what the rule concludes where other units go in between."""
-    between = PruneHeads("1/2")  # type: ignore[arg-type]
+    between = PruneHeads("1/2")
     with ModelBench(model_of(kind), IDS, device="cpu", keep_batches=True) as bench:
         compared = 0
         for technique in [t for t in map(known, STRUCTURED) if t is not None and t.promises().idempotent]:

@@ -133,7 +133,7 @@ IDLE = [
 def everywhere(claim: Claim, technique: Technique, promises: Declared) -> Claim:
     """The claim with other promises of one technique, wherever it stands."""
     new = Promising(technique, promises)
-    sides = (Sequence(tuple(new if t == technique else t for t in s)) for s in (claim.left, claim.right))  # type: ignore[attr-defined]
+    sides = (Sequence(tuple(new if t == technique else t for t in s)) for s in (claim.left, claim.right))
     return replace(claim, **dict(zip(("left", "right"), sides, strict=True)))
 
 
@@ -230,7 +230,7 @@ def test_what_follows_is_true_of_layers() -> None:
             layer = Candidates(weights, inputs).layer(random)
             runs = [sequence.trace(layer) for sequence in claim.sequences]
             formats = [state.format for state in runs[0]]
-            if text.split()[-2] == "keeps" and all(form.get(claim.invariant) is None for form in formats):  # type: ignore[attr-defined]
+            if text.split()[-2] == "keeps" and all(form.get(claim.invariant) is None for form in formats):
                 continue
             failing = fails(claim, runs, 1e-7)
             assert not np.any(getattr(failing, "values", failing)), text

@@ -177,13 +177,13 @@ def pruners() -> list[Technique]:
     found: list[Technique] = []
     for share in SHARES:
         for per, ties, of in itertools.product(("tensor", "row"), ("first", "all", "any"), ("current", "dense")):
-            found.append(Magnitude(share, per=per, ties=ties, of=of))  # type: ignore[arg-type]
-    found += [Magnitude("1/2", pattern="1:2", ties=ties) for ties in ("first", "all", "any")]  # type: ignore[arg-type]
-    found += [Magnitude("1/2", pattern="2:4"), Magnitude("1/4", pattern="3:4"), Magnitude("3/4", pattern="1:4")]  # type: ignore[arg-type]
-    found += [GradualMagnitude("1/2", 2), GradualMagnitude("3/4", 3, ties="all"), GradualMagnitude("1/2", ties="any")]  # type: ignore[arg-type]
+            found.append(Magnitude(share, per=per, ties=ties, of=of))
+    found += [Magnitude("1/2", pattern="1:2", ties=ties) for ties in ("first", "all", "any")]
+    found += [Magnitude("1/2", pattern="2:4"), Magnitude("1/4", pattern="3:4"), Magnitude("3/4", pattern="1:4")]
+    found += [GradualMagnitude("1/2", 2), GradualMagnitude("3/4", 3, ties="all"), GradualMagnitude("1/2", ties="any")]
     cuts = (Partition.tensor(), Partition.rows(), Partition.blocks(2))
     found += [Scored(score, Fraction(1, 2), cut) for score in SCORES for cut in cuts]
-    found += [RIA("1/2", power=0), RIA("1/2", power=0, pattern="1:2"), LearnedMask("1/2"), LearnedMask("1/2", "1:2")]  # type: ignore[arg-type]
+    found += [RIA("1/2", power=0), RIA("1/2", power=0, pattern="1:2"), LearnedMask("1/2"), LearnedMask("1/2", "1:2")]
     return found
 
 
@@ -200,8 +200,8 @@ OTHERS: list[Technique] = [
     ApplyMask(),
     TruncatedSVD(1, residual=True),
     TruncatedSVD(1),
-    JointPruneQuantize("1/2", 2),  # type: ignore[arg-type]
-    JointPruneQuantize("1/2", 3, ratios="1, 1/2"),  # type: ignore[arg-type]
+    JointPruneQuantize("1/2", 2),
+    JointPruneQuantize("1/2", 3, ratios="1, 1/2"),
 ]
 LOSSES = ("weight_l1", "weight_l2", "weight_l3", "weight_l4")
 LARGEST = {(1, 2): 12, (1, 3): 8, (1, 4): 5, (2, 2): 5, (2, 3): 2, (3, 2): 2, (2, 4): 1}
@@ -213,7 +213,7 @@ def drawn(draw: random.Random) -> Claim:
     if draw.random() < 0.5:
         left.append(draw.choice(MAPS))
     if draw.random() < 0.15:
-        left.append(draw.choice((TruncatedSVD(1, residual=True), Magnitude("1/4"))))  # type: ignore[arg-type]
+        left.append(draw.choice((TruncatedSVD(1, residual=True), Magnitude("1/4"))))
     every = [*PRUNERS, *MAPS * 4, *OTHERS * 2]
     right = [draw.choice(every) for _ in range(draw.randint(1, 3))]
     if len(left) > 1 and draw.random() < 0.7:
@@ -271,13 +271,13 @@ def test_nothing_false_is_proved() -> None:
 
 def test_claims_that_a_wrong_rule_would_prove_are_contradicted() -> None:
     """The attack can find something: each of these lacks one premise of the rule."""
-    half, rows = Magnitude("1/2"), Magnitude("1/2", per="row")  # type: ignore[arg-type]
+    half, rows = Magnitude("1/2"), Magnitude("1/2", per="row")
     for left, right, shape in (
         (Scored(lambda element: -Abs(element.weight)), half, (1, 4)),  # another score
-        (half, Magnitude("1/4"), (1, 4)),  # type: ignore[arg-type]  # fewer zeros
+        (half, Magnitude("1/4"), (1, 4)),  # fewer zeros
         (half, rows, (2, 3)),  # fewer zeros, as rows round down
         (rows, half, (2, 2)),  # zeros elsewhere
-        (Magnitude("1/2", ties="all"), half, (1, 4)),  # type: ignore[arg-type]  # more zeros
+        (Magnitude("1/2", ties="all"), half, (1, 4)),  # more zeros
         (half >> AbsMax(2), half, (1, 4)),  # no grid
         (half >> AbsMax(2, group=2), AbsMax(2, group=2) >> half, (1, 4)),  # contexts of their own
         (half >> AbsMax(3), half >> AbsMax(5), (1, 4)),  # another grid
@@ -293,7 +293,7 @@ def test_claims_that_a_wrong_rule_would_prove_are_contradicted() -> None:
 @pytest.mark.parametrize("pattern", [None, "1:2"])
 def test_outputs_under_a_diagonal_gram_matrix(share: str, pattern: str | None) -> None:
     """Wanda is the best mask for outputs of orthogonal inputs: every 1 x 4 layer up to 2, with norms of 0, 1 and 2."""
-    left = Wanda(share if pattern is None else "1/2", pattern=pattern or "unstructured")  # type: ignore[arg-type]
+    left = Wanda(share if pattern is None else "1/2", pattern=pattern or "unstructured")
     others = [t for t in (*PRUNERS[::7], *MAPS) if t.fits((1, 4))]
     values = np.array(list(itertools.product(range(-2, 3), repeat=4)), dtype=float)
     norms = np.array(list(itertools.product((0, 1, 2), repeat=4)), dtype=float)

@@ -36,7 +36,7 @@ def test_the_cause_is_that_of_the_attempt_that_took_the_time() -> None:
     ]
     first = names.index("claim") + 1
     slow = Slow(first)
-    outcome = bounded(CLAIM, Scope.of("1x4"), Session(slow, time.monotonic() + 3))  # type: ignore[arg-type]
+    outcome = bounded(CLAIM, Scope.of("1x4"), Session(slow, time.monotonic() + 3))
     assert outcome.proof is None and outcome.cause == OUT_OF_TIME
     assert len(slow.asked) == first, "no other set of reductions is tried without time"
 
@@ -45,5 +45,5 @@ def test_a_lemma_that_takes_the_time_is_named() -> None:
     names = [
         query.name for query in bounded(CLAIM, Scope.of("1x4"), default_prover().session(time.monotonic() + 20)).queries
     ]
-    outcome = bounded(CLAIM, Scope.of("1x4"), Session(Slow(names.index("zero layer") + 1), time.monotonic() + 3))  # type: ignore[arg-type]
+    outcome = bounded(CLAIM, Scope.of("1x4"), Session(Slow(names.index("zero layer") + 1), time.monotonic() + 3))
     assert outcome.proof is None and outcome.cause == "the zero layer could not be decided in time"

@@ -139,11 +139,11 @@ def test_which_scores_are_invariant(name: str) -> None:
 SCALES = [Scale(tuple(map(Fraction, scales))) for scales in ((2, 1), (1, "1/3"), (3, "1/2", 1), (5,))]
 PRUNERS: list[Technique] = [
     *(Scored(score, ties) for score in SCORES.values() for ties in ("first", "all")),
-    Wanda("1/2"),  # type: ignore[arg-type]
-    Wanda("1/4"),  # type: ignore[arg-type]
-    Magnitude("1/2"),  # type: ignore[arg-type]
-    GradualMagnitude("1/2", 2),  # type: ignore[arg-type]
-    RIA("1/2"),  # type: ignore[arg-type]
+    Wanda("1/2"),
+    Wanda("1/4"),
+    Magnitude("1/2"),
+    GradualMagnitude("1/2", 2),
+    RIA("1/2"),
     AbsMax(3),
     TruncatedSVD(1, residual=True),
     Hadamard(block=1),
@@ -190,10 +190,10 @@ def test_what_is_left_out_changes_no_loss() -> None:
 
 def test_the_end_of_the_second_part_of_an_orthogonality_claim() -> None:
     session = default_prover().session(float("inf"))
-    claim = orthogonal(AbsMax(3), SCALES[0] >> Wanda("1/2"), "output_l2")  # type: ignore[arg-type]
+    claim = orthogonal(AbsMax(3), SCALES[0] >> Wanda("1/2"), "output_l2")
     shorter = simplified(claim, session)[0]
     assert str(shorter.right) == "Wanda(sparsity=1/2)" and shorter.left == claim.left
-    first = orthogonal(SCALES[0] >> Wanda("1/2"), AbsMax(3), "output_l2")  # type: ignore[arg-type]
+    first = orthogonal(SCALES[0] >> Wanda("1/2"), AbsMax(3), "output_l2")
     assert simplified(first, session)[0].left == first.left  # AbsMax comes after it
 
 

@@ -1,8 +1,8 @@
-"""A real language model, embedded: 0.82 M parameters, bytes as tokens, trained on Python's standard library.
+"""Provide a real language model: 0.82 M parameters, bytes as tokens, trained on Python's standard library.
 
-It loads offline in a moment, runs on a CPU, and reacts to compression as large models do, so recipes can be
-tried, tested and demonstrated without a download. ``train.py`` beside this file made it; ``training.json``
-says how. Importing this package loads neither torch nor transformers.
+It loads offline in a moment, runs on a CPU, and reacts to compression as large models do. Recipes can be tried, tested
+and demonstrated with it without a download. ``train.py`` in this folder made it, and ``training.json`` records how.
+Importing this package loads neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -27,10 +27,19 @@ FOLDER = Path(__file__).parent
 def load(device: str = "cpu", folder: Path = FOLDER) -> Qwen2ForCausalLM:
     """Build the model from ``folder`` (``config.json``, ``model.safetensors``) on ``device``.
 
-    Returns it in float32 and eval mode. Its input ids are bytes, 0 to 255, of shape (batch, length); it was
-    trained on 256 bytes at a time. ``lm_head`` shares its weight with the embedding: a technique that changes
-    one changes both. Needs no network and leaves torch's random state as it was. Raises FileNotFoundError if
-    a file is missing.
+    Its input ids are bytes, 0 to 255, of shape (batch, length); it was trained on 256 bytes at a time. ``lm_head``
+    shares its weight with the embedding: a technique that changes one changes both. Loading needs no network and leaves
+    torch's random state as it was.
+
+    Args:
+        device: The device to load to.
+        folder: The folder of the model's files.
+
+    Returns:
+        The model, in float32 and eval mode.
+
+    Raises:
+        FileNotFoundError: A file is missing.
     """
     import torch
     from safetensors.torch import load_file
@@ -48,9 +57,19 @@ def load(device: str = "cpu", folder: Path = FOLDER) -> Qwen2ForCausalLM:
 def calibration(batches: int = 4, batch_size: int = 8, length: int = 256, seed: int = 0) -> list[dict[str, Tensor]]:
     """Cut calibration batches out of the training text, the same ones for the same ``seed``.
 
-    Returns ``batches`` dicts ``{"input_ids": int64 of shape (batch_size, length)}`` on the CPU, none of it
-    from the held-out text that `perplexity` reads. Raises ValueError if a number is below 1 or the standard
-    library's source is missing.
+    No byte is from the held-out text that `perplexity` reads.
+
+    Args:
+        batches: The number of batches.
+        batch_size: Windows in a batch.
+        length: Bytes in a window.
+        seed: The seed of the places where windows begin.
+
+    Returns:
+        Dicts ``{"input_ids": int64 of shape (batch_size, length)}`` on the CPU.
+
+    Raises:
+        ValueError: A number is below 1, or the standard library's source is missing.
     """
     if batches < 1 or batch_size < 1:
         raise ValueError(f"batches and batch_size must be at least 1, got {batches} and {batch_size}")
@@ -59,14 +78,21 @@ def calibration(batches: int = 4, batch_size: int = 8, length: int = 256, seed: 
 
 
 def perplexity(model: nn.Module, windows: int = 32, length: int = 256, batch_size: int = 8) -> float:
-    """Measure the held-out perplexity per byte; lower is better, 256 is knowing nothing.
+    """Measure the held-out perplexity per byte. Lower is better; 256 means no knowledge at all.
 
-    It is exp of the mean cross entropy (in nats) of the next byte, over ``windows`` windows of ``length``
-    bytes spread evenly over the held-out text (a window's first byte is given, not predicted). ``model`` maps
-    ``input_ids`` to an output with ``logits`` of shape (batch, length, 256), as the one from `load` does; it
-    stays on its device and in its mode. ``batch_size`` bounds memory and does not change what is measured.
-    Raises ValueError if ``windows`` or ``batch_size`` is below 1, ``length`` below 2, or the standard
-    library's source is missing.
+    Perplexity is exp of the mean cross entropy (in nats) of the next byte. A window's first byte is given, not
+    predicted.
+
+    Args:
+        model: A model that maps ``input_ids`` to an output with ``logits`` of shape (batch, length, 256), as the one
+            from `load` does. It stays on its device and in its mode.
+        windows: The number of windows, spread evenly over the held-out text.
+        length: Bytes in a window.
+        batch_size: Windows that run together. It bounds memory and does not change the result.
+
+    Raises:
+        ValueError: ``windows`` or ``batch_size`` is below 1, ``length`` is below 2, or the standard library's source is
+            missing.
     """
     return evaluator(windows, length, batch_size)(model)["perplexity"]
 

@@ -1,8 +1,8 @@
-"""The text of the embedded model: Python source from the running interpreter's own standard library.
+"""Read the text of the embedded model: Python source from the running interpreter's own standard library.
 
-Every Python brings this text along, so nothing is downloaded and nothing is shipped. It differs a little from
-one Python version to the next; figures are comparable within one version. Which files are held out hangs on
-their names alone, so a file held out of the shipped model's training is held out in every version.
+Every Python installation has this text, so nothing is downloaded and nothing is shipped. It differs a little from one
+Python version to the next; results are comparable within one version. Which files are held out depends only on their
+names, so a file held out of the shipped model's training is held out in every version.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ EXCLUDED_FOLDERS = frozenset(
         "test",
         "tests",
         "idle_test",
-        "encodings",  # character tables: machine-made and nearly all alike
-        "pydoc_data",  # one machine-made file of prose
+        "encodings",  # character tables: generated, and nearly all alike
+        "pydoc_data",  # one generated file of prose
     }
 )
 
@@ -57,7 +57,7 @@ def source_files() -> list[Path]:
 
 
 def _join(paths: list[Path]) -> bytes:
-    # Line ends as in the source repository, so that the text is the same on every platform.
+    # Line ends are those of the source repository, so that the text is the same on every platform.
     return b"".join(path.read_bytes().replace(b"\r\n", b"\n") for path in paths)
 
 
@@ -85,14 +85,21 @@ def held_out_bytes() -> bytes:
 
 
 def windows(data: bytes, length: int = 256, count: int | None = None, seed: int | None = 0) -> Tensor:
-    """Cut ``count`` windows of ``length`` bytes out of ``data``; equal arguments give equal windows.
+    """Cut ``count`` windows of ``length`` bytes out of ``data``. Equal arguments give equal windows.
 
-    With a ``seed``, windows start at random places; with ``seed=None`` they are spread evenly from the first
-    byte to the last. ``count=None`` cuts the whole text into windows side by side and leaves out the rest at
-    its end.
+    Args:
+        data: The text.
+        length: Bytes in a window.
+        count: The number of windows. None cuts the whole text into adjacent windows and leaves out the remainder at its
+            end.
+        seed: With a seed, windows start at random places. With None, they are spread evenly from the first byte to the
+            last.
 
-    Returns int64 of shape (count, length) with values 0 to 255. Raises ValueError if ``length`` or ``count``
-    is below 1 or ``data`` is shorter than one window.
+    Returns:
+        int64 of shape (count, length) with values 0 to 255.
+
+    Raises:
+        ValueError: ``length`` or ``count`` is below 1, or ``data`` is shorter than one window.
     """
     import torch
 

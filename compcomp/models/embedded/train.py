@@ -1,6 +1,6 @@
 """Train the embedded model: ``python -m compcomp.models.embedded.train --out DIR``.
 
-A fixed number of steps from a fixed seed, about five minutes on one idle core. Writes ``config.json``,
+Training runs a fixed number of steps from a fixed seed, about five minutes on one idle core. It writes ``config.json``,
 ``model.safetensors`` (float16) and ``training.json``, the record of the run.
 """
 
@@ -27,7 +27,7 @@ MUON_RATE, ADAMW_RATE = 0.01, 0.02
 DECAY_FROM = 0.3
 EVALUATION_WINDOWS = 1024
 
-# The inputs of every linear layer are a multiple of 128, so groups of 32 to 128 and 2:4 fit without a rest.
+# The inputs of every linear layer are a multiple of 128, so that groups of 32 to 128 and 2:4 divide them.
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
@@ -44,15 +44,22 @@ CONFIG: dict[str, Any] = {
 
 
 def rate_at(step: int, steps: int) -> float:
-    """Return the learning rate of ``step`` (from 0) as a share of the full one: flat, then linear to zero."""
+    """Return the learning rate of ``step`` (from 0) as a share of the full rate: constant, then linear to zero."""
     return min(1.0, (1 - step / steps) / (1 - DECAY_FROM))
 
 
 def train(steps: int = STEPS, seed: int = SEED) -> tuple[Qwen2ForCausalLM, float]:
-    """Train on the standard library's source, printing progress, and seed torch's global generator.
+    """Train on the standard library's source, and print progress. It seeds torch's global generator.
 
-    Returns the model (float32, CPU) and its training loss in nats per byte, averaged over the last 100 steps.
-    Raises ValueError if ``steps`` is below 1 or the interpreter ships no library source.
+    Args:
+        steps: The number of training steps.
+        seed: The random seed.
+
+    Returns:
+        The model (float32, CPU) and its training loss in nats per byte, averaged over the last 100 steps.
+
+    Raises:
+        ValueError: ``steps`` is below 1, or the interpreter ships no library source.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
@@ -96,7 +103,7 @@ def save(model: Qwen2ForCausalLM, folder: Path) -> None:
 
 
 def main() -> None:
-    """Train, save, load what was saved, and record its held-out perplexity."""
+    """Train, save, load the saved model, and record its held-out perplexity."""
     parser = argparse.ArgumentParser(description="Train the embedded byte-level language model.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--steps", type=int, default=STEPS, help="training steps (default: %(default)s)")
