@@ -62,6 +62,7 @@ class Scheme:
 
     @property
     def needs_inputs(self) -> bool:
+        """True if the scheme requires a format of the inputs."""
         return self.inputs < DENSE
 
     @property

@@ -108,10 +108,12 @@ class Entries:
 
     @property
     def scales(self) -> Bits:
+        """The bits of all that groups share."""
         return self.shared * self.groups + self.once
 
     @property
     def total(self) -> Bits:
+        """The sum of all bits."""
         return self.count * self.bits + self.scales
 
     @classmethod

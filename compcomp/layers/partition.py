@@ -24,14 +24,17 @@ class Partition:
 
     @classmethod
     def tensor(cls) -> Partition:
+        """Return the partition into one group."""
         return cls("tensor")
 
     @classmethod
     def rows(cls) -> Partition:
+        """Return the partition into output rows."""
         return cls("row")
 
     @classmethod
     def blocks(cls, size: int) -> Partition:
+        """Return the partition into blocks of ``size`` consecutive weights of a row."""
         return cls("block", size)
 
     def __str__(self) -> str:

@@ -51,8 +51,7 @@ class Part:
 class Group:
     """Describe units that can only be removed from several layers at once, such as neurons of a feed-forward network.
 
-    ``reads`` is the last part, the columns that read the outputs of the units. A unit whose columns there are zero has
-    no effect.
+    The last part is the columns that read the outputs of the units. A unit whose columns there are zero has no effect.
 
     Args:
         name: the name of the module that contains the layers.
@@ -66,6 +65,7 @@ class Group:
 
     @property
     def reads(self) -> Part:
+        """The columns that read the outputs of the units."""
         return self.parts[-1]
 
 
