@@ -63,7 +63,8 @@ def prove(
 
     With --store the verdict is kept in the file, and is found there the next time.
     With --save it is always decided afresh, because its certificates are about this very claim.
-    With --why only the rules are tried, for every shape; exit status 3 then means that no rule proves the claim.
+    With --why only the rules are tried, also those for the shape of --scope.
+    Exit status 3 then means that no rule proves the claim.
 
     Exit status: 0 proved, 1 refuted, 2 wrong use, 3 unknown or any other verdict.
     """
@@ -74,7 +75,7 @@ def prove(
     if why:
         if save is not None or store is not None:
             raise InputError("--why with --save or --store", "--why alone: it finds no verdict", "prove")
-        _explain(parsed, timeout, as_json=as_json)
+        _explain(parsed, scope, timeout, as_json=as_json)
     with _waiting(f"deciding {parsed}"):
         verdict = _decided(parsed, scope, timeout, store, certify=save is not None)
     if save is not None:
@@ -88,12 +89,12 @@ def prove(
     raise typer.Exit(_exit_status(verdict))
 
 
-def _explain(claim: Claim, timeout: float, *, as_json: bool) -> NoReturn:
+def _explain(claim: Claim, scope: str, timeout: float, *, as_json: bool) -> NoReturn:
     """Print for each rule what it needs and what is missing. Exit with status 0 if a rule proves the claim, else 3."""
     from compcomp.proving.prove import why
 
     with _waiting(f"asking the rules about {claim}"):
-        answers = why(claim, timeout=timeout)
+        answers = why(claim, scope, timeout=timeout)
     if as_json:
         _print_json({"claim": str(claim), "rules": [answer.to_json() for answer in answers]})
     else:

@@ -27,7 +27,8 @@ STATED: dict[str, Any] = {
 }
 TRIED: dict[str, Any] = {
     **dict.fromkeys(("rule", "reason", "reached"), str),
-    **{"lemma": (dict, type(None)), "values": dict, "layer": (list, type(None)), "advice": TEXTS},
+    **{"lemma": (dict, type(None)), "values": dict, "advice": TEXTS},
+    **dict.fromkeys(("layer", "inputs"), (list, type(None))),
 }
 """The fields of one refusal of a rule."""
 ANSWER: dict[str, Any] = {

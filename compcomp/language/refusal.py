@@ -13,7 +13,7 @@ from compcomp.language.query import Query
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
-MOST_VALUES = 6
+MOST_VALUES = 8
 """The number of values of a counterexample that one line shows."""
 
 
@@ -40,8 +40,11 @@ class Refusal:
         reached: how far the rule came.
         lemma: the question whose answer differs from the one that the rule needs.
         values: a counterexample to the lemma, as names and exact numbers. The lemma speaks of what is proved about the
-            steps, so there may be no layer with these values.
-        layer: a dense weight (out x in) on which the lemma fails, if one is known.
+            steps, so there may be no layer with these values. If ``layer`` is given, they are those of its exact runs,
+            and ``A(b)`` is what the first sequence leaves of b.
+        layer: a dense weight (out x in) on which exact runs of the sequences show that the lemma fails, if one is
+            known.
+        inputs: the calibration inputs (in x tokens) of that layer, for a claim that speaks of them.
         advice: suggestions, such as a condition, another convention or a smaller scope.
     """
 
@@ -51,6 +54,7 @@ class Refusal:
     lemma: Query | None = None
     values: tuple[tuple[str, str], ...] = ()
     layer: Matrix | None = None
+    inputs: Matrix | None = None
     advice: tuple[str, ...] = ()
 
     @property
@@ -60,7 +64,9 @@ class Refusal:
 
     def __str__(self) -> str:
         shown = ", ".join(f"{name} = {value}" for name, value in self.values[:MOST_VALUES])
-        return f"rule {self.rule}: {self.reason}" + (f" for {shown}" if shown else "")
+        layer = "" if self.layer is None else f", on the layer {_shown(self.layer)}"
+        inputs = "" if self.inputs is None else f" with inputs {_shown(self.inputs)}"
+        return f"rule {self.rule}: {self.reason}" + (f" for {shown}" if shown else "") + layer + inputs
 
     def to_json(self) -> dict[str, Any]:
         """Return the refusal as plain data. The lemma includes its SMT-LIB text."""
@@ -80,7 +86,8 @@ class Refusal:
                 "rlimit": lemma.rlimit,
             },
             "values": dict(self.values),
-            "layer": None if self.layer is None else [[str(x) for x in row] for row in self.layer],
+            "layer": _to_json(self.layer),
+            "inputs": _to_json(self.inputs),
             "advice": list(self.advice),
         }
 
@@ -94,16 +101,30 @@ class Refusal:
         names = {reached.name.lower().replace("_", " "): reached for reached in Reached}
         if data["reached"] not in names:
             raise InputError(f"reached {data['reached']!r}"[:80], ", ".join(names), "Refusal")
-        lemma, layer = data["lemma"], data["layer"]
+        lemma = data["lemma"]
         return cls(
             reason=data["reason"],
             rule=data["rule"],
             reached=names[data["reached"]],
             lemma=None if lemma is None else Query(**lemma),
             values=tuple((str(name), str(value)) for name, value in data["values"].items()),
-            layer=None if layer is None else tuple(tuple(Fraction(x) for x in row) for row in layer),
+            layer=_from_json(data["layer"]),
+            inputs=_from_json(data.get("inputs")),
             advice=tuple(data["advice"]),
         )
+
+
+def _shown(matrix: Matrix) -> str:
+    """The rows of a matrix in parentheses."""
+    return ", ".join(f"({', '.join(map(str, row))})" for row in matrix)
+
+
+def _to_json(matrix: Matrix | None) -> list[list[str]] | None:
+    return None if matrix is None else [[str(x) for x in row] for row in matrix]
+
+
+def _from_json(rows: Any) -> Matrix | None:
+    return None if rows is None else tuple(tuple(Fraction(x) for x in row) for row in rows)
 
 
 @dataclass(frozen=True)
@@ -115,18 +136,20 @@ class RuleAnswer:
         needs: the requirements of the rule, in one line.
         refusal: the requirement that is missing, or None if the rule proves the claim.
         part: the kind of layer that was asked about, for a claim about layers that share units.
+        reach: the layers for which it proves the claim, in words.
     """
 
     rule: str
     needs: str
     refusal: Refusal | None
     part: str = ""
+    reach: str = ""
 
     @property
     def lines(self) -> tuple[tuple[str, str], ...]:
         """The requirements and the missing requirement, as pairs of a title and a text."""
         if self.refusal is None:
-            return ("needs", self.needs), ("proves", "the claim, for every shape")
+            return ("needs", self.needs), ("proves", f"the claim ({self.reach})")
         if self.refusal.about_other_claims:
             return ("needs", self.needs), ("no rule for it", self.refusal.reason)
         missing = str(self.refusal).partition(": ")[2]
@@ -143,5 +166,6 @@ class RuleAnswer:
             "needs": self.needs,
             "part": self.part,
             "proves": self.refusal is None,
+            "reach": self.reach,
             "refusal": None if self.refusal is None else self.refusal.to_json(),
         }

@@ -97,7 +97,7 @@ class ConditionalEntry(Record):
     @property
     def right(self) -> Order:
         """The other side."""
-        return self.claim.right
+        return self.claim.sides[1]
 
     @property
     def given(self) -> list[str]:

@@ -275,7 +275,7 @@ class Questions:
         known, home = self.orderings.techniques, self.orderings.home
         if len(known) > TECHNIQUES:
             return
-        proved = {(v.claim.left, v.claim.right) for v in self.pairs if v.proved}
+        proved = {v.claim.sides for v in self.pairs if v.proved}
         pairs = [
             (known[one], known[other]) for one, other in combinations(range(len(known)), 2) if home[one] != home[other]
         ]

@@ -108,9 +108,8 @@ def canonical(claim: Claim) -> Claim:
     if size and _scales(claim):
         given = sorted(_scaled(given, 1 / size), key=str)
     claim = replace(claim, given=tuple(given))
-    if claim.symmetric and claim.is_deterministic and str(claim.right) < str(claim.left):
-        return claim.swapped()
-    return claim
+    swapped = claim.swapped() if claim.symmetric and claim.is_deterministic else claim
+    return swapped if str(swapped.left) < str(claim.left) else claim
 
 
 def restated(source: Verdict, claim: Claim, scope: Scope) -> Verdict | None:

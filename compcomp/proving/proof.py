@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from compcomp.language.assumption import Assumption, Kind, assumption
 from compcomp.language.claim import Claim
 from compcomp.language.query import Query
 from compcomp.language.refusal import Reached, Refusal
 from compcomp.proving.session import Session
+
+C = TypeVar("C", bound=Claim)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Rule:
     name: str
     claims: tuple[type[Claim], ...]
     needs: str
-    prove: Callable[[Claim, Session], Proof | Refusal]
+    prove: Callable[[Any, Session], Proof | Refusal]
 
     def __call__(self, claim: Claim, session: Session) -> Proof | Refusal:
         """Prove the claim, or refuse with what is missing."""
@@ -61,6 +64,6 @@ class Rule:
         return replace(found, rule=self.name) if isinstance(found, Refusal) and not found.rule else found
 
 
-def rule(name: str, *claims: type[Claim], needs: str) -> Callable[[Callable[[Claim, Session], Proof | Refusal]], Rule]:
+def rule(name: str, *claims: type[C], needs: str) -> Callable[[Callable[[C, Session], Proof | Refusal]], Rule]:
     """Make a function a :class:`Rule` of this name, for claims of these classes."""
     return lambda prove: Rule(name, claims, needs, prove)

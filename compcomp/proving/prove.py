@@ -114,13 +114,13 @@ class Prover:
             verdict = of_parts(claim, where, decide) if claim.parts() else decide(claim, stages)
         return self.certify(verdict, timeout) if certify else verdict
 
-    def why(self, claim: Claim, *, timeout: float = 60.0) -> tuple[RuleAnswer, ...]:
-        """Ask every rule about a claim for every shape, as :func:`why` does."""
+    def why(self, claim: Claim, scope: Any = "any", *, timeout: float = 60.0) -> tuple[RuleAnswer, ...]:
+        """Ask every rule about a claim, as :func:`why` does."""
         _check(claim, timeout, "why")
         with self._one_at_a_time, strict(), context.inside(self._context):
             if self.closed:
                 raise InputError("a prover that was closed", "an open one", "why")
-            return answers(claim, self.session, time.monotonic() + timeout)
+            return answers(claim, self.session, time.monotonic() + timeout, within(claim, Scope.of(scope)))
 
     def session(self, until: float) -> Session:
         """Begin the queries of one proof. ``until``: their deadline, on the clock of ``time.monotonic``."""
@@ -234,11 +234,14 @@ def certify(verdict: Verdict, timeout: float = CERTIFY_SECONDS) -> Verdict:
     return verdict if looked else default_prover().certify(verdict, timeout)
 
 
-def why(claim: Claim, *, timeout: float = 60.0, solver: Solver | None = None) -> tuple[RuleAnswer, ...]:
-    """Ask every rule about a claim for every shape, and return what each needs and what is missing.
+def why(
+    claim: Claim, scope: Any = "any", *, timeout: float = 60.0, solver: Solver | None = None
+) -> tuple[RuleAnswer, ...]:
+    """Ask every rule about a claim, and return what each needs and what is missing.
 
     Args:
         claim: as for :func:`prove`. No counterexample is searched for, and no formula is written for one shape.
+        scope: as for :func:`prove`. One shape adds the rules for layers of that shape; all others hold for every shape.
         timeout: seconds for the whole call.
         solver: a solver to use instead of z3 in a worker process. Only the lemmas that a rule reaches are sent to it.
 
@@ -246,10 +249,10 @@ def why(claim: Claim, *, timeout: float = 60.0, solver: Solver | None = None) ->
         The answer of each rule: first the rules that prove the claim, then those that miss least.
 
     Raises:
-        InputError: ``claim`` is not a claim, or ``timeout`` is not a number of seconds.
+        InputError: ``claim`` is not a claim, ``timeout`` is not a number of seconds, or ``scope`` does not fit the claim.
     """
     prover = default_prover() if solver is None else Prover(solver, None)
-    return prover.why(claim, timeout=timeout)
+    return prover.why(claim, scope, timeout=timeout)
 
 
 def _check(claim: object, timeout: object, where: str) -> None:

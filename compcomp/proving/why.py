@@ -6,16 +6,16 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
-from functools import partial
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.conditions import TEMPLATES
 from compcomp.language.refusal import Refusal, RuleAnswer
 from compcomp.language.technique import Sequence, Technique
+from compcomp.proving.lemma_layer import with_layer
 from compcomp.proving.proof import Proof, Rule
 from compcomp.proving.reasons import convention, listed
-from compcomp.proving.rules import ANY_BASIS, AT_SHAPE, RULES, RuleAtShape
+from compcomp.proving.rules import ANY_BASIS, AT_SHAPE, RULES
 from compcomp.proving.rules.basis import simplified
 from compcomp.proving.rules.likeness import standing, unreliable
 from compcomp.proving.session import Session
@@ -29,6 +29,8 @@ ADVICE_SECONDS = 1.0
 """For what to try, once a claim is unknown: the rules are asked again under conditions and other conventions."""
 VALUE_SECONDS = 1.0
 """For the counterexample of a lemma that failed."""
+LAYER_SECONDS = 1.0
+"""For a layer on which a lemma fails."""
 CONVENTIONS = {"ties": TIES, "rounding": ROUNDINGS}
 """Parameters of techniques that are conventions, with their values."""
 SMALL = ("2x4", "1x4", "1x8")
@@ -52,11 +54,8 @@ def asked_of_rules(
     asked, reducing = claim, begin(until)
     claim, contracts = simplified(claim, reducing)
     refusals: list[Refusal] = []
-    shape = scope.shape if scope is not None and scope.kind == "shape" and not claim.changes_basis else None
-    asks = [partial(_of, rule, claim, begin, until) for rule in RULES]
-    asks += [partial(_at, rule, shape, claim, begin, until) for rule in AT_SHAPE if shape is not None]
-    for ask in asks:
-        found = ask()
+    for rule in (*RULES, *_at(scope, claim)):
+        found = _of(rule, claim, begin, until)
         if isinstance(found, Refusal):
             refusals.append(found)
         elif standing(asked) != told:
@@ -68,8 +67,11 @@ def asked_of_rules(
     return None, ranked(refusals)
 
 
-def _at(rule: RuleAtShape, shape: tuple[int, int], claim: Claim, begin: Begin, until: float) -> Proof | Refusal:
-    return rule(shape, claim, begin(until))
+def _at(scope: Scope | None, claim: Claim) -> tuple[Rule, ...]:
+    """Return the rules for the layers of a scope of one shape; none for any other scope."""
+    if scope is None or scope.kind != "shape" or scope.shape is None or claim.changes_basis:
+        return ()
+    return tuple(rule(scope.shape) for rule in AT_SHAPE)
 
 
 def _of(rule: Rule, claim: Claim, begin: Begin, until: float) -> Proof | Refusal:
@@ -97,12 +99,13 @@ def ranked(refusals: Iterable[Refusal]) -> tuple[Refusal, ...]:
 def explained(
     claim: Claim, scope: Scope, refusals: tuple[Refusal, ...], begin: Begin, until: float
 ) -> tuple[Refusal, ...]:
-    """Add to refusals the counterexamples of failed lemmas, and to the first of them what to try."""
+    """Add to refusals the counterexamples of failed lemmas, and to the first a layer that shows it and what to try."""
     found = [with_values(refusal, begin(until).solver, until) for refusal in refusals]
     if found and not found[0].about_other_claims and found[0].rule != "likeness":
         verified = tuple(_advice(claim, begin, min(until, time.monotonic() + ADVICE_SECONDS)))
         smaller = smaller_scope(claim, scope)
         more = verified or found[0].advice
+        found[0] = with_layer(claim, found[0], min(until, time.monotonic() + LAYER_SECONDS))
         found[0] = replace(found[0], advice=(*more, *((f"--scope {smaller}",) if smaller else ())))
     return tuple(found)
 
@@ -207,27 +210,32 @@ def cause_of(refusals: tuple[Refusal, ...]) -> str:
 # -------------------------------------------------------------------------------------------- why
 
 
-def answers(claim: Claim, begin: Begin, until: float) -> tuple[RuleAnswer, ...]:
+def answers(claim: Claim, begin: Begin, until: float, scope: Scope) -> tuple[RuleAnswer, ...]:
     """Ask every rule about a claim, and list those first that prove it or miss least.
 
-    A rule looks at the form of the techniques first, and asks the solver only about lemmas that it reaches.
+    A scope of one shape adds the rules for it; they are asked as well where a rule for every shape proves the claim. A
+    rule looks at the form of the techniques first, and asks the solver only about lemmas that it reaches.
     """
     if parts := claim.parts():
         return tuple(
-            replace(answer, part=name) for name, part in parts.items() for answer in answers(part, begin, until)
+            replace(answer, part=name) for name, part in parts.items() for answer in answers(part, begin, until, scope)
         )
-    needs = {rule.name: rule.needs for rule in RULES}
+    if scope.shape is not None:
+        claim.instances()[0].check(scope.shape)
+    simple, _ = simplified(claim, begin(until))
+    at_shape = _at(scope, simple)
+    needs = {rule.name: rule.needs for rule in (*RULES, *at_shape)}
     if standing(claim) is None:
         refusal = Refusal(unreliable(claim), "likeness")
         return tuple(RuleAnswer(name, needs[name], refusal) for name in needs)
-    simple, _ = simplified(claim, begin(until))
     proved: dict[str, RuleAnswer] = {}
     refusals: list[Refusal] = []
-    for rule in RULES:
+    for rule in (*RULES, *at_shape):
         found = _of(rule, simple, begin, until)
         if isinstance(found, Refusal):
-            refusals.append(with_values(found, begin(until).solver, until))
+            found = with_values(found, begin(until).solver, until)
+            refusals.append(with_layer(claim, found, min(until, time.monotonic() + LAYER_SECONDS)))
         else:
-            proved[rule.name] = RuleAnswer(rule.name, rule.needs, None)
+            proved[rule.name] = RuleAnswer(rule.name, rule.needs, None, reach=found.reach)
     missed = [r for r in ranked(refusals) if r.rule not in proved]
     return (*proved.values(), *(RuleAnswer(r.rule, needs.get(r.rule, ""), r) for r in missed))

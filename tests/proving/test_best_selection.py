@@ -6,7 +6,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,14 @@ import pytest
 from compcomp.checking.directory import check_directory
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, dominates
+from compcomp.language.parameters import ANY
+from compcomp.language.refusal import Refusal
 from compcomp.language.steps import Element, Selection
-from compcomp.language.technique import Sequence, Technique
+from compcomp.language.technique import Declared, Sequence, Technique
 from compcomp.language.text import parse_claim
+from compcomp.language.verdict import Status
 from compcomp.layers.partition import Partition
+from compcomp.layers.state import LayerState
 from compcomp.proving.candidates import Candidates
 from compcomp.proving.meaning import fails
 from compcomp.proving.proof import Proof
@@ -41,7 +45,7 @@ from compcomp.techniques import (
     TruncatedSVD,
     Wanda,
 )
-from compcomp.terms import Abs, Batch
+from compcomp.terms import Abs, Batch, Equal, If
 
 P, N, W = "Magnitude(sparsity=1/2)", "Magnitude(sparsity=1/2, pattern='2:4')", "Wanda(sparsity=1/2)"
 Q, UP, D = "AbsMax(bits=4)", "AbsMax(bits=4, rounding='half_up')", "LeastSquaresDistill()"
@@ -125,6 +129,40 @@ def test_a_proof_at_one_shape_serves_no_other() -> None:
     assert prove(claim, "2x4").proved
     assert prove(claim, "2x3").refuted
     assert prove(claim, "any").refuted
+
+
+@dataclass(frozen=True)
+class Refill(Technique):
+    """Set every weight that is zero back to the dense one, whatever the mask; the low-rank term stays."""
+
+    def promises(self) -> Declared:
+        return Declared(keeps=frozenset({"factors"}))
+
+    def encode(self, layer: LayerState) -> LayerState:
+        weight = layer.weight.copy()
+        for index in np.ndindex(*weight.shape):
+            weight[index] = If(Equal(weight[index], 0), layer.reference[index], weight[index])
+        return replace(layer, weight=weight)
+
+
+@pytest.mark.parametrize("share", ["Any", "1/2"])
+@pytest.mark.parametrize(
+    "later", [[Refill()], [Refill(), AbsMax(4)], [MinMax(4, zero="none")], [Magnitude("1/4"), Refill()]], ids=str
+)  # type: ignore[arg-type]
+def test_zeros_that_a_later_technique_refills_do_not_count(share: str, later: list[Technique]) -> None:
+    """Of an open share as of a number: what was dropped need not be zero at the end."""
+    first = Magnitude(ANY if share == "Any" else share)  # type: ignore[arg-type]
+    claim = dominates(first, Sequence((first, *later)))
+    for rule in (best_selection, best_selection_at((2, 4))):
+        found = rule(claim, default_prover().session(time.monotonic() + 20))
+        assert isinstance(found, Refusal) and "zeros" in found.reason
+    for scope in ("any", "2x4"):
+        verdict = prove(claim, scope, stages=("rule", "search"), second=None, explain=False)
+        assert verdict.status in (Status.REFUTED, Status.UNKNOWN)
+    filled = dominates(first, Sequence((first, Refill())))
+    assert prove(filled, "any", search_seconds=5, second=None).refuted
+    stays = dominates(first, Sequence((first, AbsMax(4))))
+    assert prove(stays, "any", second=None).proved  # zeros that stay do
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (2, 4), (3, 4), (2, 6), (3, 3), (5, 8)])
@@ -257,7 +295,7 @@ def attack(draw: random.Random, count: int, shapes: list[tuple[int, int]]) -> tu
                 assert not contradicted(claim, shape), (str(claim), claim.loss, shape)
             continue
         for shape in fitting:
-            if isinstance(best_selection_at(shape, claim, default_prover().session(time.monotonic() + 20)), Proof):
+            if isinstance(best_selection_at(shape)(claim, default_prover().session(time.monotonic() + 20)), Proof):
                 at_shape += 1
                 assert not contradicted(claim, shape), (str(claim), claim.loss, shape)
     return everywhere, at_shape
@@ -285,7 +323,7 @@ def test_claims_that_a_wrong_rule_would_prove_are_contradicted() -> None:
     ):
         claim = dominates(left, right)
         assert not isinstance(best_selection(claim, default_prover().session(time.monotonic() + 20)), Proof)
-        assert not isinstance(best_selection_at(shape, claim, default_prover().session(time.monotonic() + 20)), Proof)
+        assert not isinstance(best_selection_at(shape)(claim, default_prover().session(time.monotonic() + 20)), Proof)
         assert contradicted(claim, shape)
 
 

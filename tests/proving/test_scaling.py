@@ -1,4 +1,4 @@
-"""Scalings before selections: what may be left out of claims about losses, and what sees the scale."""
+"""Scalings before selections: what may be left out of claims about losses and equality, and what sees the scale."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from compcomp.checking.directory import check_directory
-from compcomp.language.claim import dominates, orthogonal
+from compcomp.language.claim import dominates, equal, orthogonal
 from compcomp.language.loss import LOSSES
 from compcomp.language.steps import Element, Selection
 from compcomp.language.technique import Declared, Sequence, Technique
@@ -37,6 +37,9 @@ PROVED = [
     (f"{S} >> {W} dominates {A} >> {W} >> {H}", "output_l2"),
     (f"{S} >> Wanda(sparsity=1/4) >> {A} >> {W} dominates {W}", "output_l2"),
     (f"{S} >> Wanda(sparsity=Any, pattern='unstructured') dominates Wanda(sparsity=Any)", "output_l2"),
+    *((f"{t} >> {W} equals {W}", "weight_l2") for t in (S, A)),
+    (f"{S} >> {W} equals {A} >> {W} >> {H}", "weight_l2"),
+    (f"{W} equals {S} >> Wanda(sparsity=1/4) >> {A} >> {W}", "weight_l2"),
     ("Magnitude(sparsity=1/2, per='row') dominates SmoothQuant() >> Wanda(sparsity=1/2)", "weight_l2"),
     (f"{P} >> {Q} dominates {Q} >> SmoothQuant() >> Wanda(sparsity=1/2, pattern='2:4')", "weight_l2"),
 ]
@@ -45,6 +48,12 @@ REFUTED = [
     (f"{S} >> {P} dominates {P}", "weight_l2"),  # magnitudes are scaled
     (f"{P} dominates {S} >> {P}", "output_l2"),
     (f"{S} >> {W} >> {Q} dominates {W} >> {Q}", "output_l2"),  # a map comes after it
+    (f"{S} >> {W} same state as {W}", "weight_l2"),  # in another basis
+    (f"{A} >> {W} same state as {W}", "weight_l2"),
+    (f"{S} >> {P} equals {P}", "weight_l2"),
+    (f"{S} >> {W} >> {Q} equals {W} >> {Q}", "weight_l2"),
+    (f"{H} >> {W} equals {W}", "weight_l2"),
+    (f"{S} >> Wanda(sparsity=1/2, ties='any') equals Wanda(sparsity=1/2, ties='any')", "weight_l2"),  # own choices
     (f"{H} >> {W} dominates {W}", "output_l2"),  # a rotation mixes columns
     (f"{W} dominates {H} >> {W}", "weight_l2"),
     (f"{S} >> Magnitude(sparsity=1/2, of='dense') dominates Magnitude(sparsity=1/2, of='dense')", "weight_l2"),
@@ -160,12 +169,13 @@ def exact_layers(count: int) -> list[LayerState]:
     return found
 
 
-def losses(sequence: Sequence, dense: LayerState) -> list[Any]:
+def results(sequence: Sequence, dense: LayerState) -> list[Any]:
+    """All losses, and the effective weight."""
     end = sequence.encode(dense)
-    return [loss.of(end) for loss in LOSSES.values()]
+    return [*(loss.of(end) for loss in LOSSES.values()), *end.effective().ravel()]
 
 
-def test_what_is_left_out_changes_no_loss() -> None:
+def test_what_is_left_out_changes_no_loss_and_no_effective_weight() -> None:
     """Every sequence of up to three such techniques around scalings, on exact layers; others are seen to matter."""
     session, dense = default_prover().session(float("inf")), exact_layers(3)
     left_out = matters = 0
@@ -175,16 +185,17 @@ def test_what_is_left_out_changes_no_loss() -> None:
             sequence = Sequence(techniques)
             claim = dominates(sequence, Sequence((first,)), "output_l2")
             shorter = simplified(claim, session)[0].left
+            assert simplified(equal(sequence, Sequence((first,))), session)[0].left == shorter
             for one in dense:
                 if shorter != sequence:
-                    assert losses(sequence, one) == losses(shorter, one), (str(sequence), str(shorter))
+                    assert results(sequence, one) == results(shorter, one), (str(sequence), str(shorter))
             rotated = Sequence((Hadamard(block=4), *techniques)), Sequence((Hadamard(block=4), *shorter))
             if shorter != sequence:  # in another basis as well
-                assert losses(rotated[0], dense[2]) == losses(rotated[1], dense[2]), str(rotated[0])
+                assert results(rotated[0], dense[2]) == results(rotated[1], dense[2]), str(rotated[0])
             left_out += shorter != sequence
             bare = Sequence(tuple(t for t in techniques if not isinstance(t, Scale)))
             if shorter == sequence:
-                matters += any(losses(sequence, one) != losses(bare, one) for one in dense)
+                matters += any(results(sequence, one) != results(bare, one) for one in dense)
     assert left_out > 20 and matters > 20
 
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, fields, replace
-from fractions import Fraction
 from itertools import product
 from math import lcm
 from typing import Any, ClassVar, Self
@@ -15,7 +14,6 @@ from compcomp.errors import InputError
 from compcomp.language.assumption import Assumption, Kind, assumption, contract
 from compcomp.language.conditions import INPUT_FACTS, Condition, Run, check
 from compcomp.language.loss import Loss
-from compcomp.language.scheme import Scheme
 from compcomp.language.technique import Sequence, Technique, unknowns
 from compcomp.layers.partition import Partition
 from compcomp.layers.state import Format
@@ -27,18 +25,14 @@ EACH_KIND = ", for each kind of layer"
 _SIDES = ("left", "right")
 
 
-class _Absent:
-    """Return the default of each field that only some kinds of claim have."""
+class _Lossless:
+    """Say of kinds of claims without a field ``loss`` that they have none."""
 
-    right: Sequence = Sequence()
     loss: Loss | None = None
-    invariant: str | None = None
-    scheme: Scheme | None = None
-    slack: Fraction = Fraction(0)
 
 
 @dataclass(frozen=True)
-class Claim(_Absent):
+class Claim(_Lossless):
     """State a property of every dense layer in a scope, for every choice that the techniques leave free.
 
     A kind of claim is a subclass with the fields that it needs, a :attr:`verb`, :meth:`read` and :meth:`contradicted`.

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from compcomp.language.claim import Claim
-from compcomp.language.refusal import Refusal
-from compcomp.proving.proof import Proof, Rule
+from compcomp.proving.proof import Rule
 from compcomp.proving.rules.best_selection import best_selection, best_selection_at
 from compcomp.proving.rules.exchange import exchange
 from compcomp.proving.rules.fits import fits_scheme
@@ -21,7 +19,6 @@ from compcomp.proving.rules.optimum import joint_optimum
 from compcomp.proving.rules.orthogonal import orthogonality
 from compcomp.proving.rules.same import same_states
 from compcomp.proving.rules.zero_selection import zero_selection
-from compcomp.proving.session import Session
 
 RULES: tuple[Rule, ...] = (
     from_every_state,
@@ -37,9 +34,7 @@ RULES: tuple[Rule, ...] = (
     best_selection,
 )
 
-RuleAtShape = Callable[[tuple[int, int], Claim, Session], Proof | Refusal]
-
-AT_SHAPE: tuple[RuleAtShape, ...] = (best_selection_at,)
+AT_SHAPE: tuple[Callable[[tuple[int, int]], Rule], ...] = (best_selection_at,)
 """Rules for layers of one shape (out, in), asked where no rule proves the claim for every shape."""
 
 ANY_BASIS: frozenset[Rule] = frozenset(

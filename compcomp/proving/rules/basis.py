@@ -1,4 +1,4 @@
-"""Techniques that change the basis of the inputs, in claims about losses."""
+"""Techniques that change the basis of the inputs, in claims about losses and effective weights."""
 
 from __future__ import annotations
 

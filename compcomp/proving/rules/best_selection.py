@@ -10,14 +10,14 @@ from typing import Any
 import z3
 
 from compcomp.language.assumption import Assumption, contract
-from compcomp.language.claim import Claim, Dominates, Scope
+from compcomp.language.claim import Dominates, Scope
 from compcomp.language.parameters import Unknown
 from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import CodebookMap, GridMap, Optimum, Selection
 from compcomp.language.technique import Technique
 from compcomp.layers.partition import Partition
 from compcomp.proving.functions import scored
-from compcomp.proving.proof import EXACT, Proof, rule
+from compcomp.proving.proof import EXACT, Proof, Rule, rule
 from compcomp.proving.reasons import failing, owner
 from compcomp.proving.rules.exchange import majorized
 from compcomp.proving.rules.facts import MapFacts, keeps_largest
@@ -69,22 +69,25 @@ from compcomp.terms import Abs, Term
     needs="a selection first on the left, perhaps a map after it, and techniques that never increase the loss; on the "
     "right as many zeros at the end, and values on the map's grid; a loss that grows with the selection's score",
 )
-def best_selection(claim: Claim, session: Session) -> Proof | Refusal:
+def best_selection(claim: Dominates, session: Session) -> Proof | Refusal:
     """Prove that no sequence with as many zeros (and values on the same grid) loses less: any shape."""
     return _best(claim, session, None)
 
 
-def best_selection_at(shape: tuple[int, int], claim: Claim, session: Session) -> Proof | Refusal:
-    """Prove the same for layers of one shape (out, in), for which the zeros of groups are counted."""
-    found = _best(claim, session, shape)
-    if isinstance(found, Refusal):
-        return replace(found, rule="best selection")
-    return replace(found, reach=Scope.of(shape).describe())
+def best_selection_at(shape: tuple[int, int]) -> Rule:
+    """Return the same rule for layers of one shape (out, in), where the zeros of groups are counted."""
+
+    @rule(
+        "best selection at one shape", Dominates, needs="as best selection, with zeros counted in layers of this shape"
+    )
+    def prove(claim: Dominates, session: Session) -> Proof | Refusal:
+        found = _best(claim, session, shape)
+        return found if isinstance(found, Refusal) else replace(found, reach=Scope.of(shape).describe())
+
+    return prove
 
 
-def _best(claim: Claim, session: Session, shape: tuple[int, int] | None) -> Proof | Refusal:
-    if not isinstance(claim, Dominates):
-        return Refusal("it is about claims of kind dominates", reached=Reached.OTHER_CLAIM)
+def _best(claim: Dominates, session: Session, shape: tuple[int, int] | None) -> Proof | Refusal:
     if claim.part is None:
         return Refusal(f"{claim.loss.name} does not add over weights")
     if claim.left.changes_inputs:
@@ -122,7 +125,7 @@ def _best(claim: Claim, session: Session, shape: tuple[int, int] | None) -> Proo
 
 
 def _zeros_left(
-    claim: Claim, selection: Selection, session: Session, shape: tuple[int, int] | None
+    claim: Dominates, selection: Selection, session: Session, shape: tuple[int, int] | None
 ) -> Contracts | None:
     """Prove that the right sequence ends with enough zeros and no low-rank term.
 
@@ -157,7 +160,7 @@ def _open_shares(run: Run, selection: Selection) -> Iterator[tuple[Partition, An
 
 
 def _on_grid(
-    claim: Claim, selection: Selection, step: GridMap | CodebookMap, session: Session, shape: tuple[int, int] | None
+    claim: Dominates, selection: Selection, step: GridMap | CodebookMap, session: Session, shape: tuple[int, int] | None
 ) -> Contracts | Refusal:
     """Prove that the right sequence ends with enough zeros, and on the grid of the left one's map.
 
@@ -168,7 +171,6 @@ def _on_grid(
         return Refusal("a group of the selection on the left has several scales of the map after it")
     if not keeps_largest(selection, step, session, dense=True):
         return failing("the selection on the left is not proved to keep the scale of the map", session, Reached.FACT)
-    assert claim.loss is not None
     # The grid may be a codebook, for which no technique declares an optimum.
     grid: Any = replace(step, rounding="any")
     target = Optimum(claim.loss.name, selection.partition, selection.share, grid, (Fraction(1),))
@@ -180,8 +182,8 @@ def _on_grid(
 # ------------------------------------------------------------------------------------------- the lemmas
 
 
-def _lemmas_hold(claim: Claim, selection: Selection, step: GridMap | CodebookMap | None, session: Session) -> bool:
-    assert claim.loss is not None and claim.part is not None
+def _lemmas_hold(claim: Dominates, selection: Selection, step: GridMap | CodebookMap | None, session: Session) -> bool:
+    assert claim.part is not None
     a, b, g, h = z3.Reals("w_a w_b h_a h_b")
     norms = [g >= 0, h >= 0]
     if claim.assumes("equal norms"):

@@ -394,7 +394,7 @@ class Problem:
             for sequence in self.steps
         )
         assumed = frozenset(fact for condition in claim.given for fact in condition.assumes)
-        key = (rule, type(claim), claim.loss, claim.slack, assumed, self.group, self.counts, steps)
+        key = (rule, claim.terms, assumed, self.group, self.counts, steps)
         return self.lemmas.session.once(key, premises)
 
     def _start(self) -> int:

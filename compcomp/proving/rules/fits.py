@@ -7,7 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from compcomp.language.assumption import contract
-from compcomp.language.claim import Claim, Fits, Scope
+from compcomp.language.claim import Fits, Scope
 from compcomp.language.parameters import Unknown
 from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.scheme import Scheme
@@ -61,10 +61,8 @@ from compcomp.proving.session import Session
 
 
 @rule("fits", Fits, needs="techniques that keep, one by one, what each part of the scheme asks for")
-def fits_scheme(claim: Claim, session: Session) -> Proof | Refusal:
+def fits_scheme(claim: Fits, session: Session) -> Proof | Refusal:
     """Prove each part of the scheme on its own."""
-    if claim.scheme is None:
-        return Refusal("a claim without a scheme")
     techniques = claim.left.techniques
     formats = formats_along(claim, Scope("any"))
     if formats is None:

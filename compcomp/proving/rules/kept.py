@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from compcomp.language.assumption import Assumption, contract
-from compcomp.language.claim import Claim, Keeps, Scope
+from compcomp.language.claim import Keeps, Scope
 from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import CodebookMap, RangeMap, ScaledMap, Selection, Step
 from compcomp.language.technique import Technique, unknowns
@@ -62,10 +62,8 @@ from compcomp.proving.session import Session
 
 
 @rule("kept", Keeps, needs="every technique after the one that establishes or restores the invariant keeps it")
-def invariant_is_kept(claim: Claim, session: Session) -> Proof | Refusal:
+def invariant_is_kept(claim: Keeps, session: Session) -> Proof | Refusal:
     """Prove that every technique after the one that establishes or restores the invariant keeps it."""
-    if claim.invariant is None:
-        return Refusal("a claim without an invariant")
     formats = formats_along(claim, Scope("any"))
     if formats is None:
         return Refusal("there is no small layer on which the techniques show their formats")

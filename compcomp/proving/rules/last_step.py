@@ -52,13 +52,13 @@ def same_state(claim: Claim, session: Session) -> Proof | Refusal:
 
 
 @rule(LAST, Dominates, needs=NEEDS_LAST)
-def last_step_improves(claim: Claim, session: Session) -> Proof | Refusal:
+def last_step_improves(claim: Dominates, session: Session) -> Proof | Refusal:
     """Prove that the left sequence is the right one, continued by techniques that never increase the loss."""
     return _last_step(claim, session, dense=True)
 
 
 def _same_state(claim: Claim, session: Session, *, dense: bool) -> Proof | Refusal:
-    left, right = (normal_form(sequence, session, dense=dense) for sequence in (claim.left, claim.right))
+    left, right = (normal_form(sequence, session, dense=dense) for sequence in claim.sides)
     if left.atoms != right.atoms:
         query = session.missed()
         reached = Reached.STRUCTURE if query is None else Reached.FACT
@@ -91,10 +91,8 @@ def _free(claim: Claim) -> Refusal:
     return Refusal(reason, advice=(convention("ties", "first"),))
 
 
-def _last_step(claim: Claim, session: Session, *, dense: bool) -> Proof | Refusal:
-    if claim.loss is None:
-        return Refusal("a claim without a loss", LAST)
-    left, right = (normal_form(sequence, session, dense=dense) for sequence in (claim.left, claim.right))
+def _last_step(claim: Dominates, session: Session, *, dense: bool) -> Proof | Refusal:
+    left, right = (normal_form(sequence, session, dense=dense) for sequence in claim.sides)
     shared, rest = left.atoms[: len(right.atoms)], left.atoms[len(right.atoms) :]
     if shared != right.atoms:
         return Refusal(f"the left sequence does not continue the right one: {_differ(claim, left, right)}", LAST)

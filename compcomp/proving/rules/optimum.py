@@ -54,11 +54,10 @@ from compcomp.proving.session import Session
     needs="a left sequence that begins with a technique that declares an optimum of this loss, and a right one that is "
     "proved to end in the set that this is the best of",
 )
-def joint_optimum(claim: Claim, session: Session) -> Proof | Refusal:
+def joint_optimum(claim: Dominates, session: Session) -> Proof | Refusal:
     """Prove that the left sequence takes the best of a set of weights that contains the right one's result."""
-    if claim.loss is None or claim.loss.element is None:
-        name = "a claim without a loss" if claim.loss is None else claim.loss.name
-        return Refusal(f"{name} is not a sum over single weights, as the rule needs")
+    if claim.loss.element is None:
+        return Refusal(f"{claim.loss.name} is not a sum over single weights, as the rule needs")
     if claim.changes_inputs:
         return Refusal("a technique changes the inputs")
     left = normal_form(claim.left, session)

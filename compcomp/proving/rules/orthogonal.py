@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import z3
 
-from compcomp.language.claim import Claim, Orthogonal
+from compcomp.language.claim import Orthogonal
 from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import ScaledMap, Selection, Step
 from compcomp.proving.proof import EXACT, Proof, rule
@@ -33,11 +35,10 @@ from compcomp.terms import Abs
     needs="sequences of selections over one partition and scaled maps, exactly one selection on one of the sides, a "
     "loss of weights, no free choice in the first; then the lemma about one weight, and about pairs under weight_l1",
 )
-def orthogonality(claim: Claim, session: Session) -> Proof | Refusal:
+def orthogonality(claim: Orthogonal, session: Session) -> Proof | Refusal:
     """Prove that the errors of the composition are bounded weight by weight, or in pairs."""
-    if claim.loss is None or claim.loss.element is None:
-        name = "a claim without a loss" if claim.loss is None else claim.loss.name
-        return Refusal(f"{name} is not a sum over single weights, as the rule needs")
+    if claim.loss.element is None:
+        return Refusal(f"{claim.loss.name} is not a sum over single weights, as the rule needs")
     if not claim.left.is_deterministic:
         free = next((t for t in claim.left if not t.is_deterministic), claim.left)
         return Refusal(
@@ -57,7 +58,7 @@ def orthogonality(claim: Claim, session: Session) -> Proof | Refusal:
             return Refusal(f"weights are pruned last, where the rule bounds weight_l1 alone, not {claim.loss.name}")
         if not _shared_groups(problem):
             return Refusal("two weights of one group may have unlike scales, and the rule pairs them")
-        proved = problem.once("orthogonal", lambda: _singles(problem) and _pair(problem))
+        proved = problem.once("orthogonal", lambda: _singles(problem) and _pair(problem, claim.slack))
     if not proved:
         return _failed(session)
     return Proof("orthogonal", "any shape", (EXACT,), tuple(session.queries))
@@ -97,7 +98,7 @@ def _single(problem: Problem, *, dropped: bool) -> bool:
     return session.holds(name, [*premises, *case], whole <= first + second)
 
 
-def _pair(problem: Problem) -> bool:
+def _pair(problem: Problem, slack: Fraction) -> bool:
     _, _, runs, premises = problem.runs(["a", "b"], "AAC")
     whole, _, second = runs
     case = [
@@ -117,9 +118,8 @@ def _pair(problem: Problem) -> bool:
     def error(run: int, name: str) -> z3.ArithRef:
         return Abs(z3.Real(f"w_{name}") - runs[run].values[name])
 
-    slack = z3.Q(*problem.claim.slack.as_integer_ratio())
     left = error(0, "a") + error(0, "b")
-    right = error(1, "a") + error(1, "b") + error(2, "a") + error(2, "b") + slack * step
+    right = error(1, "a") + error(1, "b") + error(2, "a") + error(2, "b") + z3.Q(*slack.as_integer_ratio()) * step
     return problem.lemmas.session.holds("pair", [*premises, *case, step > 0, *halves], left <= right)
 
 

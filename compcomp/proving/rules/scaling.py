@@ -5,7 +5,7 @@ from __future__ import annotations
 import z3
 
 from compcomp.language.assumption import Assumption, contract
-from compcomp.language.claim import Claim, Dominates, Orthogonal
+from compcomp.language.claim import Claim, Dominates, Equals, Orthogonal
 from compcomp.language.conditions import INPUT_FACTS
 from compcomp.language.steps import Selection
 from compcomp.language.technique import Sequence, Technique
@@ -16,27 +16,28 @@ from compcomp.proving.session import Session
 # which may depend on anything, and multiply its column of the weight by that. Let every technique after T in its
 # sequence be another such T', or consist of selections whose scores f satisfy, for t > 0,
 #   invariant   f(t w, h, t r) = f(w, t^2 h, r)      w the weight, h the squared norm of its input, r the dense weight.
-# Then in claims about losses T may be left out: on the left and right of "A dominates B", and in g of "f is orthogonal
-# to g".
+# Then T may be left out on the left and right of "A dominates B" and "A equals B", and in g of "f is orthogonal to g".
 #
 # Call two states alike if the one is the other with every column of weight and low-rank term times some t_j > 0 and
 # every input feature divided by it, so that effective weight, reference and inputs are the same. T leads from a state
 # to one that is alike. From alike states, a selection finds the weights t_j w, the norms h / t_j^2 and the dense
 # weights t_j r: the scores of each group are the same numbers by `invariant`, so it may drop the same weights in both,
 # and what it leaves is alike. T' leads alike states to alike ones, whatever its numbers. So the sequence leaves states
-# alike with and without T, choice by choice, and a loss is a function of effective weight, reference and inputs. As g
-# stands at the end of f >> g and of g, this holds for both. All of it holds from every state.
+# alike with and without T, choice by choice. A loss is a function of effective weight, reference and inputs, and "A
+# equals B" compares effective weights and inputs alone. As g stands at the end of f >> g and of g, this holds for both.
+# All of it holds from every state. Alike states have other weights and another basis, so nothing is left out of "A same
+# state as B".
 #
 # Conditions about the inputs or the dense weight do not see T. With others nothing is left out.
 
 
 def without_scalings(claim: Claim, session: Session) -> tuple[Claim, tuple[Assumption, ...]]:
     """The claim without scalings that no later selection sees, and the contracts that this rests on."""
-    if not isinstance(claim, Dominates | Orthogonal) or not claim.changes_basis:
+    if not isinstance(claim, Dominates | Equals | Orthogonal) or not claim.changes_basis:
         return claim, ()
     if not all(condition.assumes <= {*INPUT_FACTS} and condition.name != "no_ties" for condition in claim.given):
         return claim, ()
-    left, of_left = _without(claim.left, session) if isinstance(claim, Dominates) else (claim.left, ())
+    left, of_left = (claim.left, ()) if isinstance(claim, Orthogonal) else _without(claim.left, session)
     right, of_right = _without(claim.right, session)
     return claim.with_sides(left, right), (*of_left, *of_right)
 
