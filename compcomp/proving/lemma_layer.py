@@ -18,7 +18,7 @@ from compcomp.proving.meaning import conditions_hold
 from compcomp.proving.replay import Suspect, exact_runs
 
 MOST_LARGEST, MOST_ZEROS = 2, 6
-"""Weights that a row has beside those that the lemma names: of the largest magnitude, and zero."""
+"""Most weights of a row that the lemma does not name: of the largest magnitude, and zero."""
 STEPS = {1: 60, 2: 12}
 """By the number of weights that a lemma names: into how many steps their scale is cut to look for other values."""
 LONGEST_NORM = 10**4
@@ -198,7 +198,7 @@ def _squares(norm2: Fraction) -> list[Fraction]:
 def _checked(
     claim: Claim, suspect: Suspect, places: Mapping[str, int], fails: Callable[[Named, Part], bool]
 ) -> dict[str, Weight] | None:
-    """What the exact runs do to the named weights, where the lemma fails for it and all conditions hold."""
+    """Return the values of the named weights in exact runs on which the lemma fails and all conditions hold."""
     for seed in (None,) if claim.is_deterministic else SEEDS:
         try:
             runs = exact_runs(claim, replace(suspect, seed=seed))
