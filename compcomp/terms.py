@@ -269,9 +269,11 @@ class Choices:
         self.margin: float = float("inf")
 
     def order(self, count: int) -> Any:
+        """Return the priorities of ``count`` tied elements."""
         return np.arange(count)
 
     def flip(self) -> Term:
+        """Return one truth value."""
         return False
 
     def number(self, usual: Term) -> Term:
@@ -293,6 +295,7 @@ class Choices:
         return term
 
     def near(self, distance: float) -> None:
+        """Record a relative distance to a tie or a midpoint."""
         self.margin = min(self.margin, distance)
 
 
@@ -387,16 +390,19 @@ class SymbolicChoices(Choices):
         return tree(-levels, levels)
 
     def real(self) -> Term:
+        """Return a fresh real variable."""
         import z3
 
         return z3.Real(self._name())
 
     def integer(self) -> Term:
+        """Return a fresh integer variable."""
         import z3
 
         return z3.Int(self._name())
 
     def assume(self, premise: Term) -> None:
+        """Add a fact about fresh variables to the premises."""
         self.premises.append(premise)
 
 

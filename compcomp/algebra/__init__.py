@@ -1,1 +1,1 @@
-"""What encodings compute with: optima of linear algebra, cuts and open outcomes, in every reading of terms."""
+"""Provide encodings with optima of linear algebra, cuts and open outcomes, in every reading of terms."""

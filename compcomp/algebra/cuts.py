@@ -1,4 +1,4 @@
-"""Structured pruning on terms: scores of whole rows and columns, and their removal."""
+"""Define structured pruning on terms: scores of whole rows and columns, and their removal."""
 
 from __future__ import annotations
 
@@ -13,20 +13,29 @@ from compcomp.layers.state import Array, Cut, Factors, LayerState
 from compcomp.terms import Abs, And, Choices, If, Not, Sum, Term, each, smallest
 
 SCORES = ("l1", "l2", "activation")
-"""Of a group of rows or columns: the sum of magnitudes, the sum of squares, the squared norm of what it sends on."""
+"""The scores of a group of rows or columns: sum of magnitudes, sum of squares, squared norm of its activations."""
 
 
 def check_size(count: int, size: int, what: str, where: str) -> None:
-    """Raise InputError when so many rows or columns do not divide into groups."""
+    """Raise InputError if ``count`` rows or columns do not divide into groups of ``size``."""
     if count % size:
         raise InputError(f"{count} {what}", f"{what} that divide into groups of {size}", where)
 
 
 def row_scores(weight: Array, size: int, score: str, gram: Array | None = None) -> list[Term]:
-    """A score for each ``size`` consecutive rows of a weight (out x in). ``gram``: in x in, for "activation".
+    """Return a score for each group of ``size`` consecutive rows of a weight.
 
-    "l1": sum |w|. "l2": sum w^2, which orders groups as the norm does. "activation": |W_group X|_F^2, the squared norm
-    of the outputs on the calibration inputs.
+    "l1" is sum |w|. "l2" is sum w^2, which ranks groups as the norm does. "activation" is |W_group X|_F^2, the squared
+    norm of the outputs on the calibration inputs.
+
+    Args:
+        weight: the weight (out x in).
+        size: the number of rows of a group.
+        score: one of :data:`SCORES`.
+        gram: the Gram matrix (in x in), for "activation".
+
+    Raises:
+        InputError: the Gram matrix is needed and missing.
     """
     groups = [weight[start : start + size] for start in range(0, len(weight), size)]
     if score == "activation":
@@ -37,10 +46,19 @@ def row_scores(weight: Array, size: int, score: str, gram: Array | None = None) 
 
 
 def column_scores(weight: Array, size: int, score: str, norms2: list[Term] | None = None) -> list[Term]:
-    """A score for each ``size`` consecutive columns of a weight (out x in). ``norms2``: |x_j|_2^2, for "activation".
+    """Return a score for each group of ``size`` consecutive columns of a weight.
 
-    "l1": sum |w|. "l2": sum w^2, which orders groups as the norm does. "activation": sum |x_j|_2^2 over the input
-    features, whatever the weights.
+    "l1" is sum |w|. "l2" is sum w^2, which ranks groups as the norm does. "activation" is the sum of |x_j|_2^2 over the
+    input features of the group, independent of the weights.
+
+    Args:
+        weight: the weight (out x in).
+        size: the number of columns of a group.
+        score: one of :data:`SCORES`.
+        norms2: |x_j|_2^2 for each input feature, for "activation".
+
+    Raises:
+        InputError: the norms are needed and missing.
     """
     starts = range(0, weight.shape[1], size)
     if score == "activation":
@@ -55,7 +73,15 @@ def _norm(group: Array, score: str) -> Term:
 
 
 def least(scores: list[Term], share: Fraction, size: int, ties: str, choices: Choices) -> Array:
-    """For each row or column, whether it is in one of the ``int(n * share)`` groups of least score, of n."""
+    """Return a term for each row or column, true if it is in one of the ``int(n * share)`` groups of least score.
+
+    Args:
+        scores: the scores of the n groups.
+        share: the share of groups to drop.
+        size: the number of rows or columns of a group.
+        ties: one of :data:`compcomp.terms.TIES`.
+        choices: makes the free choices of "any".
+    """
     taken = smallest(scores, int(len(scores) * share), ties, choices)
     dropped = np.empty(len(scores) * size, dtype=object)
     for k, drop in enumerate(taken):
@@ -64,9 +90,14 @@ def least(scores: list[Term], share: Fraction, size: int, ties: str, choices: Ch
 
 
 def remove(layer: LayerState, dropped: Array, axis: int) -> LayerState:
-    """The layer with whole rows (axis 0) or columns (axis 1) set to zero, in the weight and in the low-rank term.
+    """Return the layer with whole rows or columns set to zero, in the weight and in the low-rank term.
 
-    dropped: a truth value for each row or column. Mask and cut drop them from now on; the grid stays.
+    Mask and cut drop them as well. The grid does not change.
+
+    Args:
+        layer: the layer.
+        dropped: a truth value for each row or column.
+        axis: 0 for rows, 1 for columns.
     """
 
     def zeroed(array: Array) -> Array:
@@ -91,6 +122,9 @@ def remove(layer: LayerState, dropped: Array, axis: int) -> LayerState:
 
 
 def trivial_side(share: Fraction, size: int) -> int:
-    """The most rows or columns of which no group goes; 0 where that says nothing (a hint for the search)."""
-    groups = -(-share.denominator // share.numerator) if share else 0  # the fewest of which one goes
+    """Return the largest number of rows or columns of which no group is dropped, as a hint for the search.
+
+    Returns 0 if that number is of no use.
+    """
+    groups = -(-share.denominator // share.numerator) if share else 0  # the fewest of which one is dropped
     return groups * size - 1 if 0 < groups * size <= 16 else 0

@@ -1,4 +1,4 @@
-"""Coordinate descent on a grid, in every reading; for z3 terms by what is known of its result."""
+"""Do coordinate descent on a grid, in every reading. For z3 terms only known properties of the result are used."""
 
 from __future__ import annotations
 
@@ -12,10 +12,21 @@ from compcomp.terms import And, Array, Choices, Div, If, Or, SymbolicChoices, Te
 def descend_on_grid(
     weight: Array, error: Array, gram: Array, grid: Grid, free: Array | None, sweeps: int, choices: Choices
 ) -> Array:
-    """Move each free weight in turn to the grid value of least output error; never increases it.
+    """Move each free weight in turn to the grid value of least output error, if that strictly decreases the error.
 
-    ``weight``: on the grid, out x in. ``error``: effective weight minus reference, out x in. A weight stays
-    where it is unless the move strictly decreases the error. Returns the new weight.
+    The output error never increases.
+
+    Args:
+        weight: the weight (out x in), on the grid.
+        error: the effective weight minus the reference (out x in).
+        gram: the Gram matrix (in x in).
+        grid: the grid.
+        free: truth values (out x in), true for weights that may move. None: all of them.
+        sweeps: the number of passes over the columns.
+        choices: records the margin, and collects premises for z3.
+
+    Returns:
+        The new weight (out x in).
     """
     rows, columns = weight.shape
     if free is None:

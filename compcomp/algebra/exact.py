@@ -1,4 +1,4 @@
-"""Linear systems in exact numbers."""
+"""Solve linear systems in exact numbers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from compcomp.errors import NotExactError
 from compcomp.terms import Term
 
 LONGEST = 8192
-"""Bits of the numbers that exact arithmetic goes on with: beyond them one replay may take hours."""
+"""The largest number of bits of a numerator or denominator. With more, one replay may take hours."""
 
 
 def require_short(values: Iterable[Term]) -> None:
-    """Raise NotExactError where an exact number has grown too long to go on with."""
+    """Raise NotExactError if an exact number has more than :data:`LONGEST` bits."""
     for x in values:
         if isinstance(x, Fraction) and max(x.numerator.bit_length(), x.denominator.bit_length()) > LONGEST:
             raise NotExactError(f"a number of more than {LONGEST} bits")
 
 
 def row_echelon(rows: list[list[Fraction]]) -> tuple[list[list[Fraction]], list[int]]:
-    """Reduced row echelon form (Gauss and Jordan) and the pivot columns. Zero rows come last."""
+    """Return the reduced row echelon form (Gauss and Jordan) and the pivot columns. Zero rows come last."""
     rows, pivots = [list(row) for row in rows], list[int]()
     for column in range(len(rows[0]) if rows else 0):
         top = len(pivots)
@@ -38,7 +38,7 @@ def row_echelon(rows: list[list[Fraction]]) -> tuple[list[list[Fraction]], list[
 
 
 def solve(matrix: list[list[Fraction]], right: list[Fraction]) -> list[Fraction]:
-    """One solution of a consistent linear system."""
+    """Return one solution of a consistent linear system."""
     rows, pivots = row_echelon([[*row, b] for row, b in zip(matrix, right, strict=True)])
     solution = [Fraction(0)] * len(right)
     for row, column in zip(rows, pivots, strict=False):
@@ -47,7 +47,7 @@ def solve(matrix: list[list[Fraction]], right: list[Fraction]) -> list[Fraction]
 
 
 def nullspace(matrix: list[list[Fraction]]) -> list[list[Fraction]]:
-    """A basis of the vectors that the matrix maps to zero."""
+    """Return a basis of the vectors that the matrix maps to zero."""
     rows, pivots = row_echelon(matrix)
     basis = []
     for free in (j for j in range(len(matrix[0])) if j not in pivots):

@@ -1,4 +1,4 @@
-"""Outcomes that are left open: any weights where a layer's format leaves them free, as training may find them."""
+"""Represent open outcomes: any weights that a layer's format allows, as training may find them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compcomp.terms import And, Array, Equal, If, Term, each
 
 
 def any_weights(layer: LayerState) -> LayerState:
-    """Any weight (out x in) at all that is 0 where the mask drops; a layer on a grid stays as it is."""
+    """Return the layer with any weight (out x in) that is 0 where the mask drops. A layer on a grid does not change."""
     form = layer.format
     if form.grid is not None:
         return layer
@@ -22,7 +22,7 @@ def any_weights(layer: LayerState) -> LayerState:
 
 
 def is_any_weights(before: LayerState, after: LayerState) -> Term:
-    """Whether :func:`any_weights` may have led from one state to the other."""
+    """Return a term that is true if :func:`any_weights` may lead from the state ``before`` to ``after``."""
     form = before.format
     expected = form if form.grid is not None else replace(form, rank=None)
     same: list[Term] = [alike(expected, after.format)]
@@ -35,7 +35,10 @@ def is_any_weights(before: LayerState, after: LayerState) -> Term:
 
 
 def alike(one: Any, other: Any) -> Term:
-    """Whether two parts of states are equal: arrays of terms entry by entry, all else as Python has it."""
+    """Return a term that is true if two parts of states are equal.
+
+    Arrays of terms are compared entry by entry, dataclasses field by field, and everything else with ``==``.
+    """
     if one is None or other is None:
         return one is other
     if hasattr(one, "shape"):

@@ -1,4 +1,4 @@
-"""Whether numbers lie on some grid that nobody recorded, such as the inputs of a layer."""
+"""Decide if numbers, such as the inputs of a layer, lie on some grid that is not recorded."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ from compcomp.terms import Batch, Term, reading
 
 
 def off_grid(values: Iterable[Term], bits: int, tolerance: float = 0) -> Term:
-    """Whether these numbers are not among 2^bits neighbouring multiples of any one step, 0 one of them.
+    """Return a term that is true if no step has 2^bits neighbouring multiples that contain 0 and all these numbers.
 
-    Exact numbers: the largest step of which all are multiples is their greatest common divisor. Floats, for which
-    ``tolerance`` is more than 0: the step is the width from the least to the largest divided by a whole number.
+    For exact numbers, the largest step of which all are multiples is their greatest common divisor. For floats, the
+    step is the width from the least to the largest number (0 included) divided by an integer.
+
+    Args:
+        values: the numbers.
+        bits: the number of bits.
+        tolerance: slack for floats, relative to the width; 0 is exact.
+
+    Raises:
+        NotExactError: the numbers are symbolic terms.
     """
     terms = list(values)
     kind = reading(*terms)

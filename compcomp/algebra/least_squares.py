@@ -1,8 +1,8 @@
-"""Least squares in every reading: the weights of least output error.
+"""Solve least squares problems in every reading: weights of least output error.
 
-Exact numbers get the exact optimum, batches a float64 one, z3 terms a *contract*: fresh variables with the
-inequalities the optimum is known to satisfy. A contract admits more than the optimum, so what is proved
-through it holds, and what is refuted through it is only a suspicion until exact numbers confirm it.
+Exact numbers lead to the exact optimum, batches to a float64 optimum. z3 terms lead to a *contract*: fresh variables
+with the inequalities that the optimum is known to satisfy. A contract admits more values than the optimum. A statement
+proved with it therefore holds, but a refutation is only a suspicion until exact numbers confirm it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from compcomp.terms import Array, Choices, Equal, If, SymbolicChoices, each, rea
 
 
 def output_target(layer: LayerState) -> Array:
-    """The weight T (out x in) whose outputs on the current inputs X' come closest to the dense ones W X.
+    """Return the weight T (out x in) whose outputs on the current inputs X' are closest to the dense outputs W X.
 
-    The reference while the inputs are the dense ones. W X - T X' is orthogonal to the rows of X', so for every
-    weight V |W X - V X'|_F^2 = |W X - T X'|_F^2 + |(T - V) X'|_F^2: what is best against T is best against W X.
-    Of several such weights the nearest to the reference. It has inputs and their Gram matrix.
+    T is the reference if the inputs are the dense ones. W X - T X' is orthogonal to the rows of X'. So for every weight
+    V: |W X - V X'|_F^2 = |W X - T X'|_F^2 + |(T - V) X'|_F^2, and the best weight against T is best against W X. Of
+    several such weights T is the nearest to the reference.
+
+    Args:
+        layer: a layer with inputs and their Gram matrix.
     """
     target: Array = layer.reference
     if layer.reference_inputs is None:
@@ -44,10 +47,19 @@ def output_target(layer: LayerState) -> Array:
 
 
 def least_squares_change(error: Array, gram: Array, free: Array | None, choices: Choices) -> Array:
-    """The change of the weight that minimises the output error, least in norm where it is not unique.
+    """Return the change of the weight that minimises the output error, least in norm if it is not unique.
 
-    ``error``: reference minus current weight, out x in. ``gram``: in x in. ``free``: out x in truth values
-    of the weights that may change, None for all of them. Returns an out x in change that is 0 elsewhere.
+    Args:
+        error: the reference minus the current weight (out x in).
+        gram: the Gram matrix (in x in).
+        free: truth values (out x in), true for weights that may change. None: all of them.
+        choices: collects the premises of the contract, for z3.
+
+    Returns:
+        The change (out x in), which is 0 where weights may not change.
+
+    Raises:
+        NotExactError: an exact number has become too long, or terms are symbolic and ``choices`` collects no premises.
     """
     if free is None:
         free = each(lambda _: True, error)
@@ -61,7 +73,13 @@ def least_squares_change(error: Array, gram: Array, free: Array | None, choices:
 
 
 def least_solution(right: Array, gram: Array, choices: Choices) -> Array:
-    """Y of least norm with ``Y @ gram`` equal to ``right``, for a positive semidefinite gram for which there is one."""
+    """Return Y of least norm with ``Y @ gram`` equal to ``right``.
+
+    Args:
+        right: a matrix (out x in) for which there is such a Y.
+        gram: a positive semidefinite matrix (in x in).
+        choices: collects the premises of the contract, for z3.
+    """
     kind, free = reading(*right.ravel(), *gram.ravel()), each(lambda _: True, right)
     if kind == "number":
         return _change_exact(right, gram, free)
@@ -71,9 +89,14 @@ def least_solution(right: Array, gram: Array, choices: Choices) -> Array:
 
 
 def right_factor(left: Array, target: Array, choices: Choices) -> Array:
-    """R (rank x in) that minimises |T - L R|_F for L (out x rank) and T (out x in): pinv(L) T, least in norm.
+    """Return R (rank x in) that minimises |T - L R|_F, namely pinv(L) T, which is least in norm.
 
-    It minimises |(T - L R) X|_F for every X as well.
+    It also minimises |(T - L R) X|_F for every X.
+
+    Args:
+        left: L (out x rank).
+        target: T (out x in).
+        choices: collects the premises of the contract, for z3.
     """
     kind = reading(*left.ravel(), *target.ravel())
     if kind == "batch":
@@ -88,7 +111,7 @@ def right_factor(left: Array, target: Array, choices: Choices) -> Array:
 
 
 def _change_exact(right: Array, gram: Array, free: Array) -> Array:
-    """The change of least norm for which ``change @ gram`` equals ``right`` where free; it is 0 elsewhere."""
+    """Return the change of least norm for which ``change @ gram`` equals ``right`` where free. It is 0 elsewhere."""
     rows = [_row_change(row, gram, mask) for row, mask in zip(right, free, strict=True)]
     return np.array(rows, dtype=object).reshape(right.shape)
 

@@ -1,7 +1,7 @@
-"""The closest matrix of a rank in every reading, and whether a matrix has a rank.
+"""Compute the closest matrix of a rank in every reading, and decide if a matrix exceeds a rank.
 
-Exact numbers get the exact optimum, batches a float64 one, z3 terms a *contract*: see
-:mod:`compcomp.algebra.least_squares`.
+Exact numbers lead to the exact optimum, batches to a float64 optimum, and z3 terms to a *contract* (see
+:mod:`compcomp.algebra.least_squares`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,20 @@ from compcomp.terms import Array, Batch, Choices, Equal, Or, Sum, SymbolicChoice
 
 
 def best_rank(matrix: Array, rank: int, choices: Choices, gram: Array | None = None) -> Factors:
-    """Factors (out x rank, rank x in) whose product is the closest matrix of that rank, in Frobenius norm.
+    """Return factors (out x rank, rank x in) whose product is the closest matrix of that rank, in Frobenius norm.
 
-    With a Gram matrix G = X X^T (in x in), the one of closest outputs: it minimises |(M - M') X|_F. M' = U U^T M for
-    the leading eigenvectors U (out x rank) of M G M^T. Eigenvectors of eigenvalue 0 are left out: what no input sees
-    goes to zero, unless the rank is no constraint (rank >= min(out, in)). Raises NotExactError on exact numbers when
-    the subspace is not rational or not unique.
+    With a Gram matrix G = X X^T, the product is the matrix M' of closest outputs, which minimises |(M - M') X|_F. It is
+    M' = U U^T M for the leading eigenvectors U (out x rank) of M G M^T. Eigenvectors of eigenvalue 0 are left out, so
+    that directions which no input reaches become zero, unless the rank is no constraint (rank >= min(out, in)).
+
+    Args:
+        matrix: M (out x in).
+        rank: the rank.
+        choices: collects the premises of the contract, for z3.
+        gram: G (in x in), or None for the Frobenius norm of M - M'.
+
+    Raises:
+        NotExactError: for exact numbers, the subspace is not rational or not unique.
     """
     kind = reading(*matrix.ravel(), *([] if gram is None else gram.ravel()))
     if kind == "batch":
@@ -54,11 +62,11 @@ def _best_rank_batch(matrix: Array, rank: int, gram: Array | None) -> Factors:
 
 
 SEEN = 1e-10
-"""The least share of |M| |S|, S S^T = G, that counts as more than zero among singular values of M S in floats."""
+"""The smallest singular value of M S that counts as nonzero in floats, as a share of |M| |S|, for S S^T = G."""
 
 
 def _root_batch(gram: Array, size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """S (in x in) with S S^T = G for each candidate."""
+    """Return S (in x in) with S S^T = G, for each candidate."""
     values, vectors = np.linalg.eigh(stack(gram, size))
     values = np.where(values > 1e-12 * np.abs(values[:, -1:]), values, 0)
     root: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = vectors * np.sqrt(values)[:, None, :]
@@ -80,7 +88,7 @@ def _rank_contract(matrix: Array, rank: int, choices: Choices, gram: Array | Non
 
 
 def _project(matrix: Array, rank: int) -> Array:
-    """The closest matrix of this rank: the matrix projected on its leading left singular subspace, exactly."""
+    """Return the closest matrix of this rank, exactly: the matrix projected on its leading left singular subspace."""
     if matrix.shape[0] > matrix.shape[1]:
         transposed: Array = _project(matrix.T, rank).T
         return transposed
@@ -92,7 +100,7 @@ def _project(matrix: Array, rank: int) -> Array:
 
 
 def _project_outputs(matrix: Array, rank: int, gram: Array) -> Array:
-    """U U^T M for the leading eigenvectors U of M G M^T of eigenvalues above 0, exactly."""
+    """Return U U^T M, exactly, for the leading eigenvectors U of M G M^T with eigenvalues above 0."""
     exact = each(Fraction, matrix)
     if rank >= min(matrix.shape):
         return exact
@@ -106,15 +114,18 @@ def _project_outputs(matrix: Array, rank: int, gram: Array) -> Array:
 
 
 def _whole(matrix: Array) -> Array:
-    """The matrix times the least common multiple of its denominators."""
+    """Return the matrix times the least common multiple of its denominators."""
     unit = lcm(*(x.denominator for x in matrix.ravel()))
     return each(lambda x: x * unit, matrix)
 
 
 def _leading_part(exact: Array, square: Array, rank: int) -> Array:
-    """The matrix projected on the ``rank`` leading eigenvectors of ``square``, integers of higher rank (out x out).
+    """Return the matrix projected on the ``rank`` leading eigenvectors of ``square``.
 
-    Rational eigenvalues of integers are integers.
+    ``square`` (out x out) is an integer matrix of higher rank. Rational eigenvalues of an integer matrix are integers.
+
+    Raises:
+        NotExactError: the subspace is not rational or not unique.
     """
     values = np.linalg.eigvalsh(square.astype(float))[::-1]
     if values[rank - 1] - values[rank] > 1e-9 * values[0]:  # far above the error of eigvalsh
@@ -129,7 +140,10 @@ def _leading_part(exact: Array, square: Array, rank: int) -> Array:
 
 
 def _eigenspace(square: Array, values: Array) -> list[list[Fraction]] | None:
-    """A basis of the eigenvectors of these eigenvalues (floats, with multiplicity); None unless all are integers."""
+    """Return a basis of the eigenvectors for these eigenvalues (floats, with multiplicity).
+
+    Returns None if some eigenvalue is not an integer.
+    """
     if any(abs(v - round(v)) > 1e-9 * (1 + abs(v)) for v in values.tolist()):  # not to mistake a neighbour
         return None
     basis: list[list[Fraction]] = []
@@ -139,7 +153,7 @@ def _eigenspace(square: Array, values: Array) -> list[list[Fraction]] | None:
 
 
 def _span_projector(basis: list[list[Fraction]]) -> Array:
-    """The orthogonal projector on the span of independent vectors."""
+    """Return the orthogonal projector on the span of independent vectors."""
     b = np.array(basis, dtype=object)  # vectors x n
     inner = (b @ b.T).tolist()
     columns = [solve(inner, list(column)) for column in b.T]  # n x vectors
@@ -148,7 +162,7 @@ def _span_projector(basis: list[list[Fraction]]) -> Array:
 
 
 def _factorise(matrix: Array, rank: int) -> Factors:
-    """Any exact factors of a matrix of at most this rank, padded with zeros."""
+    """Return exact factors of a matrix of at most this rank, padded with zeros."""
     reduced, pivots = row_echelon(matrix.tolist())
     left = np.full((matrix.shape[0], rank), Fraction(0), dtype=object)
     right = np.full((rank, matrix.shape[1]), Fraction(0), dtype=object)
@@ -159,7 +173,10 @@ def _factorise(matrix: Array, rank: int) -> Factors:
 
 
 def rank_exceeds(matrix: Array, rank: int) -> Term:
-    """Whether the matrix has more than this rank: exactly for numbers and z3, above 1e-9 for batches."""
+    """Return a term that is true if the rank of the matrix is larger than ``rank``.
+
+    It is exact for numbers and z3 terms. For batches, singular values above 1e-9 (1 + the largest) count as nonzero.
+    """
     if rank >= min(matrix.shape):
         return False
     kind = reading(*matrix.ravel())

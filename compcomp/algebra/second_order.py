@@ -1,11 +1,11 @@
-"""What second-order techniques share, in every reading: the damped Gram matrix, its inverse, and the updates.
+"""Compute what second-order techniques share, in every reading: the damped Gram matrix, its inverse, and updates.
 
-H is the Gram matrix of the inputs with its diagonal damped, so it is positive definite and everything here is
-rational: where the literature takes a Cholesky factor of its inverse, H^-1 = L D L^T with L unit lower triangular is
-taken instead. The factor's row j is sqrt(D_j) times column j of L, and no technique needs the root by itself.
+H is the Gram matrix of the inputs with a damped diagonal. It is positive definite, and all results are rational. The
+literature uses a Cholesky factor of H^-1; this module uses H^-1 = L D L^T, with L unit lower triangular. Row j of the
+Cholesky factor is sqrt(D_j) times column j of L, and no technique needs the root by itself.
 
-For the prover (z3 terms with :class:`SymbolicChoices`) every intermediate number is a fresh variable with the
-equation that defines it, and no division is written: formulas stay small, and what is proved is exact.
+For the prover (z3 terms with :class:`SymbolicChoices`) every intermediate number is a fresh variable with the equation
+that defines it, and there are no divisions. So formulas stay small, and proofs are exact.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ from compcomp.terms import (
 )
 
 MASKS = ("ignored", "kept")
-"""Whether a second-order technique lets its updates fill weights that were dropped before."""
+"""The ways to treat an earlier mask. "ignored": updates may fill weights that were dropped before. "kept": they may
+not."""
 
 
 def named(term: Term, choices: Choices) -> Term:
-    """The number or truth value; for the prover a fresh variable that equals it."""
+    """Return a number or truth value as it is; for the prover, a fresh variable that equals it."""
     if isinstance(choices, SymbolicChoices) and reading(term) == "z3":
         variable = choices.flip() if term.sort().name() == "Bool" else choices.real()
         choices.assume(Equal(variable, term))
@@ -53,7 +54,7 @@ def named(term: Term, choices: Choices) -> Term:
 
 
 def quotient(x: Term, y: Term, choices: Choices) -> Term:
-    """``x / y`` where ``y`` is known not to be 0."""
+    """Return ``x / y``, if ``y`` is known not to be 0; for the prover, a fresh variable that equals it."""
     if isinstance(choices, SymbolicChoices) and reading(x, y) == "z3":
         variable = choices.real()
         choices.assume(Equal(variable * y, x))
@@ -62,7 +63,7 @@ def quotient(x: Term, y: Term, choices: Choices) -> Term:
 
 
 def pick(chosen: Sequence[Term], values: Sequence[Term]) -> Term:
-    """The value whose condition holds; one of them does."""
+    """Return the value whose condition in ``chosen`` holds. One of the conditions must hold."""
     result = values[-1]
     for condition, value in zip(reversed(chosen[:-1]), reversed(values[:-1]), strict=True):
         result = If(condition, value, result)
@@ -73,9 +74,18 @@ def pick(chosen: Sequence[Term], values: Sequence[Term]) -> Term:
 
 
 def damped(layer: LayerState, damping: Fraction, where: str) -> tuple[Array, list[Term]]:
-    """H (in x in), and for each input whether it is dead, that is always zero.
+    """Return H (in x in), and for each input feature a term that is true if it is dead (always zero).
 
-    The diagonal entry of a dead input becomes 1; then ``damping`` times the diagonal's mean is added to it all.
+    The diagonal entry of a dead input becomes 1. Then ``damping`` times the mean of the diagonal is added to the
+    diagonal.
+
+    Args:
+        layer: a layer with a Gram matrix.
+        damping: a number > 0.
+        where: the technique that an error names.
+
+    Raises:
+        InputError: the layer has no Gram matrix.
     """
     if layer.gram is None:
         raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", where)
@@ -93,15 +103,16 @@ def damped(layer: LayerState, damping: Fraction, where: str) -> tuple[Array, lis
 
 
 def without_dead(weight: Array, dead: Sequence[Term], choices: Choices) -> Array:
-    """The weight with the columns of dead inputs at zero."""
+    """Return the weight with the columns of dead inputs set to zero."""
     everywhere = np.broadcast_to(np.array(dead, dtype=object), weight.shape)
     return each(lambda w, gone: named(If(gone, 0, w), choices), weight, everywhere)
 
 
 def inverse_factor(matrix: Array, choices: Choices) -> tuple[Array, list[Term]]:
-    """L (unit lower triangular) and D with ``matrix^-1 = L diag(D) L^T``, of a positive definite matrix.
+    """Return L (unit lower triangular) and D with ``matrix^-1 = L diag(D) L^T``, for a positive definite matrix.
 
-    From ``matrix = M diag(E) M^T``, M unit upper triangular: L is the transpose of M^-1, and D is 1 / E.
+    They follow from ``matrix = M diag(E) M^T`` with M unit upper triangular: L is the transpose of M^-1, and D is
+    1 / E.
     """
     side = len(matrix)
     upper, pivots = _identity(side), list[Term]([0] * side)
@@ -121,7 +132,7 @@ def inverse_factor(matrix: Array, choices: Choices) -> tuple[Array, list[Term]]:
 
 
 def inverse(matrix: Array, choices: Choices) -> Array:
-    """The inverse of a positive definite matrix."""
+    """Return the inverse of a positive definite matrix."""
     side = len(matrix)
     lower, values = inverse_factor(matrix, choices)
     result = np.empty((side, side), dtype=object)
@@ -140,7 +151,7 @@ def _identity(side: int) -> Array:
 
 
 class _Quiet(Choices):
-    """The choices of another, without a word about how near they were."""
+    """Make the choices of another object, without a record of the margin."""
 
     def __init__(self, choices: Choices) -> None:
         super().__init__()
@@ -151,9 +162,15 @@ class _Quiet(Choices):
 
 
 def least(scores: Sequence[Term], count: int, ties: str, choices: Choices, *, exact_zeros: bool) -> list[Term]:
-    """For each score, whether it is among the ``count`` smallest; see :func:`compcomp.terms.smallest`.
+    """Return a term for each score that is true if it is among the ``count`` smallest.
 
-    ``exact_zeros``: scores of 0 are met exactly by floats too. Negative scores always are.
+    Args:
+        scores: the scores.
+        count: how many are taken.
+        ties: one of :data:`compcomp.terms.TIES`; see :func:`compcomp.terms.smallest`.
+        choices: makes the free choices of "any", and records the margin.
+        exact_zeros: True if floats compute scores of 0 exactly, so that such ties do not count for the margin. They
+            always do so for negative scores.
     """
     if reading(*scores) == "number" and 0 < count < len(scores):
         last, following = sorted(scores)[count - 1 : count + 1]
@@ -166,24 +183,36 @@ def least(scores: Sequence[Term], count: int, ties: str, choices: Choices, *, ex
 
 
 def largest(weights: Iterable[Term], kept: Iterable[Term], choices: Choices) -> Term:
-    """The largest magnitude of the kept weights, 0 where there is none: what the scale of a group comes from."""
+    """Return the largest magnitude of the kept weights, 0 if there is none. The scale of a group follows from it."""
     found = Max([0, *(If(keep, Abs(w), 0) for w, keep in zip(weights, kept, strict=True))])
     return named(found, choices)
 
 
 def row_steps(weight: Array, kept: Array, levels: int, choices: Choices) -> Array:
-    """The step of each row's absmax grid at every weight, out x in."""
+    """Return the step of each row's absmax grid at every weight (out x in).
+
+    Args:
+        weight: the weight (out x in).
+        kept: truth values (out x in), true for weights that count.
+        levels: the number of grid values on each side of 0.
+        choices: collects premises, for z3.
+    """
     steps = [named(Div(largest(row, keep, choices), levels), choices) for row, keep in zip(weight, kept, strict=True)]
     return np.repeat(np.array([steps], dtype=object).T, weight.shape[1], axis=1)
 
 
 def rounded(x: Term, step: Term, levels: int, rounding: str, choices: Choices) -> Term:
-    """The nearest value of the grid; for the prover as a variable."""
+    """Return the nearest value of the grid (see :func:`compcomp.terms.nearest`), for the prover as a variable."""
     return named(nearest(x, step, levels, rounding, choices), choices)
 
 
 def kept_weights(layer: LayerState, mask: str) -> Array:
-    """Out x in truth values: the weights that may be other than zero, by the layer's mask if it is to be kept."""
+    """Return truth values (out x in), true for weights that may be nonzero.
+
+    Args:
+        layer: the layer.
+        mask: one of :data:`MASKS`. "kept": only weights that the layer's mask keeps.
+    """
     if mask == "ignored" or layer.format.mask is None:
         return each(lambda _: True, layer.weight)
     return np.asarray(layer.format.mask)
@@ -193,11 +222,19 @@ def kept_weights(layer: LayerState, mask: str) -> Array:
 
 
 def spread(weight: Array, lower: Array, settle: Callable[[int, Array], Array], choices: Choices) -> Array:
-    """Settle the columns left to right; later ones make up for the error of each as well as they can.
+    """Fix the columns from left to right, and update later columns so that they best compensate for each error.
 
-    ``weight``: out x in. ``lower``: L of :func:`inverse_factor`. ``settle(j, work)`` gives the final values of column
-    j of the weight as updated so far. The update of later columns is ``-(w_j - q_j) * L[k, j]``, in the literature
-    ``-(w_j - q_j) / U_jj * U_jk`` with the upper Cholesky factor U of H^-1.
+    The update of later columns is ``-(w_j - q_j) * L[k, j]``. In the literature it is ``-(w_j - q_j) / U_jj * U_jk``
+    with the upper Cholesky factor U of H^-1.
+
+    Args:
+        weight: the weight (out x in).
+        lower: L of :func:`inverse_factor`.
+        settle: ``settle(j, work)`` returns the final values of column j, given the weight as updated so far.
+        choices: collects premises, for z3.
+
+    Returns:
+        The new weight (out x in).
     """
     work, columns = weight.copy(), weight.shape[1]
     for j in range(columns):
@@ -211,7 +248,10 @@ def spread(weight: Array, lower: Array, settle: Callable[[int, Array], Array], c
 
 
 def descending(keys: Sequence[Term], choices: Choices) -> list[list[Term]]:
-    """For each place, which key comes there when they are sorted largest first, equal ones by index."""
+    """Return for each position in descending order a term for each key, true if the key is at that position.
+
+    Equal keys are ordered by index.
+    """
     count = len(keys)
     if reading(*keys) == "number":
         order = sorted(range(count), key=lambda j: (-keys[j], j))
@@ -227,7 +267,7 @@ def descending(keys: Sequence[Term], choices: Choices) -> list[list[Term]]:
 
 
 def rearranged(matrix: Array, order: Sequence[Sequence[Term]], choices: Choices) -> Array:
-    """The matrix with the columns in this order (of :func:`descending`)."""
+    """Return the matrix with the columns in this order (of :func:`descending`)."""
     result = np.empty(matrix.shape, dtype=object)
     for i, row in enumerate(matrix):
         for k, chosen in enumerate(order):
@@ -236,7 +276,7 @@ def rearranged(matrix: Array, order: Sequence[Sequence[Term]], choices: Choices)
 
 
 def undone(order: Sequence[Sequence[Term]]) -> list[list[Term]]:
-    """The order that undoes another."""
+    """Return the inverse of an order."""
     return [list(chosen) for chosen in zip(*order, strict=True)]
 
 
@@ -244,20 +284,27 @@ def undone(order: Sequence[Sequence[Term]]) -> list[list[Term]]:
 
 
 class Greedy:
-    """One row whose weights are fixed one at a time, the others making up for each as well as they can.
+    """Fix the weights of one row one at a time, and update the others so that they best compensate for each error.
 
-    ``weights``: n terms. ``inverse``: H^-1, n x n, its rows and columns of fixed weights eliminated. ``fixed``: n
-    truth values.
+    ``weights`` holds n terms, and ``fixed`` n truth values. ``inverse`` is H^-1 (n x n) with the rows and columns of
+    fixed weights eliminated.
     """
 
     def __init__(self, weights: Sequence[Term], inverse: Array, choices: Choices) -> None:
         self.weights, self.inverse, self.choices = list(weights), inverse, choices
         self.fixed: list[Term] = [False] * len(self.weights)
         self.moved = False
-        """Whether a weight has been updated, on exact numbers."""
+        """True if a weight has been updated, for exact numbers."""
 
     def fix(self, targets: Sequence[Term], chosen: Sequence[Term]) -> None:
-        """Set the chosen weight to its target; w_k -= (w_p - target_p) / H^-1_pp * H^-1_pk for the others."""
+        """Set the chosen weight p to its target, and update the others.
+
+        The update is w_k -= (w_p - target_p) / H^-1_pp * H^-1_pk.
+
+        Args:
+            targets: the target of each weight.
+            chosen: a truth value for each weight, exactly one of which is true.
+        """
         side, choices = len(self.weights), self.choices
         column = [named(pick(chosen, [self.inverse[p, k] for p in range(side)]), choices) for k in range(side)]
         corner = named(pick(chosen, [self.inverse[p, p] for p in range(side)]), choices)
@@ -282,17 +329,21 @@ class Greedy:
         self.inverse = reduced
 
     def score(self, k: int, error: Term) -> Term:
-        """``error^2 / H^-1_kk``: what fixing the weight with this error adds to the damped output error.
+        """Return ``error^2 / H^-1_kk``, the increase of the damped output error if weight k is fixed with this error.
 
-        Of a fixed weight any number.
+        For a weight that is fixed already the result is any number.
         """
         corner = If(self.fixed[k], 1, self.inverse[k, k])
         return quotient(error * error, corner, self.choices)
 
     def least(self, scores: Sequence[Term], barred: Sequence[Term], ties: str, *, exact_zeros: bool) -> list[Term]:
-        """Which of the scores is the least of those that are not barred.
+        """Return a term for each score that is true if it is the least of those that are not barred.
 
-        ``exact_zeros``: among equal scores of 0 floats choose alike, or it does not matter.
+        Args:
+            scores: the scores.
+            barred: a truth value for each score, true if it is not a candidate.
+            ties: one of :data:`compcomp.terms.TIES`.
+            exact_zeros: True if floats make the same choice among equal scores of 0, or if that choice does not matter.
         """
         if reading(*scores) != "number":
             bar = named(1 + 2 * Sum(Abs(score) for score in scores), self.choices)
@@ -310,6 +361,6 @@ class Greedy:
 
 
 def all_of(mask: Array | None, dropped: Array) -> Array:
-    """The mask that drops what another (None: nothing) drops, and more."""
+    """Return the mask that drops these weights, and all weights that ``mask`` (None: no mask) drops."""
     kept = each(Not, dropped)
     return kept if mask is None else each(And, mask, kept)

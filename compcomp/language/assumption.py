@@ -125,7 +125,13 @@ class Assumption:
 
 
 def assumption(kind: Kind, technique: object = None, about: str = "") -> Assumption:
-    """Return an assumption whose text follows from its kind, its technique and its detail (:data:`TEXTS`)."""
+    """Return an assumption whose text follows from its kind, its technique and its detail (:data:`TEXTS`).
+
+    Args:
+        kind: a kind in :data:`TEXTS`.
+        technique: the technique that the assumption is about, or None.
+        about: the detail that distinguishes it from others of its kind and technique.
+    """
     name = None if technique is None else str(technique)
     text = TEXTS[kind].format(technique=name, about=about)
     return Assumption(kind, text, name, kind not in OF_EVERY_LAYER, about)

@@ -71,8 +71,8 @@ class Declared:
         restores: "mask": every weight that the mask before it drops is zero after it, and the mask after it drops that
             weight too.
         never_increases: names of losses, of the layer in its current basis.
-        rests: it is a no-op on the dense layer. The state after it has the same weight, mask, grid and inputs, and a
-            low-rank term with the same product.
+        rests: to change nothing means here that weight, mask, grid, inputs and the product of the low-rank term are the
+            same after it.
         changes_inputs: weight, reference and format do not change. A technique that does not declare it does not change
             the inputs.
         homogeneous: the layer here is its weight and its reference.

@@ -1,9 +1,9 @@
-"""What is one and the same: the only rule by which techniques, steps, scores and measures are taken for one another.
+"""Decide if techniques, steps, scores and measures are the same. All such decisions use this module.
 
-Classes of one's own may define an equality that leaves something out (``compare=False``), an equality of another kind,
-or a text that hides a field. So nothing that is trusted to be the same is compared by ``==`` or by text: two values are
-the same where they have one :func:`identity`, made of their class and everything that they hold. What may change while
-it is looked at has none (:class:`Unidentified`): it is merged with nothing, not reused, and sent to no other process.
+Users' classes may define an equality that leaves out a field (``compare=False``), an equality of another kind, or a
+text that hides a field. So values that must be the same are never compared by ``==`` or by text. Two values are the
+same if they have the same :func:`identity`, made of their class and everything that they hold. A value that may change
+has no identity (:class:`Unidentified`): it is not merged with others, not reused, and not sent to other processes.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from compcomp.language.parameters import is_unknown
 
 
 class Unidentified(LookupError):
-    """Something of which nobody can say that it is, and stays, what it was."""
+    """Signal a value without identity, because it may change or cannot be inspected completely."""
 
 
 def identity(value: Any) -> Hashable:
-    """What tells a value from all others, equal for two that are the same in class and in everything they hold.
+    """Return a key that is equal for two values if and only if they have the same class and hold the same values.
 
-    Raises Unidentified where they hold what may change (lists, dictionaries, iterators), have an equality of their own,
-    or code that changes something beyond its own variables.
+    Raises:
+        Unidentified: the value holds something that may change (lists, dictionaries, iterators), has an equality of its
+            own, or has code that changes more than its own variables.
     """
     try:
         return _of(value, ())
@@ -41,7 +42,7 @@ def identity(value: Any) -> Hashable:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are one object, or have one identity."""
+    """Return True if two values are one object, or have the same identity."""
     if one is other:
         return True
     try:
@@ -51,12 +52,18 @@ def same(one: Any, other: Any) -> bool:
 
 
 def all_but(step: Any, *names: str) -> tuple[Hashable, ...]:
-    """The identity of a dataclass without the fields of these names: a field that is added later counts."""
+    """Return the identity of a dataclass without the fields of these names.
+
+    Fields that are added to the class later are included.
+
+    Raises:
+        Unidentified: a field has no identity.
+    """
     return tuple((f.name, identity(getattr(step, f.name))) for f in fields(step) if f.name not in names)
 
 
 def same_but(one: Any, other: Any, *names: str) -> bool:
-    """Whether two dataclasses are of one class and agree in all fields but those of these names."""
+    """Return True if two dataclasses have the same class and agree in all fields except those of these names."""
     try:
         return type(one) is type(other) and all_but(one, *names) == all_but(other, *names)
     except Unidentified:
@@ -64,7 +71,7 @@ def same_but(one: Any, other: Any, *names: str) -> bool:
 
 
 def or_itself(value: Any) -> Hashable:
-    """The identity of a value; where it has none a key that is equal for this very object alone."""
+    """Return the identity of a value or, if it has none, a key that is equal only for the same object."""
     try:
         return identity(value)
     except Unidentified:
@@ -72,25 +79,25 @@ def or_itself(value: Any) -> Hashable:
 
 
 def ours(module: Any) -> bool:
-    """Whether a module of this name is part of this library, which does not change while it runs."""
+    """Return True if a module of this name is part of this library, whose code does not change at run time."""
     return isinstance(module, str) and module.partition(".")[0] == "compcomp"
 
 
 def is_ours(value: Any) -> bool:
-    """Whether it is a function of this library that holds nothing, or an object of one of its classes."""
-    if isinstance(value, FunctionType):  # of its globals, as its own word for its module may be another's
+    """Return True for a function of this library without a closure, and for an object of one of its classes."""
+    if isinstance(value, FunctionType):  # by its globals, as its __module__ may name another module
         return ours(value.__globals__.get("__name__")) and value.__closure__ is None
     return value is not None and all(map(_our_class, type(value).__mro__[:-1]))
 
 
 @lru_cache(maxsize=4096)
 def _our_class(kind: type) -> bool:
-    """Whether a class is found where it says that it is, in this library."""
+    """Return True if a class is in this library, at the place that its module and name say."""
     return ours(kind.__module__) and vars(sys.modules.get(kind.__module__, object)).get(kind.__qualname__) is kind
 
 
 class _One:
-    """An object as a key, by what it is and not by what it says of itself."""
+    """Make an object a key that is compared with ``is``, not by the equality that its class defines."""
 
     __slots__ = ("value",)
 
@@ -112,8 +119,8 @@ _BY_OBJECT = (type, ModuleType, np.ufunc, np.dtype)
 
 def _of(value: Any, above: tuple[Any, ...]) -> Hashable:
     kind: Any = type(value)
-    if id(kind) in _PLAIN:  # not by the equality of classes, which a class of classes may define
-        return kind, value  # with its class: 1, True and 1.0 are equal
+    if id(kind) in _PLAIN:  # not by ==, which a metaclass may define
+        return kind, value  # with its class, as 1, True and 1.0 are equal
     if kind is float:
         return kind, value.hex()
     if is_unknown(value):
@@ -142,7 +149,7 @@ def _of(value: Any, above: tuple[Any, ...]) -> Hashable:
 
 
 def _instance(value: Any, above: tuple[Any, ...]) -> Hashable:
-    """Its class and all that it holds, in fields or not."""
+    """Return the identity of an object: its class and all that it holds, in fields or not."""
     kind: Any = type(value)
     if isinstance(value, Enum):
         return _One(kind), value.name
@@ -156,7 +163,7 @@ def _instance(value: Any, above: tuple[Any, ...]) -> Hashable:
 
 
 def _held(value: Any) -> Iterator[tuple[str, Any]]:
-    """The attributes of an object, without what cached properties make of the others."""
+    """Return the attributes of an object, except the values of cached properties."""
     kind = type(value)
     for base in kind.__mro__:
         for name, slot in vars(base).items():
@@ -170,19 +177,25 @@ def _held(value: Any) -> Iterator[tuple[str, Any]]:
 # ------------------------------------------------------------------------------------------------ code
 
 _FIRST = frozenset({"__init__", "__post_init__", "__new__", "__setstate__", "__init_subclass__", "__set_name__"})
-"""What makes an object may set its attributes."""
+"""Methods that make an object, which may set its attributes."""
 _REACHES = frozenset(
     {"setattr", "delattr", "__setattr__", "__delattr__", "__dict__", "vars", "globals", "exec", "eval"}
 )
 _CHANGES = frozenset({"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR"})
 _RANDOM = frozenset({"random", "secrets", "time", "uuid"})
 _OF_PYTHON = 1 << 9
-"""The flag of classes that are no part of a compiled module (Py_TPFLAGS_HEAPTYPE)."""
+"""The flag of classes that are not part of a compiled module (Py_TPFLAGS_HEAPTYPE)."""
 _CONTAINERS = (list, dict, set, bytearray, np.ndarray)
 
 
 def _function(value: FunctionType, above: tuple[Any, ...]) -> Hashable:
-    """Its code, where that looks up its names, and what it holds: so one that is written down twice is two."""
+    """Return the identity of a function: its code, its globals and all that it holds.
+
+    So a function that is written twice is two functions.
+
+    Raises:
+        Unidentified: its code changes more than its own variables, or a variable of its closure is not set.
+    """
     if is_ours(value):
         return FunctionType, _One(value)
     _check_code(value, above)
@@ -196,12 +209,12 @@ def _function(value: FunctionType, above: tuple[Any, ...]) -> Hashable:
 
 
 def _content(value: Any, above: tuple[Any, ...]) -> Hashable:
-    """What a function holds; one that calls itself holds itself."""
+    """Return the identity of a value that a function holds. A function that calls itself holds itself."""
     return ("itself",) if any(value is one for one in above) else _of(value, above)
 
 
 def _check_code(value: FunctionType, above: tuple[Any, ...]) -> None:
-    """Raise Unidentified where a function changes, or reads, what may be another at its next call."""
+    """Raise Unidentified if a function changes or reads something that may differ at its next call."""
     why, names = _effects(value.__code__)
     if why is not None:
         raise Unidentified(f"{value.__qualname__}, which {why}")
@@ -218,7 +231,7 @@ def _check_code(value: FunctionType, above: tuple[Any, ...]) -> None:
 
 @lru_cache(maxsize=4096)
 def _effects(code: CodeType) -> tuple[str | None, tuple[str, ...]]:
-    """What code changes beyond its own variables, None where nothing; and the global names that it reads."""
+    """Return what code changes besides its own variables (None if nothing), and the global names that it reads."""
     names: dict[str, None] = {}
     for part in _nested(code):
         if reached := _REACHES.intersection(part.co_names):
@@ -240,7 +253,7 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
 
 
 def _check_class(kind: type, above: tuple[Any, ...]) -> None:
-    """Raise Unidentified where a class compares, makes or changes its objects in ways of its own."""
+    """Raise Unidentified if a class compares, makes or changes its objects in ways of its own."""
     for base in kind.__mro__[:-1]:
         if _our_class(base) or base.__module__ in ("typing", "abc") or base is tuple:
             continue
@@ -274,16 +287,16 @@ def _check_attribute(kind: type, name: str, attribute: Any, above: tuple[Any, ..
 
 
 _DECLARED = frozenset({"examples", "kernels"})
-"""Dictionaries that techniques have in their class."""
+"""Class attributes of techniques that are dictionaries."""
 
 
 def _generated(function: FunctionType) -> bool:
-    """Whether ``dataclass`` wrote it."""
+    """Return True if ``dataclass`` generated the function."""
     return function.__code__.co_filename == "<string>" and function.__name__.startswith("__")
 
 
 def _fieldwise(kind: type) -> bool:
-    """Whether the equality of a class is that which ``dataclass`` gives it."""
+    """Return True if the equality of a class is the one that ``dataclass`` generates for it."""
     function = vars(kind)["__eq__"]
     if not (isinstance(function, FunctionType) and is_dataclass(kind)):
         return False

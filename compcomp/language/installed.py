@@ -1,11 +1,11 @@
-"""Techniques of other packages: entry points of the group ``compcomp.techniques``, loaded when they are asked for.
+"""Load techniques of other packages on request, from entry points of the group ``compcomp.techniques``.
 
 In the ``pyproject.toml`` of such a package::
 
     [project.entry-points."compcomp.techniques"]
     Binarize = "binarize:Binarize"
 
-The name is that of the class, which is what text calls it by.
+The name is that of the class, and the name in text.
 """
 
 from __future__ import annotations
@@ -17,22 +17,26 @@ from compcomp.language.technique import Technique
 
 GROUP = "compcomp.techniques"
 LONGEST = 160
-"""Characters of an error of another package that are passed on."""
+"""The number of characters of another package's error that are shown."""
 
 
 def installed_names() -> list[str]:
-    """The names of all techniques of other packages, none of which is loaded for that."""
+    """Return the names of all techniques of other packages, without loading any."""
     return sorted({point.name for point in entry_points(group=GROUP)})
 
 
 def find_installed(name: str) -> type[Technique] | None:
-    """The class of this name, registered; None where no package has one. InputError where it cannot be loaded."""
+    """Register and return the class of this name, or None if no package has one.
+
+    Raises:
+        InputError: the class cannot be loaded.
+    """
     points = [point for point in entry_points(group=GROUP) if point.name == name]
     return _load(points[0]) if points else None
 
 
 def load_installed() -> list[str]:
-    """Register the techniques of all other packages; what was wrong with those left out, a line for each."""
+    """Register the techniques of all other packages, and return one line for each that could not be loaded."""
     problems = []
     for name in installed_names():
         if any(kind.__name__ == name for kind in Technique.kernels):
@@ -48,7 +52,7 @@ def _load(point: EntryPoint) -> type[Technique]:
     where = f"entry point {point.name} of {point.dist.name if point.dist else 'a package'}"
     try:
         found = point.load()
-    except (Exception, SystemExit) as error:  # whatever a foreign module raises concerns it alone
+    except (Exception, SystemExit) as error:  # an error of a foreign module must not stop others
         raise InputError(_one_line(error), f"{point.value} to be importable", where) from error
     if not (isinstance(found, type) and issubclass(found, Technique)):
         raise InputError(point.value, "a subclass of Technique", where)

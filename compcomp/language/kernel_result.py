@@ -1,4 +1,4 @@
-"""What a torch kernel has to give, checked in one place: a layer's state in tensors, made of the state it was given."""
+"""Check the results of torch kernels: a layer's state in tensors that match the state that was given."""
 
 from __future__ import annotations
 
@@ -12,9 +12,14 @@ ALLOWED = "a kernel has to give a LayerState of tensors, of the shape, dtype and
 
 
 def wrong_result(before: LayerState, after: Any, *, finite: bool = True) -> tuple[str, str] | None:
-    """What is wrong with what a kernel gave for a layer, and what is allowed, in words; None where nothing is wrong.
+    """Return descriptions of the error in a kernel's result and of what is allowed, or None if there is no error.
 
-    Values are not looked at, but for numbers that are not finite, if these are asked for.
+    Values are not checked, except for being finite.
+
+    Args:
+        before: the state that the kernel was given.
+        after: the result of the kernel.
+        finite: True if numbers that are not finite are errors.
     """
     import torch
 
@@ -29,7 +34,7 @@ def wrong_result(before: LayerState, after: Any, *, finite: bool = True) -> tupl
 
 
 def _wrong_kind(before: LayerState, after: Any) -> str | None:
-    """The same for what a state is made of, but for its values."""
+    """Return a description of an error in the types, dtypes, devices or shapes of a result, or None."""
     import torch
 
     if not isinstance(after, LayerState):
@@ -55,7 +60,7 @@ def _wrong_kind(before: LayerState, after: Any) -> str | None:
 
 
 def _entries(after: LayerState, shape: tuple[int, ...]) -> Iterator[tuple[str, str, Any, tuple[int, ...] | None]]:
-    """The tensors that a state has to hold: name, kind and shape of each."""
+    """Return the tensors that a state must hold: name, kind, value and shape of each."""
     sides = dict(zip(("out", "in"), shape, strict=True))
     for field in walk.FIELDS:
         if not field.is_array or not (field.in_format or field.path == "weight"):
@@ -70,7 +75,7 @@ def _entries(after: LayerState, shape: tuple[int, ...]) -> Iterator[tuple[str, s
 
 
 def _found(value: Any, path: list[str]) -> Any:
-    """What is at the end of a path, or where it leaves the classes of a state."""
+    """Return the value at the end of a path. Names that a value does not have are skipped."""
     for name in path:
         value = getattr(value, name, value)
     return value

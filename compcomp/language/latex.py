@@ -1,4 +1,4 @@
-"""Claims and verdicts as LaTeX."""
+"""Write claims and verdicts as LaTeX."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _ESCAPES = {
 
 
 def escape(text: str) -> str:
-    """The text with LaTeX's special characters escaped, ``>>`` as an arrow."""
+    """Return the text with LaTeX's special characters escaped, and with an arrow for ``>>``."""
     return "".join(_ESCAPES.get(c, c) for c in text).replace(" >> ", r" $\rightarrow$ ")
 
 
 def matrix_to_latex(rows: Matrix) -> str:
-    """An exact matrix as a pmatrix."""
+    """Return an exact matrix as a pmatrix."""
 
     def entry(x: Fraction) -> str:
         sign = "-" if x < 0 else ""
@@ -35,7 +35,7 @@ def matrix_to_latex(rows: Matrix) -> str:
 
 
 def verdict_to_latex(verdict: Verdict) -> str:
-    """One paragraph: the claim, its status and scope, the assumptions, and the witness where there is one."""
+    """Return one paragraph with the claim, its status and scope, the assumptions, and the witness if there is one."""
     claim = verdict.claim
     loss = f" under {escape(claim.loss.name)}" if claim.loss else ""
     lines = [

@@ -1,7 +1,7 @@
-"""Techniques by name: what text and files tell of them whole, so that another process or run finds the same ones.
+"""Name techniques by text and files, so that another process or run finds the same ones.
 
-A technique is told by its text where its class makes the very same one, field by field, of that text. Its class is told
-by module, name and files. Nothing else is written to a store or sent to another process.
+Text determines a technique if its class makes the same technique, field by field, from that text. Module, name and
+files determine its class. Nothing else is written to a store or sent to another process.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from compcomp.language.technique import Source, Technique, source_now
 
 
 class OtherFiles(LookupError):
-    """A process has other files of a technique than the one that asks it: it is no place for the job."""
+    """Signal that this process has other files of a technique than the process that sent the job."""
 
 
 _told_here: set[str] = set()
-"""Digests that this process gave to others, of what it has loaded itself."""
+"""Digests of loaded files that this process has sent to others."""
 _first: dict[str, Source] = {}
-"""Files that no class has a record of, as they were when they were first looked at."""
+"""Files that no class has recorded, as they were when they were first read."""
 
 
 # ------------------------------------------------------------------------------------------------ texts
 
 
 def told_by_text(technique: Technique) -> bool:
-    """Whether its class makes of its text the same technique in every field."""
+    """Return True if the class of a technique makes the same technique, in every field, from its text."""
     from compcomp.language.text import technique_of
 
     kind = type(technique)
@@ -55,7 +55,10 @@ def told_by_text(technique: Technique) -> bool:
 
 
 def is_named(technique: Technique) -> bool:
-    """Whether text is read as this very technique: it is told whole, and its name is that of its class."""
+    """Return True if the parser reads the text of a technique as that technique.
+
+    Its text then determines it, and its name is registered for its class.
+    """
     return Technique.known().get(type(technique).__name__) is type(technique) and told_by_text(technique)
 
 
@@ -63,9 +66,9 @@ def is_named(technique: Technique) -> bool:
 
 
 def registrations(techniques: Iterable[Technique]) -> list[list[str]] | None:
-    """Module, name and kernel of each kind of technique, with a digest of files that are not ours, as plain data.
+    """Return module, name and kernel of each class of techniques, with a digest of users' files, as plain data.
 
-    None where another process would not find the same techniques by their texts.
+    Returns None if another process would not find the same techniques by their texts.
     """
     found, kinds = list(techniques), list[type[Technique]]()
     for technique in found:
@@ -82,9 +85,10 @@ def registrations(techniques: Iterable[Technique]) -> list[list[str]] | None:
 
 
 def find_registered(given: Iterable[Iterable[str]]) -> None:
-    """Make techniques known in this process, from what :func:`registrations` gave in another.
+    """Register techniques in this process, given the result of :func:`registrations` in another.
 
-    Raises OtherFiles where this process has other files of them.
+    Raises:
+        OtherFiles: this process has other files of them.
     """
     for module, name, kernel, *source in given:
         technique = getattr(importlib.import_module(module), name)
@@ -106,18 +110,19 @@ def _kernel_of(kind: type[Technique]) -> str:
 
 
 def sources_of(techniques: Iterable[Technique]) -> str | None:
-    """A digest of the classes of these techniques, and of the files of their classes and kernels that are not ours.
+    """Return a digest of the classes of techniques, and of the users' files of these classes and their kernels.
 
-    None where a technique is not told by its text, where a file cannot be read, or has changed since this process read
-    it: nobody can say then which of the two a result is of. Of what these files use, those outside of Python and of
-    installed packages are looked at as well.
+    Modules that these files import are included, except those of Python and of installed packages.
+
+    Returns None if text does not determine a technique, or if a file cannot be read or has changed since this process
+    read it. In the last case it is not known which version led to a result.
     """
     found = list(techniques)
     return sources_of_kinds(map(type, found)) if all(map(told_by_text, found)) else None
 
 
 def sources_of_kinds(kinds: Iterable[type[Technique]]) -> str | None:
-    """The same of classes."""
+    """Return the digest of :func:`sources_of` for classes, or None if a file cannot be read or has changed."""
     digest = hashlib.sha256()
     different = {(kind.__module__, kind.__qualname__, id(kind)): kind for kind in kinds}
     try:
@@ -146,7 +151,10 @@ def _files(kind: type[Technique]) -> Iterator[Source]:
 
 
 def _used(modules: Iterable[str]) -> set[str]:
-    """The modules of one's own that these import, directly or through others: not those of Python or of packages."""
+    """Return the user's modules that these modules import, directly or through others.
+
+    Modules of Python and of installed packages are left out.
+    """
     given = set(modules)
     todo, found = list(given), set[str]()
     while todo:
@@ -160,7 +168,7 @@ def _used(modules: Iterable[str]) -> set[str]:
 
 @cache
 def _imports(source: Source, package: str) -> frozenset[str]:
-    """What a file imports, wherever it does: modules, and names that may be modules."""
+    """Return all modules that a file imports, anywhere in it, and imported names that may be modules."""
     found = set[str]()
     for node in ast.walk(ast.parse(Path(source[0]).read_bytes())):
         if isinstance(node, ast.Import):

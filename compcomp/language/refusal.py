@@ -136,7 +136,7 @@ class RuleAnswer:
         needs: the requirements of the rule, in one line.
         refusal: the requirement that is missing, or None if the rule proves the claim.
         part: the kind of layer that was asked about, for a claim about layers that share units.
-        reach: the layers for which it proves the claim, as a text.
+        reach: the layers for which it proves the claim.
     """
 
     rule: str

@@ -1,4 +1,4 @@
-"""The registry: techniques by name, each with the module of its kernel and the file of its class."""
+"""Register techniques by name, each with the module of its kernel and the file of its class."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ Source = tuple[str, int, int]
 
 
 def source_now(file: str) -> Source:
-    """Stat a file: its path, time of last change and size. OSError where it cannot be read."""
+    """Return a file's path, time of last change and size; raise OSError if it cannot be read."""
     found = os.stat(file)
     return file, found.st_mtime_ns, found.st_size
 
 
 class Registered:
-    """A class that text, stores and other processes find by its name."""
+    """Make a class known by its name to text, stores and other processes."""
 
     kernels: ClassVar[dict[type, str]] = {}
-    """The module of the kernel of each registered class. A class defined again comes after its former self."""
+    """The module of the kernel of each registered class. A class that is defined again comes after its former
+    definition."""
     kernel_module: ClassVar[str | None] = None
     """The module with its ``kernel`` function. None: the module that defines the class."""
     read_from: ClassVar[Source | None] = None
-    """The file of this class as it was when the class was made; None where there is none."""
+    """The file of this class at the time when the class was made, or None if there is none."""
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -42,15 +43,16 @@ class Registered:
 
     @classmethod
     def register(cls, technique: type[Registered], kernel: str | None = None) -> None:
-        """Make a technique usable in text, and run it by the ``kernel`` function of a module.
+        """Make a technique usable in text, and run it with the ``kernel`` function of a module.
 
-        A class that is defined again (a module reloaded, a cell run again) takes the place of the one before. Raises
-        InputError where the name is that of another technique: text, stores and other processes know a technique by its
-        name.
+        A class that is defined again (a module reloaded, a cell run again) replaces its former definition.
 
         Args:
             technique: a subclass of ``Technique``.
             kernel: the module. None: its ``kernel_module``, else the module that defines the class.
+
+        Raises:
+            InputError: another technique has this name, by which text, stores and other processes know it.
         """
         taken = cls.known().get(technique.__name__)
         if taken is not None and not _same_class(taken, technique):
@@ -62,7 +64,7 @@ class Registered:
 
     @classmethod
     def known(cls) -> dict[str, type[Self]]:
-        """Return every technique of this library and every registered class by name; of one defined again the last."""
+        """Return all techniques of this library and all registered classes by name, in their latest definitions."""
         hooks.offered("load catalogue")()
         return {technique.__name__: technique for technique in cls.kernels}
 
@@ -79,7 +81,7 @@ class Registered:
         return found
 
     def kernel_function(self, name: str) -> Any:
-        """Return a function of the module that holds the kernel of this class; InputError where there is none."""
+        """Return a function of the module that holds the kernel of this class; raise InputError if there is none."""
         if type(self) not in self.kernels:
             raise InputError(type(self).__name__, "a technique registered with a kernel", f"Technique.{name}")
         module = self.kernels[type(self)]
@@ -90,7 +92,10 @@ class Registered:
 
 
 def _kernel_module(technique: type[Registered]) -> str:
-    """The module that a class names, or its own. One of yours that extends one of ours does not inherit our kernel."""
+    """Return the module that a class names for its kernel, or its own module.
+
+    A user's class that extends a class of this library does not inherit its kernel.
+    """
     home = next(kind for kind in technique.__mro__ if "kernel_module" in vars(kind))
     inherits = ours(technique.__module__) or not ours(home.__module__)
     named: str | None = vars(home)["kernel_module"] if inherits else None
@@ -98,7 +103,7 @@ def _kernel_module(technique: type[Registered]) -> str:
 
 
 def _same_class(one: type[Registered], other: type[Registered]) -> bool:
-    """Whether two classes are one, or one that was defined again."""
+    """Return True if two classes are the same, or two definitions of the same class."""
     if one is other or one.__qualname__ != other.__qualname__:
         return one is other
     files = [None if kind.read_from is None else kind.read_from[0] for kind in (one, other)]

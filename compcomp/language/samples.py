@@ -1,4 +1,4 @@
-"""Representative parameters of techniques: for tests, tables and documentation."""
+"""Choose representative parameters of techniques, for tests, tables and documentation."""
 
 from __future__ import annotations
 
@@ -30,19 +30,21 @@ VALUES: dict[str, Sequence[Any]] = {
     "rank": (1, 2, 3),
     "residual": (False, True),
 }
-"""Values worth trying, by the name of the parameter."""
+"""Values to try, by the name of the parameter."""
 
 USUAL: dict[str, Any] = {"sparsity": Fraction(1, 2), "bits": 4, "rank": 2}
-"""Values that a parameter without a default has in a representative, where the class gives no examples."""
+"""Values of parameters without a default in a representative, if the class gives no examples."""
 
 SHAPES = ((2, 4), (4, 8), (4, 6), (4, 5), (4, 7), (4, 3), (4, 2), (1, 1))
-"""Shapes (out, in) of which a representative fits one, if it can: proofs and searches are about small layers."""
+"""Small shapes (out, in). A representative fits one of them if possible, as proofs and searches use small layers."""
 
 
 def unlike(weight: Array, numbers: Sequence[int]) -> Array:
-    """Exact weights (out x in) with something from 0 to 1 added to each, so that hardly two are alike.
+    """Return exact weights with a number from 0 to 1 added to each, so that few are equal.
 
-    ``numbers``: in, for what is added.
+    Args:
+        weight: exact weights (out x in).
+        numbers: one integer for each column, from which the added numbers are computed.
     """
     found = weight.copy()
     for place, (i, j) in enumerate(np.ndindex(*weight.shape)):
@@ -51,10 +53,14 @@ def unlike(weight: Array, numbers: Sequence[int]) -> Array:
 
 
 def conventions(kind: type[Technique], **values: Sequence[Any]) -> list[Technique]:
-    """Every technique of this class with parameters from ``values``, its own fixtures, or else :data:`VALUES`.
+    """Return all techniques of a class with parameters from ``values``, its fixtures, or :data:`VALUES`.
 
-    Parameters in neither stay at their defaults. Combinations that the class refuses with InputError are
-    left out, so the result is empty when no combination is allowed.
+    Parameters in none of them stay at their defaults. Combinations that the class rejects with InputError are left
+    out, so the result is empty if no combination is allowed.
+
+    Args:
+        kind: the class.
+        values: values to try, by the name of the parameter.
     """
     known: Mapping[str, Sequence[Any]] = {**VALUES, **kind.fixtures.values, **values}
     names = [f.name for f in fields(kind) if f.init and f.name in known]  # type: ignore[arg-type]
@@ -62,12 +68,12 @@ def conventions(kind: type[Technique], **values: Sequence[Any]) -> list[Techniqu
 
 
 def representatives(kind: type[Technique]) -> list[Technique]:
-    """One technique for each way in which those of this class behave: a sample, and what differs from it.
+    """Return one technique for each kind of behaviour of a class: a sample, and techniques that differ from it.
 
-    Those of its fixtures, where it has any. Otherwise the first has its required parameters from ``examples``, the
-    values of its fixtures, :data:`USUAL` or :data:`VALUES` and the others at their defaults (at the first value tried,
-    where the default is too large to be tried), and fits a layer of at most eight columns where some parameters do.
-    Others differ from it in one parameter, and in what they set up or promise.
+    If the class has representatives in its fixtures, these are returned. Otherwise the required parameters of the first
+    are from ``examples``, the values of its fixtures, :data:`USUAL` or :data:`VALUES`. Its other parameters are at
+    their defaults, or at the first value of the fixtures if the default is not among them. It fits a layer of at most
+    eight columns, if some parameters do. The others differ from it in one parameter, and in their formats or contracts.
     """
     if given := kind.fixtures.representatives:
         return [kind(**parameters) for parameters in given]
@@ -83,12 +89,16 @@ def representatives(kind: type[Technique]) -> list[Technique]:
 
 
 def sample(kind: type[Technique]) -> Technique:
-    """One technique of this class: the first of its representatives."""
+    """Return one technique of this class, the first of its representatives."""
     return representatives(kind)[0]
 
 
 def sets_up(technique: Technique | Techniques) -> frozenset[str]:
-    """The invariants of :data:`compcomp.layers.state.INVARIANTS` that it sets up on a dense layer."""
+    """Return the invariants of :data:`compcomp.layers.state.INVARIANTS` that it sets up on a dense layer.
+
+    Raises:
+        InputError: it fits no layer of up to 8 x 256 weights.
+    """
     random = np.random.default_rng(0)
     shape = next((s for s in _shapes() if technique.fits(s)), None)
     if shape is None:

@@ -14,7 +14,7 @@ from compcomp.language.named import is_named
 from compcomp.language.verdict import Verdict
 
 FORMAT = 5
-"""Of the directory. In earlier ones "A equals B" spoke of every field of a state: they are not read."""
+"""The version of the directory's format. Earlier versions are rejected, as "A equals B" meant the same state there."""
 STATED = (
     "claim",
     "loss",
@@ -34,22 +34,22 @@ STATED = (
     "notes",
     "versions",
 )
-"""What of claim.json the binding covers, in this order."""
+"""The entries of claim.json that the binding covers, in this order."""
 
 
 def save(verdict: Verdict, directory: Path | str, timeout: float = 60.0) -> Path:
     """Write claim, queries, answers, certificates, witness and a manifest of hashes.
 
     Args:
-        verdict: certificates that it lacks are looked for.
+        verdict: the verdict. Certificates that it lacks are searched for.
         directory: a new folder, or an empty one.
-        timeout: seconds for certificates.
+        timeout: seconds for the search for certificates.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: the folder is not empty, or text would be read as other techniques than those of the claim.
+        InputError: the folder is not empty, or the text of the claim would be read as other techniques.
     """
     for technique in (t for sequence in verdict.claim.sequences for t in sequence):
         if not is_named(technique):
@@ -77,7 +77,13 @@ def save(verdict: Verdict, directory: Path | str, timeout: float = 60.0) -> Path
 
 
 def binding(stated: dict[str, Any], answers: list[dict[str, Any]], scripts: list[str]) -> str:
-    """One digest of what is claimed, of what it rests on, and of the questions asked for it and their answers."""
+    """Return one digest of a claim with its assumptions, of the questions asked for it, and of their answers.
+
+    Args:
+        stated: the content of claim.json.
+        answers: the content of answers.json.
+        scripts: the SMT-LIB scripts.
+    """
     asked = [[answer[key] for key in ("name", "expected", "answer")] for answer in answers]
     text = json.dumps([[stated.get(key) for key in STATED], asked, scripts], ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

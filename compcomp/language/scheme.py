@@ -1,4 +1,4 @@
-"""Schemes: the formats that the field names, such as ``W4A16`` and ``2:4``: what a sequence can be claimed to fit."""
+"""Define schemes, the formats such as ``W4A16`` and ``2:4`` that a sequence can be claimed to fit."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ LONGEST = 200
 
 @dataclass(frozen=True)
 class Scheme:
-    """What a compressed layer has to be. Every word of its text asks for one thing.
+    """State the format that a compressed layer must have. Each part of its text states one requirement.
 
-    ``W4``: the layer ends with a grid of at most 2^4 values a group, and every weight is one of its group. ``A8``:
-    the inputs of every token, in the basis of the weight, are k s for whole numbers k among 2^8 neighbours, 0 one
-    of them, and a step s of the token's own. ``W16`` and ``A16`` ask for nothing. ``2:4``: of every 4 consecutive
-    weights of a row at most 2 are not zero. ``50%``: at least int(n / 2) of the layer's n weights are zero;
-    ``50%/row``: of every row's n. ``r8``: the weight has at most rank 8. ``+r8``: beside the weight is a low-rank
-    term of at most rank 8; without this word, none.
+    - ``W4``: the layer ends with a grid of at most 2^4 values a group, and every weight is one of its group's values.
+    - ``A8``: the inputs of every token, in the basis of the weight, are k s for a step s of that token. The k are
+      integers among 2^8 consecutive ones, which include 0.
+    - ``W16`` and ``A16``: no requirement.
+    - ``2:4``: of every 4 consecutive weights of a row at most 2 are not zero.
+    - ``50%``: at least int(n / 2) of the layer's n weights are zero. ``50%/row``: the same for the n weights of every
+      row.
+    - ``r8``: the weight has at most rank 8.
+    - ``+r8``: the low-rank branch has at most rank 8. Without this part there must be no low-rank branch.
     """
 
     weights: int = DENSE
@@ -38,7 +41,7 @@ class Scheme:
 
     @classmethod
     def of(cls, given: Any) -> Scheme:
-        """From its text; InputError for anything else."""
+        """Return the scheme of a text, or a scheme as it is; raise InputError for anything else."""
         if isinstance(given, Scheme):
             return given
         words = given.split() if isinstance(given, str) and len(given) <= LONGEST else []
@@ -54,31 +57,37 @@ class Scheme:
 
     @property
     def unit(self) -> int:
-        """It speaks of layers whose number of columns is a multiple of this."""
+        """The number that divides the number of columns of every layer that the scheme speaks of."""
         return 1 if self.pattern is None else self.pattern[1]
 
     @property
     def needs_inputs(self) -> bool:
+        """True if the scheme requires a format of the inputs."""
         return self.inputs < DENSE
 
     @property
     def share_of(self) -> Partition:
-        """The groups in which the sparsity counts."""
+        """The partition into groups that must each have the sparsity."""
         return Partition.rows() if self.per == "row" else Partition.tensor()
 
     @property
     def partitions(self) -> tuple[Partition, ...]:
-        """The groups of weights that it speaks of together."""
+        """The partitions into groups that the scheme speaks of."""
         found = [] if self.pattern is None else [Partition.blocks(self.pattern[1])]
         whole = [] if self.rank is None else [Partition.tensor()]
         return (*found, *([self.share_of] if self.sparsity else []), *whole)
 
     def bits(self, shape: tuple[int, int], scales: int = 0, positions: str = "index", scalings: int = 0) -> int:
-        """Bits in which every layer of this shape (out, in) that fits can be stored, at the most.
+        """Return a number of bits in which every layer that fits the scheme can be stored.
 
-        scales: how many groups its grid has, with at most two numbers of 16 bits each. Of the ways to say which weights
-        are not zero (none, one bit a weight, by N:M groups) the shortest. The inputs are not part of a layer; scalings:
-        how many scalings of them are, with a number of 16 bits for each feature.
+        The shortest way to store which weights are not zero counts (not at all, one bit a weight, or by N:M groups).
+        The inputs are not part of a layer, but scalings of them are.
+
+        Args:
+            shape: the shape of the layer (out, in).
+            scales: the number of groups of its grid, with at most two numbers of 16 bits each.
+            positions: one of :data:`compcomp.language.size.POSITIONS`.
+            scalings: the number of scalings of the inputs, with a number of 16 bits for each feature.
         """
         rows, columns = shape
         count = rows * columns
@@ -111,7 +120,7 @@ class Scheme:
 
 
 def _read(word: str) -> dict[str, object] | None:
-    """The fields that one word sets; None where it is none."""
+    """Return the fields that one part of the text sets, or None if it cannot be parsed."""
     if match := re.fullmatch(r"W(\d{1,2})(?:A(\d{1,2}))?|A(\d{1,2})", word):
         weights, with_inputs, alone = match.groups()
         widths = {"weights": weights, "inputs": with_inputs or alone}
@@ -130,6 +139,6 @@ def _read(word: str) -> dict[str, object] | None:
 
 
 def _percent(share: Fraction) -> str:
-    """50% where that is exact in few digits, else 1/3."""
+    """Return a share as a percentage such as 50% if that is exact in few digits, else as a fraction such as 1/3."""
     text = f"{float(100 * share):.12f}".rstrip("0").rstrip(".")
     return f"{text}%" if Fraction(text) == 100 * share else str(share)

@@ -1,10 +1,16 @@
-"""What a format costs in bits, against 16 bits a weight: for one layer, or as a function of its shape.
+"""Compute the bits of a format, compared with 16 bits a weight, for one layer or as a function of its shape.
 
-Conventions. A dense weight, an offset without a zero point, an entry of a factor without a grid and the scaling of an
-input feature take :data:`DENSE` bits, a scale as many as its grid says. A value of a grid takes the bits that tell its
-values apart. Which weights are left is stored as one bit a weight (a
-bitmap) or, where an N:M pattern is known, by groups (:data:`POSITIONS`). Removed rows and columns take nothing. Of
-several ways to store a layer the smallest counts. Kernels that must align, pad or index more take more.
+The conventions are these.
+
+- A dense weight, an offset without a zero point, an entry of a factor without a grid and the scaling of an input
+  feature take :data:`DENSE` bits. A scale takes as many as its grid says.
+- A value of a grid takes the bits that distinguish the values of the grid.
+- The positions of kept weights are stored as one bit a weight (a bitmap) or, if an N:M pattern is known, by groups
+  (:data:`POSITIONS`).
+- Removed rows and columns take nothing.
+- The smallest of several ways to store a layer counts.
+
+Kernels that must align, pad or index more take more.
 """
 
 from __future__ import annotations
@@ -26,36 +32,40 @@ from compcomp.layers.state import Cut, Factors, Format, Grid, LayerState
 from compcomp.terms import Array, Batch, BatchChoices, each
 
 DENSE = 16
-"""Bits of a dense weight, of an offset, of most scales, and of an entry of a factor."""
+"""The bits of a dense weight, of an offset, of most scales, and of an entry of a factor."""
 
 POSITIONS = ("index", "combination")
-"""How an N:M pattern is stored: for each of the N kept values its place among the M, ceil(log2 M) bits, as the 2:4
-hardware does with 2 bits [mishra2021]; or for each group which of the C(M, N) combinations it is, ceil(log2 C(M, N))
-bits, the least that whole bits a group allow (3 for 2:4)."""
+"""The ways to store an N:M pattern.
+
+- "index": for each of the N kept values its position among the M, with ceil(log2 M) bits, as the 2:4 hardware does with
+  2 bits [mishra2021].
+- "combination": for each group the number of its combination among C(M, N), with ceil(log2 C(M, N)) bits. This is the
+  least for a whole number of bits a group (3 for 2:4).
+"""
 
 Bits = Any
-"""A whole number, or a sympy expression in m and n (out, in)."""
+"""An integer, or a sympy expression in m and n (out, in)."""
 
 
 def dense_bits(shape: tuple[Bits, Bits]) -> Bits:
-    """Bits of an uncompressed weight of this shape (out, in)."""
+    """Return the bits of an uncompressed weight of this shape (out, in)."""
     return DENSE * shape[0] * shape[1]
 
 
 def values_of(grid: Grid) -> int:
-    """How many values a group of the grid has: 2L + 1, or L + 1 with an offset or codes."""
+    """Return the number of values of a group of the grid: 2L + 1 for L levels, or L + 1 with an offset or codes."""
     return grid.levels + 1 if grid.offset is not None or grid.codes is not None else 2 * grid.levels + 1
 
 
 def value_bits(grid: Grid | None) -> int:
-    """Bits of one weight: enough for the values of its grid, 16 without one."""
+    """Return the bits of one weight: enough for the values of its grid, or 16 without a grid."""
     return DENSE if grid is None else max(1, (values_of(grid) - 1).bit_length())
 
 
 def group_bits(grid: Grid | None) -> int:
-    """Bits that a group's weights share: its scale, and where its offset lies.
+    """Return the bits that a group's weights share: its scale and its offset.
 
-    An offset takes 16 bits, or the bits of a weight where it is the whole number of steps below zero.
+    An offset takes 16 bits, or the bits of a weight if it is an integer number of steps below zero.
     """
     if grid is None:
         return 0
@@ -63,7 +73,16 @@ def group_bits(grid: Grid | None) -> int:
 
 
 def position_bits(kept: int, size: int, positions: str = "index") -> int:
-    """Bits that say which ``kept`` of a group of ``size`` weights are stored."""
+    """Return the bits for the positions of ``kept`` weights in a group of ``size``.
+
+    Args:
+        kept: the number of stored weights of a group.
+        size: the number of weights of a group.
+        positions: one of :data:`POSITIONS`.
+
+    Raises:
+        InputError: ``positions`` is not known.
+    """
     if one_of(positions, POSITIONS, "position_bits.positions") == "index":
         return kept * (size - 1).bit_length()
     return (comb(size, kept) - 1).bit_length()
@@ -71,7 +90,15 @@ def position_bits(kept: int, size: int, positions: str = "index") -> int:
 
 @dataclass(frozen=True)
 class Entries:
-    """Numbers to store: how many, the bits of each, of what each group of them shares, and of what all groups do."""
+    """Count numbers to store, with their bits.
+
+    Args:
+        count: how many numbers there are.
+        bits: the bits of each number.
+        shared: the bits that the numbers of a group share.
+        groups: the number of groups.
+        once: the bits that all groups share.
+    """
 
     count: Bits
     bits: int
@@ -81,15 +108,17 @@ class Entries:
 
     @property
     def scales(self) -> Bits:
+        """The bits of all that groups share."""
         return self.shared * self.groups + self.once
 
     @property
     def total(self) -> Bits:
+        """The sum of all bits."""
         return self.count * self.bits + self.scales
 
     @classmethod
     def on(cls, grid: Grid | None, count: Bits, groups: Bits) -> Entries:
-        """So many numbers of a grid in so many groups; dense ones without a grid."""
+        """Return ``count`` numbers of a grid in ``groups`` groups, or dense numbers if there is no grid."""
         if grid is None:
             return cls(count, DENSE)
         return cls(count, value_bits(grid), group_bits(grid), groups, grid.shared_bits)
@@ -97,12 +126,18 @@ class Entries:
 
 @dataclass(frozen=True)
 class Size:
-    """The bits of one layer by what they are for, as numbers or as sympy expressions in m and n (out, in).
+    """Hold the bits of one layer by purpose, as numbers or as sympy expressions in m and n (out, in).
 
-    ``values``: those of the weight. ``positions``: which of them are stored. ``scales``: scales and offsets.
-    ``factors``: the low-rank term beside the weight, with its scales. ``basis``: scalings of input features.
-    ``shape``: of the dense weight. ``left``: weights that pruning has left. ``width``: bits of each. ``apart``: arrays
-    of a format that are stored as they are.
+    Args:
+        shape: the shape of the dense weight.
+        values: the bits of the values of the weight.
+        positions: the bits for the positions of stored values.
+        scales: the bits of scales and offsets.
+        factors: the bits of the low-rank branch, with its scales.
+        basis: the bits of scalings of input features.
+        left: the number of weights that pruning has left.
+        width: the bits of each weight.
+        apart: the bits of arrays of a format that are stored as they are.
     """
 
     shape: tuple[Bits, Bits]
@@ -117,35 +152,34 @@ class Size:
 
     @property
     def bits(self) -> Bits:
-        """All of them."""
+        """The sum of all bits."""
         return self.values + self.positions + self.scales + self.factors + self.basis + self.apart
 
     @property
     def rate(self) -> Bits:
-        """1 - bits / dense bits. Below 0: it grew."""
+        """The compression rate 1 - bits / dense bits. It is negative if the layer has grown."""
         return 1 - _ratio(self.bits, dense_bits(self.shape))
 
     @property
     def per_weight(self) -> Bits:
-        """Bits a weight of the dense layer, of this shape."""
+        """The bits per weight of the dense layer, for this shape."""
         return _ratio(self.bits, self.shape[0] * self.shape[1])
 
     @property
     def limit(self) -> Bits:
-        """Bits a weight as both sides grow alike: what is left of :attr:`per_weight`."""
+        """The limit of :attr:`per_weight` as both sides grow and stay equal."""
         return _limit(self.bits, self.shape)
 
     @property
     def theoretical_rate(self) -> Bits:
-        """TCr of [laborde2025]: 1 - (bits / 16) (1 - sparsity), for the width and the sparsity of the weight."""
+        """The TCr of [laborde2025]: 1 - (bits / 16) (1 - sparsity), for the width and the sparsity of the weight."""
         return 1 - Fraction(self.width, DENSE) * _limit(self.left, self.shape)
 
 
 def theoretical_rate(bits: int, sparsity: Fraction | float) -> float:
-    """TCr = 1 - (bits / 16) (1 - sparsity), which counts no masks, scales and factors [laborde2025].
+    """Return TCr = 1 - (bits / 16) (1 - sparsity), which counts no masks, scales and factors [laborde2025].
 
-    Their SrCr combines a rate with a retention; its formula is not given exactly in what was found of it, and
-    is not implemented.
+    Their SrCr combines a rate with a retention. It is not implemented, as no exact formula for it was found.
     """
     return float(1 - Fraction(bits, DENSE) * (1 - Fraction(sparsity)))
 
@@ -155,10 +189,19 @@ def theoretical_rate(bits: int, sparsity: Fraction | float) -> float:
 
 @dataclass(frozen=True)
 class _Counts:
-    """What of a format its size depends on, as numbers. ``kept``: weights that the mask keeps, None without one.
+    """Hold the numbers of a format on which its size depends.
 
-    ``left``, ``right``: entries of factors. ``scalings``: numbers that scale an input feature. ``apart``:
-    bits of arrays that are stored as they are.
+    Args:
+        rows: the number of rows that are not removed.
+        columns: the number of columns that are not removed.
+        kept: the number of weights that the mask keeps, or None without a mask.
+        groups: the number of stored scales of the weight.
+        left: the number of entries of the left factor.
+        right: the number of entries of the right factor.
+        left_groups: the number of scales of the left factor.
+        right_groups: the number of scales of the right factor.
+        scalings: the number of numbers that scale input features.
+        apart: the bits of arrays that are stored as they are.
     """
 
     rows: Bits
@@ -174,13 +217,20 @@ class _Counts:
 
 
 def layer_size(form: Format, shape: tuple[int, int], positions: str = "index") -> Size:
-    """What a layer of this shape (out, in) takes in a format.
+    """Return the size of a layer in a format.
 
-    ``positions``: one of :data:`POSITIONS`. A mask that costs more than the zeros it saves is not stored, unless zero
-    is no value of the grid: then the mask is all that tells, and the values of all weights are counted. A format does
-    not say whether the weights still are zero under a mask, or of a pattern: :func:`compcomp.keeps` and
-    :func:`compcomp.fits` do. A weight that is only known to be of low rank is stored as two factors when these are
-    smaller. An N:M pattern counts where no column has been removed, as its groups are those of the dense layer.
+    A mask that costs more than the zeros it saves is not stored. If zero is no value of the grid, the mask is needed to
+    know which weights are zero; it is then stored, and the values of all weights count. A weight that is only known to
+    have low rank is stored as two factors if these are smaller. An N:M pattern counts if no column has been removed, as
+    its groups are those of the dense layer.
+
+    A format does not guarantee that weights under a mask are still zero, or that a pattern still holds:
+    :func:`compcomp.keeps` and :func:`compcomp.fits` decide that.
+
+    Args:
+        form: the format.
+        shape: the shape of the layer (out, in).
+        positions: one of :data:`POSITIONS`.
     """
     return _size(form, _counted(form, shape), shape, positions)
 
@@ -209,17 +259,17 @@ def _sides(cut: Cut | None, shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def _kept(mask: Any, cut: Cut | None) -> int:
-    """How many weights a mask keeps in the rows and columns that are left."""
+    """Return the number of weights that a mask keeps in the rows and columns that are not removed."""
     if cut is None:
         return int(mask.sum())
     return int((mask * cut.rows.reshape(-1, 1) * cut.columns.reshape(1, -1)).sum())
 
 
 def _groups(grid: Grid, cut: Cut | None, shape: tuple[int, int]) -> int:
-    """How many scales are stored: of groups that lie in rows, those of the rows that are left.
+    """Return the number of stored scales. For groups inside rows, only scales of rows that are not removed count.
 
-    The scale of a group of which columns were removed is stored, even where these were all of it. Where input features
-    are scaled some scales may be those of columns, and all are counted.
+    The scale of a group with removed columns is stored, even if the whole group was removed. If input features are
+    scaled (the cut is then None here), some scales may belong to columns, and all are counted.
     """
     rows = shape[0] if cut is None else int(cut.rows.sum())
     inside = grid.scales > 1 and grid.scales % shape[0] == 0
@@ -227,7 +277,7 @@ def _groups(grid: Grid, cut: Cut | None, shape: tuple[int, int]) -> int:
 
 
 def _factor_entries(factors: Factors | None, counts: _Counts) -> list[Entries]:
-    """Both factors: one place for the grid of each."""
+    """Return the entries of both factors."""
     if factors is None:
         return []
     return [
@@ -241,7 +291,7 @@ def _size(form: Format, counts: _Counts, shape: tuple[Bits, Bits], positions: st
     count, width = counts.rows * counts.columns, value_bits(form.grid)
     weight = Entries.on(form.grid, count, counts.groups)
     factors = sum((part.total for part in _factor_entries(form.factors, counts)), start=0)
-    ways = [(count, 0)]  # how many values are stored, and the bits of their positions
+    ways = [(count, 0)]  # number of stored values, bits of their positions
     if form.mask is not None and form.grid is not None and not form.grid.zero:
         ways = [(count, count)]
     elif form.mask is not None:
@@ -261,7 +311,7 @@ def _size(form: Format, counts: _Counts, shape: tuple[Bits, Bits], positions: st
 
 
 def _least(ways: list[tuple[Bits, Bits]], width: int, shape: tuple[Bits, Bits]) -> tuple[Bits, Bits]:
-    """The way of fewest bits; in the limit where the shape is open."""
+    """Return the way with the fewest bits; for an open shape, with the fewest in the limit."""
     if all(isinstance(side, int) for side in shape):
         kept, where = min(ways, key=lambda way: way[0] * width + way[1])
         return ceil(kept), ceil(where)
@@ -273,7 +323,7 @@ def _ratio(one: Bits, other: Bits) -> Any:
 
 
 def _limit(count: Bits, shape: tuple[Bits, Bits]) -> Any:
-    """count / (out in) as both sides grow alike; the quotient itself for numbers."""
+    """Return the limit of count / (out in) as both sides grow and stay equal; for numbers, the quotient itself."""
     if all(isinstance(side, int) for side in shape):
         return Fraction(count) / (shape[0] * shape[1])
     import sympy
@@ -285,25 +335,34 @@ def _limit(count: Bits, shape: tuple[Bits, Bits]) -> Any:
 
 
 def layer_bits(form: Format, shape: tuple[int, int], positions: str = "index") -> int:
-    """All bits of a layer of this shape (out, in): see :func:`layer_size`."""
+    """Return the sum of all bits of a layer of this shape (out, in); see :func:`layer_size`."""
     return int(layer_size(form, shape, positions).bits)
 
 
 def stored_as_factors(form: Format, shape: tuple[int, int]) -> bool:
-    """Whether the weight itself is best stored as two factors of its known rank."""
+    """Return True if the weight itself takes fewest bits as two factors of its known rank."""
     plain = form.rank is not None and form.mask is None and form.grid is None
     return plain and (form.rank or 0) * sum(shape) < shape[0] * shape[1]
 
 
 SLACK = 0.01
-"""Share of what masks keep that counts as the same: weights that are tied are few on layers of a model."""
+"""The relative difference up to which two numbers of kept weights count as equal.
+
+Tied weights are few on layers of a model.
+"""
 
 
 def no_larger(one: Format, other: Format, layers: int, slack: float = SLACK) -> bool:
-    """Whether so many layers, which formats of batches stand for, take no more in one format than in another.
+    """Return True if layers take no more bits in one format than in another.
 
-    Field by field, so that it holds for what the same techniques leave on layers of other shapes; False where one field
-    is smaller and another larger. ``slack``: share by which masks may keep more, in all of the layers.
+    Formats are compared field by field, so that the answer also holds for the results of the same techniques on layers
+    of other shapes. It is False if one field is smaller and another larger.
+
+    Args:
+        one: the format of batches that may be smaller.
+        other: the format of batches that it is compared with.
+        layers: the number of layers in a batch.
+        slack: the share by which masks may keep more weights, over all layers.
     """
     grids = {_grid_sizes(form.grid) for form in (one, other)}
     beside = [form.factors for form in (one, other)]
@@ -325,7 +384,7 @@ def no_larger(one: Format, other: Format, layers: int, slack: float = SLACK) -> 
 
 
 def _grid_sizes(grid: Grid | None) -> Any:
-    """All that the size of values on a grid depends on but their number and that of their groups."""
+    """Return all that the size of values on a grid depends on, except their number."""
     return grid and (values_of(grid), value_bits(grid), group_bits(grid), grid.zero, grid.scales, grid.shared_bits)
 
 
@@ -337,21 +396,30 @@ def _no_more(one: Factors, other: Factors) -> bool:
 # --------------------------------------------------------------------------------------------- any shape
 
 WIDEST = 1024
-"""Columns of the largest layer on which the counts of a sequence are taken."""
+"""The number of columns of the largest layer on which the counts of a sequence are taken."""
 CANDIDATES = 3
-"""Layers of each shape on which they are: they must all count the same."""
+"""The number of layers of each shape on which counts are taken. All of them must have the same counts."""
 
 
 def size(sequence: Technique | Sequence, shape: tuple[int, int] | None = None, *, positions: str = "index") -> Size:
-    """What a layer takes in the format that a sequence ends in.
+    """Return the size of a layer in the format that a sequence ends in.
 
-    shape: (out, in); None for any, then every size is a sympy expression in the symbols m and n (out, in), for layers
-    whose groups divide as the shares ask, and so large that the way to store them that is best in the limit is best.
-    positions: one of :data:`POSITIONS`.
+    The counts (values kept, scales, factor entries) are taken on small random layers of five shapes. Each count must be
+    the same for all layers of a shape, and of the form a mn + b m + c n + d for some numbers a, b, c, d. So the result
+    is a calculation, not a proof. At a given shape a count that is not an integer is rounded up.
 
-    The counts (values kept, scales, factor entries) are taken on small random layers of five shapes. Each must be
-    a mn + b m + c n + d for some numbers a, b, c, d, the same for all layers of a shape, or InputError says which is
-    not; so this is a calculation, no proof. At a given shape a count that is no whole number is rounded up.
+    Args:
+        sequence: a technique or sequence.
+        shape: the shape of the layer (out, in). None: any shape. Every size is then a sympy expression in the symbols m
+            and n (out, in). It is for layers whose groups divide as the shares require, and that are so large that the
+            way to store them that is best in the limit is best.
+        positions: one of :data:`POSITIONS`.
+
+    Returns:
+        The size.
+
+    Raises:
+        InputError: a parameter is Any, the sequence does not fit the shape, or a count is not of that form.
     """
     sequence = as_sequence(sequence)
     if open_ := [name for t in sequence for name in unknowns(t)]:
@@ -369,7 +437,7 @@ def size(sequence: Technique | Sequence, shape: tuple[int, int] | None = None, *
 
 
 _Law = tuple[Fraction, Fraction, Fraction, Fraction]
-"""a, b, c, d of a count a mn + b m + c n + d."""
+"""The coefficients a, b, c, d of a count a mn + b m + c n + d."""
 
 
 def _value(law: _Law, rows: Bits, columns: Bits) -> Bits:
@@ -382,7 +450,11 @@ def _at_shape(law: _Law | None, shape: tuple[int, int]) -> int | None:
 
 
 def _laws(sequence: Sequence) -> tuple[Format, dict[str, _Law | None]]:
-    """The format a sequence ends in, and how each of its counts depends on the shape."""
+    """Return the format that a sequence ends in, and the coefficients of each of its counts.
+
+    Raises:
+        InputError: the groups need too many columns, or a count is not of the form a mn + b m + c n + d.
+    """
     shares = [getattr(t, f.name) for t in sequence for f in fields(t)]  # type: ignore[arg-type]
     whole = lcm(*(x.denominator for x in shares if isinstance(x, Fraction)))
     unit = lcm(whole, *(t.unit for t in sequence))
@@ -408,7 +480,11 @@ def _laws(sequence: Sequence) -> tuple[Format, dict[str, _Law | None]]:
 
 
 def _sampled(sequence: Sequence, shape: tuple[int, int]) -> tuple[Format, _Counts]:
-    """The format of random layers of a shape, and what is counted in it, the same for all of them."""
+    """Return the format of random layers of a shape, and the counts that all of them have.
+
+    Raises:
+        InputError: the layers have different counts.
+    """
     random = np.random.default_rng(0)
     weight = unstack(random.standard_normal((CANDIDATES, *shape)))
     inputs = unstack(random.standard_normal((CANDIDATES, shape[1], 2)))
@@ -420,7 +496,7 @@ def _sampled(sequence: Sequence, shape: tuple[int, int]) -> tuple[Format, _Count
 
 
 def _one(form: Format, k: int) -> Format:
-    """The k-th of the formats that one of batches stands for, as far as it is counted."""
+    """Return the k-th of the formats that a format of batches represents, with the fields that counts depend on."""
 
     def bools(array: Array) -> Array:
         value: Callable[[Any], Any] = lambda x: bool(x.values[k]) if isinstance(x, Batch) else bool(x)  # noqa: E731

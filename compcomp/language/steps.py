@@ -97,7 +97,7 @@ class Selection(_Closed):
         partition: the groups.
         share: the share to drop, in [0, 1), or Any.
         ties: one of :data:`compcomp.terms.TIES`.
-        needs_inputs: True if scores depend on the norms of inputs.
+        needs_inputs: True if scores depend on the inputs.
         of_layer: returns the scores (out x in) of a layer state, if a score depends on more than its own weight; see
             :meth:`by_layer`.
 
@@ -175,6 +175,7 @@ class Selection(_Closed):
         ]
 
     def apply(self, layer: LayerState) -> LayerState:
+        """Return the layer after the selection. Its mask drops the selected weights, and those that were dropped."""
         dropped = np.empty(layer.weight.shape, dtype=object)
         groups = self.partition.groups(layer.weight.shape)
         for group, scores in zip(groups, self.scores(layer), strict=True):
@@ -262,6 +263,7 @@ class ScaledMap(_Closed):
             raise InputError("a measure that divides by zero", _A_NUMBER, type(self).__name__) from None
 
     def apply(self, layer: LayerState) -> LayerState:
+        """Return the layer with every weight rounded, and with its grid recorded."""
         weight = np.empty(layer.weight.shape, dtype=object)
         step = np.empty(layer.weight.shape, dtype=object)
         groups = self.partition.groups(layer.weight.shape)
@@ -461,7 +463,7 @@ class RangeMap(_Closed):
         return Min([Max([value, offset]), offset + levels * step])
 
     def apply(self, layer: LayerState) -> LayerState:
-
+        """Return the layer with every weight rounded, and with its grid recorded."""
         weight, step, offset = (np.empty(layer.weight.shape, dtype=object) for _ in range(3))
         levels, choices = self.known_levels, layer.choices
         groups = self.partition.groups(layer.weight.shape)

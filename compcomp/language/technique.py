@@ -315,6 +315,7 @@ class Sequence:
 
     @property
     def needs_inputs(self) -> bool:
+        """True if the result of some technique depends on the calibration inputs."""
         return any(t.needs_inputs for t in self.techniques)
 
     @property

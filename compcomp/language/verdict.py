@@ -17,11 +17,18 @@ from compcomp.language.refusal import Refusal
 
 
 class Status(StrEnum):
+    """Name the possible answers to a claim."""
+
     PROVED = "PROVED"
+    """The claim holds on all layers of the scope, under the stated assumptions."""
     REFUTED = "REFUTED"
+    """A witness contradicts the claim."""
     UNKNOWN = "UNKNOWN"
+    """The claim is undecided."""
     VACUOUS = "VACUOUS"
+    """The claim says nothing."""
     DISAGREE = "DISAGREE"
+    """Two solvers contradict each other on a question, so that there is no proof."""
 
 
 class Grade(StrEnum):
@@ -76,6 +83,7 @@ class Witness:
     reason: str
 
     def to_json(self) -> dict[str, Any]:
+        """Return the witness as plain data, with exact numbers as text."""
         return {
             "weight": _matrix(self.weight),
             "inputs": None if self.inputs is None else _matrix(self.inputs),
@@ -142,10 +150,12 @@ class Verdict:
 
     @property
     def proved(self) -> bool:
+        """True if the claim is proved."""
         return self.status is Status.PROVED
 
     @property
     def refuted(self) -> bool:
+        """True if the claim is refuted."""
         return self.status is Status.REFUTED
 
     def __bool__(self) -> bool:

@@ -1,1 +1,1 @@
-"""A layer while techniques act on it: its state, groups of its weights, bases, number formats."""
+"""Define layers while techniques act on them: states, groups of weights, bases and number formats."""

@@ -1,6 +1,6 @@
-"""Changes of basis of a layer's inputs: the layer computes ``weight @ (T @ inputs)``.
+"""Define changes of basis T of a layer's inputs: the layer computes ``weight @ (T @ inputs)``.
 
-Each works on numpy object arrays of terms and on torch tensors alike; a tensor keeps its dtype.
+All functions accept numpy object arrays of terms and torch tensors. A tensor keeps its dtype.
 """
 
 from __future__ import annotations
@@ -20,54 +20,55 @@ Array = Any
 
 @dataclass(frozen=True)
 class Scaling:
-    """T = diag(1 / scales): each input feature divided by its scale. ``scales``: in, all > 0."""
+    """Divide each input feature by its scale: T = diag(1 / scales). ``scales`` has shape (in,), all > 0."""
 
     scales: Array
 
     def inputs(self, x: Array) -> Array:
-        """T x, for inputs (in x tokens)."""
+        """Return T x, for inputs (in x tokens)."""
         return _like(x, x / self.scales[:, None])
 
     def inputs_back(self, x: Array) -> Array:
-        """T^-1 x."""
+        """Return T^-1 x, for inputs (in x tokens)."""
         return _like(x, x * self.scales[:, None])
 
     def weights(self, w: Array) -> Array:
-        """w T^-1, for a matrix of ``in`` columns."""
+        """Return w T^-1, for a matrix with ``in`` columns."""
         return _like(w, w * self.scales)
 
     def weights_back(self, w: Array) -> Array:
-        """w T."""
+        """Return w T, for a matrix with ``in`` columns."""
         return _like(w, w / self.scales)
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """T = diag(H, ..., H) / sqrt(block), H the Hadamard matrix of Sylvester of side ``block``, a power of two.
+    """Rotate input features in blocks: T = diag(H, ..., H) / sqrt(block).
 
-    T is symmetric and its own inverse. In exact numbers 1 / sqrt(block) has to be rational, else NotExactError.
+    H is Sylvester's Hadamard matrix of side ``block``, a power of two. T is symmetric and its own inverse. Methods
+    raise NotExactError for exact numbers if 1 / sqrt(block) is not rational.
     """
 
     block: int
 
     def inputs(self, x: Array) -> Array:
-        """T x, for inputs (in x tokens)."""
+        """Return T x, for inputs (in x tokens)."""
         return self.weights(x.T).T
 
     def weights(self, w: Array) -> Array:
-        """w T^-1, for a matrix of ``in`` columns."""
+        """Return w T^-1, for a matrix with ``in`` columns."""
         return _like(w, self._normed(self._transformed(_wide(w).reshape(-1, self.block))).reshape(w.shape))
 
     def inputs_back(self, x: Array) -> Array:
-        """T^-1 x."""
+        """Return T^-1 x, for inputs (in x tokens)."""
         return self.inputs(x)
 
     def weights_back(self, w: Array) -> Array:
-        """w T."""
+        """Return w T, for a matrix with ``in`` columns."""
         return self.weights(w)
 
     def _transformed(self, rows: Array) -> Array:
-        """Rows (count x block) times H, by sums and differences of halves."""
+        """Return rows (count x block) times H, computed by sums and differences of halves."""
         size = 1
         while size < self.block:
             pairs = rows.reshape(-1, self.block // (2 * size), 2, size)
@@ -92,54 +93,67 @@ Part = Scaling | Rotation
 
 @dataclass(frozen=True)
 class Transform:
-    """A change of basis T made of parts, in the order in which they act on the inputs."""
+    """Compose a change of basis T of parts, in the order in which they act on the inputs."""
 
     parts: tuple[Part, ...]
 
     def inputs(self, x: Array) -> Array:
-        """T x, for inputs (in x tokens)."""
+        """Return T x, for inputs (in x tokens)."""
         for part in self.parts:
             x = part.inputs(x)
         return x
 
     def inputs_back(self, x: Array) -> Array:
-        """T^-1 x."""
+        """Return T^-1 x, for inputs (in x tokens)."""
         for part in reversed(self.parts):
             x = part.inputs_back(x)
         return x
 
     def weights(self, w: Array) -> Array:
-        """w T^-1, for a matrix of ``in`` columns."""
+        """Return w T^-1, for a matrix with ``in`` columns."""
         for part in self.parts:
             w = part.weights(w)
         return w
 
     def weights_back(self, w: Array) -> Array:
-        """w T."""
+        """Return w T, for a matrix with ``in`` columns."""
         for part in reversed(self.parts):
             w = part.weights_back(w)
         return w
 
     def gram(self, g: Array) -> Array:
-        """T g T^T, for a Gram matrix (in x in)."""
+        """Return T g T^T, for a Gram matrix (in x in)."""
         return _symmetric(self.inputs(self.inputs(g).T))
 
     def gram_back(self, g: Array) -> Array:
-        """T^-1 g T^-T."""
+        """Return T^-1 g T^-T, for a Gram matrix (in x in)."""
         return _symmetric(self.inputs_back(self.inputs_back(g).T))
 
     def matrix(self, features: int, number: Callable[[int], Term] = Fraction) -> Array:
-        """T itself (in x in), on terms. ``number``: float for where no root has to be rational."""
+        """Return T itself (in x in), on terms.
+
+        Args:
+            features: the number of input features.
+            number: makes the entries of the identity: Fraction for exact numbers, float if roots need not be rational.
+
+        Raises:
+            NotExactError: a root is not rational, for exact numbers.
+        """
         identity = [[number(int(i == j)) for j in range(features)] for i in range(features)]
         return self.inputs(np.array(identity, dtype=object))
 
     @property
     def scalings(self) -> int:
-        """How many of its parts are scalings."""
+        """The number of parts that are scalings."""
         return sum(isinstance(part, Scaling) for part in self.parts)
 
     def map(self, function: Callable[..., Array], *others: Transform) -> Transform:
-        """The same with the function of every array and its fellows in other transforms of the same kind."""
+        """Return the transform with every array replaced by a function of the arrays of all transforms.
+
+        Args:
+            function: maps an array, and those of the other transforms, to an array.
+            others: transforms with parts of the same kinds.
+        """
         parts = []
         for part, *fellows in zip(self.parts, *(other.parts for other in others), strict=True):
             if isinstance(part, Scaling):
@@ -150,7 +164,7 @@ class Transform:
 
 
 def composed(first: Transform | None, second: Transform | None) -> Transform | None:
-    """What acts on the inputs as the first and then the second; None where that is nothing at all."""
+    """Return the transform that acts as the first and then the second, or None if it has no parts."""
     parts = list(first.parts if first is not None else ())
     for part in second.parts if second is not None else ():
         last = parts[-1] if parts else None
@@ -166,9 +180,13 @@ def composed(first: Transform | None, second: Transform | None) -> Transform | N
 def unlike(
     one: Transform | None, other: Transform | None, features: int, number: Callable[[int], Term] = Fraction
 ) -> list[tuple[Term, Term]]:
-    """Pairs of numbers that are equal, each with its fellow, exactly where both transforms are the same matrix.
+    """Return pairs of numbers that are all equal if and only if both transforms are the same matrix.
 
-    ``number``: as for :meth:`Transform.matrix`.
+    Args:
+        one: a transform, or None for the identity.
+        other: the transform that it is compared with.
+        features: the number of input features.
+        number: as for :meth:`Transform.matrix`.
     """
     first, second = (Transform(()) if t is None else t for t in (one, other))
     if all(isinstance(part, Rotation) for part in (*first.parts, *second.parts)) and first == second:
@@ -182,7 +200,7 @@ def _like(given: Array, result: Array) -> Array:
 
 
 def _wide(given: Array) -> Array:
-    """A tensor in at least float32."""
+    """Return a tensor in at least float32, and an object array as it is."""
     if isinstance(given, np.ndarray):
         return given
     import torch
@@ -199,5 +217,5 @@ def _stacked(pair: list[Array]) -> Array:
 
 
 def _symmetric(gram: Array) -> Array:
-    """A tensor without what rounding makes of it."""
+    """Return a tensor made symmetric, as rounding may have made it slightly asymmetric; an object array as it is."""
     return gram if isinstance(gram, np.ndarray) else (gram + gram.T) / 2

@@ -1,4 +1,4 @@
-"""Arrays of batches (one number a candidate) as float arrays with the candidates first, and back."""
+"""Convert object arrays of batches to float arrays whose first axis is the candidates, and back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from compcomp.terms import Array, Batch
 
 
 def stack(terms: Array, size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """An object array of batches as one float array, candidates first: (size, *shape)."""
+    """Return an object array of batches as one float array of shape (size, *shape), with one row a candidate."""
     columns = [
         np.broadcast_to(np.asarray(x.values if isinstance(x, Batch) else float(x), dtype=float), (size,))
         for x in terms.ravel()
@@ -17,7 +17,7 @@ def stack(terms: Array, size: int) -> np.ndarray[tuple[int, ...], np.dtype[np.fl
 
 
 def unstack(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Array:
-    """The inverse of :func:`stack`."""
+    """Return the object array of batches whose :func:`stack` is the given array."""
     result = np.empty(values.shape[1:], dtype=object)
     for index in np.ndindex(*result.shape):
         result[index] = Batch(values[(slice(None), *index)])
@@ -25,5 +25,5 @@ def unstack(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Array:
 
 
 def batch_size(*arrays: Array) -> int:
-    """How many candidates the batches among these terms stand for."""
+    """Return the number of candidates of the batches among these terms."""
     return next(len(x.values) for array in arrays for x in array.ravel() if isinstance(x, Batch))

@@ -1,4 +1,4 @@
-"""Tables of the values that number formats of a few bits have, as exact numbers in ascending order."""
+"""Define the tables of values of number formats with few bits, as exact numbers in ascending order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from compcomp.terms import code_midpoint_goes_down
 
 
 class Codes(tuple[Fraction, ...]):
-    """A table: Fractions in ascending order, not 0 alone. Looked through when it is made, as it may be long."""
+    """Hold a table of Fractions in ascending order, not 0 alone.
+
+    It is checked once, when it is made, as it may be long.
+
+    Raises:
+        InputError: the numbers are no such table.
+    """
 
     __slots__ = ()
 
@@ -26,10 +32,16 @@ class Codes(tuple[Fraction, ...]):
 
 
 def float_codes(exponent_bits: int, mantissa_bits: int, bias: int, largest: Fraction | int) -> Codes:
-    """The finite values of a binary floating-point format with subnormals and a sign, up to ``largest``.
+    """Return the finite values of a binary floating-point format with subnormals and a sign.
 
-    With exponent field e and mantissa field m the magnitude is 2^(e - bias) (1 + m / 2^mantissa_bits), and
-    2^(1 - bias) m / 2^mantissa_bits where e = 0. Two zeros count once.
+    For exponent field e and mantissa field m the magnitude is 2^(e - bias) (1 + m / 2^mantissa_bits), and
+    2^(1 - bias) m / 2^mantissa_bits if e = 0. The two zeros count once.
+
+    Args:
+        exponent_bits: the bits of the exponent field.
+        mantissa_bits: the bits of the mantissa field.
+        bias: the bias of the exponent.
+        largest: the largest magnitude; larger ones are left out.
     """
     steps = 2**mantissa_bits
     found = {Fraction(2) ** (1 - bias) * Fraction(m, steps) for m in range(steps)}
@@ -40,14 +52,15 @@ def float_codes(exponent_bits: int, mantissa_bits: int, bias: int, largest: Frac
 
 
 def whole_codes(levels: int, unit: Fraction | int = 1) -> Codes:
-    """``k * unit`` for whole k, ``|k| <= levels``."""
+    """Return the codes ``k * unit`` for integers k, ``|k| <= levels``."""
     return Codes(Fraction(k) * unit for k in range(-levels, levels + 1))
 
 
 def dynamic_codes(bits: int) -> Codes:
-    """The values of a dynamic data type of so many bits: a sign, a decimal exponent and the rest a linear fraction.
+    """Return the values of a dynamic data type with so many bits: a sign, a decimal exponent and a linear fraction.
 
-    For i < bits - 1, 10^(i - bits + 2) times the middles of 2^i equal parts of [1/10, 1], of both signs; and 0 and 1.
+    The values are, for i < bits - 1, 10^(i - bits + 2) times the middles of 2^i equal parts of [1/10, 1], of both
+    signs, and also 0 and 1.
     """
     found = {Fraction(0), Fraction(1)}
     for i in range(bits - 1):
@@ -58,7 +71,7 @@ def dynamic_codes(bits: int) -> Codes:
 
 
 def midpoints_down(codes: tuple[Fraction, ...], rounding: str) -> list[bool]:
-    """Which midpoints between neighbouring codes go to the lesser one; "any" is "half_up"."""
+    """Return for each midpoint between neighbouring codes True if it goes to the lesser code; "any" is "half_up"."""
     rounding = "half_up" if rounding == "any" else rounding
     return [code_midpoint_goes_down(codes, k, rounding) for k, _ in enumerate(pairwise(codes))]
 
@@ -76,7 +89,7 @@ _NF4 = (
     *("0.7229568362236023", "1.0"),
 )
 NF4 = Codes(Fraction(float(code)) for code in _NF4)
-"""The table of 4-bit NormalFloat, the very float32 numbers that are in use [dettmers2023]."""
+"""The table of 4-bit NormalFloat, with the exact float32 numbers that are in use [dettmers2023]."""
 
 DYNAMIC8 = dynamic_codes(8)
 """The 8-bit dynamic data type, to which scales are rounded [dettmers2023]."""

@@ -1,4 +1,4 @@
-"""Gram matrices of a layer's inputs, and what is measured by them."""
+"""Compute Gram matrices of a layer's inputs, and errors that they measure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from compcomp.terms import Array, Sum, Term, reading
 
 
 def gram_of(inputs: Array) -> Array:
-    """The Gram matrix (in x in) of inputs (in x tokens)."""
+    """Return the Gram matrix (in x in) of inputs (in x tokens)."""
     if reading(*inputs.ravel()) == "batch":
         values = stack(inputs, batch_size(inputs))
         return unstack(values @ values.transpose(0, 2, 1))
@@ -19,12 +19,17 @@ def gram_of(inputs: Array) -> Array:
 
 
 def squared_error(error: Array, gram: Array | None) -> Term:
-    """``trace(error @ gram @ error.T)``; the squared Frobenius norm when ``gram`` is None."""
+    """Return ``trace(error @ gram @ error.T)``, or the squared Frobenius norm if ``gram`` is None.
+
+    Args:
+        error: a matrix (out x in).
+        gram: a Gram matrix (in x in), or None.
+    """
     return Sum(((error if gram is None else error @ gram) * error).ravel())
 
 
 def dense_products(layer: LayerState) -> Array:
-    """``W X X'^T`` (out x in): the dense outputs times the current inputs X', of a layer with a Gram matrix."""
+    """Return ``W X X'^T`` (out x in), the dense outputs times the current inputs X', for a layer with a Gram matrix."""
     if layer.reference_inputs is None or layer.inputs is None:
         found: Array = layer.reference @ layer.gram
         return found

@@ -82,6 +82,7 @@ class Factors:
 
     @property
     def rank(self) -> int:
+        """The number of columns of the left factor."""
         return int(self.left.shape[1])
 
 

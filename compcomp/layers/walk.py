@@ -55,10 +55,12 @@ class Field:
 
     @property
     def is_array(self) -> bool:
+        """True if the field is an array of numbers or truth values."""
         return self.kind in ("numbers", "truths")
 
     @property
     def in_format(self) -> bool:
+        """True if the field is part of the format."""
         return self.path.startswith("format.")
 
     @property

@@ -1,4 +1,7 @@
-"""A model as techniques see it that act on all of its layers together. Knows no torch: tensors are ``Any`` here."""
+"""Define a model as seen by techniques that act on all of its layers together.
+
+This module does not import torch: tensors are ``Any`` here.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,13 @@ from compcomp.layers.state import LayerState
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model makes of one batch.
+    """Hold the outputs of a model for one batch.
 
-    ``logits``: (..., tokens, vocabulary), or whatever it puts out. ``hidden``: what goes into its first block and what
-    comes out of each (batch x tokens x width); where it has no blocks what comes out of each layer. ``real``: truth
-    values (batch x tokens), false at padding; None where nothing is.
+    Args:
+        logits: (..., tokens, vocabulary), or any other output of the model.
+        hidden: the input of the first block and the output of each block (batch x tokens x width). For a model without
+            blocks, the output of each layer.
+        real: truth values (batch x tokens), false at padding. None: there is no padding.
     """
 
     logits: Any
@@ -25,9 +30,15 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows (out) or columns (in) of one layer that belong to the units of a group: ``size`` to each, in a row.
+    """Describe the rows (out) or columns (in) of one layer that belong to the units of a group.
 
-    Unit u has ``start + u * size`` to ``start + (u + 1) * size - 1``.
+    Unit u has the consecutive rows or columns ``start + u * size`` to ``start + (u + 1) * size - 1``.
+
+    Args:
+        layer: the name of the layer.
+        side: "out" for rows, "in" for columns.
+        size: the number of rows or columns of each unit.
+        start: the first row or column of unit 0.
     """
 
     layer: str
@@ -38,10 +49,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Group:
-    """Units that can only be removed from several layers at once, such as the neurons of a feed-forward network.
+    """Describe units that can only be removed from several layers at once, such as neurons of a feed-forward network.
 
-    ``name``: of the module that holds the layers. ``parts``: what belongs to the units; ``reads``: the last part, the
-    columns that read what the units put out. Where these are zero the units do nothing.
+    The last part is the columns that read the outputs of the units. A unit whose columns there are zero has no effect.
+
+    Args:
+        name: the name of the module that contains the layers.
+        units: the number of units.
+        parts: the rows and columns that belong to the units, in each layer.
     """
 
     name: str
@@ -50,37 +65,43 @@ class Group:
 
     @property
     def reads(self) -> Part:
+        """The columns that read the outputs of the units."""
         return self.parts[-1]
 
 
 class WholeModel(Protocol):
-    """A dense model, the states of its layers by name, and calibration batches.
+    """Give access to a dense model, the states of its layers by name, and calibration batches.
 
     Kernels neither change the model nor write to a state's tensors.
     """
 
     @property
     def states(self) -> Mapping[str, LayerState]:
-        """Torch tensors, on the device where each layer is."""
+        """The states of the layers by name, as torch tensors on the device of each layer."""
 
     @property
     def batches(self) -> Sequence[Any]:
-        """Calibration batches, on the device."""
+        """The calibration batches, on the device."""
 
     def forward(self, batch: Any, weights: Mapping[str, Any] | None = None) -> Outputs:
-        """What the model makes of a batch with these weights (out x in) in its layers, differentiable in them.
+        """Return the outputs of the model for a batch, differentiable in the given weights.
 
-        None: the dense model, the teacher.
+        Args:
+            batch: a calibration batch.
+            weights: the weights (out x in) of layers by name. None: the dense model, which is the teacher.
         """
 
     def generated(self, seed: int) -> Sequence[Any]:
-        """Batches of what the dense model continues the beginnings of the calibration sequences with, by sampling."""
+        """Return batches of continuations that the dense model samples from the beginnings of calibration sequences."""
 
     def neurons(self) -> Sequence[Group]:
-        """The neurons of each feed-forward network; InputError where none is found."""
+        """Return the neurons of each feed-forward network; raise InputError if there is none."""
 
     def heads(self) -> Sequence[Group]:
-        """The heads of each attention, with all that share keys and values as one unit; InputError as before."""
+        """Return the heads of each attention; raise InputError if there is none.
+
+        Heads that share keys and values are one unit.
+        """
 
     def blocks(self) -> Sequence[Sequence[str]]:
-        """For each block, one after another, the names of its layers; InputError where there are no blocks."""
+        """Return the names of the layers of each block, in order; raise InputError if there are no blocks."""

@@ -18,7 +18,7 @@ from compcomp.proving.meaning import conditions_hold
 from compcomp.proving.replay import Suspect, exact_runs
 
 MOST_LARGEST, MOST_ZEROS = 2, 6
-"""The numbers of other weights in a row: of the largest magnitude, and zero."""
+"""Most weights of a row that the lemma does not name: of the largest magnitude, and zero."""
 STEPS = {1: 60, 2: 12}
 """Steps into which the scale is cut to look for other values, by the number of weights that a lemma names."""
 LONGEST_NORM = 10**4
@@ -199,7 +199,7 @@ def _squares(norm2: Fraction) -> list[Fraction]:
 def _checked(
     claim: Claim, suspect: Suspect, places: Mapping[str, int], fails: Callable[[Named, Part], bool]
 ) -> dict[str, Weight] | None:
-    """Run both sequences exactly; return the named weights if the lemma fails for them and all conditions hold."""
+    """Return the values of the named weights in exact runs on which the lemma fails and all conditions hold."""
     for seed in (None,) if claim.is_deterministic else SEEDS:
         try:
             runs = exact_runs(claim, replace(suspect, seed=seed))

@@ -249,7 +249,7 @@ def why(
         The answer of each rule: first the rules that prove the claim, then those that miss least.
 
     Raises:
-        InputError: ``claim`` is not a claim, ``timeout`` is not a number of seconds, or ``scope`` does not fit.
+        InputError: ``claim`` is no claim, ``timeout`` is no number of seconds, or ``scope`` does not fit the claim.
     """
     prover = default_prover() if solver is None else Prover(solver, None)
     return prover.why(claim, scope, timeout=timeout)

@@ -146,7 +146,7 @@ def test_training_comes_closer_within_the_format(technique: Any, targets: str) -
         assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
         distances = []
         for state in (start, after):
-            with one._holding(state) as held:
+            with one._held.holding(state) as held:
                 distances.append(apart(held, given, dense))
         if targets == "data":
             assert distances[1] < 0.8 * distances[0]

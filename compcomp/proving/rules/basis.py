@@ -28,7 +28,7 @@ from compcomp.proving.session import Session
 
 
 def simplified(claim: Claim, session: Session) -> tuple[Claim, tuple[Assumption, ...]]:
-    """The claim without techniques that change nothing it speaks of, and the contracts that this rests on."""
+    """The claim without techniques that change nothing it speaks of, and the contracts that this depends on."""
     contracts: list[Assumption] = []
     while True:
         shorter, more = weights_alone(claim)

@@ -32,7 +32,7 @@ from compcomp.proving.session import Session
 
 
 def without_scalings(claim: Claim, session: Session) -> tuple[Claim, tuple[Assumption, ...]]:
-    """The claim without scalings that no later selection sees, and the contracts that this rests on."""
+    """The claim without scalings that no later selection sees, and the contracts that this depends on."""
     if not isinstance(claim, Dominates | Equals | Orthogonal) or not claim.changes_basis:
         return claim, ()
     if not all(condition.assumes <= {*INPUT_FACTS} and condition.name != "no_ties" for condition in claim.given):
