@@ -151,7 +151,10 @@ def _advice(claim: Claim, begin: Begin, until: float) -> Iterator[str]:
     """Conditions, and other conventions, under which some rule proves the claim."""
     for condition in TEMPLATES:
         if condition not in claim.given and condition.concerns(claim):
-            stronger = replace(claim, given=(*claim.given, condition))
+            try:
+                stronger = replace(claim, given=(*claim.given, condition))
+            except InputError:  # the condition does not go with these techniques
+                continue
             if proved := _proved(stronger, begin, until):
                 yield f"given {condition} (proved by rule {proved})"
                 break

@@ -36,7 +36,7 @@ def test_every_verdict_is_shown_whole(number: int, width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     assert words(text).startswith(str(one.status))
     joined = text.replace("\n", "").replace(" ", "")
-    for part in (str(one.claim.left), str(one.claim.right) * (one.claim.kind not in ("keeps", "fits")), one.cause):
+    for part in (*map(str, one.claim.sides), one.cause):
         assert part.replace(" ", "") in joined
     assert all(str(a).replace(" ", "") in joined for a in one.assumptions)
 
