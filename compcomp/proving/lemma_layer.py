@@ -47,7 +47,7 @@ class Row:
 
 Named = Mapping[str, Weight]
 Part = Callable[[Weight, Fraction], Fraction]
-"""What one weight loses if it ends at a value."""
+"""The loss of one weight that ends at a value."""
 
 
 def _kept(w: Named, loss: Part) -> bool:
