@@ -1,6 +1,6 @@
 # make demo    the worked example, in an environment of its own, results in $(OUT)
 # make test    the tests;  PYTEST_ARGS="-m 'not slow and not cuda and not exhaustive'" leaves the slow ones out
-# make exhaustive  the tests that take longer than a change should, such as every pair of techniques
+# make exhaustive  the cases that a change leaves out: all conventions, all pairs of techniques, all seeds
 # make check   lint, types and tests: what a change must pass
 #
 # Variables: PYTHON (3.11 or newer), VENV, DEMO_VENV, OUT, WORKERS (test processes), PYTEST_ARGS.

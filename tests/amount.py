@@ -9,12 +9,11 @@ import pytest
 
 
 def spread(values: Iterable[Any], kept: int) -> list[Any]:
-    """Return all values as parameters of a test, evenly spread ``kept`` of them plain, the others marked exhaustive."""
-    given = list(values)
+    """Return all values as parameters of a test, ``kept`` of them plain, evenly spread, the others marked exhaustive.
+
+    A tuple has a value for each argument of the test, so a single argument that is a tuple is given as ``(value,)``.
+    """
+    given = [value if type(value) is tuple else (value,) for value in values]
     plain = {k * len(given) // kept for k in range(kept)}
-    return [
-        value
-        if place in plain
-        else pytest.param(*(value if type(value) is tuple else (value,)), marks=pytest.mark.exhaustive)
-        for place, value in enumerate(given)
-    ]
+    marks = [() if place in plain else pytest.mark.exhaustive for place in range(len(given))]
+    return [pytest.param(*value, marks=mark) for value, mark in zip(given, marks, strict=True)]

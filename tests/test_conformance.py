@@ -66,7 +66,7 @@ from compcomp.terms import Batch, Or, each
 from compcomp.testing import check_encoding, conformance, conventions
 from tests.helpers import DEVICES
 
-FEW = 9
+FEW = 4
 """Conventions of a technique that are looked at by default, spread over all; the others are marked exhaustive."""
 
 

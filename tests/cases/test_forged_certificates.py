@@ -52,7 +52,7 @@ UNBOUND = {
     ("answers.json", "second_solver"): "information",
 }
 """What a proof's files alone do not bind, as docs/certificates.md says. The first four the prover finds again."""
-QUICK = ("certified", "rest", "equals")
+QUICK = ("certified", "conditions", "rest", "equals", "fits")
 FOUND_AGAIN = ("assumptions", "congruent", "needed", "reason")
 
 
@@ -143,7 +143,8 @@ def mutations(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in (*PROVED, *REFUTED)]
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.exhaustive) for name in (*PROVED, *REFUTED)],
 )
 def test_every_field_of_every_file_is_bound(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     files = read(folders[name])

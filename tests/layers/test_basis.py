@@ -24,7 +24,7 @@ from compcomp.testing.conformance import Coverage as Counts
 from compcomp.testing.strategies import conventions, layers
 from tests.helpers import layer, matrix
 
-QUIET = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+QUIET = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 PARTS = st.one_of(
     st.lists(st.sampled_from([Fraction(1, 2), Fraction(2), Fraction(4), Fraction(3)]), min_size=4, max_size=4).map(
         lambda scales: Scaling(np.array(scales, dtype=object))

@@ -10,6 +10,7 @@ from compcomp.language.text import parse_claim
 from compcomp.proving.prove import prove
 from compcomp.proving.replay import Suspect, confirmed
 from compcomp.proving.search import search
+from tests.amount import spread
 from tests.claims import CLAIMS
 
 
@@ -25,7 +26,9 @@ def test_verdict(text: str, loss: str, scope: str, expected: str) -> None:
         assert verdict.assumptions
 
 
-@pytest.mark.parametrize(("text", "loss", "scope", "expected"), [row for row in CLAIMS if row[3] == "PROVED"])
+@pytest.mark.parametrize(
+    ("text", "loss", "scope", "expected"), spread([row for row in CLAIMS if row[3] == "PROVED"], 60)
+)
 def test_what_is_proved_is_not_refuted_by_search(text: str, loss: str, scope: str, expected: str) -> None:
     instances = parse_claim(text, loss).instances()
     for instance in instances:

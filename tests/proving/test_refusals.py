@@ -32,6 +32,7 @@ from compcomp.proving.prove import default_prover, prove
 from compcomp.proving.rules import RULES
 from compcomp.proving.session import Session
 from compcomp.proving.solver import Answer
+from tests.amount import spread
 from tests.claims import CLAIMS
 
 ALL_TIES = (
@@ -111,7 +112,7 @@ def test_a_rule_says_what_it_needs_and_has_a_page(rule: Any) -> None:
     assert f"| {rule.name} | {last} |" in (pages / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("text", "loss", "scope", "expected"), CLAIMS)
+@pytest.mark.parametrize(("text", "loss", "scope", "expected"), spread(CLAIMS, 90))
 def test_what_rules_do_not_decide_names_one_of_them(text: str, loss: str, scope: str, expected: str) -> None:
     verdict = by_rules(parse_claim(text, loss), explain=False)
     if verdict.status is Status.UNKNOWN:
@@ -126,7 +127,7 @@ def campaign() -> list[Claim]:
     return random_claims(40, seed=15)
 
 
-@pytest.mark.parametrize("number", range(40))
+@pytest.mark.parametrize("number", spread(range(40), 20))
 def test_random_claims_that_stay_unknown_name_a_rule(number: int) -> None:
     claim = campaign()[number]
     verdict = by_rules(claim, explain=False, timeout=20)

@@ -16,6 +16,7 @@ from compcomp.proving.prove import default_prover, prove
 from compcomp.proving.session import Session
 from compcomp.proving.solver import Answer, Cvc5Process, Remembering, Solver
 from compcomp.terms import Term
+from tests.amount import spread
 from tests.claims import CLAIMS
 
 PROVED = [row for row in CLAIMS if row[3] == "PROVED"]
@@ -33,7 +34,7 @@ def true_claim(second: Solver | None, scope: str = "any", **options: float) -> V
     return prove(parse_claim(*TRUE), scope, timeout=30, second=second, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("text", "loss", "scope", "expected"), PROVED)
+@pytest.mark.parametrize(("text", "loss", "scope", "expected"), spread(PROVED, 60))
 def test_two_solvers_agree(text: str, loss: str, scope: str, expected: str) -> None:
     verdict = prove(parse_claim(text, loss), scope, timeout=30)
     print(f"{verdict.grade}: {text}, {loss}, {scope} {' '.join(verdict.notes)}")

@@ -46,6 +46,7 @@ from compcomp.techniques import (
     Wanda,
 )
 from compcomp.terms import Abs, Batch
+from tests.amount import spread
 
 LARGEST = 12
 WEIGHT_LOSSES = [f"weight_l{p}" for p in range(1, 5)]
@@ -351,7 +352,7 @@ def test_a_format_rests_on_contracts() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("middle", list(itertools.product(MASKED, repeat=2)), ids=str)
+@pytest.mark.parametrize("middle", spread(((pair,) for pair in itertools.product(MASKED, repeat=2)), 16), ids=str)
 def test_masks_restored_and_grids_after_every_pair(middle: tuple[Technique, ...]) -> None:
     """Every pair after pruning and before masking again, and every pair between a grid and its end."""
     for claim in (
@@ -403,7 +404,7 @@ def test_no_broken_pattern_or_cut_is_proved(techniques: list[Technique], invaria
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pair", list(itertools.permutations(GROUPED, 2)), ids=str)
+@pytest.mark.parametrize("pair", spread(((pair,) for pair in itertools.permutations(GROUPED, 2)), 45), ids=str)
 def test_reversed_pairs_for_any_shape(pair: tuple[Technique, Technique]) -> None:
     first, second = pair
     for left, right in ((first >> second, second >> first), (first >> second, first >> second >> first)):
