@@ -205,7 +205,7 @@ def _checked(
             runs = exact_runs(claim, replace(suspect, seed=seed))
             if not conditions_hold(claim, runs):
                 continue
-        except (NotExactError, InputError):
+        except (NotExactError, InputError, ArithmeticError, TypeError):
             return None
         ends, gram = [run[-1] for run in runs], runs[0][0].gram
         named = {}
