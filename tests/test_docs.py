@@ -65,6 +65,9 @@ def test_the_blocks_of_a_page_run(
     monkeypatch.syspath_prepend(ROOT / "examples")
     module = ModuleType("blocks_of_the_page")
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    for example in (ROOT / "examples").glob("*.py"):  # imported anew, and forgotten afterwards
+        monkeypatch.setitem(sys.modules, example.stem, module)
+        del sys.modules[example.stem]
     output, end = "", 0
     for block in blocks(path):
         if block.language in OUTPUT and output and block.line <= end + 3:
