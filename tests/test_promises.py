@@ -155,11 +155,20 @@ def test_a_false_promise_is_caught(technique: Technique, lie: dict[str, Any]) ->
     caught(Lying(technique, lie), message, ((1, 2), (2, 2)) if few else SHAPES, 3000 if few else 500)
 
 
+NOTHING_KEPT: dict[str, Any] = {
+    "keeps": frozenset(),
+    "restores": frozenset(),
+    "no_op": frozenset(),
+    "idempotent": False,
+}
+"""Withdraws the promises of ApplyMask."""
+
+
 def test_a_fixed_scale_is_not_homogeneous() -> None:
     def at_most_one(layer: LayerState) -> LayerState:
         return replace(layer, weight=each(lambda w: If(w > 1, 1, w), layer.weight), format=Format())
 
-    lie = {"keeps": frozenset(), "restores": frozenset()}
+    lie = NOTHING_KEPT
     caught(Lying(ApplyMask(), lie, at_most_one), "homogeneous=True is false")
     check_encoding(Lying(ApplyMask(), lie | {"homogeneous": False}, at_most_one), minimise=False)
 
@@ -228,13 +237,13 @@ def lower_rank(layer: LayerState) -> LayerState:
     [dropping_all, stricter_pattern, cut_of_all, lower_rank, lambda layer: removed(layer, in_factors=False)],
 )
 def test_what_is_set_up_must_hold(change: Change) -> None:
-    lie = {"keeps": frozenset(), "restores": frozenset()}
+    lie = NOTHING_KEPT
     caught(Lying(ApplyMask(), lie, change), "does not fit the format it sets")
 
 
 def test_what_is_set_up_and_holds_passes() -> None:
     """The check of the test before finds nothing in a removal that is done right."""
-    lie = {"keeps": frozenset({"mask", "n:m", "shape"})}
+    lie = NOTHING_KEPT | {"keeps": frozenset({"mask", "n:m", "shape"})}
     check_encoding(Lying(ApplyMask(), lie, removed), shapes=[(2, 2), (2, 4)], max_examples=300, minimise=False)
 
 
