@@ -51,19 +51,23 @@ def asked_of_rules(
     told = standing(claim)
     if told is None:
         return None, (Refusal(unreliable(claim), "likeness"),)
-    asked, reducing = claim, begin(until)
-    claim, contracts = simplified(claim, reducing)
+    reducing = begin(until)
+    simple, contracts = simplified(claim, reducing)
     refusals: list[Refusal] = []
-    for rule in (*RULES, *_at(scope, claim)):
-        found = _of(rule, claim, begin, until)
-        if isinstance(found, Refusal):
-            refusals.append(found)
-        elif standing(asked) != told:
-            return None, (Refusal("a technique changed while the rules were asked", "likeness"),)
-        else:
-            queries = (*reducing.queries, *found.queries)
-            found = replace(found, assumptions=(*found.assumptions, *contracts), queries=queries)
-            return found, ranked(refusals)
+    # A rule may prove the claim as it stands, where only one side of it is reduced.
+    for form in (simple, claim) if contracts else (simple,):
+        for rule in (*RULES, *_at(scope, form)):
+            found = _of(rule, form, begin, until)
+            if isinstance(found, Refusal):
+                refusals += [found] if form is simple else []
+            elif standing(claim) != told:
+                return None, (Refusal("a technique changed while the rules were asked", "likeness"),)
+            elif form is not simple:
+                return found, ranked(refusals)
+            else:
+                queries = (*reducing.queries, *found.queries)
+                found = replace(found, assumptions=(*found.assumptions, *contracts), queries=queries)
+                return found, ranked(refusals)
     return None, ranked(refusals)
 
 
@@ -225,7 +229,7 @@ def answers(claim: Claim, begin: Begin, until: float, scope: Scope) -> tuple[Rul
         )
     if scope.shape is not None:
         claim.instances()[0].check(scope.shape)
-    simple, _ = simplified(claim, begin(until))
+    simple, contracts = simplified(claim, begin(until))
     at_shape = _at(scope, simple)
     needs = {rule.name: rule.needs for rule in (*RULES, *at_shape)}
     if standing(claim) is None:
@@ -235,6 +239,8 @@ def answers(claim: Claim, begin: Begin, until: float, scope: Scope) -> tuple[Rul
     refusals: list[Refusal] = []
     for rule in (*RULES, *at_shape):
         found = _of(rule, simple, begin, until)
+        if contracts and isinstance(found, Refusal) and isinstance(whole := _of(rule, claim, begin, until), Proof):
+            found = whole
         if isinstance(found, Refusal):
             found = with_values(found, begin(until).solver, until)
             refusals.append(with_layer(claim, found, min(until, time.monotonic() + LAYER_SECONDS)))

@@ -55,6 +55,8 @@ PROVED = [
     (f"{P} >> {X} >> {H} dominates {Q} >> {P}", "weight_l2"),
     (f"{P} >> {Q} >> {X} >> {S} dominates {Q} >> {X} >> {P} >> {S}", "weight_l1"),
     (f"{P} is orthogonal to {Q} >> {S}", "weight_l1"),
+    # It leaves the effective weight and the inputs alone.
+    *((f"{t} equals identity", "weight_l2") for t in (S, H)),
     # What is done in the basis that is there.
     (f"{S} >> {D} equals {S}", "output_l2"),
     (f"{D} >> {H} >> {L} equals {H}", "output_l2"),
@@ -71,8 +73,8 @@ PROVED = [
 ]
 
 REFUTED = [
-    (f"{S} equals identity", "weight_l2"),
-    (f"{H} equals identity", "weight_l2"),
+    (f"{S} same state as identity", "weight_l2"),
+    (f"{H} same state as identity", "weight_l2"),
     *((f"{a} >> {Q} dominates {Q} >> {a}", loss) for a in (S, S2, H) for loss in ("weight_l2", "output_l2")),
     *((f"{Q} >> {a} dominates {a} >> {Q}", loss) for a in (S, S2, H) for loss in ("weight_l2", "output_l2")),
     # Both proved without the change of basis.
@@ -291,7 +293,7 @@ def test_what_is_proved_from_every_state_holds_in_another_basis() -> None:
 
 def test_a_saved_witness_is_replayed_without_the_prover(tmp_path: Path) -> None:
     for number, text in enumerate(
-        (f"{S2} >> {Q} dominates {Q} >> {S2}", f"{H} equals identity", f"{P} >> {H} keeps mask")
+        (f"{S2} >> {Q} dominates {Q} >> {S2}", f"{H} same state as identity", f"{P} >> {H} keeps mask")
     ):
         verdict = prove(parse_claim(text, "output_l2"), "any", search_seconds=10, second=None)
         assert verdict.refuted
