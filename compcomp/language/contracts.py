@@ -92,7 +92,8 @@ class Declared:
     keeps: frozenset[str] = field(
         default=frozenset(),
         metadata=_law(
-            "an invariant of these that holds before it holds after it", "kept", "no_op", "normal", "optimum"
+            "an invariant of these that holds before it holds after it",
+            *("kept", "best_selection", "no_op", "normal", "optimum"),
         ),
     )
     restores: frozenset[str] = field(
@@ -101,7 +102,10 @@ class Declared:
     )
     never_increases: frozenset[str] = field(
         default=frozenset(),
-        metadata=_law("these losses are no larger after it than before it, on dense inputs", "last_step", "optimum"),
+        metadata=_law(
+            "these losses are no larger after it than before it, on dense inputs",
+            *("last_step", "best_selection", "optimum"),
+        ),
     )
     any_inputs: bool = field(
         default=False,
@@ -169,7 +173,7 @@ class Declared:
         default=False,
         metadata=_law(
             "numbers in its format (levels, pattern, ranks) depend on weights, inputs or shape",
-            *("fits", "no_op", "zero_selection"),
+            *("fits", "best_selection", "no_op", "zero_selection"),
             weaker=True,
         ),
     )

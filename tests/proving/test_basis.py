@@ -124,10 +124,10 @@ def test_what_has_no_formula_is_unknown(first: str, scope: str, given: str) -> N
 def test_a_claim_that_holds_for_few_tokens_is_not_proved() -> None:
     """Of one token mean and largest magnitudes are the same, of two they are not."""
     mean, largest = "AWQ(alphas=(1,), group=None)", "SmoothQuant(alpha=1)"
-    verdict = prove(parse_claim(f"{mean} equals {largest}"), "1x1", search_seconds=5, second=None)
+    verdict = prove(parse_claim(f"{mean} same state as {largest}"), "1x1", search_seconds=5, second=None)
     assert verdict.refuted and verdict.witness is not None and verdict.witness.inputs is not None
     assert len(verdict.witness.inputs[0]) > 1
-    unsearched = prove(parse_claim(f"{mean} equals {largest}"), "1x1", stages=("rule", "bounded"), second=None)
+    unsearched = prove(parse_claim(f"{mean} same state as {largest}"), "1x1", stages=("rule", "bounded"), second=None)
     assert unsearched.status is Status.UNKNOWN
 
 
