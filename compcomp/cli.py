@@ -217,7 +217,7 @@ def catalogue(
 
 @app.command()
 def check(
-    directory: Annotated[Path, typer.Argument(help="What Verdict.save or prove --save wrote.")],
+    directory: Annotated[Path, typer.Argument(help="The folder that Verdict.save or prove --save wrote.")],
     solvers: Annotated[bool, typer.Option(help="Also ask the installed solvers again.")] = True,
     regenerate: Annotated[
         bool, typer.Option("--regenerate", help="Also ask the prover for its queries again.")
