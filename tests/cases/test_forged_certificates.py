@@ -52,7 +52,7 @@ UNBOUND = {
     ("answers.json", "second_solver"): "information",
 }
 """What a proof's files alone do not bind, as docs/certificates.md says. The first four the prover finds again."""
-QUICK = ("certified", "conditions", "rest", "equals", "fits")
+QUICK = ("certified", "rest", "equals")
 FOUND_AGAIN = ("assumptions", "congruent", "needed", "reason")
 
 

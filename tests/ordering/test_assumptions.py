@@ -111,7 +111,7 @@ def test_noise_changes_nothing_on_a_model(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("techniques", [[Magnitude("1/2", pattern="2:4"), AbsMax(3, group=4)], [P, AbsMax(3)]])
 def test_noise_changes_nothing_of_proofs_at_one_scope(techniques: list[Technique], scope: str) -> None:
     claim = dominates(techniques[0] >> techniques[1], techniques[1] >> techniques[0], loss="weight_l1")
-    found = prove(claim, scope, stages=("bounded",), second=None)
+    found = prove(claim, scope, stages=("bounded",), second=None, explain=False)
     assert found.proved
     for shapes in (None, [(1, 4)], [(2, 8)], [(3, 6)]):
         dropped = [Orderings(techniques, "weight_l1", shapes).drop(v) for v in (found, *map(noisy, [found] * 9))]
@@ -164,7 +164,7 @@ def test_the_assumptions_of_proofs_restrict_as_their_kinds_do() -> None:
     for text, loss, scope, status in CLAIMS[::6]:
         if status != "PROVED":
             continue
-        found = prove(parse_claim(text, loss), scope, stages=("rule",), second=None)
+        found = prove(parse_claim(text, loss), scope, stages=("rule",), second=None, explain=False)
         for one in found.assumptions:
             kinds.add(one.kind)
             assert one.restricts == (one.kind not in OF_EVERY_LAYER) and one.kind is not Kind.OTHER
@@ -174,7 +174,7 @@ def test_the_assumptions_of_proofs_restrict_as_their_kinds_do() -> None:
 
 
 def test_a_proof_that_rests_on_dense_inputs_is_not_used_where_they_change() -> None:
-    found = prove(dominates(Q >> L, Q, loss="output_l2"), stages=("rule",), second=None)
+    found = prove(dominates(Q >> L, Q, loss="output_l2"), stages=("rule",), second=None, explain=False)
     assert found.proved and found.congruent
     for order in permutations([Q, L, X]):
         orderings = Orderings(order, "output_l2")

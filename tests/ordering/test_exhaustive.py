@@ -65,7 +65,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch", spread(range(BATCHES), 2))
+@pytest.mark.parametrize("batch", spread(range(BATCHES), 1))
 def test_the_winner_is_the_exhaustive_winner(batch: int, store: Store) -> None:
     for turn in range(EACH):
         seed = EACH * batch + turn

@@ -432,7 +432,7 @@ def conditional_claims(draw: st.DrawFn) -> Claim:
 @given(conditional_claims())
 def test_nothing_false_is_proved_under_conditions(claim: Claim) -> None:
     """Rules alone: every small layer that meets the conditions has to obey a proof for any shape."""
-    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
     if verdict.proved:
         assert not counterexample(claim), verdict
 
@@ -447,7 +447,7 @@ def test_reversed_pairs_under_one_condition(condition: Condition) -> None:
             dominates(q >> p, p >> q, "weight_l2", given=condition),
             equal(p >> q, q >> p, given=condition),
         ):
-            verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+            verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
             proved += verdict.proved
             assert not (verdict.proved and counterexample(claim)), verdict
     if condition in (NoTies(), OrthogonalInputs()):
@@ -462,7 +462,7 @@ def test_masks_before_one_map(condition: Condition) -> None:
     for (p, other), q in itertools.product(itertools.permutations(PRUNERS, 2), MAPS):
         for loss in ("weight_l1", "weight_l2"):
             claim = dominates(p >> q, other >> q, loss, given=condition)
-            verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+            verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
             proved += verdict.proved and str(condition) in (verdict.needed or ())
             assert not (verdict.proved and counterexample(claim)), verdict
     assert proved > 0
@@ -476,7 +476,7 @@ def test_sequences_that_start_alike(first: Technique) -> None:
     for one, other in itertools.permutations([*finer, first], 2):
         for left, right in ((first >> one, first >> other), (first >> one, first >> one >> other)):
             claim = dominates(left, right, "weight_l2")
-            verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+            verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
             assert not (verdict.proved and counterexample(claim)), verdict
 
 
@@ -484,7 +484,7 @@ def test_sequences_that_start_alike(first: Technique) -> None:
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(conditional_claims())
 def test_nothing_false_is_proved_at_one_shape(claim: Claim) -> None:
-    verdict = prove(claim, (1, 4), timeout=5, stages=("bounded",), second=None)
+    verdict = prove(claim, (1, 4), timeout=5, stages=("bounded",), second=None, explain=False)
     if verdict.proved:
         assert not counterexample(claim, (1, 4)), verdict
 

@@ -49,7 +49,7 @@ FAMILY = [parse_sequence(text).techniques[0] for text in TEXTS]
 
 
 def proofs(claim: Claim) -> tuple[bool, bool]:
-    verdict = prove(claim, "any", stages=("rule",), second=None)
+    verdict = prove(claim, "any", stages=("rule",), second=None, explain=False)
     return verdict.proved, verdict.congruent
 
 
@@ -185,8 +185,8 @@ def test_each_contract_is_named(lie: Declared, text: str) -> None:
     left, right = (
         Sequence(tuple(names[name] for name in side.split(" >> ") if name in names)) for side in text.split(" equals ")
     )
-    verdict = prove(same_state(left, right), "any", stages=("rule",), second=None)
+    verdict = prove(same_state(left, right), "any", stages=("rule",), second=None, explain=False)
     assert verdict.proved and verdict.reason == "rule no op"
     assert [a for a in verdict.assumptions if a.technique == str(names["T"])]
     truth = same_state(Sequence((Once(),)), Sequence())
-    assert not prove(truth, "any", stages=("rule",), second=None).proved
+    assert not prove(truth, "any", stages=("rule",), second=None, explain=False).proved

@@ -91,7 +91,7 @@ LARGEST_EIGHTH = Scored(LARGEST_FIRST.score, Fraction(1, 8))
     ids=str,
 )
 def test_the_joint_step_dominates(left: Any, right: Any) -> None:
-    verdict = prove(dominates(left, right), "any", stages=("rule",), second=None)
+    verdict = prove(dominates(left, right), "any", stages=("rule",), second=None, explain=False)
     assert verdict.proved and verdict.reason == "rule optimum"
     assert any(a.kind is Kind.CONTRACT for a in verdict.assumptions)
 
@@ -118,7 +118,7 @@ FALSE = [
 @pytest.mark.parametrize(("left", "right"), FALSE, ids=str)
 def test_what_leaves_the_set_is_not_proved(left: Any, right: Any) -> None:
     claim = dominates(left, right)
-    assert not prove(claim, "any", timeout=6, stages=("rule",), second=None).proved
+    assert not prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False).proved
     if not claim.needs_inputs:
         assert counterexample(claim, 4)
 
@@ -135,17 +135,19 @@ def test_a_selection_that_drops_the_largest_changes_the_scale() -> None:
     weights = layer([[17, *[10] * 7]])
     losses = [LOSSES["weight_l2"].of(as_sequence(s).encode(weights)) for s in (left, right)]
     assert losses[1] < losses[0]
-    assert not prove(dominates(left, right), "any", timeout=6, stages=("rule",), second=None).proved
+    assert not prove(dominates(left, right), "any", timeout=6, stages=("rule",), second=None, explain=False).proved
     wanda = dominates(joint(per="row"), Wanda("1/2") >> AbsMax(2))
-    assert not prove(wanda, "any", timeout=6, stages=("rule",), second=None).proved
+    assert not prove(wanda, "any", timeout=6, stages=("rule",), second=None, explain=False).proved
 
 
 def test_ties_that_empty_a_block_change_the_scale() -> None:
     """In blocks of 2 of a tensor, the equal ones go as a whole, and with them the largest weight."""
     right = prune(pattern="1:2", ties="all") >> AbsMax(2)
-    assert not prove(dominates(joint(), right), "any", timeout=6, stages=("rule",), second=None).proved
+    assert not prove(dominates(joint(), right), "any", timeout=6, stages=("rule",), second=None, explain=False).proved
     inside = prune(pattern="1:2", ties="all") >> AbsMax(2, group=2)  # such a block is all 0, whatever its scale
-    assert prove(dominates(joint(group=2), inside), "any", timeout=6, stages=("rule",), second=None).proved
+    assert prove(
+        dominates(joint(group=2), inside), "any", timeout=6, stages=("rule",), second=None, explain=False
+    ).proved
 
 
 JOINT = [

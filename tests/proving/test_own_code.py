@@ -74,7 +74,7 @@ def test_a_helper_that_is_defined_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     claim = first_better(Scored(helped))
     assert prove(claim).proved
     monkeypatch.setitem(globals(), "helper", lambda weight: -Abs(weight))
-    assert not prove(claim, stages=RULES).proved
+    assert not prove(claim, stages=RULES, explain=False).proved
     assert prove(claim).refuted
 
 
@@ -88,7 +88,7 @@ def test_a_function_that_is_changed_in_place() -> None:
     claim = first_better(Scored(score))
     assert prove(claim).proved
     score.__code__ = other.__code__
-    assert not prove(claim, stages=RULES).proved
+    assert not prove(claim, stages=RULES, explain=False).proved
 
 
 def test_a_measure_that_is_defined_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_a_measure_that_is_defined_anew(monkeypatch: pytest.MonkeyPatch) -> None
     claim = first_better(Scored(), Rounded())
     assert prove(claim).proved
     monkeypatch.setitem(globals(), "helper", lambda weight: weight * weight)
-    assert not prove(claim, stages=RULES).proved
+    assert not prove(claim, stages=RULES, explain=False).proved
 
 
 def test_steps_that_are_changed_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_steps_that_are_changed_in_place(monkeypatch: pytest.MonkeyPatch) -> Non
     assert prove(claim).proved
     worst = Selection(lambda element: -Abs(element.weight), ALL, HALF, "first")
     monkeypatch.setattr(Scored, "steps", lambda self: (worst,))
-    assert not prove(claim, stages=RULES).proved
+    assert not prove(claim, stages=RULES, explain=False).proved
 
 
 def test_techniques_that_only_say_that_they_are_equal() -> None:
@@ -125,9 +125,9 @@ def test_techniques_that_only_say_that_they_are_equal() -> None:
     good, bad = Hiding(magnitude), Hiding(lambda element: -Abs(element.weight))
     assert good == bad
     assert prove(first_better(good)).proved
-    assert not prove(first_better(bad), stages=RULES).proved
+    assert not prove(first_better(bad), stages=RULES, explain=False).proved
     mixed = dominates(bad >> QUANTIZE, QUANTIZE >> good, loss="weight_l2")
-    assert not prove(mixed, stages=RULES).proved
+    assert not prove(mixed, stages=RULES, explain=False).proved
 
 
 def test_functions_that_say_the_same_are_told_apart_from_one_used_twice() -> None:
@@ -211,7 +211,7 @@ OF_MEASURES = [
 def test_a_measure_that_does_not_scale_along(claim: Claim, weight: Any) -> None:
     """Facts are asked at one scale: of such a measure none may be taken, least of all where the scale never occurs."""
     assert falls(claim, weight)
-    assert not prove(claim, stages=RULES).proved
+    assert not prove(claim, stages=RULES, explain=False).proved
     assert not prove(claim).proved
 
 
@@ -268,9 +268,9 @@ OPEN = [
 @pytest.mark.parametrize(("claim", "weight"), OPEN, ids=lambda value: "")
 def test_open_parameters_that_stand_for_other_numbers(claim: Claim, weight: Any) -> None:
     assert any(falls(instance, weight) for instance in claim.instances())
-    assert not prove(claim, stages=RULES).proved
+    assert not prove(claim, stages=RULES, explain=False).proved
     same = dominates(Share(ANY) >> QUANTIZE, QUANTIZE >> Share(ANY), "weight_l2")
-    assert prove(same, stages=RULES).proved
+    assert prove(same, stages=RULES, explain=False).proved
 
 
 def test_a_score_sees_no_norm_that_it_does_not_ask_for() -> None:
@@ -281,8 +281,8 @@ def test_a_score_sees_no_norm_that_it_does_not_ask_for() -> None:
     alone, wanda = (of(Selection(fallback, ALL, HALF, "first", needs_inputs=needs)) for needs in (False, True))
     claim = dominates(alone, wanda, "output_l2", given=["diagonal_gram"])
     assert falls(claim, [[1, 2]], [[3, 0], [0, 1]])
-    assert not prove(claim, stages=RULES).proved
-    assert not prove(equal(alone, wanda, given=["no_ties"]), stages=RULES).proved
+    assert not prove(claim, stages=RULES, explain=False).proved
+    assert not prove(equal(alone, wanda, given=["no_ties"]), stages=RULES, explain=False).proved
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_a_score_sees_no_norm_that_it_does_not_ask_for() -> None:
 def test_choices_that_are_left_free_without_a_word(step: Step, weight: Any) -> None:
     claim = equal(of(step), of(step))
     assert falls(claim, weight, seeds=tuple(range(6)))
-    assert not prove(claim, stages=RULES).proved
+    assert not prove(claim, stages=RULES, explain=False).proved
 
 
 def test_encodings_and_scores_that_only_say_that_they_are_equal() -> None:
@@ -317,7 +317,7 @@ def test_encodings_and_scores_that_only_say_that_they_are_equal() -> None:
     )
     for claim in (encodings, equal(*scores), equal(*of_layers)):
         assert falls(claim, [[1, 2]])
-        assert not prove(claim, stages=RULES).proved
+        assert not prove(claim, stages=RULES, explain=False).proved
 
 
 def test_a_score_that_is_a_number() -> None:
@@ -551,7 +551,7 @@ def test_a_theorem_is_known_to_the_solvers_that_answered_alone() -> None:
     assert prover.prove(claim, second=None).grade is Grade.ONE_SOLVER
     assert prover.prove(claim, second=Says()).status is Status.DISAGREE
     assert prover.prove(claim).grade is Grade.TWO_SOLVERS
-    assert not Prover(Says(), second=None).prove(claim, stages=RULES).proved
+    assert not Prover(Says(), second=None).prove(claim, stages=RULES, explain=False).proved
 
 
 def test_a_proof_that_might_be_better_checked_is_not_kept() -> None:

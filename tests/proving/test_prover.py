@@ -55,12 +55,12 @@ class Unsure:
 def test_two_provers_share_nothing() -> None:
     solver = Counting()
     one, two = Prover(solver, second=None), Prover(solver, second=None)
-    assert one.prove(CLAIM, stages=RULES).proved
+    assert one.prove(CLAIM, stages=RULES, explain=False).proved
     asked = solver.asked
     assert asked and one.lemmas and len(one.theorems) == 1
     assert not two.lemmas and not len(two.theorems) and not two.certificates
-    assert one.prove(CLAIM, stages=RULES).proved and solver.asked == asked, "a theorem is remembered"
-    assert two.prove(CLAIM, stages=RULES).proved and solver.asked == 2 * asked, "each asks for itself"
+    assert one.prove(CLAIM, stages=RULES, explain=False).proved and solver.asked == asked, "a theorem is remembered"
+    assert two.prove(CLAIM, stages=RULES, explain=False).proved and solver.asked == 2 * asked, "each asks for itself"
     one.certify(one.prove(CLAIM, stages=RULES))
     assert one.certificates and not two.certificates
 
@@ -81,7 +81,10 @@ def processes(prover: Prover) -> list[Z3Process]:
 
 def test_closing_one_leaves_the_other_usable() -> None:
     with Prover(second=None) as one, Prover(second=None) as two:
-        assert one.prove(CLAIM, stages=RULES).proved and two.prove(CLAIM, stages=RULES).proved
+        assert (
+            one.prove(CLAIM, stages=RULES, explain=False).proved
+            and two.prove(CLAIM, stages=RULES, explain=False).proved
+        )
         running = [process._process for process in processes(one) if process._process is not None]
         assert running
         one.close()
@@ -90,7 +93,10 @@ def test_closing_one_leaves_the_other_usable() -> None:
         with pytest.raises(InputError, match="closed"):
             one.prove(CLAIM)
         other = parse_claim("AbsMax(bits=7) dominates AbsMax(bits=4)", "weight_l1")
-        assert two.prove(CLAIM, stages=RULES).proved and two.prove(other, stages=RULES).proved
+        assert (
+            two.prove(CLAIM, stages=RULES, explain=False).proved
+            and two.prove(other, stages=RULES, explain=False).proved
+        )
 
 
 def test_solvers_that_were_given_stay_open() -> None:
@@ -107,7 +113,7 @@ def test_solvers_that_were_given_stay_open() -> None:
 
 def test_a_prover_that_is_dropped_ends_its_processes() -> None:
     prover = Prover(second=None)
-    assert prover.prove(CLAIM, stages=RULES).proved
+    assert prover.prove(CLAIM, stages=RULES, explain=False).proved
     running = [process._process for process in processes(prover) if process._process is not None]
     gone = weakref.ref(prover)
     del prover
@@ -118,9 +124,9 @@ def test_a_prover_that_is_dropped_ends_its_processes() -> None:
 
 def test_a_default_prover_is_made_again_after_it_was_closed() -> None:
     first = default_prover()
-    assert default_prover() is first and cc.prove(CLAIM, stages=RULES).proved
+    assert default_prover() is first and cc.prove(CLAIM, stages=RULES, explain=False).proved
     first.close()
-    assert cc.prove(CLAIM, stages=RULES).proved
+    assert cc.prove(CLAIM, stages=RULES, explain=False).proved
     assert default_prover() is not first and not default_prover().closed
 
 

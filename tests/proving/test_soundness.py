@@ -261,7 +261,7 @@ def claims(draw: st.DrawFn, techniques: list[Technique] = TECHNIQUES) -> Claim:
 @given(claims(), st.sampled_from([2, 3]))
 def test_nothing_false_is_proved(claim: Claim, columns: int) -> None:
     """Without the search stage, so that proofs are on their own."""
-    verdict = prove(claim, (1, columns), timeout=2, stages=("rule", "bounded"), second=None)
+    verdict = prove(claim, (1, columns), timeout=2, stages=("rule", "bounded"), second=None, explain=False)
     if verdict.proved:
         assert not counterexample(claim, columns), verdict
     if verdict.refuted:
@@ -273,7 +273,7 @@ def test_nothing_false_is_proved(claim: Claim, columns: int) -> None:
 @given(claims(GROUPED))
 def test_nothing_false_is_proved_for_any_shape(claim: Claim) -> None:
     """Rules alone: a proof for any shape has to hold for every 1 x 4 layer."""
-    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
     if verdict.proved:
         assert not counterexample(claim, 4), verdict
 
@@ -282,7 +282,7 @@ def test_nothing_false_is_proved_for_any_shape(claim: Claim) -> None:
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(claims(SETTLED))
 def test_nothing_false_is_proved_of_dense_scores(claim: Claim) -> None:
-    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
     if verdict.proved:
         assert not counterexample(claim, 4), verdict
 
@@ -292,7 +292,7 @@ def test_nothing_false_is_proved_of_dense_scores(claim: Claim) -> None:
 @given(st.lists(st.sampled_from(MASKED), min_size=2, max_size=5), st.sampled_from(["mask", "grid"]))
 def test_no_broken_invariant_is_proved(techniques: list[Technique], invariant: str) -> None:
     claim = keeps(Sequence(tuple(techniques)), invariant)
-    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
     if verdict.proved:
         assert not counterexample(claim, 2, rows=2), verdict
 
@@ -303,7 +303,7 @@ def test_no_broken_invariant_is_proved(techniques: list[Technique], invariant: s
 def test_no_format_that_is_missed_is_proved(techniques: list[Technique], scheme: str) -> None:
     """By rules alone, against every layer of three shapes that the claim speaks of."""
     claim = fits(Sequence(tuple(techniques)), scheme)
-    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
     for rows, columns in ((1, 4), (2, 2), (1, 3)):
         if claim.fits((rows, columns)):
             assert not (verdict.proved and counterexample(claim, columns, rows)), verdict
@@ -315,7 +315,7 @@ def test_no_format_that_is_missed_is_proved(techniques: list[Technique], scheme:
 def test_no_format_that_is_missed_is_proved_at_one_shape(techniques: list[Technique], scheme: str, wide: bool) -> None:
     claim, shape = fits(Sequence(tuple(techniques)), scheme), (1, 4) if wide else (2, 2)
     if claim.fits(shape):
-        verdict = prove(claim, shape, timeout=4, stages=("bounded",), second=None)
+        verdict = prove(claim, shape, timeout=4, stages=("bounded",), second=None, explain=False)
         assert not (verdict.proved and counterexample(claim, shape[1], shape[0])), verdict
 
 
@@ -323,10 +323,10 @@ def test_what_reductions_may_not_do_to_schemes() -> None:
     """Sorted weights put two large ones into one pair and two small ones into another: no pattern survives that."""
     half = Magnitude("1/2")
     for claim, shape in ((fits(half, "1:2"), (1, 4)), (fits(half, "50%/row"), (2, 2)), (fits(half, "2:4"), (2, 4))):
-        verdict = prove(claim, shape, timeout=20, stages=("bounded",), second=None)
+        verdict = prove(claim, shape, timeout=20, stages=("bounded",), second=None, explain=False)
         assert verdict.refuted, verdict
-    assert prove(fits(half, "50%"), (2, 3), timeout=20, stages=("bounded",), second=None).proved
-    assert prove(fits(half, "2:4"), (1, 4), timeout=20, stages=("bounded",), second=None).proved
+    assert prove(fits(half, "50%"), (2, 3), timeout=20, stages=("bounded",), second=None, explain=False).proved
+    assert prove(fits(half, "2:4"), (1, 4), timeout=20, stages=("bounded",), second=None, explain=False).proved
 
 
 @dataclass(frozen=True)
@@ -343,12 +343,12 @@ def test_a_format_rests_on_contracts() -> None:
     """Each is named, and a technique whose format may vary proves nothing."""
     keeps_all = frozenset({"mask", "n:m", "grid", "rank"})
     trusted = Promising(1, residual=True, promised=Declared(keeps=keeps_all))
-    verdict = prove(fits(AbsMax(2) >> trusted, "W2 +r1"), "any", stages=("rule",), second=None)
+    verdict = prove(fits(AbsMax(2) >> trusted, "W2 +r1"), "any", stages=("rule",), second=None, explain=False)
     assert verdict.proved and sum(a.kind is Kind.CONTRACT for a in verdict.assumptions) == 2
     varying = Promising(1, residual=True, promised=Declared(keeps=keeps_all, format_varies=True))
-    assert not prove(fits(AbsMax(2) >> varying, "W2 +r1"), "any", stages=("rule",), second=None).proved
+    assert not prove(fits(AbsMax(2) >> varying, "W2 +r1"), "any", stages=("rule",), second=None, explain=False).proved
     silent = Promising(1, residual=True)
-    assert not prove(fits(AbsMax(2) >> silent, "W2 +r1"), "any", stages=("rule",), second=None).proved
+    assert not prove(fits(AbsMax(2) >> silent, "W2 +r1"), "any", stages=("rule",), second=None, explain=False).proved
 
 
 @pytest.mark.slow
@@ -360,7 +360,7 @@ def test_masks_restored_and_grids_after_every_pair(middle: tuple[Technique, ...]
         keeps(Sequence((MASKED[0], *middle)), "mask"),
         keeps(Sequence((MASKED[4], *middle)), "grid"),
     ):
-        verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+        verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
         assert not (verdict.proved and counterexample(claim, 2, rows=2)), verdict
 
 
@@ -370,18 +370,18 @@ def test_masks_restored_and_grids_after_every_pair(middle: tuple[Technique, ...]
 def test_nothing_false_is_proved_of_scores_of_the_whole_layer(claim: Claim, shape: tuple[int, int]) -> None:
     """For any shape by rules, and at one shape."""
     for scope, stage in (("any", "rule"), (shape, "bounded")):
-        verdict = prove(claim, scope, timeout=4, stages=(stage,), second=None)
+        verdict = prove(claim, scope, timeout=4, stages=(stage,), second=None, explain=False)
         assert not (verdict.proved and counterexample(claim, shape[1], shape[0])), verdict
 
 
 def test_a_score_of_the_whole_layer_splits_into_no_blocks() -> None:
     """In a single row the column sums are the magnitudes, and both prune alike; in two rows they do not."""
     claim = equal(RIA("1/2", pattern="1:2", power=0), Magnitude("1/2", pattern="1:2"))
-    assert prove(claim, (1, 2), stages=("bounded",), second=None).proved
+    assert prove(claim, (1, 2), stages=("bounded",), second=None, explain=False).proved
     assert counterexample(claim, 2, rows=2)
     for stage in ("rule", "bounded"):
-        assert not prove(claim, (2, 2), timeout=10, stages=(stage,), second=None).proved
-    block = prove(claim, ("block", 2), stages=("bounded",), second=None)
+        assert not prove(claim, (2, 2), timeout=10, stages=(stage,), second=None, explain=False).proved
+    block = prove(claim, ("block", 2), stages=("bounded",), second=None, explain=False)
     assert "every matrix" not in block.reach
     assert any(a.kind is Kind.INSIDE_BLOCK for a in block.assumptions)
 
@@ -390,7 +390,7 @@ def test_what_is_left_is_scored_anew() -> None:
     """Dropping some weights changes the sums of the others, and so their order: two selections do not come to one."""
     claim = equal(RIA("1/4", power=0) >> RIA("1/2", power=0), RIA("1/2", power=0))
     assert counterexample(claim, 2, rows=2)
-    assert not prove(claim, "any", timeout=5, stages=("rule",), second=None).proved
+    assert not prove(claim, "any", timeout=5, stages=("rule",), second=None, explain=False).proved
 
 
 @pytest.mark.slow
@@ -398,7 +398,7 @@ def test_what_is_left_is_scored_anew() -> None:
 @given(st.lists(st.sampled_from(CUTTING), min_size=2, max_size=4), st.sampled_from(["mask", "n:m", "shape"]))
 def test_no_broken_pattern_or_cut_is_proved(techniques: list[Technique], invariant: str) -> None:
     claim = keeps(Sequence(tuple(techniques)), invariant)
-    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
     if verdict.proved:
         assert not counterexample(claim, 2, rows=2), verdict
 
@@ -409,7 +409,7 @@ def test_reversed_pairs_for_any_shape(pair: tuple[Technique, Technique]) -> None
     first, second = pair
     for left, right in ((first >> second, second >> first), (first >> second, first >> second >> first)):
         claim = dominates(left, right, loss="weight_l2")
-        verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+        verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
         assert not (verdict.proved and counterexample(claim, 4)), verdict
 
 
@@ -417,7 +417,7 @@ def test_reversed_pairs_for_any_shape(pair: tuple[Technique, Technique]) -> None
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(claims(CODED))
 def test_nothing_false_is_proved_of_codebooks(claim: Claim) -> None:
-    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
     if verdict.proved:
         assert not counterexample(claim, 4), verdict
 
@@ -430,7 +430,7 @@ def test_codebooks_and_selections_in_both_orders(pair: tuple[Technique, Techniqu
     claims = [dominates(first >> second, second >> first, loss), dominates(second >> first, first >> second, loss)]
     claims += [equal(second >> second, second), equal(first >> second, second >> first)]
     for claim in claims:
-        verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+        verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
         assert not (verdict.proved and counterexample(claim, 4)), verdict
 
 
@@ -439,7 +439,7 @@ def test_codebooks_and_selections_in_both_orders(pair: tuple[Technique, Techniqu
 @given(claims([t for t in CODED if t.fits((1, 3))]), st.sampled_from([2, 3]))
 def test_nothing_false_is_proved_of_codebooks_at_one_shape(claim: Claim, columns: int) -> None:
     if all(t.fits((1, columns)) for sequence in claim.sequences for t in sequence):
-        verdict = prove(claim, (1, columns), timeout=2, stages=("rule", "bounded"), second=None)
+        verdict = prove(claim, (1, columns), timeout=2, stages=("rule", "bounded"), second=None, explain=False)
         assert not (verdict.proved and counterexample(claim, columns)), verdict
 
 
@@ -452,7 +452,7 @@ def test_both_directions_of_every_pair(pair: tuple[Technique, Technique]) -> Non
     """Where brute force sees a counterexample z3 must not prove, and where it sees none z3 must not refute."""
     for first, second in (pair, pair[::-1]):
         claim = dominates(first >> second, second >> first, loss="weight_l1")
-        verdict = prove(claim, (1, 3), timeout=6, stages=("rule", "bounded"), second=None)
+        verdict = prove(claim, (1, 3), timeout=6, stages=("rule", "bounded"), second=None, explain=False)
         assert not (verdict.proved and counterexample(claim, 3)), verdict
 
 
@@ -477,9 +477,11 @@ FALSE_WHERE_A_GROUP_GOES = [
 @pytest.mark.parametrize("claim", FALSE_WHERE_A_GROUP_GOES, ids=str)
 def test_what_ties_that_empty_a_group_make_false_is_not_proved(claim: Claim) -> None:
     assert counterexample(claim, 4)
-    assert not prove(claim, "any", timeout=6, stages=("rule",), second=None).proved
+    assert not prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False).proved
     settled = replace(claim, given=conditions(["no_ties"]))
-    assert claim.kind != "equal" or prove(settled, "any", timeout=20, stages=("rule",), second=None).proved
+    assert (
+        claim.kind != "equal" or prove(settled, "any", timeout=20, stages=("rule",), second=None, explain=False).proved
+    )
 
 
 def test_a_layer_of_the_brute_force_set_is_what_it_says() -> None:
@@ -543,7 +545,7 @@ def claims_on_inputs(draw: st.DrawFn) -> Claim:
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(claims_on_inputs())
 def test_nothing_false_is_proved_where_inputs_change(claim: Claim) -> None:
-    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None)
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
     if verdict.proved:
         assert not fails_with_inputs(claim), verdict
 
@@ -568,6 +570,6 @@ FALSE_WHERE_INPUTS_CHANGE = [
 @pytest.mark.parametrize("claim", FALSE_WHERE_INPUTS_CHANGE, ids=str)
 @pytest.mark.parametrize("scope", ["any", "1x2"])
 def test_what_changed_inputs_make_false_is_not_proved(claim: Claim, scope: str) -> None:
-    assert not prove(claim, scope, timeout=6, stages=("rule", "bounded"), second=None).proved
+    assert not prove(claim, scope, timeout=6, stages=("rule", "bounded"), second=None, explain=False).proved
     if scope == "any":
         assert prove(claim, scope, timeout=20, stages=("search",)).refuted
