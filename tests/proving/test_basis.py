@@ -44,7 +44,7 @@ X = "AbsMaxInputs(bits=4)"
 
 
 def ruled(claim: Claim) -> Verdict:
-    return prove(claim, "any", stages=("rule",), second=None, explain=False)
+    return prove(claim, "any", stages=("rule",), second=None)
 
 
 PROVED = [
@@ -101,17 +101,9 @@ def test_what_is_refuted_with_a_witness(text: str, loss: str) -> None:
 
 
 def test_at_one_shape_a_rotation_has_a_formula_without_reductions() -> None:
-    verdict = prove(
-        parse_claim(f"identity dominates {H} >> {P}", "weight_l1"),
-        "1x4",
-        stages=("bounded",),
-        second=None,
-        explain=False,
-    )
+    verdict = prove(parse_claim(f"identity dominates {H} >> {P}", "weight_l1"), "1x4", stages=("bounded",), second=None)
     assert verdict.proved and not any(a.kind is Kind.WITHOUT_LOSS for a in verdict.assumptions)
-    wrong = prove(
-        parse_claim(f"{H} >> {P} dominates {P}", "weight_l1"), "1x4", stages=("bounded",), second=None, explain=False
-    )
+    wrong = prove(parse_claim(f"{H} >> {P} dominates {P}", "weight_l1"), "1x4", stages=("bounded",), second=None)
     assert wrong.refuted
 
 
@@ -123,7 +115,7 @@ def test_at_one_shape_a_rotation_has_a_formula_without_reductions() -> None:
 def test_what_has_no_formula_is_unknown(first: str, scope: str, given: str) -> None:
     """Roots, and scales that a Gram matrix does not tell: a formula has some number of tokens."""
     claim = parse_claim(f"identity dominates {first} >> {P}{given}", "weight_l1")
-    verdict = prove(claim, scope, stages=("rule", "bounded"), second=None, explain=False)
+    verdict = prove(claim, scope, stages=("rule", "bounded"), second=None)
     assert verdict.status is Status.UNKNOWN and verdict.cause
     if scope != "any":
         assert ("number of tokens" in verdict.cause) or ("no formula" in verdict.cause and first[0] == "H")
@@ -135,9 +127,7 @@ def test_a_claim_that_holds_for_few_tokens_is_not_proved() -> None:
     verdict = prove(parse_claim(f"{mean} same state as {largest}"), "1x1", search_seconds=5, second=None)
     assert verdict.refuted and verdict.witness is not None and verdict.witness.inputs is not None
     assert len(verdict.witness.inputs[0]) > 1
-    unsearched = prove(
-        parse_claim(f"{mean} same state as {largest}"), "1x1", stages=("rule", "bounded"), second=None, explain=False
-    )
+    unsearched = prove(parse_claim(f"{mean} same state as {largest}"), "1x1", stages=("rule", "bounded"), second=None)
     assert unsearched.status is Status.UNKNOWN
 
 

@@ -121,7 +121,7 @@ def test_norms_of_inputs_are_exact(norm2: Fraction) -> None:
 
 def test_an_unknown_verdict_names_the_layer_and_the_search_looks_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
     claim = parse_claim(SHOWN[0][1])
-    verdict = prove(claim, stages=("rule",), second=None, explain=False)
+    verdict = prove(claim, stages=("rule",), second=None)
     assert verdict.tried[0].layer is not None and "on the layer (" in verdict.cause
 
     def refused(*given: Any) -> Refusal:
