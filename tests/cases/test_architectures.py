@@ -193,12 +193,12 @@ def test_there_are_enough() -> None:
     assert len(ARCHITECTURES) >= 34
 
 
-@pytest.mark.parametrize("name", spread(ARCHITECTURES, 23))
+@pytest.mark.parametrize("name", spread(ARCHITECTURES, 34))
 def test_search_apply_save_and_load(name: str, tmp_path: Path) -> None:
     planned(ARCHITECTURES[name], 0, tmp_path)
 
 
-@pytest.mark.parametrize("name", spread([*reversed(ARCHITECTURES)], 23))
+@pytest.mark.parametrize("name", spread([*reversed(ARCHITECTURES)], 34))
 def test_prune_cut_save_and_load(name: str, tmp_path: Path) -> None:
     for place, order in enumerate(UNITS[:3] if len(name) % 2 else UNITS[3:5]):
         cut(ARCHITECTURES[name], 0, order, tmp_path / str(place))
