@@ -13,7 +13,6 @@ from math import lcm
 
 import numpy as np
 
-from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.steps import CodebookMap
 from compcomp.language.technique import Technique
@@ -33,15 +32,7 @@ def special_shapes(claim: Claim, scope: Scope) -> list[tuple[int, int]]:
     columns = sorted({unit, 4 * unit, unit * -(-4 // unit), unit * -(-8 // unit)})
     columns = [c for c in columns if c <= max(unit, WIDE)] if unit <= 64 else []
     every = ((rows * -(-tall // rows), c) for c in columns for tall in (1, 2, *TALL))
-    return [shape for shape in dict.fromkeys(every) if _fits(claim, shape)]
-
-
-def _fits(claim: Claim, shape: tuple[int, int]) -> bool:
-    try:
-        claim.check(shape)
-    except InputError:
-        return False
-    return True
+    return [shape for shape in dict.fromkeys(every) if claim.fits(shape)]
 
 
 def special(

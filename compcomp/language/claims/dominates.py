@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from compcomp.language.claims.claim import Claim, Comparison
+from compcomp.language.claims.bases import OfLosses
+from compcomp.language.claims.claim import Claim
 from compcomp.language.conditions import Condition, Given, Run, conditions
-from compcomp.language.loss import LOSSES, Loss, loss_named
+from compcomp.language.loss import loss_named
 from compcomp.language.technique import Sequence, Technique, as_sequence
 from compcomp.terms import Term
 
 
 @dataclass(frozen=True)
-class Dominates(Comparison):
+class Dominates(OfLosses):
     """State that on every layer the loss after ``left`` is at most the loss after ``right``."""
-
-    loss: Loss = field(default=LOSSES["weight_l2"])
 
     kind: ClassVar[str] = "dominates"
     verb: ClassVar[str] = "dominates"
-    scales: ClassVar[bool] = True
-    reads_layers: ClassVar[bool] = False
     any_ties: ClassVar[bool] = True
 
     @classmethod
@@ -35,18 +32,6 @@ class Dominates(Comparison):
     @property
     def family(self) -> str:
         return "compared"
-
-    @property
-    def compares_inputs(self) -> bool:
-        return self.loss.needs_inputs
-
-    @property
-    def needs_inputs(self) -> bool:
-        return self.loss.needs_inputs or super().needs_inputs
-
-    @property
-    def adds(self) -> bool:
-        return self.part is not None
 
     def contradicted(self, runs: Items[Run], tolerance: float = 0) -> Term:
         left, right = (self.loss.of(run[-1]) for run in runs)

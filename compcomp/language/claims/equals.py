@@ -7,7 +7,8 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from compcomp.language.claims.claim import Claim, Comparison, holds_some
+from compcomp.language.claims.bases import Agreement
+from compcomp.language.claims.claim import Claim
 from compcomp.language.conditions import Condition, Given, Run, conditions
 from compcomp.language.technique import Sequence, Technique, as_sequence
 from compcomp.layers.state import LayerState
@@ -16,7 +17,7 @@ from compcomp.terms import Term
 
 
 @dataclass(frozen=True)
-class Equals(Comparison):
+class Equals(Agreement):
     """State that both sequences lead to the same effective weight and the same inputs.
 
     The effective weight includes the low-rank term and is in the dense basis, so both layers compute the same
@@ -26,9 +27,6 @@ class Equals(Comparison):
 
     kind: ClassVar[str] = "equal"
     verb: ClassVar[str] = "equals"
-    scales: ClassVar[bool] = True
-    symmetric: ClassVar[bool] = True
-    reads_layers: ClassVar[bool] = False
 
     @classmethod
     def read(
@@ -36,21 +34,12 @@ class Equals(Comparison):
     ) -> Claim:
         return equal(left, sequence(after), given=given)
 
-    @property
-    def family(self) -> str:
-        return "compared"
-
-    @property
-    def adds(self) -> bool:
-        return True
-
-    def contradicted(self, runs: Items[Run], tolerance: float = 0) -> Term:
-        found = computes_apart(runs[0][-1], runs[1][-1], tolerance)
-        return holds_some([term for terms in found.values() for term in terms])
+    @staticmethod
+    def differences(one: LayerState, other: LayerState, tolerance: float = 0) -> dict[str, list[Term]]:
+        return computes_apart(one, other, tolerance)
 
     def reason(self, runs: Items[Run]) -> str:
-        found = computes_apart(runs[0][-1], runs[1][-1])
-        return f"the two sequences give different {' and '.join(name for name, terms in found.items() if any(terms))}"
+        return f"the two sequences give different {' and '.join(self.differing(runs))}"
 
 
 def computes_apart(one: LayerState, other: LayerState, tolerance: float = 0) -> dict[str, list[Term]]:

@@ -10,7 +10,8 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from compcomp.errors import InputError
-from compcomp.language.claims.claim import Claim, Comparison
+from compcomp.language.claims.bases import OfLosses
+from compcomp.language.claims.claim import Claim
 from compcomp.language.conditions import Condition, Given, Run, conditions
 from compcomp.language.loss import LOSSES, Loss, loss_named
 from compcomp.language.parameters import number
@@ -23,7 +24,7 @@ NORMS = ("weight_l1", "weight_l2", "output_l2")
 
 
 @dataclass(frozen=True)
-class Orthogonal(Comparison):
+class Orthogonal(OfLosses):
     """State that the error of ``left >> right`` is at most the sum of the errors of ``left`` and ``right`` alone.
 
     Errors are measured in the norm of the loss [harma2025].
@@ -39,8 +40,6 @@ class Orthogonal(Comparison):
 
     kind: ClassVar[str] = "orthogonal"
     verb: ClassVar[str] = "is orthogonal to"
-    scales: ClassVar[bool] = True
-    reads_layers: ClassVar[bool] = False
 
     @classmethod
     def read(
@@ -56,18 +55,6 @@ class Orthogonal(Comparison):
     @property
     def sequences(self) -> tuple[Sequence, ...]:
         return (self.left >> self.right, self.left, self.right)
-
-    @property
-    def compares_inputs(self) -> bool:
-        return self.loss.needs_inputs
-
-    @property
-    def needs_inputs(self) -> bool:
-        return self.loss.needs_inputs or super().needs_inputs
-
-    @property
-    def adds(self) -> bool:
-        return self.part is not None
 
     def contradicted(self, runs: Items[Run], tolerance: float = 0) -> Term:
         whole, first, second = (self.loss.of(run[-1]) for run in runs)

@@ -7,15 +7,17 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from compcomp.language.claims.claim import Claim, Comparison, holds_some
+from compcomp.language.claims.bases import Agreement
+from compcomp.language.claims.claim import Claim
 from compcomp.language.conditions import Condition, Given, Run, conditions
 from compcomp.language.technique import Sequence, Technique, as_sequence
 from compcomp.layers import walk
+from compcomp.layers.state import LayerState
 from compcomp.terms import Term
 
 
 @dataclass(frozen=True)
-class SameState(Comparison):
+class SameState(Agreement):
     """State that both sequences lead to the same state.
 
     A state is weight, mask, grid, pattern, basis, cut, low-rank product and inputs;
@@ -25,9 +27,6 @@ class SameState(Comparison):
 
     kind: ClassVar[str] = "same state"
     verb: ClassVar[str] = "same state as"
-    scales: ClassVar[bool] = True
-    symmetric: ClassVar[bool] = True
-    reads_layers: ClassVar[bool] = False
 
     @classmethod
     def read(
@@ -35,22 +34,12 @@ class SameState(Comparison):
     ) -> Claim:
         return same_state(left, sequence(after), given=given)
 
-    @property
-    def family(self) -> str:
-        return "compared"
-
-    @property
-    def adds(self) -> bool:
-        return True
-
-    def contradicted(self, runs: Items[Run], tolerance: float = 0) -> Term:
-        found = walk.differences(runs[0][-1], runs[1][-1], tolerance)
-        return holds_some([term for terms in found.values() for term in terms])
+    @staticmethod
+    def differences(one: LayerState, other: LayerState, tolerance: float = 0) -> dict[str, list[Term]]:
+        return walk.differences(one, other, tolerance)
 
     def reason(self, runs: Items[Run]) -> str:
-        found = walk.differences(runs[0][-1], runs[1][-1])
-        names = ", ".join(name for name, terms in found.items() if any(terms))
-        return f"the two sequences give different states: they differ in {names}"
+        return f"the two sequences give different states: they differ in {', '.join(self.differing(runs))}"
 
 
 def same_state(left: Technique | Sequence, right: Technique | Sequence, *, given: Given = ()) -> SameState:
