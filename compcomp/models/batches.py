@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -192,7 +193,11 @@ def _padding_like(value: Tensor) -> bool:
 def _indices_checked(model: nn.Module, number: int) -> Iterator[None]:
     """Check the ids given to plain embeddings before they are looked up: on a GPU a bad id would end the process."""
 
+    mine = get_ident()
+
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if get_ident() != mine:  # another batch, run in lockstep with this one
+            return
         ids = args[0] if args else next(iter(kwargs.values()), None)
         if not isinstance(ids, Tensor) or not ids.numel() or ids.is_meta:
             return

@@ -20,19 +20,23 @@ from compcomp.language.size import dense_bits, layer_bits
 from compcomp.language.technique import Sequence, Technique, as_sequence
 from compcomp.layers import walk
 from compcomp.layers.state import LayerState, Magnitudes
+from compcomp.models.backup import Backup
 from compcomp.models.batches import iterate, prepared
+from compcomp.models.blocks import find_blocks
 from compcomp.models.calibrate import calibrate
+from compcomp.models.calibration import DENSE, Calibration
 from compcomp.models.coverage import coverage
 from compcomp.models.devices import move
 from compcomp.models.evaluation import Evaluation
 from compcomp.models.explore import explore, packed
 from compcomp.models.fingerprint import model_fingerprint
-from compcomp.models.held import HeldModel, ModelState
+from compcomp.models.held import HeldModel, ModelState, check_range
 from compcomp.models.layers import IGNORE, Layer, check_sequence, find_layers, nothing_dropped
-from compcomp.models.measure import MEASURED, layer_losses, total
+from compcomp.models.measure import MEASURED, effective_weight, layer_losses, total
 from compcomp.models.modes import plainly
 from compcomp.models.outside import note_of, outside
 from compcomp.models.patterns import Patterns
+from compcomp.models.sequential import Inputs, compress_blocks
 from compcomp.models.size import compression_rate
 from compcomp.models.states import applied, check_result, checked, digest, digest_of, tensors_in, versions_of
 from compcomp.models.whole import Whole
@@ -65,6 +69,7 @@ class ModelBench:
         offload: Keep states in main memory and bring one layer at a time to the device, for models whose states do not
             fit there.
         keep_batches: Keep the calibration batches. Techniques that act on the whole model need them.
+        inputs: The inputs that techniques are calibrated on.
 
     Attributes:
         notes: Lines that a report should show, such as a metric that was not finite.
@@ -81,8 +86,11 @@ class ModelBench:
         loss_names: Iterable[str] | None = None,
         offload: bool = False,
         keep_batches: bool = False,
+        inputs: Calibration = DENSE,
     ) -> None:
         self.layers: dict[str, Layer] = {layer.name: layer for layer in find_layers(model, targets, ignore)}
+        self.inputs = inputs
+        keep_batches = keep_batches or not inputs.dense
         if calibration is not None:
             calibration = list(prepared(model, calibration)) if keep_batches else iterate(calibration)
         self.model = model
@@ -158,12 +166,73 @@ class ModelBench:
         self.check(technique)
         result = dict(state)
         with torch.no_grad():
-            for step in as_sequence(technique):
-                if step.whole_model:
-                    result = self._apply_whole(step, result)
-                    continue
-                for name in result:
-                    result[name] = self._apply(step, name, result[name])
+            for steps in self.inputs.passes(as_sequence(technique)):
+                if steps[0].whole_model:
+                    result = self._apply_whole(steps[0], result)
+                elif self.inputs.dense or not any(step.needs_inputs for step in steps):
+                    for name in result:
+                        result[name] = self._apply(steps, name, result[name])
+                else:
+                    result = self._apply_by_blocks(steps, result)
+        return result
+
+    @plainly
+    def compress(self, sequence: Sequence) -> nn.Module:
+        """Apply a sequence to the model for good, and return the model.
+
+        Blocks are compressed one after another, and nothing of them is kept but the new weights. Raises InputError as
+        :meth:`apply` and :meth:`write` do; the model is then as it was.
+        """
+        self.check(sequence)
+        passes = self.inputs.passes(sequence)
+        if len(passes) != 1 or passes[0][0].whole_model or not self._calibrated:
+            return self.write(self.apply(sequence, self.start()))
+        self._held.place()
+        compressed: ModelState = {}
+        with Backup() as backup:
+
+            def put(inputs: Inputs) -> None:
+                for name, (gram, magnitudes) in inputs.items():
+                    layer = self.layers[name]
+                    state = replace(self._dense_layer(layer, gram), magnitudes=magnitudes)
+                    weight = effective_weight(self._apply(passes[0], name, state))
+                    check_range(name, weight, layer.parameter.dtype)
+                    backup.keep(layer)
+                    layer.set(weight)
+                    if name in self._held.changing:
+                        compressed[name] = LayerState.dense(weight)
+
+            with self._held.unchanged():
+                self._by_blocks(put, backup.restore)
+            self._held.write(compressed)
+        return self.model
+
+    def _by_blocks(self, compress: Callable[[Inputs], None], undo: Callable[[], None]) -> None:
+        """Run the calibration batches, block by block."""
+        assert self._kept is not None
+        with uncompiled(self.model) as model:
+            stages = find_blocks(model, self.layers.values(), self.inputs.blocks)
+            compress_blocks(
+                model, self.layers, self._kept, stages, compress, undo=undo, dense=self.inputs.dense, notes=self.notes
+            )
+
+    def _apply_by_blocks(self, steps: Items[Technique], state: ModelState) -> ModelState:
+        """Return the state after some techniques, calibrated block by block on the state's own model."""
+        result = dict(state)
+
+        def put(inputs: Inputs) -> None:
+            for name, (gram, magnitudes) in inputs.items():
+                before = replace(self._bring(name, state[name]), gram=gram, magnitudes=magnitudes)
+                after = self._apply(steps, name, before)
+                self.layers[name].set(effective_weight(after))
+                result[name] = self._given(after, state[name])
+
+        def undo() -> None:
+            for name, layer in state.items():
+                self.layers[name].set(effective_weight(layer))
+
+        with self._held.holding(state):
+            self._by_blocks(put, undo)
         return result
 
     @plainly
@@ -184,9 +253,8 @@ class ModelBench:
                 self.check(orders[name])
             finally:
                 self.layers = layers
-            for step in orders[name]:
-                with torch.no_grad():
-                    result[name] = self._apply(step, name, result[name])
+            with torch.no_grad():
+                result[name] = self._apply(list(orders[name]), name, result[name])
         return result
 
     total = staticmethod(total)
@@ -351,8 +419,15 @@ class ModelBench:
         moved: LayerState = move(layer, self.layers[name].parameter.device) if self._offload else layer
         return moved
 
-    def _apply(self, technique: Technique, name: str, layer: LayerState) -> LayerState:
-        after = applied(technique, name, self._bring(name, layer))
+    def _apply(self, steps: Items[Technique], name: str, layer: LayerState) -> LayerState:
+        """Return the state of a layer after some techniques."""
+        after = layer
+        for step in steps:
+            after = self._given(applied(step, name, self._bring(name, after)), layer)
+        return after
+
+    def _given(self, after: LayerState, layer: LayerState) -> LayerState:
+        """Return a state with what a layer is given (reference, inputs) taken from another."""
         if self._offload:
             after = move(after, torch.device("cpu"))
         given = {field.path.partition(".")[0]: None for field in walk.FIELDS if field.given}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -49,8 +49,7 @@ def calibrate(
     """
     model = unwrap(model)
     layers = tuple(layers)
-    grams, seen = Grams(), {layer.name: 0 for layer in layers}
-    sizes: dict[str, tuple[Tensor, Tensor]] = {}  # of each feature the largest magnitude, and their sum
+    collected = Collected(layers)
     told: dict[str, set[str]] = {}
     looking: Followed | None = None
     first = False  # True in the run with other padding
@@ -60,19 +59,8 @@ def calibrate(
             inputs = args[0] if args else next(iter(kwargs.values()))
             if looking is not None and first:
                 looking.see(layer.name, inputs)
-                return
-            kept = None if looking is None else looking.kept(layer.name, inputs)
-            tokens = inputs.shape[:-1].numel() if kept is None else int(kept.sum())
-            if tokens:
-                seen[layer.name] += tokens
-                grams.add(layer.name, inputs, kept)
-                if magnitudes is not None:
-                    found = inputs.detach().reshape(-1, inputs.shape[-1]) if kept is None else inputs.detach()[kept]
-                    largest, total = found.abs().amax(dim=0).double(), found.abs().sum(dim=0, dtype=torch.float64)
-                    if layer.name in sizes:
-                        before, more = sizes[layer.name]
-                        largest, total = torch.maximum(largest, before), total + more
-                    sizes[layer.name] = largest, total
+            else:
+                collected.add(layer.name, inputs, None if looking is None else looking.kept(layer.name, inputs))
 
         return observe
 
@@ -84,7 +72,7 @@ def calibrate(
             for module in layer.modules:
                 handle = module.register_forward_pre_hook(hook(layer), with_kwargs=True)
                 stack.callback(handle.remove)
-        decoding = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+        decoding = is_encoder_decoder(model)
         for number, batch in enumerate(prepared(model, batches), start=1):
             batch = move(batch, device)
             padded = streams(batch, decoding)
@@ -97,13 +85,52 @@ def calibrate(
             if looking is not None:
                 looking.finish()
             looking = None
-            grams.end_batch()
+            collected.end_batch()
     if notes is not None:
-        notes += [_note(text, names) for text, names in told.items()]
-    result = _checked(layers, grams.result(), seen)
+        notes += notes_of(told)
+    result = collected.grams(layers)
     if magnitudes is not None:
-        magnitudes.update((name, Magnitudes(most, total / seen[name])) for name, (most, total) in sizes.items())
+        magnitudes.update(collected.magnitudes())
     return result
+
+
+class Collected:
+    """The Gram matrices and the magnitudes of the inputs that layers have seen."""
+
+    def __init__(self, layers: Iterable[Layer]) -> None:
+        self._grams, self._seen = Grams(), {layer.name: 0 for layer in layers}
+        self._sizes: dict[str, tuple[Tensor, Tensor]] = {}  # of each feature the largest magnitude, and their sum
+
+    def add(self, layer: str, inputs: Tensor, kept: Tensor | None) -> None:
+        """Add the inputs (... x in) of one call. ``kept``: truth values (...), False for padding; None for none."""
+        tokens = inputs.shape[:-1].numel() if kept is None else int(kept.sum())
+        if not tokens:
+            return
+        self._seen[layer] += tokens
+        self._grams.add(layer, inputs, kept)
+        found = inputs.detach().reshape(-1, inputs.shape[-1]) if kept is None else inputs.detach()[kept]
+        largest, total = found.abs().amax(dim=0).double(), found.abs().sum(dim=0, dtype=torch.float64)
+        if layer in self._sizes:
+            before, more = self._sizes[layer]
+            largest, total = torch.maximum(largest, before), total + more
+        self._sizes[layer] = largest, total
+
+    def end_batch(self) -> None:
+        """Close a batch: layers that did not read the same tensors in it get matrices of their own."""
+        self._grams.end_batch()
+
+    def grams(self, layers: Iterable[Layer]) -> dict[str, Tensor]:
+        """Return the Gram matrix of each of these layers. Raises InputError if one saw nothing, or no finite inputs."""
+        return _checked(tuple(layers), self._grams.result(), self._seen)
+
+    def magnitudes(self) -> dict[str, Magnitudes]:
+        """Return the largest and the mean magnitude of each layer's input features."""
+        return {name: Magnitudes(most, total / self._seen[name]) for name, (most, total) in self._sizes.items()}
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Return True if the model's configuration says that it has an encoder and a decoder."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def _disturbed_run(model: nn.Module, batch: Any, padded: list[Stream], looking: Followed) -> None:
@@ -120,6 +147,11 @@ def _disturbed_run(model: nn.Module, batch: Any, padded: list[Stream], looking: 
     with disturbed(model, batch, padded, {}, everything=True) as (other, _):
         run(model, other_ids(other, lost, everything=True))
     looking.everything = False
+
+
+def notes_of(told: Mapping[str, set[str]]) -> list[str]:
+    """Return a line for each thing that could not be determined about padding, with the layers that it concerns."""
+    return [_note(text, names) for text, names in told.items()]
 
 
 def _note(text: str, names: set[str]) -> str:

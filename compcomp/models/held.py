@@ -23,7 +23,8 @@ ModelState = dict[str, LayerState]
 class HeldModel:
     """A model, its layers by name, and the device on which it is measured (None: it stays where it is).
 
-    ``present``: the state whose weights the model has between measurements.
+    ``present``: the state whose weights the model has between measurements. ``changing``: the layers whose weight may
+    differ between train and eval mode.
     """
 
     def __init__(self, model: nn.Module, layers: Mapping[str, Layer], device: str | torch.device) -> None:
@@ -31,7 +32,7 @@ class HeldModel:
         self.device = choose(model, device)
         self.present: ModelState = {}
         self._home = next(iter(self.layers.values())).parameter.device
-        self._changing = _changing(model, self.layers.values())
+        self.changing = _changing(model, self.layers.values())
         self._left: Snapshot | None = None
 
     def place(self) -> None:
@@ -63,7 +64,7 @@ class HeldModel:
                     yield
             finally:
                 self._left.restore()
-                self._put(self.present, self.layers.keys() - self._changing)
+                self._put(self.present, self.layers.keys() - self.changing)
 
     def write(self, state: ModelState) -> nn.Module:
         """Put this state's weights into the model for good, in its dtype, and return it.
@@ -85,7 +86,7 @@ class HeldModel:
             return None
         if (name := self._left.differs(self.model)) is not None:
             return name
-        for name in self.present.keys() - self._changing:
+        for name in self.present.keys() - self.changing:
             layer = self.layers[name]
             if not torch.equal(effective_weight(self.present[name]).to(layer.weight), layer.weight):
                 return f"{name}.weight"
@@ -93,7 +94,7 @@ class HeldModel:
 
     def _taken(self) -> Snapshot:
         """Return a snapshot of the model, without the weights that ``present`` has."""
-        known = [layer for name, layer in self.layers.items() if name not in self._changing]
+        known = [layer for name, layer in self.layers.items() if name not in self.changing]
         weights = [module._parameters["weight"] for layer in known for module in layer.modules]
         return Snapshot(self.model, [w for w in weights if w is not None], self._left)
 

@@ -13,9 +13,10 @@ if it has the layer's shape; a note says so if it has not.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -172,7 +173,11 @@ def disturbed(
 
     names = {module: name for name, module in model.named_modules()}
 
+    mine = get_ident()
+
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if get_ident() != mine:  # another batch, run in lockstep with this one
+            return None
         ids = args[0] if args else next(iter(kwargs.values()), None)
         if not isinstance(ids, Tensor) or ids.is_floating_point() or not isinstance(output, Tensor):
             return None
@@ -280,6 +285,12 @@ class Followed:
     def forget(self) -> None:
         """Drop the inputs recorded so far."""
         self._calls.clear()
+
+    def drop(self, layers: Iterable[str]) -> None:
+        """Drop the inputs of these layers, which are not needed any more."""
+        for layer in layers:
+            self._calls.pop(layer, None)
+            self._others.pop(layer, None)
 
     def see(self, layer: str, inputs: Tensor) -> None:
         """Record a few numbers for each vector (... x in) of the run with other padding."""

@@ -1,0 +1,77 @@
+"""Find the blocks of a model: the modules that run one after another, and hold its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch import nn
+
+from compcomp.errors import InputError
+from compcomp.models.layers import Layer
+from compcomp.models.lockstep import Stage
+from compcomp.models.patterns import Names, Patterns, patterns_of
+from compcomp.models.wrappers import is_from_transformers, named_parts, unwrap
+
+
+def find_blocks(model: nn.Module, layers: Iterable[Layer], blocks: Patterns = None) -> list[Stage]:
+    """Return the blocks of a model that hold layers, in the order in which the model names them.
+
+    The blocks of a transformers model are the members of its outermost lists of modules: the layers of a decoder, of an
+    encoder, the stages of a vision tower. A layer outside of them, such as a pooler, is a block of its own. Any other
+    model is one block, unless ``blocks`` names others.
+
+    Args:
+        model: The model.
+        layers: The layers to compress.
+        blocks: Patterns of the blocks' names or classes, written like ``targets`` of
+            :func:`compcomp.models.layers.find_layers`. None to find them as described.
+
+    Raises:
+        InputError: A pattern matches no module with layers.
+    """
+    model, layers = unwrap(model), tuple(layers)
+    parts = dict(named_parts(model))
+    where = {id(module): layer.name for layer in layers for module in layer.modules}
+    chosen = _named(model, parts, where, blocks) if blocks is not None else dict(_listed(model, parts, where))
+    if not chosen:
+        return [Stage("", model, tuple(layer.name for layer in layers))]
+    inside = {id(part): name for name, module in chosen.items() for part in module.modules()}
+    for name, module in parts.items():  # what is outside of every block
+        if id(module) in where and id(module) not in inside:
+            chosen[name], inside[id(module)] = module, name
+    position = {id(module): number for number, module in enumerate(parts.values())}
+    ordered = sorted(chosen.items(), key=lambda item: position[id(item[1])])
+    homes = {layer.name: {inside[id(module)] for module in layer.modules} for layer in layers}
+    return [
+        Stage(name, module, tuple(layer for layer, home in homes.items() if home == {name})) for name, module in ordered
+    ]
+
+
+def _listed(model: nn.Module, parts: dict[str, nn.Module], where: dict[int, str]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the members, with layers in them, of the outermost module lists of transformers models."""
+    own = {id(part) for m in parts.values() if is_from_transformers(m, "PreTrainedModel") for part in m.modules()}
+    taken = set[int]()
+    for name, module in parts.items():
+        if id(module) in own and isinstance(module, nn.ModuleList) and id(module) not in taken:
+            for key, member in module.named_children():
+                if any(id(part) in where for part in member.modules()):
+                    taken |= {id(part) for part in member.modules()}
+                    yield f"{name}.{key}" if name else key, member
+
+
+def _named(
+    model: nn.Module, parts: dict[str, nn.Module], where: dict[int, str], blocks: Patterns
+) -> dict[str, nn.Module]:
+    """Return the outermost modules that patterns select."""
+    patterns, names = patterns_of(blocks, "blocks"), Names(model)
+    found: dict[str, nn.Module] = {}
+    taken, used = set[int](), set[str]()
+    for name, module in parts.items():
+        hits = {pattern for pattern in patterns if names.matches(pattern, name)}
+        if hits and id(module) not in taken and any(id(part) in where for part in module.modules()):
+            used |= hits
+            taken |= {id(part) for part in module.modules()}
+            found[name] = module
+    if unused := [pattern for pattern in patterns if pattern not in used]:
+        raise InputError(f"{unused[0]!r}, which matches no module with layers", "names or classes of modules", "blocks")
+    return found

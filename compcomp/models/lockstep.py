@@ -1,0 +1,221 @@
+"""Run a model on several batches in lockstep: no batch enters a module before all have arrived there.
+
+Each batch is an ordinary call of the model, in a thread of its own. It pauses where it enters one of some modules,
+called stages. One thread runs at a time. What a model passes from one stage to the next stays where the model keeps it:
+nothing has to be known of its architecture.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import copy
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(eq=False)
+class Stage:
+    """A module that all batches enter together.
+
+    Attributes:
+        name: The name of the module in the model.
+        module: The module.
+        layers: The names of the layers inside that are compressed when all batches have run the stage.
+    """
+
+    name: str
+    module: nn.Module
+    layers: tuple[str, ...] = ()
+
+
+class Repeated(Exception):
+    """A batch enters a stage that all batches have left. The stage is the argument."""
+
+
+class _Stopped(BaseException):
+    """Ends a run that is not needed any more. Code that catches Exception lets it pass."""
+
+
+@dataclass(eq=False)
+class Run:
+    """One batch's call of the model.
+
+    Attributes:
+        call: Calls the model.
+        at: The stage before which the run waits, or in which it waits to run again. None before the first and at the
+            end.
+        final: True if the results of the first time through the stage are passed on.
+    """
+
+    call: Callable[[], object]
+    at: Stage | None = None
+    final: bool = True
+    done: bool = False
+    error: BaseException | None = None
+    stopped: bool = False
+    waiting: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    resumed: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    thread: threading.Thread | None = None
+
+
+_HERE: contextvars.ContextVar[Run | None] = contextvars.ContextVar("run", default=None)
+
+
+def current_run() -> Run | None:
+    """Return the run whose thread this is, or None."""
+    return _HERE.get()
+
+
+class Lockstep:
+    """Runs of a model that enter each stage together. Use it as a context: at its end all runs have stopped.
+
+    Args:
+        stages: The stages, in the order of the model.
+        calls: For each batch, a function that calls the model.
+    """
+
+    def __init__(self, stages: Sequence[Stage], calls: Sequence[Callable[[], object]]) -> None:
+        self._stages = list(stages)
+        self._runs = [Run(call) for call in calls]
+        self._left: set[int] = set()
+
+    def __enter__(self) -> Self:
+        self._before = [vars(stage.module).get("forward", self) for stage in self._stages]
+        for stage in self._stages:
+            stage.module.forward = self._forward(stage, stage.module.forward)  # type: ignore[method-assign]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for run in self._runs:
+            if run.thread is not None and not run.done:
+                run.stopped = True
+                run.resumed.release()
+        for run in self._runs:
+            if run.thread is not None:
+                run.thread.join()
+        for stage, before in zip(self._stages, self._before, strict=True):
+            if before is self:
+                vars(stage.module).pop("forward", None)
+            else:
+                stage.module.forward = before  # type: ignore[method-assign, assignment]
+
+    def stages(self) -> Iterator[Stage]:
+        """Yield each stage once all runs wait before it, in the order of the model.
+
+        The caller then runs it (:meth:`run`) and lets the runs leave it (:meth:`leave`).
+        """
+        for run in self._runs:
+            self._start(run)
+        place = {id(stage): number for number, stage in enumerate(self._stages)}
+        while waiting := [run.at for run in self._runs if run.at is not None and not run.done]:
+            yield min(waiting, key=lambda stage: place[id(stage)])
+
+    def run(self, stage: Stage, *, final: bool) -> Iterator[None]:
+        """Run a stage for every batch that waits before it. Yields after each batch.
+
+        Args:
+            stage: The stage.
+            final: True to pass on the results. False to run the stage again when the batches leave it.
+        """
+        for run in self._at(stage):
+            run.final = final
+            self._resume(run)
+            yield
+
+    def leave(self, stage: Stage) -> Iterator[None]:
+        """Let the batches go on to the next stage, with results of the weights that the stage has now.
+
+        Yields after each batch.
+        """
+        self._left.add(id(stage))
+        for run in self._at(stage):
+            self._resume(run)
+            yield
+
+    def _at(self, stage: Stage) -> list[Run]:
+        return [run for run in self._runs if run.at is stage and not run.done]
+
+    def _start(self, run: Run) -> None:
+        run.thread = threading.Thread(target=contextvars.copy_context().run, args=(self._body, run), daemon=True)
+        run.thread.start()
+        self._wait(run)
+
+    def _resume(self, run: Run) -> None:
+        run.resumed.release()
+        self._wait(run)
+
+    @staticmethod
+    def _wait(run: Run) -> None:
+        run.waiting.acquire()
+        if run.error is not None:
+            raise run.error
+
+    @staticmethod
+    def _body(run: Run) -> None:
+        _HERE.set(run)
+        try:
+            with torch.no_grad():
+                run.call()
+        except _Stopped:
+            pass
+        except BaseException as error:  # passed on to the thread that waits for this one
+            run.error = error
+        finally:
+            run.at, run.done = None, True
+            run.waiting.release()
+
+    @staticmethod
+    def _pause(run: Run) -> None:
+        run.waiting.release()
+        run.resumed.acquire()
+        if run.stopped:
+            raise _Stopped
+
+    def _forward(self, stage: Stage, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function that a stage's module runs in place of its own."""
+
+        def stepped(*args: Any, **kwargs: Any) -> Any:
+            run = current_run()
+            if run is None or run.at is not None:  # another caller, or a stage inside another
+                return forward(*args, **kwargs)
+            if id(stage) in self._left:
+                raise Repeated(stage)
+            run.at = stage
+            self._pause(run)
+            if run.final:
+                found = forward(*args, **kwargs)
+                self._pause(run)
+            else:
+                random = torch.get_rng_state()
+                _call(forward, *_apart((args, kwargs)))
+                self._pause(run)
+                torch.set_rng_state(random)
+                found = forward(*args, **kwargs)
+            run.at = None
+            return found
+
+        return stepped
+
+
+def _call(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Call a function, and drop its result at once."""
+    forward(*args, **kwargs)
+
+
+def _apart(value: Any) -> Any:
+    """Return arguments that a module may write to: tensors and caches are copied."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if type(value) is dict:
+        return {key: _apart(item) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(map(_apart, value))
+    return copy.deepcopy(value) if type(value).__name__.endswith("Cache") else value

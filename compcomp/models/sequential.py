@@ -1,0 +1,259 @@
+"""Calibrate and compress a model block by block, with the memory of one block at a time.
+
+The batches run through the model in lockstep (:mod:`compcomp.models.lockstep`). When all have run a block, its layers
+are compressed, and its Gram matrices dropped. What the batches bring to the next block comes from the compressed block,
+or from the dense one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compcomp.errors import InputError
+from compcomp.layers.state import Magnitudes
+from compcomp.models.batches import run, running
+from compcomp.models.calibrate import Collected, is_encoder_decoder, notes_of
+from compcomp.models.devices import move
+from compcomp.models.layers import Layer, evaluating
+from compcomp.models.lockstep import Lockstep, Repeated, Stage
+from compcomp.models.padding import Followed, Stream, disturbed, other_ids, streams
+from compcomp.models.wrappers import unwrap
+
+Inputs = Mapping[str, tuple[Tensor, Magnitudes]]
+"""For each layer, the Gram matrix (in x in, float64) and the magnitudes of the inputs that it has seen."""
+Compress = Callable[[Inputs], None]
+"""Compresses layers of one block: puts their new weights into the model."""
+OnBlock = Callable[[int, int, str], None]
+"""Called after each block with the number of layers compressed, of all layers, and the block's name."""
+
+
+def compress_blocks(
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    batches: Sequence[Any],
+    stages: Sequence[Stage],
+    compress: Compress,
+    *,
+    undo: Callable[[], None],
+    dense: bool = False,
+    notes: list[str] | None = None,
+    on_block: OnBlock = lambda done, total, name: None,
+) -> None:
+    """Run the batches through the model, and compress the layers of each block once all batches have run it.
+
+    A layer that is used in several blocks, or in a block that runs more than once, is compressed at the end, on all
+    inputs that it has seen. Until then it is dense.
+
+    Args:
+        model: The model, on the device to run on.
+        layers: The layers to compress, by name.
+        batches: The calibration batches, as :func:`compcomp.models.batches.prepared` gives them.
+        stages: The blocks, from :func:`compcomp.models.blocks.find_blocks`.
+        compress: Called with the inputs of a block's layers.
+        undo: Takes back what ``compress`` did, in case the batches have to start anew.
+        dense: True to calibrate each block on what the dense blocks before it put out.
+        notes: A list to extend with lines on layers for which padding could not be determined.
+        on_block: Shows progress.
+
+    Raises:
+        InputError: A batch cannot be used, a layer never runs, or activations are not finite.
+    """
+    model, late = unwrap(model), set(layers) - {name for stage in stages for name in stage.layers}
+    while True:
+        told: dict[str, set[str]] = {}
+        try:
+            _Pass(model, layers, batches, stages, compress, late, told, dense, on_block).run()
+        except Repeated as repeated:
+            again: Stage = repeated.args[0]
+            undo()
+            late |= {name for name, layer in layers.items() if _uses(again.module, layer)}
+            stages = [stage for stage in stages if stage is not again]
+            continue
+        if notes is not None:
+            notes += notes_of(told)
+        return
+
+
+def _uses(module: nn.Module, layer: Layer) -> bool:
+    return not set(layer.modules).isdisjoint(module.modules())
+
+
+@dataclass(frozen=True, eq=False)
+class _Role:
+    """The purpose of a run: to be observed, or, for a batch with padding, to be compared with.
+
+    ``everything``: all tokens of the batch have another content, not the padding alone.
+    """
+
+    looking: Followed | None = None
+    other: bool = False
+    everything: bool = False
+
+
+_ROLE: ContextVar[_Role | None] = ContextVar("role", default=None)
+
+
+class _Pass:
+    """One run of all batches through all blocks."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, Layer],
+        batches: Sequence[Any],
+        stages: Sequence[Stage],
+        compress: Compress,
+        late: set[str],
+        told: dict[str, set[str]],
+        dense: bool,
+        on_block: OnBlock,
+    ) -> None:
+        self.model, self.layers, self.batches, self.stages = model, layers, batches, stages
+        self.compress, self.late, self.told, self.dense = compress, late, told, dense
+        self.on_block = on_block
+        self.observing: set[str] = set()
+        self.collected = Collected(())
+        self.at_the_end = Collected(layers[name] for name in late)
+        self.followed: list[Followed] = []
+
+    def run(self) -> None:
+        left = set(self.layers) - self.late
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(self.model))
+            stack.enter_context(torch.no_grad())
+            calls = [call for number, batch in enumerate(self.batches, 1) for call in self._calls(batch, number)]
+            for layer in self.layers.values():
+                for module in layer.modules:
+                    stack.enter_context(_forward_of(module, partial(self._observed, layer.name)))
+            lockstep = stack.enter_context(Lockstep(self.stages, calls))
+            for stage in lockstep.stages():
+                names = [name for name in stage.layers if name in left]
+                self._through(lockstep, stage, names)
+                left.difference_update(names)
+                if not (left or self.late):
+                    break
+                self._on(lockstep, stage)
+        if left:
+            Collected(self.layers.values()).grams([self.layers[min(left, key=list(self.layers).index)]])  # raises
+        for looking in self.followed:
+            looking.finish()
+        if self.late:
+            late = [layer for name, layer in self.layers.items() if name in self.late]
+            self._compress(self.at_the_end, late, "")
+
+    def _through(self, lockstep: Lockstep, stage: Stage, names: list[str]) -> None:
+        """Run a block, and compress its layers."""
+        final = self.dense or not names
+        self.collected = Collected(self.layers[name] for name in names)
+        self.observing = {*names, *(self.late if final else ())}
+        for _ in lockstep.run(stage, final=final):
+            self.collected.end_batch()
+            self.at_the_end.end_batch()
+        self.observing = set() if final else self.late
+        for looking in self.followed:
+            looking.drop(names)
+        if names:
+            found, self.collected = self.collected, Collected(())
+            self._compress(found, [self.layers[name] for name in names], stage.name)
+
+    def _on(self, lockstep: Lockstep, stage: Stage) -> None:
+        """Let the batches go on from a block to the next one."""
+        for _ in lockstep.leave(stage):
+            self.at_the_end.end_batch()
+        self.observing = set()
+
+    def _compress(self, collected: Collected, layers: Sequence[Layer], where: str) -> None:
+        grams, magnitudes = collected.grams(layers), collected.magnitudes()
+        self.compress({layer.name: (grams[layer.name], magnitudes[layer.name]) for layer in layers})
+        names = list(self.layers)
+        self.on_block(1 + max(names.index(layer.name) for layer in layers), len(names), where)
+
+    def _observed(self, layer: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a layer, and add up its inputs if they are wanted."""
+        role = _ROLE.get()
+        if role is not None and layer in self.observing:
+            inputs = args[0] if args else next(iter(kwargs.values()))
+            if role.other and role.looking is not None:
+                role.looking.everything = role.everything
+                role.looking.see(layer, inputs)
+            else:
+                kept = None if role.looking is None else role.looking.kept(layer, inputs)
+                (self.at_the_end if layer in self.late else self.collected).add(layer, inputs, kept)
+        return forward(*args, **kwargs)
+
+    # ------------------------------------------------------------------------------------------ the runs of a batch
+
+    def _calls(self, batch: Any, number: int) -> Iterator[Callable[[], object]]:
+        """Yield the runs of a batch: one, or for one with padding first two in which its contents are others."""
+        batch = move(batch, next(p.device for p in self.model.parameters() if p.device.type != "meta"))
+        padded = streams(batch, is_encoder_decoder(self.model))
+        if not padded:
+            yield partial(self._plain, batch, number, _Role())
+            return
+        looking = Followed(padded, self.told)
+        self.followed.append(looking)
+        with running(self.model, batch, number):
+            lost = self._unreached(batch, padded)
+        for everything in (False, True):
+            yield partial(self._other, batch, number, padded, lost, _Role(looking, other=True, everything=everything))
+        yield partial(self._plain, batch, number, _Role(looking))
+
+    def _plain(self, batch: Any, number: int, role: _Role) -> object:
+        _ROLE.set(role)
+        with running(self.model, batch, number):
+            return run(self.model, batch)
+
+    def _other(self, batch: Any, number: int, padded: list[Stream], lost: list[Stream], role: _Role) -> object:
+        _ROLE.set(role)
+        assert role.looking is not None
+        notes = {} if role.everything or lost else role.looking.notes
+        with (
+            running(self.model, batch, number),
+            disturbed(self.model, batch, padded, notes, everything=role.everything) as (other, _),
+        ):
+            changed = other_ids(other, lost, everything=role.everything)
+            if lost and not role.everything:
+                role.looking.blind = all(changed[name] is other[name] for stream in lost for name in stream.given)
+            return run(self.model, changed)
+
+    def _unreached(self, batch: Any, padded: list[Stream]) -> list[Stream]:
+        """Return the streams of a batch whose padding cannot be given another content through embeddings."""
+        with disturbed(self.model, batch, padded, {}) as (other, missed), ExitStack() as stack:
+
+            def look(*_: Any) -> None:
+                if not missed():
+                    raise _Enough
+
+            for stage in self.stages:
+                stack.callback(stage.module.register_forward_pre_hook(look).remove)
+            try:
+                run(self.model, other)
+            except _Enough:
+                return []
+            return missed()
+
+
+class _Enough(Exception):
+    """Ends a run that has shown what it was for."""
+
+
+@contextmanager
+def _forward_of(module: nn.Module, wrapper: Callable[..., Any]) -> Iterator[None]:
+    """Let a module's forward be ``wrapper(forward, ...)`` for a while."""
+    own = vars(module).get("forward")
+    module.forward = partial(wrapper, module.forward)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if own is None:
+            vars(module).pop("forward", None)
+        else:
+            module.forward = own  # type: ignore[method-assign]
