@@ -339,6 +339,16 @@ class Bench(InParts, Protocol):
     def apply(self, technique: Technique, state: Any) -> Any:
         """Return the state after one more technique."""
 
+    def layers_apart(self, techniques: Sequence[Technique]) -> bool:
+        """Return True if an order of these techniques acts on each layer independently of the others.
+
+        If not, as when layers are calibrated on the outputs of compressed ones, no state is that of a longer order's
+        beginning, and what is known of one layer says nothing about the same layer in the model.
+        """
+
+    def apply_all(self, order: Order) -> Any:
+        """Return the state after all steps of an order, applied to the uncompressed model."""
+
     def apply_each(self, orders: Mapping[str, Order]) -> Any:
         """Return the state after each layer, by name, has been compressed in an order of its own."""
 

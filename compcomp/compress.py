@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from compcomp.language.technique import Sequence, Technique, as_sequence
+from compcomp.models.calibration import Calibration, calibration_of
 from compcomp.ordering.plan import PlanData
 
 if TYPE_CHECKING:
@@ -25,41 +26,67 @@ def apply(
     device: Any = "auto",
     targets: Patterns = None,
     ignore: Patterns = ("lm_head",),
+    calibrate: str = "sequential",
+    passes: str = "one",
+    blocks: Patterns = None,
 ) -> nn.Module:
     """Apply a sequence to a model, without a search, and return the same module with its new weights.
 
-    calibration: batches for the model; needed where a technique looks at inputs. The other arguments are those of
-    :func:`compcomp.optimize.optimize_order`. Notes of a plan are warnings here. Raises InputError when something given
-    cannot be used; the model is then as it was.
+    The blocks of the model are compressed one after another. Beside the model, memory holds one block's Gram matrices
+    and the calibration set's activations between two blocks; the earlier weights are kept on disk until the end, in
+    the temporary directory. Notes of a plan are warnings here.
+
+    Args:
+        sequence: The techniques to apply.
+        model: A torch module, changed in place.
+        calibration: Batches for the model. Required if a technique looks at inputs.
+        device: As in :func:`compcomp.optimize.optimize_order`, like ``targets`` and ``ignore``.
+        targets: Patterns of the layers to compress.
+        ignore: Patterns of the layers to leave alone.
+        calibrate: The inputs that a layer is calibrated on: "sequential", "block" or "dense" (docs/calibration.md).
+        passes: "one" if all steps share one pass over the blocks, "own" if each step makes a pass of its own.
+        blocks: Patterns of the names or classes of the blocks. None finds the blocks of a transformers model, and takes
+            any other model as one block.
+
+    Raises:
+        InputError: An argument cannot be used. The model is then as it was.
     """
     sequence = as_sequence(sequence)
     targets, ignore = read_patterns(targets, ignore)
+    inputs = calibration_of(calibrate, passes, blocks)
     from compcomp.models.bench import ModelBench
     from compcomp.models.modes import PLAIN, kept
 
     needed = calibration if sequence.needs_inputs else None
-    couples = any(technique.whole_model for technique in sequence)
     with (
         kept(),
         PLAIN.on(),
-        ModelBench(model, needed, None, device, targets, ignore, loss_names=(), keep_batches=couples) as bench,
+        ModelBench(
+            model, needed, None, device, targets, ignore, loss_names=(), keep_batches=True, inputs=inputs
+        ) as bench,
     ):
-        bench.check(sequence)
-        written = bench.write(bench.apply(sequence, bench.start()))
+        written = bench.compress(sequence)
     for note in bench.notes:
         warnings.warn(note, UserWarning, stacklevel=2)
     return written
 
 
 def apply_plan(
-    plan: PlanData, model: nn.Module, calibration: Any, device: Any, targets: Patterns, ignore: Patterns
+    plan: PlanData,
+    model: nn.Module,
+    calibration: Any,
+    device: Any,
+    targets: Patterns,
+    ignore: Patterns,
+    inputs: Calibration,
 ) -> nn.Module:
     """Apply a plan's order, or its orders for single layers, to a model, and return the same module."""
     if not plan.own_orders:
-        return apply(plan.order, model, calibration, device, targets, ignore)
+        how = inputs.calibrate, inputs.sharing, inputs.blocks
+        return apply(plan.order, model, calibration, device, targets, ignore, *how)
     from compcomp.models.bench import ModelBench
 
-    with ModelBench(model, calibration, None, device, targets, ignore, loss_names=()) as bench:
+    with ModelBench(model, calibration, None, device, targets, ignore, loss_names=(), inputs=inputs) as bench:
         return bench.write(planned(plan, bench))
 
 

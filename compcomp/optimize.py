@@ -18,6 +18,7 @@ from compcomp.errors import InputError
 from compcomp.language.loss import loss_named
 from compcomp.language.parameters import whole
 from compcomp.language.technique import Sequence, Technique
+from compcomp.models.calibration import Calibration, calibration_of
 from compcomp.ordering.on_model import EVALUATED
 from compcomp.ordering.parts import CONFIDENCE
 from compcomp.ordering.plan import PlanData
@@ -57,6 +58,9 @@ def optimize_order(
     targets: Patterns = None,
     ignore: Patterns = ("lm_head",),
     prover: Prover | None = None,
+    calibrate: str = "sequential",
+    passes: str = "one",
+    blocks: Patterns = None,
 ) -> Plan:
     """Find the best order in which to apply 1 to 8 techniques. One that is listed twice is applied twice.
 
@@ -95,6 +99,11 @@ def optimize_order(
             "re:" is a regular expression (docs/recipes.md).
         ignore: Patterns of the layers to leave alone, written like ``targets``.
         prover: The ``cc.Prover`` that decides claims. None: the one that this process shares.
+        calibrate: The inputs on which the models that ``evaluate`` measures, and those that the plan compresses, are
+            calibrated: "sequential", "block" or "dense" (docs/calibration.md). Losses of layers are at the inputs of
+            the dense model in any case.
+        passes: "one" if all steps of an order share one pass over the blocks, "own" if each makes a pass of its own.
+        blocks: Patterns of the names or classes of the blocks, as in :func:`compcomp.compress.apply`.
 
     Returns:
         The plan: the order, how it was found, and methods to apply, save and report it.
@@ -103,6 +112,7 @@ def optimize_order(
         InputError: An argument cannot be used.
     """
     targets, ignore = read_patterns(targets, ignore)
+    inputs = calibration_of(calibrate, passes, blocks)
     chosen, pairs = _techniques(techniques), pairs_of(before)
     known = Space(chosen, pairs).techniques
     whole(evaluations, 1, 10**6, "evaluations")
@@ -133,6 +143,7 @@ def optimize_order(
                 ignore,
                 loss_names=names,
                 keep_batches=_couples(known),
+                inputs=inputs,
             )
             stack.enter_context(kept())
             stack.enter_context(PLAIN.on())
@@ -159,9 +170,20 @@ def optimize_order(
             notify=notify,
         )
     if bench is not None:
-        notes = [*found.notes, *bench.notes, *_suspicious(found)]
+        notes = [*found.notes, *bench.notes, *_suspicious(found), *_inputs_of(known, inputs, found)]
         found = replace(found, notes=notes, outside=bench.outside)
-    return Plan.of(found, Setting(bench, calibration, device, targets, ignore))
+    return Plan.of(found, Setting(bench, calibration, device, targets, ignore, inputs))
+
+
+def _inputs_of(techniques: Iterable[Technique], inputs: Calibration, plan: PlanData) -> list[str]:
+    """Return a line on the inputs that the plan's numbers speak of, if these depend on how layers are calibrated."""
+    if inputs.dense or not any(technique.needs_inputs for technique in techniques):
+        return []
+    measured = "" if plan.metric is None else f"{plan.metric} is of models calibrated on {inputs.described}; "
+    return [
+        f"{measured}losses of layers, and what is proved of these inputs, are at the inputs of the dense model; "
+        "proofs for any inputs hold at both"
+    ]
 
 
 def _couples(techniques: Iterable[Technique]) -> bool:

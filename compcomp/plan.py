@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from compcomp.compress import Patterns, apply_plan, planned
 from compcomp.errors import InputError
+from compcomp.models.calibration import Calibration
 from compcomp.ordering.plan import PlanData
 from compcomp.ordering.saved import save_plan
 
@@ -24,6 +25,7 @@ class Setting:
     device: Any = "auto"
     targets: Patterns = None
     ignore: Patterns = ("lm_head",)
+    inputs: Calibration = Calibration()
 
     def unchanged(self, where: str) -> ModelBench:
         """Return the bench. Raises InputError unless its model is as the search or the plan left it."""
@@ -66,7 +68,7 @@ class Plan(PlanData):
         at = self.setting
         if at.bench is None or calibration is not None or not _is_same_model(model, at.bench.model):
             given = at.calibration if calibration is None else calibration
-            return apply_plan(self, model, given, at.device, at.targets, at.ignore)
+            return apply_plan(self, model, given, at.device, at.targets, at.ignore, at.inputs)
         with at.unchanged("Plan.apply") as bench:
             bench.write(planned(self, bench))
         return model

@@ -49,6 +49,45 @@ def seen(model: nn.Module, names: Sequence[str], batches: Sequence[Any], kept: K
     return grams
 
 
+def blocks(model: nn.Module, names: Sequence[str]) -> list[list[str]]:
+    """The layers of these names, block by block: the members of the outermost module lists, and layers outside alone."""
+    lists: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in lists):
+            if any(layer.startswith(f"{name}.") for layer in names):
+                lists.append(name)
+    found: dict[str, list[str]] = {}
+    for layer in names:
+        outer = next((name for name in lists if layer.startswith(f"{name}.")), None)
+        found.setdefault(layer if outer is None else ".".join(layer.split(".")[: outer.count(".") + 2]), []).append(layer)
+    return list(found.values())
+
+
+def sequential(
+    model: nn.Module, names: Sequence[str], batches: Sequence[Any], order: Sequence[Technique], kept: Kept = everything
+) -> dict[str, Tensor]:
+    """The weights, as stored, of these layers after an order, each calibrated behind the compressed blocks before it.
+
+    The whole model runs once for each block. Afterwards it is as it was.
+    """
+    before = {name: model.get_submodule(name).weight.detach().clone() for name in names}  # type: ignore[operator, union-attr]
+    found: dict[str, Tensor] = {}
+    for block in blocks(model, names):
+        grams = seen(model, block, batches, kept)
+        for name in block:
+            module: Any = model.get_submodule(name)
+            turned = not isinstance(module, nn.Linear)
+            result = compressed(before[name].T if turned else before[name], grams[name], order)
+            found[name] = result.T if turned else result
+        with torch.no_grad():
+            for name in block:
+                model.get_submodule(name).weight.copy_(found[name])  # type: ignore[operator, union-attr]
+    with torch.no_grad():
+        for name, weight in before.items():
+            model.get_submodule(name).weight.copy_(weight)  # type: ignore[operator, union-attr]
+    return found
+
+
 def run(model: nn.Module, batch: Any) -> Any:
     """What a model makes of a batch."""
     if isinstance(batch, Mapping):

@@ -169,12 +169,15 @@ class ModelBench:
             for steps in self.inputs.passes(as_sequence(technique)):
                 if steps[0].whole_model:
                     result = self._apply_whole(steps[0], result)
-                elif self.inputs.dense or not any(step.needs_inputs for step in steps):
-                    for name in result:
-                        result[name] = self._apply(steps, name, result[name])
                 else:
-                    result = self._apply_by_blocks(steps, result)
+                    result = self._apply_alone(dict.fromkeys(result, steps), result)
         return result
+
+    def _apply_alone(self, steps: Mapping[str, Items[Technique]], state: ModelState) -> ModelState:
+        """Return the state after the steps of each layer, which act on one layer at a time."""
+        if not self.layers_apart([step for own in steps.values() for step in own]):
+            return self._apply_by_blocks(steps, state)
+        return {name: self._apply(steps[name], name, layer) for name, layer in state.items()}
 
     @plainly
     def compress(self, sequence: Sequence) -> nn.Module:
@@ -216,14 +219,14 @@ class ModelBench:
                 model, self.layers, self._kept, stages, compress, undo=undo, dense=self.inputs.dense, notes=self.notes
             )
 
-    def _apply_by_blocks(self, steps: Items[Technique], state: ModelState) -> ModelState:
-        """Return the state after some techniques, calibrated block by block on the state's own model."""
+    def _apply_by_blocks(self, steps: Mapping[str, Items[Technique]], state: ModelState) -> ModelState:
+        """Return the state after the steps of each layer, calibrated block by block on the state's own model."""
         result = dict(state)
 
         def put(inputs: Inputs) -> None:
             for name, (gram, magnitudes) in inputs.items():
                 before = replace(self._bring(name, state[name]), gram=gram, magnitudes=magnitudes)
-                after = self._apply(steps, name, before)
+                after = self._apply(steps[name], name, before)
                 self.layers[name].set(effective_weight(after))
                 result[name] = self._given(after, state[name])
 
@@ -234,6 +237,17 @@ class ModelBench:
         with self._held.holding(state):
             self._by_blocks(put, undo)
         return result
+
+    def layers_apart(self, techniques: Items[Technique]) -> bool:
+        """Return True if an order of these techniques acts on each layer independently of the others.
+
+        It does if no technique looks at inputs, or if these are the inputs of the dense model.
+        """
+        return self.inputs.dense or not any(technique.needs_inputs for technique in techniques)
+
+    def apply_all(self, order: Sequence) -> ModelState:
+        """Return the state after all steps of an order, applied to the dense model."""
+        return self.apply(order, self.start())
 
     @plainly
     def apply_each(self, orders: Mapping[str, Sequence]) -> ModelState:
@@ -246,16 +260,15 @@ class ModelBench:
             raise InputError(f"orders for other layers ({other[0]})", f"the {len(self.layers)} layers", "apply_each")
         for order in orders.values():
             self._check_apart(order)
-        result, layers = self.start(), self.layers
-        for name in result:
+        layers = self.layers
+        for name, order in orders.items():
             self.layers = {name: layers[name]}
             try:
-                self.check(orders[name])
+                self.check(order)
             finally:
                 self.layers = layers
-            with torch.no_grad():
-                result[name] = self._apply(list(orders[name]), name, result[name])
-        return result
+        with torch.no_grad():
+            return self._apply_alone({name: list(order) for name, order in orders.items()}, self.start())
 
     total = staticmethod(total)
 
@@ -348,7 +361,7 @@ class ModelBench:
         batches = [] if self._kept is None else [[list(tensors_in(batch))] for batch in self._kept]
         with uncompiled(self.model) as model:
             whole = model_fingerprint(model, [str(self._evaluation.modes)])
-        return digest_of([key, sorted(self.loss_names), devices, whole, layers, *batches])
+        return digest_of([key, sorted(self.loss_names), devices, whole, layers, self.inputs, *batches])
 
     explore = staticmethod(explore)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 
@@ -45,6 +45,25 @@ def find_blocks(model: nn.Module, layers: Iterable[Layer], blocks: Patterns = No
     return [
         Stage(name, module, tuple(layer for layer, home in homes.items() if home == {name})) for name, module in ordered
     ]
+
+
+def merged_around(model: nn.Module, stages: Sequence[Stage], repeated: Stage) -> list[Stage]:
+    """Return the blocks with one that repeats replaced by the module around it, and all that this holds."""
+    name, lists = repeated.name, (nn.ModuleList, nn.ModuleDict)  # which are never called themselves
+    while name:
+        name = name.rpartition(".")[0]
+        if not isinstance(model.get_submodule(name), lists):
+            break
+    around = model.get_submodule(name)
+    inside = set(around.modules())
+    found, layers = list[Stage](), list[str]()
+    for stage in stages:
+        if stage.module in inside:
+            layers += stage.layers
+        else:
+            found.append(stage)
+    place = next(k for k, stage in enumerate(stages) if stage.module in inside)
+    return [*found[:place], Stage(name, around, tuple(layers)), *found[place:]]
 
 
 def _listed(model: nn.Module, parts: dict[str, nn.Module], where: dict[int, str]) -> Iterator[tuple[str, nn.Module]]:

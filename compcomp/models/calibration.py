@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compcomp.errors import InputError
+from compcomp.language.parameters import one_of
 from compcomp.language.technique import Technique
 
 CALIBRATIONS = {
@@ -38,6 +38,11 @@ class Calibration:
         """Return True if every layer is calibrated on the inputs that it has in the dense model."""
         return self.calibrate == "dense"
 
+    @property
+    def described(self) -> str:
+        """Where the inputs of a layer come from, in words."""
+        return CALIBRATIONS[self.calibrate]
+
     def passes(self, steps: Sequence[Technique]) -> list[list[Technique]]:
         """Return the steps in groups that share a pass. A technique that acts on the whole model is one alone."""
         found: list[list[Technique]] = []
@@ -51,3 +56,12 @@ class Calibration:
 
 
 DENSE = Calibration("dense")
+
+
+def calibration_of(calibrate: Any, passes: Any, blocks: Any = None) -> Calibration:
+    """Read the arguments that choose the inputs. Raises InputError if one cannot be used."""
+    from compcomp.models.patterns import patterns_of
+
+    one_of(calibrate, list(CALIBRATIONS), "calibrate")
+    one_of(passes, list(PASSES), "passes")
+    return Calibration(calibrate, passes, None if blocks is None else patterns_of(blocks, "blocks"))

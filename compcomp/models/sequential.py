@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from compcomp.errors import InputError
 from compcomp.layers.state import Magnitudes
 from compcomp.models.batches import run, running
+from compcomp.models.blocks import merged_around
 from compcomp.models.calibrate import Collected, is_encoder_decoder, notes_of
 from compcomp.models.devices import move
 from compcomp.models.layers import Layer, evaluating
@@ -49,8 +50,8 @@ def compress_blocks(
 ) -> None:
     """Run the batches through the model, and compress the layers of each block once all batches have run it.
 
-    A layer that is used in several blocks, or in a block that runs more than once, is compressed at the end, on all
-    inputs that it has seen. Until then it is dense.
+    A block that runs more than once for a batch becomes one block with all that the module around it holds. A layer
+    that is used in several blocks is compressed at the end, on all inputs that it has seen; until then it is dense.
 
     Args:
         model: The model, on the device to run on.
@@ -66,24 +67,19 @@ def compress_blocks(
     Raises:
         InputError: A batch cannot be used, a layer never runs, or activations are not finite.
     """
-    model, late = unwrap(model), set(layers) - {name for stage in stages for name in stage.layers}
+    model = unwrap(model)
     while True:
+        late = set(layers) - {name for stage in stages for name in stage.layers}
         told: dict[str, set[str]] = {}
         try:
             _Pass(model, layers, batches, stages, compress, late, told, dense, on_block).run()
         except Repeated as repeated:
-            again: Stage = repeated.args[0]
             undo()
-            late |= {name for name, layer in layers.items() if _uses(again.module, layer)}
-            stages = [stage for stage in stages if stage is not again]
+            stages = merged_around(model, stages, repeated.args[0])
             continue
         if notes is not None:
             notes += notes_of(told)
         return
-
-
-def _uses(module: nn.Module, layer: Layer) -> bool:
-    return not set(layer.modules).isdisjoint(module.modules())
 
 
 @dataclass(frozen=True, eq=False)

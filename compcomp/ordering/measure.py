@@ -90,7 +90,15 @@ class Measured:
         self._rows: dict[str, Measurement] = {}
 
     def measure(self, orders: Sequence[Prefix]) -> None:
-        """Measure these orders. No technique is applied twice to one state whose continuations are known."""
+        """Measure these orders. No technique is applied twice to one state whose continuations are known.
+
+        Where layers are not apart, a state after some steps depends on the steps that follow: nothing is shared.
+        """
+        if not self.bench.layers_apart(self.orderings.techniques):
+            for order in orders:
+                self._measure_alone(order, len(orders))
+            self._complete()
+            return
         self.tree = Tree.of(self.orderings, orders)
         self._children = self.tree.children()
         self._ending: dict[int, list[Prefix]] = {}
@@ -98,10 +106,30 @@ class Measured:
             self._ending.setdefault(end, []).append(order)
         start = self.bench.start()
         self._visit(0, start, self.bench.digest(start))
+        self._complete()
+
+    def _complete(self) -> None:
+        """Fill ``rows`` from the measurements of states."""
         first = {digest: self.orderings.order(order) for order, digest in sorted(self.digests.items(), reverse=True)}
         for order, digest in self.digests.items():
             row = replace(self._rows[digest], order=self.orderings.order(order))
             self.rows[order] = row if self.race is None else self.race.completed(row, digest, first)
+
+    def _measure_alone(self, order: Prefix, count: int) -> None:
+        """Apply one whole order to the uncompressed model and measure it, unless its measurement is kept."""
+        given = self.orderings.order(order)
+
+        @cache
+        def state() -> Any:
+            self.applications += len(given)
+            self.on_progress(len(self.digests), count, str(given))
+            return self.bench.apply_all(given)
+
+        kept = self.kept.get(f"order {given}")
+        digest = self.bench.digest(state()) if kept is None else kept["digest"]
+        if kept is None:
+            self.kept.put(f"order {given}", {"digest": digest})
+        self._ended(order, digest, state)
 
     def _visit(self, node: int, state: Any, digest: str) -> None:
         self._end(node, digest, lambda: state)
@@ -125,14 +153,18 @@ class Measured:
 
     def _end(self, node: int, digest: str, state: Callable[[], Any]) -> None:
         for order in self._ending.get(node, ()):
-            row = self._row(digest, order)
-            if row is None:
-                given = self.orderings.order(order)
-                row = self._rows[digest] = measure(given, self.bench, state(), evaluated=self.race is None)
-                self.kept.put(self._name(digest), row.to_json())
-            if self.race is not None:
-                self.race.enter(digest, row.rate, state)
-            self.digests[order] = digest
+            self._ended(order, digest, state)
+
+    def _ended(self, order: Prefix, digest: str, state: Callable[[], Any]) -> None:
+        """Measure the state that an order leads to, unless its measurement is known."""
+        row = self._row(digest, order)
+        if row is None:
+            given = self.orderings.order(order)
+            row = self._rows[digest] = measure(given, self.bench, state(), evaluated=self.race is None)
+            self.kept.put(self._name(digest), row.to_json())
+        if self.race is not None:
+            self.race.enter(digest, row.rate, state)
+        self.digests[order] = digest
 
     def _step(self, digest: str, technique: int) -> str | None:
         """Return the digest of the state after a technique, None if it is not known."""

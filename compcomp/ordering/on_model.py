@@ -80,6 +80,10 @@ class OnModel:
         """Measure the staying orders and rank them.
 
         A few orders are measured on the whole model at once. If there are many, layers are explored first.
+
+        If layers are not apart in the models that ``evaluate`` is given, as they are calibrated on the outputs of
+        compressed layers, the layers are still explored on the inputs of the dense model. What is found there chooses
+        the orders to evaluate, but merges and drops none: laws 4 and 5 speak of other states.
         """
         bench, orderings, wanted = self.bench, self.orderings, self.wanted
         rows, layers = dict[Prefix, Measurement](), len(bench.layer_names())
@@ -90,13 +94,16 @@ class OnModel:
         kept = Kept() if sources is None else Kept(self.store, f"{key} {sources} {self.loss}")
         parts = Parts(bench, kept) if bench.parts else None
         dense = self._dense(kept, parts)
-        self.drop(bool(dense))
+        apart = not dense or bench.layers_apart(orderings.techniques)
+        if apart:
+            self.drop(bool(dense))
         own: dict[str, Prefix] = {}
         chosen = staying = list(orderings.staying())
         if not self.whole and (not dense or len(staying) > wanted.evaluations or wanted.by_layer):  # layers apart
             explorer = Explorer(orderings, bench, self.executor, self.store, self.progress.measuring, self.keeps())
-            found = explorer.explore(wanted.evaluations if dense else RANKED, every=wanted.by_layer)
-            orderings.same_on_model({order: found.state(order) for order in orderings.staying()})
+            found = explorer.explore(wanted.evaluations if dense else RANKED, every=wanted.by_layer or not apart)
+            if apart:
+                orderings.same_on_model({order: found.state(order) for order in orderings.staying()})
             staying = list(orderings.staying())
             rows = {order: self._explored(order, found) for order in staying}
             if wanted.by_layer:
