@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compcomp.errors import InputError
+from compcomp.models.lockstep import current_run
 from compcomp.models.padding import MASKS, kept_positions
 from compcomp.models.wrappers import is_from_transformers, unwrap
 
@@ -193,10 +193,10 @@ def _padding_like(value: Tensor) -> bool:
 def _indices_checked(model: nn.Module, number: int) -> Iterator[None]:
     """Check the ids given to plain embeddings before they are looked up: on a GPU a bad id would end the process."""
 
-    mine = get_ident()
+    mine = current_run()
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if get_ident() != mine:  # another batch, run in lockstep with this one
+        if current_run() is not mine:  # another batch, run in lockstep with this one
             return
         ids = args[0] if args else next(iter(kwargs.values()), None)
         if not isinstance(ids, Tensor) or not ids.numel() or ids.is_meta:

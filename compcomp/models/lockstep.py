@@ -1,8 +1,8 @@
 """Run a model on several batches in lockstep: no batch enters a module before all have arrived there.
 
 Each batch is an ordinary call of the model, in a thread of its own. It pauses where it enters one of some modules,
-called stages. One thread runs at a time. What a model passes from one stage to the next stays where the model keeps it:
-nothing has to be known of its architecture.
+called stages. The stage itself runs in the thread that leads, so that one thread alone needs much memory. What a model
+passes from one stage to the next stays where the model keeps it: nothing has to be known of its architecture.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+
+from compcomp.models.modes import Modes
 
 
 @dataclass(eq=False)
@@ -48,20 +50,47 @@ class Run:
 
     Attributes:
         call: Calls the model.
-        at: The stage before which the run waits, or in which it waits to run again. None before the first and at the
-            end.
-        final: True if the results of the first time through the stage are passed on.
+        entered: The stage before which the run waits, with the arguments. None while it does not wait.
+        result: The result of the stage.
+        error: The exception that the stage, or the call, has raised.
     """
 
     call: Callable[[], object]
-    at: Stage | None = None
-    final: bool = True
-    done: bool = False
+    entered: _Entered | None = None
+    result: Any = None
     error: BaseException | None = None
+    done: bool = False
     stopped: bool = False
     waiting: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     resumed: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     thread: threading.Thread | None = None
+
+
+@dataclass(eq=False)
+class _Entered:
+    """A stage that a run has entered: its function and arguments, and the modes and context in which it is called."""
+
+    stage: Stage
+    forward: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    modes: Modes
+    context: contextvars.Context
+
+    def call(self, *, apart: bool) -> Any:
+        """Run the stage. ``apart``: on copies of its arguments, and of torch's random numbers."""
+        if not apart:
+            return self._called(self.args, self.kwargs)
+        random = torch.get_rng_state()
+        self._called(*_apart((self.args, self.kwargs)))
+        torch.set_rng_state(random)
+        return None
+
+    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.modes == Modes.now():
+            return self.context.run(self.forward, *args, **kwargs)
+        with self.modes.on():
+            return self.context.run(self.forward, *args, **kwargs)
 
 
 _HERE: contextvars.ContextVar[Run | None] = contextvars.ContextVar("run", default=None)
@@ -84,6 +113,7 @@ class Lockstep:
         self._stages = list(stages)
         self._runs = [Run(call) for call in calls]
         self._left: set[int] = set()
+        self._final = True
 
     def __enter__(self) -> Self:
         self._before = [vars(stage.module).get("forward", self) for stage in self._stages]
@@ -115,7 +145,7 @@ class Lockstep:
         for run in self._runs:
             self._start(run)
         place = {id(stage): number for number, stage in enumerate(self._stages)}
-        while waiting := [run.at for run in self._runs if run.at is not None and not run.done]:
+        while waiting := [run.entered.stage for run in self._runs if run.entered is not None]:
             yield min(waiting, key=lambda stage: place[id(stage)])
 
     def run(self, stage: Stage, *, final: bool) -> Iterator[None]:
@@ -125,9 +155,9 @@ class Lockstep:
             stage: The stage.
             final: True to pass on the results. False to run the stage again when the batches leave it.
         """
+        self._final = final
         for run in self._at(stage):
-            run.final = final
-            self._resume(run)
+            run.result = self._called(run, apart=not final)
             yield
 
     def leave(self, stage: Stage) -> Iterator[None]:
@@ -137,11 +167,22 @@ class Lockstep:
         """
         self._left.add(id(stage))
         for run in self._at(stage):
+            if not self._final:
+                run.result = self._called(run, apart=False)
             self._resume(run)
             yield
 
+    def _called(self, run: Run, *, apart: bool) -> Any:
+        assert run.entered is not None
+        try:
+            return run.entered.call(apart=apart)
+        except Exception as error:  # raised again where the model called the stage
+            run.error = error
+            self._resume(run)
+            raise
+
     def _at(self, stage: Stage) -> list[Run]:
-        return [run for run in self._runs if run.at is stage and not run.done]
+        return [run for run in self._runs if run.entered is not None and run.entered.stage is stage]
 
     def _start(self, run: Run) -> None:
         run.thread = threading.Thread(target=contextvars.copy_context().run, args=(self._body, run), daemon=True)
@@ -149,6 +190,7 @@ class Lockstep:
         self._wait(run)
 
     def _resume(self, run: Run) -> None:
+        run.entered = None
         run.resumed.release()
         self._wait(run)
 
@@ -166,48 +208,33 @@ class Lockstep:
                 run.call()
         except _Stopped:
             pass
-        except BaseException as error:  # passed on to the thread that waits for this one
+        except BaseException as error:  # passed on to the thread that leads
             run.error = error
         finally:
-            run.at, run.done = None, True
+            run.entered, run.done = None, True
             run.waiting.release()
-
-    @staticmethod
-    def _pause(run: Run) -> None:
-        run.waiting.release()
-        run.resumed.acquire()
-        if run.stopped:
-            raise _Stopped
 
     def _forward(self, stage: Stage, forward: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function that a stage's module runs in place of its own."""
 
         def stepped(*args: Any, **kwargs: Any) -> Any:
             run = current_run()
-            if run is None or run.at is not None:  # another caller, or a stage inside another
+            if run is None or run.thread is not threading.current_thread():  # a stage inside another
                 return forward(*args, **kwargs)
             if id(stage) in self._left:
                 raise Repeated(stage)
-            run.at = stage
-            self._pause(run)
-            if run.final:
-                found = forward(*args, **kwargs)
-                self._pause(run)
-            else:
-                random = torch.get_rng_state()
-                _call(forward, *_apart((args, kwargs)))
-                self._pause(run)
-                torch.set_rng_state(random)
-                found = forward(*args, **kwargs)
-            run.at = None
-            return found
+            run.entered = _Entered(stage, forward, args, kwargs, Modes.now(), contextvars.copy_context())
+            del args, kwargs
+            run.waiting.release()
+            run.resumed.acquire()
+            if run.stopped:
+                raise _Stopped
+            if run.error is not None:
+                raise run.error
+            result, run.result = run.result, None
+            return result
 
         return stepped
-
-
-def _call(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Call a function, and drop its result at once."""
-    forward(*args, **kwargs)
 
 
 def _apart(value: Any) -> Any:

@@ -16,11 +16,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from compcomp.models.lockstep import current_run
 
 MASKS: dict[str, bool] = {
     "attention_mask": True,
@@ -173,10 +174,10 @@ def disturbed(
 
     names = {module: name for name, module in model.named_modules()}
 
-    mine = get_ident()
+    mine = current_run()
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if get_ident() != mine:  # another batch, run in lockstep with this one
+        if current_run() is not mine:  # another batch, run in lockstep with this one
             return None
         ids = args[0] if args else next(iter(kwargs.values()), None)
         if not isinstance(ids, Tensor) or ids.is_floating_point() or not isinstance(output, Tensor):

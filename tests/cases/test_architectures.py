@@ -31,7 +31,7 @@ from compcomp.techniques import (
 )
 from tests.amount import spread
 from tests.architectures import ARCHITECTURES, Architecture
-from tests.by_hand import compressed, memory, modes, places, same, seen
+from tests.by_hand import compressed, memory, modes, places, same, sequential
 
 pytest.importorskip("transformers")
 
@@ -108,7 +108,7 @@ def planned(one: Architecture, seed: int, folder: Path) -> None:
     assert not same(before, memory(model)) and places(model) == where and modes(model) == how
     names = [layer.name for layer in find_layers(model)]
     layers = layers_by_name(model)
-    grams: dict[str, Tensor] = seen(model, names, batches) if looks and not padded else {}
+    by_blocks = sequential(model, names, batches, tuple(plan.order)) if looks and not padded else {}
     try:
         plan.save(folder)
         config = model.config.to_dict()  # save_pretrained writes its class and dtype into it
@@ -123,8 +123,12 @@ def planned(one: Architecture, seed: int, folder: Path) -> None:
     for name in names:
         touched |= {f"{name}.weight"}
         if not padded or not looks:
-            dense = before[f"{name}.weight"].T if layers[name].transposed else before[f"{name}.weight"]
-            expected = compressed(dense, grams.get(name), tuple(plan.order))
+            turned = layers[name].transposed
+            if looks:
+                expected = by_blocks[name].T if turned else by_blocks[name]
+            else:
+                dense = before[f"{name}.weight"]
+                expected = compressed(dense.T if turned else dense, None, tuple(plan.order))
             found = layers[name].weight
             if looks:
                 torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
