@@ -31,14 +31,14 @@ from compcomp.models.evaluation import Evaluation
 from compcomp.models.explore import explore, packed
 from compcomp.models.fingerprint import model_fingerprint
 from compcomp.models.held import HeldModel, ModelState, check_range
-from compcomp.models.layers import IGNORE, Layer, check_sequence, find_layers, nothing_dropped
+from compcomp.models.layers import IGNORE, Layer, check_order, find_layers
 from compcomp.models.measure import MEASURED, effective_weight, layer_losses, total
 from compcomp.models.modes import plainly
 from compcomp.models.outside import note_of, outside
 from compcomp.models.patterns import Patterns
 from compcomp.models.sequential import Inputs, compress_blocks
 from compcomp.models.size import compression_rate
-from compcomp.models.states import applied, check_result, checked, digest, digest_of, tensors_in, versions_of
+from compcomp.models.states import applied, check_result, checked, digest, digest_of, tensors_in, versions_of, working
 from compcomp.models.whole import Whole
 from compcomp.models.wrappers import uncompiled
 
@@ -123,17 +123,7 @@ class ModelBench:
         It has to fit every layer, leave inputs as they are, need no single tokens, and have the calibration that it
         needs.
         """
-        if changing := [t for t in as_sequence(sequence) if t.promises().changes_inputs]:
-            allowed = "techniques that act on weights: of its inputs a model keeps Gram matrices only"
-            raise InputError("a technique that changes a layer's inputs", allowed, str(changing[0]))
-        if looking := [t for t in as_sequence(sequence) if t.needs_tokens]:
-            allowed = "techniques for which Gram matrices do: of its inputs a model keeps these and magnitudes only"
-            raise InputError("a technique that looks at single tokens", allowed, str(looking[0]))
-        if not self._calibrated and (needing := [t for t in as_sequence(sequence) if t.needs_inputs]):
-            raise InputError("no calibration", "calibration data", str(needing[0]))
-        alone = Sequence(tuple(t for t in as_sequence(sequence) if not t.whole_model))
-        check_sequence(self.layers.values(), alone)
-        self.notes += [n for n in nothing_dropped(list(self.layers.values()), alone) if n not in self.notes]
+        check_order(sequence, self.layers.values(), calibrated=self._calibrated, notes=self.notes)
 
     @plainly
     def start(self) -> ModelState:
@@ -424,7 +414,7 @@ class ModelBench:
         return float(1 - bits / sum(dense_bits(layer.shape) for layer in self.layers.values()))
 
     def _dense_layer(self, layer: Layer, gram: Tensor | None) -> LayerState:
-        weight = layer.weight.to(_working(layer.weight.dtype), copy=True).contiguous()
+        weight = layer.weight.to(working(layer.weight.dtype), copy=True).contiguous()
         return LayerState.dense(weight.cpu() if self._offload else weight, gram=gram)
 
     def _bring(self, name: str, layer: LayerState) -> LayerState:
@@ -472,11 +462,6 @@ class ModelBench:
         if found := [technique for technique in techniques if technique.whole_model]:
             allowed = "techniques that act on one layer at a time"
             raise InputError("a technique that acts on the whole model", allowed, str(found[0]))
-
-
-def _working(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype to compute in. It represents weights of the dtypes that models use exactly."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _remarks(layers: Iterable[Layer]) -> list[str]:

@@ -24,32 +24,45 @@ def load_directory(directory: Path) -> nn.Module:
 
     Raises InputError, with the reason in one line, if it cannot be loaded with all of its weights as saved.
     """
-    if not (directory / "config.json").is_file() or (directory / "adapter_config.json").is_file():
-        raise _refused(directory, _instead(directory))
-    from transformers import AutoConfig, AutoModelForCausalLM
+    config_of(directory)
+    from transformers import AutoModelForCausalLM
 
-    with _quiet():
+    with quiet():
         try:
-            config = AutoConfig.from_pretrained(directory, local_files_only=True)
-            if quantized := getattr(config, "quantization_config", None):
-                method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-                raise _refused(directory, f"quantized already, by {str(method)[:40]}")
             model, told = AutoModelForCausalLM.from_pretrained(
                 directory, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
             )
-        except InputError:
-            raise
         except Exception as error:  # whatever is wrong with the files, found by any library
-            raise _refused(directory, _reason(error)) from None
+            raise refused(directory, reason(error)) from None
     if other := sorted(told["mismatched_keys"]):
         name, saved, wanted = other[0]
         given = f"{name} is {_size(saved)} in the file and {_size(wanted)} by config.json"
-        raise _refused(directory, given + (f", and {len(other) - 1} more" if len(other) > 1 else ""))
+        raise refused(directory, given + (f", and {len(other) - 1} more" if len(other) > 1 else ""))
     if missing := sorted(told["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise _refused(directory, f"its files lack {missing[0]}{more}")
+        raise refused(directory, f"its files lack {missing[0]}{more}")
     loaded: nn.Module = model.eval()
     return loaded
+
+
+def config_of(directory: Path) -> Any:
+    """Return the configuration of the model in a directory.
+
+    Raises InputError, with the reason in one line, if there is none, or its weights are not plain ones.
+    """
+    if not (directory / "config.json").is_file() or (directory / "adapter_config.json").is_file():
+        raise refused(directory, _instead(directory))
+    from transformers import AutoConfig
+
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        except Exception as error:  # whatever is wrong with the file
+            raise refused(directory, reason(error)) from None
+    if quantized := getattr(config, "quantization_config", None):
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise refused(directory, f"quantized already, by {str(method)[:40]}")
+    return config
 
 
 def vocabulary_of(model: nn.Module) -> int | None:
@@ -83,7 +96,7 @@ def token_windows(directory: Path, text: Path, length: int, count: int, vocabula
     if len(ids) < length:
         raise InputError(f"a text of {len(ids)} tokens", f"at least {length} tokens (its length)", f"recipe: {text}")
     if vocabulary is not None and int(ids.max()) >= vocabulary:
-        raise _refused(directory, f"its tokenizer gives token {int(ids.max())}, its vocabulary has {vocabulary}")
+        raise refused(directory, f"its tokenizer gives token {int(ids.max())}, its vocabulary has {vocabulary}")
     starts = torch.linspace(0, len(ids) - length, count).long()
     return ids[starts[:, None] + torch.arange(length)]
 
@@ -92,21 +105,22 @@ def _tokens(directory: Path, text: Path, vocabulary: int | None) -> Any:
     if any((directory / name).is_file() for name in TOKENIZERS):
         from transformers import AutoTokenizer
 
-        with _quiet():
+        with quiet():
             try:
                 tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
                 return tokenizer(text.read_text(encoding="utf-8"))["input_ids"]
             except UnicodeDecodeError:
                 raise InputError(f"{str(text)!r}, which is not UTF-8", "a text file", "recipe") from None
             except Exception as error:
-                raise _refused(directory, f"its tokenizer does not load: {_reason(error)}") from None
+                raise refused(directory, f"its tokenizer does not load: {reason(error)}") from None
     if vocabulary is not None and vocabulary not in BYTES:
-        raise _refused(directory, f"no tokenizer, and a vocabulary of {vocabulary}, which is not one of bytes")
+        raise refused(directory, f"no tokenizer, and a vocabulary of {vocabulary}, which is not one of bytes")
     return list(text.read_bytes())
 
 
-def _refused(directory: Path, reason: str) -> InputError:
-    return InputError(f"{str(directory)!r} ({reason})", f"'embedded' or {ALLOWED}", WHERE)
+def refused(directory: Path, why: str) -> InputError:
+    """Return the error for a directory whose model cannot be used."""
+    return InputError(f"{str(directory)!r} ({why})", f"'embedded' or {ALLOWED}", WHERE)
 
 
 def _instead(directory: Path) -> str:
@@ -122,7 +136,8 @@ def _instead(directory: Path) -> str:
     return "no config.json" if any(directory.iterdir()) else "empty"
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Return the first line of an error of another library, with its class."""
     lines = str(error).split("\n")
     line = " ".join(next((line for line in lines if line.strip()), "").split())
     return f"{type(error).__name__}: {line[:160]}" if line else type(error).__name__
@@ -133,7 +148,7 @@ def _size(shape: Any) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' reports and bars: the message of an error has all that matters."""
     from transformers.utils import logging
 

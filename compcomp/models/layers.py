@@ -66,7 +66,9 @@ class Layer:
                 own.detach().copy_(weight.T if self.transposed else weight)
 
 
-def find_layers(model: nn.Module, targets: Patterns = None, ignore: Patterns = IGNORE) -> tuple[Layer, ...]:
+def find_layers(
+    model: nn.Module, targets: Patterns = None, ignore: Patterns = IGNORE, *, loaded: bool = True
+) -> tuple[Layer, ...]:
     """Return the compressible layers, in the order in which the model names them.
 
     Layers that read one weight, also its transpose, are one layer. A weight that a module of another kind uses too,
@@ -79,6 +81,7 @@ def find_layers(model: nn.Module, targets: Patterns = None, ignore: Patterns = I
             after ``"re:"`` (:meth:`compcomp.models.patterns.Names.matches`).
         ignore: Patterns of the layers to leave alone, None for none. ``"lm_head"`` also stands for the module that the
             model, or a model inside it, calls its output head.
+        loaded: False for a model whose weights are not loaded: they are not looked at.
 
     Raises:
         InputError: No layer is left, a target matches no layer, or an entry of ``ignore`` except ``"lm_head"`` matches
@@ -121,7 +124,8 @@ def find_layers(model: nn.Module, targets: Patterns = None, ignore: Patterns = I
         if beside := [with_adapters[module] for module in layer.modules if module in with_adapters]:
             allowed = "a merged adapter (first merge the adapter, as merge_and_unload does), or the layer in ignore"
             raise InputError(f"a weight with an adapter beside it ({beside[0]})", allowed, f"layer {layer.name}")
-        _check_weight(layer)
+        if loaded:
+            check_weight(layer)
     _check_memory(found, others)
     return tuple(found)
 
@@ -131,6 +135,33 @@ def layers_by_name(model: nn.Module) -> dict[str, Layer]:
     groups, _ = _weights(unwrap(model))
     found = {name: _layer(group) for group in groups for name, _ in group.members}
     return found | {n: _layer(_Group([(n, module)])) for group in groups for n, module in group.followers}
+
+
+def check_order(
+    order: Technique | Sequence, layers: Iterable[Layer], *, calibrated: bool, notes: list[str]
+) -> None:
+    """Raise InputError unless an order can run on a model.
+
+    It has to fit every layer, leave inputs as they are, need no single tokens, and have the calibration that it needs.
+
+    Args:
+        order: The order.
+        layers: The layers of the model.
+        calibrated: True if there is calibration data.
+        notes: A list to extend with lines on techniques that drop nothing of a layer.
+    """
+    order, layers = as_sequence(order), tuple(layers)
+    if changing := [t for t in order if t.promises().changes_inputs]:
+        allowed = "techniques that act on weights: of its inputs a model keeps Gram matrices only"
+        raise InputError("a technique that changes a layer's inputs", allowed, str(changing[0]))
+    if looking := [t for t in order if t.needs_tokens]:
+        allowed = "techniques for which Gram matrices do: of its inputs a model keeps these and magnitudes only"
+        raise InputError("a technique that looks at single tokens", allowed, str(looking[0]))
+    if not calibrated and (needing := [t for t in order if t.needs_inputs]):
+        raise InputError("no calibration", "calibration data", str(needing[0]))
+    alone = Sequence(tuple(t for t in order if not t.whole_model))
+    check_sequence(layers, alone)
+    notes += [note for note in nothing_dropped(layers, alone) if note not in notes]
 
 
 def check_sequence(layers: Iterable[Layer], sequence: Technique | Sequence) -> None:
@@ -295,7 +326,8 @@ def _none_left(shared: int, wanted: tuple[str, ...] | None, unwanted: tuple[str,
     return f"no Linear layer{chosen}{tied}"
 
 
-def _check_weight(layer: Layer) -> None:
+def check_weight(layer: Layer) -> None:
+    """Raise InputError, naming the layer, if its weight cannot be compressed."""
     where, allowed = f"layer {layer.name}", "a dense matrix of float64, float32, bfloat16 or float16"
     weight = layer.modules[0]._parameters.get("weight")
     if weight is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,10 @@ from compcomp.models.size import compression_rate
 from compcomp.models.wrappers import core, is_from_transformers, uncompiled
 
 WEIGHTS, COMPONENTS, ABOUT = "model.safetensors", "components.safetensors", "compcomp.json"
+STALE = ("model*.safetensors*", "components*.safetensors")
+"""The files of an earlier model in a directory that do not stay when another is written there."""
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Arguments of Linux' ``renameat2``, which Python does not offer."""
 
 
 @plainly
@@ -101,13 +107,56 @@ def _save(
         }
         save_file(parts, draft / COMPONENTS, metadata={"format": "pt"})
         (draft / ABOUT).write_text(about, encoding="utf-8")
-        target.mkdir(exist_ok=True)
-        for path in sorted(draft.iterdir(), key=lambda path: path.name == ABOUT):  # compcomp.json last
-            path.chmod(0o666 & ~_umask())
-            os.replace(path, target / path.name)
+        put_in_place(draft, target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
+
+
+def put_in_place(draft: Path, target: Path) -> None:
+    """Make a complete directory the one at ``target``, at once.
+
+    Files of the earlier one stay, other than weights. At every moment there is the earlier directory or the new one.
+    """
+    target = Path(os.path.realpath(target))
+    for path in draft.iterdir():
+        path.chmod(0o666 & ~_umask())
+    draft.chmod(0o777 & ~_umask())
+    if not target.exists():
+        os.rename(draft, target)
+        return
+    shutil.copymode(target, draft)
+    for path in target.iterdir():
+        if not (draft / path.name).exists() and not any(fnmatchcase(path.name, stale) for stale in STALE):
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, draft / path.name, symlinks=True, copy_function=_linked)
+            else:
+                _linked(path, draft / path.name)
+    _exchange(draft, target)
+    shutil.rmtree(draft, ignore_errors=True)
+
+
+def _linked(source: Any, to: Any, *, follow_symlinks: bool = True) -> None:
+    """Let a file have a second name, or copy it where that cannot be."""
+    try:
+        os.link(source, to, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, to, follow_symlinks=follow_symlinks)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Exchange two directories: in one step where the system can (Linux), else in two."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+        if call(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+            return
+    except (AttributeError, OSError, TypeError):
+        pass
+    aside = Path(tempfile.mkdtemp(prefix=f".{other.name}.", dir=other.parent)) / other.name
+    os.rename(other, aside)
+    os.rename(one, other)
+    os.rename(aside, one)
+    aside.parent.rmdir()
 
 
 def load_weights(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
@@ -180,9 +229,11 @@ def _is_same(one: Path, other: Path) -> bool:
 def load_components(directory: str | os.PathLike[str]) -> dict[str, dict[str, Tensor]]:
     """Return the parts of each compressed layer by name; :func:`compcomp.models.components.unpack` adds them up."""
     layers: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in load_file(_existing(directory, COMPONENTS)).items():
-        layer, part = name.rsplit(".", 1)
-        layers.setdefault(layer, {})[part] = tensor
+    shards = sorted(Path(directory).glob("components-*.safetensors"))
+    for path in shards or [_existing(directory, COMPONENTS)]:
+        for name, tensor in load_file(path).items():
+            layer, part = name.rsplit(".", 1)
+            layers.setdefault(layer, {})[part] = tensor
     return layers
 
 
@@ -250,26 +301,8 @@ def _holding(layers: Mapping[str, Layer], state: Mapping[str, LayerState]) -> It
 
 
 def _about(layers: Mapping[str, Layer], state: Mapping[str, LayerState], extra: Mapping[str, Any]) -> str:
-    described = {}
-    for name, layer in state.items():
-        form, shape = layer.format, layers[name].shape
-        described[name] = {
-            "shape": shape,
-            "bits": layer_bits(form, shape),
-            "dense_bits": dense_bits(shape),
-            "kept": shape[0] * shape[1] if form.mask is None else int(form.mask.sum()),
-            "levels": form.grid and form.grid.levels,
-            "codes": form.grid and form.grid.codes and [str(code) for code in form.grid.codes],
-            "scales": form.grid and form.grid.scales,
-            "offsets": form.grid and (0 if form.grid.offset is None else form.grid.scales),
-            "factor_rank": form.factors and form.factors.rank,
-            "factor_levels": form.factors
-            and [grid and grid.levels for grid in (form.factors.left_grid, form.factors.right_grid)],
-            "rank": form.rank,
-            "pattern": [f"{n}:{m}" for n, m in form.pattern or ()],
-            "basis": [] if form.transform is None else [_part(part) for part in form.transform.parts],
-        }
-    own: dict[str, Any] = {"layers": described}
+    about = {name: described(layer, layers[name].shape) for name, layer in state.items()}
+    own: dict[str, Any] = {"layers": about}
     if state:
         own["compression_rate"] = compression_rate((s.format, layers[n].shape) for n, s in state.items())
     if taken := own.keys() & extra.keys():
@@ -278,6 +311,27 @@ def _about(layers: Mapping[str, Layer], state: Mapping[str, LayerState], extra: 
         return json.dumps({**_finite(extra), **own}, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"extra data ({str(error)[:100]})", "what JSON can hold", "save") from None
+
+
+def described(state: LayerState, shape: tuple[int, int]) -> dict[str, Any]:
+    """Return what ``compcomp.json`` says of a layer: its shape (out, in), its bits, and the structure of its weight."""
+    form = state.format
+    return {
+        "shape": shape,
+        "bits": layer_bits(form, shape),
+        "dense_bits": dense_bits(shape),
+        "kept": shape[0] * shape[1] if form.mask is None else int(form.mask.sum()),
+        "levels": form.grid and form.grid.levels,
+        "codes": form.grid and form.grid.codes and [str(code) for code in form.grid.codes],
+        "scales": form.grid and form.grid.scales,
+        "offsets": form.grid and (0 if form.grid.offset is None else form.grid.scales),
+        "factor_rank": form.factors and form.factors.rank,
+        "factor_levels": form.factors
+        and [grid and grid.levels for grid in (form.factors.left_grid, form.factors.right_grid)],
+        "rank": form.rank,
+        "pattern": [f"{n}:{m}" for n, m in form.pattern or ()],
+        "basis": [] if form.transform is None else [_part(part) for part in form.transform.parts],
+    }
 
 
 def _part(part: Part) -> str:

@@ -47,6 +47,8 @@ def compress_blocks(
     dense: bool = False,
     notes: list[str] | None = None,
     on_block: OnBlock = lambda done, total, name: None,
+    enter: Callable[[Stage], bool] = lambda stage: False,
+    leave: Callable[[Stage], None] = lambda stage: None,
 ) -> None:
     """Run the batches through the model, and compress the layers of each block once all batches have run it.
 
@@ -63,6 +65,8 @@ def compress_blocks(
         dense: True to calibrate each block on what the dense blocks before it put out.
         notes: A list to extend with lines on layers for which padding could not be determined.
         on_block: Shows progress.
+        enter: Called before the batches run a block. Returns True if its layers are compressed already.
+        leave: Called when the batches have left a block.
 
     Raises:
         InputError: A batch cannot be used, a layer never runs, or activations are not finite.
@@ -72,7 +76,7 @@ def compress_blocks(
         late = set(layers) - {name for stage in stages for name in stage.layers}
         told: dict[str, set[str]] = {}
         try:
-            _Pass(model, layers, batches, stages, compress, late, told, dense, on_block).run()
+            _Pass(model, layers, batches, stages, compress, late, told, dense, on_block, enter, leave).run()
         except Repeated as repeated:
             undo()
             stages = merged_around(model, stages, repeated.args[0])
@@ -111,10 +115,12 @@ class _Pass:
         told: dict[str, set[str]],
         dense: bool,
         on_block: OnBlock,
+        enter: Callable[[Stage], bool],
+        leave: Callable[[Stage], None],
     ) -> None:
         self.model, self.layers, self.batches, self.stages = model, layers, batches, stages
         self.compress, self.late, self.told, self.dense = compress, late, told, dense
-        self.on_block = on_block
+        self.on_block, self.enter, self.leave = on_block, enter, leave
         self.observing: set[str] = set()
         self.collected = Collected(())
         self.at_the_end = Collected(layers[name] for name in late)
@@ -131,12 +137,14 @@ class _Pass:
                     stack.enter_context(_forward_of(module, partial(self._observed, layer.name)))
             lockstep = stack.enter_context(Lockstep(self.stages, calls))
             for stage in lockstep.stages():
-                names = [name for name in stage.layers if name in left]
-                self._through(lockstep, stage, names)
-                left.difference_update(names)
+                done = self.enter(stage)
+                self._through(lockstep, stage, [] if done else [name for name in stage.layers if name in left])
+                left.difference_update(stage.layers)
+                if left or self.late:
+                    self._on(lockstep, stage)
+                self.leave(stage)
                 if not (left or self.late):
                     break
-                self._on(lockstep, stage)
         if left:
             Collected(self.layers.values()).grams([self.layers[min(left, key=list(self.layers).index)]])  # raises
         for looking in self.followed:
@@ -147,7 +155,7 @@ class _Pass:
 
     def _through(self, lockstep: Lockstep, stage: Stage, names: list[str]) -> None:
         """Run a block, and compress its layers."""
-        final = self.dense or not names
+        final = self.dense or not names  # a block that is compressed already runs once
         self.collected = Collected(self.layers[name] for name in names)
         self.observing = {*names, *(self.late if final else ())}
         for _ in lockstep.run(stage, final=final):

@@ -48,6 +48,11 @@ def applied(technique: Technique, name: str, layer: LayerState) -> LayerState:
     return checked(technique, name, layer, after, versions)
 
 
+def working(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype to compute in. It represents weights of the dtypes that models use exactly."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def check_result(before: LayerState, after: Any, where: str) -> None:
     """Raise InputError for a result that :func:`compcomp.language.kernel_result.wrong_result` finds wrong."""
     if wrong := wrong_result(before, after):

@@ -1,0 +1,293 @@
+"""Compress a checkpoint on disk into another one, with one block of the model in memory at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from compcomp.errors import InputError
+from compcomp.language.named import sources_of
+from compcomp.language.size import dense_bits
+from compcomp.language.technique import Sequence as Order
+from compcomp.layers.state import LayerState
+from compcomp.models.batches import prepared
+from compcomp.models.blocks import find_blocks
+from compcomp.models.calibration import Calibration
+from compcomp.models.causal_lm import reason
+from compcomp.models.checkpoint import INDEX, Checkpoint, index_of
+from compcomp.models.components import pack
+from compcomp.models.devices import choose
+from compcomp.models.held import check_range
+from compcomp.models.layers import Layer, check_order, check_weight, find_layers
+from compcomp.models.lockstep import Stage
+from compcomp.models.measure import effective_weight
+from compcomp.models.modes import kept, plainly
+from compcomp.models.outside import note_of, outside
+from compcomp.models.patterns import Patterns
+from compcomp.models.save import ABOUT, check_apart, described, put_in_place
+from compcomp.models.sequential import Inputs, OnBlock, compress_blocks
+from compcomp.models.states import applied, digest_of, tensors_in, working
+
+DONE = "done.json"
+"""The file of an unfinished output that says what it is of, and which blocks it has."""
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """The result of :func:`stream`.
+
+    Attributes:
+        directory: The new checkpoint.
+        rate: The compression rate of the compressed layers, against 16 bits a weight.
+        model_rate: That of the whole model. What no technique acts on counts 16 bits a parameter.
+        resumed: The number of blocks that an earlier run had compressed.
+        notes: Lines for the user.
+    """
+
+    directory: Path
+    rate: float
+    model_rate: float
+    resumed: int
+    notes: tuple[str, ...]
+
+
+@plainly
+def stream(
+    order: Order,
+    directory: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    calibration: Any = None,
+    device: str | torch.device = "auto",
+    targets: Patterns = None,
+    ignore: Patterns = ("lm_head",),
+    inputs: Calibration = Calibration(),  # noqa: B008  (frozen)
+    on_block: OnBlock = lambda done, total, name: None,
+) -> Streamed:
+    """Apply an order to the causal language model in a directory, and write the compressed model to another.
+
+    Each block is read, calibrated, compressed and written before the next one is read. Memory holds one block with its
+    Gram matrices, the embeddings, and the calibration set's activations between two blocks. A run that ended early is
+    continued by the same call: blocks that were written are not compressed again.
+
+    Args:
+        order: The techniques to apply.
+        directory: A directory with ``config.json`` and safetensors, in one file or several.
+        out: The directory to write to. What it holds stays until the new model is complete.
+        calibration: Batches for the model. Required if a technique looks at inputs.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        targets: Patterns of the layers to compress.
+        ignore: Patterns of the layers to leave alone.
+        inputs: The inputs that layers are calibrated on. All steps share one pass.
+        on_block: Shows progress.
+
+    Raises:
+        InputError: A file or an argument cannot be used, a layer cannot be compressed, or there is no room to write.
+    """
+    source, target = Path(directory), Path(out)
+    if not source.is_dir():
+        raise InputError(repr(str(directory))[:80], "a directory with a model", "apply")
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{str(target)!r}, which is a file", "a directory, new or there", "apply")
+    check_apart(target, {"the model": source}, "apply")
+    if alone := [technique for technique in order if technique.whole_model]:
+        raise InputError(f"{alone[0]}, which acts on the whole model", "a model that is loaded", "apply")
+    if inputs.sharing != "one":
+        raise InputError("passes='own' for a model on disk", "passes='one'", "apply")
+    with kept():
+        return _Stream(order, source, target, calibration, device, targets, ignore, inputs, on_block).run()
+
+
+class _Stream:
+    """One run of :func:`stream`."""
+
+    def __init__(
+        self,
+        order: Order,
+        source: Path,
+        target: Path,
+        calibration: Any,
+        device: str | torch.device,
+        targets: Patterns,
+        ignore: Patterns,
+        inputs: Calibration,
+        on_block: OnBlock,
+    ) -> None:
+        self.order, self.source, self.target, self.inputs, self.on_block = order, source, target, inputs, on_block
+        self.checkpoint = Checkpoint(source)
+        self.model = self.checkpoint.model
+        self.layers: dict[str, Layer] = {
+            layer.name: layer for layer in find_layers(self.model, targets, ignore, loaded=False)
+        }
+        self.notes = [*filter(None, [note_of(outside(self.model, self.layers.values()))])]
+        check_order(order, self.layers.values(), calibrated=calibration is not None, notes=self.notes)
+        looks = any(technique.needs_inputs for technique in order)
+        self.batches = list(prepared(self.model, calibration)) if looks else []
+        self.device = choose(self.model, "cpu" if device == "auto" and not torch.cuda.is_available() else device)
+        self.stages = find_blocks(self.model, self.layers.values(), inputs.blocks)
+        held = {name for stage in self.stages for name in stage.layers}
+        if shared := [name for name in self.layers if name not in held]:
+            raise InputError(
+                f"layer {shared[0]}, which several blocks share", "a model that is loaded, or the layer in ignore", "apply"
+            )
+        self.draft = target.parent / f".{target.name}.partial"
+        self.resumed = 0
+
+    def run(self) -> Streamed:
+        """Compress block by block, and put the result in place."""
+        self.done = self._begin()
+        self.resumed = len(self.done)
+        inside = {id(part) for stage in self.stages for part in stage.module.modules()}
+        for name, module in self.model.named_modules():
+            if id(module) not in inside and not any(True for _ in module.children()):
+                self.checkpoint.load(module, name, self.device)
+        self.model.tie_weights()  # type: ignore[operator]
+        if self.batches:
+            compress_blocks(
+                self.model,
+                self.layers,
+                self.batches,
+                self.stages,
+                self._compress,
+                undo=self._repeats,
+                dense=self.inputs.dense,
+                notes=self.notes,
+                on_block=self.on_block,
+                enter=self._enter,
+                leave=self._leave,
+            )
+        else:
+            for stage in self.stages:
+                if not self._enter(stage):
+                    self._compress({name: None for name in stage.layers})
+                self._leave(stage)
+        self._finish()
+        return self.result
+
+    # ---------------------------------------------------------------------------------------------- one block
+
+    def _enter(self, stage: Stage) -> bool:
+        """Load a block. Returns True if it is the compressed one of an earlier run."""
+        self.checkpoint.load(stage.module, stage.name, self.device)
+        self.present = stage
+        self.states: dict[str, dict[str, Tensor]] = {}
+        self.described: dict[str, Any] = {}
+        if stage.name in self.done:
+            found = load_file(self.draft / self._file(stage))
+            for name in stage.layers:
+                layer = self.layers[name]
+                layer.set(found[f"{name}.weight"].T if layer.transposed else found[f"{name}.weight"])
+            return True
+        for name in stage.layers:
+            check_weight(self.layers[name])
+        return False
+
+    def _compress(self, inputs: Inputs | Mapping[str, None]) -> None:
+        """Compress the layers of the present block, and write the block."""
+        for name, seen in inputs.items():
+            layer = self.layers[name]
+            gram, magnitudes = seen if seen is not None else (None, None)
+            weight = layer.weight.to(working(layer.weight.dtype), copy=True).contiguous()
+            state = replace(LayerState.dense(weight, gram=gram), magnitudes=magnitudes)
+            for technique in self.order:
+                state = replace(applied(technique, name, state), gram=gram, magnitudes=magnitudes)
+            effective = effective_weight(state)
+            check_range(name, effective, layer.parameter.dtype)
+            layer.set(effective)
+            self.described[name] = described(state, layer.shape)
+            self.states |= {f"{name}.{part}": t.cpu() for part, t in pack(state, layer.parameter.dtype).items()}
+        self._write(self.present)
+
+    def _leave(self, stage: Stage) -> None:
+        """Drop a block from memory."""
+        self.checkpoint.unload(stage.module, stage.name)
+
+    def _repeats(self) -> None:
+        raise InputError(
+            f"a model that runs a block more than once ({self.present.name})", "a model that is loaded", "apply"
+        )
+
+    # ---------------------------------------------------------------------------------------------- the files
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn a failure to write into one line. What was written stays, for the next run."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            given = f"{str(self.target)!r} ({getattr(error, 'strerror', None) or reason(error)})"
+            raise InputError(given, "a writable directory with room for the model", "apply") from None
+
+    def _file(self, stage: Stage | None) -> str:
+        number = len(self.stages) if stage is None else self.stages.index(stage)
+        return f"model-{number + 1:05d}-of-{len(self.stages) + 1:05d}.safetensors"
+
+    def _begin(self) -> dict[str, Any]:
+        """Return the blocks that an unfinished run of the same work has written, and remove one of other work."""
+        texts = [list(tensors_in(batch)) for batch in self.batches]
+        files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in self.source.iterdir() if p.is_file())
+        about = [str(self.order), str(sources_of(self.order)), str(self.inputs), list(self.layers), str(files), texts]
+        self.key = hashlib.sha256(digest_of(about).encode()).hexdigest()
+        try:
+            known = json.loads((self.draft / DONE).read_text(encoding="utf-8"))
+            if known["key"] == self.key and sources_of(self.order) is not None:
+                return dict(known["blocks"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        shutil.rmtree(self.draft, ignore_errors=True)
+        with self._writing():
+            self.draft.mkdir(parents=True)
+        return {}
+
+    def _write(self, stage: Stage) -> None:
+        """Write a compressed block, and note that it is complete."""
+        stored = {
+            name: tensor.detach().cpu().contiguous()
+            for _, _, name, tensor in self.checkpoint.tensors(stage.module, stage.name)
+        }
+        file = self._file(stage)
+        with self._writing():
+            save_file(self.states, self.draft / file.replace("model", "components", 1), metadata={"format": "pt"})
+            save_file(stored, self.draft / file, metadata={"format": "pt"})
+            self.done[stage.name] = {"layers": self.described, "names": sorted(stored)}
+            note = self.draft / f"{DONE}.new"
+            note.write_text(json.dumps({"key": self.key, "blocks": self.done}), encoding="utf-8")
+            os.replace(note, self.draft / DONE)
+
+    def _finish(self) -> None:
+        """Write the rest of the model, and put all in place."""
+        stored, written = {}, {name for block in self.done.values() for name in block["names"]}
+        for _, _, name, tensor in self.checkpoint.tensors(self.model, ""):
+            if name not in written:
+                stored[name] = tensor.detach().cpu().contiguous()
+        weights = dict.fromkeys(stored, self._file(None))
+        for stage in self.stages:
+            weights |= dict.fromkeys(self.done[stage.name]["names"], self._file(stage))
+        layers = {name: about for block in self.done.values() for name, about in block["layers"].items()}
+        bits = sum(about["bits"] for about in layers.values())
+        dense = sum(dense_bits(layer.shape) for layer in self.layers.values())
+        rate, share = 1 - bits / dense, outside(self.model, self.layers.values()).share
+        about = {"order": str(self.order), "calibrate": self.inputs.calibrate, "layers": layers, "compression_rate": rate}
+        with self._writing():
+            save_file(stored, self.draft / self._file(None), metadata={"format": "pt"})
+            size = sum((self.draft / file).stat().st_size for file in set(weights.values()))
+            (self.draft / INDEX).write_text(index_of(weights, size), encoding="utf-8")
+            for path in self.source.iterdir():
+                if path.is_file() and path.suffix not in (".safetensors", ".bin", ".gguf", ".pt", ".pth"):
+                    if path.name not in (INDEX, ABOUT, DONE) and not path.name.endswith(".index.json"):
+                        shutil.copyfile(path, self.draft / path.name)
+            (self.draft / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+            put_in_place(self.draft, self.target)
+            (self.target / DONE).unlink(missing_ok=True)
+        self.result = Streamed(self.target, rate, rate * (1 - share), self.resumed, tuple(self.notes))
