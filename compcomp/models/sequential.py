@@ -130,6 +130,7 @@ class _Pass:
         left = set(self.layers) - self.late
         with ExitStack() as stack:
             stack.enter_context(evaluating(self.model))
+            stack.enter_context(_without_caches(self.model))
             stack.enter_context(torch.no_grad())
             calls = [call for number, batch in enumerate(self.batches, 1) for call in self._calls(batch, number)]
             for layer in self.layers.values():
@@ -243,6 +244,23 @@ class _Pass:
             except _Enough:
                 return []
             return missed()
+
+
+@contextmanager
+def _without_caches(model: nn.Module) -> Iterator[None]:
+    """Let models keep no keys and values of earlier blocks: a cache would hold those of all blocks for every batch."""
+    found: list[Any] = []
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "use_cache", False) is True and not any(config is other for other in found):
+            found.append(config)
+    for config in found:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in found:
+            config.use_cache = True
 
 
 class _Enough(Exception):
