@@ -113,11 +113,15 @@ class Declared:
     )
     rests: bool = field(
         default=False,
-        metadata=_law("changes nothing where the effective weight equals the reference on dense inputs", "normal"),
+        metadata=_law(
+            "changes nothing where the effective weight equals the reference on dense inputs", "normal", "reference"
+        ),
     )
     holds_reference: bool = field(
         default=False,
-        metadata=_law("leaves the effective weight and the inputs alone where they equal the reference", "no_op"),
+        metadata=_law(
+            "leaves the effective weight and the inputs alone where they equal the reference", "no_op", "reference"
+        ),
     )
     leaves_weight: bool = field(
         default=False,
@@ -127,7 +131,7 @@ class Declared:
         default=False,
         metadata=_law(
             "acts on the inputs alone, and what it makes of them depends on them alone",
-            *("inputs", "exchange", "fits", "no_op", "normal"),
+            *("inputs", "exchange", "fits", "no_op", "normal", "reference"),
         ),
     )
     homogeneous: bool = field(
