@@ -96,6 +96,7 @@ def _changing(sequence: Sequence) -> Sequence:
         plain = all(p.changes_inputs or p.changes_basis or p.leaves_weight for p in before)
         dense = plain and all(p.holds_reference and not p.changes_inputs for p in before)
         seen = {"always": True, "plain": plain, "plain dense": dense, "on a grid": _on_a_grid(found)}
+        seen |= {"masked": plain or _masked(found), "without factors": all(map(_adds_no_factors, found))}
         again = bool(found) and same(found[-1], technique)
         if any(seen[name] for name in promises.no_op) or (again and promises.idempotent):
             continue
@@ -104,6 +105,19 @@ def _changing(sequence: Sequence) -> Sequence:
         else:
             found.append(technique)
     return Sequence(tuple(found))
+
+
+def _masked(techniques: Items[Technique]) -> bool:
+    """Return True if all that the mask drops is zero, and no rank is recorded.
+
+    The first technique finds no mask, and what it sets up holds after it. Steps record no rank.
+    """
+    return bool(techniques) and bool(techniques[-1].steps()) and _all_keep("mask", techniques[1:])
+
+
+def _adds_no_factors(technique: Technique) -> bool:
+    promises = technique.promises()
+    return bool(technique.steps()) or promises.changes_inputs or "factors" in promises.keeps
 
 
 def _on_a_grid(techniques: Items[Technique]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from compcomp.language.assumption import Assumption, contract
 from compcomp.language.claim import Claim, Dominates, Equals
 from compcomp.language.loss import LOSSES
-from compcomp.language.refusal import Reached, Refusal
+from compcomp.language.refusal import Refusal
 from compcomp.language.technique import Sequence
 from compcomp.proving.proof import EXACT, Proof, rule
 from compcomp.proving.rules.no_op import Known
@@ -49,8 +49,7 @@ def _stays(sequence: Sequence) -> list[Assumption] | Refusal:
             continue
         promises = technique.promises()
         if promises.changes_inputs or not (promises.rests or promises.holds_reference):
-            reached = Reached.STRUCTURE if technique.steps() else Reached.FACT
-            return Refusal(f"{technique} does not promise to leave a dense layer's weight and inputs", reached=reached)
+            return Refusal(f"{technique} does not promise to leave a dense layer's weight and inputs alone")
         contracts.append(contract(technique, "leaves the effective weight and the inputs of the dense layer alone"))
         known.follow(technique)
     return contracts
