@@ -36,7 +36,7 @@ class BlockMeans(Technique):
         keeps=frozenset({"mask", "n:m", "grid", "rank"}),
         never_increases=frozenset({"weight_l2"}),
         any_inputs=True,
-        rests=True,
+        no_op_on_dense=True,
         holds_reference=True,
         leaves_weight=True,
     )

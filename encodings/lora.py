@@ -85,7 +85,7 @@ class LoRA(Technique):
             keeps=frozenset(keeps),
             never_increases=frozenset({"output_l2"}),
             any_inputs=True,
-            rests=not self.merged,
+            no_op_on_dense=not self.merged,
             holds_reference=True,
             leaves_weight=not self.merged,
             no_op=frozenset({"plain dense"}) if self.merged else frozenset(),

@@ -61,7 +61,7 @@ class TruncatedSVD(Technique):
             keeps=frozenset({"mask", "grid", "rank", "n:m"}),
             never_increases=frozenset(lessens),
             any_inputs=self.needs_inputs,
-            rests=True,
+            no_op_on_dense=True,
             holds_reference=True,
             leaves_weight=True,
         )

@@ -143,7 +143,7 @@ def test_the_truth_passes() -> None:
 @pytest.mark.parametrize(
     "lie",
     [
-        *("rank", "weight_l1", "weight_l2", "output_l2", "rests", "holds_reference", "leaves_weight"),
+        *("rank", "weight_l1", "weight_l2", "output_l2", "no_op_on_dense", "holds_reference", "leaves_weight"),
         *("deterministic", "restores", "input_bits"),
     ],
 )
@@ -712,7 +712,7 @@ class Forgetful(GPTQ):
     "lie",
     [
         *(Declared(keeps=frozenset({name})) for name in ("mask", "n:m", "grid", "rank", "shape")),
-        *(Declared(restores=frozenset({"mask"})), Declared(rests=True), Declared(holds_reference=True)),
+        *(Declared(restores=frozenset({"mask"})), Declared(no_op_on_dense=True), Declared(holds_reference=True)),
         *(Declared(never_increases=frozenset({loss})) for loss in ("output_l2", "weight_l2")),
     ],
 )

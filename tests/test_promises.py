@@ -121,7 +121,7 @@ LIES: list[tuple[Technique, dict[str, Any]]] = [
     *((AbsMax(2), {"never_increases": frozenset({loss})}) for loss in LOSSES),
     (DistillFactors(), {"sees_factors": False}),
     (LOW, {"any_inputs": True}),
-    (HALF, {"rests": True}),
+    (HALF, {"no_op_on_dense": True}),
     (HALF, {"holds_reference": True}),
     (HALF, {"leaves_weight": True}),
     (HALF, {"changes_inputs": True}),

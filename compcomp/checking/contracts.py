@@ -54,7 +54,7 @@ def _stays_dense(sequence: Sequence) -> bool:
     Such a sequence loses nothing.
     """
     promised = [technique.promises() for technique in sequence]
-    return all((p.rests or p.holds_reference) and not p.changes_inputs for p in promised)
+    return all((p.no_op_on_dense or p.holds_reference) and not p.changes_inputs for p in promised)
 
 
 def _compares(claim: Equals | SameState | Dominates) -> bool:
@@ -158,7 +158,7 @@ def _active(sequence: Sequence) -> tuple[Technique, ...]:
             continue
         later = sequence.techniques[number + 1 :]
         unseen = "factors" in promises.keeps or not any(t.promises().sees_factors for t in later)
-        if at_reference and promises.rests and unseen:
+        if at_reference and promises.no_op_on_dense and unseen:
             continue
         at_reference = at_reference and promises.holds_reference
         found.append(technique)

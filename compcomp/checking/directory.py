@@ -221,7 +221,7 @@ def _check_queries(
         if relied and row["checked"] == "solvers":
             agreeing = [name for name, word in said.items() if word == answer["answer"]]
             by = f"{' and '.join(agreeing)} alone, asked again" if agreeing else "the recorded answer alone"
-            report.holes.append(f"{answer['name']} rests on {by}")
+            report.holes.append(f"{answer['name']} depends on {by}")
 
 
 def _checked(answer: dict[str, Any], script: str, files: dict[str, str], report: Report) -> str:

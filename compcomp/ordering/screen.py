@@ -99,7 +99,7 @@ def seconds_on(techniques: Iterable[Technique], columns: int) -> float:
 def _does_something(technique: Technique, shape: Shape) -> bool:
     """Return True if a technique changes a dense layer, or is not expected to, as it only corrects others."""
     promises = technique.promises()
-    if promises.rests or promises.holds_reference or promises.restores or promises.changes_basis:
+    if promises.no_op_on_dense or promises.holds_reference or promises.restores or promises.changes_basis:
         return True
     layer = generated(shape, [technique], np.random.default_rng(0), layers=1, kinds=("gaussian",))
     after = run(technique, layer)

@@ -447,12 +447,12 @@ def _check_promises(technique: Technique, layer: LayerState, result: LayerState,
         _check_inputs(technique, layer, result, make)
         _check_basis(technique, layer, result)
         at_reference = replace(layer, reference=layer.effective(), reference_inputs=None, choices=make())
-        rested = technique.encode(at_reference)
-        if promised.rests and not _equal(at_reference, rested):
-            raise broken("rests=True", ("weight after, at the reference", walk.shown(rested.weight)))
-        held = np.array_equal(rested.effective(), at_reference.reference) and _same_inputs(rested, at_reference)
+        then = technique.encode(at_reference)
+        if promised.no_op_on_dense and not _equal(at_reference, then):
+            raise broken("no_op_on_dense=True", ("weight after, at the reference", walk.shown(then.weight)))
+        held = np.array_equal(then.effective(), at_reference.reference) and _same_inputs(then, at_reference)
         if promised.holds_reference and not held:
-            raise broken("holds_reference=True", ("effective weight after", walk.shown(rested.effective())))
+            raise broken("holds_reference=True", ("effective weight after", walk.shown(then.effective())))
         if promised.optimum is not None and (better := _better(promised.optimum, layer.weight, result.weight, seed)):
             raise broken("optimum", ("what it leaves", better), after)
         if promised.leaves_weight and not _weight_left(layer, result):

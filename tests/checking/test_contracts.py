@@ -89,7 +89,7 @@ def test_it_follows_from_promises(text: str, loss: str) -> None:
 
 
 NEEDED = [
-    (*FREE[2], "left", 0, {"rests": False}),
+    (*FREE[2], "left", 0, {"no_op_on_dense": False}),
     (*FREE[3], "left", 2, {"never_increases": frozenset()}),
     (*FREE[3], "left", 2, {"any_inputs": False}),
     (*FREE[4], "left", 2, {"never_increases": frozenset({"output_l2"})}),

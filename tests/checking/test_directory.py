@@ -99,7 +99,7 @@ def test_without_certificates_it_is_holey(tmp_path: Path) -> None:
     folder = saved(tmp_path, f"{P} >> {P} equals {P}", "weight_l1", bare=True)
     report = check_directory(folder)
     assert report.outcome == "holey"
-    assert all("rests on" in hole for hole in report.holes)
+    assert all("depends on" in hole for hole in report.holes)
 
 
 def test_a_refutation_is_replayed(refuted: Path) -> None:

@@ -173,7 +173,7 @@ def test_the_assumptions_of_proofs_restrict_as_their_kinds_do() -> None:
     assert kinds >= {Kind.EXACT, Kind.CONTRACT}
 
 
-def test_a_proof_that_rests_on_dense_inputs_is_not_used_where_they_change() -> None:
+def test_a_proof_that_depends_on_dense_inputs_is_not_used_where_they_change() -> None:
     found = prove(dominates(Q >> L, Q, loss="output_l2"), stages=("rule",), second=None, explain=False)
     assert found.proved and found.congruent
     for order in permutations([Q, L, X]):

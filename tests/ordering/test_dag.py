@@ -99,7 +99,7 @@ def test_from_every_state_a_proof_serves_inside_an_order_else_only_at_its_start(
     assert one.kind == "merged" and [str(p.claim) for p in one.proofs] == [str(claim)]
 
 
-def resting(given: list[Technique], step: int, congruent: bool = True) -> Orderings:
+def with_no_op(given: list[Technique], step: int, congruent: bool = True) -> Orderings:
     """Orderings in which one technique changes nothing at first, and never loses anything at the end."""
     orderings = Orderings(given, "weight_l2")
     technique = orderings.techniques[step]
@@ -111,7 +111,7 @@ def resting(given: list[Technique], step: int, congruent: bool = True) -> Orderi
 
 
 def test_what_changes_nothing_at_first_comes_last() -> None:
-    orderings = resting([A, B, C], 2)
+    orderings = with_no_op([A, B, C], 2)
     assert orderings.counted() == {"total": 6, "merged": 0, "dropped": 2, "measured": 4}
     (one,) = orderings.outcomes([(2, 1, 0)])
     assert (one.kind, one.by) == ("dropped", orderings.order((1, 0, 2)))
@@ -120,18 +120,18 @@ def test_what_changes_nothing_at_first_comes_last() -> None:
 
 
 def test_a_proof_from_the_dense_layer_alone_defers_nothing() -> None:
-    orderings = resting([A, B, C], 2, congruent=False)
+    orderings = with_no_op([A, B, C], 2, congruent=False)
     assert orderings.counted()["dropped"] == 0 and orderings.representative((2, 1, 0)) == (2, 1, 0)
 
 
 @pytest.mark.parametrize("seer", [None, DistillFactors()])
 def test_what_leaves_factors_is_not_left_out_before_what_sees_them(seer: Technique | None) -> None:
     """Equal states agree in the product of their factors; that DistillFactors makes of them the same, nobody says."""
-    for resting in (LoRA(rank=1, iterations=1), LeastSquaresDistill()):
-        orderings = Orderings([A, resting, seer or B], "output_l2")
-        left_out = orderings.merge(verdict(same_state(resting, Sequence()), Status.PROVED))
-        assert left_out is (seer is None or resting == LeastSquaresDistill())
-        anywhere = verdict(same_state(A >> resting, resting >> A), Status.PROVED, congruent=True)
+    for no_op in (LoRA(rank=1, iterations=1), LeastSquaresDistill()):
+        orderings = Orderings([A, no_op, seer or B], "output_l2")
+        left_out = orderings.merge(verdict(same_state(no_op, Sequence()), Status.PROVED))
+        assert left_out is (seer is None or no_op == LeastSquaresDistill())
+        anywhere = verdict(same_state(A >> no_op, no_op >> A), Status.PROVED, congruent=True)
         assert orderings.merge(anywhere), "a proof from every state leaves the very same factors"
 
 
@@ -143,8 +143,8 @@ def test_nothing_is_deferred_to_a_place_it_may_not_take() -> None:
     assert orderings.total == 3 and orderings.counted()["dropped"] == 0
 
 
-def test_an_order_of_nothing_but_what_rests_stays() -> None:
-    orderings = resting([C, optional(A)], 0)
+def test_an_order_of_nothing_but_no_ops_stays() -> None:
+    orderings = with_no_op([C, optional(A)], 0)
     assert {orderings.text(p) for p in orderings.staying()} >= {str(C)}
     assert orderings.counted()["total"] == 3
 

@@ -82,14 +82,14 @@ def screened(techniques: list[Technique], loss: str) -> tuple[Orderings, dict[Pr
 def test_equal_prefixes_are_proposed_and_others_are_not() -> None:
     _, sketches, _ = screened([P, Q, D, L], "output_l2")
     found = alike(sketches)
-    assert ((2, 3), (3, 2)) in found  # distillation rests until something is lost, and so does the factoring
+    assert ((2, 3), (3, 2)) in found  # distillation is a no-op until something is lost, and so is the factoring
     assert ((0, 1), (1, 0)) not in found and ((0, 2), (2, 0)) not in found
     for one, other in found:
-        resting = [
-            tuple(step for k, step in enumerate(word) if step < 2 or any(s < 2 for s in word[:k]))
-            for word in (one, other)
+        without = [
+            tuple(step for k, step in enumerate(prefix) if step < 2 or any(s < 2 for s in prefix[:k]))
+            for prefix in (one, other)
         ]
-        assert resting[0] == resting[1], "words differ in what changes nothing at first"
+        assert without[0] == without[1], "they differ only in no-ops on the dense layer"
 
 
 @pytest.mark.parametrize("techniques", [[Magnitude("1/2", ties="any"), P], [AbsMax(4, rounding="any"), Q]])

@@ -339,7 +339,7 @@ class Promising(TruncatedSVD):
         return self.promised
 
 
-def test_a_format_rests_on_contracts() -> None:
+def test_a_format_depends_on_contracts() -> None:
     """Each is named, and a technique whose format may vary proves nothing."""
     keeps_all = frozenset({"mask", "n:m", "grid", "rank"})
     trusted = Promising(1, residual=True, promised=Declared(keeps=keeps_all))
@@ -553,7 +553,7 @@ def test_nothing_false_is_proved_where_inputs_change(claim: Claim) -> None:
 X, D = AbsMaxInputs(4), LeastSquaresDistill()
 L, W, P = TruncatedSVD(1, residual=True), Wanda("1/2"), Magnitude("1/2")
 FALSE_WHERE_INPUTS_CHANGE = [
-    equal(X >> D, X),  # distillation rests only on the dense inputs
+    equal(X >> D, X),  # distillation is a no-op only on the dense inputs
     equal(X >> W, W >> X),  # Wanda looks at them
     equal(P >> X >> D, P >> D >> X),  # and so does distillation
     equal(X >> AbsMaxInputs(2), AbsMaxInputs(2) >> X),

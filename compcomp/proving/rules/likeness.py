@@ -229,7 +229,7 @@ def _promised(technique: Technique, other: Technique) -> bool:
 
 
 STRONGER = (
-    *("any_inputs", "rests", "holds_reference", "leaves_weight", "removes_rows", "removes_columns"),
+    *("any_inputs", "no_op_on_dense", "holds_reference", "leaves_weight", "removes_rows", "removes_columns"),
     *("homogeneous", "deterministic", "idempotent", "involution", "scales_inputs"),
 )
 """Promises that the instance must make if the open technique makes them."""

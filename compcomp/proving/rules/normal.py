@@ -25,12 +25,11 @@ from compcomp.proving.session import Session
 # the sequence leaves.
 #
 # (rest) Call a state s *at the reference* when its effective weight equals its reference and its inputs are the dense
-# ones. Let T declare `rests`:
-# for every s at the reference, T(s) equals s. Let H declare `holds_reference`: for every s at the reference, H(s)
-# is at the reference. The dense state is at the reference. So T may be left out of H1 >> ... >> Hk >> T >> R, unless
-# T may leave other factors than it finds (it does not keep "factors") and a technique of R declares `sees_factors`: to
-# that the states that T finds and leaves need not be alike. A technique that declares `changes_inputs` counts neither
-# as T nor as an H.
+# ones. Let T declare `no_op_on_dense`: for every s at the reference, T(s) equals s. Let H declare `holds_reference`:
+# for every s at the reference, H(s) is at the reference. The dense state is at the reference. So T may be left out of
+# H1 >> ... >> Hk >> T >> R, unless T may leave other factors than it finds (it does not keep "factors") and a
+# technique of R declares `sees_factors`: to that the states that T finds and leaves need not be alike. A technique
+# that declares `changes_inputs` counts neither as T nor as an H.
 #
 # (inputs) Let T declare `changes_inputs`: what it makes of the inputs depends on them alone, and the rest of the state
 # stays as it is. Let S be a step or technique that does not look at inputs (`needs_inputs`) and, as it does not
@@ -74,7 +73,7 @@ class Normal:
 
     Args:
         atoms: steps, and techniques without steps.
-        resting: techniques left out by (rest), because they are no-ops on the dense layer.
+        no_ops: techniques left out by (rest), because they are no-ops on the dense layer.
         idle: the contracts by which others were left out (no_op.py).
         beside: techniques that leave the weight alone, between a step and one that it absorbed.
         moved: techniques that change the inputs and were moved ahead of others.
@@ -83,7 +82,7 @@ class Normal:
     """
 
     atoms: tuple[Step | Technique, ...]
-    resting: tuple[Technique, ...]
+    no_ops: tuple[Technique, ...]
     idle: tuple[Assumption, ...]
     beside: tuple[Technique, ...]
     moved: tuple[Technique, ...]
@@ -93,7 +92,7 @@ class Normal:
     @property
     def assumptions(self) -> tuple[Assumption, ...]:
         """One assumption for every technique whose contract is used."""
-        found = [contract(t, "changes nothing while the layer still equals the dense one") for t in self.resting]
+        found = [contract(t, "changes nothing while the layer still equals the dense one") for t in self.no_ops]
         found += [contract(t, "changes nothing but a low-rank term beside the weight") for t in self.beside]
         return tuple(dict.fromkeys([*found, *self.idle, *map(acts_on_inputs, self.moved)]))
 
@@ -106,7 +105,7 @@ def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> 
         session: asks the facts about steps.
         dense: the sequence starts from the dense state, so (rest) may be used.
     """
-    atoms, resting, beside, moved = list[Step | Technique](), list[Technique](), list[Technique](), list[Technique]()
+    atoms, no_ops, beside, moved = list[Step | Technique](), list[Technique](), list[Technique](), list[Technique]()
     known, kept, idle, absorbed = Known(dense), list[Technique](), list[Assumption](), False
     for number, technique in enumerate(sequence):
         promises = technique.promises()
@@ -133,8 +132,8 @@ def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> 
             idle.append(why)
             continue
         unseen = "factors" in promises.keeps or not _sees_factors(sequence.techniques[number + 1 :])
-        if known.at_reference and promises.rests and unseen:
-            resting.append(technique)
+        if known.at_reference and promises.no_op_on_dense and unseen:
+            no_ops.append(technique)
             continue
         known.follow(technique)
         kept.append(technique)
@@ -153,7 +152,7 @@ def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> 
                     break
                 atoms.pop()
     free = not all(technique.is_deterministic for technique in kept)
-    return Normal(tuple(atoms), tuple(resting), tuple(idle), tuple(beside), tuple(moved), absorbed, not free)
+    return Normal(tuple(atoms), tuple(no_ops), tuple(idle), tuple(beside), tuple(moved), absorbed, not free)
 
 
 def _is(atom: Step | Technique, technique: Technique) -> bool:

@@ -129,10 +129,10 @@ def test_proofs_from_every_state() -> None:
     assert refuted_elsewhere, "the assumption about inputs is needed"
 
 
-def test_what_rests_is_no_proof_from_every_state() -> None:
-    rests = prove(same_state(LeastSquaresDistill(), Sequence()), "any", stages=("rule",), second=None, explain=False)
-    assert rests.proved and not rests.congruent
-    assert any(mistaken(rests.claim, state) for _, state in states())
+def test_a_no_op_on_the_dense_layer_is_no_proof_from_every_state() -> None:
+    verdict = prove(same_state(LeastSquaresDistill(), Sequence()), "any", stages=("rule",), second=None, explain=False)
+    assert verdict.proved and not verdict.congruent
+    assert any(mistaken(verdict.claim, state) for _, state in states())
 
 
 def test_a_larger_selection_is_not_absorbed_past_a_low_rank_term() -> None:
