@@ -124,7 +124,7 @@ def _keeps_factors(sequence: Iterable[Technique]) -> bool:
 
 def _leaves_factors(proof: Verdict) -> bool:
     """Return True if the equal states of a proof have the same low-rank factors, not only the same product."""
-    return proof.congruent or all(map(_keeps_factors, proof.claim.sequences))
+    return proof.local_rewrite or all(map(_keeps_factors, proof.claim.sequences))
 
 
 @dataclass
@@ -371,7 +371,7 @@ class Orderings(Space):
         sides = [self._positions(sequence) for sequence in claim.sequences]
         if sides[0] is None or sides[1] is None or sides[0] == sides[1]:
             return False
-        if verdict.congruent:
+        if verdict.local_rewrite:
             smaller, larger = sorted((side for side in sides if side is not None), key=lambda w: (len(w), w))
             self._inside.setdefault(larger, (smaller, verdict))
         elif self._may_see_factors(verdict.claim):
@@ -392,7 +392,7 @@ class Orderings(Space):
     def improves_last(self, verdict: Verdict) -> bool:
         """Use a proof that ``X >> T`` never loses more than ``X`` (law 3). Return False if the law forbids its use."""
         claim = verdict.claim
-        if not isinstance(claim, Dominates) or claim.loss.name != self.loss or not verdict.congruent:
+        if not isinstance(claim, Dominates) or claim.loss.name != self.loss or not verdict.local_rewrite:
             return False
         longer, shorter = (self._positions(sequence) for sequence in claim.sequences)
         if longer is None or shorter is None or len(shorter) != 1 or longer[:-1] != shorter:

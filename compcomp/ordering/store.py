@@ -327,7 +327,7 @@ def verdict_from_json(data: Mapping[str, Any], claim: Claim | None = None) -> Ve
         work=dict(data["work"]),
         versions=dict(data["versions"]),
         notes=tuple(data.get("notes", ())),
-        congruent=bool(data.get("congruent", False)),
+        local_rewrite=bool(data.get("congruent", False)),
         needed=None if data.get("needed") is None else tuple(data["needed"]),
         tried=tuple(map(Refusal.from_json, data["tried"])),
     )

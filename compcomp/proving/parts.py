@@ -52,7 +52,7 @@ def of_parts(claim: Claim, scope: Scope, decide: Callable[[Claim], Verdict]) -> 
             grade=max((v.grade for v in told if v.grade is not None), key=GRADES.index, default=None),
             notes=tuple(dict.fromkeys(note for v in told for note in v.notes)),
             needed=None if not claim.given else tuple(dict.fromkeys(n for v in told for n in v.needed or ())),
-            congruent=False,
+            local_rewrite=False,
         )
     name, worst = next((n, v) for n, v in found.items() if v in told and not v.proved)
     return _of(claim, scope, found, worst, cause=f"{worst.cause}, for {name}")

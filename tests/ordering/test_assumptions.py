@@ -54,7 +54,7 @@ def outcomes(plan: PlanData) -> dict[str, Any]:
     told = plan.to_json()
     names = ("order", "optimality", "orders", "left", "measurements", "accounts", "conditional", "survives")
     found = {name: told[name] for name in names if name in told}
-    proofs = [(str(v.claim), v.status, v.reach, v.congruent, v.assumptions) for v in plan.verdicts if v.proved]
+    proofs = [(str(v.claim), v.status, v.reach, v.local_rewrite, v.assumptions) for v in plan.verdicts if v.proved]
     return {**found, "proofs": proofs}
 
 
@@ -175,7 +175,7 @@ def test_the_assumptions_of_proofs_restrict_as_their_kinds_do() -> None:
 
 def test_a_proof_that_depends_on_dense_inputs_is_not_used_where_they_change() -> None:
     found = prove(dominates(Q >> L, Q, loss="output_l2"), stages=("rule",), second=None, explain=False)
-    assert found.proved and found.congruent
+    assert found.proved and found.local_rewrite
     for order in permutations([Q, L, X]):
         orderings = Orderings(order, "output_l2")
         assert not (DENSE_INPUTS in found.assumptions and orderings.covered(noisy(found)))

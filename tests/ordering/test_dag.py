@@ -92,21 +92,23 @@ def test_equal_states_with_other_techniques_left_are_no_one_order() -> None:
 def test_from_every_state_a_proof_serves_inside_an_order_else_only_at_its_start() -> None:
     anywhere, dense = (Orderings([A, B, C], "weight_l2") for _ in range(2))
     claim = same_state(A >> B, B >> A)
-    assert anywhere.merge(verdict(claim, Status.PROVED, congruent=True)) and dense.merge(verdict(claim, Status.PROVED))
+    assert anywhere.merge(verdict(claim, Status.PROVED, local_rewrite=True)) and dense.merge(
+        verdict(claim, Status.PROVED)
+    )
     assert anywhere.representative((2, 1, 0)) == (2, 0, 1) and dense.representative((2, 1, 0)) == (2, 1, 0)
     assert (anywhere.counted()["merged"], dense.counted()["merged"]) == (3 - 1, 1)
     (one,) = anywhere.outcomes([(2, 1, 0)])
     assert one.kind == "merged" and [str(p.claim) for p in one.proofs] == [str(claim)]
 
 
-def with_no_op(given: list[Technique], step: int, congruent: bool = True) -> Orderings:
+def with_no_op(given: list[Technique], step: int, local_rewrite: bool = True) -> Orderings:
     """Orderings in which one technique changes nothing at first, and never loses anything at the end."""
     orderings = Orderings(given, "weight_l2")
     technique = orderings.techniques[step]
     assert orderings.merge(verdict(same_state(technique, Sequence()), Status.PROVED))
     for last in orderings.techniques:
         claim = dominates(last >> technique, last, loss="weight_l2")
-        assert orderings.improves_last(verdict(claim, Status.PROVED, congruent=congruent)) == congruent
+        assert orderings.improves_last(verdict(claim, Status.PROVED, local_rewrite=local_rewrite)) == local_rewrite
     return orderings
 
 
@@ -120,7 +122,7 @@ def test_what_changes_nothing_at_first_comes_last() -> None:
 
 
 def test_a_proof_from_the_dense_layer_alone_defers_nothing() -> None:
-    orderings = with_no_op([A, B, C], 2, congruent=False)
+    orderings = with_no_op([A, B, C], 2, local_rewrite=False)
     assert orderings.counted()["dropped"] == 0 and orderings.representative((2, 1, 0)) == (2, 1, 0)
 
 
@@ -131,7 +133,7 @@ def test_what_leaves_factors_is_not_left_out_before_what_sees_them(seer: Techniq
         orderings = Orderings([A, no_op, seer or B], "output_l2")
         left_out = orderings.merge(verdict(same_state(no_op, Sequence()), Status.PROVED))
         assert left_out is (seer is None or no_op == LeastSquaresDistill())
-        anywhere = verdict(same_state(A >> no_op, no_op >> A), Status.PROVED, congruent=True)
+        anywhere = verdict(same_state(A >> no_op, no_op >> A), Status.PROVED, local_rewrite=True)
         assert orderings.merge(anywhere), "a proof from every state leaves the very same factors"
 
 
@@ -139,7 +141,7 @@ def test_nothing_is_deferred_to_a_place_it_may_not_take() -> None:
     orderings = Orderings([A, B, C], "weight_l2", before=[(C, B)])
     orderings.merge(verdict(same_state(C, Sequence()), Status.PROVED))
     for last in (A, B, C):
-        orderings.improves_last(verdict(dominates(last >> C, last), Status.PROVED, congruent=True))
+        orderings.improves_last(verdict(dominates(last >> C, last), Status.PROVED, local_rewrite=True))
     assert orderings.total == 3 and orderings.counted()["dropped"] == 0
 
 

@@ -182,7 +182,7 @@ def test_what_the_guard_keeps_from_being_proved(silent: Claim, told: Claim) -> N
 
 def test_an_improvement_of_weights_is_none_in_another_basis() -> None:
     verdict = ruled(dominates(FOUR >> FIT, FOUR, loss="weight_l2"))
-    assert verdict.congruent and SAME_BASIS in verdict.assumptions
+    assert verdict.local_rewrite and SAME_BASIS in verdict.assumptions
     with np.errstate(all="ignore"):
         assert mistaken(verdict.claim, SmoothQuant().encode(dense()))
     for more, used in ((Wanda("1/2"), True), (SmoothQuant(), False), (Hadamard(4), False)):
@@ -263,7 +263,7 @@ def test_what_is_proved_of_changes_of_basis_holds() -> None:
         if any("divides input features" in str(one) for one in verdict.assumptions):
             continue  # scores that tie exactly do not in floats: tests/proving/test_scaling.py has exact numbers
         assert not mistaken(claim, dense()), f"{claim}: {verdict.reason}"
-        if verdict.congruent and SAME_BASIS not in verdict.assumptions:
+        if verdict.local_rewrite and SAME_BASIS not in verdict.assumptions:
             for prefix, state in elsewhere():
                 dense_inputs = DENSE_INPUTS in verdict.assumptions
                 if not (dense_inputs and prefix.changes_inputs):
@@ -278,7 +278,7 @@ def test_what_is_proved_from_every_state_holds_in_another_basis() -> None:
         sides = [equal(a >> b, a), equal(a >> b, b >> a), dominates(a >> b, a, loss="weight_l2")]
         for claim in [*sides, dominates(a >> b, a, loss="output_l2")]:
             verdict = ruled(claim)
-            if not verdict.congruent:
+            if not verdict.local_rewrite:
                 continue
             found += 1
             for prefix, state in elsewhere():

@@ -117,21 +117,21 @@ def test_proofs_from_every_state() -> None:
     for claim in claims():
         verdict = prove(claim, "any", stages=("rule",), second=None, explain=False)
         if verdict.status is not Status.PROVED:
-            assert not verdict.congruent
+            assert not verdict.local_rewrite
             continue
-        for prefix, state in states() if verdict.congruent else states()[:1]:
+        for prefix, state in states() if verdict.local_rewrite else states()[:1]:
             if DENSE_INPUTS in verdict.assumptions and prefix.changes_inputs:
                 refuted_elsewhere += mistaken(claim, state)
                 continue
             assert not mistaken(claim, state), f"{claim} after {prefix}: {verdict.reason}"
-        proved += verdict.congruent
+        proved += verdict.local_rewrite
     assert proved > 60
     assert refuted_elsewhere, "the assumption about inputs is needed"
 
 
 def test_a_no_op_on_the_dense_layer_is_no_proof_from_every_state() -> None:
     verdict = prove(same_state(LeastSquaresDistill(), Sequence()), "any", stages=("rule",), second=None, explain=False)
-    assert verdict.proved and not verdict.congruent
+    assert verdict.proved and not verdict.local_rewrite
     assert any(mistaken(verdict.claim, state) for _, state in states())
 
 
@@ -139,7 +139,7 @@ def test_a_larger_selection_is_not_absorbed_past_a_low_rank_term() -> None:
     few, many, beside = Magnitude("1/4"), Magnitude("1/2"), TruncatedSVD(1, residual=True)
     assert prove(
         same_state(many >> beside >> few, many >> beside), "any", stages=("rule",), second=None, explain=False
-    ).congruent
+    ).local_rewrite
     for other in (few >> beside, many >> beside, beside >> many):
         wrong = same_state(few >> beside >> many, other)
         assert not prove(wrong, "any", stages=("rule",), second=None, explain=False).proved
