@@ -334,7 +334,7 @@ def test_no_technique_is_named(room: str) -> None:
     assert not named
 
 
-# encodings/ beside Python's own encodings
+# encodings/ and Python's own encodings
 
 
 def python(*arguments: str, path: Path | None = ROOT) -> str:

@@ -278,7 +278,7 @@ def _fits(claim: Fits) -> bool:
     if formats is None or _open(sequence) or scheme.weights < DENSE or scheme.inputs < DENSE:
         return False
     end, zeros = formats[-1], list(_zeros(sequence.techniques, formats))
-    if end.factors is not None and end.factors.rank > scheme.beside:
+    if end.factors is not None and end.factors.rank > scheme.branch_rank:
         return False
     if scheme.rank is not None:
         known = end.rank is not None and end.rank <= scheme.rank

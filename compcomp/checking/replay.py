@@ -249,7 +249,7 @@ def _misfits(scheme: Scheme, end: LayerState) -> list[str]:
         found["pattern"] = np.any((~zero).reshape(len(zero), -1, m).sum(axis=2) > n)
     found["sparsity"] = any(zeros < int(of * scheme.sparsity) for zeros in counted)
     found["rank"] = scheme.rank is not None and rank_exceeds(end.weight, scheme.rank)
-    found["low-rank term"] = (0 if factors is None else factors.rank) > scheme.beside
+    found["low-rank term"] = (0 if factors is None else factors.rank) > scheme.branch_rank
     if scheme.inputs < DENSE:
         inputs = end.working().inputs
         found["inputs"] = inputs is None or any(off_grid(token, scheme.inputs) for token in inputs.T)

@@ -37,7 +37,7 @@ class Scheme:
     sparsity: Fraction = Fraction(0)
     per: str = "tensor"
     rank: int | None = None
-    beside: int = 0
+    branch_rank: int = 0
 
     @classmethod
     def of(cls, given: Any) -> Scheme:
@@ -101,8 +101,8 @@ class Scheme:
         if self.rank is not None:
             ways.append(DENSE * self.rank * (rows + columns))
         shared = 2 * DENSE * scales if self.weights < DENSE else 0
-        beside = DENSE * (self.beside * (rows + columns) + scalings * columns)
-        return min(min(ways) + shared, DENSE * count) + beside
+        extra = DENSE * (self.branch_rank * (rows + columns) + scalings * columns)
+        return min(min(ways) + shared, DENSE * count) + extra
 
     def __str__(self) -> str:
         words = []
@@ -114,8 +114,8 @@ class Scheme:
             words.append(_percent(self.sparsity) + ("/row" if self.per == "row" else ""))
         if self.rank is not None:
             words.append(f"r{self.rank}")
-        if self.beside:
-            words.append(f"+r{self.beside}")
+        if self.branch_rank:
+            words.append(f"+r{self.branch_rank}")
         return " ".join(words) or f"W{DENSE}"
 
 
@@ -134,7 +134,7 @@ def _read(word: str) -> dict[str, object] | None:
         return {"sparsity": share, "per": "row" if match[2] else "tensor"} if 0 < share < 1 else None
     if match := re.fullmatch(r"(\+?)r(\d{1,5})", word):
         rank = int(match[2])
-        return {"beside" if match[1] else "rank": rank} if rank else None
+        return {"branch_rank" if match[1] else "rank": rank} if rank else None
     return None
 
 

@@ -365,11 +365,11 @@ def no_larger(one: Format, other: Format, layers: int, slack: float = SLACK) -> 
         slack: the share by which masks may keep more weights, over all layers.
     """
     grids = {_grid_sizes(form.grid) for form in (one, other)}
-    beside = [form.factors for form in (one, other)]
+    factors = [form.factors for form in (one, other)]
     scalings = [0 if form.transform is None else form.transform.scalings for form in (one, other)]
     if len(grids) > 1 or scalings[0] > scalings[1]:
         return False
-    if beside[0] is not None and (beside[1] is None or not _no_more(beside[0], beside[1])):
+    if factors[0] is not None and (factors[1] is None or not _no_more(factors[0], factors[1])):
         return False
     if other.rank is not None and (one.rank is None or one.rank > other.rank):
         return False

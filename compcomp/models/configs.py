@@ -74,7 +74,7 @@ class Described:
             more: Further settings that may be needed, such as ``head_dim``.
             changes: Receives the changes.
         """
-        settings, beside = list[Setting](), list[Setting]()
+        settings, further = list[Setting](), list[Setting]()
         for config in self._configs():
             for key, value in vars(config).items():
                 if not _says(key, kind) or key in more:
@@ -83,9 +83,9 @@ class Described:
                     settings += [(config, key, after) for after in sizes.values()]
                 elif _is_number(value) and value in sizes:
                     settings.append((config, key, sizes[value]))
-            beside += [(config, key, value) for key, value in more.items() if getattr(config, key, None) != value]
-        tries = [[*chosen, *extra] for extra in ([], beside) for chosen in _subsets(settings) if extra or not beside]
-        if beside:
+            further += [(config, key, value) for key, value in more.items() if getattr(config, key, None) != value]
+        tries = [[*chosen, *extra] for extra in ([], further) for chosen in _subsets(settings) if extra or not further]
+        if further:
             tries += _subsets(settings)
         self._adopt(self._fitting(tries, changes), changes)
 

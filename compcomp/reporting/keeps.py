@@ -301,8 +301,8 @@ def write(table: Table, paths: list[Path]) -> None:
         if path in pictures:
             save_picture(table, path)
             continue
-        beside = next((p.name for p in pictures if p.parent == path.parent), None)
-        text = html(table) if path.suffix == ".html" else markdown(table, beside)
+        picture = next((p.name for p in pictures if p.parent == path.parent), None)
+        text = html(table) if path.suffix == ".html" else markdown(table, picture)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")

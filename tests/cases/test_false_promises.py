@@ -68,7 +68,7 @@ def test_promises_after_every_technique(first: Technique) -> None:
 
 
 class Boasting(TruncatedSVD):
-    """A truncation that says it keeps a rank, whatever there is beside the weight."""
+    """A truncation that says it keeps a rank, whatever the low-rank branch holds."""
 
     def promises(self) -> Declared:
         told = super().promises()

@@ -113,7 +113,7 @@ DAMAGES: dict[str, tuple[Any, str]] = {
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "JSON"),
     "unknown type": (lambda f: _config(f, model_type="nonsense"), "nonsense"),
     "an adapter": (lambda f: (f / "config.json").rename(f / "adapter_config.json"), "an adapter"),
-    "beside an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "an adapter"),
+    "with an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "an adapter"),
     "empty": (lambda f: [p.unlink() for p in f.iterdir()], "empty"),
     "gguf": (lambda f: [*[p.unlink() for p in f.iterdir()], (f / "m.gguf").write_text("GGUF")], "GGUF"),
     "a file": (lambda f: [shutil.rmtree(f), f.write_text("x")], "a file"),

@@ -227,5 +227,5 @@ def test_layers_with_parameters_of_their_own_are_remarked_on() -> None:
             return super().forward(x) * self.gain
 
     plan = cc.optimize_order([P, Q], model=nn.Sequential(nn.Linear(8, 8), Scaled()), loss="weight_l2")
-    assert any("layer 1: beside its weight there is gain" in note for note in plan.notes)
+    assert any("layer 1: it also holds gain" in note for note in plan.notes)
     assert "gain" in str(plan)

@@ -60,7 +60,7 @@ def test_the_more_it_trains_the_less_it_loses() -> None:
 
 
 def test_it_makes_up_for_what_was_lost_before() -> None:
-    """The target is the dense layer, also where a low-rank term stands beside a rounded weight."""
+    """The target is the dense layer, also where the weight is rounded and has a low-rank branch."""
     layer = correlated("cpu", 3)
     start = (AbsMax(3) >> TruncatedSVD(2, residual=True)).kernel(layer)
     learned = kernel(LearnedMask("1/4"), start)

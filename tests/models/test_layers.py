@@ -185,7 +185,7 @@ def test_weights_that_cannot_be_compressed_are_named(build: Any, message: str) -
 
 
 def test_a_model_without_linear_layers_is_an_error() -> None:
-    with pytest.raises(InputError, match="model: no Linear layer beside ignore lm_head; allowed"):
+    with pytest.raises(InputError, match="model: no Linear layer outside ignore lm_head; allowed"):
         find_layers(nn.Conv2d(1, 1, 1))
     with pytest.raises(InputError, match="model: a dict"):
         find_layers({})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Each law answers what it may, and nothing else: beside each stands a claim that a wrong law would cover."""
+"""Each law answers what it may, and nothing else: each has a claim that a wrong law would cover."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_a_proof_under_fewer_conditions_covers_more() -> None:
     assert not covered(proof(more), WITH)
 
 
-def test_what_a_condition_says_beside_others() -> None:
+def test_what_a_condition_says_among_others() -> None:
     weak, strong = (dominates(P >> Q, Q >> P, "output_l2", given=g) for g in ("diagonal_gram", "orthogonal_inputs"))
     assert covered(proof(weak, needed=("diagonal_gram",)), strong)
     assert follows(proof(weak), strong, ANYWHERE).needed == ("orthogonal_inputs",)  # type: ignore[union-attr]

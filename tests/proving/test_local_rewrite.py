@@ -105,8 +105,8 @@ def _exactly(claim: Claim, state: LayerState, place: int) -> bool:
 def claims() -> list[Claim]:
     pairs = list(product(FAMILY, repeat=2))
     found = [same_state(a >> b, side) for a, b in pairs for side in (a, b, b >> a) if str(a >> b) != str(side)]
-    beside = [t for t in FAMILY if t.promises().leaves_weight or t.promises().changes_inputs]
-    found += [same_state(a >> x >> b, other) for a, b in pairs for x in beside for other in (a >> x, b >> x, x >> b)]
+    passed = [t for t in FAMILY if t.promises().leaves_weight or t.promises().changes_inputs]
+    found += [same_state(a >> x >> b, other) for a, b in pairs for x in passed for other in (a >> x, b >> x, x >> b)]
     found += [dominates(a >> b, a, loss=loss) for a, b in pairs for loss in ("output_l2", "weight_l2")]
     return found
 
@@ -136,11 +136,11 @@ def test_a_no_op_on_the_dense_layer_is_no_proof_from_every_state() -> None:
 
 
 def test_a_larger_selection_is_not_absorbed_past_a_low_rank_term() -> None:
-    few, many, beside = Magnitude("1/4"), Magnitude("1/2"), TruncatedSVD(1, residual=True)
+    few, many, branch = Magnitude("1/4"), Magnitude("1/2"), TruncatedSVD(1, residual=True)
     assert prove(
-        same_state(many >> beside >> few, many >> beside), "any", stages=("rule",), second=None, explain=False
+        same_state(many >> branch >> few, many >> branch), "any", stages=("rule",), second=None, explain=False
     ).local_rewrite
-    for other in (few >> beside, many >> beside, beside >> many):
-        wrong = same_state(few >> beside >> many, other)
+    for other in (few >> branch, many >> branch, branch >> many):
+        wrong = same_state(few >> branch >> many, other)
         assert not prove(wrong, "any", stages=("rule",), second=None, explain=False).proved
         assert any(mistaken(wrong, state) for _, state in states())

@@ -479,7 +479,7 @@ def test_codes_that_are_no_table(codes: tuple[Any, ...]) -> None:
     refused(lambda: CodebookMap(Abs, exact, "half_even", ALL), "codes", "ascending")
 
 
-def test_an_encoding_beside_steps_is_an_assumption() -> None:
+def test_an_encoding_next_to_steps_is_an_assumption() -> None:
     class Both(Scored):
         def encode(self, layer: LayerState) -> LayerState:
             return super().encode(layer)

@@ -226,7 +226,7 @@ def _calls(tree: ast.AST) -> set[str]:
 
 
 def test_no_module_remembers() -> None:
-    """Beside the default prover, no room that decides claims keeps results in a module."""
+    """Apart from the default prover, no room that decides claims keeps results in a module."""
     cached, rebound, containers = set[str](), set[str](), set[str]()
     for room in ROOMS:
         place = ROOT / "compcomp" / room

@@ -189,6 +189,6 @@ def test_what_is_proved_under_conditions_is_told_with_its_share() -> None:
 def test_intervals_estimates_and_the_front_are_shown() -> None:
     one = samples.parts_plan()
     text = shown(plan_view(one), 140)
-    assert "≈ " in text and "Beside each value stands its interval" in text and "Metric and size" in text
+    assert "≈ " in text and "Next to each value is its interval" in text and "Metric and size" in text
     assert "80.0% smaller" in text and "60.0% smaller" in text and "No other order is as good in both" in text
     assert "Metric and size" not in shown(plan_view(plan())) and "interval" not in shown(plan_view(plan()))

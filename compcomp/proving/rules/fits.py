@@ -74,7 +74,7 @@ def fits_scheme(claim: Fits, session: Session) -> Proof | Refusal:
         return Refusal(f"the format that {varying} leaves depends on the weights")
     run = Run(techniques, formats, session)
     contracts: Contracts = []
-    for word in (_grid, _pattern, _sparsity, _rank, _beside, _inputs):
+    for word in (_grid, _pattern, _sparsity, _rank, _low_rank_branch, _inputs):
         found = word(claim.scheme, run)
         if isinstance(found, Refusal):
             return found
@@ -208,14 +208,14 @@ def _rank(scheme: Scheme, run: Run) -> Contracts | Refusal:
     return contracts if isinstance(contracts, Refusal) else [*contracts, *_numbers(run)]
 
 
-def _beside(scheme: Scheme, run: Run) -> Contracts | Refusal:
+def _low_rank_branch(scheme: Scheme, run: Run) -> Contracts | Refusal:
     factors = _end(run).factors
     if factors is None:
         return []
     if run.undecided:
         return Refusal("a parameter is open, and the rank of the low-rank term may depend on it")
-    if factors.rank > scheme.beside:
-        return Refusal(f"a low-rank term of rank {factors.rank} is left, more than {scheme.beside}")
+    if factors.rank > scheme.branch_rank:
+        return Refusal(f"a low-rank term of rank {factors.rank} is left, more than {scheme.branch_rank}")
     return _numbers(run)
 
 

@@ -58,7 +58,7 @@ from compcomp.proving.session import Session
 # the second use changes nothing. (In a group of zeros both uses have step 0.) A range map that follows itself, and a
 # map that changes nothing of what the next map makes: rounding_twice.py.
 #
-# (beside) Let T declare `leaves_weight`: weight, mask, grid and rank are after T what they were before. Selections
+# (low rank) Let T declare `leaves_weight`: weight, mask, grid and rank are after T what they were before. Selections
 # and maps see nothing else of a state but the reference and the inputs, and change nothing else. So if, by the last
 # two, a step b right after a step a would change nothing, it changes nothing in a >> T1 >> ... >> Tk >> b either.
 #
@@ -75,7 +75,7 @@ class Normal:
         atoms: steps, and techniques without steps.
         no_ops: techniques left out by (rest), because they are no-ops on the dense layer.
         idle: the contracts by which others were left out (no_op.py).
-        beside: techniques that leave the weight alone, between a step and one that it absorbed.
+        branch_only: techniques that leave the weight alone, between a step and one that it absorbed.
         moved: techniques that change the inputs and were moved ahead of others.
         absorbed: True if a step absorbed another.
         deterministic: True if the techniques that are kept leave no choice free.
@@ -84,7 +84,7 @@ class Normal:
     atoms: tuple[Step | Technique, ...]
     no_ops: tuple[Technique, ...]
     idle: tuple[Assumption, ...]
-    beside: tuple[Technique, ...]
+    branch_only: tuple[Technique, ...]
     moved: tuple[Technique, ...]
     absorbed: bool
     deterministic: bool
@@ -93,7 +93,7 @@ class Normal:
     def assumptions(self) -> tuple[Assumption, ...]:
         """One assumption for every technique whose contract is used."""
         found = [contract(t, "changes nothing while the layer still equals the dense one") for t in self.no_ops]
-        found += [contract(t, "changes nothing but a low-rank term beside the weight") for t in self.beside]
+        found += [contract(t, "changes nothing but the low-rank branch") for t in self.branch_only]
         return tuple(dict.fromkeys([*found, *self.idle, *map(acts_on_inputs, self.moved)]))
 
 
@@ -105,7 +105,8 @@ def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> 
         session: asks the facts about steps.
         dense: the sequence starts from the dense state, so (rest) may be used.
     """
-    atoms, no_ops, beside, moved = list[Step | Technique](), list[Technique](), list[Technique](), list[Technique]()
+    atoms, no_ops = list[Step | Technique](), list[Technique]()
+    branch_only, moved = list[Technique](), list[Technique]()
     known, kept, idle, absorbed = Known(dense), list[Technique](), list[Assumption](), False
     for number, technique in enumerate(sequence):
         promises = technique.promises()
@@ -147,12 +148,12 @@ def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> 
                     atoms.append(atom)
                     break
                 absorbed = True
-                beside += passed
+                branch_only += passed
                 if merged == before:
                     break
                 atoms.pop()
     free = not all(technique.is_deterministic for technique in kept)
-    return Normal(tuple(atoms), tuple(no_ops), tuple(idle), tuple(beside), tuple(moved), absorbed, not free)
+    return Normal(tuple(atoms), tuple(no_ops), tuple(idle), tuple(branch_only), tuple(moved), absorbed, not free)
 
 
 def _is(atom: Step | Technique, technique: Technique) -> bool:
