@@ -143,7 +143,7 @@ def test_an_executor_and_a_store_change_nothing(tmp_path: Path) -> None:
     assert second.claims["reused"] == first.claims["asked"] == plain.claims["asked"]
 
 
-def test_progress_is_told() -> None:
+def test_progress_is_reported() -> None:
     events: list[dict[str, Any]] = []
     optimize_order([P, D], model=network(), calibration=batches(), progress=events.append)
     assert {"screen", "prove", "measure"} == {event["phase"] for event in events}
@@ -232,8 +232,8 @@ def test_an_order_for_each_layer_is_applied_and_saved(tmp_path: Path) -> None:
     plan = optimize_order([P, Q, D, L], model=model, calibration=data, device="cpu", granularity="layer")
     assert plan.by_layer is not None
     plan.save(tmp_path)
-    told = json.loads((tmp_path / "plan.json").read_text())
-    assert told["layer_orders"] == plan.layer_orders
+    saved = json.loads((tmp_path / "plan.json").read_text())
+    assert saved["layer_orders"] == plan.layer_orders
     compressed = plan.apply(model)
     for name, layer in network().named_children():
         if isinstance(layer, nn.Linear):

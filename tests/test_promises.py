@@ -148,8 +148,8 @@ LIES: list[tuple[Technique, dict[str, Any]]] = [
 @pytest.mark.parametrize(("technique", "lie"), LIES)
 def test_a_false_promise_is_caught(technique: Technique, lie: dict[str, Any]) -> None:
     ((name, value),) = lie.items()
-    told = sorted(set(value) - technique.promises().keeps) if name == "keeps" else [name]
-    message = "promise any_inputs|never_increases" if name == "any_inputs" else f"promise .*{told[0]}.* is false"
+    declared = sorted(set(value) - technique.promises().keeps) if name == "keeps" else [name]
+    message = "promise any_inputs|never_increases" if name == "any_inputs" else f"promise .*{declared[0]}.* is false"
     check_encoding(Lying(technique), max_examples=40, minimise=False)  # without the lie it passes
     few = name == "any_inputs"  # a layer that shows it is rare
     caught(Lying(technique, lie), message, ((1, 2), (2, 2)) if few else SHAPES, 3000 if few else 500)
@@ -176,8 +176,8 @@ def test_a_fixed_scale_is_not_homogeneous() -> None:
 def test_no_promise_goes_without_a_lie() -> None:
     """Of the optimum, the bits of inputs and formats that vary tests/test_conformance.py tells lies."""
     elsewhere = {"homogeneous", "optimum", "input_bits", "format_varies"}
-    told = {name for _, lie in LIES for name in lie} | elsewhere
-    assert told == contracts().keys()
+    declared = {name for _, lie in LIES for name in lie} | elsewhere
+    assert declared == contracts().keys()
     kept = {name for t, lie in LIES for name in set(lie.get("keeps", ())) - t.promises().keeps}
     assert kept == {*INVARIANTS, "factors"}
 

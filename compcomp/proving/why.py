@@ -48,8 +48,8 @@ def asked_of_rules(
         The proof, or None, and the refusals before it, the most telling first. Rules that are about other kinds of
         claims come last.
     """
-    told = standing(claim)
-    if told is None:
+    before = standing(claim)
+    if before is None:
         return None, (Refusal(unreliable(claim), "likeness"),)
     reducing = begin(until)
     simple, contracts = simplified(claim, reducing)
@@ -60,7 +60,7 @@ def asked_of_rules(
             found = _of(rule, form, begin, until)
             if isinstance(found, Refusal):
                 refusals += [found] if form is simple else []
-            elif standing(claim) != told:
+            elif standing(claim) != before:
                 return None, (Refusal("a technique changed while the rules were asked", "likeness"),)
             elif form is not simple:
                 return found, ranked(refusals)

@@ -279,8 +279,8 @@ def _check_zeros(
     broken += ["restores the mask"] if "mask" in promised.restores and not _restored(start, found) else []
     broken += [f"zero {which} stay" for which in sorted(promised.zeros) if not _zeros_stay(which, start, found)]
     broken += [] if _set_up(start, found) else ["what it drops or removes"]
-    told = technique.feasible(layer, result) is None and result.choices.margin > MARGIN
-    if told and form.transform is found.format.transform is None:
+    unique = technique.feasible(layer, result) is None and result.choices.margin > MARGIN
+    if unique and form.transform is found.format.transform is None:
         always = np.all(layer.reference == 0, axis=1) & _empty(layer, 0) & _empty(result, 0)
         broken += ["zero rows"] if np.any(always & ~_empty(found, 0)) else []
     if broken:
@@ -588,14 +588,14 @@ def _check_inputs(technique: Technique, before: LayerState, after: LayerState, m
         inputs: Any = after.inputs
         dense: Any = before.inputs if before.reference_inputs is None else before.reference_inputs
         elsewhere = technique.encode(replace(before, weight=before.weight * 0, format=Format(), choices=make()))
-        told = (
+        holds = (
             _equal(before, replace(after, inputs=before.inputs, reference_inputs=before.reference_inputs))
             and np.array_equal(after.reference, before.reference)
             and after.format.rank == before.format.rank
             and _same_inputs(after, replace(before, inputs=inputs, gram=inputs @ inputs.T, reference_inputs=dense))
             and _same_inputs(after, elsewhere)
         )
-        if not told:
+        if not holds:
             raise _fail(technique, "its promise changes_inputs=True is false", before, shown)
     if not technique.needs_inputs:
         blind = replace(before, gram=None, inputs=None, reference_inputs=None, choices=make())
@@ -608,12 +608,12 @@ def _check_basis(technique: Technique, before: LayerState, after: LayerState) ->
     promised, known = technique.promises().changes_basis, before.format.transform
     shown = ("weight after", after.weight)
     if promised:
-        told = np.array_equal(after.effective(), before.effective())
-        told = told and (after.format.plain or not before.format.plain)
-        told = told and np.array_equal(after.reference, before.reference)
+        holds = np.array_equal(after.effective(), before.effective())
+        holds = holds and (after.format.plain or not before.format.plain)
+        holds = holds and np.array_equal(after.reference, before.reference)
     else:
-        told = after.format.transform is known
-    if not told:
+        holds = after.format.transform is known
+    if not holds:
         raise _fail(technique, f"its promise changes_basis={promised} is false", before, shown)
     if technique.promises().scales_inputs and not (promised and _scaled(before, after)):
         raise _fail(technique, "its promise scales_inputs=True is false", before, shown)

@@ -47,9 +47,9 @@ def test_heads_that_cannot_be_cut(name: str, tmp_path: Path) -> None:
     cc.apply(H, model, device="cpu")
     before, where, how, config = memory(model), places(model), modes(model), model.config.to_dict()
     numbers = {n: dict(vars(m)) for n, m in model.named_modules()}
-    with pytest.raises(InputError, match="heads of") as told:
+    with pytest.raises(InputError, match="heads of") as caught:
         cc.cut(model, batch)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     assert not same(before, memory(model)) and places(model) == where and modes(model) == how
     assert model.config.to_dict() == config
     for n, module in model.named_modules():

@@ -71,8 +71,8 @@ class Boasting(TruncatedSVD):
     """A truncation that says it keeps a rank, whatever the low-rank branch holds."""
 
     def promises(self) -> Declared:
-        told = super().promises()
-        return replace(told, keeps=told.keeps | {"rank"})
+        promised = super().promises()
+        return replace(promised, keeps=promised.keeps | {"rank"})
 
 
 def test_a_rank_that_a_low_rank_term_raises_is_not_kept() -> None:

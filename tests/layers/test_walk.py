@@ -162,7 +162,7 @@ BIAS = Field("format.bias", "output bias", "numbers", ("out",), "as it is", stor
 
 @pytest.fixture
 def one_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The entry in the table: all that the library is told of the field."""
+    """The entry in the table: all that the library knows of the field."""
     monkeypatch.setattr(walk, "FIELDS", (*walk.FIELDS, BIAS))
 
 

@@ -51,9 +51,9 @@ def noisy(found: Verdict) -> Verdict:
 
 def outcomes(plan: PlanData) -> dict[str, Any]:
     """All that a plan comes to, without what people read of assumptions."""
-    told = plan.to_json()
+    data = plan.to_json()
     names = ("order", "optimality", "orders", "left", "measurements", "accounts", "conditional", "survives")
-    found = {name: told[name] for name in names if name in told}
+    found = {name: data[name] for name in names if name in data}
     proofs = [(str(v.claim), v.status, v.reach, v.local_rewrite, v.assumptions) for v in plan.verdicts if v.proved]
     return {**found, "proofs": proofs}
 
@@ -169,7 +169,9 @@ def test_the_assumptions_of_proofs_restrict_as_their_kinds_do() -> None:
             kinds.add(one.kind)
             assert one.restricts == (one.kind not in OF_EVERY_LAYER) and one.kind is not Kind.OTHER
             assert one.restricts != formerly_free(one.text), one
-        assert len(set(found.assumptions)) == len({one.text for one in found.assumptions}), "told apart by their data"
+        assert len(set(found.assumptions)) == len({one.text for one in found.assumptions}), (
+            "distinguished by their data"
+        )
     assert kinds >= {Kind.EXACT, Kind.CONTRACT}
 
 

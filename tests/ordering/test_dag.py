@@ -186,7 +186,7 @@ def test_of_orders_that_dominate_each_other_one_stays() -> None:
     assert list(orderings.staying()) == [(0, 1)]
 
 
-def test_a_chain_of_proofs_drops_and_is_told() -> None:
+def test_a_chain_of_proofs_drops_and_is_reported() -> None:
     orderings = Orderings([A, B, C], "weight_l2")
     worse(orderings, (1, 0, 2), (2, 1, 0))
     worse(orderings, (0, 1, 2), (1, 0, 2))

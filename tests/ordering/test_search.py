@@ -294,11 +294,11 @@ def test_a_pair_is_decided_under_conditions_and_by_measurement() -> None:
     assert (one["holds"], one["in_every_layer"], other["holds"], other["in_every_layer"]) == (True, True, False, False)
     assert plan.orders == {"total": 2, "merged": 0, "dropped": 1, "measured": 1} and plan.left == 2
     assert plan.optimality == "measured" and plan.order == EVEN >> EIGHT
-    told = plan.explain(EIGHT >> EVEN)
+    text = plan.explain(EIGHT >> EVEN)
     assert (
-        "dropped" in told and "proved on 66.7 % of the weights, measured on the rest (output_l2 3 against 4.5)" in told
+        "dropped" in text and "proved on 66.7 % of the weights, measured on the rest (output_l2 3 against 4.5)" in text
     )
-    assert "says nothing of other models" in told and "given no_ties is proved" in plan.explain(EVEN >> EIGHT)
+    assert "says nothing of other models" in text and "given no_ties is proved" in plan.explain(EVEN >> EIGHT)
     assert plan.to_json()["conditional"] == plan.conditional
     assert any(v.proved and str(v.claim) == one["claim"] for v in plan.verdicts)
 
@@ -331,7 +331,7 @@ def test_conditions_are_looked_for_only_where_they_may_help() -> None:
     assert (
         len(plan.conditional) == 2
         and plan.orders == search([EVEN, EIGHT, D], "output_l2", LayerBench([EVEN, EIGHT]), prover=by_rules).orders
-    ), "more than a pair: told, but nothing is dropped"
+    ), "more than a pair: reported, but nothing is dropped"
     assert "Under conditions" not in plan.explain(EVEN >> D >> EIGHT)
     for techniques, loss, prover in (
         ([P, Q], "weight_l2", by_rules),  # proved without

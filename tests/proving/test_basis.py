@@ -170,14 +170,14 @@ def claims_led_astray(scaling: Technique, rotation: Technique) -> list[Claim]:
 
 
 SILENT = claims_led_astray(SilentScaling(scales="power_of_two"), SilentRotation(4))
-TOLD = claims_led_astray(SmoothQuant(scales="power_of_two"), Hadamard(4))
+DECLARED = claims_led_astray(SmoothQuant(scales="power_of_two"), Hadamard(4))
 
 
-@pytest.mark.parametrize(("silent", "told"), list(zip(SILENT, TOLD, strict=True)), ids=map(str, TOLD))
-def test_what_the_guard_keeps_from_being_proved(silent: Claim, told: Claim) -> None:
+@pytest.mark.parametrize(("silent", "declared"), list(zip(SILENT, DECLARED, strict=True)), ids=map(str, DECLARED))
+def test_what_the_guard_keeps_from_being_proved(silent: Claim, declared: Claim) -> None:
     assert ruled(silent).proved
-    assert not ruled(told).proved
-    assert mistaken(told, dense())
+    assert not ruled(declared).proved
+    assert mistaken(declared, dense())
 
 
 def test_an_improvement_of_weights_is_none_in_another_basis() -> None:

@@ -202,7 +202,7 @@ class RemoveRows(Technique):
 
 @dataclass(frozen=True)
 class Opaque(Technique):
-    """Another technique that shows none of its steps, and promises what it is told."""
+    """Another technique that shows none of its steps, and promises what it is given."""
 
     inner: Technique
     keeps: frozenset[str] = frozenset()

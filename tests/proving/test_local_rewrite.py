@@ -83,7 +83,7 @@ def mistaken(claim: Claim, state: LayerState, tolerance: float = 1e-7) -> bool:
 
 
 def _exactly(claim: Claim, state: LayerState, place: int) -> bool:
-    """Whether it fails on one layer of the state, taken for exact numbers; True where that cannot be told."""
+    """Whether it fails on one layer of the state, taken for exact numbers; True where that cannot be decided."""
 
     def exact(array: Array) -> Array:
         truths = all(np.asarray(getattr(x, "values", x)).dtype == bool for x in array.ravel())

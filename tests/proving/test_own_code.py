@@ -130,7 +130,7 @@ def test_techniques_that_only_say_that_they_are_equal() -> None:
     assert not prove(mixed, stages=RULES, explain=False).proved
 
 
-def test_functions_that_say_the_same_are_told_apart_from_one_used_twice() -> None:
+def test_functions_that_say_the_same_are_distinguished_from_one_used_twice() -> None:
     """Rules share what one selection drops, not what two of the same score do: nor do they share the answer."""
 
     def another(element: Element) -> Any:
@@ -143,10 +143,10 @@ def test_functions_that_say_the_same_are_told_apart_from_one_used_twice() -> Non
     for scores in ((dense, dense), (dense, another), (dense, dense)):
         one, two = map(Scored, scores)
         claim = equal(one >> QUANTIZE, QUANTIZE >> two)
-        told = prover.prove(claim, stages=RULES)
+        shared = prover.prove(claim, stages=RULES)
         alone = prove(claim, stages=RULES, solver=asked(), second=None)
-        assert told.status is alone.status
-        assert told.queries == alone.queries
+        assert shared.status is alone.status
+        assert shared.queries == alone.queries
 
 
 # ------------------------------------------------------------------------------------------ what rules rely on

@@ -212,7 +212,7 @@ ALLOWED = {
 }
 """Functions of rooms that decide claims whose results are kept, and why they are the same at any time."""
 FILLED = {
-    "language.named._told_here": "files of classes that this process itself has named",
+    "language.named._sent": "files of classes that this process itself has named",
     "language.named._first": "files that this process has read, as they were then",
     "language.claims.claim.KINDS": "the registry of kinds of claims",
 }

@@ -49,7 +49,7 @@ def test_two_solvers_agree(text: str, loss: str, scope: str, expected: str) -> N
 
 
 class Liar:
-    """A corrupt first solver: it is told what each question is for, and says what a proof needs.
+    """A corrupt first solver: it knows what each question is for, and says what a proof needs.
 
     Only "unsat" it never denies, so that the proof goes the way of a true one.
     """

@@ -51,7 +51,7 @@ def test_markdown() -> None:
     assert "## rank" not in page
 
 
-def test_names_are_short_and_told_apart() -> None:
+def test_names_are_short_and_distinct() -> None:
     texts = (P, "Magnitude(sparsity=1/2, pattern='2:4')", Q, "AbsMax(bits=8)")
     assert list(keeps.labels(texts).values()) == ["Magnitude", "Magnitude(pattern='2:4')", "AbsMax", "AbsMax(bits=8)"]
     same = ("T(a=1, b=2)", "T(b=2, a=1)", "U()")

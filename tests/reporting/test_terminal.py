@@ -169,13 +169,13 @@ def test_plans_without_a_metric_or_without_measurements() -> None:
     assert "Ranking" not in shown(plan_view(bare))
 
 
-def test_two_of_a_kind_are_told_apart() -> None:
+def test_two_of_a_kind_are_distinguished() -> None:
     twins = [P, type(Q)(bits=4), type(Q)(bits=3)]
     text = shown(plan_view(plan(twins, found=orderings(twins, merge=False, drop=False))))
     assert "AbsMax(bits=3) >> AbsMax(bits=4) >> Magnitude" in text
 
 
-def test_what_is_proved_under_conditions_is_told_with_its_share() -> None:
+def test_what_is_proved_under_conditions_is_reported_with_its_share() -> None:
     text = " ".join(shown(plan_view(samples.conditional_plan()), 160).split())
     for part in ("Under conditions", "no_ties", "99.7 %", "99.9 % of the groups", "output_l2 0.25 against 0.5"):
         assert part in text

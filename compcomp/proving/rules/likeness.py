@@ -43,8 +43,8 @@ def standing(claim: Claim) -> Hashable | None:
     techniques = [t for sequence in claim.sequences for t in sequence]
     steps = tuple(tuple(map(of_step, () if is_ours(t) else t.steps())) for t in techniques)
     try:
-        told = (steps, *map(_told, techniques))
-        return told if _alike(techniques) and _one_number(claim, techniques) else None
+        read = (steps, *map(_declared, techniques))
+        return read if _alike(techniques) and _one_number(claim, techniques) else None
     except (TypeError, ValueError, Unidentified):  # no hash, no truth value of an equality, no identity
         return None
 
@@ -54,7 +54,7 @@ def unreliable(claim: Claim) -> str:
     techniques = [t for sequence in claim.sequences for t in sequence]
     for technique in techniques:
         try:
-            _told(technique)
+            _declared(technique)
             tuple(map(of_step, technique.steps()))
         except (TypeError, ValueError, Unidentified):
             return f"what {technique} does is not known to be the same each time, so no rule relies on it"
@@ -68,7 +68,7 @@ def dependable(claim: Claim) -> bool:
     return standing(claim) is not None
 
 
-def _told(technique: Technique) -> Hashable:
+def _declared(technique: Technique) -> Hashable:
     if is_ours(technique):
         return identity(technique)
     sees = technique.needs_inputs, technique.is_deterministic, technique.is_homogeneous
