@@ -41,14 +41,14 @@ def outcomes(run: Callable[[LayerState], LayerState], weight: Any, seeds: int = 
     return {tuple(row(run(layer(weight, choices=RandomChoices(seed))))) for seed in range(seeds)}
 
 
-def refused(make: Callable[[], Any], *words: str) -> None:
-    """The call raises InputError with a message of one line that holds the words."""
+def refused(make: Callable[[], Any], *parts: str) -> None:
+    """The call raises InputError with a message of one line that holds the parts."""
     with pytest.raises(InputError) as caught:
         make()
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 400
-    assert all(word in message for word in words), message
+    assert all(part in message for part in parts), message
 
 
 def tensors(shape: tuple[int, int], device: str = "cpu", dtype: Any = torch.float32, seed: int = 0) -> LayerState:

@@ -170,7 +170,7 @@ def test_bars_wait_and_leave_standard_output_alone(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ({"techniques": []}, "an empty list"),
         ({"techniques": "Magnitude(sparsity=1/2)"}, "parse_sequence"),
@@ -199,8 +199,8 @@ def test_bars_wait_and_leave_standard_output_alone(
         ({"targets": ["nothing"], "model": network(), "calibration": batches()}, "nothing"),
     ],
 )
-def test_what_cannot_be_used_is_said_in_one_line(arguments: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=words) as caught:
+def test_what_cannot_be_used_is_said_in_one_line(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
         optimize_order(**{"techniques": [P, D], **arguments})
     assert "\n" not in str(caught.value) and "allowed" in str(caught.value)
 

@@ -253,7 +253,7 @@ def _misfits(scheme: Scheme, end: LayerState) -> list[str]:
     if scheme.inputs < DENSE:
         inputs = end.working().inputs
         found["inputs"] = inputs is None or any(off_grid(token, scheme.inputs) for token in inputs.T)
-    return [word for word, wrong in found.items() if wrong]
+    return [requirement for requirement, wrong in found.items() if wrong]
 
 
 def _mask(state: LayerState) -> Array:

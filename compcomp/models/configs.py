@@ -19,7 +19,7 @@ from compcomp.errors import InputError
 from compcomp.models.changes import Changes
 from compcomp.models.layers import is_from_transformers
 
-WORDS = {
+NAME_PARTS = {
     "neurons": ("intermediate", "ffn", "inner", "d_ff", "hidden_dim"),
     "heads": ("head", "kv"),
     "blocks": ("layer",),
@@ -180,7 +180,7 @@ def _filtered(key: str, value: Sequence[Any], alive: Sequence[bool]) -> list[Any
     It has an entry for each block, or names blocks by their positions.
     """
     count, places = len(alive), [sum(alive[:place]) for place in range(len(alive))]
-    if not any(word in key for word in PER_BLOCK):
+    if not any(part in key for part in PER_BLOCK):
         return None
     if list(value) == list(range(count)):
         return list(range(sum(alive)))
@@ -217,7 +217,7 @@ def _is_config(value: Any) -> bool:
 
 
 def _says(key: str, kind: str) -> bool:
-    return any(word in key for word in WORDS[kind])
+    return any(part in key for part in NAME_PARTS[kind])
 
 
 def _submodule(model: nn.Module, name: str) -> Any:

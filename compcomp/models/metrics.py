@@ -11,10 +11,10 @@ from typing import Any, Literal
 from compcomp.errors import InputError
 
 ANYWHERE = ("perplexity", "loss", "error", "entropy", "divergence", "latency")
-AS_A_WORD = {"ppl", "nll", "mse", "rmse", "mae", "wer", "cer", "kl", "err", "bpb", "bpc", "bits", "time"}
+ALONE = {"ppl", "nll", "mse", "rmse", "mae", "wer", "cer", "kl", "err", "bpb", "bpc", "bits", "time"}
 """Parts of a metric's name that mean "lower is better". The short ones count only if they stand alone in the name."""
 HIGHER = ("accuracy", "precision", "recall", "reward", "similarity", "agreement", "likelihood", "throughput", "exact")
-HIGHER_AS_A_WORD = {
+HIGHER_ALONE = {
     "acc",
     "f1",
     "bleu",
@@ -68,13 +68,13 @@ def metric_direction(name: str, evaluate: Any = None) -> Literal["higher", "lowe
     declared = _declared_direction(name, evaluate)
     if declared is not None:
         return "higher" if declared else "lower"
-    return "lower" if _has(name, ANYWHERE, AS_A_WORD) else "higher"
+    return "lower" if _has(name, ANYWHERE, ALONE) else "higher"
 
 
 def reading(name: str, evaluate: Any = None) -> str:
     """Return a note if neither ``higher_is_better`` nor the metric's name says which direction is better; else ""."""
     made_up = name == metric_name(evaluate) and getattr(evaluate, "__name__", "<lambda>") == "<lambda>"
-    known = not made_up and (_has(name, ANYWHERE, AS_A_WORD) or _has(name, HIGHER, HIGHER_AS_A_WORD))
+    known = not made_up and (_has(name, ANYWHERE, ALONE) or _has(name, HIGHER, HIGHER_ALONE))
     if known or _declared_direction(name, evaluate) is not None:
         return ""
     return (
@@ -94,11 +94,11 @@ def _declared_direction(name: str, evaluate: Any) -> bool | None:
     return declared
 
 
-def _has(name: str, anywhere: Iterable[str], as_a_word: Collection[str]) -> bool:
+def _has(name: str, anywhere: Iterable[str], alone: Collection[str]) -> bool:
     """Return True if a name contains one of the first texts anywhere, or one of the second texts standing alone."""
-    words = re.findall(r"[a-z]+[0-9]*", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
-    words += [word.rstrip("0123456789") for word in words]
-    return any(part in name.lower() for part in anywhere) or any(word in as_a_word for word in words)
+    tokens = re.findall(r"[a-z]+[0-9]*", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    tokens += [token.rstrip("0123456789") for token in tokens]
+    return any(part in name.lower() for part in anywhere) or any(token in alone for token in tokens)
 
 
 def parts_of(evaluate: Any) -> int:

@@ -283,7 +283,7 @@ def _proof(source: Verdict, claim: Claim, scope: Scope) -> Verdict | None:
     if where is None:
         return None
     reach, law = where
-    if claim.given and not (found.same_layers and source.scope == scope) and not _can_be_met(claim, scope):
+    if claim.given and not (found.same_layers and source.scope == scope) and not _satisfiable(claim, scope):
         return None
     assumptions = (*source.assumptions, *found.assumptions, *(condition.assumption for condition in claim.given))
     return replace(
@@ -316,7 +316,7 @@ def _reach(source: Verdict, claim: Claim, scope: Scope, found: Implication) -> t
     return None
 
 
-def _can_be_met(claim: Claim, scope: Scope) -> bool:
+def _satisfiable(claim: Claim, scope: Scope) -> bool:
     """Return True if a layer is found on which every condition of the claim holds."""
     from compcomp.proving.fitting import example
 

@@ -88,8 +88,8 @@ class _Drawing:
         """Return the prefixes with a continuation that no proof excludes."""
         alive: set[str] = set()
         for node in self.by_depth:
-            fate = self.graph.nodes[node].get("fate")
-            if fate == "measured" or any(child in alive for child in self.graph.successors(node)):
+            outcome = self.graph.nodes[node].get("fate")
+            if outcome == "measured" or any(child in alive for child in self.graph.successors(node)):
                 alive.add(node)
         return alive
 

@@ -81,7 +81,7 @@ def terminal_view(table: Table) -> RenderableType:
             grid.add_column(str(number), justify="center")
         for second in table.techniques:
             cells = [says(table.of(first, second, invariant)) for first in firsts]
-            grid.add_row(short[second], *(Text(LOOKS[word][0], style=LOOKS[word][2]) for word in cells))
+            grid.add_row(short[second], *(Text(LOOKS[status][0], style=LOOKS[status][2]) for status in cells))
         named = "  ".join(f"{k} {short[first]}" for k, first in enumerate(firsts, start=1))
         parts += [grid, Text(f"first: {named}\n")]
     refuted = [cell for cell in table.cells.values() if cell.status == "REFUTED"]
@@ -226,9 +226,9 @@ def html(table: Table) -> str:
 
 
 def _html_cell(cell: Cell) -> str:
-    sign, colour, _ = LOOKS[word := says(cell)]
+    sign, colour, _ = LOOKS[status := says(cell)]
     title = escape("\n".join([f"{cell.claim}: {cell.status}", *cell.detail]))
-    dark = ' class="dark"' if word in ("PROVED", "REFUTED") else ""
+    dark = ' class="dark"' if status in ("PROVED", "REFUTED") else ""
     return f'<td{dark} style="background:{colour}" title="{title}">{sign}</td>'
 
 
@@ -272,9 +272,9 @@ def _panel(axes: Any, table: Table, invariant: str, short: dict[str, str]) -> No
     firsts, seconds = table.firsts(invariant), table.techniques
     for x, first in enumerate(firsts):
         for y, second in enumerate(seconds):
-            sign, colour, _ = LOOKS[word := says(table.of(first, second, invariant))]
+            sign, colour, _ = LOOKS[status := says(table.of(first, second, invariant))]
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=1))
-            ink = "white" if word in ("PROVED", "REFUTED") else "#1b1f24"
+            ink = "white" if status in ("PROVED", "REFUTED") else "#1b1f24"
             axes.text(x, y, sign.rstrip("*"), ha="center", va="center", fontsize=7, color=ink)
     axes.set_xlim(-0.5, len(firsts) - 0.5)
     axes.set_ylim(len(seconds) - 0.5, -0.5)

@@ -294,7 +294,7 @@ def test_neurons_whose_weights_others_share_stay() -> None:
     assert model.table.weight is model.fc1.weight and model.fc1.out_features == 6
 
 
-def test_a_model_in_which_nothing_is_idle_is_left_alone_without_a_word() -> None:
+def test_a_model_in_which_nothing_is_idle_is_left_alone_without_a_note() -> None:
     one = ARCHITECTURES["llama"]
     model, batch = one.build(), one.batches()[0]
     before, where = memory(model), places(model)

@@ -160,9 +160,9 @@ def test_a_tokenizer_that_does_not_fit(
     if tokenizer == "words":
         from tokenizers import Tokenizer, models, pre_tokenizers
 
-        words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2, "d": 3, "[UNK]": 4}, unk_token="[UNK]"))
-        words.pre_tokenizer = pre_tokenizers.Whitespace()
-        words.save(str(folder / "tokenizer.json"))
+        loaded = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2, "d": 3, "[UNK]": 4}, unk_token="[UNK]"))
+        loaded.pre_tokenizer = pre_tokenizers.Whitespace()
+        loaded.save(str(folder / "tokenizer.json"))
         (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     elif tokenizer is not None:
         (folder / "tokenizer.json").write_text(tokenizer)

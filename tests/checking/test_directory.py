@@ -345,10 +345,10 @@ def test_a_careful_forger_is_found_by_regenerating(proved: Path, tmp_path: Path)
     assert regenerated(folder) != ""
 
 
-def invalid(folder: Path, *words: str) -> None:
+def invalid(folder: Path, *parts: str) -> None:
     report = check_directory(folder, solvers=False)
     assert report.outcome == "invalid", report.describe()
-    assert all(word in report.describe() for word in words), report.describe()
+    assert all(part in report.describe() for part in parts), report.describe()
 
 
 def test_a_witness_refutes_in_its_own_scope_alone(tmp_path: Path) -> None:

@@ -129,9 +129,9 @@ def test_every_technique_acts_on_the_layer_as_it_sees_it(kind: type[Technique], 
     outputs = LOSSES["output_l2"]
     assert outputs.of(after) == outputs.of(seen)
     dead = technique.needs_magnitudes and not (start.weight.any(axis=0).all() and start.inputs.any(axis=1).all())
-    settled = kind.feasible is Technique.feasible  # else the kernel need not do what the first of every choice does
+    unique = kind.feasible is Technique.feasible  # else the kernel need not do what the first of every choice does
     clear = seen.choices.margin > MARGIN and not dead  # zeros do not survive a rotation there and back in floats
-    if settled and clear:
+    if unique and clear:
 
         def kernel(_: Technique, layer: LayerState) -> LayerState:
             return run_kernel(technique, layer)

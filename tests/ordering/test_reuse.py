@@ -212,7 +212,7 @@ def test_what_a_condition_says_among_others() -> None:
     assert not covered(proof(strong), weak)
 
 
-def test_premises_that_cannot_be_met_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_premises_that_cannot_hold_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a layer of one weight of two, ties at the threshold are not avoided where both are pinned to one value."""
     monkeypatch.setattr(reuse, "SECONDS", 0.2)
     claim = dominates(P >> Q, Q >> P)

@@ -32,9 +32,9 @@ def consistent(plan: PlanData) -> None:
     counts = plan.orders
     assert counts["total"] == counts["merged"] + counts["dropped"] + counts["measured"]
     assert counts["measured"] == len(plan.measurements)
-    fates = [account["fate"] for account in plan.accounts]
-    assert len(fates) == counts["total"] == len({account["order"] for account in plan.accounts})
-    assert all(fates.count(fate) == counts[fate] for fate in ("merged", "dropped", "measured"))
+    outcomes = [account["fate"] for account in plan.accounts]
+    assert len(outcomes) == counts["total"] == len({account["order"] for account in plan.accounts})
+    assert all(outcomes.count(outcome) == counts[outcome] for outcome in ("merged", "dropped", "measured"))
     assert str(plan.order) == plan.best["order"] and plan.worst == plan.measurements[-1]
     assert plan.optimality == ("proved" if plan.left == 1 else "measured")
     assert counts["measured"] <= plan.left

@@ -241,13 +241,13 @@ def claims() -> list[Claim]:
     found: list[Claim] = []
     for t in changing:
         for a, b in product(FAMILY, repeat=2):
-            for words in ((t, a, b), (a, t, b), (a, b, t)):
-                whole, shorter = Sequence(words), [Sequence(words[:2]), Sequence((a, b)), Sequence((words[0],))]
-                others = [*shorter, Sequence((words[1], words[0], words[2])), Sequence((words[0], words[2], words[1]))]
+            for order in ((t, a, b), (a, t, b), (a, b, t)):
+                whole, shorter = Sequence(order), [Sequence(order[:2]), Sequence((a, b)), Sequence((order[0],))]
+                others = [*shorter, Sequence((order[1], order[0], order[2])), Sequence((order[0], order[2], order[1]))]
                 other = others[random.integers(len(others))]
                 loss = ("weight_l1", "weight_l2", "output_l2")[random.integers(3)]
                 found += [equal(whole, other), dominates(whole, other, loss=loss), dominates(other, whole, loss=loss)]
-                if all(t.steps() or t.promises().changes_basis for t in words):  # others leave no zeros in floats
+                if all(t.steps() or t.promises().changes_basis for t in order):  # others leave no zeros in floats
                     found += [keeps(whole, name) for name in ("mask", "grid")]
     return found
 

@@ -288,7 +288,7 @@ def test_a_score_sees_no_norm_that_it_does_not_ask_for() -> None:
 @pytest.mark.parametrize(
     ("step", "weight"), [(GridMap(Abs, 1, "any", ALL), [[1, 2]]), (Selection(magnitude, ALL, HALF, "any"), [[1, 1]])]
 )
-def test_choices_that_are_left_free_without_a_word(step: Step, weight: Any) -> None:
+def test_choices_that_are_left_free_without_a_contract(step: Step, weight: Any) -> None:
     claim = equal(of(step), of(step))
     assert falls(claim, weight, seeds=tuple(range(6)))
     assert not prove(claim, stages=RULES, explain=False).proved

@@ -98,7 +98,7 @@ class Scored(Technique):
 
 
 # Where scores of the dense weights meet those of the current ones, and masks are broken and restored.
-SETTLED: list[Technique] = [
+DETERMINISTIC: list[Technique] = [
     Magnitude("1/2", of="dense"),
     Magnitude("1/2", of="dense", ties="all"),
     Magnitude("1/2", of="dense", ties="any"),
@@ -280,7 +280,7 @@ def test_nothing_false_is_proved_for_any_shape(claim: Claim) -> None:
 
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(claims(SETTLED))
+@given(claims(DETERMINISTIC))
 def test_nothing_false_is_proved_of_dense_scores(claim: Claim) -> None:
     verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
     if verdict.proved:
@@ -478,9 +478,10 @@ FALSE_WHERE_A_GROUP_GOES = [
 def test_what_ties_that_empty_a_group_make_false_is_not_proved(claim: Claim) -> None:
     assert counterexample(claim, 4)
     assert not prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False).proved
-    settled = replace(claim, given=conditions(["no_ties"]))
+    without_ties = replace(claim, given=conditions(["no_ties"]))
     assert (
-        claim.kind != "equal" or prove(settled, "any", timeout=20, stages=("rule",), second=None, explain=False).proved
+        claim.kind != "equal"
+        or prove(without_ties, "any", timeout=20, stages=("rule",), second=None, explain=False).proved
     )
 
 

@@ -124,7 +124,7 @@ def committed() -> dict[tuple[str, str, str], str]:
         if invariant and line.startswith("| then |"):
             firsts = row[1:]
         elif invariant and line.startswith("| ") and "---" not in line:
-            found |= {(first, row[0], invariant): word for first, word in zip(firsts, row[1:], strict=True)}
+            found |= {(first, row[0], invariant): status for first, status in zip(firsts, row[1:], strict=True)}
     return found
 
 

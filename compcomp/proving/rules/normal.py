@@ -12,7 +12,7 @@ from compcomp.language.identity import same, same_but
 from compcomp.language.steps import RangeMap, ScaledMap, Selection, Step, at_most
 from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.functions import scored
-from compcomp.proving.rules.facts import MapFacts, settled
+from compcomp.proving.rules.facts import MapFacts, weight_independent
 from compcomp.proving.rules.inputs import acts_on_inputs
 from compcomp.proving.rules.no_op import Known, again
 from compcomp.proving.rules.rounding_twice import double_rounding, range_again
@@ -38,8 +38,8 @@ from compcomp.proving.session import Session
 #
 # (selections) Let two selections that agree in all but their shares (one score f, one partition, and what they see)
 # follow each other directly, both with ties "first" or both "all". Let either f not depend on the current weight
-# (facts.settled), or a zero weight score f0, the same for all, and no weight score less. Then both together equal the
-# one with the larger share.
+# (facts.weight_independent), or a zero weight score f0, the same for all, and no weight score less. Then both
+# together equal the one with the larger share.
 #   f does not depend on the current weight: both see one order, of (score, index) or of scores. Ties "first" drop the
 #   first k1 and the first k2 of it, ties "all" all up to the k1-th and all up to the k2-th: the larger set holds the
 #   smaller. What is dropped twice is 0 and masked as if once.
@@ -197,7 +197,7 @@ def _meets_inputs(atom: Step | Technique) -> bool:
 def _absorbed(first: Step | Technique, second: Step | Technique, session: Session) -> Step | None:
     """Return the one step that two neighbours equal, or None."""
     if isinstance(first, Selection) and isinstance(second, Selection) and same_but(first, second, "share"):
-        if first.ties != "any" and (_zero_scores_least(first, session) or settled(first, session)):
+        if first.ties != "any" and (_zero_scores_least(first, session) or weight_independent(first, session)):
             if at_most(second.share, first.share):
                 return first
             return second if at_most(first.share, second.share) else None
