@@ -13,6 +13,7 @@ import torch
 
 from compcomp.errors import InputError
 from compcomp.layers.state import LayerState
+from compcomp.layers.whole import Group, Outputs
 from compcomp.terms import Choices, RandomChoices
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -49,6 +50,28 @@ def refused(make: Callable[[], Any], *parts: str) -> None:
     assert "\n" not in message
     assert len(message) < 400
     assert all(part in message for part in parts), message
+
+
+class NoModel:
+    """A whole model of which a test defines what the tested kernel uses."""
+
+    states: dict[str, LayerState]
+    batches: list[Any]
+
+    def forward(self, batch: Any, weights: Any = None) -> Outputs:
+        raise NotImplementedError
+
+    def generated(self, seed: int) -> list[Any]:
+        raise NotImplementedError
+
+    def neurons(self) -> list[Group]:
+        raise NotImplementedError
+
+    def heads(self) -> list[Group]:
+        raise NotImplementedError
+
+    def blocks(self) -> list[list[str]]:
+        raise NotImplementedError
 
 
 def tensors(shape: tuple[int, int], device: str = "cpu", dtype: Any = torch.float32, seed: int = 0) -> LayerState:

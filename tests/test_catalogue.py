@@ -29,7 +29,7 @@ def test_the_committed_page_is_current() -> None:
 def test_every_technique_says_what_it_is(kind: type[Technique]) -> None:
     (entry,) = catalogue([kind])
     assert entry.title and entry.about and entry.sources
-    assert [p.name for p in entry.parameters] == [f.name for f in fields(kind) if f.init]  # type: ignore[arg-type]
+    assert [p.name for p in entry.parameters] == [f.name for f in fields(kind) if f.init]
     silent = [p.name for p in entry.parameters if not re.search(rf"\b{p.name}\b", kind.__doc__ or "")]
     assert not silent, f"parameters of {kind.__name__} that are not in its docstring"
     known = set(re.findall(r"^\| (\w+) \|", (DOCS / "references.md").read_text(encoding="utf-8"), re.MULTILINE))

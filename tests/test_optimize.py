@@ -239,7 +239,9 @@ def test_an_order_for_each_layer_is_applied_and_saved(tmp_path: Path) -> None:
         if isinstance(layer, nn.Linear):
             order = plan.layer_orders.get(name, str(plan.order))
             alone = apply(parse_sequence(order), network(), data, device="cpu", targets=[name])
-            assert torch.equal(compressed.get_submodule(name).weight, alone.get_submodule(name).weight)  # type: ignore[arg-type]
+            found, expected = (of.get_submodule(name) for of in (compressed, alone))
+            assert isinstance(found, nn.Linear) and isinstance(expected, nn.Linear)
+            assert torch.equal(found.weight, expected.weight)
     other = plan.apply(network(), data)
     assert torch.equal(other[0].weight, compressed[0].weight)
 
@@ -290,11 +292,11 @@ def test_what_loses_more_on_some_layers_is_not_left_out_for_a_larger_model(
     wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Orders are left out on the way for orders of their size alone: the front of loss and size stays whole."""
-    techniques = [P, one_of(AbsMax(bits=2, group=8), AbsMax(bits=8, group=8)), optional(L), D]
-    given = {"model": Tiny(), "calibration": tokens(), "device": "cpu"}
-    whole = optimize_order(techniques, **given)  # type: ignore[arg-type]
+    techniques: list[Any] = [P, one_of(AbsMax(bits=2, group=8), AbsMax(bits=8, group=8)), optional(L), D]
+    given: dict[str, Any] = {"model": Tiny(), "calibration": tokens(), "device": "cpu"}
+    whole = optimize_order(techniques, **given)
     monkeypatch.setattr(measuring, "RANKED", wanted)
-    plan = optimize_order(techniques, **given)  # type: ignore[arg-type]
+    plan = optimize_order(techniques, **given)
     assert plan.orders["dropped"] > whole.orders["dropped"] and len(plan.pareto) > 3
     assert plan.pareto == whole.pareto and plan.best == whole.best
 

@@ -455,7 +455,7 @@ def _laws(sequence: Sequence) -> tuple[Format, dict[str, _Law | None]]:
     Raises:
         InputError: the groups need too many columns, or a count is not of the form a mn + b m + c n + d.
     """
-    shares = [getattr(t, f.name) for t in sequence for f in fields(t)]  # type: ignore[arg-type]
+    shares = [getattr(t, f.name) for t in sequence for f in fields(t)]
     whole = lcm(*(x.denominator for x in shares if isinstance(x, Fraction)))
     unit = lcm(whole, *(t.unit for t in sequence))
     if 3 * unit > WIDEST:

@@ -153,7 +153,7 @@ def _outline(sequence: Sequence) -> str:
     shown = []
     for technique in sequence:
         kind = type(technique)
-        fixed = [f.name for f in fields(technique) if f.name not in kind.examples]  # type: ignore[arg-type]
+        fixed = [f.name for f in fields(technique) if f.name not in kind.examples]
         values = ", ".join(f"{name}={getattr(technique, name)!r}" for name in fixed)
         shown.append(f"{kind.__module__}.{kind.__qualname__}({values})")
     return " >> ".join(shown)

@@ -62,7 +62,7 @@ def small_shape(techniques: Iterable[Technique], entries: int = ENTRIES) -> Shap
     narrowest, columns = (unit * ceil(least / unit) for least in (6, max(side, 6)))
     columns = narrowest if seconds_on(techniques, columns) > SLOW else columns
     rows = max(side + 1, 4)
-    shares = [getattr(t, f.name) for t in techniques for f in fields(t)]  # type: ignore[arg-type]
+    shares = [getattr(t, f.name) for t in techniques for f in fields(t)]
     enough = max((ceil(1 / x) for x in shares if isinstance(x, Fraction) and 0 < x < 1), default=1)
     first = None
     while columns <= COLUMNS:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.conditions import TEMPLATES
 from compcomp.language.refusal import Refusal, RuleAnswer
-from compcomp.language.technique import Sequence, Technique
+from compcomp.language.technique import Sequence, Technique, has_fields
 from compcomp.proving.lemma_layer import with_layer
 from compcomp.proving.proof import Proof, Rule
 from compcomp.proving.reasons import convention
@@ -181,7 +181,7 @@ def _under(claim: Claim, name: str, value: str) -> Claim | None:
     """Return the claim of techniques with another convention; None where that changes none of them."""
 
     def of(technique: Technique) -> Technique:
-        if is_dataclass(technique) and any(f.name == name and f.init for f in fields(technique)):
+        if has_fields(technique) and any(f.name == name and f.init for f in fields(technique)):
             return replace(technique, **{name: value})
         return technique
 

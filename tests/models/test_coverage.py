@@ -74,7 +74,8 @@ def drawn(chance: random.Random, shape: tuple[int, int] = (2, 8)) -> LayerState:
 
 
 def exact_run(sequence: Sequence, layer: LayerState) -> list[LayerState]:
-    return sequence.trace(LayerState.dense(exactly(layer.weight), gram=exactly(layer.gram)))  # type: ignore[arg-type]
+    gram: Any = layer.gram
+    return sequence.trace(LayerState.dense(exactly(layer.weight), gram=exactly(gram)))
 
 
 def claim_of(chance: random.Random, given: str) -> Claim:

@@ -10,7 +10,7 @@ import networkx as nx
 import pytest
 
 from compcomp.language.assumption import contract
-from compcomp.language.claim import dominates, same_state
+from compcomp.language.claim import Claim, dominates, same_state
 from compcomp.language.technique import Sequence, Technique
 from compcomp.language.verdict import Status
 from compcomp.ordering.dag import Orderings, covers
@@ -225,8 +225,8 @@ def test_a_proof_covers_the_layers_it_speaks_of() -> None:
         dominates(AbsMax(4, group=8), AbsMax(3, group=4)),
     ],
 )
-def test_a_block_says_nothing_of_a_layer_that_is_more_than_its_blocks(claim: object) -> None:
-    assert not covers(verdict(claim, Status.PROVED, "block:4"), [(2, 8)])  # type: ignore[arg-type]
+def test_a_block_says_nothing_of_a_layer_that_is_more_than_its_blocks(claim: Claim) -> None:
+    assert not covers(verdict(claim, Status.PROVED, "block:4"), [(2, 8)])
 
 
 def test_an_assumption_must_be_known_to_hold() -> None:

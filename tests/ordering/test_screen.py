@@ -46,7 +46,8 @@ def test_techniques_on_inputs_get_inputs_and_a_shape_that_divides() -> None:
     assert layer.inputs is not None and generated((2, 16), [P], np.random.default_rng(0), layers=6).inputs is None
     assert generated((2, 16), [JSQ("1/2", 4)], np.random.default_rng(0), layers=6).inputs is not None
     after = AbsMaxInputs(4, group=16).encode(layer)
-    assert np.allclose(stack(after.gram, 6), stack(gram_of(after.inputs), 6))  # type: ignore[arg-type]
+    assert after.gram is not None and after.inputs is not None
+    assert np.allclose(stack(after.gram, 6), stack(gram_of(after.inputs), 6))
 
 
 def test_techniques_without_a_common_layer() -> None:
@@ -55,7 +56,8 @@ def test_techniques_without_a_common_layer() -> None:
 
 def test_generated_layers_are_of_every_kind_and_the_same_each_time() -> None:
     one, two = (generated((3, 8), [P, Q], np.random.default_rng(3), layers=12) for _ in range(2))
-    weights, gram = stack(one.weight, 12), stack(one.gram, 12)  # type: ignore[arg-type]
+    assert one.gram is not None
+    weights, gram = stack(one.weight, 12), stack(one.gram, 12)
     assert np.array_equal(weights, stack(two.weight, 12))
     kind = {name: weights[k :: len(KINDS)] for k, name in enumerate(KINDS)}
     whole = np.concatenate([kind["integers with ties"], kind["landmarks"], kind["one token"]])
