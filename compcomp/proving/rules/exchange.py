@@ -16,7 +16,7 @@ from compcomp.language.steps import ScaledMap, Selection, Step, at_most, leaves_
 from compcomp.layers.partition import Partition
 from compcomp.proving.functions import of_measure, of_score, scored
 from compcomp.proving.proof import EXACT, Proof, rule
-from compcomp.proving.reasons import convention, failing, listed, owner, without_steps
+from compcomp.proving.reasons import convention, failing, listed, not_additive, owner, without_steps
 from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest, unit_norms, weight_independent
 from compcomp.proving.rules.normal import merged
 from compcomp.proving.session import LEMMA_SECONDS, Session
@@ -165,8 +165,7 @@ LEMMAS = {
 def exchange(claim: Claim, session: Session) -> Proof | Refusal:
     """Prove that the left sequence loses no more, by lemmas about single weights and pairs of weights."""
     if claim.part is None:
-        name = "a claim without a loss" if claim.loss is None else claim.loss.name
-        return Refusal(f"{name} is not a sum over single weights, as the rule needs (given diagonal_gram it may be)")
+        return not_additive(claim, " (given diagonal_gram it may be)")
     problem = problem_of(claim, session)
     if isinstance(problem, Refusal):
         return problem

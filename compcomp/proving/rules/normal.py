@@ -1,4 +1,4 @@
-"""Rewrite sequences to a normal form, by leaving out what changes nothing. Equal normal forms give equal states."""
+"""Prove that two sequences give the same state: they have one normal form, without the techniques that do nothing."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from dataclasses import dataclass
 import z3
 
 from compcomp.language.assumption import Assumption, contract
+from compcomp.language.claim import Claim, Dominates, Equals, SameState
 from compcomp.language.identity import same, same_but
+from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import RangeMap, ScaledMap, Selection, Step, at_most
 from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.functions import scored
+from compcomp.proving.proof import EXACT, Proof, rule
+from compcomp.proving.reasons import convention, owner
 from compcomp.proving.rules.facts import MapFacts, weight_independent
 from compcomp.proving.rules.inputs import acts_on_inputs
 from compcomp.proving.rules.no_op import Known, again
@@ -65,6 +69,15 @@ from compcomp.proving.session import Session
 # All but (rest), and those of no_op.py that need the dense state, start from any state at all. Two sequences whose
 # normal forms are reached without it and are one therefore give equal states from every state: they may be exchanged
 # inside longer sequences.
+#
+# Rule (same state). If A and B have one normal form and are deterministic, they map every dense state to equal
+# states: A same state as B, A equals B, and neither loses more than the other.
+# Where (rest) is not used, this holds from every state.
+
+
+SAME = "normal"
+"""The name of the rule (same state) in refusals. A proof names the rewriting that it uses."""
+NEEDS_SAME = "deterministic sequences with one normal form, after rest, no op, absorption and changed inputs"
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,49 @@ class Normal:
         found = [contract(t, "changes nothing while the layer still equals the dense one") for t in self.no_ops]
         found += [contract(t, "changes nothing but the low-rank branch") for t in self.branch_only]
         return tuple(dict.fromkeys([*found, *self.idle, *map(acts_on_inputs, self.moved)]))
+
+
+@rule(SAME, Dominates, Equals, SameState, needs=NEEDS_SAME)
+def same_state(claim: Claim, session: Session) -> Proof | Refusal:
+    """Prove that both sequences have one normal form."""
+    return same_normal_form(claim, session, dense=True)
+
+
+def same_normal_form(claim: Claim, session: Session, *, dense: bool) -> Proof | Refusal:
+    """Prove that both sequences have one normal form; without (rest) unless they start from the dense state."""
+    left, right = (normal_form(sequence, session, dense=dense) for sequence in claim.sides)
+    if left.atoms != right.atoms:
+        query = session.missed()
+        reached = Reached.STRUCTURE if query is None else Reached.FACT
+        return Refusal(f"normal forms differ: {first_difference(claim, left, right)}", lemma=query, reached=reached)
+    if not (left.deterministic and right.deterministic):
+        return leaves_choices(claim)
+    absorbed, moved = left.absorbed or right.absorbed, left.moved or right.moved
+    name = "no op" if left.idle or right.idle else "absorption" if absorbed else "inputs" if moved else "rest"
+    assumptions = dict.fromkeys((EXACT, *left.assumptions, *right.assumptions))
+    return Proof(name, "any shape", tuple(assumptions), tuple(session.queries), not dense)
+
+
+def first_difference(claim: Claim, left: Normal, right: Normal) -> str:
+    """Return the first difference of two normal forms, as text."""
+    place = next((k for k, (a, b) in enumerate(zip(left.atoms, right.atoms, strict=False)) if a != b), None)
+    place = min(len(left.atoms), len(right.atoms)) if place is None else place
+    names = [
+        "nothing more" if place == len(normal.atoms) else named(claim, normal.atoms[place]) for normal in (left, right)
+    ]
+    return f"step {place + 1} on the left is {names[0]}, on the right {names[1]}"
+
+
+def named(claim: Claim, atom: Step | Technique) -> str:
+    """Return the text of a technique, or of the one that a step belongs to."""
+    return str(atom) if isinstance(atom, Technique) else owner(claim, atom)
+
+
+def leaves_choices(claim: Claim) -> Refusal:
+    """Refuse because a technique of the claim leaves choices free."""
+    free = next(t for sequence in claim.sequences for t in sequence if not t.is_deterministic)
+    reason = f"{free} leaves choices free, so two runs of it may differ"
+    return Refusal(reason, advice=(convention("ties", "first"),))
 
 
 def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> Normal:
