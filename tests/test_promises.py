@@ -32,7 +32,8 @@ from compcomp.techniques import (
     TruncatedSVD,
 )
 from compcomp.terms import And, If, each
-from compcomp.testing import check_encoding, conformance
+from compcomp.testing import check_encoding
+from compcomp.testing.readings import tensors
 
 HALF, PAIRS = Magnitude("1/2"), Magnitude("1/2", pattern="1:2")
 FREE, LOW = MinMax(3, zero="none"), TruncatedSVD(1, residual=True)
@@ -92,7 +93,7 @@ class Lying(Technique):
             return lambda _, layer: self.inner.kernel()(self.inner, layer)
 
         def kernel(_: Technique, layer: LayerState) -> LayerState:
-            after = conformance._tensors(self.encode(walk.map(exactly, layer)), "cpu")
+            after = tensors(self.encode(walk.map(exactly, layer)), "cpu")
             return walk.map(lambda x: x.to(layer.weight.dtype) if x.is_floating_point() else x, after)
 
         return kernel

@@ -154,9 +154,9 @@ def test_training_comes_closer_within_the_format(technique: Any, targets: str) -
 
 def arrays(layer: LayerState) -> LayerState:
     """Tensors as object arrays, with no inputs: those are shared."""
-    from compcomp.testing.conformance import _floats
+    from compcomp.testing.readings import floats
 
-    return _floats(replace(layer, gram=None))
+    return floats(replace(layer, gram=None))
 
 
 def test_a_layer_on_a_grid_stays_and_the_others_make_up_for_it() -> None:
