@@ -18,7 +18,7 @@ from compcomp.language.identity import or_itself, same
 from compcomp.language.parameters import ANY
 from compcomp.language.technique import Sequence, unknowns
 from compcomp.language.verdict import Grade, Verdict, Witness
-from compcomp.ordering.dag import covers
+from compcomp.ordering.covers import covers
 from compcomp.proving.rules.likeness import stands_for
 
 # Claim C *implies* claim D if D holds on every layer (and for every choice and value left open) whenever C does. Then
@@ -45,7 +45,7 @@ from compcomp.proving.rules.likeness import stands_for
 #
 # (any shape)   if it covers any shape, at every shape and block that the techniques of C fit.
 # (blocks)      if it covers blocks of n, no assumption restricts the layers, every technique acts inside blocks and
-#               the loss adds over weights (compcomp.ordering.dag.covers), at every shape whose rows have k n weights.
+#               the loss adds over weights (compcomp.ordering.covers), at every shape whose rows have k n weights.
 #
 # A proof needs premises that can be satisfied. A claim with more conditions, fewer layers or fewer values than the
 # source is PROVED here only if a layer is found, in exact arithmetic, on which its conditions hold.

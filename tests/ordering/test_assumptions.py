@@ -18,7 +18,8 @@ from compcomp.language.technique import Technique
 from compcomp.language.text import parse_claim
 from compcomp.language.verdict import Status, Verdict
 from compcomp.optimize import optimize_order
-from compcomp.ordering.dag import Orderings, covers
+from compcomp.ordering.covers import covers
+from compcomp.ordering.dag import Orderings
 from compcomp.ordering.plan import PlanData
 from compcomp.ordering.search import search
 from compcomp.proving.proof import DENSE_INPUTS, SAME_BASIS

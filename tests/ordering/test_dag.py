@@ -13,7 +13,8 @@ from compcomp.language.assumption import contract
 from compcomp.language.claim import Claim, dominates, same_state
 from compcomp.language.technique import Sequence, Technique
 from compcomp.language.verdict import Status
-from compcomp.ordering.dag import Orderings, covers
+from compcomp.ordering.covers import covers
+from compcomp.ordering.dag import Orderings
 from compcomp.ordering.space import Prefix, optional
 from compcomp.proving.proof import EXACT
 from compcomp.techniques import AbsMax, DistillFactors, LeastSquaresDistill, LoRA, Magnitude
