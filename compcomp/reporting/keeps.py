@@ -20,6 +20,7 @@ MEANING = {
     "rank": "the weight has at most the rank of the truncation at the end",
     "shape": "removed rows and columns are zero at the end, in the weight and in the low-rank term",
 }
+TITLE = "Invariants that a later technique keeps or destroys"
 NEW = (
     "the second technique sets up a grid or rank of its own, in place of the first's, and the claim speaks of this one"
 )
@@ -102,7 +103,7 @@ def markdown(table: Table, picture: str | None = None) -> str:
     """
     short = labels(table.techniques)
     lines = [
-        "# What destroys what",
+        f"# {TITLE}",
         "",
         "For each ordered pair of techniques, and each invariant that the first one sets up: does the second keep it?",
         "The claim is `first >> second keeps invariant`, for every layer of every shape.",
@@ -124,7 +125,7 @@ def markdown(table: Table, picture: str | None = None) -> str:
         lines += ["", f"## {invariant}", "", f"Kept: {MEANING[invariant]}.", "", *_matrix(table, invariant, short)]
         cells = [table.of(a, b, invariant) for a in table.firsts(invariant) for b in table.techniques]
         lines += _section("Counterexamples", [_line(cell) for cell in cells if cell.status == "REFUTED"])
-        lines += _section("What the proofs rest on", _assumptions(cells, short))
+        lines += _section("Assumptions of the proofs", _assumptions(cells, short))
         other = [cell for cell in cells if cell.status not in ("PROVED", "REFUTED", NOTHING)]
         lines += _section("Not decided", [f"{cell.status}: {_line(cell)}" for cell in other])
     return "\n".join(lines) + "\n"
@@ -219,8 +220,8 @@ def html(table: Table) -> str:
     legend = f"✓ proved for any shape (* {NEW}), ✗ refuted by a layer, ? unknown. {counted(table)}."
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>What destroys what</title>\n'
-        f"<style>{STYLE}</style></head>\n<body><h1>What destroys what</h1>\n<p>{escape(legend)}</p>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{TITLE}</title>\n'
+        f"<style>{STYLE}</style></head>\n<body><h1>{TITLE}</h1>\n<p>{escape(legend)}</p>\n"
         f"{''.join(parts)}</body></html>\n"
     )
 

@@ -103,7 +103,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     data = json.loads(done.stdout)
     assert {(c["second"], c["status"]) for c in data["cells"]} == {(P, "PROVED"), (Q, "PROVED"), (O, "REFUTED")}
-    assert page.read_text().startswith("# What destroys what")
+    assert page.read_text().startswith("# Invariants that a later technique keeps or destroys")
 
 
 @pytest.mark.parametrize("given", [["Nothing()"], [P, "--invariant", "colour"], [P, "--out", "x.txt"]])
