@@ -13,7 +13,7 @@ from itertools import pairwise, product
 import numpy as np
 
 from compcomp.errors import NotExactError
-from compcomp.language.claim import Claim, Dominates, Equals, Fits, Keeps, SameState
+from compcomp.language.claim import Claim, Dominates, Equals, Fits, Keeps, Orthogonal, SameState
 from compcomp.language.identity import same
 from compcomp.language.scheme import Scheme
 from compcomp.language.size import DENSE
@@ -35,6 +35,9 @@ def derived(claim: Claim) -> bool:
         return _keeps(claim)
     if isinstance(claim, Fits):
         return _fits(claim)
+    if isinstance(claim, Orthogonal):  # errors are not negative: no more than one of two is no more than both
+        both = claim.left >> claim.right
+        return any(_compares(Dominates(both, part, claim.loss)) for part in claim.sides)
     return isinstance(claim, Equals | SameState | Dominates) and _compares(claim)
 
 
