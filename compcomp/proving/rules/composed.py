@@ -64,5 +64,5 @@ def _asked(claim: Dominates, session: Session, rules: Items[Rule], any_basis: fr
         refusals.append(found)
     nearest = max(refusals, key=lambda refusal: refusal.reached)
     name = str(claim.right) if claim.right.techniques else "nothing at all"
-    reason = f"the composition is not proved to lose no more than {name} ({nearest})"
+    reason = f"the composition is not proved to lose no more than {name}: {nearest}"
     return Refusal(reason, reached=min(nearest.reached, Reached.FACT))
