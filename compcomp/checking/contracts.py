@@ -63,6 +63,8 @@ def _compares(claim: Equals | SameState | Dominates) -> bool:
     In the second case it extends the right one by steps that never increase the loss.
     """
     left, right = _changing(claim.left), _changing(claim.right)
+    if not isinstance(claim, SameState):
+        left, right = _in_last_basis(left), _in_last_basis(right)
     if left.changes_basis or right.changes_basis:
         return _same(left.techniques, right.techniques) and left.is_deterministic
     if isinstance(claim, Dominates) and not claim.loss.needs_inputs:
@@ -121,13 +123,27 @@ def _adds_no_factors(technique: Technique) -> bool:
 
 
 def _on_a_grid(techniques: Items[Technique]) -> bool:
-    """Return True if the last step that is no selection sets up a grid, and no technique without steps follows."""
+    """Return True if the format after these techniques records a grid.
+
+    That is so if the last step that is no selection sets it up, and no technique without steps follows. Of other
+    sequences one run shows it.
+    """
     for technique in reversed(techniques):
         if not technique.steps():
-            return False
+            break
         if not _selects_alone(technique):
             return True
-    return False
+    run = Keeps(Sequence(tuple(techniques)), "grid")
+    formats = None if not techniques or _open(run.left) else _formats(run)
+    return formats is not None and formats[-1].grid is not None
+
+
+def _in_last_basis(sequence: Sequence) -> Sequence:
+    """Return the sequence without changes of basis at its end: they leave effective weight, inputs and losses alone."""
+    kept = len(sequence.techniques)
+    while kept and sequence.techniques[kept - 1].promises().changes_basis:
+        kept -= 1
+    return Sequence(sequence.techniques[:kept])
 
 
 def _weights_alone(sequence: Sequence) -> Sequence:

@@ -20,6 +20,7 @@ from compcomp.bench import Shape
 from compcomp.language.loss import Loss
 from compcomp.language.technique import Technique, run
 from compcomp.layers import walk
+from compcomp.layers.basis import Transform
 from compcomp.layers.batches import stack, unstack
 from compcomp.layers.state import LayerState
 from compcomp.ordering.dag import Orderings
@@ -235,22 +236,22 @@ class Screen:
         """Project every field of the state on one random direction, so that different fields hardly ever agree."""
         values, known = [self._projected(state.effective() - state.weight) / self._size], list[object]()
         for field in walk.FIELDS:
-            if not field.equal:
+            if not field.equal or field.equal == "product":  # the difference above is the product
                 continue
             value = field.of(state)
             if field.equal == "changed" and state.reference_inputs is None:
                 value = None
+            if field.equal == "full" and value is None:
+                value = np.full(self.shape, True, dtype=object)
             if field.kind == "data":
                 known.append(value)
                 continue
-            known.append(value is None)
-            if value is None:
+            if field.kind == "basis":
+                matrix = (Transform(()) if value is None else value).matrix(self.shape[1], float)
+                values.append(self._projected(matrix))
                 continue
-            if field.equal == "product":
-                known.append(value.shape)
-            elif field.kind == "basis":
-                values.append(self._projected(value.matrix(self.shape[1], float)))
-            else:
+            known.append(value is None)
+            if value is not None:
                 scale = self._size if field.kind == "numbers" and field.equal == "as it is" else 1
                 values.append(self._projected(value) / scale)
         return Sketch(tuple(known), np.stack(values, axis=1))

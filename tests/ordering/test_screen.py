@@ -13,7 +13,17 @@ from compcomp.layers.batches import stack
 from compcomp.layers.gram import gram_of
 from compcomp.ordering.dag import Orderings, Prefix
 from compcomp.ordering.screen import KINDS, Screen, Sketch, Values, alike, generated, in_common, no_worse, small_shape
-from compcomp.techniques import JSQ, AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
+from compcomp.techniques import (
+    JSQ,
+    AbsMax,
+    AbsMaxInputs,
+    Hadamard,
+    LeastSquaresDistill,
+    LoRA,
+    Magnitude,
+    TruncatedSVD,
+    Wanda,
+)
 
 P, Q, D = Magnitude("1/2", pattern="2:4"), AbsMax(bits=4, group=4), LeastSquaresDistill()
 L, W = TruncatedSVD(rank=2, residual=True), Wanda("1/2")
@@ -92,6 +102,16 @@ def test_equal_prefixes_are_proposed_and_others_are_not() -> None:
             for prefix in (one, other)
         ]
         assert without[0] == without[1], "they differ only in no-ops on the dense layer"
+
+
+@pytest.mark.parametrize("idle", [Hadamard(block=1), LoRA(rank=1, iterations=1), Magnitude(0)], ids=str)
+def test_equal_states_look_equal(idle: Technique) -> None:
+    """A transform that is the identity, a low-rank product of zero, a mask that keeps all."""
+    orderings = Orderings([idle, Q], "output_l2")
+    screen = Screen(orderings, LOSSES["output_l2"], (4, 8))
+    start = screen.sketch(screen.start())
+    after, other = (screen.sketch(screen.apply(step, screen.start())) for step in (0, 1))
+    assert after.agrees(start) and not other.agrees(start)
 
 
 @pytest.mark.parametrize("techniques", [[Magnitude("1/2", ties="any"), P], [AbsMax(4, rounding="any"), Q]])

@@ -21,7 +21,18 @@ from compcomp.ordering.dag import ON_THIS_MODEL
 from compcomp.ordering.measurement import Measurement, ranked
 from compcomp.ordering.plan import PlanData
 from compcomp.ordering.search import search
-from compcomp.techniques import AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
+from compcomp.techniques import (
+    AWQ,
+    AbsMax,
+    AbsMaxInputs,
+    GradientDistill,
+    Hadamard,
+    LeastSquaresDistill,
+    LoRA,
+    Magnitude,
+    TruncatedSVD,
+    Wanda,
+)
 from tests.ordering.fakes import LayerBench, Prover, by_rules, exhaustive, run
 
 P, Q, D = Magnitude("1/2", pattern="2:4"), AbsMax(bits=3, group=4), LeastSquaresDistill()
@@ -71,6 +82,27 @@ def test_proved_dominance_drops() -> None:
 
 
 PROVED, UNKNOWN = Status.PROVED, Status.UNKNOWN
+IDLE = [
+    *(LeastSquaresDistill(), LoRA(rank=1, iterations=1, merged=True), GradientDistill(iterations=2)),
+    *(AWQ(alphas=(0,), group=None), Hadamard(block=1), LoRA(rank=1, iterations=1)),
+]
+"""Techniques that change nothing of a dense layer, each by another contract."""
+
+
+@pytest.mark.parametrize("idle", IDLE, ids=str)
+def test_what_changes_nothing_at_first_is_left_out_there(idle: Technique) -> None:
+    plan = search([idle, Q], "output_l2", LayerBench([idle, Q]), prover=by_rules)
+    consistent(plan)
+    assert [plan.orderings.normal_form(prefix)[0] for prefix in ((0,), (0, 1), (1,))] == [(), (1,), (1,)]
+    assert any(verdict.proved and str(verdict.claim) == f"{idle} same state as identity" for verdict in plan.verdicts)
+
+
+def test_what_is_seen_to_change_a_layer_is_not_asked() -> None:
+    prover = Prover(lambda claim: UNKNOWN)
+    plan = search([P, Hadamard(block=4), GradientDistill(iterations=2)], "output_l2", prover=prover)
+    asked = {str(claim) for claim, _ in prover.asked if str(claim).endswith("same state as identity")}
+    assert asked == {f"{GradientDistill(iterations=2)} same state as identity"}
+    assert plan.orderings.normal_form((2,))[0] == (2,), "nothing is merged without a proof"
 
 
 def test_a_proof_at_one_shape_drops_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

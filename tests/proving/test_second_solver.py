@@ -12,10 +12,11 @@ import pytest
 import compcomp.techniques  # noqa: F401
 from compcomp.language.text import parse_claim
 from compcomp.language.verdict import Grade, Status, Verdict
+from compcomp.proving import cvc5_worker
 from compcomp.proving.crosscheck import cross_check
 from compcomp.proving.prove import default_prover, prove
 from compcomp.proving.session import Session
-from compcomp.proving.solver import Answer, Cvc5Process, Remembering, Solver
+from compcomp.proving.solver import RLIMIT, Answer, Cvc5Process, Remembering, Solver
 from compcomp.terms import Term
 from tests.amount import spread
 from tests.claims import CLAIMS
@@ -47,6 +48,15 @@ def test_two_solvers_agree(text: str, loss: str, scope: str, expected: str) -> N
         assert all(q.second_answer == q.answer for q in verdict.queries if q.answer == q.expected)
         assert verdict.versions["second solver"].startswith("cvc5 1.")
         assert verdict.versions["solver"].startswith("z3 ")
+
+
+def test_the_first_procedure_for_products_is_limited_by_its_work() -> None:
+    """With a limit in seconds a busy machine leaves this query to the second procedure, which takes 8 times as long."""
+    claim = parse_claim("AbsMax(bits=2) dominates QuantizationAwareTraining(bits=2)")
+    query = prove(claim, "1x3", second=None).queries[-1]
+    found = cvc5_worker.answer({"smtlib": query.smtlib, "rlimit": RLIMIT, "milliseconds": 600_000})
+    assert (query.name, found["answer"], found["logic"]) == ("claim", "unsat", "QF_NRA")
+    assert 100_000 < found["rlimit"] < cvc5_worker.LEMMAS_RLIMIT, "the first procedure alone, for half a second"
 
 
 class Liar:
