@@ -99,10 +99,10 @@ def test_kernel_encoding_and_promises_agree(technique: Technique, device: str) -
         assert coverage.clear >= 25
 
 
-def test_ties_and_midpoints_are_met() -> None:
-    met = (Magnitude("1/2"), Wanda("1/2"), AbsMax(bits=4), AbsMax(bits=3, rounding="half_away"), MinMax(2), MinMax(3))
-    met = (*met, PruneRows("1/2"), PruneColumns("1/2"), PruneNeurons("1/2"), PruneHeads("1/2"), Taylor("1/2"))
-    for technique in met:
+def test_ties_and_midpoints_are_generated() -> None:
+    some = [Magnitude("1/2"), Wanda("1/2"), AbsMax(bits=4), AbsMax(bits=3, rounding="half_away"), MinMax(2), MinMax(3)]
+    some += [PruneRows("1/2"), PruneColumns("1/2"), PruneNeurons("1/2"), PruneHeads("1/2"), Taylor("1/2")]
+    for technique in some:
         assert check_encoding(technique, max_examples=60).at_ties >= 3
 
 
@@ -143,7 +143,7 @@ def test_the_truth_passes() -> None:
 @pytest.mark.parametrize(
     "lie",
     [
-        *("rank", "weight_l1", "weight_l2", "output_l2", "rests", "holds_reference", "leaves_weight"),
+        *("rank", "weight_l1", "weight_l2", "output_l2", "no_op_on_dense", "holds_reference", "leaves_weight"),
         *("deterministic", "restores", "input_bits"),
     ],
 )
@@ -268,7 +268,7 @@ def test_a_grid_that_is_replaced_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize("field", ["inputs", "gram", "reference_inputs"])
-def test_inputs_changed_without_a_word_are_caught(field: str) -> None:
+def test_inputs_changed_without_a_contract_are_caught(field: str) -> None:
     def changed(layer: LayerState) -> LayerState:
         return replace(layer, **{field: None if layer.inputs is None else layer.inputs * 0})
 
@@ -492,7 +492,7 @@ def factors_left(technique: Technique) -> Kernel:
     return run
 
 
-def unsettled(technique: LearnedMask) -> Kernel:
+def undecided(technique: LearnedMask) -> Kernel:
     """The kernel with one seed at the first of two calls for a layer and another at the second."""
     seeds = itertools.cycle((0, 1))
 
@@ -592,7 +592,7 @@ T = QuantizationAwareTraining(3, iterations=3)
         (LearnedMask("1/2"), without("mask", Magnitude("1/2"))),
         (LearnedMask("1/2"), without("factors", Magnitude("1/2"))),
         (LearnedMask("1/2"), in_place(Magnitude("1/2"))),
-        (LearnedMask("1/2"), unsettled(LearnedMask("1/2", iterations=5))),
+        (LearnedMask("1/2"), undecided(LearnedMask("1/2", iterations=5))),
         (T, other(AbsMax(bits=4))),
         (T, other(AbsMax(bits=2))),
         (T, other(AbsMax(bits=3, group=2))),
@@ -712,7 +712,7 @@ class Forgetful(GPTQ):
     "lie",
     [
         *(Declared(keeps=frozenset({name})) for name in ("mask", "n:m", "grid", "rank", "shape")),
-        *(Declared(restores=frozenset({"mask"})), Declared(rests=True), Declared(holds_reference=True)),
+        *(Declared(restores=frozenset({"mask"})), Declared(no_op_on_dense=True), Declared(holds_reference=True)),
         *(Declared(never_increases=frozenset({loss})) for loss in ("output_l2", "weight_l2")),
     ],
 )

@@ -12,11 +12,13 @@ from typing import Any
 from compcomp.errors import InputError
 from compcomp.language.steps import Optimum
 
-NO_OP = ("always", "on a grid", "plain", "plain dense")
+NO_OP = ("always", "on a grid", "masked", "without factors", "plain", "plain dense")
 """Circumstances in which a technique may be a no-op.
 
 - "always": every state.
 - "on a grid": the format records a grid.
+- "masked": every weight that the format's mask drops is zero, or there is no mask, and the format records no rank.
+- "without factors": the format records no low-rank term.
 - "plain": the format records no mask, pattern, grid, rank or cut. It may record a low-rank term and a transform.
 - "plain dense": the format is plain, the effective weight equals the reference, and the inputs are the dense ones.
 """
@@ -71,8 +73,8 @@ class Declared:
         restores: "mask": every weight that the mask before it drops is zero after it, and the mask after it drops that
             weight too.
         never_increases: names of losses, of the layer in its current basis.
-        rests: to change nothing means here that weight, mask, grid, inputs and the product of the low-rank term are the
-            same after it.
+        no_op_on_dense: to change nothing means here that weight, mask, grid, inputs and the product of the low-rank
+            term are the same after it.
         changes_inputs: weight, reference and format do not change. A technique that does not declare it does not change
             the inputs.
         homogeneous: the layer here is its weight and its reference.
@@ -111,13 +113,17 @@ class Declared:
         default=False,
         metadata=_law("what it never increases it does not increase on changed inputs either", "last_step"),
     )
-    rests: bool = field(
+    no_op_on_dense: bool = field(
         default=False,
-        metadata=_law("changes nothing where the effective weight equals the reference on dense inputs", "normal"),
+        metadata=_law(
+            "changes nothing where the effective weight equals the reference on dense inputs", "normal", "reference"
+        ),
     )
     holds_reference: bool = field(
         default=False,
-        metadata=_law("leaves the effective weight and the inputs alone where they equal the reference", "no_op"),
+        metadata=_law(
+            "leaves the effective weight and the inputs alone where they equal the reference", "no_op", "reference"
+        ),
     )
     leaves_weight: bool = field(
         default=False,
@@ -127,7 +133,7 @@ class Declared:
         default=False,
         metadata=_law(
             "acts on the inputs alone, and what it makes of them depends on them alone",
-            *("inputs", "exchange", "fits", "no_op", "normal"),
+            *("inputs", "exchange", "fits", "no_op", "normal", "reference"),
         ),
     )
     homogeneous: bool = field(

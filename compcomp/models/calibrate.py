@@ -50,7 +50,7 @@ def calibrate(
     model = unwrap(model)
     layers = tuple(layers)
     collected = Collected(layers)
-    told: dict[str, set[str]] = {}
+    remarks: dict[str, set[str]] = {}
     looking: Followed | None = None
     first = False  # True in the run with other padding
 
@@ -78,7 +78,7 @@ def calibrate(
             padded = streams(batch, decoding)
             with running(model, batch, number):
                 if padded:
-                    looking, first = Followed(padded, told), True
+                    looking, first = Followed(padded, remarks), True
                     _disturbed_run(model, batch, padded, looking)
                     first = False
                 run(model, batch)
@@ -87,7 +87,7 @@ def calibrate(
             looking = None
             collected.end_batch()
     if notes is not None:
-        notes += notes_of(told)
+        notes += notes_of(remarks)
     result = collected.grams(layers)
     if magnitudes is not None:
         magnitudes.update(collected.magnitudes())
@@ -149,9 +149,9 @@ def _disturbed_run(model: nn.Module, batch: Any, padded: list[Stream], looking: 
     looking.everything = False
 
 
-def notes_of(told: Mapping[str, set[str]]) -> list[str]:
+def notes_of(remarks: Mapping[str, set[str]]) -> list[str]:
     """Return a line for each thing that could not be determined about padding, with the layers that it concerns."""
-    return [_note(text, names) for text, names in told.items()]
+    return [_note(text, names) for text, names in remarks.items()]
 
 
 def _note(text: str, names: set[str]) -> str:

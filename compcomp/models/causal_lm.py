@@ -29,16 +29,16 @@ def load_directory(directory: Path) -> nn.Module:
 
     with quiet():
         try:
-            model, told = AutoModelForCausalLM.from_pretrained(
+            model, report = AutoModelForCausalLM.from_pretrained(
                 directory, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
             )
         except Exception as error:  # whatever is wrong with the files, found by any library
             raise refused(directory, reason(error)) from None
-    if other := sorted(told["mismatched_keys"]):
+    if other := sorted(report["mismatched_keys"]):
         name, saved, wanted = other[0]
         given = f"{name} is {_size(saved)} in the file and {_size(wanted)} by config.json"
         raise refused(directory, given + (f", and {len(other) - 1} more" if len(other) > 1 else ""))
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(report["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise refused(directory, f"its files lack {missing[0]}{more}")
     loaded: nn.Module = model.eval()

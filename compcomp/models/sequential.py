@@ -74,15 +74,15 @@ def compress_blocks(
     model = unwrap(model)
     while True:
         late = set(layers) - {name for stage in stages for name in stage.layers}
-        told: dict[str, set[str]] = {}
+        remarks: dict[str, set[str]] = {}
         try:
-            _Pass(model, layers, batches, stages, compress, late, told, dense, on_block, enter, leave).run()
+            _Pass(model, layers, batches, stages, compress, late, remarks, dense, on_block, enter, leave).run()
         except Repeated as repeated:
             undo()
             stages = merged_around(model, stages, repeated.args[0])
             continue
         if notes is not None:
-            notes += notes_of(told)
+            notes += notes_of(remarks)
         return
 
 
@@ -112,14 +112,14 @@ class _Pass:
         stages: Sequence[Stage],
         compress: Compress,
         late: set[str],
-        told: dict[str, set[str]],
+        remarks: dict[str, set[str]],
         dense: bool,
         on_block: OnBlock,
         enter: Callable[[Stage], bool],
         leave: Callable[[Stage], None],
     ) -> None:
         self.model, self.layers, self.batches, self.stages = model, layers, batches, stages
-        self.compress, self.late, self.told, self.dense = compress, late, told, dense
+        self.compress, self.late, self.remarks, self.dense = compress, late, remarks, dense
         self.on_block, self.enter, self.leave = on_block, enter, leave
         self.observing: set[str] = set()
         self.collected = Collected(())
@@ -203,7 +203,7 @@ class _Pass:
         if not padded:
             yield partial(self._plain, batch, number, _Role())
             return
-        looking = Followed(padded, self.told)
+        looking = Followed(padded, self.remarks)
         self.followed.append(looking)
         with running(self.model, batch, number):
             lost = self._unreached(batch, padded)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.conditions import TEMPLATES
 from compcomp.language.refusal import Refusal, RuleAnswer
-from compcomp.language.technique import Sequence, Technique
+from compcomp.language.technique import Sequence, Technique, has_fields
 from compcomp.proving.lemma_layer import with_layer
 from compcomp.proving.proof import Proof, Rule
-from compcomp.proving.reasons import convention, listed
+from compcomp.proving.reasons import convention
 from compcomp.proving.rules import ANY_BASIS, AT_SHAPE, RULES
-from compcomp.proving.rules.basis import simplified
+from compcomp.proving.rules.basis import simplified, unlike_bases
 from compcomp.proving.rules.likeness import standing, unreliable
 from compcomp.proving.session import Session
 from compcomp.proving.solver import Solver
@@ -35,7 +35,7 @@ CONVENTIONS = {"ties": TIES, "rounding": ROUNDINGS}
 """Parameters of techniques that are conventions, with their values."""
 SMALL = ("2x4", "1x4", "1x8")
 """Scopes to try in place of a larger one."""
-TELLING = ("exchange", "orthogonal", "kept", "fits", "last step", "normal")
+TELLING = ("exchange", "orthogonal", "composed", "kept", "fits", "last step", "normal")
 """Rules of which a reason says most, among those that came equally far."""
 
 
@@ -48,8 +48,8 @@ def asked_of_rules(
         The proof, or None, and the refusals before it, the most telling first. Rules that are about other kinds of
         claims come last.
     """
-    told = standing(claim)
-    if told is None:
+    before = standing(claim)
+    if before is None:
         return None, (Refusal(unreliable(claim), "likeness"),)
     reducing = begin(until)
     simple, contracts = simplified(claim, reducing)
@@ -60,7 +60,7 @@ def asked_of_rules(
             found = _of(rule, form, begin, until)
             if isinstance(found, Refusal):
                 refusals += [found] if form is simple else []
-            elif standing(claim) != told:
+            elif standing(claim) != before:
                 return None, (Refusal("a technique changed while the rules were asked", "likeness"),)
             elif form is not simple:
                 return found, ranked(refusals)
@@ -81,8 +81,7 @@ def _at(scope: Scope | None, claim: Claim) -> tuple[Rule, ...]:
 def _of(rule: Rule, claim: Claim, begin: Begin, until: float) -> Proof | Refusal:
     """Ask one rule, unless its argument does not hold in a basis that the claim's techniques change."""
     if claim.changes_basis and isinstance(claim, rule.claims) and rule not in ANY_BASIS:
-        changing = listed(t for sequence in claim.sequences for t in sequence if t.promises().changes_basis)
-        return Refusal(f"{changing} changes the basis of the inputs, in which the rule does not hold", rule.name)
+        return unlike_bases(claim, rule.name)
     return rule(claim, begin(until))
 
 
@@ -182,7 +181,7 @@ def _under(claim: Claim, name: str, value: str) -> Claim | None:
     """Return the claim of techniques with another convention; None where that changes none of them."""
 
     def of(technique: Technique) -> Technique:
-        if is_dataclass(technique) and any(f.name == name and f.init for f in fields(technique)):
+        if has_fields(technique) and any(f.name == name and f.init for f in fields(technique)):
             return replace(technique, **{name: value})
         return technique
 

@@ -19,8 +19,9 @@ from compcomp.layers.basis import Rotation, Scaling, Transform, composed, unlike
 from compcomp.layers.state import LayerState
 from compcomp.techniques import AbsMaxInputs, Hadamard, Magnitude, SmoothQuant
 from compcomp.terms import Choices
-from compcomp.testing.conformance import MARGIN, _compare, _equal
-from compcomp.testing.conformance import Coverage as Counts
+from compcomp.testing.agreement import MARGIN, compare
+from compcomp.testing.properties import equal_states
+from compcomp.testing.report import Coverage as Counts
 from compcomp.testing.strategies import conventions, layers
 from tests.helpers import layer, matrix
 
@@ -105,7 +106,7 @@ def test_every_technique_acts_on_the_layer_as_it_sees_it(kind: type[Technique], 
     transform = data.draw(TRANSFORMS)
     assume(transform is not None)
     state = rebased(start, transform)
-    assert _equal(replace(state.working(), choices=Choices()), start)
+    assert equal_states(replace(state.working(), choices=Choices()), start)
     try:
         seen = technique.encode(replace(start, choices=Choices()))
         after = run(technique, replace(state, choices=Choices()))
@@ -129,14 +130,14 @@ def test_every_technique_acts_on_the_layer_as_it_sees_it(kind: type[Technique], 
     outputs = LOSSES["output_l2"]
     assert outputs.of(after) == outputs.of(seen)
     dead = technique.needs_magnitudes and not (start.weight.any(axis=0).all() and start.inputs.any(axis=1).all())
-    settled = kind.feasible is Technique.feasible  # else the kernel need not do what the first of every choice does
+    unique = kind.feasible is Technique.feasible  # else the kernel need not do what the first of every choice does
     clear = seen.choices.margin > MARGIN and not dead  # zeros do not survive a rotation there and back in floats
-    if settled and clear:
+    if unique and clear:
 
         def kernel(_: Technique, layer: LayerState) -> LayerState:
             return run_kernel(technique, layer)
 
-        _compare(InAnyBasis(technique), kernel, state, replace(after, choices=seen.choices), "cpu", Counts())
+        compare(InAnyBasis(technique), kernel, state, replace(after, choices=seen.choices), "cpu", Counts())
 
 
 def test_inputs_are_rounded_in_the_basis_that_is_there() -> None:
@@ -152,5 +153,5 @@ def test_inputs_are_rounded_in_the_basis_that_is_there() -> None:
 def test_a_sequence_and_its_trace_agree() -> None:
     sequence = SmoothQuant() >> Magnitude(Fraction(1, 2)) >> Hadamard() >> AbsMaxInputs(3)
     start = layer([[4, -1, 2, 2]], matrix([[1], [4], [2], [8]]).tolist())
-    assert _equal(sequence.trace(start)[-1], sequence.encode(start))
+    assert equal_states(sequence.trace(start)[-1], sequence.encode(start))
     assert len(sequence.trace(start)) == 5 and sequence.changes_basis

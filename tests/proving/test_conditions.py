@@ -457,7 +457,7 @@ def test_reversed_pairs_under_one_condition(condition: Condition) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("condition", [LargestKept(), ScaleUnchanged()], ids=str)
 def test_masks_before_one_map(condition: Condition) -> None:
-    """What rests on the scale: where Wanda drops the largest weight, the claim fails."""
+    """A fact about the scale: where Wanda drops the largest weight, the claim fails."""
     proved = 0
     for (p, other), q in itertools.product(itertools.permutations(PRUNERS, 2), MAPS):
         for loss in ("weight_l1", "weight_l2"):

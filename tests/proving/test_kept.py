@@ -202,7 +202,7 @@ class RemoveRows(Technique):
 
 @dataclass(frozen=True)
 class Opaque(Technique):
-    """Another technique that shows none of its steps, and promises what it is told."""
+    """Another technique that shows none of its steps, and promises what it is given."""
 
     inner: Technique
     keeps: frozenset[str] = frozenset()
@@ -251,7 +251,7 @@ HALF, ASYMMETRIC = Magnitude("1/2"), MinMax(3, zero="none")
         ([R, TruncatedSVD(1)], "mask", True),
         ([R, TruncatedSVD(1), AbsMax(3), TruncatedSVD(1)], "shape", True),
         ([R, TruncatedSVD(1), L], "shape", False),
-        # Not proved, and no layer of these shapes shows it: the rows stay zero, not what was dropped beside them.
+        # Not proved, and no layer of these shapes shows it: the rows stay zero, not what was dropped in other rows.
         ([R, HALF, TruncatedSVD(1)], "mask", None),
         ([R, TruncatedSVD(1), HALF], "mask", True),
         ([R, TruncatedSVD(1), HALF, TruncatedSVD(1)], "mask", None),

@@ -98,7 +98,7 @@ class Scored(Technique):
 
 
 # Where scores of the dense weights meet those of the current ones, and masks are broken and restored.
-SETTLED: list[Technique] = [
+DETERMINISTIC: list[Technique] = [
     Magnitude("1/2", of="dense"),
     Magnitude("1/2", of="dense", ties="all"),
     Magnitude("1/2", of="dense", ties="any"),
@@ -206,20 +206,20 @@ CUTTING: list[Technique] = [
 ]
 
 
-def every_layer(columns: int, rows: int = 1) -> Candidates:
+def every_layer(columns: int, rows: int = 1, largest: int = 0) -> Candidates:
     """Every layer of this shape of whole numbers up to LARGEST (6 for four weights), where midpoints occur."""
-    largest = LARGEST if rows * columns < 4 else 6
+    largest = largest or (LARGEST if rows * columns < 4 else 6)
     values = np.arange(-largest, largest + 1, dtype=float)
     grid = np.array(list(itertools.product(values, repeat=rows * columns)))
     return Candidates(grid.reshape(-1, rows, columns), None)
 
 
-def counterexample(claim: Claim, columns: int, rows: int = 1) -> bool:
+def counterexample(claim: Claim, columns: int, rows: int = 1, largest: int = 0) -> bool:
     """Whether some small layer contradicts the claim, for some of a few resolutions of its free choices.
 
     Where nothing is left free, also in exact numbers: floats may go either way at a midpoint that is none in floats.
     """
-    candidates = every_layer(columns, rows)
+    candidates = every_layer(columns, rows, largest)
     for seed in range(3):
         layer = candidates.layer(np.random.default_rng(seed))
         found = fails(claim, [sequence.trace(layer) for sequence in claim.sequences], tolerance=1e-9)
@@ -280,7 +280,7 @@ def test_nothing_false_is_proved_for_any_shape(claim: Claim) -> None:
 
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(claims(SETTLED))
+@given(claims(DETERMINISTIC))
 def test_nothing_false_is_proved_of_dense_scores(claim: Claim) -> None:
     verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
     if verdict.proved:
@@ -339,7 +339,7 @@ class Promising(TruncatedSVD):
         return self.promised
 
 
-def test_a_format_rests_on_contracts() -> None:
+def test_a_format_depends_on_contracts() -> None:
     """Each is named, and a technique whose format may vary proves nothing."""
     keeps_all = frozenset({"mask", "n:m", "grid", "rank"})
     trusted = Promising(1, residual=True, promised=Declared(keeps=keeps_all))
@@ -478,9 +478,10 @@ FALSE_WHERE_A_GROUP_GOES = [
 def test_what_ties_that_empty_a_group_make_false_is_not_proved(claim: Claim) -> None:
     assert counterexample(claim, 4)
     assert not prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False).proved
-    settled = replace(claim, given=conditions(["no_ties"]))
+    without_ties = replace(claim, given=conditions(["no_ties"]))
     assert (
-        claim.kind != "equal" or prove(settled, "any", timeout=20, stages=("rule",), second=None, explain=False).proved
+        claim.kind != "equal"
+        or prove(without_ties, "any", timeout=20, stages=("rule",), second=None, explain=False).proved
     )
 
 
@@ -553,7 +554,7 @@ def test_nothing_false_is_proved_where_inputs_change(claim: Claim) -> None:
 X, D = AbsMaxInputs(4), LeastSquaresDistill()
 L, W, P = TruncatedSVD(1, residual=True), Wanda("1/2"), Magnitude("1/2")
 FALSE_WHERE_INPUTS_CHANGE = [
-    equal(X >> D, X),  # distillation rests only on the dense inputs
+    equal(X >> D, X),  # distillation is a no-op only on the dense inputs
     equal(X >> W, W >> X),  # Wanda looks at them
     equal(P >> X >> D, P >> D >> X),  # and so does distillation
     equal(X >> AbsMaxInputs(2), AbsMaxInputs(2) >> X),

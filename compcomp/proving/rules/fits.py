@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from math import lcm
 
 from compcomp.language.assumption import contract
 from compcomp.language.claim import Fits, Scope
@@ -30,7 +31,7 @@ from compcomp.proving.rules.kept import (
 from compcomp.proving.sample import formats_along
 from compcomp.proving.session import Session
 
-# Rule (fits). A sequence S fits a scheme if it does what each of its words asks for.
+# Rule (fits). A sequence S fits a scheme if it does what each of its parts requires.
 #
 # Formats. Which fields of a format are set depends on the techniques alone, and so do the numbers in it (levels,
 # patterns, ranks): of a step they are parameters of it, of another technique it is part of its contract, unless it
@@ -52,7 +53,9 @@ from compcomp.proving.session import Session
 #          pattern n':m with n' <= n holds at the end (rule kept).
 #   s in P follows from zeros in R = P with a share of at least s, as int(|P| s) grows with s; or if R refines P, in
 #          blocks of k of which int(k s') >= k s are zero: |P| is a multiple of k, so at least |P| s are zero in P. The
-#          blocks may be those of a pattern that holds at the end.
+#          blocks may be those of a pattern that holds at the end. Or they are rows, of which every n is a multiple of
+#          the number u that divides the columns of all layers that the techniques fit, where u s' is whole: then
+#          int(n s') = n s' >= n s.
 # r k      Let the format at the end say that the rank is at most k, and let the rank be kept (rule kept).
 # + r k    The low-rank term has as many factor columns as the format at the end says. Where the format has none there
 #          is none.
@@ -71,8 +74,8 @@ def fits_scheme(claim: Fits, session: Session) -> Proof | Refusal:
         return Refusal(f"the format that {varying} leaves depends on the weights")
     run = Run(techniques, formats, session)
     contracts: Contracts = []
-    for word in (_grid, _pattern, _sparsity, _rank, _beside, _inputs):
-        found = word(claim.scheme, run)
+    for requirement in (_grid, _pattern, _sparsity, _rank, _low_rank_branch, _inputs):
+        found = requirement(claim.scheme, run)
         if isinstance(found, Refusal):
             return found
         contracts += found
@@ -144,7 +147,7 @@ def zeros_at_end(run: Run) -> Iterator[Zeros]:
                 yield Partition.blocks(m), Fraction(m - n, m), [pattern, *contracts, *_numbers(run)]
 
 
-def _too_few(run: Run, word: str) -> Refusal:
+def _too_few(run: Run, part: str) -> Refusal:
     """Refuse because too few zeros are proved to be left.
 
     The reason is why zeros of the last selection do not stay.
@@ -153,8 +156,8 @@ def _too_few(run: Run, word: str) -> Refusal:
         if any(isinstance(step, Selection) for step in run.techniques[k].steps()):
             found = dropped_stay(run, k)
             if isinstance(found, Refusal):
-                return replace(found, reason=f"{word}: {found.reason}")
-    return Refusal(f"{word}: no technique is proved to leave that many zeros in each group")
+                return replace(found, reason=f"{part}: {found.reason}")
+    return Refusal(f"{part}: no technique is proved to leave that many zeros in each group")
 
 
 def _pattern(scheme: Scheme, run: Run) -> Contracts | Refusal:
@@ -176,10 +179,21 @@ def _sparsity(scheme: Scheme, run: Run) -> Contracts | Refusal:
     for partition, share, contracts in zeros_at_end(run):
         if partition == scheme.share_of and share >= scheme.sparsity:
             return contracts
-        size = partition.size
+        size = _whole(partition, share, run)
         if size is not None and partition.refines(scheme.share_of) and int(size * share) >= size * scheme.sparsity:
             return contracts
     return _too_few(run, f"zeros in {scheme.share_of}")
+
+
+def _whole(partition: Partition, share: Fraction, run: Run) -> int | None:
+    """Return a number of weights that divides every group, and loses its share in each of its multiples.
+
+    None if there is none. The techniques say which numbers divide the columns of every layer that they fit.
+    """
+    if partition != Partition.rows():
+        return partition.size
+    unit = lcm(*(technique.unit for technique in run.techniques))
+    return unit if (unit * share).denominator == 1 else None
 
 
 def _rank(scheme: Scheme, run: Run) -> Contracts | Refusal:
@@ -194,14 +208,14 @@ def _rank(scheme: Scheme, run: Run) -> Contracts | Refusal:
     return contracts if isinstance(contracts, Refusal) else [*contracts, *_numbers(run)]
 
 
-def _beside(scheme: Scheme, run: Run) -> Contracts | Refusal:
+def _low_rank_branch(scheme: Scheme, run: Run) -> Contracts | Refusal:
     factors = _end(run).factors
     if factors is None:
         return []
     if run.undecided:
         return Refusal("a parameter is open, and the rank of the low-rank term may depend on it")
-    if factors.rank > scheme.beside:
-        return Refusal(f"a low-rank term of rank {factors.rank} is left, more than {scheme.beside}")
+    if factors.rank > scheme.branch_rank:
+        return Refusal(f"a low-rank term of rank {factors.rank} is left, more than {scheme.branch_rank}")
     return _numbers(run)
 
 
