@@ -37,7 +37,7 @@ from compcomp.proving.replay import Suspect, confirmed, exact_runs
 from compcomp.proving.solver import Answer
 from compcomp.techniques import AbsMax, Magnitude, Wanda
 from compcomp.terms import Batch, Choices
-from tests.amount import drawn, spread
+from tests.amount import drawn, marked, spread
 
 P, Q, W = "Magnitude(sparsity=1/2)", "AbsMax(bits=4)", "Wanda(sparsity=1/2)"
 PQ = f"{P} >> {Q} dominates {Q} >> {P}"
@@ -469,7 +469,7 @@ def test_masks_before_one_map(condition: Condition, part: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", spread(FAMILY, 4), ids=str)
+@pytest.mark.parametrize("first", marked(FAMILY, {0, len(PRUNERS)}), ids=str)
 def test_sequences_that_start_alike(first: Technique) -> None:
     """Without conditions: what both sequences start with is shared by their formulas."""
     finer: list[Technique] = [AbsMax(5), AbsMax(3), AbsMax(3, rounding="half_up"), AbsMax(2), FAMILY[0]]
