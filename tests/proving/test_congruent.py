@@ -32,7 +32,7 @@ from compcomp.techniques import (
     Wanda,
 )
 from compcomp.terms import Array, Choices, each
-from tests.amount import spread
+from tests.amount import marked
 
 FAMILY: list[Technique] = [
     Magnitude("1/4"),
@@ -113,24 +113,22 @@ def claims() -> list[Claim]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", spread(range(4), 1))
+@pytest.mark.parametrize("part", marked(range(5), {2}))
 def test_proofs_from_every_state(part: int) -> None:
     proved = refuted_elsewhere = 0
-    dense, *others = states()
-    some = [dense, *(s for k, s in enumerate(others) if k % 4 == part or s[0].changes_inputs)]
-    for claim in claims():
+    for claim in claims()[part::5]:
         verdict = prove(claim, "any", stages=("rule",), second=None, explain=False)
         if verdict.status is not Status.PROVED:
             assert not verdict.congruent
             continue
-        for prefix, state in some if verdict.congruent else [dense]:
+        for prefix, state in states() if verdict.congruent else states()[:1]:
             if DENSE_INPUTS in verdict.assumptions and prefix.changes_inputs:
                 refuted_elsewhere += mistaken(claim, state)
                 continue
             assert not mistaken(claim, state), f"{claim} after {prefix}: {verdict.reason}"
         proved += verdict.congruent
-    assert proved > 60
-    assert refuted_elsewhere, "the assumption about inputs is needed"
+    assert proved > 12
+    assert refuted_elsewhere or part != 2, "the assumption about inputs is needed"
 
 
 def test_what_rests_is_no_proof_from_every_state() -> None:
