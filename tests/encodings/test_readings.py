@@ -102,7 +102,7 @@ def fields(state: LayerState) -> Iterator[list[Any]]:
             yield [number(x) for x in state.format.grid.offset.ravel()]
 
 
-@pytest.mark.parametrize("technique", spread(DETERMINISTIC, 40), ids=str)
+@pytest.mark.parametrize("technique", spread(DETERMINISTIC, 20), ids=str)
 def test_z3_and_sympy_agree_with_fractions(technique: Technique) -> None:
     @FEW
     @given(layers((2, 4), started=False))

@@ -32,6 +32,7 @@ from compcomp.techniques import (
     Wanda,
 )
 from compcomp.terms import Array, Choices, each
+from tests.amount import marked
 
 FAMILY: list[Technique] = [
     Magnitude("1/4"),
@@ -112,9 +113,10 @@ def claims() -> list[Claim]:
 
 
 @pytest.mark.slow
-def test_proofs_from_every_state() -> None:
+@pytest.mark.parametrize("part", marked(range(5), {2}))
+def test_proofs_from_every_state(part: int) -> None:
     proved = refuted_elsewhere = 0
-    for claim in claims():
+    for claim in claims()[part::5]:
         verdict = prove(claim, "any", stages=("rule",), second=None, explain=False)
         if verdict.status is not Status.PROVED:
             assert not verdict.local_rewrite
@@ -125,8 +127,8 @@ def test_proofs_from_every_state() -> None:
                 continue
             assert not mistaken(claim, state), f"{claim} after {prefix}: {verdict.reason}"
         proved += verdict.local_rewrite
-    assert proved > 60
-    assert refuted_elsewhere, "the assumption about inputs is needed"
+    assert proved > 12
+    assert refuted_elsewhere or part != 2, "the assumption about inputs is needed"
 
 
 def test_a_no_op_on_the_dense_layer_is_no_proof_from_every_state() -> None:

@@ -87,8 +87,8 @@ def test_a_lying_first_solver_is_overruled(
     monkeypatch.setattr(Session, "ask", telling)
     claim = parse_claim(text, loss)
     for stages in (("rule", "bounded"), ("bounded",)):
-        alone = prove(claim, scope, timeout=20, stages=stages, solver=liar, second=None)
-        verdict = prove(claim, scope, timeout=20, stages=stages, solver=liar, second=real())
+        alone = prove(claim, scope, timeout=20, stages=stages, solver=liar, second=None, explain=False)
+        verdict = prove(claim, scope, timeout=20, stages=stages, solver=liar, second=real(), explain=False)
         assert not verdict.proved, verdict
         if alone.proved:  # it took the second one to see it
             assert verdict.status is Status.DISAGREE
