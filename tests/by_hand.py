@@ -50,7 +50,7 @@ def seen(model: nn.Module, names: Sequence[str], batches: Sequence[Any], kept: K
 
 
 def blocks(model: nn.Module, names: Sequence[str]) -> list[list[str]]:
-    """The layers of these names, block by block: the members of the outermost module lists, and layers outside alone."""
+    """The layers of these names, block by block: members of the outermost module lists, and layers outside alone."""
     lists: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in lists):
@@ -59,7 +59,8 @@ def blocks(model: nn.Module, names: Sequence[str]) -> list[list[str]]:
     found: dict[str, list[str]] = {}
     for layer in names:
         outer = next((name for name in lists if layer.startswith(f"{name}.")), None)
-        found.setdefault(layer if outer is None else ".".join(layer.split(".")[: outer.count(".") + 2]), []).append(layer)
+        block = layer if outer is None else ".".join(layer.split(".")[: outer.count(".") + 2])
+        found.setdefault(block, []).append(layer)
     return list(found.values())
 
 

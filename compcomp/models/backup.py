@@ -42,7 +42,8 @@ class Backup:
             save_file({"weight": layer.weight.contiguous()}, path)
         except OSError as error:
             given = f"{self._folder.name!r} ({error.strerror or error})"
-            raise InputError(given, "room for the model's weights in the temporary directory (TMPDIR)", "apply") from None
+            allowed = "room for the model's weights in the temporary directory (TMPDIR)"
+            raise InputError(given, allowed, "apply") from None
         self._kept.append((layer, path))
 
     def restore(self) -> None:

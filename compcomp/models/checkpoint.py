@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from compcomp.errors import InputError
 from compcomp.models.causal_lm import config_of, quiet, reason, refused
 
 META = torch.device("meta")
@@ -82,7 +81,7 @@ class Checkpoint:
 
     def _check_names(self) -> None:
         """Raise InputError unless the files hold each tensor of the model, in its shape."""
-        own = {name: tensor for name, tensor in self.model.state_dict(keep_vars=True).items()}
+        own = dict(self.model.state_dict(keep_vars=True))
         there = {id(tensor) for name, tensor in own.items() if name in self._files}
         if missing := [name for name, tensor in own.items() if name not in self._files and id(tensor) not in there]:
             lacks = f"its files lack {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")

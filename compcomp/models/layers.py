@@ -137,9 +137,7 @@ def layers_by_name(model: nn.Module) -> dict[str, Layer]:
     return found | {n: _layer(_Group([(n, module)])) for group in groups for n, module in group.followers}
 
 
-def check_order(
-    order: Technique | Sequence, layers: Iterable[Layer], *, calibrated: bool, notes: list[str]
-) -> None:
+def check_order(order: Technique | Sequence, layers: Iterable[Layer], *, calibrated: bool, notes: list[str]) -> None:
     """Raise InputError unless an order can run on a model.
 
     It has to fit every layer, leave inputs as they are, need no single tokens, and have the calibration that it needs.

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compcomp.errors import InputError
 from compcomp.layers.state import Magnitudes
 from compcomp.models.batches import run, running
 from compcomp.models.blocks import merged_around

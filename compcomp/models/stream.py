@@ -138,9 +138,8 @@ class _Stream:
         self.stages = find_blocks(self.model, self.layers.values(), inputs.blocks)
         held = {name for stage in self.stages for name in stage.layers}
         if shared := [name for name in self.layers if name not in held]:
-            raise InputError(
-                f"layer {shared[0]}, which several blocks share", "a model that is loaded, or the layer in ignore", "apply"
-            )
+            given = f"layer {shared[0]}, which several blocks share"
+            raise InputError(given, "a model that is loaded, or the layer in ignore", "apply")
         self.draft = target.parent / f".{target.name}.partial"
         self.resumed = 0
 
@@ -170,7 +169,7 @@ class _Stream:
         else:
             for stage in self.stages:
                 if not self._enter(stage):
-                    self._compress({name: None for name in stage.layers})
+                    self._compress(dict.fromkeys(stage.layers))
                 self._leave(stage)
         self._finish()
         return self.result
@@ -278,7 +277,8 @@ class _Stream:
         bits = sum(about["bits"] for about in layers.values())
         dense = sum(dense_bits(layer.shape) for layer in self.layers.values())
         rate, share = 1 - bits / dense, outside(self.model, self.layers.values()).share
-        about = {"order": str(self.order), "calibrate": self.inputs.calibrate, "layers": layers, "compression_rate": rate}
+        about = {"order": str(self.order), "calibrate": self.inputs.calibrate, "layers": layers}
+        about["compression_rate"] = rate
         with self._writing():
             save_file(stored, self.draft / self._file(None), metadata={"format": "pt"})
             size = sum((self.draft / file).stat().st_size for file in set(weights.values()))

@@ -289,7 +289,8 @@ def test_orders_of_single_layers_are_applied_block_by_block() -> None:
     batches = one.batches()
     model = one.build()
     names = names_of(model)
-    orders = {name: cc.Sequence((Wanda(HALF), GPTQ(bits=4)) if k % 2 else (GPTQ(bits=4),)) for k, name in enumerate(names)}
+    choices = cc.Sequence((Wanda(HALF), GPTQ(bits=4))), cc.Sequence((GPTQ(bits=4),))
+    orders = {name: choices[k % 2] for k, name in enumerate(names)}
     with ModelBench(model, batches, None, "cpu", inputs=Calibration()) as bench:
         found = bench.apply_each(orders)
     by_hand = one.build()
