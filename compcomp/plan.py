@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from compcomp.compress import Patterns, apply_plan, planned
 from compcomp.errors import InputError
-from compcomp.models.calibration import Calibration
+from compcomp.models.calibration import SEQUENTIAL, Calibration
 from compcomp.ordering.plan import PlanData
 from compcomp.ordering.saved import save_plan
 
@@ -25,7 +25,7 @@ class Setting:
     device: Any = "auto"
     targets: Patterns = None
     ignore: Patterns = ("lm_head",)
-    inputs: Calibration = Calibration()
+    inputs: Calibration = SEQUENTIAL
 
     def unchanged(self, where: str) -> ModelBench:
         """Return the bench. Raises InputError unless its model is as the search or the plan left it."""

@@ -53,9 +53,9 @@ def blocks(model: nn.Module, names: Sequence[str]) -> list[list[str]]:
     """The layers of these names, block by block: members of the outermost module lists, and layers outside alone."""
     lists: list[str] = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in lists):
-            if any(layer.startswith(f"{name}.") for layer in names):
-                lists.append(name)
+        outermost = isinstance(module, nn.ModuleList) and not any(name.startswith(f"{outer}.") for outer in lists)
+        if outermost and any(layer.startswith(f"{name}.") for layer in names):
+            lists.append(name)
     found: dict[str, list[str]] = {}
     for layer in names:
         outer = next((name for name in lists if layer.startswith(f"{name}.")), None)
@@ -71,7 +71,7 @@ def sequential(
 
     The whole model runs once for each block. Afterwards it is as it was.
     """
-    before = {name: model.get_submodule(name).weight.detach().clone() for name in names}  # type: ignore[operator, union-attr]
+    before = {name: model.get_submodule(name).weight.detach().clone() for name in names}  # type: ignore[operator]
     found: dict[str, Tensor] = {}
     for block in blocks(model, names):
         grams = seen(model, block, batches, kept)
@@ -82,10 +82,10 @@ def sequential(
             found[name] = result.T if turned else result
         with torch.no_grad():
             for name in block:
-                model.get_submodule(name).weight.copy_(found[name])  # type: ignore[operator, union-attr]
+                model.get_submodule(name).weight.copy_(found[name])  # type: ignore[operator]
     with torch.no_grad():
         for name, weight in before.items():
-            model.get_submodule(name).weight.copy_(weight)  # type: ignore[operator, union-attr]
+            model.get_submodule(name).weight.copy_(weight)  # type: ignore[operator]
     return found
 
 

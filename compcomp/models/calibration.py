@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ class Calibration:
         """Where the inputs of a layer come from, in words."""
         return CALIBRATIONS[self.calibrate]
 
-    def passes(self, steps: Sequence[Technique]) -> list[list[Technique]]:
+    def passes(self, steps: Iterable[Technique]) -> list[list[Technique]]:
         """Return the steps in groups that share a pass. A technique that acts on the whole model is one alone."""
         found: list[list[Technique]] = []
         for step in steps:
@@ -55,7 +55,7 @@ class Calibration:
         return found
 
 
-DENSE = Calibration("dense")
+SEQUENTIAL, DENSE = Calibration(), Calibration("dense")
 
 
 def calibration_of(calibrate: Any, passes: Any, blocks: Any = None) -> Calibration:

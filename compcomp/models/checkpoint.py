@@ -36,7 +36,7 @@ class Checkpoint:
         with quiet(), no_init_weights(), _parameters_on_meta():
             try:
                 self.model: nn.Module = AutoModelForCausalLM.from_config(config).eval()
-                self.model.tie_weights()  # type: ignore[operator]
+                self.model.tie_weights()
             except Exception as error:  # whatever is wrong with the files, found by any library
                 raise refused(directory, reason(error)) from None
         self._check_names()
@@ -140,7 +140,7 @@ def _parameters_on_meta() -> Iterator[None]:
             parameter = nn.Parameter(parameter.detach().to(META), requires_grad=False)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -118,7 +118,7 @@ class Lockstep:
     def __enter__(self) -> Self:
         self._before = [vars(stage.module).get("forward", self) for stage in self._stages]
         for stage in self._stages:
-            stage.module.forward = self._forward(stage, stage.module.forward)  # type: ignore[method-assign]
+            stage.module.forward = self._forward(stage, stage.module.forward)
         return self
 
     def __exit__(
@@ -135,7 +135,7 @@ class Lockstep:
             if before is self:
                 vars(stage.module).pop("forward", None)
             else:
-                stage.module.forward = before  # type: ignore[method-assign, assignment]
+                stage.module.forward = before
 
     def stages(self) -> Iterator[Stage]:
         """Yield each stage once all runs wait before it, in the order of the model.

@@ -270,11 +270,11 @@ class _Enough(Exception):
 def _forward_of(module: nn.Module, wrapper: Callable[..., Any]) -> Iterator[None]:
     """Let a module's forward be ``wrapper(forward, ...)`` for a while."""
     own = vars(module).get("forward")
-    module.forward = partial(wrapper, module.forward)  # type: ignore[method-assign]
+    module.forward = partial(wrapper, module.forward)
     try:
         yield
     finally:
         if own is None:
             vars(module).pop("forward", None)
         else:
-            module.forward = own  # type: ignore[method-assign]
+            module.forward = own

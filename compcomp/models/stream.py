@@ -24,7 +24,7 @@ from compcomp.language.technique import Sequence as Order
 from compcomp.layers.state import LayerState
 from compcomp.models.batches import prepared
 from compcomp.models.blocks import find_blocks
-from compcomp.models.calibration import Calibration
+from compcomp.models.calibration import SEQUENTIAL, Calibration
 from compcomp.models.causal_lm import reason
 from compcomp.models.checkpoint import INDEX, Checkpoint, index_of
 from compcomp.models.components import pack
@@ -72,7 +72,7 @@ def stream(
     device: str | torch.device = "auto",
     targets: Patterns = None,
     ignore: Patterns = ("lm_head",),
-    inputs: Calibration = Calibration(),  # noqa: B008  (frozen)
+    inputs: Calibration = SEQUENTIAL,
     on_block: OnBlock = lambda done, total, name: None,
 ) -> Streamed:
     """Apply an order to the causal language model in a directory, and write the compressed model to another.
@@ -180,7 +180,7 @@ class _Stream:
         """Load a block. Returns True if it is the compressed one of an earlier run."""
         self.checkpoint.load(stage.module, stage.name, self.device)
         self.present = stage
-        self.states: dict[str, dict[str, Tensor]] = {}
+        self.states: dict[str, Tensor] = {}
         self.described: dict[str, Any] = {}
         if stage.name in self.done:
             found = load_file(self.draft / self._file(stage))
@@ -283,11 +283,15 @@ class _Stream:
             save_file(stored, self.draft / self._file(None), metadata={"format": "pt"})
             size = sum((self.draft / file).stat().st_size for file in set(weights.values()))
             (self.draft / INDEX).write_text(index_of(weights, size), encoding="utf-8")
-            for path in self.source.iterdir():
-                if path.is_file() and path.suffix not in (".safetensors", ".bin", ".gguf", ".pt", ".pth"):
-                    if path.name not in (INDEX, ABOUT, DONE) and not path.name.endswith(".index.json"):
-                        shutil.copyfile(path, self.draft / path.name)
+            for path in filter(_is_kept, self.source.iterdir()):
+                shutil.copyfile(path, self.draft / path.name)
             (self.draft / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             put_in_place(self.draft, self.target)
             (self.target / DONE).unlink(missing_ok=True)
         self.result = Streamed(self.target, rate, rate * (1 - share), self.resumed, tuple(self.notes))
+
+
+def _is_kept(path: Path) -> bool:
+    """Return True for a file of a checkpoint that is not about its weights: configurations, tokenizers, templates."""
+    weights = path.suffix in (".safetensors", ".bin", ".gguf", ".pt", ".pth") or path.name.endswith(".index.json")
+    return path.is_file() and not weights and path.name not in (ABOUT, DONE)
