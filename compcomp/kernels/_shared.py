@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 
@@ -13,6 +14,9 @@ from compcomp.language.technique import Technique
 from compcomp.layers.state import NEEDS_INPUTS, LayerState, Magnitudes
 
 Tensor = torch.Tensor
+
+FEW = 8
+"""The size of groups up to which their scores are compared in pairs."""
 
 MEMORY = 2**28
 """The bytes a kernel may take for one batch of intermediate results; eight times as many on a CUDA device."""
@@ -108,19 +112,52 @@ def _half_up(ratio: Tensor) -> Tensor:
     return below.add_(ratio.sub_(below) >= 0.5)
 
 
-def smallest(scores: Tensor, count: int, ties: str) -> Tensor:
-    """Return which of each group's scores (groups x size) are among its ``count`` smallest; bool, same shape.
+def smallest(scores: Tensor, count: int, ties: str, dim: int = -1) -> Tensor:
+    """Return which scores of each group are among its ``count`` smallest; bool, same shape.
 
-    ``ties`` is one of :data:`compcomp.terms.TIES`; "any" takes the lowest index first.
+    Args:
+        scores: Two dimensions, one of which runs through the scores of a group.
+        count: The number to take of each group.
+        ties: One of :data:`compcomp.terms.TIES`; "any" takes the lowest index first.
+        dim: The dimension of a group.
     """
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    last = scores.kthvalue(count, dim=-1, keepdim=True).values
+    if scores.shape[dim] <= FEW and ties != "all":
+        return _ranks(scores, dim) < count
+    last = scores.kthvalue(count, dim=dim, keepdim=True).values
     if ties == "all":
         return scores <= last
     below, equal = scores < last, scores == last
-    room = count - below.sum(dim=-1, keepdim=True, dtype=torch.int32)
-    return below | (equal & (equal.cumsum(dim=-1, dtype=torch.int32) <= room))
+    room = count - below.sum(dim=dim, keepdim=True, dtype=torch.int32)
+    return below | (equal & (equal.cumsum(dim=dim, dtype=torch.int32) <= room))
+
+
+def _ranks(scores: Tensor, dim: int) -> Tensor:
+    """Return the place of each score among those of its group in ascending order, equal ones by index."""
+    size = scores.shape[dim]
+    if dim == 0:  # many small calls: few operations matter
+        first, later, signs, start = _pairs(size, scores.device)
+        return torch.addmm(start, signs, (scores[first] <= scores[later]).float())
+    ranks = torch.empty(scores.shape, dtype=torch.int8, device=scores.device)
+    parts, places = scores.unbind(dim), ranks.unbind(dim)
+    for k, place in enumerate(places):
+        place.fill_(size - 1 - k)
+    for k in range(size):
+        for i in range(k):
+            first = parts[i] <= parts[k]
+            places[k].add_(first)
+            places[i].sub_(first.view(torch.int8))
+    return ranks
+
+
+@lru_cache(maxsize=16)
+def _pairs(size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return both members of all pairs, and signs and start with ranks ``start + signs @ (first <= later)``."""
+    first, later = torch.triu_indices(size, size, 1, device=device)
+    places = torch.arange(size, device=device)[:, None]
+    signs = (places == later).float() - (places == first).float()
+    return first, later, signs, (size - 1 - places).float()
 
 
 def drop(layer: LayerState, selection: Selection, score: Callable[[slice], Tensor]) -> LayerState:
