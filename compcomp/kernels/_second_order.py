@@ -266,7 +266,7 @@ class Rounding:
         self._levels, self._rounding = levels, rounding
 
     def into(self, target: Tensor, values: Tensor) -> Tensor:
-        """Write the grid values nearest to ``values`` (out, float64, overwritten) to ``target`` (out), and return it."""
+        """Write the grid values nearest to ``values`` (out, float64, changed) to ``target`` (out); return it."""
         level = rounded(values.mul_(self._levels).div_(self._largest), self._rounding)
         level.clamp_(-self._levels, self._levels)
         # A level has at most 16 bits: its product with a float32 step is exact, and rounded once.
