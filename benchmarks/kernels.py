@@ -32,7 +32,7 @@ from compcomp.techniques import GPTQ, NF4, AbsMax, Magnitude, SmoothQuant, Spars
 
 SIZES = (256, 1024, 4096)
 TOKENS = 512
-LONG = 20
+LONG = 10
 """Seconds after which a case is not repeated."""
 SECOND_ORDER_MOST = 1024
 """The largest size for which GPTQ and SparseGPT are run."""

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import torch
 
-from compcomp.kernels._shared import Tensor, cached, check, chunks, in_range, largest_magnitudes, pieces, wide
+from compcomp.kernels._shared import Tensor, cached, check, chunks, divisors, largest_magnitudes, pieces, wide
 from compcomp.language.steps import CodebookMap
 from compcomp.language.technique import Technique
 from compcomp.layers.codebooks import midpoints_down
@@ -61,7 +61,7 @@ def quantize(
     def exact(part: slice | Tensor) -> None:
         weight[part] = (codes[places(part)] * steps[part]).to(weight.dtype)
 
-    if dtype == torch.float32 and in_range(largest):
+    if dtype == torch.float32 and divisors(largest) is not None:
         _look_up(groups, weight, steps, reach, Table.of(step_map, groups.device), exact)
     else:
         for rows in chunks(len(groups), 96 * groups.shape[1], groups.device):

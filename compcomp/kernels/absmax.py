@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from compcomp.encodings.absmax import AbsMax
-from compcomp.kernels._shared import Tensor, cached, check, chunks, in_range, largest_magnitudes, pieces, rounded, wide
+from compcomp.kernels._shared import Tensor, cached, check, chunks, divisors, largest_magnitudes, pieces, rounded, wide
 from compcomp.layers.state import Grid, LayerState
 
 
@@ -32,15 +32,16 @@ def kernel(technique: AbsMax, layer: LayerState) -> LayerState:
     if repeats > 1:
         largest = largest.expand(-1, repeats).reshape(-1, 1)
     weight, rounding = torch.empty_like(groups), technique.rounding
-    steps = (largest / levels).to(dtype)
+    steps = step if repeats == 1 else (largest / levels).to(dtype)
 
     def exact(part: slice | Tensor) -> None:
         ratio = groups[part].to(torch.float64, copy=True).mul_(levels).div_(largest[part])
         level = rounded(ratio.masked_fill_(largest[part] == 0, 0), rounding)
         weight[part] = (level.clamp_(-levels, levels).to(dtype) * steps[part]).to(weight.dtype)
 
-    if dtype == torch.float32 and in_range(largest):
-        _round(groups, weight, largest, steps, levels, exact)
+    divisor = divisors(largest) if dtype == torch.float32 else None
+    if divisor is not None:
+        _round(groups, weight, divisor, steps, levels, exact)
     else:
         for rows in chunks(len(groups), 32 * groups.shape[1], groups.device):
             exact(rows)
@@ -53,14 +54,14 @@ def kernel(technique: AbsMax, layer: LayerState) -> LayerState:
 
 
 def _round(
-    groups: Tensor, weight: Tensor, largest: Tensor, step: Tensor, levels: int, exact: Callable[[Tensor], None]
+    groups: Tensor, weight: Tensor, divisor: Tensor, step: Tensor, levels: int, exact: Callable[[Tensor], None]
 ) -> None:
     """Round in float32, and again by ``exact`` the rows with a ratio that may be on the other side of a midpoint.
 
     The float32 ratios ``w (L / max|w|)`` have two roundings of 2^-24 each, so they are off by less than L 2^-22. One
     that is further from every midpoint has the level of the exact ratio, which no rule for midpoints changes.
     """
-    factor = torch.where(largest == 0, 0, levels / largest).float()
+    factor = (levels / divisor).float()
     limit = 0.5 - levels * 2.0**-22
     near = torch.empty(len(groups), device=groups.device)
     for part in cached(groups):

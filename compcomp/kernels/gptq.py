@@ -65,7 +65,7 @@ def kernel(technique: GPTQ, layer: LayerState) -> LayerState:
     gone = None if stays is None else (~stays).unbind()
 
     def final_values(j: int, values: Tensor) -> Tensor:
-        target = grids[numbers[j]].into(targets[j], values)
+        target: Tensor = grids[numbers[j]].into(targets[j], values)
         return target if gone is None else target.masked_fill_(gone[j], 0)
 
     spread(work, found.coupling, final_values, size, enter if dynamic else None)
