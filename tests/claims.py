@@ -157,7 +157,6 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     (_twice("RIA(sparsity=1/2)"), *_PROVED),
     (_twice("ClippedAbsMax(bits=3)"), *_PROVED),
     (_twice("JointPruneQuantize(sparsity=1/2, bits=4, pattern='1:2')"), *_PROVED),
-    (_twice("JointPruneQuantize(sparsity=1/2, bits=3, group=2)"), *_REFUTED),
     (_twice(S), *_PROVED),
     ("MX(group=2) >> Wanda(sparsity=1/2) fits 50%", *_PROVED),
     (f"{W} fits 50%", *_REFUTED),
