@@ -25,6 +25,7 @@ from compcomp.techniques import (
     DistillFactors,
     GradientDistill,
     Hadamard,
+    JointPruneQuantize,
     Magnitude,
     MinMax,
     PruneRows,
@@ -144,6 +145,9 @@ LIES: list[tuple[Technique, dict[str, Any]]] = [
     (GradientDistill(1), {"no_op": frozenset({"on a grid"})}),
     (GradientDistill(1), {"no_op": frozenset({"plain"})}),
     (HALF, {"no_op": frozenset({"plain dense"})}),
+    (HALF, {"no_op": frozenset({"masked"})}),
+    (LOW, {"no_op": frozenset({"without factors"})}),
+    (JointPruneQuantize("1/2", 3, group=2), {"idempotent": True}),  # a group may lose its largest weight
 ]
 
 
