@@ -61,7 +61,7 @@ FOUND_AGAIN = ("assumptions", "congruent", "needed", "reason")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {}
     for name, (claim, loss, scope) in {**PROVED, **REFUTED}.items():
-        verdict = prove(parse_claim(claim, loss), scope, timeout=40, certify=name in PROVED, second=None)
+        verdict = prove(parse_claim(claim, loss), scope, timeout=300, certify=name in PROVED, second=None)
         assert verdict.proved == (name in PROVED) and verdict.refuted == (name in REFUTED), verdict
         made[name] = verdict.save(tmp_path_factory.mktemp("saved") / "verdict")
     return made

@@ -103,14 +103,14 @@ def test_any_claim(seed: int) -> None:
         lambda: cc.keeps(left, random_.choice(("mask", "n:m", "grid", "rank", "shape"))),
         lambda: cc.fits(left, random_.choice(("W4", "W3 2:4", "50%", "r2", "W4A8"))),
     ]
-    start = time.monotonic()
+    start = time.process_time()
     try:
         verdict = cc.prove(random_.choice(claims)(), random_.choice(("any", "2x4", "1x2", "4x8", "block:4")), timeout=4)
     except cc.InputError as error:
         assert "\n" not in str(error)
     else:
         assert str(verdict.status) in ("PROVED", "REFUTED", "UNKNOWN", "VACUOUS", "DISAGREE")
-    assert time.monotonic() - start < 60
+    assert time.process_time() - start < 60
 
 
 @pytest.mark.parametrize(("block", "scope"), spread(product([None, 2, 4, 8], ["any", "1x2", "2x8", "block:8"]), 5))
