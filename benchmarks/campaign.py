@@ -1,16 +1,21 @@
 """Random claims about registered techniques: how many stay unknown, and which refusals of rules are most frequent.
 
-    python -m benchmarks.campaign [--count 200] [--seed 0] [--timeout 20] [--out benchmarks/results]
+    python -m benchmarks.campaign [--count 200] [--seed 0 1] [--timeout 20] [--before DIR] [--out benchmarks/results]
 
 Each claim is one of the five kinds, over sequences of one to three representatives of registered techniques, for any
-shape. Claims of which both sides have one text are left out. Writes campaign.json (a row a claim) and campaign.md.
+shape. Claims of which both sides have one text are left out. With --before, another checkout of this repository decides
+the same claims at the same time. Writes campaign.json (a row a claim) and campaign.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import subprocess
+import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -91,33 +96,79 @@ def general(rule: str, reason: str) -> str:
     return f"{rule}: {' '.join(words)}"
 
 
-def summary(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
-    """Return the table of statuses by kind, and the most frequent refusals."""
-    lines = [heading(about), "", "| kind | claims | unknown | share |", "|---|---|---|---|"]
+def summary(rows: list[dict[str, Any]], before: list[dict[str, Any]], about: dict[str, Any], how: str) -> str:
+    """Return the table of statuses by kind, and the most frequent refusals.
+
+    Args:
+        rows: the decided claims.
+        before: the same claims as another checkout decided them, or nothing.
+        about: what the result was measured with.
+        how: one line on the claims.
+    """
+    lines = [heading(about), "", how, "", "| kind | claims | unknown | share |", "|---|---|---|---|"]
+    if before:
+        lines[-2:] = ["| kind | claims | unknown before | share | unknown | share |", "|---|---|---|---|---|---|"]
     for kind in (*KINDS, ""):
-        own = [row for row in rows if kind in ("", row["kind"])]
-        unknown = sum(row["status"] == "UNKNOWN" for row in own)
-        if own:
-            lines.append(f"| {kind or 'all'} | {len(own)} | {unknown} | {100 * unknown / len(own):.0f} % |")
-    counts = Counter(row["refusal"] for row in rows if "refusal" in row)
+        parts = [[row for row in each if kind in ("", row["kind"])] for each in (before, rows) if each]
+        if parts[-1]:
+            counts = [sum(row["status"] == "UNKNOWN" for row in own) for own in parts]
+            shares = (f"{count} | {100 * count / len(parts[-1]):.0f} %" for count in counts)
+            lines.append(f"| {kind or 'all'} | {len(parts[-1])} | {' | '.join(shares)} |")
+    if before:
+        pairs = Counter((was["status"], row["status"]) for was, row in zip(before, rows, strict=True))
+        lines += ["", "| before | now | claims |", "|---|---|---|"]
+        lines += [f"| {was} | {now} | {count} |" for (was, now), count in sorted(pairs.items()) if was != now]
+    refusals = Counter(row["refusal"] for row in rows if "refusal" in row)
     lines += ["", "| unknown | nearest refusal |", "|---|---|"]
-    lines += [f"| {count} | {text.replace('|', '/')} |" for text, count in counts.most_common(12)]
+    lines += [f"| {count} | {text.replace('|', '/')} |" for text, count in refusals.most_common(12)]
     return "\n".join([*lines, ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else "")
     parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument("--timeout", type=float, default=20.0)
+    parser.add_argument("--before", type=Path, default=None, help="another checkout of this repository")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
-    rows = [decide(claim, given.timeout) for claim in track(claims(given.count, given.seed), "claims")]
+    rows, before = list[dict[str, Any]](), list[dict[str, Any]]()
+    for seed in given.seed:
+        with tempfile.TemporaryDirectory() as folder:
+            other = None if given.before is None else started(given, seed, Path(folder))
+            own = [decide(claim, given.timeout) for claim in track(claims(given.count, seed), f"seed {seed}")]
+            if other is not None:
+                if other.wait():
+                    raise SystemExit(f"the checkout in {given.before} failed")
+                before += json.loads((Path(folder) / "campaign.json").read_text())
+        rows += own
+    if before and [row["claim"] for row in before] != [row["claim"] for row in rows]:
+        raise SystemExit("the other checkout draws other claims")
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "campaign.json").write_text(json.dumps(rows, indent=1) + "\n")
-    text = summary(rows, machine("z3-solver"))
+    seeds = ", ".join(map(str, given.seed))
+    how = f"{given.count} claims from each of the seeds {seeds}; {given.timeout:g} seconds for a claim."
+    if given.before is not None:
+        how += f" Before: commit {commit(given.before)}, at the same time on the same machine."
+    text = summary(rows, before, machine("z3-solver", "cvc5"), how)
     (given.out / "campaign.md").write_text(text)
     print(text)
+
+
+def started(given: argparse.Namespace, seed: int, folder: Path) -> subprocess.Popen[bytes]:
+    """Start deciding the claims of a seed in the other checkout."""
+    options = ["--count", given.count, "--seed", seed, "--timeout", given.timeout, "--out", folder]
+    command = [sys.executable, "-m", "benchmarks.campaign", *map(str, options)]
+    environment = {**os.environ, "PYTHONPATH": str(given.before.resolve())}
+    return subprocess.Popen(command, cwd=given.before, env=environment, stdout=subprocess.DEVNULL)
+
+
+def commit(checkout: Path) -> str:
+    """Return the commit of a checkout."""
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True
+    )
+    return found.stdout.strip()
 
 
 if __name__ == "__main__":

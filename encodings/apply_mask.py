@@ -22,7 +22,7 @@ class ApplyMask(Technique):
     declared: ClassVar[Declared] = Declared(
         keeps=frozenset({"mask", "n:m", "shape", "grid", "factors"}),
         restores=frozenset({"mask"}),
-        no_op=frozenset({"plain"}),
+        no_op=frozenset({"masked"}),
         idempotent=True,
     )
 

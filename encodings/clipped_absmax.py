@@ -81,6 +81,7 @@ class ClippedAbsMax(Technique):
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"}),
             deterministic=self.rounding != "any",
+            idempotent=True,
         )
 
     def hints(self) -> Hints:

@@ -34,6 +34,7 @@ class DistillFactors(Technique):
         rests=True,
         holds_reference=True,
         leaves_weight=True,
+        no_op=frozenset({"without factors"}),
         sees_factors=True,
     )
 

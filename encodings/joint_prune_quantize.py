@@ -121,9 +121,12 @@ class JointPruneQuantize(Technique):
 
     def promises(self) -> Declared:
         selection, grid = self.selection, self.grid_map
+        # A weight of largest magnitude of each group is kept then, and finds the same grid again.
+        again = self.ties == "first" and selection.partition.refines(grid.partition) and max(self.clip_ratios) == 1
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"}),
             deterministic="any" not in (self.ties, self.rounding),
+            idempotent=again,
             optimum=Optimum("weight_l2", selection.partition, selection.share, grid, self.clip_ratios),
         )
 

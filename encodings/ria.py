@@ -102,7 +102,10 @@ class RIA(Technique):
         selection_partition(self.pattern, self.per, self.sparsity, "RIA")
 
     def promises(self) -> Declared:
-        return Declared(keeps=frozenset({"mask", "n:m", "shape", "grid", "factors"}), deterministic=self.ties != "any")
+        fixed = self.ties != "any"
+        return Declared(
+            keeps=frozenset({"mask", "n:m", "shape", "grid", "factors"}), deterministic=fixed, idempotent=fixed
+        )
 
     def steps(self) -> tuple[Selection]:
         partition = selection_partition(self.pattern, self.per, self.sparsity, "RIA")

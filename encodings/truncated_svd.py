@@ -54,7 +54,7 @@ class TruncatedSVD(Technique):
 
     def promises(self) -> Declared:
         if not self.residual:
-            return Declared(zeros=frozenset({"rows", "columns"}))
+            return Declared(zeros=frozenset({"rows", "columns"}), idempotent=True)
         # Towards W X on changed inputs, the weight may move away from the dense one.
         lessens = {"output_l2"} if self.needs_inputs else {"weight_l2", "output_l2"}
         return Declared(

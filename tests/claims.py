@@ -134,6 +134,20 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     (f"{N} is orthogonal to AbsMax(bits=8) >> AbsMaxInputs(bits=8, group=2)", "output_l2", "any", "REFUTED"),
     (f"{N} is orthogonal to {ANY_Q} >> AbsMaxInputs(bits=Any)", "output_l2", "any", "REFUTED"),
     (f"{N} is orthogonal to {ANY_Q} >> AbsMaxInputs(bits=Any)", "weight_l1", "any", "PROVED"),
+    # Orthogonal because the composition loses no more than one of both alone.
+    (f"{N} is orthogonal to {N}", "weight_l2", "any", "PROVED"),
+    (f"{ANY_Q} is orthogonal to {ANY_Q}", "weight_l1", "any", "PROVED"),
+    (f"{Q} is orthogonal to {L}", "weight_l2", "any", "PROVED"),
+    (f"{D} >> {N} is orthogonal to {D}", "output_l2", "any", "PROVED"),
+    (f"Hadamard() >> {W} is orthogonal to {W} >> Hadamard()", "weight_l1", "any", "PROVED"),
+    (f"PruneRows(sparsity=1/2) is orthogonal to PruneRows(sparsity=1/2)", "weight_l1", "any", "PROVED"),  # noqa: F541
+    (f"{Q} is orthogonal to AbsMax(bits=3)", "weight_l1", "any", "REFUTED"),
+    # What leaves the dense layer alone loses nothing.
+    (f"{L} dominates JointPruneQuantize(sparsity=1/2, bits=4)", "weight_l1", "any", "PROVED"),
+    (f"Hadamard() >> {F} dominates {P}", "output_l2", "any", "PROVED"),
+    (f"BlockMeans(rank=1) >> {D} equals Hadamard()", "weight_l2", "any", "PROVED"),
+    (f"Hadamard() >> {F} is orthogonal to {F}", "weight_l2", "any", "PROVED"),
+    (f"Hadamard() >> {X} equals Hadamard()", "weight_l2", "any", "REFUTED"),
     # Quantized inputs: what does not look at them commutes with quantizing them; distillation fits the dense outputs.
     (f"{N} >> {X} >> {Q} equals {X} >> {N} >> {Q}", "weight_l2", "any", "PROVED"),
     (f"{P} >> {X} >> {Q} dominates {Q} >> {X} >> {P}", "weight_l2", "any", "PROVED"),

@@ -13,7 +13,7 @@ from itertools import pairwise, product
 import numpy as np
 
 from compcomp.errors import NotExactError
-from compcomp.language.claim import Claim, Dominates, Equals, Fits, Keeps, SameState
+from compcomp.language.claim import Claim, Dominates, Equals, Fits, Keeps, Orthogonal, SameState
 from compcomp.language.identity import same
 from compcomp.language.scheme import Scheme
 from compcomp.language.size import DENSE
@@ -35,10 +35,26 @@ def derived(claim: Claim) -> bool:
         return _keeps(claim)
     if isinstance(claim, Fits):
         return _fits(claim)
+    if isinstance(claim, Orthogonal):  # errors are not negative: no more than one of two is no more than both
+        both = claim.left >> claim.right
+        return any(derived(Dominates(both, part, claim.loss)) for part in claim.sides)
+    if isinstance(claim, Dominates) and _stays_dense(claim.left):
+        return True
+    if isinstance(claim, Equals) and all(map(_stays_dense, claim.sides)):
+        return True
     return isinstance(claim, Equals | SameState | Dominates) and _compares(claim)
 
 
 # ------------------------------------------------------------------------------------ two sequences
+
+
+def _stays_dense(sequence: Sequence) -> bool:
+    """Return True if every technique leaves effective weight and inputs alone where they are the dense ones.
+
+    Such a sequence loses nothing.
+    """
+    promised = [technique.promises() for technique in sequence]
+    return all((p.rests or p.holds_reference) and not p.changes_inputs for p in promised)
 
 
 def _compares(claim: Equals | SameState | Dominates) -> bool:
@@ -80,6 +96,7 @@ def _changing(sequence: Sequence) -> Sequence:
         plain = all(p.changes_inputs or p.changes_basis or p.leaves_weight for p in before)
         dense = plain and all(p.holds_reference and not p.changes_inputs for p in before)
         seen = {"always": True, "plain": plain, "plain dense": dense, "on a grid": _on_a_grid(found)}
+        seen |= {"masked": plain or _masked(found), "without factors": all(map(_adds_no_factors, found))}
         again = bool(found) and same(found[-1], technique)
         if any(seen[name] for name in promises.no_op) or (again and promises.idempotent):
             continue
@@ -88,6 +105,19 @@ def _changing(sequence: Sequence) -> Sequence:
         else:
             found.append(technique)
     return Sequence(tuple(found))
+
+
+def _masked(techniques: Items[Technique]) -> bool:
+    """Return True if all that the mask drops is zero, and no rank is recorded.
+
+    The first technique finds no mask, and what it sets up holds after it. Steps record no rank.
+    """
+    return bool(techniques) and bool(techniques[-1].steps()) and _all_keep("mask", techniques[1:])
+
+
+def _adds_no_factors(technique: Technique) -> bool:
+    promises = technique.promises()
+    return bool(technique.steps()) or promises.changes_inputs or "factors" in promises.keeps
 
 
 def _on_a_grid(techniques: Items[Technique]) -> bool:

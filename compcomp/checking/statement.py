@@ -50,7 +50,10 @@ PROOF_NOTES = (
     re.escape(FOLLOWS) + ".*",
 )
 STAGES = {"PROVED": ("rule", "bounded"), "REFUTED": ("search", "bounded"), "VACUOUS": ("rule", "bounded")}
-WITHOUT_QUERIES = ("no op", "absorption", "inputs", "rest", "last step", "kept", "fits", "optimum")
+WITHOUT_QUERIES = (
+    *("no op", "absorption", "inputs", "rest", "last step", "kept", "fits", "optimum"),
+    *("reference", "composed"),
+)
 """The rules that may prove a claim without a query, from the promises of techniques."""
 
 

@@ -12,11 +12,13 @@ from typing import Any
 from compcomp.errors import InputError
 from compcomp.language.steps import Optimum
 
-NO_OP = ("always", "on a grid", "plain", "plain dense")
+NO_OP = ("always", "on a grid", "masked", "without factors", "plain", "plain dense")
 """Circumstances in which a technique may be a no-op.
 
 - "always": every state.
 - "on a grid": the format records a grid.
+- "masked": every weight that the format's mask drops is zero, or there is no mask, and the format records no rank.
+- "without factors": the format records no low-rank term.
 - "plain": the format records no mask, pattern, grid, rank or cut. It may record a low-rank term and a transform.
 - "plain dense": the format is plain, the effective weight equals the reference, and the inputs are the dense ones.
 """
@@ -113,11 +115,15 @@ class Declared:
     )
     rests: bool = field(
         default=False,
-        metadata=_law("changes nothing where the effective weight equals the reference on dense inputs", "normal"),
+        metadata=_law(
+            "changes nothing where the effective weight equals the reference on dense inputs", "normal", "reference"
+        ),
     )
     holds_reference: bool = field(
         default=False,
-        metadata=_law("leaves the effective weight and the inputs alone where they equal the reference", "no_op"),
+        metadata=_law(
+            "leaves the effective weight and the inputs alone where they equal the reference", "no_op", "reference"
+        ),
     )
     leaves_weight: bool = field(
         default=False,
@@ -127,7 +133,7 @@ class Declared:
         default=False,
         metadata=_law(
             "acts on the inputs alone, and what it makes of them depends on them alone",
-            *("inputs", "exchange", "fits", "no_op", "normal"),
+            *("inputs", "exchange", "fits", "no_op", "normal", "reference"),
         ),
     )
     homogeneous: bool = field(

@@ -43,6 +43,9 @@ STAGES = ("search", "rule", "bounded")
 LOOKS = ((0.01, 2), (0.025, ROUNDS))
 """Seconds and rounds of the first short searches in each instance of a claim, before any longer search."""
 
+RULES_AT_MOST = 0.75
+"""Share of the time that the rules may take of a claim that is searched for a counterexample afterwards."""
+
 FURTHER = 0.3
 """Share of the search time that is added for special layers if nothing was found."""
 
@@ -285,7 +288,9 @@ class _Attempt:
             return self.verdict(Status.VACUOUS, cause=empty, stage="rule")
         if "rule" in stages and (known := self.prover.theorems.get(self.claim, self.second)) is not None:
             return replace(known, claim=self.claim, scope=self.scope, work={**known.work, "seconds": self._seconds()})
-        proof, self.refusals = self._rule(self.claim) if "rule" in stages else (None, ())
+        share = RULES_AT_MOST if "search" in stages else 1.0
+        asked_until = self.start + share * (self.until - self.start)
+        proof, self.refusals = self._rule(self.claim, asked_until) if "rule" in stages else (None, ())
         if proof is not None:
             verdict = self._proved(proof, "rule")
             self.prover.theorems.keep(verdict, self.second)
@@ -313,9 +318,9 @@ class _Attempt:
             most = FURTHER * seconds / len(instances)
             yield search(instance, self.scope, most, self.until, rounds_each=1, further=True)
 
-    def _rule(self, claim: Claim) -> tuple[Proof | None, tuple[Refusal, ...]]:
+    def _rule(self, claim: Claim, until: float) -> tuple[Proof | None, tuple[Refusal, ...]]:
         """Ask the rules in turn. Return the first proof, and the refusals before it, the most telling first."""
-        return asked_of_rules(claim, self.prover.session, self.until, self.scope)
+        return asked_of_rules(claim, self.prover.session, until, self.scope)
 
     def _after_bounded(self, outcome: Outcome, gap: Found | None) -> Verdict:
         self.queries += outcome.queries
@@ -371,7 +376,7 @@ class _Attempt:
 
         def proves(claim: Claim) -> bool:
             if stage == "rule":
-                return self._rule(claim)[0] is not None
+                return self._rule(claim, self.until)[0] is not None
             until = min(self.until, time.monotonic() + most)
             return bounded(claim, self.scope, self.prover.session(until)).proof is not None
 

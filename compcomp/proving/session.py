@@ -39,6 +39,10 @@ class Session:
     lemmas: Lemmas = field(default_factory=dict)
     queries: list[Query] = field(default_factory=list)
 
+    def anew(self) -> Session:
+        """Begin the queries of another proof, with the same solver, deadline and lemmas."""
+        return Session(self.solver, self.until, self.lemmas)
+
     def ask(self, name: str, assertions: list[Term], expected: str, most: float = float("inf")) -> Answer:
         """Ask if the assertions are satisfiable together, and record the query.
 

@@ -14,9 +14,9 @@ from compcomp.language.refusal import Refusal, RuleAnswer
 from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.lemma_layer import with_layer
 from compcomp.proving.proof import Proof, Rule
-from compcomp.proving.reasons import convention, listed
+from compcomp.proving.reasons import convention
 from compcomp.proving.rules import ANY_BASIS, AT_SHAPE, RULES
-from compcomp.proving.rules.basis import simplified
+from compcomp.proving.rules.basis import simplified, unlike_bases
 from compcomp.proving.rules.likeness import standing, unreliable
 from compcomp.proving.session import Session
 from compcomp.proving.solver import Solver
@@ -35,7 +35,7 @@ CONVENTIONS = {"ties": TIES, "rounding": ROUNDINGS}
 """Parameters of techniques that are conventions, with their values."""
 SMALL = ("2x4", "1x4", "1x8")
 """Scopes to try in place of a larger one."""
-TELLING = ("exchange", "orthogonal", "kept", "fits", "last step", "normal")
+TELLING = ("exchange", "orthogonal", "composed", "kept", "fits", "last step", "normal")
 """Rules of which a reason says most, among those that came equally far."""
 
 
@@ -81,8 +81,7 @@ def _at(scope: Scope | None, claim: Claim) -> tuple[Rule, ...]:
 def _of(rule: Rule, claim: Claim, begin: Begin, until: float) -> Proof | Refusal:
     """Ask one rule, unless its argument does not hold in a basis that the claim's techniques change."""
     if claim.changes_basis and isinstance(claim, rule.claims) and rule not in ANY_BASIS:
-        changing = listed(t for sequence in claim.sequences for t in sequence if t.promises().changes_basis)
-        return Refusal(f"{changing} changes the basis of the inputs, in which the rule does not hold", rule.name)
+        return unlike_bases(claim, rule.name)
     return rule(claim, begin(until))
 
 

@@ -561,12 +561,21 @@ def _check_no_ops(technique: Technique, layer: LayerState, result: LayerState, m
     starts = {
         "always": [layer],
         "on a grid": [] if layer.format.grid is None else [layer, replace(layer, weight=layer.weight * 2 + 1)],
+        "masked": [_masked(layer)],
+        "without factors": [replace(layer, format=replace(layer.format, factors=None))],
         "plain": [plain],
         "plain dense": [replace(plain, reference=plain.effective(), reference_inputs=None)],
     }
     for name in sorted(promised.no_op):
         for start in starts[name]:
             check(f"no_op={{{name!r}}}", start)
+
+
+def _masked(layer: LayerState) -> LayerState:
+    """Return the layer with zeros where its mask drops weights, and with no rank."""
+    mask, form = layer.format.mask, replace(layer.format, rank=None)
+    weight = layer.weight if mask is None else each(lambda w, keep: w if keep else w * 0, layer.weight, mask)
+    return replace(layer, weight=weight, format=form)
 
 
 def _check_inputs(technique: Technique, before: LayerState, after: LayerState, make: Callable[[], Choices]) -> None:

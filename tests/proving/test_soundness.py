@@ -206,20 +206,20 @@ CUTTING: list[Technique] = [
 ]
 
 
-def every_layer(columns: int, rows: int = 1) -> Candidates:
+def every_layer(columns: int, rows: int = 1, largest: int = 0) -> Candidates:
     """Every layer of this shape of whole numbers up to LARGEST (6 for four weights), where midpoints occur."""
-    largest = LARGEST if rows * columns < 4 else 6
+    largest = largest or (LARGEST if rows * columns < 4 else 6)
     values = np.arange(-largest, largest + 1, dtype=float)
     grid = np.array(list(itertools.product(values, repeat=rows * columns)))
     return Candidates(grid.reshape(-1, rows, columns), None)
 
 
-def counterexample(claim: Claim, columns: int, rows: int = 1) -> bool:
+def counterexample(claim: Claim, columns: int, rows: int = 1, largest: int = 0) -> bool:
     """Whether some small layer contradicts the claim, for some of a few resolutions of its free choices.
 
     Where nothing is left free, also in exact numbers: floats may go either way at a midpoint that is none in floats.
     """
-    candidates = every_layer(columns, rows)
+    candidates = every_layer(columns, rows, largest)
     for seed in range(3):
         layer = candidates.layer(np.random.default_rng(seed))
         found = fails(claim, [sequence.trace(layer) for sequence in claim.sequences], tolerance=1e-9)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from compcomp.language.assumption import Assumption, contract
 from compcomp.language.claim import Claim, Dominates, Equals, Orthogonal
+from compcomp.language.refusal import Refusal
 from compcomp.language.technique import Sequence, Technique
+from compcomp.proving.reasons import listed
 from compcomp.proving.rules.inputs import weights_alone
 from compcomp.proving.rules.scaling import without_scalings
 from compcomp.proving.session import Session
@@ -59,3 +61,9 @@ def _shortened(sequence: Sequence) -> tuple[Sequence, tuple[Assumption, ...]]:
 def changes_basis(technique: Technique) -> Assumption:
     """The contract of a technique that changes the basis of the inputs."""
     return contract(technique, "changes nothing but the basis of the inputs")
+
+
+def unlike_bases(claim: Claim, name: str) -> Refusal:
+    """Refuse a claim with a technique that changes the basis of the inputs, for a rule that does not hold then."""
+    changing = listed(t for sequence in claim.sequences for t in sequence if t.promises().changes_basis)
+    return Refusal(f"{changing} changes the basis of the inputs, in which the rule does not hold", name)

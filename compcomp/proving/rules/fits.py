@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from math import lcm
 
 from compcomp.language.assumption import contract
 from compcomp.language.claim import Fits, Scope
@@ -52,7 +53,9 @@ from compcomp.proving.session import Session
 #          pattern n':m with n' <= n holds at the end (rule kept).
 #   s in P follows from zeros in R = P with a share of at least s, as int(|P| s) grows with s; or if R refines P, in
 #          blocks of k of which int(k s') >= k s are zero: |P| is a multiple of k, so at least |P| s are zero in P. The
-#          blocks may be those of a pattern that holds at the end.
+#          blocks may be those of a pattern that holds at the end. Or they are rows, of which every n is a multiple of
+#          the number u that divides the columns of all layers that the techniques fit, where u s' is whole: then
+#          int(n s') = n s' >= n s.
 # r k      Let the format at the end say that the rank is at most k, and let the rank be kept (rule kept).
 # + r k    The low-rank term has as many factor columns as the format at the end says. Where the format has none there
 #          is none.
@@ -176,10 +179,21 @@ def _sparsity(scheme: Scheme, run: Run) -> Contracts | Refusal:
     for partition, share, contracts in zeros_at_end(run):
         if partition == scheme.share_of and share >= scheme.sparsity:
             return contracts
-        size = partition.size
+        size = _whole(partition, share, run)
         if size is not None and partition.refines(scheme.share_of) and int(size * share) >= size * scheme.sparsity:
             return contracts
     return _too_few(run, f"zeros in {scheme.share_of}")
+
+
+def _whole(partition: Partition, share: Fraction, run: Run) -> int | None:
+    """Return a number of weights that divides every group, and loses its share in each of its multiples.
+
+    None if there is none. The techniques say which numbers divide the columns of every layer that they fit.
+    """
+    if partition != Partition.rows():
+        return partition.size
+    unit = lcm(*(technique.unit for technique in run.techniques))
+    return unit if (unit * share).denominator == 1 else None
 
 
 def _rank(scheme: Scheme, run: Run) -> Contracts | Refusal:
