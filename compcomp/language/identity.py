@@ -164,7 +164,7 @@ def _instance(value: Any, above: tuple[Any, ...]) -> Hashable:
 
 def _held(value: Any) -> Iterator[tuple[str, Any]]:
     """Return the attributes of an object, except the values of cached properties."""
-    kind = type(value)
+    kind: Any = type(value)
     for name in _our_slots(kind) if is_ours(value) else _slots(kind):
         if hasattr(value, name):
             yield name, getattr(value, name)
@@ -179,8 +179,10 @@ def _slots(kind: type) -> tuple[str, ...]:
     return tuple(name for name, slot in every if isinstance(slot, MemberDescriptorType))
 
 
-_our_slots = lru_cache(maxsize=4096)(_slots)
-"""Classes of this library do not change."""
+@lru_cache(maxsize=4096)
+def _our_slots(kind: type) -> tuple[str, ...]:
+    """Return the same for a class of this library, which does not change."""
+    return _slots(kind)
 
 
 # ------------------------------------------------------------------------------------------------ code
