@@ -92,8 +92,8 @@ def general(rule: str, reason: str) -> str:
     for letter in reason:  # what stands in brackets are parameters
         depth += (letter == "(") - (letter == ")")
         text += letter if depth == 0 and letter != ")" else ""
-    words = (("T" if word.rstrip(",:") in Technique.known() else word) for word in text.split())
-    return f"{rule}: {' '.join(words)}"
+    tokens = (("T" if token.rstrip(",:") in Technique.known() else token) for token in text.split())
+    return f"{rule}: {' '.join(tokens)}"
 
 
 def summary(rows: list[dict[str, Any]], before: list[dict[str, Any]], about: dict[str, Any], how: str) -> str:

@@ -114,14 +114,14 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def _find_encodings_beside() -> None:
+def _find_encodings_in_checkout() -> None:
     """Use the folder that the link ``encodings`` points to, in a checkout whose file system has no symbolic links."""
-    here, beside = Path(__file__).parent / "encodings", Path(__file__).parent.parent / "encodings"
-    if here.is_dir() or not (beside / "magnitude.py").is_file():
+    here, in_checkout = Path(__file__).parent / "encodings", Path(__file__).parent.parent / "encodings"
+    if here.is_dir() or not (in_checkout / "magnitude.py").is_file():
         return
     spec = importlib.util.spec_from_loader("compcomp.encodings", loader=None, is_package=True)
     assert spec is not None and spec.submodule_search_locations is not None
-    spec.submodule_search_locations.append(str(beside))
+    spec.submodule_search_locations.append(str(in_checkout))
     sys.modules["compcomp.encodings"] = importlib.util.module_from_spec(spec)
 
 
@@ -130,4 +130,4 @@ def load_catalogue() -> None:
     importlib.import_module("compcomp.techniques")
 
 
-_find_encodings_beside()
+_find_encodings_in_checkout()

@@ -84,13 +84,13 @@ def catalogue(kinds: Iterable[type[Technique]] | None = None) -> list[Entry]:
 
 def _entry(kind: type[Technique]) -> Entry:
     title = _lines(sys.modules[kind.__module__].__doc__)[:1] or [kind.__name__]
-    about, meanings = _split(_lines(kind.__doc__), [f.name for f in fields(kind) if f.init])  # type: ignore[arg-type]
+    about, meanings = _split(_lines(kind.__doc__), [f.name for f in fields(kind) if f.init])
     keys = [key for match in KEY.finditer("\n".join([*title, *about, *meanings.values()])) for key in _keys(match)]
     return Entry(
         name=kind.__name__,
         title=title[0],
         about=tuple(about),
-        parameters=tuple(_parameter(kind, f, meanings) for f in fields(kind) if f.init),  # type: ignore[arg-type]
+        parameters=tuple(_parameter(kind, f, meanings) for f in fields(kind) if f.init),
         behaviours=tuple(map(_behaviour, representatives(kind))),
         sources=tuple(dict.fromkeys(keys)),
     )

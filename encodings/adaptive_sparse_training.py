@@ -135,12 +135,12 @@ class AdaptiveSparseTraining(Technique):
         if layer.gram is None:
             raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", str(self))
         gram, target, selection = layer.gram, dense_products(layer), self.selection
-        beside, step = layer.effective() - layer.weight, Div(self.rate, Sum(gram.diagonal()))
+        low_rank, step = layer.effective() - layer.weight, Div(self.rate, Sum(gram.diagonal()))
         free, start = second_order.kept_weights(layer, "kept"), replace(layer, format=replace(layer.format, grid=None))
         latent = each(lambda keep, w: If(keep, w, 0), free, layer.weight)
         pruned = selection.apply(replace(start, weight=latent))
         for turn in range(1, self.iterations + 1):
-            kept, slope = np.asarray(pruned.format.mask), (pruned.weight + beside) @ gram - target
+            kept, slope = np.asarray(pruned.format.mask), (pruned.weight + low_rank) @ gram - target
             decay = self.decay * turn / self.iterations
             latent = latent - slope * step - each(lambda keep, v, d=decay: If(keep, 0, d * v), kept, latent)
             latent = each(lambda keep, v: second_order.named(If(keep, v, 0), layer.choices), free, latent)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from compcomp.encodings.truncated_svd import beside
+from compcomp.encodings.truncated_svd import joined_factors
 from compcomp.errors import InputError
 from compcomp.language.parameters import whole
 from compcomp.language.technique import Declared, Fixtures, Technique
@@ -36,7 +36,7 @@ class BlockMeans(Technique):
         keeps=frozenset({"mask", "n:m", "grid", "rank"}),
         never_increases=frozenset({"weight_l2"}),
         any_inputs=True,
-        rests=True,
+        no_op_on_dense=True,
         holds_reference=True,
         leaves_weight=True,
     )
@@ -62,5 +62,5 @@ class BlockMeans(Technique):
             means[row, run] = Div(Sum(error[row, run * size : (run + 1) * size]), size)
         for run, column in np.ndindex(self.rank, columns):
             member[run, column] = Fraction(int(column // size == run))
-        factors = beside(layer.format.factors, Factors(means, member))
+        factors = joined_factors(layer.format.factors, Factors(means, member))
         return replace(layer, format=replace(layer.format, factors=factors))

@@ -31,7 +31,7 @@ class DistillFactors(Technique):
         keeps=frozenset({"mask", "n:m", "grid", "rank"}),
         never_increases=frozenset({"output_l2"}),
         any_inputs=True,
-        rests=True,
+        no_op_on_dense=True,
         holds_reference=True,
         leaves_weight=True,
         no_op=frozenset({"without factors"}),

@@ -138,7 +138,7 @@ class GPTQ(Technique):
             weight, kept, step = (second_order.rearranged(array, order, choices) for array in (weight, kept, step))
         lower, _ = second_order.inverse_factor(gram, choices)
 
-        def settle(j: int, work: Array) -> Array:
+        def final_values(j: int, work: Array) -> Array:
             if self.group is not None and not self.static_groups and j % self.group == 0:
                 self._set_steps(step, work, kept, j, layer)
             column = [
@@ -147,7 +147,7 @@ class GPTQ(Technique):
             ]
             return np.array(column, dtype=object)
 
-        weight = second_order.spread(weight, lower, settle, choices)
+        weight = second_order.spread(weight, lower, final_values, choices)
         if order is not None:
             back = second_order.undone(order)
             weight, step = (second_order.rearranged(array, back, choices) for array in (weight, step))

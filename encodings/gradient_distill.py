@@ -60,8 +60,8 @@ class GradientDistill(Technique):
         if layer.gram is None:
             raise InputError("no inputs", "a layer with calibration inputs or their Gram matrix", str(self))
         weight, gram, form, target = layer.weight, layer.gram, layer.format, dense_products(layer)
-        beside, step = layer.effective() - weight, Div(self.rate, Sum(gram.diagonal()))
+        low_rank, step = layer.effective() - weight, Div(self.rate, Sum(gram.diagonal()))
         for _ in range(self.iterations):
-            moved = weight - ((weight + beside) @ gram - target) * step
+            moved = weight - ((weight + low_rank) @ gram - target) * step
             weight = moved if form.mask is None else each(If, form.mask, moved, weight)
         return replace(layer, weight=weight, format=replace(form, rank=None, grid=None))

@@ -32,7 +32,7 @@ class LeastSquaresDistill(Technique):
         keeps=frozenset({"mask", "shape", "grid", "factors"}),
         never_increases=frozenset({"output_l2"}),
         any_inputs=True,
-        rests=True,
+        no_op_on_dense=True,
         holds_reference=True,
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compcomp.algebra.least_squares import output_target
-from compcomp.encodings.truncated_svd import beside
+from compcomp.encodings.truncated_svd import joined_factors
 from compcomp.errors import InputError, NotExactError
 from compcomp.language.parameters import shown, whole
 from compcomp.language.technique import Declared, Fixtures, Technique
@@ -85,7 +85,7 @@ class LoRA(Technique):
             keeps=frozenset(keeps),
             never_increases=frozenset({"output_l2"}),
             any_inputs=True,
-            rests=not self.merged,
+            no_op_on_dense=not self.merged,
             holds_reference=True,
             leaves_weight=not self.merged,
             no_op=frozenset({"plain dense"}) if self.merged else frozenset(),
@@ -107,7 +107,7 @@ class LoRA(Technique):
             factors = self._trained(error, layer.gram, free, _size(layer))
         form = layer.format
         if not self.merged:
-            return replace(layer, format=replace(form, factors=beside(form.factors, factors)))
+            return replace(layer, format=replace(form, factors=joined_factors(form.factors, factors)))
         weight = layer.weight + _product(factors.left, factors.right, free)
         if not self.masked:
             form = replace(form, mask=None, pattern=None, cut=None)

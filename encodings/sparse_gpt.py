@@ -156,7 +156,7 @@ class SparseGPT(Technique):
                 for place, gone in zip(places, taken, strict=True):
                     dropped[place] = Or(gone, Not(kept[place]))
 
-        def settle(j: int, work: Array) -> Array:
+        def final_values(j: int, work: Array) -> Array:
             if j % (group or self.block) == 0:
                 choose(j, work)
             column = list(work[:, j])
@@ -168,7 +168,8 @@ class SparseGPT(Technique):
                 ]
             return np.array([If(gone, 0, w) for w, gone in zip(column, dropped[:, j], strict=True)], dtype=object)
 
-        weight = second_order.spread(second_order.without_dead(layer.weight, dead, choices), lower, settle, choices)
+        alive = second_order.without_dead(layer.weight, dead, choices)
+        weight = second_order.spread(alive, lower, final_values, choices)
         grid = None if step is None or levels is None else Grid(step, levels, shape[0])
         form = replace(layer.format, grid=grid, rank=None)
         if self.mask == "ignored":

@@ -61,7 +61,7 @@ class TruncatedSVD(Technique):
             keeps=frozenset({"mask", "grid", "rank", "n:m"}),
             never_increases=frozenset(lessens),
             any_inputs=self.needs_inputs,
-            rests=True,
+            no_op_on_dense=True,
             holds_reference=True,
             leaves_weight=True,
         )
@@ -80,10 +80,10 @@ class TruncatedSVD(Technique):
             return replace(layer, weight=closest.left @ closest.right, format=Format(rank=self.rank))
         target = layer.reference if gram is None else output_target(layer)
         factors = best_rank(target - layer.effective(), self.rank, layer.choices, gram)
-        return replace(layer, format=replace(layer.format, factors=beside(layer.format.factors, factors)))
+        return replace(layer, format=replace(layer.format, factors=joined_factors(layer.format.factors, factors)))
 
 
-def beside(first: Factors | None, more: Factors) -> Factors:
+def joined_factors(first: Factors | None, more: Factors) -> Factors:
     """Return the factors of both low-rank terms together."""
     if first is None:
         return more

@@ -40,7 +40,7 @@ Q3, UP, MERGED = "AbsMax(bits=3)", "AbsMax(bits=2, rounding='half_up')", "LoRA(r
 DENSE, HALF = "Magnitude(sparsity=Any, of='dense')", "Magnitude(sparsity=1/2, of='dense')"
 
 CLAIMS: list[tuple[str, str, str, str]] = [
-    # Equal states agree in the product of their factors, and DistillFactors sees more: nothing rests before it.
+    # Equal states agree in the product of their factors, and DistillFactors sees more: no no-op is left out before it.
     (f"{A1} >> {Q2} equals {Q2}", "weight_l2", "any", "PROVED"),
     (f"{A1} >> {Q2} >> {F} equals {Q2} >> {F}", "weight_l2", "any", "REFUTED"),
     (f"BlockMeans(rank=1) >> {Q2} >> {F} equals {Q2} >> {F}", "weight_l2", "any", "REFUTED"),

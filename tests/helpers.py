@@ -13,6 +13,7 @@ import torch
 
 from compcomp.errors import InputError
 from compcomp.layers.state import LayerState
+from compcomp.layers.whole import Group, Outputs
 from compcomp.terms import Choices, RandomChoices
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -41,14 +42,36 @@ def outcomes(run: Callable[[LayerState], LayerState], weight: Any, seeds: int = 
     return {tuple(row(run(layer(weight, choices=RandomChoices(seed))))) for seed in range(seeds)}
 
 
-def refused(make: Callable[[], Any], *words: str) -> None:
-    """The call raises InputError with a message of one line that holds the words."""
+def refused(make: Callable[[], Any], *parts: str) -> None:
+    """The call raises InputError with a message of one line that holds the parts."""
     with pytest.raises(InputError) as caught:
         make()
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 400
-    assert all(word in message for word in words), message
+    assert all(part in message for part in parts), message
+
+
+class NoModel:
+    """A whole model of which a test defines what the tested kernel uses."""
+
+    states: dict[str, LayerState]
+    batches: list[Any]
+
+    def forward(self, batch: Any, weights: Any = None) -> Outputs:
+        raise NotImplementedError
+
+    def generated(self, seed: int) -> list[Any]:
+        raise NotImplementedError
+
+    def neurons(self) -> list[Group]:
+        raise NotImplementedError
+
+    def heads(self) -> list[Group]:
+        raise NotImplementedError
+
+    def blocks(self) -> list[list[str]]:
+        raise NotImplementedError
 
 
 def tensors(shape: tuple[int, int], device: str = "cpu", dtype: Any = torch.float32, seed: int = 0) -> LayerState:

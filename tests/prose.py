@@ -58,10 +58,42 @@ def complaints(sentence: Sentence) -> list[str]:
     count = len(re.findall(r"[A-Za-z][\w'-]*|\d+", text))
     if count > LONGEST:
         found.append(f"has {count} words, more than {LONGEST}")
-    for match in _PRIVATE.finditer(_ALLOWED.sub("", text)):
-        better = next(b for word, b in PRIVATE.items() if re.fullmatch(word, match[1], re.IGNORECASE))
-        found.append(f"says {match[1]!r}; say {better}")
+    found += private(text)
     return [f"line {sentence.line}: {complaint}: {text[:90]}" for complaint in found]
+
+
+def private(text: str) -> list[str]:
+    """Return the private words of a text, each with what to say."""
+    return [
+        f"says {match[1]!r}; say {better}"
+        for match in _PRIVATE.finditer(_ALLOWED.sub("", text))
+        for pattern, better in PRIVATE.items()
+        if re.fullmatch(pattern, match[1], re.IGNORECASE)
+    ]
+
+
+def private_names(path: Path, text: str) -> list[str]:
+    """Return the names that a Python source defines and that have a private word as one of their parts."""
+    names = [(1, path.stem)]
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                names.append((node.lineno, name))
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()) | ast.arg(arg=name):
+                names.append((node.lineno, name))
+    parts = [(line, name, re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", " ", name)) for line, name in names]
+    return [f"line {line}: {name} {found}" for line, name, text in parts for found in private(text)]
+
+
+def private_messages(text: str) -> list[str]:
+    """Return the messages and docstrings of a Python source that have a private word.
+
+    Strings without a blank, strings with tabs and quoted code may be keys of saved files.
+    """
+    found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
+    strings = [(node.lineno, node.value) for node in found if isinstance(node.value, str) and " " in node.value]
+    messages = [(line, re.sub(r"`[^`]*`", "CODE", string)) for line, string in strings if "\t" not in string]
+    return [f"line {line}: {said}: {message[:90]}" for line, message in messages for said in private(message)]
 
 
 def of_markdown(text: str) -> Iterator[Sentence]:

@@ -1,4 +1,4 @@
-"""Random tiny models of what models are made of beside plain stacks: tied, viewed, wrapped, merged and dead layers."""
+"""Random tiny models of what models are made of besides plain stacks: tied, viewed, wrapped, merged and dead layers."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Convolution(Piece):
 
 
 class Sliced(Piece):
-    """Two weights beside each other in one piece of memory."""
+    """Two weights next to each other in one piece of memory."""
 
     def __init__(self, width: int, choice: random.Random) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ def test_the_committed_page_is_current() -> None:
 def test_every_technique_says_what_it_is(kind: type[Technique]) -> None:
     (entry,) = catalogue([kind])
     assert entry.title and entry.about and entry.sources
-    assert [p.name for p in entry.parameters] == [f.name for f in fields(kind) if f.init]  # type: ignore[arg-type]
+    assert [p.name for p in entry.parameters] == [f.name for f in fields(kind) if f.init]
     silent = [p.name for p in entry.parameters if not re.search(rf"\b{p.name}\b", kind.__doc__ or "")]
     assert not silent, f"parameters of {kind.__name__} that are not in its docstring"
     known = set(re.findall(r"^\| (\w+) \|", (DOCS / "references.md").read_text(encoding="utf-8"), re.MULTILINE))
@@ -43,7 +43,7 @@ class Odd(Magnitude):
 
     sparsity: the share | of all
         that goes [sun2024].
-    mode: a word: "a"
+    mode: a text: "a"
     or "b". sizes, per: numbers (all). ties: which go.
     After the parameters.
 
@@ -66,7 +66,7 @@ def test_docstrings_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     meanings = {p.name: (p.meaning, p.default, p.tried) for p in entry.parameters}
     assert meanings["sparsity"][:2] == ("the share | of all that goes [sun2024].", "")
-    assert meanings["mode"] == ('a word: "a" or "b".', "'a'", ("'a'", "'b'"))
+    assert meanings["mode"] == ('a text: "a" or "b".', "'a'", ("'a'", "'b'"))
     assert meanings["sizes"][:2] == ("numbers (all).", "(1, 2)")
     assert meanings["per"][0] == "numbers (all)." and meanings["ties"][0] == "which go."
     assert entry.sources == ("han2015", "mishra2021", "sun2024")

@@ -143,7 +143,7 @@ def test_an_executor_and_a_store_change_nothing(tmp_path: Path) -> None:
     assert second.claims["reused"] == first.claims["asked"] == plain.claims["asked"]
 
 
-def test_progress_is_told() -> None:
+def test_progress_is_reported() -> None:
     events: list[dict[str, Any]] = []
     optimize_order([P, D], model=network(), calibration=batches(), progress=events.append)
     assert {"screen", "prove", "measure"} == {event["phase"] for event in events}
@@ -170,7 +170,7 @@ def test_bars_wait_and_leave_standard_output_alone(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ({"techniques": []}, "an empty list"),
         ({"techniques": "Magnitude(sparsity=1/2)"}, "parse_sequence"),
@@ -199,8 +199,8 @@ def test_bars_wait_and_leave_standard_output_alone(
         ({"targets": ["nothing"], "model": network(), "calibration": batches()}, "nothing"),
     ],
 )
-def test_what_cannot_be_used_is_said_in_one_line(arguments: dict[str, Any], words: str) -> None:
-    with pytest.raises(InputError, match=words) as caught:
+def test_what_cannot_be_used_is_said_in_one_line(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
         optimize_order(**{"techniques": [P, D], **arguments})
     assert "\n" not in str(caught.value) and "allowed" in str(caught.value)
 
@@ -232,14 +232,16 @@ def test_an_order_for_each_layer_is_applied_and_saved(tmp_path: Path) -> None:
     plan = optimize_order([P, Q, D, L], model=model, calibration=data, device="cpu", granularity="layer")
     assert plan.by_layer is not None
     plan.save(tmp_path)
-    told = json.loads((tmp_path / "plan.json").read_text())
-    assert told["layer_orders"] == plan.layer_orders
+    saved = json.loads((tmp_path / "plan.json").read_text())
+    assert saved["layer_orders"] == plan.layer_orders
     compressed = plan.apply(model)
     for name, layer in network().named_children():
         if isinstance(layer, nn.Linear):
             order = plan.layer_orders.get(name, str(plan.order))
             alone = apply(parse_sequence(order), network(), data, device="cpu", targets=[name])
-            assert torch.equal(compressed.get_submodule(name).weight, alone.get_submodule(name).weight)  # type: ignore[arg-type]
+            found, expected = (of.get_submodule(name) for of in (compressed, alone))
+            assert isinstance(found, nn.Linear) and isinstance(expected, nn.Linear)
+            assert torch.equal(found.weight, expected.weight)
     other = plan.apply(network(), data)
     assert torch.equal(other[0].weight, compressed[0].weight)
 
@@ -287,12 +289,12 @@ def test_shares_are_checked(name: str, value: Any) -> None:
 
 def test_what_loses_more_on_some_layers_is_not_left_out_for_a_larger_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Orders are left out on the way for orders of their size alone: the front of loss and size stays whole."""
-    techniques = [P, one_of(AbsMax(bits=2, group=8), AbsMax(bits=8, group=8)), optional(L), D]
-    given = {"model": Tiny(), "calibration": tokens(), "device": "cpu"}
-    whole = optimize_order(techniques, **given)  # type: ignore[arg-type]
+    techniques: list[Any] = [P, one_of(AbsMax(bits=2, group=8), AbsMax(bits=8, group=8)), optional(L), D]
+    given: dict[str, Any] = {"model": Tiny(), "calibration": tokens(), "device": "cpu"}
+    whole = optimize_order(techniques, **given)
     for wanted in (1, 2):
         monkeypatch.setattr(measuring, "RANKED", wanted)
-        plan = optimize_order(techniques, **given)  # type: ignore[arg-type]
+        plan = optimize_order(techniques, **given)
         assert plan.orders["dropped"] > whole.orders["dropped"] and len(plan.pareto) > 3
         assert plan.pareto == whole.pareto and plan.best == whole.best
 

@@ -66,10 +66,10 @@ def test_many_orders_are_accounted_for_by_number(tmp_path: Path, monkeypatch: py
     lines = (tmp_path / "accounts.tsv").read_text().splitlines()
     rows = [line.split("\t") for line in lines[1:] if not line.startswith("#")]
     names = dict(line.removeprefix("# technique ").split(": ", 1) for line in lines if line.startswith("# technique"))
-    listed = {" >> ".join(names[k] for k in order.split()): (fate, by) for order, fate, by, _, _ in rows}
+    listed = {" >> ".join(names[k] for k in order.split()): (outcome, by) for order, outcome, by, _, _ in rows}
     for account in plan.accounts:
-        fate, by = listed[account["order"]]
-        assert fate == account["fate"] and " >> ".join(names[k] for k in by.split()) == account["by"]
+        outcome, by = listed[account["order"]]
+        assert outcome == account["fate"] and " >> ".join(names[k] for k in by.split()) == account["by"]
     proofs = {line.split(":")[0] for line in lines if line.startswith("# proof")}
     used = {f"# proof {k}" for row in rows for k in row[3].split()}
     assert used == proofs and all(row[3] or row[4] for row in rows if row[1] != "measured")

@@ -307,34 +307,34 @@ def technique_names() -> set[str]:
 
 
 def identifiers(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """(line, word) of each identifier, and of each string that is one word (`kind == "Wanda"`)."""
+    """(line, name) of each identifier, and of each string that is a name (`kind == "Wanda"`)."""
     for node in ast.walk(tree):
         line = getattr(node, "lineno", 0)
         match node:
-            case ast.Name(id=word) | ast.Attribute(attr=word) | ast.arg(arg=word):
-                yield line, word
-            case ast.FunctionDef(name=word) | ast.AsyncFunctionDef(name=word) | ast.ClassDef(name=word):
-                yield line, word
-            case ast.alias(name=name, asname=asname):
-                yield from ((line, word) for word in (*name.split("."), asname) if word)
-            case ast.keyword(arg=str(word)) | ast.Constant(value=str(word)):
-                yield line, word
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name):
+                yield line, name
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield line, name
+            case ast.alias(name=path, asname=asname):
+                yield from ((line, name) for name in (*path.split("."), asname) if name)
+            case ast.keyword(arg=str(name)) | ast.Constant(value=str(name)):
+                yield line, name
 
 
 @pytest.mark.parametrize("room", NAMELESS)
 def test_no_technique_is_named(room: str) -> None:
     names = technique_names()
     named = [
-        f"{path.relative_to(ROOT)}:{line} names {word}"
+        f"{path.relative_to(ROOT)}:{line} names {name}"
         for module, path in sources().items()
         if room_of(module) == room
-        for line, word in identifiers(tree_of(path))
-        if word in names
+        for line, name in identifiers(tree_of(path))
+        if name in names
     ]
     assert not named
 
 
-# encodings/ beside Python's own encodings
+# encodings/ and Python's own encodings
 
 
 def python(*arguments: str, path: Path | None = ROOT) -> str:

@@ -221,7 +221,7 @@ def kept_weights(layer: LayerState, mask: str) -> Array:
 # ----------------------------------------------------------------------------------------------- left to right
 
 
-def spread(weight: Array, lower: Array, settle: Callable[[int, Array], Array], choices: Choices) -> Array:
+def spread(weight: Array, lower: Array, final_values: Callable[[int, Array], Array], choices: Choices) -> Array:
     """Fix the columns from left to right, and update later columns so that they best compensate for each error.
 
     The update of later columns is ``-(w_j - q_j) * L[k, j]``. In the literature it is ``-(w_j - q_j) / U_jj * U_jk``
@@ -230,7 +230,7 @@ def spread(weight: Array, lower: Array, settle: Callable[[int, Array], Array], c
     Args:
         weight: the weight (out x in).
         lower: L of :func:`inverse_factor`.
-        settle: ``settle(j, work)`` returns the final values of column j, given the weight as updated so far.
+        final_values: ``final_values(j, work)`` returns those of column j, given the weight as updated so far.
         choices: collects premises, for z3.
 
     Returns:
@@ -238,9 +238,9 @@ def spread(weight: Array, lower: Array, settle: Callable[[int, Array], Array], c
     """
     work, columns = weight.copy(), weight.shape[1]
     for j in range(columns):
-        settled = settle(j, work)
-        errors = [named(w - q, choices) for w, q in zip(work[:, j], settled, strict=True)]
-        work[:, j] = settled
+        final = final_values(j, work)
+        errors = [named(w - q, choices) for w, q in zip(work[:, j], final, strict=True)]
+        work[:, j] = final
         for i, error in enumerate(errors):
             for k in range(j + 1, columns):
                 work[i, k] = named(work[i, k] - error * lower[k, j], choices)

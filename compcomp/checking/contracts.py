@@ -54,7 +54,7 @@ def _stays_dense(sequence: Sequence) -> bool:
     Such a sequence loses nothing.
     """
     promised = [technique.promises() for technique in sequence]
-    return all((p.rests or p.holds_reference) and not p.changes_inputs for p in promised)
+    return all((p.no_op_on_dense or p.holds_reference) and not p.changes_inputs for p in promised)
 
 
 def _compares(claim: Equals | SameState | Dominates) -> bool:
@@ -63,6 +63,8 @@ def _compares(claim: Equals | SameState | Dominates) -> bool:
     In the second case it extends the right one by steps that never increase the loss.
     """
     left, right = _changing(claim.left), _changing(claim.right)
+    if not isinstance(claim, SameState):
+        left, right = _in_last_basis(left), _in_last_basis(right)
     if left.changes_basis or right.changes_basis:
         return _same(left.techniques, right.techniques) and left.is_deterministic
     if isinstance(claim, Dominates) and not claim.loss.needs_inputs:
@@ -121,13 +123,27 @@ def _adds_no_factors(technique: Technique) -> bool:
 
 
 def _on_a_grid(techniques: Items[Technique]) -> bool:
-    """Return True if the last step that is no selection sets up a grid, and no technique without steps follows."""
+    """Return True if the format after these techniques records a grid.
+
+    That is so if the last step that is no selection sets it up, and no technique without steps follows. Of other
+    sequences one run shows it.
+    """
     for technique in reversed(techniques):
         if not technique.steps():
-            return False
+            break
         if not _selects_alone(technique):
             return True
-    return False
+    run = Keeps(Sequence(tuple(techniques)), "grid")
+    formats = None if not techniques or _open(run.left) else _formats(run)
+    return formats is not None and formats[-1].grid is not None
+
+
+def _in_last_basis(sequence: Sequence) -> Sequence:
+    """Return the sequence without changes of basis at its end: they leave effective weight, inputs and losses alone."""
+    kept = len(sequence.techniques)
+    while kept and sequence.techniques[kept - 1].promises().changes_basis:
+        kept -= 1
+    return Sequence(sequence.techniques[:kept])
 
 
 def _weights_alone(sequence: Sequence) -> Sequence:
@@ -158,7 +174,7 @@ def _active(sequence: Sequence) -> tuple[Technique, ...]:
             continue
         later = sequence.techniques[number + 1 :]
         unseen = "factors" in promises.keeps or not any(t.promises().sees_factors for t in later)
-        if at_reference and promises.rests and unseen:
+        if at_reference and promises.no_op_on_dense and unseen:
             continue
         at_reference = at_reference and promises.holds_reference
         found.append(technique)
@@ -278,7 +294,7 @@ def _fits(claim: Fits) -> bool:
     if formats is None or _open(sequence) or scheme.weights < DENSE or scheme.inputs < DENSE:
         return False
     end, zeros = formats[-1], list(_zeros(sequence.techniques, formats))
-    if end.factors is not None and end.factors.rank > scheme.beside:
+    if end.factors is not None and end.factors.rank > scheme.branch_rank:
         return False
     if scheme.rank is not None:
         known = end.rank is not None and end.rank <= scheme.rank

@@ -208,20 +208,20 @@ def _check_queries(
     scripts = [files[answer["script"]] for answer in answers]
     again = {name: ask(name, scripts, SOLVER_SECONDS) for name in (installed() if solvers and scripts else ())}
     for k, answer in enumerate(answers):
-        said = {name: words[k] for name, words in again.items()}
+        said = {name: found[k] for name, found in again.items()}
         relied = answer["answer"] == answer["expected"]
         row = {"name": answer["name"], "script": answer["script"], "answer": answer["answer"], "again": said}
         row["checked"] = _checked(answer, scripts[k], files, report) if relied else "not relied on"
         report.queries.append(row)
-        for name, word in said.items():
-            if word == "error":
+        for name, found in said.items():
+            if found == "error":
                 report.problems.append(f"{answer['name']}: {name} does not read the script")
-            elif word != answer["answer"] and "unknown" not in (word, answer["answer"]):
-                report.problems.append(f"{answer['name']}: {name} now answers {word}, recorded is {answer['answer']}")
+            elif found != answer["answer"] and "unknown" not in (found, answer["answer"]):
+                report.problems.append(f"{answer['name']}: {name} now answers {found}, recorded is {answer['answer']}")
         if relied and row["checked"] == "solvers":
-            agreeing = [name for name, word in said.items() if word == answer["answer"]]
+            agreeing = [name for name, found in said.items() if found == answer["answer"]]
             by = f"{' and '.join(agreeing)} alone, asked again" if agreeing else "the recorded answer alone"
-            report.holes.append(f"{answer['name']} rests on {by}")
+            report.holes.append(f"{answer['name']} depends on {by}")
 
 
 def _checked(answer: dict[str, Any], script: str, files: dict[str, str], report: Report) -> str:

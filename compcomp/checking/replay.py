@@ -249,11 +249,11 @@ def _misfits(scheme: Scheme, end: LayerState) -> list[str]:
         found["pattern"] = np.any((~zero).reshape(len(zero), -1, m).sum(axis=2) > n)
     found["sparsity"] = any(zeros < int(of * scheme.sparsity) for zeros in counted)
     found["rank"] = scheme.rank is not None and rank_exceeds(end.weight, scheme.rank)
-    found["low-rank term"] = (0 if factors is None else factors.rank) > scheme.beside
+    found["low-rank term"] = (0 if factors is None else factors.rank) > scheme.branch_rank
     if scheme.inputs < DENSE:
         inputs = end.working().inputs
         found["inputs"] = inputs is None or any(off_grid(token, scheme.inputs) for token in inputs.T)
-    return [word for word, wrong in found.items() if wrong]
+    return [requirement for requirement, wrong in found.items() if wrong]
 
 
 def _mask(state: LayerState) -> Array:

@@ -74,5 +74,5 @@ def ask(name: str, scripts: list[str], seconds: float) -> list[str]:
         said = late.stdout.decode().split() if isinstance(late.stdout, bytes) else []
     except OSError:
         pass
-    known = [word if word in ("sat", "unsat", "error") else "unknown" for word in said[: len(scripts)]]
+    known = [answer if answer in ("sat", "unsat", "error") else "unknown" for answer in said[: len(scripts)]]
     return known + ["unknown"] * (len(scripts) - len(known))

@@ -137,7 +137,7 @@ def problems(claim: Claim, stated: Data, answers: list[Data], witness: Data | No
     if status not in ("PROVED", "REFUTED", "UNKNOWN", "VACUOUS", "DISAGREE"):
         return [f"the status is {status!r}"]
     wrong(stated["stage"] not in STAGES.get(status, ("", "rule", "bounded")), f"{status} by stage {stated['stage']!r}")
-    wrong(witness is not None and status not in ("REFUTED", "UNKNOWN"), f"{status}, beside a witness that refutes it")
+    wrong(witness is not None and status not in ("REFUTED", "UNKNOWN"), f"{status}, with a witness that refutes it")
     wrong(witness is None and status == "REFUTED", "a refutation needs a witness")
     wrong(bool(stated["cause"]) and status in ("PROVED", "REFUTED"), f"{status}, and a cause why it is not")
     wrong(bool(stated["reason"]) and status not in ("PROVED", "REFUTED"), f"{status}, and a reason why it holds")

@@ -95,12 +95,12 @@ def spread(
     root: Tensor,
     size: int,
     enter: Callable[[slice], None],
-    settle: Callable[[int, Tensor], Tensor],
+    final_values: Callable[[int, Tensor], Tensor],
 ) -> None:
     """Fix the columns left to right in place, with later columns compensating for the error of each.
 
     ``enter`` is called with every ``size`` consecutive columns (or those that are left) once all columns before them
-    are fixed and accounted for. ``settle(j, values)`` then returns the final values (out) of column j.
+    are fixed and accounted for. ``final_values(j, values)`` then returns the final values (out) of column j.
 
     Args:
         work: The weight transposed, in x out, float64. It is changed.
@@ -116,9 +116,9 @@ def spread(
             j = part.start + k
             if j % size == 0:
                 enter(slice(j, min(j + size, columns)))
-            settled = settle(j, block[k])
-            torch.sub(block[k], settled, out=errors[k])
-            block[k] = settled
+            final = final_values(j, block[k])
+            torch.sub(block[k], final, out=errors[k])
+            block[k] = final
             block[k + 1 :].addr_(coupling[k, k + 1 :], errors[k], alpha=-1)
         work[part.stop :].addmm_(ratio[part, part.stop :].T, errors[: len(block)], alpha=-1)
 

@@ -35,7 +35,7 @@ def train(technique: Any, whole: WholeModel, lost: Lost) -> dict[str, LayerState
     }
     if not free:
         return dict(states)
-    fixed = {name: beside(state) for name, state in states.items()}
+    fixed = {name: low_rank_term(state) for name, state in states.items()}
     batches = whole.batches if technique.targets == "data" else whole.generated(technique.seed)
     optimizer = torch.optim.AdamW(free.values(), lr=float(technique.rate), weight_decay=0.0)
     with torch.enable_grad():
@@ -71,7 +71,7 @@ def within(weight: Tensor, state: LayerState) -> Tensor:
     return weight if mask is None else weight.masked_fill(~mask, 0)
 
 
-def beside(state: LayerState) -> Tensor | None:
+def low_rank_term(state: LayerState) -> Tensor | None:
     """Return the low-rank term, out x in."""
     factors = state.format.factors
     return None if factors is None else (factors.left.double() @ factors.right.double()).to(wide(state.weight))

@@ -26,7 +26,7 @@ def kernel(technique: AdaptiveSparseTraining, layer: LayerState) -> LayerState:
     assert layer.gram is not None
     gram, mask, selection = layer.gram.to(torch.float64), layer.format.mask, technique.selection
     weight = layer.weight.to(torch.float64)
-    beside = (effective(layer, torch.float64) - weight) @ gram - dense_products(layer, gram)
+    constant = (effective(layer, torch.float64) - weight) @ gram - dense_products(layer, gram)
     latent = weight.clone() if mask is None else weight.masked_fill(~mask, 0)
     start = replace(layer, weight=latent, format=replace(layer.format, grid=None))  # its weights are moved in place
 
@@ -39,7 +39,7 @@ def kernel(technique: AdaptiveSparseTraining, layer: LayerState) -> LayerState:
     pruned = drop(start, selection, score)
     for turn in range(1, technique.iterations + 1):
         dropped: Tensor = ~pruned.format.mask  # type: ignore[operator]
-        move = (pruned.weight @ gram).add_(beside).mul_(step)
+        move = (pruned.weight @ gram).add_(constant).mul_(step)
         move.addcmul_(latent, dropped.to(latent), value=float(technique.decay * turn / technique.iterations))
         latent -= move if mask is None else move.masked_fill_(~mask, 0)
         if technique.new_mask(turn):

@@ -8,7 +8,7 @@ import torch
 
 from compcomp.encodings.block_means import BlockMeans
 from compcomp.kernels._shared import check, effective
-from compcomp.kernels.truncated_svd import beside
+from compcomp.kernels.truncated_svd import joined_factors
 from compcomp.layers.state import Factors, LayerState
 
 
@@ -28,4 +28,4 @@ def kernel(technique: BlockMeans, layer: LayerState) -> LayerState:
     runs = torch.arange(columns, device=error.device) // (columns // technique.rank)
     member = runs == torch.arange(technique.rank, device=error.device)[:, None]
     factors = Factors(means.to(layer.weight.dtype), member.to(layer.weight.dtype))
-    return replace(layer, format=replace(layer.format, factors=beside(layer.format.factors, factors)))
+    return replace(layer, format=replace(layer.format, factors=joined_factors(layer.format.factors, factors)))

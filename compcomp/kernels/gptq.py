@@ -57,11 +57,11 @@ def kernel(technique: GPTQ, layer: LayerState) -> LayerState:
             enter(part)
             step[part] = (largest[part] / levels).to(dtype)
 
-    def settle(j: int, values: Tensor) -> Tensor:
+    def final_values(j: int, values: Tensor) -> Tensor:
         result = on_grid(values, largest[j], step[j], levels, technique.rounding, layer.weight.dtype)
         return result if stays is None else result.masked_fill_(~stays[j], 0)
 
-    spread(work, inverse_root(technique, gram), group if dynamic and group else columns, begin, settle)
+    spread(work, inverse_root(technique, gram), group if dynamic and group else columns, begin, final_values)
     if order is not None:
         back = order.argsort()
         work, step = work[back], step[back]

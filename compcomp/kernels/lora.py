@@ -9,7 +9,7 @@ import torch
 from compcomp.encodings.lora import FINENESS, NOTHING, LoRA
 from compcomp.kernels._shared import Tensor, check, effective
 from compcomp.kernels.least_squares_distill import output_target
-from compcomp.kernels.truncated_svd import beside
+from compcomp.kernels.truncated_svd import joined_factors
 from compcomp.layers.state import Factors, LayerState
 
 
@@ -34,7 +34,7 @@ def kernel(technique: LoRA, layer: LayerState) -> LayerState:
     form, dtype = layer.format, layer.weight.dtype
     if not technique.merged:
         factors = Factors(left.to(dtype), right.to(dtype))
-        return replace(layer, format=replace(form, factors=beside(form.factors, factors)))
+        return replace(layer, format=replace(form, factors=joined_factors(form.factors, factors)))
     weight = (layer.weight.to(torch.float64) + _product(left, right, free)).to(dtype)
     if not technique.masked:
         form = replace(form, mask=None, pattern=None, cut=None)

@@ -44,12 +44,12 @@ def kernel(technique: SparseGPT, layer: LayerState) -> LayerState:
         taken = smallest(groups, technique.count(groups.shape[1]), technique.ties).reshape(scores.shape).T
         dropped[part] = taken if gone is None else taken | gone[part]
 
-    def settle(j: int, values: Tensor) -> Tensor:
+    def final_values(j: int, values: Tensor) -> Tensor:
         if levels is not None and largest is not None and step is not None:
             values = on_grid(values, largest, step, levels, technique.rounding, layer.weight.dtype)
         return values.masked_fill(dropped[j], 0)
 
-    spread(work, root, size or technique.block, enter, settle)
+    spread(work, root, size or technique.block, enter, final_values)
     weight = work.T.to(layer.weight.dtype, memory_format=torch.contiguous_format)
     grid = None
     if levels is not None and step is not None:

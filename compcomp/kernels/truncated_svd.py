@@ -44,10 +44,12 @@ def kernel(technique: TruncatedSVD, layer: LayerState) -> LayerState:
         return replace(layer, weight=weight, format=Format(rank=technique.rank))
     target = layer.reference.to(dtype) if gram is None else output_target(layer, gram, tolerance)
     left, right = (factor.to(layer.weight.dtype) for factor in closest(target - start, technique.rank, gram, tolerance))
-    return replace(layer, format=replace(layer.format, factors=beside(layer.format.factors, Factors(left, right))))
+    return replace(
+        layer, format=replace(layer.format, factors=joined_factors(layer.format.factors, Factors(left, right)))
+    )
 
 
-def beside(first: Factors | None, more: Factors) -> Factors:
+def joined_factors(first: Factors | None, more: Factors) -> Factors:
     """Return the factors of both low-rank terms together."""
     if first is None:
         return more

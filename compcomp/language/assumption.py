@@ -97,9 +97,9 @@ class Assumption:
     def __str__(self) -> str:
         return self.text
 
-    def __contains__(self, words: str) -> bool:
+    def __contains__(self, part: str) -> bool:
         """Return True if the text contains these characters. It is for users' scripts: no decision depends on it."""
-        return words in self.text
+        return part in self.text
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields but the text, as plain data."""

@@ -153,7 +153,7 @@ class NoTies(Condition):
             step, layer = moment.step, moment.before
             if isinstance(step, Selection):
                 for scores in step.scores(layer):
-                    found.append(_parted(scores, step.count(len(scores)), tolerance))
+                    found.append(_separated(scores, step.count(len(scores)), tolerance))
         return _all(found)
 
 
@@ -498,7 +498,7 @@ def _z3(value: Fraction) -> Term:
     return z3.RealVal(value)
 
 
-def _parted(scores: list[Term], count: int, tolerance: float) -> Term:
+def _separated(scores: list[Term], count: int, tolerance: float) -> Term:
     """Return a term that is true if the ``count`` smallest scores are strictly less than all others."""
     n, kind = len(scores), reading(*scores)
     if count == 0 or count >= n:

@@ -73,8 +73,8 @@ class Declared:
         restores: "mask": every weight that the mask before it drops is zero after it, and the mask after it drops that
             weight too.
         never_increases: names of losses, of the layer in its current basis.
-        rests: to change nothing means here that weight, mask, grid, inputs and the product of the low-rank term are the
-            same after it.
+        no_op_on_dense: to change nothing means here that weight, mask, grid, inputs and the product of the low-rank
+            term are the same after it.
         changes_inputs: weight, reference and format do not change. A technique that does not declare it does not change
             the inputs.
         homogeneous: the layer here is its weight and its reference.
@@ -113,7 +113,7 @@ class Declared:
         default=False,
         metadata=_law("what it never increases it does not increase on changed inputs either", "last_step"),
     )
-    rests: bool = field(
+    no_op_on_dense: bool = field(
         default=False,
         metadata=_law(
             "changes nothing where the effective weight equals the reference on dense inputs", "normal", "reference"

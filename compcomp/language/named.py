@@ -26,7 +26,7 @@ class OtherFiles(LookupError):
     """Signal that this process has other files of a technique than the process that sent the job."""
 
 
-_told_here: set[str] = set()
+_sent: set[str] = set()
 """Digests of loaded files that this process has sent to others."""
 _first: dict[str, Source] = {}
 """Files that no class has recorded, as they were when they were first read."""
@@ -35,7 +35,7 @@ _first: dict[str, Source] = {}
 # ------------------------------------------------------------------------------------------------ texts
 
 
-def told_by_text(technique: Technique) -> bool:
+def round_trips(technique: Technique) -> bool:
     """Return True if the class of a technique makes the same technique, in every field, from its text."""
     from compcomp.language.text import technique_of
 
@@ -59,7 +59,7 @@ def is_named(technique: Technique) -> bool:
 
     Its text then determines it, and its name is registered for its class.
     """
-    return Technique.known().get(type(technique).__name__) is type(technique) and told_by_text(technique)
+    return Technique.known().get(type(technique).__name__) is type(technique) and round_trips(technique)
 
 
 # -------------------------------------------------------------------------------------- other processes
@@ -74,14 +74,14 @@ def registrations(techniques: Iterable[Technique]) -> list[list[str]] | None:
     for technique in found:
         if not any(kind is type(technique) for kind in kinds):
             kinds.append(type(technique))
-    if not all(_findable(kind) for kind in kinds) or not all(map(told_by_text, found)):
+    if not all(_findable(kind) for kind in kinds) or not all(map(round_trips, found)):
         return None
     sources = [None if ours(kind.__module__) and ours(_kernel_of(kind)) else sources_of_kinds([kind]) for kind in kinds]
     if any(source is None and not ours(kind.__module__) for kind, source in zip(kinds, sources, strict=True)):
         return None
-    _told_here.update(source for source in sources if source)
-    told = zip(kinds, sources, strict=True)
-    return sorted([k.__module__, k.__name__, _kernel_of(k), *([s] if s else [])] for k, s in told)
+    _sent.update(source for source in sources if source)
+    pairs = zip(kinds, sources, strict=True)
+    return sorted([k.__module__, k.__name__, _kernel_of(k), *([s] if s else [])] for k, s in pairs)
 
 
 def find_registered(given: Iterable[Iterable[str]]) -> None:
@@ -94,7 +94,7 @@ def find_registered(given: Iterable[Iterable[str]]) -> None:
         technique = getattr(importlib.import_module(module), name)
         if technique not in Technique.kernels:
             Technique.register(technique, kernel)
-        if source and source[0] not in _told_here and sources_of_kinds([technique]) != source[0]:
+        if source and source[0] not in _sent and sources_of_kinds([technique]) != source[0]:
             raise OtherFiles(f"{module}.{name} has other files here")
 
 
@@ -118,7 +118,7 @@ def sources_of(techniques: Iterable[Technique]) -> str | None:
     read it. In the last case it is not known which version led to a result.
     """
     found = list({id(technique): technique for technique in techniques}.values())  # the sides of a claim share theirs
-    return sources_of_kinds(map(type, found)) if all(map(told_by_text, found)) else None
+    return sources_of_kinds(map(type, found)) if all(map(round_trips, found)) else None
 
 
 def sources_of_kinds(kinds: Iterable[type[Technique]]) -> str | None:

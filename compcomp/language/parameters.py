@@ -79,7 +79,7 @@ Exact: TypeAlias = Parameter[Fraction, Number]
 """An exact number."""
 ExactOrAny: TypeAlias = Parameter[Fraction | Unknown, Number | AnyValue]
 """An exact number, or Any in claims."""
-BitsOrAny: TypeAlias = Parameter[int | Unknown, int | AnyValue]
+BitsOrAny: TypeAlias = Parameter[int | Unknown, int | np.integer[Any] | AnyValue]
 """An integer, or Any in claims."""
 
 

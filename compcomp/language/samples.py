@@ -63,7 +63,7 @@ def conventions(kind: type[Technique], **values: Sequence[Any]) -> list[Techniqu
         values: values to try, by the name of the parameter.
     """
     known: Mapping[str, Sequence[Any]] = {**VALUES, **kind.fixtures.values, **values}
-    names = [f.name for f in fields(kind) if f.init and f.name in known]  # type: ignore[arg-type]
+    names = [f.name for f in fields(kind) if f.init and f.name in known]
     return list(_allowed(kind, (dict(zip(names, c, strict=True)) for c in product(*(known[n] for n in names)))))
 
 
@@ -127,7 +127,7 @@ def _is_small(technique: Technique) -> bool:
 
 def _first(kind: type[Technique]) -> Technique:
     required, tried = {}, kind.fixtures.values
-    for f in fields(kind):  # type: ignore[arg-type]
+    for f in fields(kind):
         if f.init and f.default is MISSING and f.default_factory is MISSING:
             known = kind.examples.get(f.name) or tried.get(f.name)
             required[f.name] = known[0] if known else USUAL.get(f.name, next(iter(VALUES.get(f.name, ())), None))
@@ -158,7 +158,7 @@ def _allowed(kind: type[Technique], combinations: Any) -> Iterator[Technique]:
 
 
 def _names(kind: type[Technique]) -> list[str]:
-    return [f.name for f in fields(kind) if f.init]  # type: ignore[arg-type]
+    return [f.name for f in fields(kind) if f.init]
 
 
 def _parameters(technique: Technique) -> dict[str, Any]:

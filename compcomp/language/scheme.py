@@ -12,7 +12,7 @@ from compcomp.language.parameters import number, shown
 from compcomp.language.size import DENSE, position_bits
 from compcomp.layers.partition import Partition
 
-ALLOWED = "words such as W4, W4A8, 2:4, 50%, 50%/row, r8, +r8, each kind once"
+ALLOWED = "parts such as W4, W4A8, 2:4, 50%, 50%/row, r8, +r8, each kind once"
 LONGEST = 200
 
 
@@ -37,19 +37,19 @@ class Scheme:
     sparsity: Fraction = Fraction(0)
     per: str = "tensor"
     rank: int | None = None
-    beside: int = 0
+    branch_rank: int = 0
 
     @classmethod
     def of(cls, given: Any) -> Scheme:
         """Return the scheme of a text, or a scheme as it is; raise InputError for anything else."""
         if isinstance(given, Scheme):
             return given
-        words = given.split() if isinstance(given, str) and len(given) <= LONGEST else []
+        parts = given.split() if isinstance(given, str) and len(given) <= LONGEST else []
         found: dict[str, object] = {}
-        for word in words:
-            read = _read(word)
+        for part in parts:
+            read = _read(part)
             if read is None or found.keys() & read.keys():
-                raise InputError(shown(word), ALLOWED, "scheme")
+                raise InputError(shown(part), ALLOWED, "scheme")
             found |= read
         if not found:
             raise InputError(shown(given), ALLOWED, "scheme")
@@ -101,40 +101,40 @@ class Scheme:
         if self.rank is not None:
             ways.append(DENSE * self.rank * (rows + columns))
         shared = 2 * DENSE * scales if self.weights < DENSE else 0
-        beside = DENSE * (self.beside * (rows + columns) + scalings * columns)
-        return min(min(ways) + shared, DENSE * count) + beside
+        extra = DENSE * (self.branch_rank * (rows + columns) + scalings * columns)
+        return min(min(ways) + shared, DENSE * count) + extra
 
     def __str__(self) -> str:
-        words = []
+        parts = []
         if self.weights < DENSE or self.inputs < DENSE:
-            words.append(f"W{self.weights}" + (f"A{self.inputs}" if self.inputs < DENSE else ""))
+            parts.append(f"W{self.weights}" + (f"A{self.inputs}" if self.inputs < DENSE else ""))
         if self.pattern is not None:
-            words.append("{}:{}".format(*self.pattern))
+            parts.append("{}:{}".format(*self.pattern))
         if self.sparsity:
-            words.append(_percent(self.sparsity) + ("/row" if self.per == "row" else ""))
+            parts.append(_percent(self.sparsity) + ("/row" if self.per == "row" else ""))
         if self.rank is not None:
-            words.append(f"r{self.rank}")
-        if self.beside:
-            words.append(f"+r{self.beside}")
-        return " ".join(words) or f"W{DENSE}"
+            parts.append(f"r{self.rank}")
+        if self.branch_rank:
+            parts.append(f"+r{self.branch_rank}")
+        return " ".join(parts) or f"W{DENSE}"
 
 
-def _read(word: str) -> dict[str, object] | None:
+def _read(part: str) -> dict[str, object] | None:
     """Return the fields that one part of the text sets, or None if it cannot be parsed."""
-    if match := re.fullmatch(r"W(\d{1,2})(?:A(\d{1,2}))?|A(\d{1,2})", word):
+    if match := re.fullmatch(r"W(\d{1,2})(?:A(\d{1,2}))?|A(\d{1,2})", part):
         weights, with_inputs, alone = match.groups()
         widths = {"weights": weights, "inputs": with_inputs or alone}
         read: dict[str, object] = {name: int(width) for name, width in widths.items() if width}
         return read if all(1 <= int(width) <= DENSE for width in widths.values() if width) else None
-    if match := re.fullmatch(r"(\d{1,3}):(\d{1,3})", word):
+    if match := re.fullmatch(r"(\d{1,3}):(\d{1,3})", part):
         n, m = int(match[1]), int(match[2])
         return {"pattern": (n, m)} if 0 < n <= m <= 256 else None
-    if match := re.fullmatch(r"(\d{1,3}(?:\.\d{1,12})?%|\d{1,9}/\d{1,9})(/row)?", word):
-        share = number(match[1][:-1], "scheme", ALLOWED) / 100 if "%" in word else number(match[1], "scheme", ALLOWED)
+    if match := re.fullmatch(r"(\d{1,3}(?:\.\d{1,12})?%|\d{1,9}/\d{1,9})(/row)?", part):
+        share = number(match[1][:-1], "scheme", ALLOWED) / 100 if "%" in part else number(match[1], "scheme", ALLOWED)
         return {"sparsity": share, "per": "row" if match[2] else "tensor"} if 0 < share < 1 else None
-    if match := re.fullmatch(r"(\+?)r(\d{1,5})", word):
+    if match := re.fullmatch(r"(\+?)r(\d{1,5})", part):
         rank = int(match[2])
-        return {"beside" if match[1] else "rank": rank} if rank else None
+        return {"branch_rank" if match[1] else "rank": rank} if rank else None
     return None
 
 

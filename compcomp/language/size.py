@@ -365,11 +365,11 @@ def no_larger(one: Format, other: Format, layers: int, slack: float = SLACK) -> 
         slack: the share by which masks may keep more weights, over all layers.
     """
     grids = {_grid_sizes(form.grid) for form in (one, other)}
-    beside = [form.factors for form in (one, other)]
+    factors = [form.factors for form in (one, other)]
     scalings = [0 if form.transform is None else form.transform.scalings for form in (one, other)]
     if len(grids) > 1 or scalings[0] > scalings[1]:
         return False
-    if beside[0] is not None and (beside[1] is None or not _no_more(beside[0], beside[1])):
+    if factors[0] is not None and (factors[1] is None or not _no_more(factors[0], factors[1])):
         return False
     if other.rank is not None and (one.rank is None or one.rank > other.rank):
         return False
@@ -455,7 +455,7 @@ def _laws(sequence: Sequence) -> tuple[Format, dict[str, _Law | None]]:
     Raises:
         InputError: the groups need too many columns, or a count is not of the form a mn + b m + c n + d.
     """
-    shares = [getattr(t, f.name) for t in sequence for f in fields(t)]  # type: ignore[arg-type]
+    shares = [getattr(t, f.name) for t in sequence for f in fields(t)]
     whole = lcm(*(x.denominator for x in shares if isinstance(x, Fraction)))
     unit = lcm(whole, *(t.unit for t in sequence))
     if 3 * unit > WIDEST:

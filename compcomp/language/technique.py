@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from fractions import Fraction
 from functools import wraps
 from math import lcm
@@ -38,6 +38,7 @@ __all__ = [
     "Source",
     "Technique",
     "as_sequence",
+    "has_fields",
     "run",
     "run_kernel",
     "source_now",
@@ -71,6 +72,8 @@ class Technique(Registered):
 
     fixtures: ClassVar[Fixtures] = Fixtures()
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # for type checkers: subclasses are dataclasses
+
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
         cls.fixtures = fixtures_of(cls)
@@ -82,7 +85,7 @@ class Technique(Registered):
 
         It runs before the ``__post_init__`` of a subclass.
         """
-        for f in fields(self):  # type: ignore[arg-type]
+        for f in fields(self):
             if f.name in vars(self):
                 object.__setattr__(self, f.name, _plain(getattr(self, f.name)))
 
@@ -222,7 +225,7 @@ class Technique(Registered):
 
     def __str__(self) -> str:
         shown = []
-        for f in fields(self):  # type: ignore[arg-type]
+        for f in fields(self):
             value = getattr(self, f.name)
             if f.init and value != f.default:
                 shown.append(f"{f.name}={_shown(value)}")
@@ -269,6 +272,11 @@ def run_kernel(technique: Technique, layer: LayerState, kernel: Kernel | None = 
     return layer.taken_back(view, (kernel or technique.kernel())(technique, view))
 
 
+def has_fields(technique: object) -> bool:
+    """Return True for a dataclass, as every technique should be; the class of a user may be none."""
+    return is_dataclass(technique)
+
+
 def unknowns(technique: Technique) -> tuple[str, ...]:
     """Return the names of the parameters that are Any."""
     return tuple(name for name in type(technique).examples if getattr(technique, name) is ANY)
@@ -305,7 +313,7 @@ class Sequence:
 
     def at(self, values: Mapping[str, object]) -> Sequence:
         """Return the sequence with a value, by name, for each parameter that is Any."""
-        known = (replace(t, **{n: values[n] for n in unknowns(t)}) for t in self.techniques)  # type: ignore[type-var]
+        known = (replace(t, **{n: values[n] for n in unknowns(t)}) for t in self.techniques)
         return Sequence(tuple(known))
 
     def check(self, shape: tuple[int, ...]) -> None:

@@ -64,7 +64,7 @@ def technique_of(node: ast.Call, kind: type[Technique]) -> Technique:
     Raises:
         InputError: a parameter is not known, given twice, missing or not allowed.
     """
-    allowed = [f.name for f in fields(kind) if f.init]  # type: ignore[arg-type]
+    allowed = [f.name for f in fields(kind) if f.init]
     if node.args:
         raise InputError(_shorten(ast.unparse(node.args[0])), f"keywords only: {', '.join(allowed)}", kind.__name__)
     given: dict[str, Any] = {}

@@ -122,8 +122,8 @@ class Verdict:
         versions: the versions of the solvers and libraries.
         needed: for a proved claim with conditions, a smallest set of them with which the proof still succeeds.
         notes: further remarks, such as the reason why the grade is not better.
-        congruent: True if the proof holds from every state of a layer, not only from the dense layer. An equality may
-            then be used anywhere in a longer sequence, and a dominance at its end.
+        local_rewrite: True if the proof holds from every state of a layer, not only from the dense layer. An equality
+            may then be used anywhere in a longer sequence, and a dominance at its end. Its JSON name is `congruent`.
         tried: for an unknown claim, the refusals of the rules about such claims, the most informative first.
     """
 
@@ -142,7 +142,7 @@ class Verdict:
     versions: dict[str, str] = field(default_factory=dict)
     needed: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
-    congruent: bool = False
+    local_rewrite: bool = False
     tried: tuple[Refusal, ...] = ()
 
     def __post_init__(self) -> None:
@@ -200,7 +200,7 @@ class Verdict:
             "assumptions": list(map(str, self.assumptions)),
             "assumed": [assumption.to_json() for assumption in self.assumptions],
             "needed": None if self.needed is None else list(self.needed),
-            "congruent": self.congruent,
+            "congruent": self.local_rewrite,
             "stage": self.stage,
             "cause": self.cause,
             "reason": self.reason,

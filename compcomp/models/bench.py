@@ -401,7 +401,7 @@ def _remarks(layers: Iterable[Layer]) -> list[str]:
     for layer in layers:
         if more := [n for module in layer.modules for n in module._parameters if n not in ("weight", "bias")]:
             held = ", ".join(dict.fromkeys(more))
-            found.append(f"layer {layer.name}: beside its weight there is {held}; the weight alone is compressed")
+            found.append(f"layer {layer.name}: it also holds {held}; the weight alone is compressed")
     return found if len(found) <= REMARKS else [*found[:REMARKS], f"... and {len(found) - REMARKS} more such layers"]
 
 

@@ -51,7 +51,7 @@ def calibrate(
     layers = tuple(layers)
     grams, seen = Grams(), {layer.name: 0 for layer in layers}
     sizes: dict[str, tuple[Tensor, Tensor]] = {}  # of each feature the largest magnitude, and their sum
-    told: dict[str, set[str]] = {}
+    remarks: dict[str, set[str]] = {}
     looking: Followed | None = None
     first = False  # True in the run with other padding
 
@@ -90,7 +90,7 @@ def calibrate(
             padded = streams(batch, decoding)
             with running(model, batch, number):
                 if padded:
-                    looking, first = Followed(padded, told), True
+                    looking, first = Followed(padded, remarks), True
                     _disturbed_run(model, batch, padded, looking)
                     first = False
                 run(model, batch)
@@ -99,7 +99,7 @@ def calibrate(
             looking = None
             grams.end_batch()
     if notes is not None:
-        notes += [_note(text, names) for text, names in told.items()]
+        notes += [_note(text, names) for text, names in remarks.items()]
     result = _checked(layers, grams.result(), seen)
     if magnitudes is not None:
         magnitudes.update((name, Magnitudes(most, total / seen[name])) for name, (most, total) in sizes.items())

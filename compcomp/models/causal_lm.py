@@ -34,18 +34,18 @@ def load_directory(directory: Path) -> nn.Module:
             if quantized := getattr(config, "quantization_config", None):
                 method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
                 raise _refused(directory, f"quantized already, by {str(method)[:40]}")
-            model, told = AutoModelForCausalLM.from_pretrained(
+            model, report = AutoModelForCausalLM.from_pretrained(
                 directory, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
             )
         except InputError:
             raise
         except Exception as error:  # whatever is wrong with the files, found by any library
             raise _refused(directory, _reason(error)) from None
-    if other := sorted(told["mismatched_keys"]):
+    if other := sorted(report["mismatched_keys"]):
         name, saved, wanted = other[0]
         given = f"{name} is {_size(saved)} in the file and {_size(wanted)} by config.json"
         raise _refused(directory, given + (f", and {len(other) - 1} more" if len(other) > 1 else ""))
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(report["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise _refused(directory, f"its files lack {missing[0]}{more}")
     loaded: nn.Module = model.eval()

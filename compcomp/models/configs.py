@@ -19,7 +19,7 @@ from compcomp.errors import InputError
 from compcomp.models.changes import Changes
 from compcomp.models.layers import is_from_transformers
 
-WORDS = {
+NAME_PARTS = {
     "neurons": ("intermediate", "ffn", "inner", "d_ff", "hidden_dim"),
     "heads": ("head", "kv"),
     "blocks": ("layer",),
@@ -74,7 +74,7 @@ class Described:
             more: Further settings that may be needed, such as ``head_dim``.
             changes: Receives the changes.
         """
-        settings, beside = list[Setting](), list[Setting]()
+        settings, further = list[Setting](), list[Setting]()
         for config in self._configs():
             for key, value in vars(config).items():
                 if not _says(key, kind) or key in more:
@@ -83,9 +83,9 @@ class Described:
                     settings += [(config, key, after) for after in sizes.values()]
                 elif _is_number(value) and value in sizes:
                     settings.append((config, key, sizes[value]))
-            beside += [(config, key, value) for key, value in more.items() if getattr(config, key, None) != value]
-        tries = [[*chosen, *extra] for extra in ([], beside) for chosen in _subsets(settings) if extra or not beside]
-        if beside:
+            further += [(config, key, value) for key, value in more.items() if getattr(config, key, None) != value]
+        tries = [[*chosen, *extra] for extra in ([], further) for chosen in _subsets(settings) if extra or not further]
+        if further:
             tries += _subsets(settings)
         self._adopt(self._fitting(tries, changes), changes)
 
@@ -180,7 +180,7 @@ def _filtered(key: str, value: Sequence[Any], alive: Sequence[bool]) -> list[Any
     It has an entry for each block, or names blocks by their positions.
     """
     count, places = len(alive), [sum(alive[:place]) for place in range(len(alive))]
-    if not any(word in key for word in PER_BLOCK):
+    if not any(part in key for part in PER_BLOCK):
         return None
     if list(value) == list(range(count)):
         return list(range(sum(alive)))
@@ -217,7 +217,7 @@ def _is_config(value: Any) -> bool:
 
 
 def _says(key: str, kind: str) -> bool:
-    return any(word in key for word in WORDS[kind])
+    return any(part in key for part in NAME_PARTS[kind])
 
 
 def _submodule(model: nn.Module, name: str) -> Any:

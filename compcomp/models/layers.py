@@ -118,9 +118,9 @@ def find_layers(model: nn.Module, targets: Patterns = None, ignore: Patterns = I
         raise InputError(_none_left(shared, wanted, unwanted), "a model with nn.Linear or Conv1D", "model")
     with_adapters = adapted(model)
     for layer in found:
-        if beside := [with_adapters[module] for module in layer.modules if module in with_adapters]:
+        if adapters := [with_adapters[module] for module in layer.modules if module in with_adapters]:
             allowed = "a merged adapter (first merge the adapter, as merge_and_unload does), or the layer in ignore"
-            raise InputError(f"a weight with an adapter beside it ({beside[0]})", allowed, f"layer {layer.name}")
+            raise InputError(f"a weight with an adapter ({adapters[0]})", allowed, f"layer {layer.name}")
         _check_weight(layer)
     _check_memory(found, others)
     return tuple(found)
@@ -290,7 +290,7 @@ def _output_heads(model: nn.Module) -> list[object]:
 
 def _none_left(shared: int, wanted: tuple[str, ...] | None, unwanted: tuple[str, ...]) -> str:
     chosen = "" if wanted is None else f" among targets {', '.join(wanted)}"
-    chosen += f" beside ignore {', '.join(unwanted)}" if unwanted else ""
+    chosen += f" outside ignore {', '.join(unwanted)}" if unwanted else ""
     tied = f" ({shared} left alone, as their weights are shared with other modules)" if shared else ""
     return f"no Linear layer{chosen}{tied}"
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 from compcomp.errors import InputError
 
 ANYWHERE = ("perplexity", "loss", "error", "entropy", "divergence", "latency")
-AS_A_WORD = {"ppl", "nll", "mse", "rmse", "mae", "wer", "cer", "kl", "err", "bpb", "bpc", "bits", "time"}
+ALONE = {"ppl", "nll", "mse", "rmse", "mae", "wer", "cer", "kl", "err", "bpb", "bpc", "bits", "time"}
 """Parts of a metric's name that mean "lower is better". The short ones count only if they stand alone in the name."""
 HIGHER = ("accuracy", "precision", "recall", "reward", "similarity", "agreement", "likelihood", "throughput", "exact")
-HIGHER_AS_A_WORD = {
+HIGHER_ALONE = {
     "acc",
     "f1",
     "bleu",
@@ -65,17 +65,17 @@ def metric_direction(name: str, evaluate: Any = None) -> Literal["higher", "lowe
     wraps. It is True, False or a dict by metric. Otherwise the result is "lower" for names like perplexity, ppl, loss,
     error, nll, mse or wer, and "higher" for all others.
     """
-    told = _direction_told(name, evaluate)
-    if told is not None:
-        return "higher" if told else "lower"
-    return "lower" if _has(name, ANYWHERE, AS_A_WORD) else "higher"
+    declared = _declared_direction(name, evaluate)
+    if declared is not None:
+        return "higher" if declared else "lower"
+    return "lower" if _has(name, ANYWHERE, ALONE) else "higher"
 
 
 def reading(name: str, evaluate: Any = None) -> str:
     """Return a note if neither ``higher_is_better`` nor the metric's name says which direction is better; else ""."""
     made_up = name == metric_name(evaluate) and getattr(evaluate, "__name__", "<lambda>") == "<lambda>"
-    known = not made_up and (_has(name, ANYWHERE, AS_A_WORD) or _has(name, HIGHER, HIGHER_AS_A_WORD))
-    if known or _direction_told(name, evaluate) is not None:
+    known = not made_up and (_has(name, ANYWHERE, ALONE) or _has(name, HIGHER, HIGHER_ALONE))
+    if known or _declared_direction(name, evaluate) is not None:
         return ""
     return (
         f"{name}: higher was taken for better, as its name does not tell; "
@@ -83,22 +83,22 @@ def reading(name: str, evaluate: Any = None) -> str:
     )
 
 
-def _direction_told(name: str, evaluate: Any) -> bool | None:
+def _declared_direction(name: str, evaluate: Any) -> bool | None:
     """Return what ``higher_is_better`` says of a metric, or None."""
-    told = _told(evaluate, "higher_is_better")
-    if isinstance(told, Mapping):
-        told = told.get(name)
-    if told is not None and not isinstance(told, bool):
+    declared = _declared(evaluate, "higher_is_better")
+    if isinstance(declared, Mapping):
+        declared = declared.get(name)
+    if declared is not None and not isinstance(declared, bool):
         where = "evaluate.higher_is_better"
-        raise InputError(repr(told)[:60], "True, False or a dict of them by metric", where)
-    return told
+        raise InputError(repr(declared)[:60], "True, False or a dict of them by metric", where)
+    return declared
 
 
-def _has(name: str, anywhere: Iterable[str], as_a_word: Collection[str]) -> bool:
+def _has(name: str, anywhere: Iterable[str], alone: Collection[str]) -> bool:
     """Return True if a name contains one of the first texts anywhere, or one of the second texts standing alone."""
-    words = re.findall(r"[a-z]+[0-9]*", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
-    words += [word.rstrip("0123456789") for word in words]
-    return any(part in name.lower() for part in anywhere) or any(word in as_a_word for word in words)
+    tokens = re.findall(r"[a-z]+[0-9]*", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+    tokens += [token.rstrip("0123456789") for token in tokens]
+    return any(part in name.lower() for part in anywhere) or any(token in alone for token in tokens)
 
 
 def parts_of(evaluate: Any) -> int:
@@ -107,18 +107,18 @@ def parts_of(evaluate: Any) -> int:
     This is its attribute ``parts``, 0 without one. Such a function is also called as ``evaluate(model, parts=[0, 2])``
     and returns, for each metric, the sum and the count of each of these parts.
     """
-    told = _told(evaluate, "parts")
-    if told is None:
+    declared = _declared(evaluate, "parts")
+    if declared is None:
         return 0
-    if isinstance(told, bool) or not isinstance(told, int) or told < 1:
-        raise InputError(repr(told)[:60], "a whole number from 1 on", "evaluate.parts")
-    return told
+    if isinstance(declared, bool) or not isinstance(declared, int) or declared < 1:
+        raise InputError(repr(declared)[:60], "a whole number from 1 on", "evaluate.parts")
+    return declared
 
 
 def is_log(name: str, evaluate: Any) -> bool:
     """Return True if a metric is exp of a mean over parts: ``evaluate.exp_of_mean`` names those that are."""
-    told = _told(evaluate, "exp_of_mean")
-    return told is not None and name in ((told,) if isinstance(told, str) else told)
+    declared = _declared(evaluate, "exp_of_mean")
+    return declared is not None and name in ((declared,) if isinstance(declared, str) else declared)
 
 
 def read_parts(result: Any, count: int) -> dict[str, list[tuple[float, float]]]:
@@ -141,7 +141,7 @@ def read_parts(result: Any, count: int) -> dict[str, list[tuple[float, float]]]:
     return found
 
 
-def _told(evaluate: Any, name: str) -> Any:
+def _declared(evaluate: Any, name: str) -> Any:
     """Return an attribute of the function, or of the one that a ``functools.partial`` wraps; None if there is none."""
     while not hasattr(evaluate, name) and isinstance(evaluate, partial):
         evaluate = evaluate.func

@@ -31,7 +31,7 @@ def under_own_names(model: nn.Module, weights: Path) -> dict[str, Tensor] | None
     config: Any = model.config
     kind: Any = type(model)
     try:
-        loaded, told = kind.from_pretrained(
+        loaded, report = kind.from_pretrained(
             weights.parent,
             config=copy.deepcopy(config),
             dtype="auto",
@@ -40,7 +40,7 @@ def under_own_names(model: nn.Module, weights: Path) -> dict[str, Tensor] | None
         )
     except (OSError, RuntimeError, ValueError, KeyError):
         return None
-    if any(told.get(key) for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")):
+    if any(report.get(key) for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")):
         return None
     found: dict[str, Tensor] = loaded.state_dict()
     return found

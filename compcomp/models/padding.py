@@ -304,7 +304,7 @@ class Followed:
         if inputs.ndim == 2:  # routed: other tokens arrive here if padding has another content
             other = torch.cat([sketch for _, sketch in calls]) if calls else mine[:0]
             if self.mixed:
-                self._note("which tokens of a batch with padding they are fed cannot be told, so some may count", layer)
+                self._note("which tokens of a batch with padding they are fed is not known, so some may count", layer)
             return _among(mine, other, tolerance)
         self._note("their calls differ from one run of a batch to the next, so its padding counts", layer)
         return None
@@ -315,7 +315,7 @@ class Followed:
             self._fixed |= of_tokens
             return candidates[0]
         if self.blind:
-            self._note("which of what they are fed is padding cannot be told; all of it counts", layer)
+            self._note("which of what they are fed is padding is not known; all of it counts", layer)
         elif of_tokens:
             (self._rows if len(shape) > 1 else self._lists).add(layer)
         return None

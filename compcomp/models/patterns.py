@@ -57,13 +57,13 @@ class Names:
         """
         if pattern.startswith(REGEX):
             return re.match(pattern.removeprefix(REGEX), name) is not None
-        return any(fnmatchcase(word, pattern) for word in self._words(name))
+        return any(fnmatchcase(one, pattern) for one in self._names(name))
 
     def without_match(self, patterns: Iterable[str]) -> list[str]:
         """Return the patterns that select no module of the model."""
         return [p for p in patterns if not any(self.matches(p, name) for name in self._classes)]
 
-    def _words(self, name: str) -> Iterator[str]:
+    def _names(self, name: str) -> Iterator[str]:
         parts = name.split(".") if name else []
         for start in range(len(parts)):
             for stop in range(start + 1, len(parts) + 1):

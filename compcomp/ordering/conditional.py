@@ -26,7 +26,7 @@ from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
 from compcomp.language.text import parse_claim
 from compcomp.language.verdict import Verdict
-from compcomp.ordering.dag import covers
+from compcomp.ordering.covers import covers
 from compcomp.ordering.progress import OnProgress, silent
 from compcomp.proving.conditions import find_condition
 from compcomp.record import Record

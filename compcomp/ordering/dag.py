@@ -44,6 +44,7 @@ from compcomp.language.claim import Claim, Dominates, SameState
 from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Verdict
+from compcomp.ordering.covers import covers
 from compcomp.ordering.space import Prefix, Slot, Space, Used
 from compcomp.proving.proof import DENSE_INPUTS, SAME_BASIS
 
@@ -80,51 +81,13 @@ class Outcome:
         return {"order": str(self.order), "fate": self.kind, "because": self.because, "by": str(self.by)}
 
 
-def covers(verdict: Verdict, shapes: Collection[Shape] | None, held: Collection[Assumption] = ()) -> bool:
-    """Return True if a proof covers every layer of these shapes.
-
-    An assumption that may restrict the layers (:attr:`Assumption.restricts`) must be among ``held``. A proof for one
-    block covers layers made of such blocks if every technique acts inside a block and the loss adds over weights. An
-    output loss does not, as blocks of a row share its outputs.
-
-    Args:
-        verdict: The verdict.
-        shapes: The shapes (out, in) of the layers. None stands for layers of any shape.
-        held: Assumptions known to hold for the layers.
-    """
-    if not verdict.proved:
-        return False
-    if any(assumption.restricts and assumption not in held for assumption in verdict.assumptions):
-        return False
-    scope = verdict.scope
-    if scope.kind == "any":
-        return True
-    if not shapes:
-        return False
-    if scope.kind == "shape":
-        return all(shape == scope.shape for shape in shapes)
-    return all(columns % scope.columns == 0 for _, columns in shapes) and _acts_in_blocks(verdict.claim, scope.columns)
-
-
-def _acts_in_blocks(claim: Claim, size: int) -> bool:
-    if not claim.adds or (claim.loss is not None and claim.loss.element is None):
-        return False
-    if any(p.size is None or size % p.size for p in claim.partitions):
-        return False
-    for technique in (t for sequence in claim.sequences for t in sequence):
-        sizes = [step.sees.size for step in technique.steps()]
-        if technique.promises().changes_basis or not sizes or any(s is None or size % s for s in sizes):
-            return False
-    return True
-
-
 def _keeps_factors(sequence: Iterable[Technique]) -> bool:
     return all("factors" in technique.promises().keeps for technique in sequence)
 
 
 def _leaves_factors(proof: Verdict) -> bool:
     """Return True if the equal states of a proof have the same low-rank factors, not only the same product."""
-    return proof.congruent or all(map(_keeps_factors, proof.claim.sequences))
+    return proof.local_rewrite or all(map(_keeps_factors, proof.claim.sequences))
 
 
 @dataclass
@@ -371,7 +334,7 @@ class Orderings(Space):
         sides = [self._positions(sequence) for sequence in claim.sequences]
         if sides[0] is None or sides[1] is None or sides[0] == sides[1]:
             return False
-        if verdict.congruent:
+        if verdict.local_rewrite:
             smaller, larger = sorted((side for side in sides if side is not None), key=lambda w: (len(w), w))
             self._inside.setdefault(larger, (smaller, verdict))
         elif self._may_see_factors(verdict.claim):
@@ -392,7 +355,7 @@ class Orderings(Space):
     def improves_last(self, verdict: Verdict) -> bool:
         """Use a proof that ``X >> T`` never loses more than ``X`` (law 3). Return False if the law forbids its use."""
         claim = verdict.claim
-        if not isinstance(claim, Dominates) or claim.loss.name != self.loss or not verdict.congruent:
+        if not isinstance(claim, Dominates) or claim.loss.name != self.loss or not verdict.local_rewrite:
             return False
         longer, shorter = (self._positions(sequence) for sequence in claim.sequences)
         if longer is None or shorter is None or len(shorter) != 1 or longer[:-1] != shorter:

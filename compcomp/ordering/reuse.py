@@ -18,7 +18,7 @@ from compcomp.language.identity import or_itself, same
 from compcomp.language.parameters import ANY
 from compcomp.language.technique import Sequence, unknowns
 from compcomp.language.verdict import Grade, Verdict, Witness
-from compcomp.ordering.dag import covers
+from compcomp.ordering.covers import covers
 from compcomp.proving.rules.likeness import stands_for
 
 # Claim C *implies* claim D if D holds on every layer (and for every choice and value left open) whenever C does. Then
@@ -45,7 +45,7 @@ from compcomp.proving.rules.likeness import stands_for
 #
 # (any shape)   if it covers any shape, at every shape and block that the techniques of C fit.
 # (blocks)      if it covers blocks of n, no assumption restricts the layers, every technique acts inside blocks and
-#               the loss adds over weights (compcomp.ordering.dag.covers), at every shape whose rows have k n weights.
+#               the loss adds over weights (compcomp.ordering.covers), at every shape whose rows have k n weights.
 #
 # A proof needs premises that can be satisfied. A claim with more conditions, fewer layers or fewer values than the
 # source is PROVED here only if a layer is found, in exact arithmetic, on which its conditions hold.
@@ -153,7 +153,7 @@ def _outline(sequence: Sequence) -> str:
     shown = []
     for technique in sequence:
         kind = type(technique)
-        fixed = [f.name for f in fields(technique) if f.name not in kind.examples]  # type: ignore[arg-type]
+        fixed = [f.name for f in fields(technique) if f.name not in kind.examples]
         values = ", ".join(f"{name}={getattr(technique, name)!r}" for name in fixed)
         shown.append(f"{kind.__module__}.{kind.__qualname__}({values})")
     return " >> ".join(shown)
@@ -283,7 +283,7 @@ def _proof(source: Verdict, claim: Claim, scope: Scope) -> Verdict | None:
     if where is None:
         return None
     reach, law = where
-    if claim.given and not (found.same_layers and source.scope == scope) and not _can_be_met(claim, scope):
+    if claim.given and not (found.same_layers and source.scope == scope) and not _satisfiable(claim, scope):
         return None
     assumptions = (*source.assumptions, *found.assumptions, *(condition.assumption for condition in claim.given))
     return replace(
@@ -316,7 +316,7 @@ def _reach(source: Verdict, claim: Claim, scope: Scope, found: Implication) -> t
     return None
 
 
-def _can_be_met(claim: Claim, scope: Scope) -> bool:
+def _satisfiable(claim: Claim, scope: Scope) -> bool:
     """Return True if a layer is found on which every condition of the claim holds."""
     from compcomp.proving.fitting import example
 

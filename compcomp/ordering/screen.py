@@ -20,6 +20,7 @@ from compcomp.bench import Shape
 from compcomp.language.loss import Loss
 from compcomp.language.technique import Technique, run
 from compcomp.layers import walk
+from compcomp.layers.basis import Transform
 from compcomp.layers.batches import stack, unstack
 from compcomp.layers.state import LayerState
 from compcomp.ordering.dag import Orderings
@@ -62,7 +63,7 @@ def small_shape(techniques: Iterable[Technique], entries: int = ENTRIES) -> Shap
     narrowest, columns = (unit * ceil(least / unit) for least in (6, max(side, 6)))
     columns = narrowest if seconds_on(techniques, columns) > SLOW else columns
     rows = max(side + 1, 4)
-    shares = [getattr(t, f.name) for t in techniques for f in fields(t)]  # type: ignore[arg-type]
+    shares = [getattr(t, f.name) for t in techniques for f in fields(t)]
     enough = max((ceil(1 / x) for x in shares if isinstance(x, Fraction) and 0 < x < 1), default=1)
     first = None
     while columns <= COLUMNS:
@@ -99,7 +100,7 @@ def seconds_on(techniques: Iterable[Technique], columns: int) -> float:
 def _does_something(technique: Technique, shape: Shape) -> bool:
     """Return True if a technique changes a dense layer, or is not expected to, as it only corrects others."""
     promises = technique.promises()
-    if promises.rests or promises.holds_reference or promises.restores or promises.changes_basis:
+    if promises.no_op_on_dense or promises.holds_reference or promises.restores or promises.changes_basis:
         return True
     layer = generated(shape, [technique], np.random.default_rng(0), layers=1, kinds=("gaussian",))
     after = run(technique, layer)
@@ -235,22 +236,22 @@ class Screen:
         """Project every field of the state on one random direction, so that different fields hardly ever agree."""
         values, known = [self._projected(state.effective() - state.weight) / self._size], list[object]()
         for field in walk.FIELDS:
-            if not field.equal:
+            if not field.equal or field.equal == "product":  # the difference above is the product
                 continue
             value = field.of(state)
             if field.equal == "changed" and state.reference_inputs is None:
                 value = None
+            if field.equal == "full" and value is None:
+                value = np.full(self.shape, True, dtype=object)
             if field.kind == "data":
                 known.append(value)
                 continue
-            known.append(value is None)
-            if value is None:
+            if field.kind == "basis":
+                matrix = (Transform(()) if value is None else value).matrix(self.shape[1], float)
+                values.append(self._projected(matrix))
                 continue
-            if field.equal == "product":
-                known.append(value.shape)
-            elif field.kind == "basis":
-                values.append(self._projected(value.matrix(self.shape[1], float)))
-            else:
+            known.append(value is None)
+            if value is not None:
                 scale = self._size if field.kind == "numbers" and field.equal == "as it is" else 1
                 values.append(self._projected(value) / scale)
         return Sketch(tuple(known), np.stack(values, axis=1))

@@ -31,7 +31,7 @@ DECIDED = (Status.PROVED, Status.REFUTED, Status.VACUOUS)
 MEANING = (
     *("errors.py", "hooks.py", "record.py", "bench.py", "terms.py"),
     *("layers", "algebra", "language", "checking", "proving", "encodings"),
-    *("ordering/reuse.py", "ordering/dag.py", "ordering/space.py"),
+    *("ordering/reuse.py", "ordering/covers.py", "ordering/dag.py", "ordering/space.py"),
 )
 """The sources a verdict depends on. After a change in one of them, no earlier verdict is found."""
 MEASURING = (*MEANING, "kernels", "models")
@@ -327,7 +327,7 @@ def verdict_from_json(data: Mapping[str, Any], claim: Claim | None = None) -> Ve
         work=dict(data["work"]),
         versions=dict(data["versions"]),
         notes=tuple(data.get("notes", ())),
-        congruent=bool(data.get("congruent", False)),
+        local_rewrite=bool(data.get("congruent", False)),
         needed=None if data.get("needed") is None else tuple(data["needed"]),
         tried=tuple(map(Refusal.from_json, data["tried"])),
     )

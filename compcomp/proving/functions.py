@@ -63,7 +63,7 @@ def _said(function: Callable[..., Term], *symbols: Term, what: str, where: str) 
         given = repr(term)
     except z3.Z3Exception as error:
         given = f"terms that z3 refuses ({error})"
-    raise InputError(f"a {what} of {given}", "a number made by +, -, * and the words of compcomp.terms", where)
+    raise InputError(f"a {what} of {given}", "a number made by +, -, * and the functions of compcomp.terms", where)
 
 
 def of_measure(step: ScaledMap) -> Hashable:

@@ -148,13 +148,13 @@ def _rows(values: dict[str, Fraction], scale: Fraction, *, norms: bool) -> Itera
     ]
     # A weight without an input may be dropped although it is the largest, and the scale then changes.
     hidden = [[], [2 * scale]] if norms else [[]]
-    beside = sorted(
+    remainders = sorted(
         ([scale] * largest + [Fraction(0)] * zeros, unseen)
         for largest, zeros, unseen in product(range(MOST_LARGEST + 1), range(MOST_ZEROS + 1), hidden)
     )
-    beside.sort(key=lambda rest: sum(map(len, rest)))
+    remainders.sort(key=lambda rest: sum(map(len, rest)))
     for candidates in ([list(values.values())], others):
-        for (rest, unseen), named in product(beside, candidates):
+        for (rest, unseen), named in product(remainders, candidates):
             if scale in rest or max(map(abs, named)) >= scale:
                 places = {name: k for k, name in enumerate(names)}
                 size, unused = len(names) + len(rest), range(len(unseen))

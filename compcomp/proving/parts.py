@@ -36,25 +36,25 @@ def of_parts(claim: Claim, scope: Scope, decide: Callable[[Claim], Verdict]) -> 
             reason = Claim.of_part(verdict.reason, name, part)
             witness = replace(verdict.witness, reason=reason)
             return _of(claim, scope, found, verdict, witness=witness, reason=reason, assumptions=claim.coupling)
-    told = [verdict for verdict in found.values() if verdict.status is not Status.VACUOUS]
-    if not told:
+    informative = [verdict for verdict in found.values() if verdict.status is not Status.VACUOUS]
+    if not informative:
         return _of(claim, scope, found, verdict)
-    if all(verdict.proved for verdict in told):
+    if all(verdict.proved for verdict in informative):
         if not (_same_before(claim) and _by_promises(claim)):
             reason = "other techniques come before units go, and which go depends on other layers"
             missing = Refusal(reason, "parts", Reached.FACT)
             unknown = {"status": Status.UNKNOWN, "cause": str(missing), "tried": (missing,)}
-            return _of(claim, scope, found, told[0], reason="", grade=None, **unknown)
+            return _of(claim, scope, found, informative[0], reason="", grade=None, **unknown)
         return _of(
-            *(claim, scope, found, told[0]),
-            reason=" and ".join(dict.fromkeys(v.reason for v in told)) + EACH_KIND,
-            assumptions=tuple(dict.fromkeys([*(one for v in told for one in v.assumptions), *claim.coupling])),
-            grade=max((v.grade for v in told if v.grade is not None), key=GRADES.index, default=None),
-            notes=tuple(dict.fromkeys(note for v in told for note in v.notes)),
-            needed=None if not claim.given else tuple(dict.fromkeys(n for v in told for n in v.needed or ())),
-            congruent=False,
+            *(claim, scope, found, informative[0]),
+            reason=" and ".join(dict.fromkeys(v.reason for v in informative)) + EACH_KIND,
+            assumptions=tuple(dict.fromkeys([*(one for v in informative for one in v.assumptions), *claim.coupling])),
+            grade=max((v.grade for v in informative if v.grade is not None), key=GRADES.index, default=None),
+            notes=tuple(dict.fromkeys(note for v in informative for note in v.notes)),
+            needed=None if not claim.given else tuple(dict.fromkeys(n for v in informative for n in v.needed or ())),
+            local_rewrite=False,
         )
-    name, worst = next((n, v) for n, v in found.items() if v in told and not v.proved)
+    name, worst = next((n, v) for n, v in found.items() if v in informative and not v.proved)
     return _of(claim, scope, found, worst, cause=f"{worst.cause}, for {name}")
 
 

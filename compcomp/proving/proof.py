@@ -24,14 +24,14 @@ class Proof:
         reach: the layers that the proof covers, as text.
         assumptions: the statements that the proof depends on.
         queries: the solver queries that were asked for it.
-        congruent: True if the claim holds from every state, see :class:`compcomp.language.verdict.Verdict`.
+        local_rewrite: True if the claim holds from every state, see :class:`compcomp.language.verdict.Verdict`.
     """
 
     rule: str
     reach: str
     assumptions: tuple[Assumption, ...]
     queries: tuple[Query, ...] = ()
-    congruent: bool = False
+    local_rewrite: bool = False
 
 
 EXACT = assumption(Kind.EXACT)

@@ -357,7 +357,7 @@ class _Attempt:
                 *(condition.assumption for condition in self.claim.given),
                 *self.claim.of_techniques,
             ),
-            congruent=proof.congruent,
+            local_rewrite=proof.local_rewrite,
             needed=self._needed(stage),
             grade=check.grade,
             notes=(check.note,) if check.note else (),

@@ -34,6 +34,12 @@ def without_steps(claim: Claim) -> str:
     return listed(t for sequence in claim.sequences for t in sequence if not t.steps())
 
 
+def not_additive(claim: Claim, hint: str = "") -> Refusal:
+    """Refuse because the claim's loss is no sum over single weights."""
+    loss = "a claim without a loss" if claim.loss is None else claim.loss.name
+    return Refusal(f"{loss} is not a sum over single weights, as the rule needs{hint}")
+
+
 def failing(reason: str, session: Session, reached: Reached) -> Refusal:
     """Refuse for a reason, with the latest query of the session that did not get the answer it needs."""
     return Refusal(reason, reached=reached, lemma=session.missed())

@@ -87,7 +87,7 @@ def _of_table(values: Values, shape: tuple[int, int], random: np.random.Generato
     start = random.integers(len(values), size=(size // 3, 1, 1))
     places[: size // 3] = np.minimum(start + random.integers(6, size=(size // 3, *shape)), len(values) - 1)
     found: Values = values[places] * random.choice((-1.0, 1.0), size=places.shape)
-    found[::4] += random.integers(-1, 2, size=found[::4].shape)  # beside them
+    found[::4] += random.integers(-1, 2, size=found[::4].shape)  # and next to them
     rows = random.random((size, shape[0])) < 0.7  # the largest value of the table somewhere in a row
     at = random.integers(shape[1], size=(size, shape[0]))
     where = np.nonzero(rows)

@@ -68,7 +68,7 @@ def _key(claim: Claim, second: Solver | None) -> Hashable:
 def _technique(technique: Technique) -> Hashable:
     """Return all that rules read of a technique, as a key."""
     promises, steps = technique.promises(), technique.steps()
-    told = steps and type(technique).needs_inputs is Technique.needs_inputs  # by the steps themselves
-    sees = None if told else technique.needs_inputs
+    by_steps = steps and type(technique).needs_inputs is Technique.needs_inputs  # then the steps decide it
+    sees = None if by_steps else technique.needs_inputs
     joint = () if promises.optimum is None else of_step(promises.optimum.grid)
     return identity(technique), identity(promises), sees, joint, *map(of_step, steps)

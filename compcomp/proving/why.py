@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim, Scope
 from compcomp.language.conditions import TEMPLATES
 from compcomp.language.refusal import Refusal, RuleAnswer
-from compcomp.language.technique import Sequence, Technique
+from compcomp.language.technique import Sequence, Technique, has_fields
 from compcomp.proving.lemma_layer import with_layer
 from compcomp.proving.proof import Proof, Rule
 from compcomp.proving.reasons import convention
@@ -48,8 +48,8 @@ def asked_of_rules(
         The proof, or None, and the refusals before it, the most telling first. Rules that are about other kinds of
         claims come last.
     """
-    told = standing(claim)
-    if told is None:
+    before = standing(claim)
+    if before is None:
         return None, (Refusal(unreliable(claim), "likeness"),)
     reducing = begin(until)
     simple, contracts = simplified(claim, reducing)
@@ -60,7 +60,7 @@ def asked_of_rules(
             found = _of(rule, form, begin, until)
             if isinstance(found, Refusal):
                 refusals += [found] if form is simple else []
-            elif standing(claim) != told:
+            elif standing(claim) != before:
                 return None, (Refusal("a technique changed while the rules were asked", "likeness"),)
             elif form is not simple:
                 return found, ranked(refusals)
@@ -181,7 +181,7 @@ def _under(claim: Claim, name: str, value: str) -> Claim | None:
     """Return the claim of techniques with another convention; None where that changes none of them."""
 
     def of(technique: Technique) -> Technique:
-        if is_dataclass(technique) and any(f.name == name and f.init for f in fields(technique)):
+        if has_fields(technique) and any(f.name == name and f.init for f in fields(technique)):
             return replace(technique, **{name: value})
         return technique
 

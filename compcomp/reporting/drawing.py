@@ -88,8 +88,8 @@ class _Drawing:
         """Return the prefixes with a continuation that no proof excludes."""
         alive: set[str] = set()
         for node in self.by_depth:
-            fate = self.graph.nodes[node].get("fate")
-            if fate == "measured" or any(child in alive for child in self.graph.successors(node)):
+            outcome = self.graph.nodes[node].get("fate")
+            if outcome == "measured" or any(child in alive for child in self.graph.successors(node)):
                 alive.add(node)
         return alive
 
@@ -193,7 +193,7 @@ class _Drawing:
             f'<g class="{" ".join(classes)}"><title>{escape(self._title(node, data))}</title>'
             f'<rect x="{x:.1f}" y="{y - size.node / 2:.1f}" width="{size.width:.1f}" height="{size.node:.1f}" rx="4"/>'
             f'<text x="{x + size.width / 2:.1f}" y="{y + size.font * 0.35:.1f}" font-size="{size.font}" '
-            f'text-anchor="middle">{escape(self._last(node))}</text></g>{self._beside(node, data)}'
+            f'text-anchor="middle">{escape(self._last(node))}</text></g>{self._end_label(node, data)}'
         )
 
     def _last(self, node: str) -> str:
@@ -214,7 +214,7 @@ class _Drawing:
             lines.append(f"{data['orders']} ways lead here, all with the same state")
         return "\n".join(lines)
 
-    def _beside(self, node: str, data: dict[str, Any]) -> str:
+    def _end_label(self, node: str, data: dict[str, Any]) -> str:
         """Return the text at the right of a complete order that no order continues."""
         if "fate" not in data or self.graph.out_degree(node):  # the title has the value of an order that continues
             return ""

@@ -20,6 +20,7 @@ MEANING = {
     "rank": "the weight has at most the rank of the truncation at the end",
     "shape": "removed rows and columns are zero at the end, in the weight and in the low-rank term",
 }
+TITLE = "Invariants that a later technique keeps or destroys"
 NEW = (
     "the second technique sets up a grid or rank of its own, in place of the first's, and the claim speaks of this one"
 )
@@ -81,7 +82,7 @@ def terminal_view(table: Table) -> RenderableType:
             grid.add_column(str(number), justify="center")
         for second in table.techniques:
             cells = [says(table.of(first, second, invariant)) for first in firsts]
-            grid.add_row(short[second], *(Text(LOOKS[word][0], style=LOOKS[word][2]) for word in cells))
+            grid.add_row(short[second], *(Text(LOOKS[status][0], style=LOOKS[status][2]) for status in cells))
         named = "  ".join(f"{k} {short[first]}" for k, first in enumerate(firsts, start=1))
         parts += [grid, Text(f"first: {named}\n")]
     refuted = [cell for cell in table.cells.values() if cell.status == "REFUTED"]
@@ -102,7 +103,7 @@ def markdown(table: Table, picture: str | None = None) -> str:
     """
     short = labels(table.techniques)
     lines = [
-        "# What destroys what",
+        f"# {TITLE}",
         "",
         "For each ordered pair of techniques, and each invariant that the first one sets up: does the second keep it?",
         "The claim is `first >> second keeps invariant`, for every layer of every shape.",
@@ -124,7 +125,7 @@ def markdown(table: Table, picture: str | None = None) -> str:
         lines += ["", f"## {invariant}", "", f"Kept: {MEANING[invariant]}.", "", *_matrix(table, invariant, short)]
         cells = [table.of(a, b, invariant) for a in table.firsts(invariant) for b in table.techniques]
         lines += _section("Counterexamples", [_line(cell) for cell in cells if cell.status == "REFUTED"])
-        lines += _section("What the proofs rest on", _assumptions(cells, short))
+        lines += _section("Assumptions of the proofs", _assumptions(cells, short))
         other = [cell for cell in cells if cell.status not in ("PROVED", "REFUTED", NOTHING)]
         lines += _section("Not decided", [f"{cell.status}: {_line(cell)}" for cell in other])
     return "\n".join(lines) + "\n"
@@ -219,16 +220,16 @@ def html(table: Table) -> str:
     legend = f"✓ proved for any shape (* {NEW}), ✗ refuted by a layer, ? unknown. {counted(table)}."
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>What destroys what</title>\n'
-        f"<style>{STYLE}</style></head>\n<body><h1>What destroys what</h1>\n<p>{escape(legend)}</p>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{TITLE}</title>\n'
+        f"<style>{STYLE}</style></head>\n<body><h1>{TITLE}</h1>\n<p>{escape(legend)}</p>\n"
         f"{''.join(parts)}</body></html>\n"
     )
 
 
 def _html_cell(cell: Cell) -> str:
-    sign, colour, _ = LOOKS[word := says(cell)]
+    sign, colour, _ = LOOKS[status := says(cell)]
     title = escape("\n".join([f"{cell.claim}: {cell.status}", *cell.detail]))
-    dark = ' class="dark"' if word in ("PROVED", "REFUTED") else ""
+    dark = ' class="dark"' if status in ("PROVED", "REFUTED") else ""
     return f'<td{dark} style="background:{colour}" title="{title}">{sign}</td>'
 
 
@@ -272,9 +273,9 @@ def _panel(axes: Any, table: Table, invariant: str, short: dict[str, str]) -> No
     firsts, seconds = table.firsts(invariant), table.techniques
     for x, first in enumerate(firsts):
         for y, second in enumerate(seconds):
-            sign, colour, _ = LOOKS[word := says(table.of(first, second, invariant))]
+            sign, colour, _ = LOOKS[status := says(table.of(first, second, invariant))]
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=1))
-            ink = "white" if word in ("PROVED", "REFUTED") else "#1b1f24"
+            ink = "white" if status in ("PROVED", "REFUTED") else "#1b1f24"
             axes.text(x, y, sign.rstrip("*"), ha="center", va="center", fontsize=7, color=ink)
     axes.set_xlim(-0.5, len(firsts) - 0.5)
     axes.set_ylim(len(seconds) - 0.5, -0.5)
@@ -301,8 +302,8 @@ def write(table: Table, paths: list[Path]) -> None:
         if path in pictures:
             save_picture(table, path)
             continue
-        beside = next((p.name for p in pictures if p.parent == path.parent), None)
-        text = html(table) if path.suffix == ".html" else markdown(table, beside)
+        picture = next((p.name for p in pictures if p.parent == path.parent), None)
+        text = html(table) if path.suffix == ".html" else markdown(table, picture)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")

@@ -61,7 +61,7 @@ class Names:
             kinds[type(technique).__name__].append(technique)
         self.short: dict[str, str] = {}
         for kind, members in kinds.items():
-            given = [f.name for f in fields(members[0])]  # type: ignore[arg-type]
+            given = [f.name for f in fields(members[0])]
             different = {name: len({repr(getattr(t, name)) for t in members}) for name in given}
             telling = [name for name in given if different[name] > 1]
             telling = [name for name in telling if different[name] == len(members)][:1] or telling

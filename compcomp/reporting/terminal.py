@@ -304,7 +304,7 @@ class _Ranked:
         if longest := max(map(len, bounds.values())):
             stopped = any(row.parts is not None for row in shown)
             estimates = "; ≈ is an estimate, of an order whose measurement was stopped early" if stopped else ""
-            yield Text(f"Beside each value stands its interval{estimates}.", style="dim")
+            yield Text(f"Next to each value is its interval{estimates}.", style="dim")
         width = max(10, min(40, options.max_width - max(map(len, names.values())) - 26 - longest))
         table = Table.grid(padding=(0, 1))
         table.add_column(justify="right", style="dim", no_wrap=True)

@@ -3,8 +3,8 @@
 They need Hypothesis: ``pip install compcomp[testing]``.
 """
 
-from compcomp.testing.conformance import Coverage as Coverage
 from compcomp.testing.conformance import check_encoding as check_encoding
+from compcomp.testing.report import Coverage as Coverage
 from compcomp.testing.strategies import conventions as conventions
 from compcomp.testing.strategies import layers as layers
 from compcomp.testing.strategies import matrices as matrices

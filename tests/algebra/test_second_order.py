@@ -19,10 +19,11 @@ from compcomp.techniques import GPTQ, OBQ, OBS, SparseGPT
 from compcomp.terms import Choices, RandomChoices, SymbolicChoices, each
 from compcomp.testing import layers
 from compcomp.testing.strategies import exact, integers
+from tests.amount import spread
 from tests.helpers import layer
 
 FEW = settings(max_examples=12, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
-SETTLED = [
+UNIQUE = [
     *(GPTQ(bits=3), GPTQ(bits=2, group=1), GPTQ(bits=4, group=3, order="activation", static_groups=True)),
     *(GPTQ(bits=2, order="activation"), GPTQ(bits=3, mask="kept", rounding="half_up")),
     *(SparseGPT("1/2"), SparseGPT("1/2", block=2, ties="all"), SparseGPT("1/3", block=1, bits=3, mask="kept")),
@@ -85,7 +86,7 @@ def number(x: Any) -> Any:
     return x
 
 
-@pytest.mark.parametrize("technique", SETTLED, ids=str)
+@pytest.mark.parametrize("technique", UNIQUE, ids=str)
 def test_z3_terms_agree_with_fractions(technique: Technique) -> None:
     @FEW
     @given(layers((2, 3), started=False))
@@ -117,13 +118,13 @@ def only_solution(technique: Technique, state: LayerState) -> tuple[Any, ...]:
     return tuple(number(z3.substitute(x, *values)) for x in terms)
 
 
-def settled(technique: Technique, state: LayerState) -> tuple[Any, ...]:
+def solution(technique: Technique, state: LayerState) -> tuple[Any, ...]:
     """What the exact reading makes of the fields that are z3 terms in the other one."""
     symbolic, numbers = flat(technique.encode(in_z3(state, SymbolicChoices()))), flat(technique.encode(state))
     return tuple(x for x, term in zip(numbers, symbolic, strict=True) if isinstance(term, z3.ExprRef))
 
 
-@pytest.mark.parametrize("technique", SETTLED, ids=str)
+@pytest.mark.parametrize("technique", spread(UNIQUE, 7), ids=str)
 def test_what_the_prover_assumes_has_the_exact_result_as_its_only_solution(technique: Technique) -> None:
     for weight, inputs in (
         ([[3, -1, 2], [1, 5, -4]], [[1, 2], [0, 1], [1, 1]]),
@@ -131,7 +132,7 @@ def test_what_the_prover_assumes_has_the_exact_result_as_its_only_solution(techn
         ([[7, 6, -3], [2, -2, 2]], [[4, 4], [4, 3], [3, 4]]),
     ):
         state = layer(weight, inputs)
-        assert only_solution(technique, state) == settled(technique, state)
+        assert only_solution(technique, state) == solution(technique, state)
 
 
 def solutions(technique: Technique, state: LayerState) -> set[tuple[Any, ...]]:
@@ -154,12 +155,12 @@ def test_any_in_z3_is_every_exact_choice_and_nothing_else(technique: Technique) 
     state = layer([[2, 1, -1] if isinstance(technique, GPTQ) else [1, 1, -1]], [[1, 0, 0], [0, 1, 0], [0, 0, 1]])
     if isinstance(technique, OBQ):
         state = layer([[2, 1]], [[1, 1], [1, 1]])
-    exact_ones = {settled(technique, replace(state, choices=RandomChoices(seed))) for seed in range(100)}
+    exact_ones = {solution(technique, replace(state, choices=RandomChoices(seed))) for seed in range(100)}
     assert len(exact_ones) > 1 or isinstance(technique, OBQ)  # whose ties here change nothing
     assert solutions(technique, state) == exact_ones
 
 
-@pytest.mark.parametrize("technique", SETTLED, ids=str)
+@pytest.mark.parametrize("technique", spread(UNIQUE, 7), ids=str)
 def test_formulas_do_not_explode_in_sequences(technique: Technique) -> None:
     """Every result is a variable, or a choice among few: no formula holds another technique's whole result."""
     choices = SymbolicChoices()

@@ -142,7 +142,7 @@ def planned(one: Architecture, seed: int, folder: Path) -> None:
 
 
 def cut(one: Architecture, seed: int, order: Any, folder: Path) -> str:
-    """Remove units or blocks physically, save and load; what became of it in a word."""
+    """Remove units or blocks physically, save and load; what became of it, as one text."""
     choice = random.Random(f"{one.name}{seed}{order}")
     batches = one.batches(padded=choice.random() < 0.5, seed=seed)
     model = one.build(seed, biases=choice.random() < 0.3)

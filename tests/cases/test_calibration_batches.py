@@ -18,7 +18,7 @@ from compcomp.techniques import PruneHeads, Wanda
 from tests.models.fakes import Tiny
 
 IDS = torch.randint(0, 32, (4, 8), generator=torch.Generator().manual_seed(1))
-ROWS = [{"input_ids": row, "attention_mask": [1] * 8} for row in IDS.tolist()]
+ROWS: Any = [{"input_ids": row, "attention_mask": [1] * 8} for row in IDS.tolist()]
 
 
 def model(kind: str = "Llama") -> Any:
@@ -52,7 +52,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
         r"a batch with input_ids that is a list \(batch 1\)",
     ),
     "a loader over rows of lists": (
-        lambda: DataLoader(ROWS, batch_size=2),  # type: ignore[arg-type]
+        lambda: DataLoader(ROWS, batch_size=2),
         r"a batch with input_ids that is a list \(batch 1\)",
     ),
     "lists of lists": (lambda: [{"input_ids": IDS.tolist()}], r"a batch with input_ids that is a list \(batch 1\)"),

@@ -96,7 +96,7 @@ SIDED = {
 }
 OPT = SIZES | {"ffn_dim": 24, "word_embed_proj_dim": 16}
 T5 = {"vocab_size": 40, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 4}
-RELATIVE: dict[str, dict[str, Any]] = {  # positions are told by the mask, or only how far apart two are
+RELATIVE: dict[str, dict[str, Any]] = {  # positions follow from the mask, or only how far apart two are
     "Llama": LLAMA,
     "Mistral": LLAMA | {"sliding_window": 4},
     "Qwen2": LLAMA,
@@ -136,7 +136,7 @@ def test_language_models(name: str, side: str) -> None:
 @pytest.mark.parametrize("name", ABSOLUTE)
 def test_language_models_that_number_their_positions(name: str, side: str) -> None:
     batch, rows = padded(side)
-    if side == "left":  # such a model takes the padding for positions unless it is told better
+    if side == "left":  # such a model takes the padding for positions unless it is given a mask
         batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
     model: Any = build(name, ABSOLUTE[name])
     if name == "BertModel" and side == "left":
@@ -325,7 +325,7 @@ def test_torch_modules_with_their_own_masks() -> None:
     same(model, [{"src": x, "src_key_padding_mask": padding}], rows)
 
 
-# ---------------------------------------------------------------------------- what cannot be told, and tuples
+# ---------------------------------------------------------------------------- what cannot be known, and tuples
 
 
 class Pooled(nn.Module):

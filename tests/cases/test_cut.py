@@ -47,9 +47,9 @@ def test_heads_that_cannot_be_cut(name: str, tmp_path: Path) -> None:
     cc.apply(H, model, device="cpu")
     before, where, how, config = memory(model), places(model), modes(model), model.config.to_dict()
     numbers = {n: dict(vars(m)) for n, m in model.named_modules()}
-    with pytest.raises(InputError, match="heads of") as told:
+    with pytest.raises(InputError, match="heads of") as caught:
         cc.cut(model, batch)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     assert not same(before, memory(model)) and places(model) == where and modes(model) == how
     assert model.config.to_dict() == config
     for n, module in model.named_modules():
@@ -294,7 +294,7 @@ def test_neurons_whose_weights_others_share_stay() -> None:
     assert model.table.weight is model.fc1.weight and model.fc1.out_features == 6
 
 
-def test_a_model_in_which_nothing_is_idle_is_left_alone_without_a_word() -> None:
+def test_a_model_in_which_nothing_is_idle_is_left_alone_without_a_note() -> None:
     one = ARCHITECTURES["llama"]
     model, batch = one.build(), one.batches()[0]
     before, where = memory(model), places(model)

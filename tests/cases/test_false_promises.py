@@ -16,7 +16,8 @@ from compcomp.layers.state import INVARIANTS, LayerState
 from compcomp.ordering.table import registered
 from compcomp.techniques import LPLR, TruncatedSVD
 from compcomp.terms import Array, Choices, each
-from compcomp.testing import check_encoding, conformance
+from compcomp.testing import check_encoding
+from compcomp.testing.properties import invariant_kept
 
 ALL = registered()
 
@@ -44,7 +45,7 @@ def broken(first: Technique, second: Technique, layers: list[LayerState]) -> lis
         except (InputError, NotExactError):
             continue
         for invariant in sets_up(first) & second.promises().keeps & INVARIANTS.keys():
-            if before.format.transform is None and not conformance._kept(invariant, before, after):
+            if before.format.transform is None and not invariant_kept(invariant, before, after):
                 wrong.append(f"{first} >> {second}: {invariant}")
     return wrong
 
@@ -68,11 +69,11 @@ def test_promises_after_every_technique(first: Technique) -> None:
 
 
 class Boasting(TruncatedSVD):
-    """A truncation that says it keeps a rank, whatever there is beside the weight."""
+    """A truncation that says it keeps a rank, whatever the low-rank branch holds."""
 
     def promises(self) -> Declared:
-        told = super().promises()
-        return replace(told, keeps=told.keeps | {"rank"})
+        promised = super().promises()
+        return replace(promised, keeps=promised.keeps | {"rank"})
 
 
 def test_a_rank_that_a_low_rank_term_raises_is_not_kept() -> None:

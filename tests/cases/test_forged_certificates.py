@@ -242,11 +242,11 @@ def test_files_left_out_added_or_taken_from_another(folders: dict[str, Path], tm
         assert check_directory(tmp_path, solvers=False).outcome == "invalid"
 
 
-def test_a_witness_beside_a_proof(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_proof_with_a_witness(folders: dict[str, Path], tmp_path: Path) -> None:
     witness = read(folders["dominates"])["witness.json"]
     for name in PROVED:
         write(tmp_path, {**read(folders[name]), "witness.json": witness})
-        assert "beside a witness that refutes it" in check_directory(tmp_path, solvers=False).describe()
+        assert "with a witness that refutes it" in check_directory(tmp_path, solvers=False).describe()
 
 
 @pytest.mark.parametrize("grade", ["certified", "no solver needed", "two solvers", "one solver", None, "moon"])

@@ -88,14 +88,14 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[Callable[[Any, LayerState
     del sys.modules["halving_of_ones_own"]
 
 
-@pytest.mark.parametrize(("kernel", "words"), [(k, v[1]) for k, v in WRONG.items()], indirect=["kernel"], ids=WRONG)
-def test_it_is_said_in_one_line(kernel: Callable[[Any, LayerState], Any], words: str) -> None:
+@pytest.mark.parametrize(("kernel", "message"), [(k, v[1]) for k, v in WRONG.items()], indirect=["kernel"], ids=WRONG)
+def test_it_is_said_in_one_line(kernel: Callable[[Any, LayerState], Any], message: str) -> None:
     model = nn.Sequential(nn.Linear(8, 8))
     before = model[0].weight.detach().clone()
-    with pytest.raises(InputError, match=rf"^layer 0: after Halved\(\): .*({words})") as caught:
+    with pytest.raises(InputError, match=rf"^layer 0: after Halved\(\): .*({message})") as caught:
         cc.apply(Halved(), model)
     assert "\n" not in str(caught.value) and torch.equal(model[0].weight, before)
-    with pytest.raises(AssertionError, match=words):
+    with pytest.raises(AssertionError, match=message):
         check_encoding(Halved(), max_examples=5, kernel=kernel, minimise=False)
 
 

@@ -83,7 +83,7 @@ def test_a_tied_weight_counts_once() -> None:
 
 
 @pytest.mark.parametrize("name", ["MixtralForCausalLM", "Qwen3MoeForCausalLM", "OlmoeForCausalLM"])
-def test_fused_experts_are_named_wherever_a_rate_is_told(name: str, tmp_path: Path) -> None:
+def test_fused_experts_are_named_wherever_a_rate_is_given(name: str, tmp_path: Path) -> None:
     sizes = {"num_local_experts": 4} if name.startswith("Mix") else {"num_experts": 4, "moe_intermediate_size": 48}
     model = built(name, num_key_value_heads=2, **sizes)
     experts = {n for n, p in model.named_parameters() if p.ndim == 3}
@@ -200,9 +200,9 @@ def test_a_layer_of_which_nothing_goes_is_named(technique: Technique) -> None:
     with pytest.warns(UserWarning, match=r"drops nothing of \d.*: its share of \d+ is less than one") as said:
         cc.apply(technique, model)
     same = [k for k, (p, q) in enumerate(zip(model.parameters(), before, strict=True)) if torch.equal(p, q)]
-    told = str(said[0].message)
-    assert f"drops nothing of {same[0]}" in told
-    assert ("more layers" in told) == (len(same) > 1)
+    message = str(said[0].message)
+    assert f"drops nothing of {same[0]}" in message
+    assert ("more layers" in message) == (len(same) > 1)
 
 
 def test_a_plan_notes_it() -> None:

@@ -97,15 +97,15 @@ def test_where_nothing_tells_the_direction_it_is_said(name: str) -> None:
         assert name in said and "higher" in said and "higher_is_better" in said and "\n" not in said
 
 
-def test_it_stands_in_the_plan_and_is_gone_once_it_is_told() -> None:
+def test_it_stands_in_the_plan_and_is_gone_once_it_is_declared() -> None:
     def evaluate(model: nn.Module) -> dict[str, float]:
         return {"wikitext2": 2 + error(model)}
 
     plan = searched(evaluate)
     assert any(note.startswith("wikitext2: higher was taken for better") for note in plan.notes)
     assert "higher was taken for better" in str(plan) and "beat the uncompressed model" in str(plan)
-    for told in (False, {"wikitext2": False}):
-        evaluate.higher_is_better = told  # type: ignore[attr-defined]
+    for declared in (False, {"wikitext2": False}):
+        evaluate.higher_is_better = declared  # type: ignore[attr-defined]
         for given in (evaluate, partial(evaluate)):
             plan = searched(given)
             assert not any("taken for better" in note for note in plan.notes)

@@ -18,7 +18,7 @@ from torch import nn
 
 import compcomp as cc
 from compcomp.language.claim import Scope, equal
-from compcomp.language.named import find_registered, registrations, sources_of, told_by_text
+from compcomp.language.named import find_registered, registrations, round_trips, sources_of
 from compcomp.language.technique import Technique
 from compcomp.language.verdict import Status
 from compcomp.ordering.ask import Asker, job_of
@@ -156,23 +156,23 @@ def late(made: Any) -> Late:
     return found
 
 
-TOLD = [Held(), Held("a text"), Held((1, "two", None, True)), Held(Fraction(2, 3)), Held(0.5), Held(-2), Late(3)]
+ROUND_TRIPS = [Held(), Held("a text"), Held((1, "two", None, True)), Held(Fraction(2, 3)), Held(0.5), Held(-2), Late(3)]
 UNTOLD = [Held(print), Held([1]), Held(object()), Held({"a": 1}), Held(10**12), Held(float("nan"))]
 UNTOLD += [Shortened(2), Rounded(4), late(1), Held(lambda: 1), Held(P), Held(1j), Held(b"x"), Held(range(3))]
 
 
-@pytest.mark.parametrize("technique", TOLD, ids=repr)
+@pytest.mark.parametrize("technique", ROUND_TRIPS, ids=repr)
 def test_what_text_tells_whole(technique: Technique) -> None:
-    assert told_by_text(technique) and sources_of([technique]) is not None
+    assert round_trips(technique) and sources_of([technique]) is not None
 
 
 @pytest.mark.parametrize("technique", UNTOLD, ids=lambda t: type(t).__name__)
-def test_what_text_does_not_tell_is_neither_kept_nor_sent(
+def test_what_text_does_not_hold_is_neither_kept_nor_sent(
     technique: Technique, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(Technique.kernels, type(technique), __name__)
     claim = equal(technique, P)
-    assert not told_by_text(technique) and sources_of([technique, P]) is None and registrations([technique]) is None
+    assert not round_trips(technique) and sources_of([technique, P]) is None and registrations([technique]) is None
     assert key_of(claim, ANYWHERE) is None and job_of(claim, ANYWHERE, {}) is None
     store = Store(tmp_path / "plan.db")
     store.put(verdict(claim, Status.PROVED))
@@ -211,13 +211,13 @@ def test_techniques_are_counted_by_what_they_are() -> None:
 # ------------------------------------------------------------------------------------------ files
 
 
-def test_another_process_with_other_files_is_told(own: Any, tmp_path: Path) -> None:
+def test_another_process_with_other_files_is_found(own: Any, tmp_path: Path) -> None:
     kind = own("own_one")
     Technique.register(kind)
-    told = registrations([kind(2)])
-    assert told is not None
-    find_registered(told)
-    changed = [[*entry[:3], "0" * 64] for entry in told]
+    found = registrations([kind(2)])
+    assert found is not None
+    find_registered(found)
+    changed = [[*entry[:3], "0" * 64] for entry in found]
     with pytest.raises(LookupError, match="other files here"):
         find_registered(changed)
 

@@ -67,7 +67,7 @@ def test_what_is_no_number(given: Any) -> None:
 def parameters() -> Iterator[tuple[Technique, str]]:
     for kind in Technique.known().values():
         for technique in representatives(kind):
-            for f in fields(technique):  # type: ignore[arg-type]
+            for f in fields(technique):
                 if isinstance(getattr(technique, f.name), Fraction):
                     yield technique, f.name
 
@@ -77,7 +77,7 @@ def test_every_text_is_the_technique_again() -> None:
     for technique, name in parameters():
         for value in HARD:
             try:
-                made = replace(technique, **{name: value})  # type: ignore[type-var]
+                made = replace(technique, **{name: value})
             except InputError:
                 continue
             tried += 1
@@ -92,7 +92,7 @@ def test_every_text_is_the_technique_again() -> None:
 def test_numbers_of_numpy_are_numbers() -> None:
     for kind in Technique.known().values():
         for technique in representatives(kind):
-            values = {f.name: getattr(technique, f.name) for f in fields(technique) if f.init}  # type: ignore[arg-type]
+            values = {f.name: getattr(technique, f.name) for f in fields(technique) if f.init}
             foreign = {name: _numpy(value) for name, value in values.items()}
             assert str(kind(**foreign)) == str(technique)
             assert all(type(getattr(kind(**foreign), name)) is type(value) for name, value in values.items())
@@ -118,6 +118,6 @@ def test_as_many_weights_go_as_the_fraction_says(share: float, size: int, gone: 
 
 
 def test_a_plan_explains_its_own_order() -> None:
-    plan = cc.optimize_order([Magnitude(2 / 3), AbsMax(np.int64(4))])  # type: ignore[arg-type]
+    plan = cc.optimize_order([Magnitude(2 / 3), AbsMax(np.int64(4))])
     assert plan.explain(str(plan.order))
     assert str(GPTQ(4, damping=0.1 + 0.2)) == "GPTQ(bits=4, damping=3/10)"

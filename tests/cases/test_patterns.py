@@ -98,7 +98,7 @@ def test_what_may_match_nothing() -> None:
     "given", [5, nn.Linear, [None], [["q_proj"]], b"q_proj", {"q_proj": 1}, [b"q_proj"], 1.5, True, object()]
 )
 @pytest.mark.parametrize("where", ["targets", "ignore"])
-def test_other_types_are_told_in_one_line(given: Any, where: str) -> None:
+def test_other_types_are_refused_in_one_line(given: Any, where: str) -> None:
     arguments: Any = {where: given}
     with pytest.raises(InputError, match=f"^{where}: .*; allowed: a pattern or a list of patterns"):
         cc.apply(Magnitude(sparsity="1/2"), nn.Sequential(nn.Linear(8, 8)), **arguments)

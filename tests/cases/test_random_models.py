@@ -90,7 +90,7 @@ def agree(found: Tensor, wanted: Tensor, rounded: bool) -> bool:
 
 
 def check(seed: int) -> str:
-    """Compress the model of a seed, and compare; what became of it in a word."""
+    """Compress the model of a seed, and compare; what became of it, as one text."""
     case, choice = sample(seed), random.Random(f"order {seed}")
     searched = choice.random() < 0.1
     order: Sequence[Technique] = choice.choice(SEARCHED) if searched else orders(choice)

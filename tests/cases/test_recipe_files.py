@@ -113,7 +113,7 @@ DAMAGES: dict[str, tuple[Any, str]] = {
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "JSON"),
     "unknown type": (lambda f: _config(f, model_type="nonsense"), "nonsense"),
     "an adapter": (lambda f: (f / "config.json").rename(f / "adapter_config.json"), "an adapter"),
-    "beside an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "an adapter"),
+    "with an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "an adapter"),
     "empty": (lambda f: [p.unlink() for p in f.iterdir()], "empty"),
     "gguf": (lambda f: [*[p.unlink() for p in f.iterdir()], (f / "m.gguf").write_text("GGUF")], "GGUF"),
     "a file": (lambda f: [shutil.rmtree(f), f.write_text("x")], "a file"),
@@ -160,9 +160,9 @@ def test_a_tokenizer_that_does_not_fit(
     if tokenizer == "words":
         from tokenizers import Tokenizer, models, pre_tokenizers
 
-        words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2, "d": 3, "[UNK]": 4}, unk_token="[UNK]"))
-        words.pre_tokenizer = pre_tokenizers.Whitespace()
-        words.save(str(folder / "tokenizer.json"))
+        loaded = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2, "d": 3, "[UNK]": 4}, unk_token="[UNK]"))
+        loaded.pre_tokenizer = pre_tokenizers.Whitespace()
+        loaded.save(str(folder / "tokenizer.json"))
         (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     elif tokenizer is not None:
         (folder / "tokenizer.json").write_text(tokenizer)

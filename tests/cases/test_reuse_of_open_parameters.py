@@ -36,7 +36,7 @@ def open_ones() -> Iterator[tuple[Technique, str]]:
         for technique in [*representatives(kind), *conventions(kind)[:40]]:
             for name in kind.examples:
                 try:
-                    yield replace(technique, **{name: ANY}), name  # type: ignore[type-var]
+                    yield replace(technique, **{name: ANY}), name
                 except InputError:
                     continue
 
@@ -46,7 +46,7 @@ def test_of_every_open_parameter_of_the_catalogue_numbers_alone() -> None:
     for technique, name in open_ones():
         for value in (*type(technique).examples[name], *VALUES):
             try:
-                other: Any = replace(technique, **{name: value})  # type: ignore[type-var]
+                other: Any = replace(technique, **{name: value})
             except InputError:
                 continue
             is_number = type(getattr(other, name)) in (int, Fraction)

@@ -1,4 +1,4 @@
-"""The size that is told of an order is that of the layers it leaves, whatever other order it was merged with."""
+"""The size that is reported of an order is that of the layers it leaves, whatever other order it was merged with."""
 
 from __future__ import annotations
 

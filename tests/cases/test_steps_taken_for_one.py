@@ -206,15 +206,15 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class Beside:
+class Unlisted:
     """What it does stands in an attribute that is no field."""
 
     def __call__(self, element: Any) -> Any:
         return self.sign * Abs(element.weight)  # type: ignore[attr-defined]
 
 
-def beside(sign: int) -> Beside:
-    made = Beside()
+def unlisted(sign: int) -> Unlisted:
+    made = Unlisted()
     object.__setattr__(made, "sign", sign)
     return made
 
@@ -305,7 +305,7 @@ def of_classes(sign: int) -> Any:
     return One()
 
 
-SCORES = (Hiding, Signed, Agreeing, Plain, beside, Slotted, lambda sign: Listed((sign,)), closing, of_classes)
+SCORES = (Hiding, Signed, Agreeing, Plain, unlisted, Slotted, lambda sign: Listed((sign,)), closing, of_classes)
 CHANGING = (Flipping, Counting, remembering, drawing)
 
 
@@ -416,6 +416,6 @@ def test_code_that_looks_at_objects_of_its_own_class() -> None:
 
 def test_what_is_written_plainly_is_still_proved() -> None:
     """Nothing is lost of a score that is a function, a closure of numbers or a plain object without a state."""
-    for made in (score, closing(1), Signed(1), Hiding(1), beside(1)):
+    for made in (score, closing(1), Signed(1), Hiding(1), unlisted(1)):
         p, q = Scored(made, QUARTER), Scored(made, HALF)
         assert is_sound(equal(p >> q, q)) and is_sound(dominates(p >> AbsMax(3), AbsMax(3) >> p))

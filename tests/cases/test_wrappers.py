@@ -197,7 +197,7 @@ def test_without_adapters_at_work_the_layers_are_those_of_the_model(kind: str, h
     cc.apply(P, model)
     for name, p in model.named_parameters():
         changed = any(f"{layer.rsplit('.', 1)[1]}." in name for layer in LAYERS) and name.endswith("weight")
-        changed = changed and not any(word in name for word in ("lora_", "ia3_", "vera_", "hada_", "oft_"))
+        changed = changed and not any(part in name for part in ("lora_", "ia3_", "vera_", "hada_", "oft_"))
         assert torch.equal(p, before[name]) is not changed, name
 
 
@@ -226,5 +226,5 @@ def test_layers_with_parameters_of_their_own_are_remarked_on() -> None:
             return super().forward(x) * self.gain
 
     plan = cc.optimize_order([P, Q], model=nn.Sequential(nn.Linear(8, 8), Scaled()), loss="weight_l2")
-    assert any("layer 1: beside its weight there is gain" in note for note in plan.notes)
+    assert any("layer 1: it also holds gain" in note for note in plan.notes)
     assert "gain" in str(plan)

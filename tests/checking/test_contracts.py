@@ -89,7 +89,7 @@ def test_it_follows_from_promises(text: str, loss: str) -> None:
 
 
 NEEDED = [
-    (*FREE[2], "left", 0, {"rests": False}),
+    (*FREE[2], "left", 0, {"no_op_on_dense": False}),
     (*FREE[3], "left", 2, {"never_increases": frozenset()}),
     (*FREE[3], "left", 2, {"any_inputs": False}),
     (*FREE[4], "left", 2, {"never_increases": frozenset({"output_l2"})}),
@@ -126,6 +126,9 @@ IDLE = [
     (f"Hadamard() >> {M} >> Hadamard() >> {Q} equals {Q}", "Hadamard()", {"involution": False}),
     (f"Hadamard() >> {M} >> {Q} equals Hadamard() >> {Q}", "Hadamard()", {"holds_reference": False}),
     (f"{R} >> {R} >> {Q} same state as {R} >> {Q}", R, {"idempotent": False}),
+    (f"GPTQ(bits=4) >> {OPEN} equals GPTQ(bits=4)", OPEN, {"no_op": frozenset({"plain"})}),
+    (f"GPTQ(bits=4) >> {OPEN} equals GPTQ(bits=4)", "GPTQ(bits=4)", {"format_varies": True}),
+    (f"{Q} >> Hadamard() equals {Q}", "Hadamard()", {"changes_basis": False}),
 ]
 """Claims that follow from what changes nothing where it stands, and a promise without which they do not."""
 
@@ -157,6 +160,12 @@ def test_what_changes_nothing_is_left_out(text: str, name: str, change: dict[str
         f"{P} >> Hadamard() >> Hadamard() same state as {P}",
         f"{R} >> {Q} >> {R} same state as {R} >> {Q}",
         f"PruneRows(sparsity=1/4) >> {R} same state as {R}",
+        f"{P} >> {S} >> {OPEN} equals {P} >> {S}",
+        f"{Q} >> {S} >> {OPEN} equals {Q} >> {S}",  # what the factoring leaves is on no grid
+        f"SparseGPT(sparsity=1/2) >> {OPEN} equals SparseGPT(sparsity=1/2)",
+        f"{Q} >> Hadamard() same state as {Q}",
+        f"Hadamard() >> {Q} equals {Q}",
+        f"{Q} >> Hadamard() >> {P} equals {Q} >> {P}",
     ],
 )
 def test_what_changes_something_is_not(text: str) -> None:

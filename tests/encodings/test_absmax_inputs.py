@@ -91,7 +91,7 @@ def test_wanda_sees_the_rounded_inputs() -> None:
 
 
 def test_distillation_fits_the_dense_outputs_on_the_rounded_inputs() -> None:
-    """x = (2, 9/10) becomes (2, 0) with 2 bits: the output 47/10 is met by 47/20, and the other weight has no say."""
+    """x = (2, 9/10) becomes (2, 0) with 2 bits: the weight 47/20 gives the output 47/10; the other has no effect."""
     state = AbsMaxInputs(bits=2).encode(layer([[1, 3]], [[2], ["9/10"]]))
     after = LeastSquaresDistill().encode(replace(state, reference=matrix([[1, 3]])))
     assert after.weight.tolist() == [[Fraction(47, 20), 3]]
@@ -120,7 +120,7 @@ def test_bad_bits(given: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "word"),
+    ("given", "message"),
     [
         ({"per": "row"}, "AbsMaxInputs.per"),
         ({"per": "channel"}, "'token', 'tensor'"),
@@ -129,8 +129,8 @@ def test_bad_bits(given: Any) -> None:
         ({"rounding": "nearest"}, "AbsMaxInputs.rounding"),
     ],
 )
-def test_bad_parameters(given: dict[str, Any], word: str) -> None:
-    refused(lambda: AbsMaxInputs(bits=4, **given), word)
+def test_bad_parameters(given: dict[str, Any], message: str) -> None:
+    refused(lambda: AbsMaxInputs(bits=4, **given), message)
 
 
 def test_a_group_must_divide_the_features() -> None:

@@ -52,7 +52,7 @@ def test_it_loses_what_the_best_ratio_loses_and_no_more_than_absmax(bits: int, g
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("given", "message"),
     [
         ({"bits": 1}, ("ClippedAbsMax.bits",)),
         ({"bits": 4, "group": 0}, ("ClippedAbsMax.group",)),
@@ -62,8 +62,8 @@ def test_it_loses_what_the_best_ratio_loses_and_no_more_than_absmax(bits: int, g
         ({"bits": 4, "rounding": "up"}, ("ClippedAbsMax.rounding",)),
     ],
 )
-def test_bad_parameters(given: dict[str, Any], words: tuple[str, ...]) -> None:
-    refused(lambda: ClippedAbsMax(**given), *words)
+def test_bad_parameters(given: dict[str, Any], message: tuple[str, ...]) -> None:
+    refused(lambda: ClippedAbsMax(**given), *message)
 
 
 def test_huge_numbers_and_groups_that_do_not_divide() -> None:

@@ -35,7 +35,7 @@ def test_less_than_half_the_least_value_is_lost() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("given", "message"),
     [
         ({"format": "e3m4"}, ("FP8.format", "e5m2")),
         ({"per": "token"}, ("FP8.per", "row")),
@@ -44,5 +44,5 @@ def test_less_than_half_the_least_value_is_lost() -> None:
         ({"rounding": "down"}, ("FP8.rounding",)),
     ],
 )
-def test_bad_parameters(given: dict[str, Any], words: tuple[str, ...]) -> None:
-    refused(lambda: FP8(**given), *words)
+def test_bad_parameters(given: dict[str, Any], message: tuple[str, ...]) -> None:
+    refused(lambda: FP8(**given), *message)

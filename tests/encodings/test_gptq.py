@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import compcomp as cc
 from compcomp.techniques import GPTQ, AbsMax, Magnitude, TruncatedSVD
 from compcomp.terms import RandomChoices
 from compcomp.testing import check_encoding
+from tests.amount import spread
 from tests.helpers import HUGE, layer, matrix, refused, row
 
 DIAGONAL = [[3, 0, 0, 0], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]]
@@ -125,9 +127,8 @@ def test_any_rounding_reaches_both_sides() -> None:
     assert found == {(Fraction(2, 3), 2), (Fraction(4, 3), 2)}
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("damping", ["1/1000", 1])
-def test_other_bits_and_damping(bits: int, damping: Any) -> None:
+@pytest.mark.parametrize(("damping", "bits"), spread(product(["1/1000", 1], [2, 4, 8]), 3))
+def test_other_bits_and_damping(damping: Any, bits: int) -> None:
     assert check_encoding(GPTQ(bits=bits, group=3, damping=damping, order="activation"), max_examples=25).clear >= 8
 
 

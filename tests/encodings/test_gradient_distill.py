@@ -94,7 +94,7 @@ def test_the_grid_is_given_up_and_factors_are_accounted_for() -> None:
     assert after.format.factors is corrected.format.factors
 
 
-def test_changed_inputs_are_met() -> None:
+def test_changed_inputs_are_fitted() -> None:
     """The outputs to meet are W X = (6); with inputs X' = (2) the weight goes from 3 to 3 - (3 * 4 - 6 * 2) / 4 = 3."""
     start = layer([[2]], [[3]]).with_inputs(matrix([[2]]))
     assert row(GradientDistill(1).encode(start)) == [3]

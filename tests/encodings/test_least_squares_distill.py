@@ -72,7 +72,7 @@ def test_on_a_grid_it_is_no_minimiser() -> None:
     assert (best, LOST(DISTILL.encode(start)), LOST(start)) == (12, 72, 352)
 
 
-def test_at_the_reference_it_rests() -> None:
+def test_it_is_a_no_op_at_the_reference() -> None:
     dense = layer([[3, 1, -2, 4]], INPUTS)
     assert np.array_equal(DISTILL.encode(dense).weight, dense.weight)
     quantized = AbsMax(bits=4).encode(dense)

@@ -43,10 +43,10 @@ def test_one_round_is_absmax_and_its_residual() -> None:
 
 
 def test_it_starts_from_what_the_layer_computes_with() -> None:
-    beside = Factors(matrix([[0], [1]]), matrix([[0, 1]]))
+    factors = Factors(matrix([[0], [1]]), matrix([[0, 1]]))
     start = layer([[4, 0], [0, 0]])
     mask = np.array([[True, False], [False, False]], dtype=object)
-    start = replace(start, format=Format(mask=mask, factors=beside))
+    start = replace(start, format=Format(mask=mask, factors=factors))
     after = LoftQ(bits=2, rank=1).encode(start)
     assert after.effective().tolist() == [[4, 0], [0, 1]]
     assert after.format.mask is None and after.format.factors is not None and after.format.factors.rank == 1

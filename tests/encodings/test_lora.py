@@ -48,10 +48,10 @@ def test_a_masked_adapter_keeps_zeros() -> None:
 
 def test_merging_changes_what_is_stored_and_not_what_is_computed() -> None:
     start = AbsMax(bits=2).encode(layer([[4, 1, -2], [1, 3, 2]], INPUTS))
-    beside, merged = LoRA(2, 3).encode(start), LoRA(2, 3, merged=True).encode(start)
-    assert beside.effective().tolist() == merged.weight.tolist() == merged.effective().tolist()
-    assert beside.format.grid is start.format.grid and beside.weight is start.weight
-    again = LoRA(1, 1).encode(beside)
+    apart, merged = LoRA(2, 3).encode(start), LoRA(2, 3, merged=True).encode(start)
+    assert apart.effective().tolist() == merged.weight.tolist() == merged.effective().tolist()
+    assert apart.format.grid is start.format.grid and apart.weight is start.weight
+    again = LoRA(1, 1).encode(apart)
     assert again.format.factors is not None and again.format.factors.rank == 3
 
 

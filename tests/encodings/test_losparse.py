@@ -37,8 +37,8 @@ def test_ties(ties: str, kept: list[int]) -> None:
 
 
 def test_it_starts_from_what_the_layer_computes_with() -> None:
-    beside = Factors(matrix([[0], [1]]), matrix([[0, 2]]))
-    start = replace(layer([[3, 0], [0, 0]]), format=Format(rank=1, factors=beside))
+    factors = Factors(matrix([[0], [1]]), matrix([[0, 2]]))
+    start = replace(layer([[3, 0], [0, 0]]), format=Format(rank=1, factors=factors))
     after = LoSparse(1, 0).encode(start)
     assert after.effective().tolist() == [[3, 0], [0, 2]] and after.format.rank is None
 

@@ -57,9 +57,9 @@ def test_many_bits_and_the_full_rank_lose_little() -> None:
 
 
 def test_it_starts_from_what_the_layer_computes_with() -> None:
-    beside = Factors(matrix([[0], [1]]), matrix([[0, 1]]))
+    factors = Factors(matrix([[0], [1]]), matrix([[0, 1]]))
     mask = np.array([[True, False], [False, False]], dtype=object)
-    start = replace(layer([[3, 0], [0, 0]]), format=Format(mask=mask, factors=beside))
+    start = replace(layer([[3, 0], [0, 0]]), format=Format(mask=mask, factors=factors))
     after = LPLR(rank=2, bits=4).encode(start)
     plain = LPLR(rank=2, bits=4).encode(layer([[3, 0], [0, 1]]))
     assert after.effective().tolist() == plain.effective().tolist() and after.format.mask is None

@@ -22,9 +22,9 @@ WEIGHT = [[4, 3, -1, 2], [1, 5, 6, -2], [2, 2, -7, 1]]
 
 
 def damped(state: LayerState, damping: Fraction) -> Any:
-    side = len(state.gram)  # type: ignore[arg-type]
-    added = np.trace(state.gram) * damping / side  # type: ignore[arg-type]
-    return state.gram + exact(np.eye(side, dtype=int)) * added
+    gram: Any = state.gram
+    side = len(gram)
+    return gram + exact(np.eye(side, dtype=int)) * np.trace(gram) * damping / side
 
 
 def best(weight: Any, gram: Any, removed: set[int]) -> tuple[Fraction, Any]:

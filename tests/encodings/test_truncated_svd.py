@@ -51,7 +51,7 @@ def test_a_rank_above_the_sides_changes_nothing(rank: int, residual: bool) -> No
     assert np.array_equal(after.effective(), start.reference if residual else start.weight)
 
 
-def test_the_residual_goes_beside_what_is_there() -> None:
+def test_the_residual_is_added_to_the_branch() -> None:
     start = AbsMax(bits=2).encode(layer([[4, 1], [1, 4]]))
     assert start.weight.tolist() == [[4, 0], [0, 4]]
     factors = Factors(matrix([[1], [0]]), matrix([[0, 1]]))

@@ -55,7 +55,7 @@ def test_what_an_earlier_mask_drops_stays_out_and_a_grid_is_given_up() -> None:
 
 
 def test_it_makes_up_for_what_was_lost_before() -> None:
-    """Its target is the dense layer, with what stands beside the weight taken into account."""
+    """Its target is the dense layer, and the low-rank branch is taken into account."""
     start = (AbsMax(3) >> TruncatedSVD(2, residual=True)).kernel(correlated("cpu", 3))
     after = kernel(technique("1/4"), start)
     assert after.format.factors is start.format.factors

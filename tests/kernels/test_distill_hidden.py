@@ -11,10 +11,10 @@ from compcomp.kernels.distill_hidden import kernel_model
 from compcomp.layers.state import LayerState
 from compcomp.layers.whole import Outputs
 from compcomp.techniques import DistillHidden
-from tests.helpers import tensors
+from tests.helpers import NoModel, tensors
 
 
-class Line:
+class Line(NoModel):
     """A model of one layer and no blocks: what comes out of it are its hidden states."""
 
     def __init__(self, real: torch.Tensor | None) -> None:
@@ -39,7 +39,7 @@ def test_against_a_plain_loop(padded: bool) -> None:
     """The same optimizer on the loss written out; padding counts for nothing."""
     real = torch.arange(6).expand(2, 6) < 4 if padded else None
     line = Line(real)
-    after = kernel_model(DistillHidden(10, rate="1/50"), line)["only"].weight  # type: ignore[arg-type]
+    after = kernel_model(DistillHidden(10, rate="1/50"), line)["only"].weight
     weight = line.states["only"].weight.clone().requires_grad_()
     optimizer = torch.optim.AdamW([weight], lr=0.02, weight_decay=0.0)
     for step in range(10):

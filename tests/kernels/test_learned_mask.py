@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -33,9 +34,9 @@ def test_training_finds_a_better_mask(device: str, pattern: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("options", [{}, {"per": "row"}, {"pattern": "2:4"}])
-def test_the_count_is_exact_and_weights_stay(device: str, options: dict[str, str]) -> None:
+def test_the_count_is_exact_and_weights_stay(device: str, options: dict[str, Any]) -> None:
     layer = correlated(device, 0)
-    technique = LearnedMask("1/2", **options, iterations=30)  # type: ignore[arg-type]
+    technique = LearnedMask("1/2", **options, iterations=30)
     after = kernel(technique, layer)
     groups = after.format.mask.reshape(
         {"2:4": -1}.get(options.get("pattern", ""), 1), 4 if "pattern" in options else 512
@@ -60,7 +61,7 @@ def test_the_more_it_trains_the_less_it_loses() -> None:
 
 
 def test_it_makes_up_for_what_was_lost_before() -> None:
-    """The target is the dense layer, also where a low-rank term stands beside a rounded weight."""
+    """The target is the dense layer, also where the weight is rounded and has a low-rank branch."""
     layer = correlated("cpu", 3)
     start = (AbsMax(3) >> TruncatedSVD(2, residual=True)).kernel(layer)
     learned = kernel(LearnedMask("1/4"), start)

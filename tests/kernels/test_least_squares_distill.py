@@ -156,14 +156,14 @@ def test_low_precision_never_loses(device: str, dtype: Any, first: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES])
-def test_at_the_reference_it_rests_bit_for_bit(device: str, dtype: Any) -> None:
+def test_it_is_a_no_op_at_the_reference_bit_for_bit(device: str, dtype: Any) -> None:
     dense = tensors((8, 16), device, dtype)
     dense.weight[0, 0] = -0.0
     assert torch.equal(kernel(DISTILL, dense).weight.view(torch.uint8), dense.weight.view(torch.uint8))
     quantized = run(AbsMax(bits=4, group=8), dense)
     quantized = replace(quantized, reference=quantized.weight)
-    rested = kernel(DISTILL, quantized)
-    assert torch.equal(rested.weight.view(torch.uint8), quantized.weight.view(torch.uint8))
+    again = kernel(DISTILL, quantized)
+    assert torch.equal(again.weight.view(torch.uint8), quantized.weight.view(torch.uint8))
 
 
 def test_factors_count() -> None:

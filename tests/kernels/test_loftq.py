@@ -24,7 +24,7 @@ def test_one_round_is_absmax_and_its_residual(device: str, group: int | None) ->
 
 
 @pytest.mark.parametrize("rounding", ["half_even", "half_up", "half_away"])
-def test_midpoints_go_where_they_are_told(rounding: str) -> None:
+def test_midpoints_go_where_they_should(rounding: str) -> None:
     layer = LayerState.dense(torch.tensor([[6.0, 1, -1, 3, -3, 5, -5]], dtype=torch.float64))
     once = kernel(LoftQ(bits=3, rank=1, rounds=1, rounding=rounding), layer)
     quantizer = AbsMax(bits=3, rounding=rounding)

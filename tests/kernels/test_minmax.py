@@ -57,7 +57,7 @@ def test_a_zero_stays_exactly_zero(device: str, dtype: Any, bits: int) -> None:
 
 @pytest.mark.parametrize("rounding", ["half_even", "half_up", "half_away"])
 def test_midpoints_of_no_float_step(rounding: str) -> None:
-    """The step is scale / 3 in no float; midpoints are met all the same."""
+    """The step is scale / 3 in no float; midpoints are hit all the same."""
     signs = {"half_even": (2, 0), "half_up": (3, 0), "half_away": (3, -1)}[rounding]
     for scale in (1.0, 5.0, 11.0, 2.0**-20):
         weight = torch.tensor([[5 * scale, -2 * scale, 2.5 * scale, -0.5 * scale]], dtype=torch.float64) / 4

@@ -7,10 +7,10 @@ import torch
 from compcomp.kernels.prune_heads import kernel, kernel_model
 from compcomp.layers.whole import Group, Part
 from compcomp.techniques import PruneHeads
-from tests.helpers import tensors
+from tests.helpers import NoModel, tensors
 
 
-class Fake:
+class Fake(NoModel):
     """Two key and value heads of two rows, each shared by two query heads."""
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Fake:
 
 def test_heads_that_share_keys_and_values_go_together() -> None:
     whole = Fake()
-    after = kernel_model(PruneHeads(Fraction(1, 2), score="l1"), whole)  # type: ignore[arg-type]
+    after = kernel_model(PruneHeads(Fraction(1, 2), score="l1"), whole)
     q, k, v, o = (state.weight.abs() for state in whole.states.values())
     scores = [
         float(q[4 * u : 4 * u + 4].sum() + k[2 * u : 2 * u + 2].sum() + v[2 * u : 2 * u + 2].sum())

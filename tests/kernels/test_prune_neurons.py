@@ -13,10 +13,10 @@ from compcomp.kernels.prune_neurons import kernel, kernel_model
 from compcomp.layers.state import Factors, LayerState
 from compcomp.layers.whole import Group, Part
 from compcomp.techniques import PruneHeads, PruneNeurons
-from tests.helpers import DEVICES, HALVES, refused, tensors
+from tests.helpers import DEVICES, HALVES, NoModel, refused, tensors
 
 
-class Fake:
+class Fake(NoModel):
     """The states of three layers, and one group over them."""
 
     def __init__(self, states: dict[str, LayerState], groups: list[Group]) -> None:
@@ -42,7 +42,7 @@ def test_neurons_are_scored_and_dropped_together(device: str, dtype: Any) -> Non
     sizes = gate.square().sum(1) + up.square().sum(1) + down.square().sum(0)
     kept = torch.ones(6, dtype=torch.bool)
     kept[sizes.argsort()[:3]] = False
-    after = kernel_model(PruneNeurons(Fraction(1, 2)), whole)  # type: ignore[arg-type]
+    after = kernel_model(PruneNeurons(Fraction(1, 2)), whole)
     for name, side in (("gate", 0), ("up", 0), ("down", 1)):
         state, before = after[name], whole.states[name]
         cut = state.format.cut
@@ -59,10 +59,10 @@ def test_parts_with_an_offset_and_several_rows_a_unit() -> None:
     states = {"packed": tensors((6, 3), dtype=torch.float64), "out": tensors((3, 2), dtype=torch.float64, seed=1)}
     group = Group("attention", 2, (Part("packed", "out", 2, start=2), Part("out", "in")))
     whole = Fake(states, [group])
-    stack = stacked(whole, group)  # type: ignore[arg-type]
+    stack = stacked(whole, group)
     packed, out = states["packed"].weight, states["out"].weight
     assert torch.equal(stack.weight[1], torch.cat([packed[4], packed[5], out[:, 1]]))
-    after = pruned(PruneHeads(Fraction(1, 2)), whole, [group])  # type: ignore[arg-type]
+    after = pruned(PruneHeads(Fraction(1, 2)), whole, [group])
     gone = int(stack.weight.square().sum(1).argmin())
     assert after["packed"].format.cut is not None and after["out"].format.cut is not None
     assert after["packed"].format.cut.rows.tolist() == [True, True, gone != 0, gone != 0, gone != 1, gone != 1]
@@ -78,12 +78,12 @@ def test_units_that_put_out_least_go(device: str) -> None:
     group = Group("attention", 3, (Part("feeds", "out", 2, start=2), Part("reads", "in", 2, start=2)))
     technique = PruneHeads(Fraction(1, 3), score="activation")
     whole = Fake({"feeds": feeds, "reads": reader}, [group])
-    after = pruned(technique, whole, [group])  # type: ignore[arg-type]
+    after = pruned(technique, whole, [group])
     kept = [True] * 4 + [False] * 2 + [True] * 2
     assert after["feeds"].format.cut is not None and after["feeds"].format.cut.rows.tolist() == kept
     assert after["reads"].format.cut is not None and after["reads"].format.cut.columns.tolist() == kept
     whole.states["reads"] = replace(reader, gram=None)
-    refused(lambda: pruned(technique, whole, [group]), "inputs")  # type: ignore[arg-type]
+    refused(lambda: pruned(technique, whole, [group]), "inputs")
 
 
 def test_low_rank_terms_and_earlier_cuts() -> None:

@@ -103,7 +103,7 @@ def test_a_step_by_hand() -> None:
 
 
 def test_it_makes_up_for_what_was_lost_before() -> None:
-    """The target is the dense layer's outputs, with a low-rank term beside the weight and of the dense inputs."""
+    """The target is the dense layer's outputs, of the dense inputs, also where there is a low-rank branch."""
     layer = tensors((12, 24), "cpu", torch.float64, 8)
     corrected = (AbsMax(3) >> TruncatedSVD(2, residual=True)).kernel(layer)
     after = kernel(T(3), corrected)

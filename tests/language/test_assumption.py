@@ -1,4 +1,4 @@
-"""An assumption is told apart by its data, and none that may restrict layers can be said not to."""
+"""An assumption is distinguished by its data, and none that may restrict layers can be said not to."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_braces_in_a_technique_stay() -> None:
     assert str(contract("Own(of='{x}')", "keeps {y}")) == "Own(of='{x}') keeps {y} (its contract)"
 
 
-def test_conditions_are_told_apart_by_their_parameters() -> None:
+def test_conditions_are_distinguished_by_their_parameters() -> None:
     boxes = [conditions(f"box(radius=1, around=(({weight}, 2),))")[0] for weight in (1, 3)]
     assert boxes[0].assumption.text == boxes[1].assumption.text and boxes[0].assumption != boxes[1].assumption
 
@@ -84,10 +84,10 @@ def test_a_verdict_takes_a_sentence_for_one_of_which_nothing_is_known() -> None:
 
 def test_what_is_printed_holds_texts_and_data() -> None:
     verdict = proof(*EACH)
-    told = verdict.to_json()
-    assert told["assumptions"] == [one.text for one in EACH]
-    assert list(map(Assumption.from_json, told["assumed"], told["assumptions"])) == EACH
+    data = verdict.to_json()
+    assert data["assumptions"] == [one.text for one in EACH]
+    assert list(map(Assumption.from_json, data["assumed"], data["assumptions"])) == EACH
 
 
-def test_words_are_found_in_the_text() -> None:
+def test_parts_are_found_in_the_text() -> None:
     assert "exact arithmetic" in assumption(Kind.EXACT) and "floats only" not in assumption(Kind.EXACT)

@@ -69,6 +69,7 @@ def test_fixtures_are_read_by_tests_and_tables_alone() -> None:
         "language/fixtures.py",
         "language/samples.py",
         "language/technique.py",
+        "testing/agreement.py",
         "testing/conformance.py",
     }
 

@@ -196,13 +196,13 @@ class Energy(TruncatedSVD):
 
 
 def test_what_has_no_size() -> None:
-    for sequence, words in (
+    for sequence, message in (
         (Sequence((Magnitude("1/2"), Wanda("1/2"))), "depends on the weights"),
         (Sequence((Energy(1),)), "depends on the weights"),
         (Sequence((AbsMax(ANY),)), "Any"),
         (Sequence((AbsMax(4, group=4096),)), "4096"),
     ):
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(InputError, match=message):
             size(sequence)
     with pytest.raises(InputError, match="groups of 4"):
         size(Magnitude("1/2", pattern="2:4"), (2, 6))

@@ -110,7 +110,7 @@ def test_schemes(text: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "same"), [("A8", "W16A8"), ("W4 A8", "W4A8"), ("W4A16", "W4"), ("1/2", "50%")])
-def test_schemes_in_other_words(text: str, same: str) -> None:
+def test_schemes_in_another_spelling(text: str, same: str) -> None:
     assert str(Scheme.of(text)) == same
     assert Scheme.of(text) == Scheme.of(same)
 

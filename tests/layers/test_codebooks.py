@@ -80,7 +80,7 @@ CODES = tuple(map(Fraction, (-4, -1, 0, 1, 2, 4)))
 )
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 def test_the_nearest_code_by_brute_force(codes: codebooks.Codes, rounding: str) -> None:
-    """Numbers, batches and z3 terms, on codes, midpoints and beside them, in a step of 3/4."""
+    """Numbers, batches and z3 terms, on codes, midpoints and next to them, in a step of 3/4."""
     step = Fraction(3, 4)
     middles = [(a + b) / 2 for a, b in pairwise(codes)]
     places = [

@@ -26,7 +26,9 @@ from compcomp.models.states import digest
 from compcomp.proving.meaning import differences, fails
 from compcomp.terms import Array, Or
 from compcomp.testing import check_encoding
-from compcomp.testing.conformance import _check_same, _equal, _floats, _tensors
+from compcomp.testing.agreement import check_same
+from compcomp.testing.properties import equal_states
+from compcomp.testing.readings import floats, tensors
 
 
 def exact(*rows: list[int]) -> Array:
@@ -129,7 +131,7 @@ def test_states_differ_in_a_field_that_counts(field: Field) -> None:
     else:
         # with the basis the low-rank product is another one, as the layer computes with it
         assert field.name in found and set(found) <= {field.name, walk.PRODUCT.name}
-    assert _equal(state, other) == (not found)
+    assert equal_states(state, other) == (not found)
     assert not walk.alike_but(state, other)
     assert walk.alike_but(state, other, field.name)
     assert any(line.startswith(f"{field.name} = ") for line in walk.lines(state)) == (field.of(state) is not None)
@@ -162,7 +164,7 @@ BIAS = Field("format.bias", "output bias", "numbers", ("out",), "as it is", stor
 
 @pytest.fixture
 def one_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The entry in the table: all that the library is told of the field."""
+    """The entry in the table: all that the library knows of the field."""
     monkeypatch.setattr(walk, "FIELDS", (*walk.FIELDS, BIAS))
 
 
@@ -172,10 +174,10 @@ def biased(*numbers: int) -> LayerState:
 
 
 def test_a_field_more_is_mapped(one_more: None) -> None:
-    tensors = _tensors(biased(1, 2), "cpu")
-    assert torch.equal(tensors.format.bias, torch.tensor([1.0, 2.0], dtype=torch.float64))  # type: ignore[attr-defined]
-    assert _floats(tensors).format.bias.tolist() == [1.0, 2.0]  # type: ignore[attr-defined]
-    assert move(tensors, torch.device("meta")).format.bias.is_meta
+    both = tensors(biased(1, 2), "cpu")
+    assert torch.equal(both.format.bias, torch.tensor([1.0, 2.0], dtype=torch.float64))  # type: ignore[attr-defined]
+    assert floats(both).format.bias.tolist() == [1.0, 2.0]  # type: ignore[attr-defined]
+    assert move(both, torch.device("meta")).format.bias.is_meta
 
 
 def test_a_field_more_is_compared(one_more: None) -> None:
@@ -190,7 +192,7 @@ def test_a_field_more_is_compared(one_more: None) -> None:
     solver = z3.Solver()
     solver.add(Or(*differences(biased(1, 2), symbolic)))
     assert solver.check(x == 2) == z3.unsat and solver.check(x == 3) == z3.sat
-    assert not _equal(biased(1, 2), biased(1, 3)) and _equal(biased(1, 2), biased(1, 2))
+    assert not equal_states(biased(1, 2), biased(1, 3)) and equal_states(biased(1, 2), biased(1, 2))
     with pytest.raises(TypeError, match="float"):
         replace(biased(), format=Biased(bias=np.array([1.5, 2.0], dtype=object))).require_exact()
 
@@ -200,14 +202,14 @@ def test_a_field_more_is_shown(one_more: None) -> None:
 
 
 def test_a_field_more_is_stored(one_more: None) -> None:
-    state, other = (_tensors(biased(1, k), "cpu") for k in (2, 3))
+    state, other = (tensors(biased(1, k), "cpu") for k in (2, 3))
     assert pack(state, torch.float32)["output_bias"].tolist() == [1.0, 2.0]
     assert digest(state) != digest(other)
     assert layer_bits(state.format, (2, 4)) == layer_bits(Format(), (2, 4)) + 2 * DENSE
 
 
 def test_a_field_more_is_asked_of_kernels(one_more: None) -> None:
-    state = _tensors(biased(1, 2), "cpu")
+    state = tensors(biased(1, 2), "cpu")
     assert wrong_result(state, state) is None
     for bias, wrong in ((torch.zeros(3), "output bias of shape"), ([1, 2], "output bias is a list")):
         found = wrong_result(state, replace(state, format=Biased(bias=bias)))
@@ -238,10 +240,10 @@ def test_a_field_more_is_held_to_conformance(one_more: None) -> None:
     shapes = [(2, 3)]
     with pytest.raises(AssertionError, match="output bias of the torch kernel differs"):
         check_encoding(Identity(), shapes, 4, kernel=kernel_of(0.5), minimise=False)
-    state = _floats(_tensors(biased(1, 2), "cpu"))
-    _check_same(Identity(), "torch kernel", biased(1, 2), biased(1, 2), state)
+    state = floats(tensors(biased(1, 2), "cpu"))
+    check_same(Identity(), "torch kernel", biased(1, 2), biased(1, 2), state)
     with pytest.raises(AssertionError, match="output bias"):
-        _check_same(Identity(), "torch kernel", biased(1, 2), biased(1, 3), state)
+        check_same(Identity(), "torch kernel", biased(1, 2), biased(1, 3), state)
 
 
 def test_without_its_entry_nobody_sees_it() -> None:

@@ -75,7 +75,8 @@ def drawn(chance: random.Random, shape: tuple[int, int] = (2, 8)) -> LayerState:
 
 
 def exact_run(sequence: Sequence, layer: LayerState) -> list[LayerState]:
-    return sequence.trace(LayerState.dense(exactly(layer.weight), gram=exactly(layer.gram)))  # type: ignore[arg-type]
+    gram: Any = layer.gram
+    return sequence.trace(LayerState.dense(exactly(layer.weight), gram=exactly(gram)))
 
 
 def claim_of(chance: random.Random, given: str) -> Claim:
@@ -115,7 +116,7 @@ def exact_ties(claim: Claim, layer: LayerState) -> list[list[bool]]:
     return found
 
 
-def test_ties_are_told_group_by_group() -> None:
+def test_ties_are_found_group_by_group() -> None:
     chance, agreed, all_groups = random.Random(0), 0, 0
     for _ in range(120):
         claim, layer = claim_of(chance, "no_ties"), drawn(chance, (3, 8))
@@ -237,7 +238,7 @@ def test_scores_that_differ_by_less_than_their_rounding_are_ties() -> None:
     assert bool(checked(claim, [follow(claim.left, "l", apart)])[claim.given[0]][0].holds)
 
 
-def test_values_of_different_scales_that_floats_tell_apart_are_ties() -> None:
+def test_values_of_different_scales_that_differ_as_floats_are_ties() -> None:
     """2/3 of 0.3 and 1 times 0.2 in float32: whether they are equal is not for floats to say."""
     weight = torch.tensor([[0.3, 0.2, 0.2, 0.0]])
     near, far = AbsMax(bits=3, group=2), Magnitude("1/2", per="row")

@@ -185,7 +185,7 @@ def test_weights_that_cannot_be_compressed_are_named(build: Any, message: str) -
 
 
 def test_a_model_without_linear_layers_is_an_error() -> None:
-    with pytest.raises(InputError, match="model: no Linear layer beside ignore lm_head; allowed"):
+    with pytest.raises(InputError, match="model: no Linear layer outside ignore lm_head; allowed"):
         find_layers(nn.Conv2d(1, 1, 1))
     with pytest.raises(InputError, match="model: a dict"):
         find_layers({})  # type: ignore[arg-type]
@@ -199,7 +199,8 @@ def test_a_sequence_that_does_not_fit_names_the_layer() -> None:
 
 
 def test_a_compiled_model_shows_its_own_names() -> None:
-    assert names(torch.compile(Tiny(), backend="eager")) == BLOCKS  # type: ignore[arg-type]
+    compiled: Any = torch.compile(Tiny(), backend="eager")
+    assert names(compiled) == BLOCKS
 
 
 def test_modes_come_back_module_by_module() -> None:

@@ -154,9 +154,9 @@ def test_training_comes_closer_within_the_format(technique: Any, targets: str) -
 
 def arrays(layer: LayerState) -> LayerState:
     """Tensors as object arrays, with no inputs: those are shared."""
-    from compcomp.testing.conformance import _floats
+    from compcomp.testing.readings import floats
 
-    return _floats(replace(layer, gram=None))
+    return floats(replace(layer, gram=None))
 
 
 def test_a_layer_on_a_grid_stays_and_the_others_make_up_for_it() -> None:
@@ -243,7 +243,7 @@ def clobber(whole: WholeModel) -> dict[str, LayerState]:
 
 
 @pytest.mark.parametrize(
-    ("act", "words"),
+    ("act", "message"),
     [
         (lambda whole: {}, "states of other layers"),
         (clobber, "wrote to what it was given"),
@@ -251,8 +251,8 @@ def clobber(whole: WholeModel) -> dict[str, LayerState]:
         (lambda whole: {n: replace(s, weight=s.weight / 0) for n, s in whole.states.items()}, "not finite"),
     ],
 )
-def test_what_breaks_the_states_is_caught(act: Any, words: str) -> None:
-    with bench(Tiny(), tokens()) as one, pytest.raises(InputError, match=words):
+def test_what_breaks_the_states_is_caught(act: Any, message: str) -> None:
+    with bench(Tiny(), tokens()) as one, pytest.raises(InputError, match=message):
         one.apply(Rogue(act), one.start())
 
 
@@ -314,7 +314,7 @@ def test_orders_with_one_by_loss_alone_and_again_from_a_store(tmp_path: Any) -> 
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "message"),
     [
         ({"model": None}, "without a model"),
         ({"granularity": "layer"}, "granularity='model'"),
@@ -322,11 +322,11 @@ def test_orders_with_one_by_loss_alone_and_again_from_a_store(tmp_path: Any) -> 
         ({"calibration": None, "loss": "weight_l2"}, "calibration"),
     ],
 )
-def test_where_orders_with_one_are_refused(more: dict[str, Any], words: str) -> None:
+def test_where_orders_with_one_are_refused(more: dict[str, Any], message: str) -> None:
     given = {"model": Tiny(), "calibration": tokens(), "device": "cpu"} | more
     if given["model"] is None:
         given = {}
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match=message):
         optimize_order([P, Q, DistillLogits(3)], **given)
 
 

@@ -206,10 +206,10 @@ def test_a_second_search_asks_no_solver(tmp_path: Path, loss: str) -> None:
     assert [str(v) for v in second.verdicts] == [str(v) for v in first.verdicts]
 
 
-def test_answers_are_told_as_they_come() -> None:
-    told = list[Verdict]()
-    Asker(lambda c, s, o: verdict(c, Status.UNKNOWN)).ask(CLAIMS, ANY, answered=told.append)
-    assert [v.claim for v in told] == CLAIMS
+def test_answers_are_reported_as_they_come() -> None:
+    reported = list[Verdict]()
+    Asker(lambda c, s, o: verdict(c, Status.UNKNOWN)).ask(CLAIMS, ANY, answered=reported.append)
+    assert [v.claim for v in reported] == CLAIMS
 
 
 def test_prove_from_a_shell_reuses_what_is_in_the_store(

@@ -18,7 +18,8 @@ from compcomp.language.technique import Technique
 from compcomp.language.text import parse_claim
 from compcomp.language.verdict import Status, Verdict
 from compcomp.optimize import optimize_order
-from compcomp.ordering.dag import Orderings, covers
+from compcomp.ordering.covers import covers
+from compcomp.ordering.dag import Orderings
 from compcomp.ordering.plan import PlanData
 from compcomp.ordering.search import search
 from compcomp.proving.proof import DENSE_INPUTS, SAME_BASIS
@@ -51,10 +52,10 @@ def noisy(found: Verdict) -> Verdict:
 
 def outcomes(plan: PlanData) -> dict[str, Any]:
     """All that a plan comes to, without what people read of assumptions."""
-    told = plan.to_json()
+    data = plan.to_json()
     names = ("order", "optimality", "orders", "left", "measurements", "accounts", "conditional", "survives")
-    found = {name: told[name] for name in names if name in told}
-    proofs = [(str(v.claim), v.status, v.reach, v.congruent, v.assumptions) for v in plan.verdicts if v.proved]
+    found = {name: data[name] for name in names if name in data}
+    proofs = [(str(v.claim), v.status, v.reach, v.local_rewrite, v.assumptions) for v in plan.verdicts if v.proved]
     return {**found, "proofs": proofs}
 
 
@@ -169,13 +170,15 @@ def test_the_assumptions_of_proofs_restrict_as_their_kinds_do() -> None:
             kinds.add(one.kind)
             assert one.restricts == (one.kind not in OF_EVERY_LAYER) and one.kind is not Kind.OTHER
             assert one.restricts != formerly_free(one.text), one
-        assert len(set(found.assumptions)) == len({one.text for one in found.assumptions}), "told apart by their data"
+        assert len(set(found.assumptions)) == len({one.text for one in found.assumptions}), (
+            "distinguished by their data"
+        )
     assert kinds >= {Kind.EXACT, Kind.CONTRACT}
 
 
-def test_a_proof_that_rests_on_dense_inputs_is_not_used_where_they_change() -> None:
+def test_a_proof_that_depends_on_dense_inputs_is_not_used_where_they_change() -> None:
     found = prove(dominates(Q >> L, Q, loss="output_l2"), stages=("rule",), second=None, explain=False)
-    assert found.proved and found.congruent
+    assert found.proved and found.local_rewrite
     for order in permutations([Q, L, X]):
         orderings = Orderings(order, "output_l2")
         assert not (DENSE_INPUTS in found.assumptions and orderings.covered(noisy(found)))

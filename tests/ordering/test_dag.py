@@ -10,10 +10,11 @@ import networkx as nx
 import pytest
 
 from compcomp.language.assumption import contract
-from compcomp.language.claim import dominates, same_state
+from compcomp.language.claim import Claim, dominates, same_state
 from compcomp.language.technique import Sequence, Technique
 from compcomp.language.verdict import Status
-from compcomp.ordering.dag import Orderings, covers
+from compcomp.ordering.covers import covers
+from compcomp.ordering.dag import Orderings
 from compcomp.ordering.space import Prefix, optional
 from compcomp.proving.proof import EXACT
 from compcomp.techniques import AbsMax, DistillFactors, LeastSquaresDistill, LoRA, Magnitude
@@ -92,26 +93,28 @@ def test_equal_states_with_other_techniques_left_are_no_one_order() -> None:
 def test_from_every_state_a_proof_serves_inside_an_order_else_only_at_its_start() -> None:
     anywhere, dense = (Orderings([A, B, C], "weight_l2") for _ in range(2))
     claim = same_state(A >> B, B >> A)
-    assert anywhere.merge(verdict(claim, Status.PROVED, congruent=True)) and dense.merge(verdict(claim, Status.PROVED))
+    assert anywhere.merge(verdict(claim, Status.PROVED, local_rewrite=True)) and dense.merge(
+        verdict(claim, Status.PROVED)
+    )
     assert anywhere.representative((2, 1, 0)) == (2, 0, 1) and dense.representative((2, 1, 0)) == (2, 1, 0)
     assert (anywhere.counted()["merged"], dense.counted()["merged"]) == (3 - 1, 1)
     (one,) = anywhere.outcomes([(2, 1, 0)])
     assert one.kind == "merged" and [str(p.claim) for p in one.proofs] == [str(claim)]
 
 
-def resting(given: list[Technique], step: int, congruent: bool = True) -> Orderings:
+def with_no_op(given: list[Technique], step: int, local_rewrite: bool = True) -> Orderings:
     """Orderings in which one technique changes nothing at first, and never loses anything at the end."""
     orderings = Orderings(given, "weight_l2")
     technique = orderings.techniques[step]
     assert orderings.merge(verdict(same_state(technique, Sequence()), Status.PROVED))
     for last in orderings.techniques:
         claim = dominates(last >> technique, last, loss="weight_l2")
-        assert orderings.improves_last(verdict(claim, Status.PROVED, congruent=congruent)) == congruent
+        assert orderings.improves_last(verdict(claim, Status.PROVED, local_rewrite=local_rewrite)) == local_rewrite
     return orderings
 
 
 def test_what_changes_nothing_at_first_comes_last() -> None:
-    orderings = resting([A, B, C], 2)
+    orderings = with_no_op([A, B, C], 2)
     assert orderings.counted() == {"total": 6, "merged": 0, "dropped": 2, "measured": 4}
     (one,) = orderings.outcomes([(2, 1, 0)])
     assert (one.kind, one.by) == ("dropped", orderings.order((1, 0, 2)))
@@ -120,18 +123,18 @@ def test_what_changes_nothing_at_first_comes_last() -> None:
 
 
 def test_a_proof_from_the_dense_layer_alone_defers_nothing() -> None:
-    orderings = resting([A, B, C], 2, congruent=False)
+    orderings = with_no_op([A, B, C], 2, local_rewrite=False)
     assert orderings.counted()["dropped"] == 0 and orderings.representative((2, 1, 0)) == (2, 1, 0)
 
 
 @pytest.mark.parametrize("seer", [None, DistillFactors()])
 def test_what_leaves_factors_is_not_left_out_before_what_sees_them(seer: Technique | None) -> None:
     """Equal states agree in the product of their factors; that DistillFactors makes of them the same, nobody says."""
-    for resting in (LoRA(rank=1, iterations=1), LeastSquaresDistill()):
-        orderings = Orderings([A, resting, seer or B], "output_l2")
-        left_out = orderings.merge(verdict(same_state(resting, Sequence()), Status.PROVED))
-        assert left_out is (seer is None or resting == LeastSquaresDistill())
-        anywhere = verdict(same_state(A >> resting, resting >> A), Status.PROVED, congruent=True)
+    for no_op in (LoRA(rank=1, iterations=1), LeastSquaresDistill()):
+        orderings = Orderings([A, no_op, seer or B], "output_l2")
+        left_out = orderings.merge(verdict(same_state(no_op, Sequence()), Status.PROVED))
+        assert left_out is (seer is None or no_op == LeastSquaresDistill())
+        anywhere = verdict(same_state(A >> no_op, no_op >> A), Status.PROVED, local_rewrite=True)
         assert orderings.merge(anywhere), "a proof from every state leaves the very same factors"
 
 
@@ -139,12 +142,12 @@ def test_nothing_is_deferred_to_a_place_it_may_not_take() -> None:
     orderings = Orderings([A, B, C], "weight_l2", before=[(C, B)])
     orderings.merge(verdict(same_state(C, Sequence()), Status.PROVED))
     for last in (A, B, C):
-        orderings.improves_last(verdict(dominates(last >> C, last), Status.PROVED, congruent=True))
+        orderings.improves_last(verdict(dominates(last >> C, last), Status.PROVED, local_rewrite=True))
     assert orderings.total == 3 and orderings.counted()["dropped"] == 0
 
 
-def test_an_order_of_nothing_but_what_rests_stays() -> None:
-    orderings = resting([C, optional(A)], 0)
+def test_an_order_of_nothing_but_no_ops_stays() -> None:
+    orderings = with_no_op([C, optional(A)], 0)
     assert {orderings.text(p) for p in orderings.staying()} >= {str(C)}
     assert orderings.counted()["total"] == 3
 
@@ -184,7 +187,7 @@ def test_of_orders_that_dominate_each_other_one_stays() -> None:
     assert list(orderings.staying()) == [(0, 1)]
 
 
-def test_a_chain_of_proofs_drops_and_is_told() -> None:
+def test_a_chain_of_proofs_drops_and_is_reported() -> None:
     orderings = Orderings([A, B, C], "weight_l2")
     worse(orderings, (1, 0, 2), (2, 1, 0))
     worse(orderings, (0, 1, 2), (1, 0, 2))
@@ -223,8 +226,8 @@ def test_a_proof_covers_the_layers_it_speaks_of() -> None:
         dominates(AbsMax(4, group=8), AbsMax(3, group=4)),
     ],
 )
-def test_a_block_says_nothing_of_a_layer_that_is_more_than_its_blocks(claim: object) -> None:
-    assert not covers(verdict(claim, Status.PROVED, "block:4"), [(2, 8)])  # type: ignore[arg-type]
+def test_a_block_says_nothing_of_a_layer_that_is_more_than_its_blocks(claim: Claim) -> None:
+    assert not covers(verdict(claim, Status.PROVED, "block:4"), [(2, 8)])
 
 
 def test_an_assumption_must_be_known_to_hold() -> None:

@@ -200,7 +200,7 @@ def unknown() -> Prover:
     return Prover(lambda claim: Status.UNKNOWN)
 
 
-def told(plan: PlanData) -> dict[str, Any]:
+def reported(plan: PlanData) -> dict[str, Any]:
     data = plan.to_json()
     return {name: data[name] for name in ("order", "orders", "measurements", "dense", "best", "worst", "pareto")}
 
@@ -231,7 +231,7 @@ def test_a_second_run_evaluates_nothing_and_a_killed_one_goes_on(tmp_path: Path)
     fresh, bench = InParts(TECHNIQUES), InParts(TECHNIQUES)
     whole = search(TECHNIQUES, bench=fresh, prover=unknown(), store=Store(tmp_path / "whole.db"))
     again = search(TECHNIQUES, bench=bench, prover=unknown(), store=Store(tmp_path / "whole.db"))
-    assert bench.evaluations == bench.applications == 0 and told(again) == told(whole)
+    assert bench.evaluations == bench.applications == 0 and reported(again) == reported(whole)
 
     class Dies(InParts):
         left = 0
@@ -248,7 +248,7 @@ def test_a_second_run_evaluates_nothing_and_a_killed_one_goes_on(tmp_path: Path)
         with pytest.raises(KeyboardInterrupt):
             search(TECHNIQUES, bench=dies, prover=unknown(), store=store)
         resumed = InParts(TECHNIQUES)
-        assert told(search(TECHNIQUES, bench=resumed, prover=unknown(), store=store)) == told(whole)
+        assert reported(search(TECHNIQUES, bench=resumed, prover=unknown(), store=store)) == reported(whole)
         assert resumed.evaluations + dies.evaluations == fresh.evaluations
 
 
@@ -273,5 +273,5 @@ def test_other_settings_use_what_is_stored_and_measure_the_rest(tmp_path: Path) 
     search(four, bench=InParts(four), prover=unknown(), store=Store(tmp_path / "s.db"))
     bench, fresh = InParts(four), InParts(four)
     patient = search(four, bench=bench, prover=unknown(), store=Store(tmp_path / "s.db"), confidence=None)
-    assert told(patient) == told(search(four, bench=fresh, prover=unknown(), confidence=None))
+    assert reported(patient) == reported(search(four, bench=fresh, prover=unknown(), confidence=None))
     assert 0 < bench.evaluations < fresh.evaluations

@@ -30,7 +30,7 @@ def evaluate(model):
 evaluate.key = "outputs of the tiny model"
 left, delay = int(sys.argv[2]), float(sys.argv[3])
 
-def told(event):
+def on_event(event):
     global left
     left -= 1
     if left == 0:
@@ -39,7 +39,7 @@ def told(event):
 techniques = [Magnitude("1/2"), AbsMax(4, group=4), TruncatedSVD(2, residual=True), LeastSquaresDistill()]
 plan = cc.optimize_order(
     techniques, model=Tiny(), calibration=tokens(), evaluate=evaluate, device="cpu", store=sys.argv[1], evaluations=6,
-    progress=told,
+    progress=on_event,
 )
 if left <= 0:
     threading.Event().wait()
@@ -97,9 +97,9 @@ def test_a_dask_cluster_of_which_a_worker_is_killed() -> None:
 
     techniques = [Magnitude("1/2"), AbsMax(4, group=4), TruncatedSVD(2, residual=True), LeastSquaresDistill()]
 
-    def plan(executor: Any, told: Any = False) -> cc.Plan:
+    def plan(executor: Any, progress: Any = False) -> cc.Plan:
         return cc.optimize_order(
-            techniques, model=Tiny(), calibration=tokens(), device="cpu", executor=executor, progress=told
+            techniques, model=Tiny(), calibration=tokens(), device="cpu", executor=executor, progress=progress
         )
 
     alone = plan(None)
@@ -110,12 +110,12 @@ def test_a_dask_cluster_of_which_a_worker_is_killed() -> None:
         pids = sorted(client.run(os.getpid).values())
         killed = []
 
-        def told(event: dict[str, Any]) -> None:
+        def on_event(event: dict[str, Any]) -> None:
             if event["phase"] == "measure" and event["done"] >= 1 and not killed:
                 os.kill(pids[0], signal.SIGKILL)
                 killed.append(pids[0])
 
-        clustered = plan(client.get_executor(pure=False), told)
+        clustered = plan(client.get_executor(pure=False), on_event)
     assert killed
     same = ("order", "optimality", "orders", "left", "measurements", "applications")
     one, other = alone.to_json(), clustered.to_json()

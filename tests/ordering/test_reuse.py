@@ -1,4 +1,4 @@
-"""Each law answers what it may, and nothing else: beside each stands a claim that a wrong law would cover."""
+"""Each law answers what it may, and nothing else: each has a claim that a wrong law would cover."""
 
 from __future__ import annotations
 
@@ -205,14 +205,14 @@ def test_a_proof_under_fewer_conditions_covers_more() -> None:
     assert not covered(proof(more), WITH)
 
 
-def test_what_a_condition_says_beside_others() -> None:
+def test_what_a_condition_says_among_others() -> None:
     weak, strong = (dominates(P >> Q, Q >> P, "output_l2", given=g) for g in ("diagonal_gram", "orthogonal_inputs"))
     assert covered(proof(weak, needed=("diagonal_gram",)), strong)
     assert follows(proof(weak), strong, ANYWHERE).needed == ("orthogonal_inputs",)  # type: ignore[union-attr]
     assert not covered(proof(strong), weak)
 
 
-def test_premises_that_cannot_be_met_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_premises_that_cannot_hold_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a layer of one weight of two, ties at the threshold are not avoided where both are pinned to one value."""
     monkeypatch.setattr(reuse, "SECONDS", 0.2)
     claim = dominates(P >> Q, Q >> P)

@@ -13,7 +13,17 @@ from compcomp.layers.batches import stack
 from compcomp.layers.gram import gram_of
 from compcomp.ordering.dag import Orderings, Prefix
 from compcomp.ordering.screen import KINDS, Screen, Sketch, Values, alike, generated, in_common, no_worse, small_shape
-from compcomp.techniques import JSQ, AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
+from compcomp.techniques import (
+    JSQ,
+    AbsMax,
+    AbsMaxInputs,
+    Hadamard,
+    LeastSquaresDistill,
+    LoRA,
+    Magnitude,
+    TruncatedSVD,
+    Wanda,
+)
 
 P, Q, D = Magnitude("1/2", pattern="2:4"), AbsMax(bits=4, group=4), LeastSquaresDistill()
 L, W = TruncatedSVD(rank=2, residual=True), Wanda("1/2")
@@ -46,7 +56,8 @@ def test_techniques_on_inputs_get_inputs_and_a_shape_that_divides() -> None:
     assert layer.inputs is not None and generated((2, 16), [P], np.random.default_rng(0), layers=6).inputs is None
     assert generated((2, 16), [JSQ("1/2", 4)], np.random.default_rng(0), layers=6).inputs is not None
     after = AbsMaxInputs(4, group=16).encode(layer)
-    assert np.allclose(stack(after.gram, 6), stack(gram_of(after.inputs), 6))  # type: ignore[arg-type]
+    assert after.gram is not None and after.inputs is not None
+    assert np.allclose(stack(after.gram, 6), stack(gram_of(after.inputs), 6))
 
 
 def test_techniques_without_a_common_layer() -> None:
@@ -55,7 +66,8 @@ def test_techniques_without_a_common_layer() -> None:
 
 def test_generated_layers_are_of_every_kind_and_the_same_each_time() -> None:
     one, two = (generated((3, 8), [P, Q], np.random.default_rng(3), layers=12) for _ in range(2))
-    weights, gram = stack(one.weight, 12), stack(one.gram, 12)  # type: ignore[arg-type]
+    assert one.gram is not None
+    weights, gram = stack(one.weight, 12), stack(one.gram, 12)
     assert np.array_equal(weights, stack(two.weight, 12))
     kind = {name: weights[k :: len(KINDS)] for k, name in enumerate(KINDS)}
     whole = np.concatenate([kind["integers with ties"], kind["landmarks"], kind["one token"]])
@@ -82,14 +94,24 @@ def screened(techniques: list[Technique], loss: str) -> tuple[Orderings, dict[Pr
 def test_equal_prefixes_are_proposed_and_others_are_not() -> None:
     _, sketches, _ = screened([P, Q, D, L], "output_l2")
     found = alike(sketches)
-    assert ((2, 3), (3, 2)) in found  # distillation rests until something is lost, and so does the factoring
+    assert ((2, 3), (3, 2)) in found  # distillation is a no-op until something is lost, and so is the factoring
     assert ((0, 1), (1, 0)) not in found and ((0, 2), (2, 0)) not in found
     for one, other in found:
-        resting = [
-            tuple(step for k, step in enumerate(word) if step < 2 or any(s < 2 for s in word[:k]))
-            for word in (one, other)
+        without = [
+            tuple(step for k, step in enumerate(prefix) if step < 2 or any(s < 2 for s in prefix[:k]))
+            for prefix in (one, other)
         ]
-        assert resting[0] == resting[1], "words differ in what changes nothing at first"
+        assert without[0] == without[1], "they differ only in no-ops on the dense layer"
+
+
+@pytest.mark.parametrize("idle", [Hadamard(block=1), LoRA(rank=1, iterations=1), Magnitude(0)], ids=str)
+def test_equal_states_look_equal(idle: Technique) -> None:
+    """A transform that is the identity, a low-rank product of zero, a mask that keeps all."""
+    orderings = Orderings([idle, Q], "output_l2")
+    screen = Screen(orderings, LOSSES["output_l2"], (4, 8))
+    start = screen.sketch(screen.start())
+    after, other = (screen.sketch(screen.apply(step, screen.start())) for step in (0, 1))
+    assert after.agrees(start) and not other.agrees(start)
 
 
 @pytest.mark.parametrize("techniques", [[Magnitude("1/2", ties="any"), P], [AbsMax(4, rounding="any"), Q]])

@@ -21,7 +21,18 @@ from compcomp.ordering.dag import ON_THIS_MODEL
 from compcomp.ordering.measurement import Measurement, ranked
 from compcomp.ordering.plan import PlanData
 from compcomp.ordering.search import search
-from compcomp.techniques import AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD, Wanda
+from compcomp.techniques import (
+    AWQ,
+    AbsMax,
+    AbsMaxInputs,
+    GradientDistill,
+    Hadamard,
+    LeastSquaresDistill,
+    LoRA,
+    Magnitude,
+    TruncatedSVD,
+    Wanda,
+)
 from tests.amount import spread
 from tests.ordering.fakes import LayerBench, Prover, by_rules, exhaustive, run
 
@@ -33,9 +44,9 @@ def consistent(plan: PlanData) -> None:
     counts = plan.orders
     assert counts["total"] == counts["merged"] + counts["dropped"] + counts["measured"]
     assert counts["measured"] == len(plan.measurements)
-    fates = [account["fate"] for account in plan.accounts]
-    assert len(fates) == counts["total"] == len({account["order"] for account in plan.accounts})
-    assert all(fates.count(fate) == counts[fate] for fate in ("merged", "dropped", "measured"))
+    outcomes = [account["fate"] for account in plan.accounts]
+    assert len(outcomes) == counts["total"] == len({account["order"] for account in plan.accounts})
+    assert all(outcomes.count(outcome) == counts[outcome] for outcome in ("merged", "dropped", "measured"))
     assert str(plan.order) == plan.best["order"] and plan.worst == plan.measurements[-1]
     assert plan.optimality == ("proved" if plan.left == 1 else "measured")
     assert counts["measured"] <= plan.left
@@ -72,6 +83,27 @@ def test_proved_dominance_drops() -> None:
 
 
 PROVED, UNKNOWN = Status.PROVED, Status.UNKNOWN
+IDLE = [
+    *(LeastSquaresDistill(), LoRA(rank=1, iterations=1, merged=True), GradientDistill(iterations=2)),
+    *(AWQ(alphas=(0,), group=None), Hadamard(block=1), LoRA(rank=1, iterations=1)),
+]
+"""Techniques that change nothing of a dense layer, each by another contract."""
+
+
+@pytest.mark.parametrize("idle", IDLE, ids=str)
+def test_what_changes_nothing_at_first_is_left_out_there(idle: Technique) -> None:
+    plan = search([idle, Q], "output_l2", LayerBench([idle, Q]), prover=by_rules)
+    consistent(plan)
+    assert [plan.orderings.normal_form(prefix)[0] for prefix in ((0,), (0, 1), (1,))] == [(), (1,), (1,)]
+    assert any(verdict.proved and str(verdict.claim) == f"{idle} same state as identity" for verdict in plan.verdicts)
+
+
+def test_what_is_seen_to_change_a_layer_is_not_asked() -> None:
+    prover = Prover(lambda claim: UNKNOWN)
+    plan = search([P, Hadamard(block=4), GradientDistill(iterations=2)], "output_l2", prover=prover)
+    asked = {str(claim) for claim, _ in prover.asked if str(claim).endswith("same state as identity")}
+    assert asked == {f"{GradientDistill(iterations=2)} same state as identity"}
+    assert plan.orderings.normal_form((2,))[0] == (2,), "nothing is merged without a proof"
 
 
 def test_a_proof_at_one_shape_drops_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,11 +327,11 @@ def test_a_pair_is_decided_under_conditions_and_by_measurement() -> None:
     assert (one["holds"], one["in_every_layer"], other["holds"], other["in_every_layer"]) == (True, True, False, False)
     assert plan.orders == {"total": 2, "merged": 0, "dropped": 1, "measured": 1} and plan.left == 2
     assert plan.optimality == "measured" and plan.order == EVEN >> EIGHT
-    told = plan.explain(EIGHT >> EVEN)
+    text = plan.explain(EIGHT >> EVEN)
     assert (
-        "dropped" in told and "proved on 66.7 % of the weights, measured on the rest (output_l2 3 against 4.5)" in told
+        "dropped" in text and "proved on 66.7 % of the weights, measured on the rest (output_l2 3 against 4.5)" in text
     )
-    assert "says nothing of other models" in told and "given no_ties is proved" in plan.explain(EVEN >> EIGHT)
+    assert "says nothing of other models" in text and "given no_ties is proved" in plan.explain(EVEN >> EIGHT)
     assert plan.to_json()["conditional"] == plan.conditional
     assert any(v.proved and str(v.claim) == one["claim"] for v in plan.verdicts)
 
@@ -332,7 +364,7 @@ def test_conditions_are_looked_for_only_where_they_may_help() -> None:
     assert (
         len(plan.conditional) == 2
         and plan.orders == search([EVEN, EIGHT, D], "output_l2", LayerBench([EVEN, EIGHT]), prover=by_rules).orders
-    ), "more than a pair: told, but nothing is dropped"
+    ), "more than a pair: reported, but nothing is dropped"
     assert "Under conditions" not in plan.explain(EVEN >> D >> EIGHT)
     for techniques, loss, prover in (
         ([P, Q], "weight_l2", by_rules),  # proved without

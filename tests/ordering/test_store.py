@@ -96,7 +96,7 @@ def test_what_is_kept_and_found_again(tmp_path: Path) -> None:
     assert store.get(dominates(P >> Q, Q >> P, loss="weight_l1"), Scope.of("2x2")) is None  # another loss
 
 
-def test_the_verdict_is_given_for_the_words_in_which_it_is_asked(tmp_path: Path) -> None:
+def test_the_verdict_is_given_for_the_text_in_which_it_is_asked(tmp_path: Path) -> None:
     store = Store(tmp_path / "plan.db")
     store.put(plain(equal(P, Q), Status.PROVED))
     store.put(plain(keeps(P, "grid", given="no_ties, scale_unchanged"), Status.VACUOUS))

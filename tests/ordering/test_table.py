@@ -59,7 +59,7 @@ def test_every_pair_is_there_where_something_is_set_up(table: Table) -> None:
     assert len(table.cells) == (2 + 1 + 3 + 1) * 7
 
 
-def test_a_grid_in_place_of_another_is_told_apart(table: Table) -> None:
+def test_a_grid_in_place_of_another_is_distinguished(table: Table) -> None:
     assert table.of(str(Q), str(M), "grid").new
     assert not table.of(str(Q), str(P), "grid").new
     assert not table.of(str(Q), str(D), "grid").new
@@ -75,10 +75,10 @@ def test_plain_data(table: Table) -> None:
     assert {"claim", "status", "detail", "new"} <= set(data["cells"][0])
 
 
-def test_progress_is_told() -> None:
-    told: list[tuple[int, int]] = []
-    keeps_table([P, Q], invariants=["mask"], progress=lambda done, total: told.append((done, total)))
-    assert told == [(0, 2), (1, 2), (2, 2)]
+def test_progress_is_reported() -> None:
+    reported: list[tuple[int, int]] = []
+    keeps_table([P, Q], invariants=["mask"], progress=lambda done, total: reported.append((done, total)))
+    assert reported == [(0, 2), (1, 2), (2, 2)]
 
 
 @pytest.mark.exhaustive

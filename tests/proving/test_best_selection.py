@@ -148,10 +148,10 @@ class Refill(Technique):
 @pytest.mark.parametrize("share", ["Any", "1/2"])
 @pytest.mark.parametrize(
     "later", [[Refill()], [Refill(), AbsMax(4)], [MinMax(4, zero="none")], [Magnitude("1/4"), Refill()]], ids=str
-)  # type: ignore[arg-type]
+)
 def test_zeros_that_a_later_technique_refills_do_not_count(share: str, later: list[Technique]) -> None:
     """Of an open share as of a number: what was dropped need not be zero at the end."""
-    first = Magnitude(ANY if share == "Any" else share)  # type: ignore[arg-type]
+    first = Magnitude(ANY if share == "Any" else share)
     claim = dominates(first, Sequence((first, *later)))
     for rule in (best_selection, best_selection_at((2, 4))):
         found = rule(claim, default_prover().session(time.monotonic() + 20))

@@ -83,7 +83,7 @@ def test_refuted_claims_are_not_proved(text: str) -> None:
 def test_what_follows_a_sequence_of_nothing_or_is_followed_by_it(given: Technique) -> None:
     for claim in (orthogonal(given, IDENTITY), orthogonal(IDENTITY, given)):
         verdict = prove(claim, second=None)
-        assert verdict.proved and verdict.reason in ("rule composed", "rule orthogonal") and not verdict.congruent
+        assert verdict.proved and verdict.reason in ("rule composed", "rule orthogonal") and not verdict.local_rewrite
 
 
 def test_free_choices_may_differ_from_run_to_run() -> None:

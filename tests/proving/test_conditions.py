@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import z3
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import compcomp.techniques
@@ -38,6 +37,7 @@ from compcomp.proving.replay import Suspect, confirmed, exact_runs
 from compcomp.proving.solver import Answer
 from compcomp.techniques import AbsMax, Magnitude, Wanda
 from compcomp.terms import Batch, Choices
+from tests.amount import drawn, marked, spread
 
 P, Q, W = "Magnitude(sparsity=1/2)", "AbsMax(bits=4)", "Wanda(sparsity=1/2)"
 PQ = f"{P} >> {Q} dominates {Q} >> {P}"
@@ -164,8 +164,7 @@ CLAIMS = [
 ]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.sampled_from(READ), st.sampled_from(CLAIMS), st.data())
+@drawn(st.sampled_from(READ), st.sampled_from(CLAIMS), st.data(), kept=12, of=40)
 def test_readings_agree(condition: Condition, claim: Claim, data: st.DataObject) -> None:
     """Numbers, batches and z3 terms say the same of a condition."""
     entries = st.integers(-3, 3)
@@ -428,8 +427,7 @@ def conditional_claims(draw: st.DrawFn) -> Claim:
 
 
 @pytest.mark.slow
-@settings(max_examples=250, deadline=None, derandomize=True)
-@given(conditional_claims())
+@drawn(conditional_claims(), kept=40, of=250)
 def test_nothing_false_is_proved_under_conditions(claim: Claim) -> None:
     """Rules alone: every small layer that meets the conditions has to obey a proof for any shape."""
     verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
@@ -438,10 +436,11 @@ def test_nothing_false_is_proved_under_conditions(claim: Claim) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", spread(range(5), 1))
 @pytest.mark.parametrize("condition", READ, ids=str)
-def test_reversed_pairs_under_one_condition(condition: Condition) -> None:
+def test_reversed_pairs_under_one_condition(condition: Condition, part: int) -> None:
     proved = 0
-    for p, q in itertools.product(PRUNERS, MAPS):
+    for p, q in list(itertools.product(PRUNERS, MAPS))[part::5]:
         for claim in (
             dominates(p >> q, q >> p, "output_l2", given=condition),
             dominates(q >> p, p >> q, "weight_l2", given=condition),
@@ -455,21 +454,22 @@ def test_reversed_pairs_under_one_condition(condition: Condition) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", marked(range(11), {3}))
 @pytest.mark.parametrize("condition", [LargestKept(), ScaleUnchanged()], ids=str)
-def test_masks_before_one_map(condition: Condition) -> None:
-    """What rests on the scale: where Wanda drops the largest weight, the claim fails."""
+def test_masks_before_one_map(condition: Condition, part: int) -> None:
+    """A fact about the scale: where Wanda drops the largest weight, the claim fails."""
     proved = 0
-    for (p, other), q in itertools.product(itertools.permutations(PRUNERS, 2), MAPS):
+    for (p, other), q in itertools.product(list(itertools.permutations(PRUNERS, 2))[part::11], MAPS):
         for loss in ("weight_l1", "weight_l2"):
             claim = dominates(p >> q, other >> q, loss, given=condition)
             verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
             proved += verdict.proved and str(condition) in (verdict.needed or ())
             assert not (verdict.proved and counterexample(claim)), verdict
-    assert proved > 0
+    assert proved > 0 or part not in (3, 5)  # those have magnitudes in rows against Wanda
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", FAMILY, ids=str)
+@pytest.mark.parametrize("first", marked(FAMILY, {0, len(PRUNERS)}), ids=str)
 def test_sequences_that_start_alike(first: Technique) -> None:
     """Without conditions: what both sequences start with is shared by their formulas."""
     finer: list[Technique] = [AbsMax(5), AbsMax(3), AbsMax(3, rounding="half_up"), AbsMax(2), FAMILY[0]]
@@ -481,8 +481,7 @@ def test_sequences_that_start_alike(first: Technique) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(conditional_claims())
+@drawn(conditional_claims(), kept=6, of=15)
 def test_nothing_false_is_proved_at_one_shape(claim: Claim) -> None:
     verdict = prove(claim, (1, 4), timeout=5, stages=("bounded",), second=None, explain=False)
     if verdict.proved:

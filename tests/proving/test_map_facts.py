@@ -53,7 +53,7 @@ def facts_of(step: ScaledMap) -> dict[str, bool]:
 
 
 def weights(step: ScaledMap, context: Fraction) -> list[Fraction]:
-    """Weights of at most this magnitude: the values of the grid, the midpoints between them, and what lies beside."""
+    """Weights of at most this magnitude: values of the grid, midpoints between them, and values close to these."""
     unit = Fraction(step.step(context, Choices()))
     if isinstance(step, CodebookMap):
         codes = step.codes
@@ -104,7 +104,7 @@ def test_what_is_proved_of_a_map_holds(step: ScaledMap) -> None:
     false = set().union(*(broken(step, context) for context in CONTEXTS))
     assert facts["even"]
     assert not {name for name, proved in facts.items() if proved} & false
-    # Nor is a fact left unproved that nothing contradicts, but where it is asked only beside another.
+    # Nor is a fact left unproved that nothing contradicts, but where it is asked only together with another.
     asked = {name for name, proved in facts.items() if not proved} - false
     assert asked <= ({"monotone", "odd"} if not facts["function"] else set()) | (
         set() if facts["zero"] else {"ordered"}

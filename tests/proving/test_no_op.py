@@ -16,7 +16,7 @@ from compcomp.layers.state import LayerState
 from compcomp.ordering.screen import generated
 from compcomp.proving.prove import prove
 from compcomp.terms import Choices
-from tests.proving.test_congruent import mistaken
+from tests.proving.test_local_rewrite import mistaken
 
 SHAPE, LAYERS = (4, 4), 24
 # Whatever changes the basis does so exactly in floats, and no two maps round twice what they round once: of a midpoint
@@ -50,7 +50,7 @@ FAMILY = [parse_sequence(text).techniques[0] for text in TEXTS]
 
 def proofs(claim: Claim) -> tuple[bool, bool]:
     verdict = prove(claim, "any", stages=("rule",), second=None, explain=False)
-    return verdict.proved, verdict.congruent
+    return verdict.proved, verdict.local_rewrite
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +85,10 @@ def claims() -> list[Claim]:
 def test_proofs_on_layers(states: list[LayerState]) -> None:
     proved = everywhere = 0
     for claim in claims():
-        holds, congruent = proofs(claim)
+        holds, anywhere = proofs(claim)
         proved += holds
-        everywhere += congruent
-        for state in states if congruent else states[:1] if holds else []:
+        everywhere += anywhere
+        for state in states if anywhere else states[:1] if holds else []:
             assert not mistaken(claim, state), f"{claim}"
     assert proved > 60 and everywhere > 30, (proved, everywhere)
 
@@ -180,7 +180,7 @@ class Once(Technique):
     ],
 )
 def test_each_contract_is_named(lie: Declared, text: str) -> None:
-    """A proof rests on the contract, and says so: with a false one it would be a false theorem."""
+    """A proof depends on the contract, and says so: with a false one it would be a false theorem."""
     names = {"T": Once(lie), "Q": parse_sequence("AbsMax(bits=4)").techniques[0]}
     left, right = (
         Sequence(tuple(names[name] for name in side.split(" >> ") if name in names)) for side in text.split(" equals ")

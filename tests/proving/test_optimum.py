@@ -10,7 +10,6 @@ from itertools import product
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compcomp.language.assumption import Kind
@@ -35,7 +34,7 @@ from compcomp.techniques import (
     Wanda,
 )
 from compcomp.terms import Abs
-from tests.amount import spread
+from tests.amount import drawn, spread
 from tests.helpers import layer
 from tests.proving.test_soundness import counterexample
 
@@ -164,8 +163,7 @@ STEPS: list[Technique] = [
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None, derandomize=True)
-@given(st.sampled_from(JOINT), st.lists(st.sampled_from([*STEPS, *JOINT]), min_size=1, max_size=4))
+@drawn(st.sampled_from(JOINT), st.lists(st.sampled_from([*STEPS, *JOINT]), min_size=1, max_size=4), kept=60, of=400)
 def test_nothing_false_is_proved(left: Technique, right: list[Technique]) -> None:
     claim = dominates(left, Sequence(tuple(right)))
     if isinstance(joint_optimum(claim, Session(default_prover().solver, time.monotonic() + 10)), Proof):

@@ -130,7 +130,7 @@ def test_techniques_that_only_say_that_they_are_equal() -> None:
     assert not prove(mixed, stages=RULES, explain=False).proved
 
 
-def test_functions_that_say_the_same_are_told_apart_from_one_used_twice() -> None:
+def test_functions_that_say_the_same_are_distinguished_from_one_used_twice() -> None:
     """Rules share what one selection drops, not what two of the same score do: nor do they share the answer."""
 
     def another(element: Element) -> Any:
@@ -143,10 +143,10 @@ def test_functions_that_say_the_same_are_told_apart_from_one_used_twice() -> Non
     for scores in ((dense, dense), (dense, another), (dense, dense)):
         one, two = map(Scored, scores)
         claim = equal(one >> QUANTIZE, QUANTIZE >> two)
-        told = prover.prove(claim, stages=RULES)
+        shared = prover.prove(claim, stages=RULES)
         alone = prove(claim, stages=RULES, solver=asked(), second=None)
-        assert told.status is alone.status
-        assert told.queries == alone.queries
+        assert shared.status is alone.status
+        assert shared.queries == alone.queries
 
 
 # ------------------------------------------------------------------------------------------ what rules rely on
@@ -288,7 +288,7 @@ def test_a_score_sees_no_norm_that_it_does_not_ask_for() -> None:
 @pytest.mark.parametrize(
     ("step", "weight"), [(GridMap(Abs, 1, "any", ALL), [[1, 2]]), (Selection(magnitude, ALL, HALF, "any"), [[1, 1]])]
 )
-def test_choices_that_are_left_free_without_a_word(step: Step, weight: Any) -> None:
+def test_choices_that_are_left_free_without_a_contract(step: Step, weight: Any) -> None:
     claim = equal(of(step), of(step))
     assert falls(claim, weight, seeds=tuple(range(6)))
     assert not prove(claim, stages=RULES, explain=False).proved
@@ -479,7 +479,7 @@ def test_codes_that_are_no_table(codes: tuple[Any, ...]) -> None:
     refused(lambda: CodebookMap(Abs, exact, "half_even", ALL), "codes", "ascending")
 
 
-def test_an_encoding_beside_steps_is_an_assumption() -> None:
+def test_an_encoding_next_to_steps_is_an_assumption() -> None:
     class Both(Scored):
         def encode(self, layer: LayerState) -> LayerState:
             return super().encode(layer)
@@ -512,8 +512,8 @@ def without_time(verdict: Verdict) -> dict[str, Any]:
 @pytest.mark.parametrize(("text", "loss", "scope"), spread([row[:3] for row in CLAIMS if row[3] == "PROVED"], 20))
 def test_an_instance_of_a_theorem_has_the_verdict_of_a_proof(text: str, loss: str, scope: str) -> None:
     claim = parse_claim(text, loss)
-    fresh = prove(claim, scope, stages=RULES)
-    again = prove(parse_claim(text, loss), scope, stages=RULES)
+    fresh = prove(claim, scope, stages=RULES, explain=False)
+    again = prove(parse_claim(text, loss), scope, stages=RULES, explain=False)
     assert without_time(again) == without_time(fresh)
 
 

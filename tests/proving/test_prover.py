@@ -212,7 +212,7 @@ ALLOWED = {
 }
 """Functions of rooms that decide claims whose results are kept, and why they are the same at any time."""
 FILLED = {
-    "language.named._told_here": "files of classes that this process itself has named",
+    "language.named._sent": "files of classes that this process itself has named",
     "language.named._first": "files that this process has read, as they were then",
     "language.claims.claim.KINDS": "the registry of kinds of claims",
 }
@@ -226,7 +226,7 @@ def _calls(tree: ast.AST) -> set[str]:
 
 
 def test_no_module_remembers() -> None:
-    """Beside the default prover, no room that decides claims keeps results in a module."""
+    """Apart from the default prover, no room that decides claims keeps results in a module."""
     cached, rebound, containers = set[str](), set[str](), set[str]()
     for room in ROOMS:
         place = ROOT / "compcomp" / room

@@ -122,7 +122,7 @@ class Promising(Technique):
     ("said", "expected"),
     [
         (Declared(holds_reference=True), True),
-        (Declared(rests=True), True),
+        (Declared(no_op_on_dense=True), True),
         (Declared(no_op=frozenset({"always"})), True),
         (Declared(), False),
         (Declared(keeps=frozenset({"factors", "mask"}), never_increases=frozenset(LOSSES)), False),

@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 import sys
 import time
+from typing import Any
 
 import pytest
 
 import compcomp.techniques  # noqa: F401
 from compcomp.language.text import parse_claim
 from compcomp.language.verdict import Grade, Status, Verdict
+from compcomp.proving import cvc5_worker
 from compcomp.proving.crosscheck import cross_check
 from compcomp.proving.prove import default_prover, prove
 from compcomp.proving.session import Session
-from compcomp.proving.solver import Answer, Cvc5Process, Remembering, Solver
+from compcomp.proving.solver import RLIMIT, Answer, Cvc5Process, Remembering, Solver
 from compcomp.terms import Term
 from tests.amount import spread
 from tests.claims import CLAIMS
@@ -30,8 +32,8 @@ def real() -> Solver:
     return second
 
 
-def true_claim(second: Solver | None, scope: str = "any", **options: float) -> Verdict:
-    return prove(parse_claim(*TRUE), scope, timeout=30, second=second, **options)  # type: ignore[arg-type]
+def true_claim(second: Solver | None, scope: str = "any", **options: Any) -> Verdict:
+    return prove(parse_claim(*TRUE), scope, timeout=30, second=second, **options)
 
 
 @pytest.mark.parametrize(("text", "loss", "scope", "expected"), spread(PROVED, 60))
@@ -48,8 +50,17 @@ def test_two_solvers_agree(text: str, loss: str, scope: str, expected: str) -> N
         assert verdict.versions["solver"].startswith("z3 ")
 
 
+def test_the_first_procedure_for_products_is_limited_by_its_work() -> None:
+    """With a limit in seconds a busy machine leaves this query to the second procedure, which takes 8 times as long."""
+    claim = parse_claim("AbsMax(bits=2) dominates QuantizationAwareTraining(bits=2)")
+    query = prove(claim, "1x3", second=None).queries[-1]
+    found = cvc5_worker.answer({"smtlib": query.smtlib, "rlimit": RLIMIT, "milliseconds": 600_000})
+    assert (query.name, found["answer"], found["logic"]) == ("claim", "unsat", "QF_NRA")
+    assert 100_000 < found["rlimit"] < cvc5_worker.LEMMAS_RLIMIT, "the first procedure alone, for half a second"
+
+
 class Liar:
-    """A corrupt first solver: it is told what each question is for, and says what a proof needs.
+    """A corrupt first solver: it knows what each question is for, and says what a proof needs.
 
     Only "unsat" it never denies, so that the proof goes the way of a true one.
     """
@@ -76,8 +87,8 @@ def test_a_lying_first_solver_is_overruled(
     monkeypatch.setattr(Session, "ask", telling)
     claim = parse_claim(text, loss)
     for stages in (("rule", "bounded"), ("bounded",)):
-        alone = prove(claim, scope, timeout=20, stages=stages, solver=liar, second=None)
-        verdict = prove(claim, scope, timeout=20, stages=stages, solver=liar, second=real())
+        alone = prove(claim, scope, timeout=20, stages=stages, solver=liar, second=None, explain=False)
+        verdict = prove(claim, scope, timeout=20, stages=stages, solver=liar, second=real(), explain=False)
         assert not verdict.proved, verdict
         if alone.proved:  # it took the second one to see it
             assert verdict.status is Status.DISAGREE

@@ -140,7 +140,7 @@ def test_a_theorem_is_asked_once_for_all_sparsities_and_bits() -> None:
     second = prover.prove(other, "1x8")
     assert first.proved and second.proved and asked > 0
     assert solver.asked == asked
-    assert [q.smtlib for q in second.queries] == [q.smtlib for q in first.queries], "a proof lists all it rests on"
+    assert [q.smtlib for q in second.queries] == [q.smtlib for q in first.queries], "a proof lists all it depends on"
 
 
 def test_what_tells_claims_apart_is_asked_again() -> None:

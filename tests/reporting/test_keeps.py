@@ -51,7 +51,7 @@ def test_markdown() -> None:
     assert "## rank" not in page
 
 
-def test_names_are_short_and_told_apart() -> None:
+def test_names_are_short_and_distinct() -> None:
     texts = (P, "Magnitude(sparsity=1/2, pattern='2:4')", Q, "AbsMax(bits=8)")
     assert list(keeps.labels(texts).values()) == ["Magnitude", "Magnitude(pattern='2:4')", "AbsMax", "AbsMax(bits=8)"]
     same = ("T(a=1, b=2)", "T(b=2, a=1)", "U()")
@@ -103,7 +103,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     data = json.loads(done.stdout)
     assert {(c["second"], c["status"]) for c in data["cells"]} == {(P, "PROVED"), (Q, "PROVED"), (O, "REFUTED")}
-    assert page.read_text().startswith("# What destroys what")
+    assert page.read_text().startswith("# Invariants that a later technique keeps or destroys")
 
 
 @pytest.mark.parametrize("given", [["Nothing()"], [P, "--invariant", "colour"], [P, "--out", "x.txt"]])
@@ -124,7 +124,7 @@ def committed() -> dict[tuple[str, str, str], str]:
         if invariant and line.startswith("| then |"):
             firsts = row[1:]
         elif invariant and line.startswith("| ") and "---" not in line:
-            found |= {(first, row[0], invariant): word for first, word in zip(firsts, row[1:], strict=True)}
+            found |= {(first, row[0], invariant): status for first, status in zip(firsts, row[1:], strict=True)}
     return found
 
 

@@ -24,7 +24,7 @@ def shown(view: Any, width: int = 100) -> str:
     return output.getvalue()
 
 
-def words(text: str) -> str:
+def unwrapped(text: str) -> str:
     return " ".join(text.split())
 
 
@@ -34,7 +34,7 @@ def test_every_verdict_is_shown_whole(number: int, width: int) -> None:
     one = verdicts()[number]
     text = shown(verdict_view(one), width)
     assert max(map(len, text.splitlines())) <= width
-    assert words(text).startswith(str(one.status))
+    assert unwrapped(text).startswith(str(one.status))
     joined = text.replace("\n", "").replace(" ", "")
     for part in (*map(str, one.claim.sides), one.cause):
         assert part.replace(" ", "") in joined
@@ -87,7 +87,7 @@ def test_inputs_that_a_step_changes_are_shown_after_it() -> None:
 
 def test_a_wide_witness_shows_only_what_is_not_zero() -> None:
     text = shown(verdict_view(verdicts()[3]))
-    assert "Shown: 13 of 64 columns; the weights of the others are 0 throughout." in words(text)
+    assert "Shown: 13 of 64 columns; the weights of the others are 0 throughout." in unwrapped(text)
     assert "0, 13" in text and "0, 14" not in text
     assert "feature 13" in text and "feature 14" not in text
 
@@ -116,7 +116,7 @@ def test_the_table_numbers_each_distinct_assumption_once(width: int) -> None:
     text = shown(verdict_table(verdicts()), width)
     assert text.count(str(samples.EXACT)) == text.count(str(samples.CONTRACT)) == 1
     assert "2 [1, 2]" in text
-    assert "[1] exact arithmetic" in words(text)
+    assert "[1] exact arithmetic" in unwrapped(text)
 
 
 def test_the_table_counts_what_it_leaves_out() -> None:
@@ -127,7 +127,7 @@ def test_the_table_counts_what_it_leaves_out() -> None:
 
 
 def test_a_plan_says_what_it_found() -> None:
-    text = words(shown(plan_view(plan())))
+    text = unwrapped(shown(plan_view(plan())))
     assert "Best measured of the 18 orders that no proof excludes." in text
     assert "24 orders = 2 merged + 4 dropped + 18 measured" in text
     assert "23 of the 64 technique applications" in text
@@ -138,7 +138,7 @@ def test_a_plan_says_what_it_found() -> None:
 
 
 def test_a_proved_plan_says_under_what() -> None:
-    text = words(shown(plan_view(proved_plan())))
+    text = unwrapped(shown(plan_view(proved_plan())))
     assert "Proved optimal under (output_l2" in text
 
 
@@ -146,13 +146,13 @@ def test_a_proved_plan_says_under_what() -> None:
 def test_long_rankings_are_cut_and_fit(width: int) -> None:
     text = shown(plan_view(plan(FIVE)), width)
     assert max(map(len, text.splitlines())) <= width
-    assert "and 69 more; the last is 4.718" in words(text)
-    assert ("LSD LeastSquaresDistill" in words(text)) == (width == 80)
+    assert "and 69 more; the last is 4.718" in unwrapped(text)
+    assert ("LSD LeastSquaresDistill" in unwrapped(text)) == (width == 80)
 
 
 def test_numbers_that_are_none() -> None:
     values = [2.9, 3.2, 1e5, math.inf, math.nan]
-    text = words(shown(plan_view(plan(FIVE[:3], values=values))))
+    text = unwrapped(shown(plan_view(plan(FIVE[:3], values=values))))
     assert "log scale" in text and "0.93×" in text and "100,000" in text
     assert "inf" in text and "nan no number" in text
     shown(plan_view(plan([P], found=orderings([P], merge=False, drop=False))))
@@ -162,20 +162,20 @@ def test_numbers_that_are_none() -> None:
 
 
 def test_plans_without_a_metric_or_without_measurements() -> None:
-    text = words(shown(plan_view(plan(FIVE[:3], metric=None, measured_on="generated layers"))))
+    text = unwrapped(shown(plan_view(plan(FIVE[:3], metric=None, measured_on="generated layers"))))
     assert "output_l2" in text and "dense model" not in text
     assert "generated layers, not on a model" in text
     bare = plan(FIVE[:3], measurements=[], verdicts=[], compression_rate=None, dense=None)
     assert "Ranking" not in shown(plan_view(bare))
 
 
-def test_two_of_a_kind_are_told_apart() -> None:
+def test_two_of_a_kind_are_distinguished() -> None:
     twins = [P, type(Q)(bits=4), type(Q)(bits=3)]
     text = shown(plan_view(plan(twins, found=orderings(twins, merge=False, drop=False))))
     assert "AbsMax(bits=3) >> AbsMax(bits=4) >> Magnitude" in text
 
 
-def test_what_is_proved_under_conditions_is_told_with_its_share() -> None:
+def test_what_is_proved_under_conditions_is_reported_with_its_share() -> None:
     text = " ".join(shown(plan_view(samples.conditional_plan()), 160).split())
     for part in ("Under conditions", "no_ties", "99.7 %", "99.9 % of the groups", "output_l2 0.25 against 0.5"):
         assert part in text
@@ -189,6 +189,6 @@ def test_what_is_proved_under_conditions_is_told_with_its_share() -> None:
 def test_intervals_estimates_and_the_front_are_shown() -> None:
     one = samples.parts_plan()
     text = shown(plan_view(one), 140)
-    assert "≈ " in text and "Beside each value stands its interval" in text and "Metric and size" in text
+    assert "≈ " in text and "Next to each value is its interval" in text and "Metric and size" in text
     assert "80.0% smaller" in text and "60.0% smaller" in text and "No other order is as good in both" in text
     assert "Metric and size" not in shown(plan_view(plan())) and "interval" not in shown(plan_view(plan()))

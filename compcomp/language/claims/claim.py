@@ -379,5 +379,5 @@ def _register(kind: type[Claim]) -> None:
             given = f"verb {kind.verb!r} and kind {kind.kind!r} of {kind.__qualname__}"
             raise InputError(given, f"others than those of {other.__qualname__}", "Claim")
     if not kind.kind or not re.fullmatch(r"[a-z]+( [a-z]+)*", kind.verb):
-        raise InputError(f"verb {kind.verb!r}", "words of small letters, and a kind", kind.__qualname__)
+        raise InputError(f"verb {kind.verb!r}", "small letters and blanks, and a kind", kind.__qualname__)
     KINDS[kind.verb] = kind

@@ -90,7 +90,7 @@ def misfits(scheme: Scheme, end: LayerState, tolerance: float = 0) -> dict[str, 
             found.setdefault("sparsity", []).append(left > len(group) - int(len(group) * scheme.sparsity))
     if scheme.rank is not None:
         found["rank"] = [rank_exceeds(end.weight, scheme.rank)]
-    found["low-rank term"] = [form.factors is not None and form.factors.rank > scheme.beside]
+    found["low-rank term"] = [form.factors is not None and form.factors.rank > scheme.branch_rank]
     if scheme.inputs < DENSE:
         assert end.inputs is not None
         inputs = end.inputs if form.transform is None else form.transform.inputs(end.inputs)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import combinations_with_replacement, islice
+from math import inf
 from typing import Any
 
 import z3
@@ -33,17 +34,18 @@ class GaveUp(Exception):
     """The search ran out of time, of cases, or of ideas."""
 
 
-def refute(script: Script, until: float) -> Tree:
+def refute(script: Script, until: float, seconds: float = inf) -> Tree:
     """Return a case tree that the checker accepts for this script.
 
     Args:
         script: the script to refute.
         until: when to stop, on the clock of ``time.monotonic``.
+        seconds: CPU time of this thread. A busy machine then finds the same trees as a quiet one.
 
     Raises:
         GaveUp: none was found.
     """
-    search = _Search(script, until)
+    search = _Search(script, until, time.thread_time() + seconds)
     try:
         tree = search.case(Known(script), search.relevant(), 0)
         tree = search.pruned(tree, Known(script), script.assertions)
@@ -54,8 +56,8 @@ def refute(script: Script, until: float) -> Tree:
 
 
 class _Search:
-    def __init__(self, script: Script, until: float) -> None:
-        self.script, self.until, self.cases = script, until, 0
+    def __init__(self, script: Script, until: float, until_cpu: float) -> None:
+        self.script, self.until, self.until_cpu, self.cases = script, until, until_cpu, 0
         self.context = z3.Context()
         self._terms: dict[int, Any] = {}
         self._monomials: dict[Monomial, Any] = {}
@@ -139,8 +141,10 @@ class _Search:
 
     def case(self, known: Known, assertions: list[int], depth: int) -> Tree:
         self.cases += 1
-        if depth > DEEPEST or self.cases > MOST_CASES or time.monotonic() > self.until:
-            raise GaveUp("too many cases" if time.monotonic() <= self.until else "out of time")
+        if time.monotonic() > self.until or time.thread_time() > self.until_cpu:
+            raise GaveUp("out of time")
+        if depth > DEEPEST or self.cases > MOST_CASES:
+            raise GaveUp("too many cases")
         assertions = known.saturate(assertions)
         if known.closed:
             return "contradiction"
@@ -236,7 +240,7 @@ class _Search:
         solver = z3.SimpleSolver(ctx=self.context)
         solver.set("timeout", 5000)
         multipliers = [z3.Real(f"m!{k}", self.context) for k in range(len(core))]
-        monomials = {m for _, product in core for m, _ in product} | {()}
+        monomials = sorted({m for _, product in core for m, _ in product} | {()})
         sums = {}
         for monomial in monomials:
             sums[monomial] = z3.Sum(

@@ -13,8 +13,8 @@ from compcomp.checking.farkas import Invalid, Script, check_certificate
 from compcomp.language.verdict import Grade, Query, Status, Verdict
 from compcomp.proving.certificate.build import GaveUp, refute
 
-SECONDS = 20.0
-"""Seconds for the certificate of one query."""
+SECONDS = 30.0
+"""Seconds of CPU time for the certificate of one query."""
 
 Certificates = dict[tuple[str, str], dict[str, Any]]
 """Certificates by script and answer. Most claims share the facts about their steps."""
@@ -53,13 +53,14 @@ def certificate_for(smtlib: str, expected: str, until: float, known: Certificate
     """Return a certificate that the checker accepts for this answer, or None."""
     if (found := known.get((smtlib, expected))) is not None:
         return found
-    until = min(until, time.monotonic() + SECONDS)
     if time.monotonic() >= until:
         return None
     try:
-        content = (
-            {"model": _model(smtlib, until)} if expected == "sat" else {"refutation": refute(Script(smtlib), until)}
-        )
+        content: dict[str, Any]
+        if expected == "sat":
+            content = {"model": _model(smtlib, min(until, time.monotonic() + SECONDS))}
+        else:
+            content = {"refutation": refute(Script(smtlib), until, SECONDS)}
         digest = hashlib.sha256(smtlib.encode()).hexdigest()
         certificate = {"format": 1, "script_sha256": digest, **content}
         if check_certificate(smtlib, certificate) != expected:

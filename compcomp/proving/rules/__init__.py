@@ -15,7 +15,8 @@ from compcomp.proving.rules.composed import composed_by
 from compcomp.proving.rules.exchange import exchange
 from compcomp.proving.rules.fits import fits_scheme
 from compcomp.proving.rules.kept import invariant_is_kept
-from compcomp.proving.rules.last_step import from_every_state, last_step_improves, same_state
+from compcomp.proving.rules.last_step import from_every_state, last_step_improves
+from compcomp.proving.rules.normal import same_state
 from compcomp.proving.rules.optimum import joint_optimum
 from compcomp.proving.rules.orthogonal import orthogonality
 from compcomp.proving.rules.reference import at_reference

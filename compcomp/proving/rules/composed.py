@@ -41,7 +41,7 @@ def composed_by(rules: Items[Rule], any_basis: frozenset[Rule]) -> Rule:
                 return Refusal(str(error))
             found = _asked(dominance, session, rules, any_basis)
             if isinstance(found, Proof):
-                return replace(found, rule="composed", congruent=False)
+                return replace(found, rule="composed", local_rewrite=False)
             refusals.append(found)
         return max(refusals, key=lambda refusal: refusal.reached)
 

@@ -16,8 +16,8 @@ from compcomp.language.steps import ScaledMap, Selection, Step, at_most, leaves_
 from compcomp.layers.partition import Partition
 from compcomp.proving.functions import of_measure, of_score, scored
 from compcomp.proving.proof import EXACT, Proof, rule
-from compcomp.proving.reasons import convention, failing, listed, owner, without_steps
-from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest, settled, unit_norms
+from compcomp.proving.reasons import convention, failing, listed, not_additive, owner, without_steps
+from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest, unit_norms, weight_independent
 from compcomp.proving.rules.normal import merged
 from compcomp.proving.session import LEMMA_SECONDS, Session
 from compcomp.terms import Abs, If, Term
@@ -73,10 +73,10 @@ from compcomp.terms import Abs, If, Term
 # Selections in a row. Those that rule absorption (normal.py, selections) proves equal to one of them are that one:
 # inside a technique always; across techniques where A would have more than one selection otherwise.
 #
-# Settled selections. A selection whose score is proved not to depend on the current weight (facts.settled) finds the
-# same scores in every use; unless its ties are "any" it drops the same weights, whatever came before. So all uses of
-# it share one truth value for each weight. Where every selection of the claim is one such selection, ties "all" are
-# admitted as well: D_A = D_B as soon as both use it.
+# Selections of the dense weight. A selection whose score is proved not to depend on the current weight
+# (facts.weight_independent) finds the same scores in every use; unless its ties are "any" it drops the same weights,
+# whatever came before. So all uses of it share one truth value for each weight. Where every selection of the claim is
+# one such selection, ties "all" are admitted as well: D_A = D_B as soon as both use it.
 #
 # Inputs. No technique changes them. Norms h >= 0 are arbitrary, one for each weight; where conditions make them equal
 # and > 0 there is one, taken as 1 where that is proved to change no comparison (facts.unit_norms).
@@ -131,11 +131,11 @@ class _Lemmas:
         self.selections.append((selection, step, dense, answer))
         return answer
 
-    def settled(self, selection: Selection) -> bool:
+    def weight_independent(self, selection: Selection) -> bool:
         for known, answer in self.scores:
             if same_but(known, selection):
                 return answer
-        self.scores.append((selection, settled(selection, self.session)))
+        self.scores.append((selection, weight_independent(selection, self.session)))
         return self.scores[-1][1]
 
     def inside(self, inner: ScaledMap, outer: ScaledMap) -> bool:
@@ -165,8 +165,7 @@ LEMMAS = {
 def exchange(claim: Claim, session: Session) -> Proof | Refusal:
     """Prove that the left sequence loses no more, by lemmas about single weights and pairs of weights."""
     if claim.part is None:
-        name = "a claim without a loss" if claim.loss is None else claim.loss.name
-        return Refusal(f"{name} is not a sum over single weights, as the rule needs (given diagonal_gram it may be)")
+        return not_additive(claim, " (given diagonal_gram it may be)")
     problem = problem_of(claim, session)
     if isinstance(problem, Refusal):
         return problem
@@ -218,7 +217,7 @@ def setting(claim: Claim, session: Session) -> Problem | Refusal:
     lemmas = _Lemmas(session, claim.assumes("equal norms"))
     selections = list({all_but(step): step for step in every if isinstance(step, Selection)}.values())
     all_go = any(s.ties == "all" for s in selections) and not claim.assumes("strict selections")
-    if all_go and (len(selections) > 1 or not lemmas.settled(selections[0])):
+    if all_go and (len(selections) > 1 or not lemmas.weight_independent(selections[0])):
         tied = next(s for s in selections if s.ties == "all")
         reason = f"{owner(claim, tied)} drops all weights that tie, so how many it drops is not known"
         return Refusal(reason, advice=(convention("ties", "first"),))
@@ -454,7 +453,7 @@ class Problem:
 
     def _select(self, label: str, step: Selection, run: _Run, weights: dict[str, Term], norms: dict[str, Term]) -> None:
         strict = self.claim.assumes("strict selections")
-        if self._used_again(step) and (strict or step.ties != "any") and self.lemmas.settled(step):
+        if self._used_again(step) and (strict or step.ties != "any") and self.lemmas.weight_independent(step):
             label = f"settled{self._number(step)}"
         flags = {name: z3.Bool(f"dropped_{label}_{name}") for name in run.values}
         known = run.values if step.of_layer is None else ()  # a score of the whole layer may be any number

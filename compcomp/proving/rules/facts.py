@@ -341,7 +341,7 @@ def fixes(outer: ScaledMap, inner: ScaledMap, session: Session) -> bool:
     return session.holds("nested grids", [bound, *choices.premises], goal)
 
 
-def settled(selection: Selection, session: Session) -> bool:
+def weight_independent(selection: Selection, session: Session) -> bool:
     """Return True if the score is proved independent of the current weight.
 
     It may depend on the dense weight and the norm of the input. Then every use of the selection in a claim finds the

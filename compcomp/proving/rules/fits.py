@@ -31,7 +31,7 @@ from compcomp.proving.rules.kept import (
 from compcomp.proving.sample import formats_along
 from compcomp.proving.session import Session
 
-# Rule (fits). A sequence S fits a scheme if it does what each of its words asks for.
+# Rule (fits). A sequence S fits a scheme if it does what each of its parts requires.
 #
 # Formats. Which fields of a format are set depends on the techniques alone, and so do the numbers in it (levels,
 # patterns, ranks): of a step they are parameters of it, of another technique it is part of its contract, unless it
@@ -74,8 +74,8 @@ def fits_scheme(claim: Fits, session: Session) -> Proof | Refusal:
         return Refusal(f"the format that {varying} leaves depends on the weights")
     run = Run(techniques, formats, session)
     contracts: Contracts = []
-    for word in (_grid, _pattern, _sparsity, _rank, _beside, _inputs):
-        found = word(claim.scheme, run)
+    for requirement in (_grid, _pattern, _sparsity, _rank, _low_rank_branch, _inputs):
+        found = requirement(claim.scheme, run)
         if isinstance(found, Refusal):
             return found
         contracts += found
@@ -147,7 +147,7 @@ def zeros_at_end(run: Run) -> Iterator[Zeros]:
                 yield Partition.blocks(m), Fraction(m - n, m), [pattern, *contracts, *_numbers(run)]
 
 
-def _too_few(run: Run, word: str) -> Refusal:
+def _too_few(run: Run, part: str) -> Refusal:
     """Refuse because too few zeros are proved to be left.
 
     The reason is why zeros of the last selection do not stay.
@@ -156,8 +156,8 @@ def _too_few(run: Run, word: str) -> Refusal:
         if any(isinstance(step, Selection) for step in run.techniques[k].steps()):
             found = dropped_stay(run, k)
             if isinstance(found, Refusal):
-                return replace(found, reason=f"{word}: {found.reason}")
-    return Refusal(f"{word}: no technique is proved to leave that many zeros in each group")
+                return replace(found, reason=f"{part}: {found.reason}")
+    return Refusal(f"{part}: no technique is proved to leave that many zeros in each group")
 
 
 def _pattern(scheme: Scheme, run: Run) -> Contracts | Refusal:
@@ -208,14 +208,14 @@ def _rank(scheme: Scheme, run: Run) -> Contracts | Refusal:
     return contracts if isinstance(contracts, Refusal) else [*contracts, *_numbers(run)]
 
 
-def _beside(scheme: Scheme, run: Run) -> Contracts | Refusal:
+def _low_rank_branch(scheme: Scheme, run: Run) -> Contracts | Refusal:
     factors = _end(run).factors
     if factors is None:
         return []
     if run.undecided:
         return Refusal("a parameter is open, and the rank of the low-rank term may depend on it")
-    if factors.rank > scheme.beside:
-        return Refusal(f"a low-rank term of rank {factors.rank} is left, more than {scheme.beside}")
+    if factors.rank > scheme.branch_rank:
+        return Refusal(f"a low-rank term of rank {factors.rank} is left, more than {scheme.branch_rank}")
     return _numbers(run)
 
 

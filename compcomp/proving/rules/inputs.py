@@ -6,7 +6,7 @@ from compcomp.language.assumption import Assumption, contract
 from compcomp.language.claim import Claim, Orthogonal
 from compcomp.language.technique import Sequence, Technique
 
-# Reduction (weights alone). Let a claim be about weights and formats alone: it says "keeps", or "fits" with no word on
+# Reduction (weights alone). Let a claim be about weights and formats alone: it says "keeps", or "fits" with no part on
 # inputs, or its loss does not look at inputs. Let T declare `changes_inputs`: it leaves weight, reference and format as
 # they are. If no technique after T in its sequence looks at inputs (`needs_inputs`), then all of them do the same
 # without T, and so T may be left out. Conditions carry over: those on inputs speak of the dense ones, those on scores

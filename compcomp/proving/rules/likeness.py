@@ -6,7 +6,7 @@ Rules treat techniques and steps that compare equal, and all parameters set to `
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from fractions import Fraction
 from itertools import combinations
 from typing import Any
@@ -18,7 +18,7 @@ from compcomp.language.identity import Unidentified, identity, is_ours, same
 from compcomp.language.parameters import Unknown, is_unknown
 from compcomp.language.samples import sets_up
 from compcomp.language.steps import Step
-from compcomp.language.technique import Technique, unknowns
+from compcomp.language.technique import Technique, has_fields, unknowns
 from compcomp.proving.functions import of_step
 
 # Rules compare techniques and steps, and scores and measures in them, by identity (language/identity.py) or by
@@ -43,8 +43,8 @@ def standing(claim: Claim) -> Hashable | None:
     techniques = [t for sequence in claim.sequences for t in sequence]
     steps = tuple(tuple(map(of_step, () if is_ours(t) else t.steps())) for t in techniques)
     try:
-        told = (steps, *map(_told, techniques))
-        return told if _alike(techniques) and _one_number(claim, techniques) else None
+        read = (steps, *map(_declared, techniques))
+        return read if _alike(techniques) and _one_number(claim, techniques) else None
     except (TypeError, ValueError, Unidentified):  # no hash, no truth value of an equality, no identity
         return None
 
@@ -54,7 +54,7 @@ def unreliable(claim: Claim) -> str:
     techniques = [t for sequence in claim.sequences for t in sequence]
     for technique in techniques:
         try:
-            _told(technique)
+            _declared(technique)
             tuple(map(of_step, technique.steps()))
         except (TypeError, ValueError, Unidentified):
             return f"what {technique} does is not known to be the same each time, so no rule relies on it"
@@ -68,7 +68,7 @@ def dependable(claim: Claim) -> bool:
     return standing(claim) is not None
 
 
-def _told(technique: Technique) -> Hashable:
+def _declared(technique: Technique) -> Hashable:
     if is_ours(technique):
         return identity(technique)
     sees = technique.needs_inputs, technique.is_deterministic, technique.is_homogeneous
@@ -151,7 +151,7 @@ def stands_for(technique: Technique, other: Technique) -> bool:
     try:
         values = {name: getattr(other, name) for name in names}
         if not same(technique, other) and not (
-            is_dataclass(technique) and names and same(replace(technique, **values), other)
+            has_fields(technique) and names and same(replace(technique, **values), other)
         ):
             return False
         if not names:
@@ -171,7 +171,7 @@ def _examples(technique: Technique, values: Mapping[str, Any]) -> Iterator[dict[
     for name in values:
         for example in type(technique).examples[name]:
             try:
-                other: Any = replace(technique, **{**values, name: example})  # type: ignore[type-var]
+                other: Any = replace(technique, **{**values, name: example})
             except (InputError, TypeError, ValueError):
                 continue
             yield {**values, name: getattr(other, name)}
@@ -188,12 +188,12 @@ def _steps_are_of_any(technique: Technique) -> bool:
     Otherwise no rule proves anything of them.
     """
     chosen = ({name: value} for name in unknowns(technique) for value in type(technique).examples[name])
-    return all(_filled(technique, replace(technique, **one), {}) for one in chosen)  # type: ignore[type-var]
+    return all(_filled(technique, replace(technique, **one), {}) for one in chosen)
 
 
 def _sets_up_alike(technique: Technique, other: Technique) -> bool:
     chosen = {name: type(technique).examples[name][0] for name in unknowns(technique)}
-    return sets_up(replace(technique, **chosen)) == sets_up(other)  # type: ignore[type-var]
+    return sets_up(replace(technique, **chosen)) == sets_up(other)
 
 
 def _promised(technique: Technique, other: Technique) -> bool:
@@ -229,7 +229,7 @@ def _promised(technique: Technique, other: Technique) -> bool:
 
 
 STRONGER = (
-    *("any_inputs", "rests", "holds_reference", "leaves_weight", "removes_rows", "removes_columns"),
+    *("any_inputs", "no_op_on_dense", "holds_reference", "leaves_weight", "removes_rows", "removes_columns"),
     *("homogeneous", "deterministic", "idempotent", "involution", "scales_inputs"),
 )
 """Promises that the instance must make if the open technique makes them."""

@@ -1,4 +1,4 @@
-"""Rewrite sequences to a normal form, by leaving out what changes nothing. Equal normal forms give equal states."""
+"""Prove that two sequences give the same state: they have one normal form, without the techniques that do nothing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from dataclasses import dataclass
 import z3
 
 from compcomp.language.assumption import Assumption, contract
+from compcomp.language.claim import Claim, Dominates, Equals, SameState
 from compcomp.language.identity import same, same_but
+from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import RangeMap, ScaledMap, Selection, Step, at_most
 from compcomp.language.technique import Sequence, Technique
 from compcomp.proving.functions import scored
-from compcomp.proving.rules.facts import MapFacts, settled
+from compcomp.proving.proof import EXACT, Proof, rule
+from compcomp.proving.reasons import convention, owner
+from compcomp.proving.rules.facts import MapFacts, weight_independent
 from compcomp.proving.rules.inputs import acts_on_inputs
 from compcomp.proving.rules.no_op import Known, again
 from compcomp.proving.rules.rounding_twice import double_rounding, range_again
@@ -25,12 +29,11 @@ from compcomp.proving.session import Session
 # the sequence leaves.
 #
 # (rest) Call a state s *at the reference* when its effective weight equals its reference and its inputs are the dense
-# ones. Let T declare `rests`:
-# for every s at the reference, T(s) equals s. Let H declare `holds_reference`: for every s at the reference, H(s)
-# is at the reference. The dense state is at the reference. So T may be left out of H1 >> ... >> Hk >> T >> R, unless
-# T may leave other factors than it finds (it does not keep "factors") and a technique of R declares `sees_factors`: to
-# that the states that T finds and leaves need not be alike. A technique that declares `changes_inputs` counts neither
-# as T nor as an H.
+# ones. Let T declare `no_op_on_dense`: for every s at the reference, T(s) equals s. Let H declare `holds_reference`:
+# for every s at the reference, H(s) is at the reference. The dense state is at the reference. So T may be left out of
+# H1 >> ... >> Hk >> T >> R, unless T may leave other factors than it finds (it does not keep "factors") and a
+# technique of R declares `sees_factors`: to that the states that T finds and leaves need not be alike. A technique
+# that declares `changes_inputs` counts neither as T nor as an H.
 #
 # (inputs) Let T declare `changes_inputs`: what it makes of the inputs depends on them alone, and the rest of the state
 # stays as it is. Let S be a step or technique that does not look at inputs (`needs_inputs`) and, as it does not
@@ -39,8 +42,8 @@ from compcomp.proving.session import Session
 #
 # (selections) Let two selections that agree in all but their shares (one score f, one partition, and what they see)
 # follow each other directly, both with ties "first" or both "all". Let either f not depend on the current weight
-# (facts.settled), or a zero weight score f0, the same for all, and no weight score less. Then both together equal the
-# one with the larger share.
+# (facts.weight_independent), or a zero weight score f0, the same for all, and no weight score less. Then both
+# together equal the one with the larger share.
 #   f does not depend on the current weight: both see one order, of (score, index) or of scores. Ties "first" drop the
 #   first k1 and the first k2 of it, ties "all" all up to the k1-th and all up to the k2-th: the larger set holds the
 #   smaller. What is dropped twice is 0 and masked as if once.
@@ -59,13 +62,22 @@ from compcomp.proving.session import Session
 # the second use changes nothing. (In a group of zeros both uses have step 0.) A range map that follows itself, and a
 # map that changes nothing of what the next map makes: rounding_twice.py.
 #
-# (beside) Let T declare `leaves_weight`: weight, mask, grid and rank are after T what they were before. Selections
+# (low rank) Let T declare `leaves_weight`: weight, mask, grid and rank are after T what they were before. Selections
 # and maps see nothing else of a state but the reference and the inputs, and change nothing else. So if, by the last
 # two, a step b right after a step a would change nothing, it changes nothing in a >> T1 >> ... >> Tk >> b either.
 #
 # All but (rest), and those of no_op.py that need the dense state, start from any state at all. Two sequences whose
 # normal forms are reached without it and are one therefore give equal states from every state: they may be exchanged
 # inside longer sequences.
+#
+# Rule (same state). If A and B have one normal form and are deterministic, they map every dense state to equal
+# states: A same state as B, A equals B, and neither loses more than the other.
+# Where (rest) is not used, this holds from every state.
+
+
+SAME = "normal"
+"""The name of the rule (same state) in refusals. A proof names the rewriting that it uses."""
+NEEDS_SAME = "deterministic sequences with one normal form, after rest, no op, absorption and changed inputs"
 
 
 @dataclass(frozen=True)
@@ -74,18 +86,18 @@ class Normal:
 
     Args:
         atoms: steps, and techniques without steps.
-        resting: techniques left out by (rest), because they are no-ops on the dense layer.
+        no_ops: techniques left out by (rest), because they are no-ops on the dense layer.
         idle: the contracts by which others were left out (no_op.py).
-        beside: techniques that leave the weight alone, between a step and one that it absorbed.
+        branch_only: techniques that leave the weight alone, between a step and one that it absorbed.
         moved: techniques that change the inputs and were moved ahead of others.
         absorbed: True if a step absorbed another.
         deterministic: True if the techniques that are kept leave no choice free.
     """
 
     atoms: tuple[Step | Technique, ...]
-    resting: tuple[Technique, ...]
+    no_ops: tuple[Technique, ...]
     idle: tuple[Assumption, ...]
-    beside: tuple[Technique, ...]
+    branch_only: tuple[Technique, ...]
     moved: tuple[Technique, ...]
     absorbed: bool
     deterministic: bool
@@ -93,9 +105,52 @@ class Normal:
     @property
     def assumptions(self) -> tuple[Assumption, ...]:
         """One assumption for every technique whose contract is used."""
-        found = [contract(t, "changes nothing while the layer still equals the dense one") for t in self.resting]
-        found += [contract(t, "changes nothing but a low-rank term beside the weight") for t in self.beside]
+        found = [contract(t, "changes nothing while the layer still equals the dense one") for t in self.no_ops]
+        found += [contract(t, "changes nothing but the low-rank branch") for t in self.branch_only]
         return tuple(dict.fromkeys([*found, *self.idle, *map(acts_on_inputs, self.moved)]))
+
+
+@rule(SAME, Dominates, Equals, SameState, needs=NEEDS_SAME)
+def same_state(claim: Claim, session: Session) -> Proof | Refusal:
+    """Prove that both sequences have one normal form."""
+    return same_normal_form(claim, session, dense=True)
+
+
+def same_normal_form(claim: Claim, session: Session, *, dense: bool) -> Proof | Refusal:
+    """Prove that both sequences have one normal form; without (rest) unless they start from the dense state."""
+    left, right = (normal_form(sequence, session, dense=dense) for sequence in claim.sides)
+    if left.atoms != right.atoms:
+        query = session.missed()
+        reached = Reached.STRUCTURE if query is None else Reached.FACT
+        return Refusal(f"normal forms differ: {first_difference(claim, left, right)}", lemma=query, reached=reached)
+    if not (left.deterministic and right.deterministic):
+        return leaves_choices(claim)
+    absorbed, moved = left.absorbed or right.absorbed, left.moved or right.moved
+    name = "no op" if left.idle or right.idle else "absorption" if absorbed else "inputs" if moved else "rest"
+    assumptions = dict.fromkeys((EXACT, *left.assumptions, *right.assumptions))
+    return Proof(name, "any shape", tuple(assumptions), tuple(session.queries), not dense)
+
+
+def first_difference(claim: Claim, left: Normal, right: Normal) -> str:
+    """Return the first difference of two normal forms, as text."""
+    place = next((k for k, (a, b) in enumerate(zip(left.atoms, right.atoms, strict=False)) if a != b), None)
+    place = min(len(left.atoms), len(right.atoms)) if place is None else place
+    names = [
+        "nothing more" if place == len(normal.atoms) else named(claim, normal.atoms[place]) for normal in (left, right)
+    ]
+    return f"step {place + 1} on the left is {names[0]}, on the right {names[1]}"
+
+
+def named(claim: Claim, atom: Step | Technique) -> str:
+    """Return the text of a technique, or of the one that a step belongs to."""
+    return str(atom) if isinstance(atom, Technique) else owner(claim, atom)
+
+
+def leaves_choices(claim: Claim) -> Refusal:
+    """Refuse because a technique of the claim leaves choices free."""
+    free = next(t for sequence in claim.sequences for t in sequence if not t.is_deterministic)
+    reason = f"{free} leaves choices free, so two runs of it may differ"
+    return Refusal(reason, advice=(convention("ties", "first"),))
 
 
 def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> Normal:
@@ -106,7 +161,8 @@ def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> 
         session: asks the facts about steps.
         dense: the sequence starts from the dense state, so (rest) may be used.
     """
-    atoms, resting, beside, moved = list[Step | Technique](), list[Technique](), list[Technique](), list[Technique]()
+    atoms, no_ops = list[Step | Technique](), list[Technique]()
+    branch_only, moved = list[Technique](), list[Technique]()
     known, kept, idle, absorbed = Known(dense), list[Technique](), list[Assumption](), False
     for number, technique in enumerate(sequence):
         promises = technique.promises()
@@ -133,8 +189,8 @@ def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> 
             idle.append(why)
             continue
         unseen = "factors" in promises.keeps or not _sees_factors(sequence.techniques[number + 1 :])
-        if known.at_reference and promises.rests and unseen:
-            resting.append(technique)
+        if known.at_reference and promises.no_op_on_dense and unseen:
+            no_ops.append(technique)
             continue
         known.follow(technique)
         kept.append(technique)
@@ -148,12 +204,12 @@ def normal_form(sequence: Sequence, session: Session, *, dense: bool = True) -> 
                     atoms.append(atom)
                     break
                 absorbed = True
-                beside += passed
+                branch_only += passed
                 if merged == before:
                     break
                 atoms.pop()
     free = not all(technique.is_deterministic for technique in kept)
-    return Normal(tuple(atoms), tuple(resting), tuple(idle), tuple(beside), tuple(moved), absorbed, not free)
+    return Normal(tuple(atoms), tuple(no_ops), tuple(idle), tuple(branch_only), tuple(moved), absorbed, not free)
 
 
 def _is(atom: Step | Technique, technique: Technique) -> bool:
@@ -197,7 +253,7 @@ def _meets_inputs(atom: Step | Technique) -> bool:
 def _absorbed(first: Step | Technique, second: Step | Technique, session: Session) -> Step | None:
     """Return the one step that two neighbours equal, or None."""
     if isinstance(first, Selection) and isinstance(second, Selection) and same_but(first, second, "share"):
-        if first.ties != "any" and (_zero_scores_least(first, session) or settled(first, session)):
+        if first.ties != "any" and (_zero_scores_least(first, session) or weight_independent(first, session)):
             if at_most(second.share, first.share):
                 return first
             return second if at_most(first.share, second.share) else None

@@ -14,7 +14,7 @@ from compcomp.language.steps import Optimum, ScaledMap, Selection, Step, at_most
 from compcomp.language.technique import Technique
 from compcomp.layers.partition import Partition
 from compcomp.proving.proof import EXACT, Proof, rule
-from compcomp.proving.reasons import failing, listed, owner
+from compcomp.proving.reasons import failing, listed, not_additive, owner
 from compcomp.proving.rules.facts import MapFacts, fixes, keeps_largest
 from compcomp.proving.rules.normal import normal_form
 from compcomp.proving.session import Session
@@ -57,7 +57,7 @@ from compcomp.proving.session import Session
 def joint_optimum(claim: Dominates, session: Session) -> Proof | Refusal:
     """Prove that the left sequence takes the best of a set of weights that contains the right one's result."""
     if claim.loss.element is None:
-        return Refusal(f"{claim.loss.name} is not a sum over single weights, as the rule needs")
+        return not_additive(claim)
     if claim.changes_inputs:
         return Refusal("a technique changes the inputs")
     left = normal_form(claim.left, session)

@@ -10,7 +10,7 @@ from compcomp.language.claim import Orthogonal
 from compcomp.language.refusal import Reached, Refusal
 from compcomp.language.steps import ScaledMap, Selection, Step
 from compcomp.proving.proof import EXACT, Proof, rule
-from compcomp.proving.reasons import convention
+from compcomp.proving.reasons import convention, not_additive
 from compcomp.proving.rules.exchange import Problem, setting
 from compcomp.proving.session import Session
 from compcomp.terms import Abs
@@ -38,7 +38,7 @@ from compcomp.terms import Abs
 def orthogonality(claim: Orthogonal, session: Session) -> Proof | Refusal:
     """Prove that the errors of the composition are bounded weight by weight, or in pairs."""
     if claim.loss.element is None:
-        return Refusal(f"{claim.loss.name} is not a sum over single weights, as the rule needs")
+        return not_additive(claim)
     if not claim.left.is_deterministic:
         free = next((t for t in claim.left if not t.is_deterministic), claim.left)
         return Refusal(

@@ -13,8 +13,8 @@ from compcomp.proving.session import Session
 
 # Rule (reference). A state is at the reference where its effective weight equals the reference and its inputs are the
 # dense ones. Let every technique of A declare that it leaves a state at the reference there (`holds_reference`), or
-# that it changes nothing of such a state (`rests`), or change nothing where it stands (rule no op), and let none of the
-# others change the inputs. Then A leaves the dense state, which is at the reference, at the reference.
+# that it changes nothing of such a state (`no_op_on_dense`), or change nothing where it stands (rule no op), and let
+# none of the others change the inputs. Then A leaves the dense state, which is at the reference, at the reference.
 #   Dominates   Every loss is 0 of a state at the reference, and is never negative. So A loses no more than any B.
 #   Equals      If B leaves the dense state at the reference as well, both end with the effective weight and the inputs
 #               of the dense layer.
@@ -48,7 +48,7 @@ def _stays(sequence: Sequence) -> list[Assumption] | Refusal:
             contracts.append(why)
             continue
         promises = technique.promises()
-        if promises.changes_inputs or not (promises.rests or promises.holds_reference):
+        if promises.changes_inputs or not (promises.no_op_on_dense or promises.holds_reference):
             return Refusal(f"{technique} does not promise to leave a dense layer's weight and inputs alone")
         contracts.append(contract(technique, "leaves the effective weight and the inputs of the dense layer alone"))
         known.follow(technique)

@@ -32,6 +32,7 @@ from compcomp.techniques import (
     Wanda,
 )
 from compcomp.terms import Array, Choices, each
+from tests.amount import marked
 
 FAMILY: list[Technique] = [
     Magnitude("1/4"),
@@ -83,7 +84,7 @@ def mistaken(claim: Claim, state: LayerState, tolerance: float = 1e-7) -> bool:
 
 
 def _exactly(claim: Claim, state: LayerState, place: int) -> bool:
-    """Whether it fails on one layer of the state, taken for exact numbers; True where that cannot be told."""
+    """Whether it fails on one layer of the state, taken for exact numbers; True where that cannot be decided."""
 
     def exact(array: Array) -> Array:
         truths = all(np.asarray(getattr(x, "values", x)).dtype == bool for x in array.ravel())
@@ -105,42 +106,43 @@ def _exactly(claim: Claim, state: LayerState, place: int) -> bool:
 def claims() -> list[Claim]:
     pairs = list(product(FAMILY, repeat=2))
     found = [same_state(a >> b, side) for a, b in pairs for side in (a, b, b >> a) if str(a >> b) != str(side)]
-    beside = [t for t in FAMILY if t.promises().leaves_weight or t.promises().changes_inputs]
-    found += [same_state(a >> x >> b, other) for a, b in pairs for x in beside for other in (a >> x, b >> x, x >> b)]
+    passed = [t for t in FAMILY if t.promises().leaves_weight or t.promises().changes_inputs]
+    found += [same_state(a >> x >> b, other) for a, b in pairs for x in passed for other in (a >> x, b >> x, x >> b)]
     found += [dominates(a >> b, a, loss=loss) for a, b in pairs for loss in ("output_l2", "weight_l2")]
     return found
 
 
 @pytest.mark.slow
-def test_proofs_from_every_state() -> None:
+@pytest.mark.parametrize("part", marked(range(5), {2}))
+def test_proofs_from_every_state(part: int) -> None:
     proved = refuted_elsewhere = 0
-    for claim in claims():
+    for claim in claims()[part::5]:
         verdict = prove(claim, "any", stages=("rule",), second=None, explain=False)
         if verdict.status is not Status.PROVED:
-            assert not verdict.congruent
+            assert not verdict.local_rewrite
             continue
-        for prefix, state in states() if verdict.congruent else states()[:1]:
+        for prefix, state in states() if verdict.local_rewrite else states()[:1]:
             if DENSE_INPUTS in verdict.assumptions and prefix.changes_inputs:
                 refuted_elsewhere += mistaken(claim, state)
                 continue
             assert not mistaken(claim, state), f"{claim} after {prefix}: {verdict.reason}"
-        proved += verdict.congruent
-    assert proved > 60
-    assert refuted_elsewhere, "the assumption about inputs is needed"
+        proved += verdict.local_rewrite
+    assert proved > 12
+    assert refuted_elsewhere or part != 2, "the assumption about inputs is needed"
 
 
-def test_what_rests_is_no_proof_from_every_state() -> None:
-    rests = prove(same_state(LeastSquaresDistill(), Sequence()), "any", stages=("rule",), second=None, explain=False)
-    assert rests.proved and not rests.congruent
-    assert any(mistaken(rests.claim, state) for _, state in states())
+def test_a_no_op_on_the_dense_layer_is_no_proof_from_every_state() -> None:
+    verdict = prove(same_state(LeastSquaresDistill(), Sequence()), "any", stages=("rule",), second=None, explain=False)
+    assert verdict.proved and not verdict.local_rewrite
+    assert any(mistaken(verdict.claim, state) for _, state in states())
 
 
 def test_a_larger_selection_is_not_absorbed_past_a_low_rank_term() -> None:
-    few, many, beside = Magnitude("1/4"), Magnitude("1/2"), TruncatedSVD(1, residual=True)
+    few, many, branch = Magnitude("1/4"), Magnitude("1/2"), TruncatedSVD(1, residual=True)
     assert prove(
-        same_state(many >> beside >> few, many >> beside), "any", stages=("rule",), second=None, explain=False
-    ).congruent
-    for other in (few >> beside, many >> beside, beside >> many):
-        wrong = same_state(few >> beside >> many, other)
+        same_state(many >> branch >> few, many >> branch), "any", stages=("rule",), second=None, explain=False
+    ).local_rewrite
+    for other in (few >> branch, many >> branch, branch >> many):
+        wrong = same_state(few >> branch >> many, other)
         assert not prove(wrong, "any", stages=("rule",), second=None, explain=False).proved
         assert any(mistaken(wrong, state) for _, state in states())
