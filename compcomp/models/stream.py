@@ -135,7 +135,7 @@ def compress_checkpoint(
     check_apart(target, {"the model": source}, "apply")
     if alone := [technique for technique in as_sequence(order) if technique.whole_model]:
         raise InputError(f"{alone[0]}, which acts on the whole model", "a model that is loaded", "apply")
-    inputs = calibration_of(calibrate, "one", blocks)
+    inputs = calibration_of(calibrate, "one", blocks=blocks)
     with kept():
         return _Stream(as_sequence(order), source, target, calibration, device, targets, ignore, inputs, on_block).run()
 
