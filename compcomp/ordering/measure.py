@@ -119,17 +119,17 @@ class Measured:
         """Apply one whole order to the uncompressed model and measure it, unless its measurement is kept."""
         given = self.orderings.order(order)
 
-        @cache
-        def state() -> Any:
-            self.applications += len(given)
-            self.on_progress(len(self.digests), count, str(given))
-            return self.bench.apply_all(given)
-
+        state = cache(lambda: self._applied_whole(given, count))
         kept = self.kept.get(f"order {given}")
         digest = self.bench.digest(state()) if kept is None else kept["digest"]
         if kept is None:
             self.kept.put(f"order {given}", {"digest": digest})
         self._ended(order, digest, state)
+
+    def _applied_whole(self, order: Order, count: int) -> Any:
+        self.applications += len(order)
+        self.on_progress(len(self.digests), count, str(order))
+        return self.bench.apply_all(order)
 
     def _visit(self, node: int, state: Any, digest: str) -> None:
         self._end(node, digest, lambda: state)
