@@ -16,13 +16,17 @@ Beyond, overlapping ranges count as shared memory.
 """
 
 
+KINDS: set[type] = {Tensor, nn.Parameter}
+"""The types of tensors that are views of memory, and nothing more."""
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Return True if the tensor is a view of memory that can be read and written: dense, of no subclass, and loaded.
 
     The result is False for sparse, nested, mkldnn, quantized, meta and fake tensors, and for the subclasses that hold
     quantized, distributed or not yet initialised weights.
     """
-    if type(tensor) not in (Tensor, nn.Parameter) or type(tensor.data) is not Tensor:
+    if not {type(tensor), type(tensor.data)} <= KINDS:
         return False
     return (
         tensor.layout is torch.strided
