@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from compcomp.language.verdict import Verdict as Verdict
     from compcomp.language.verdict import Witness as Witness
     from compcomp.models.cut import cut as cut
+    from compcomp.models.stream import compress_checkpoint as compress_checkpoint
     from compcomp.optimize import optimize_order as optimize_order
     from compcomp.ordering.space import one_of as one_of
     from compcomp.ordering.space import optional as optional
@@ -71,6 +72,7 @@ _HOMES = {
     "Witness": "compcomp.language.verdict",
     "apply": "compcomp.compress",
     "cut": "compcomp.models.cut",
+    "compress_checkpoint": "compcomp.models.stream",
     "optimize_order": "compcomp.optimize",
     "Plan": "compcomp.plan",
     "one_of": "compcomp.ordering.space",

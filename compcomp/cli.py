@@ -265,6 +265,50 @@ def optimize(
 
 
 @app.command()
+def apply(
+    sequence: Annotated[str, typer.Argument(help="Such as 'SparseGPT(sparsity=1/2) >> GPTQ(bits=4, mask=\"kept\")'.")],
+    model: Annotated[Path, typer.Argument(help="A folder with config.json and safetensors, in one file or several.")],
+    out: Annotated[Path, typer.Option("--out", help="Where the compressed model goes.")],
+    text: Annotated[Path | None, typer.Option(help="A text file to calibrate on.")] = None,
+    windows: Annotated[int, typer.Option(help="Windows of tokens, spread over the text.")] = 32,
+    length: Annotated[int, typer.Option(help="Tokens in a window.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Windows that run together.")] = 4,
+    calibrate: Annotated[str, typer.Option(help="sequential, block or dense (docs/calibration.md).")] = "sequential",
+    targets: Annotated[list[str] | None, typer.Option(help="Layers to compress; all of them by default.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Layers to leave alone; by default lm_head.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Compress a model on disk, one block in memory at a time (docs/calibration.md).
+
+    The same command continues a run that ended early. The content of --out stays until the new model is complete.
+    """
+    import compcomp.techniques  # noqa: F401
+    from compcomp.language.text import parse_sequence
+    from compcomp.models.causal_lm import token_batches
+    from compcomp.models.stream import compress_checkpoint
+
+    order = parse_sequence(sequence)
+    batches = None if text is None else token_batches(model, text, length, windows, batch_size)
+    with _counting("layers") as advance:
+        found = compress_checkpoint(
+            order,
+            model,
+            out,
+            batches,
+            device or "auto",
+            targets or None,
+            ignore or ("lm_head",),
+            calibrate=calibrate,
+            on_block=lambda done, total, name: advance(done, total),
+        )
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        sys.stdout.write(f"{found}\n")
+
+
+@app.command()
 def demo(out: Out = Path("out"), device: Device = None, as_json: Json = False) -> None:
     """Order four techniques on the embedded language model: prove, refute, measure, compress."""
     from compcomp.recipe import DEMO, recipe_of

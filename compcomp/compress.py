@@ -28,13 +28,14 @@ def apply(
     ignore: Patterns = ("lm_head",),
     calibrate: str = "sequential",
     passes: str = "one",
+    inside: str = "together",
     blocks: Patterns = None,
 ) -> nn.Module:
     """Apply a sequence to a model, without a search, and return the same module with its new weights.
 
-    The blocks of the model are compressed one after another. Beside the model, memory holds one block's Gram matrices
-    and the calibration set's activations between two blocks; the earlier weights are kept on disk until the end, in
-    the temporary directory. Notes of a plan are warnings here.
+    The blocks of the model are compressed one after another. Apart from the model, memory holds one block's Gram
+    matrices and the calibration set's activations between two blocks. The earlier weights are kept on disk until the
+    end, in the temporary directory. Notes of a plan are warnings here.
 
     Args:
         sequence: The techniques to apply.
@@ -45,6 +46,8 @@ def apply(
         ignore: Patterns of the layers to leave alone.
         calibrate: The inputs that a layer is calibrated on: "sequential", "block" or "dense" (docs/calibration.md).
         passes: "one" if all steps share one pass over the blocks, "own" if each step makes a pass of its own.
+        inside: "together" if the layers of a block are calibrated at once, "in turn" if each sees the outputs of the
+            compressed layers before it.
         blocks: Patterns of the names or classes of the blocks. None finds the blocks of a transformers model, and takes
             any other model as one block.
 
@@ -53,7 +56,7 @@ def apply(
     """
     sequence = as_sequence(sequence)
     targets, ignore = read_patterns(targets, ignore)
-    inputs = calibration_of(calibrate, passes, blocks)
+    inputs = calibration_of(calibrate, passes, inside, blocks)
     from compcomp.models.bench import ModelBench
     from compcomp.models.modes import PLAIN, kept
 
@@ -82,7 +85,7 @@ def apply_plan(
 ) -> nn.Module:
     """Apply a plan's order, or its orders for single layers, to a model, and return the same module."""
     if not plan.own_orders:
-        how = inputs.calibrate, inputs.sharing, inputs.blocks
+        how = inputs.calibrate, inputs.sharing, inputs.inside, inputs.blocks
         return apply(plan.order, model, calibration, device, targets, ignore, *how)
     from compcomp.models.bench import ModelBench
 

@@ -60,6 +60,7 @@ def optimize_order(
     prover: Prover | None = None,
     calibrate: str = "sequential",
     passes: str = "one",
+    inside: str = "together",
     blocks: Patterns = None,
 ) -> Plan:
     """Find the best order in which to apply 1 to 8 techniques. One that is listed twice is applied twice.
@@ -103,6 +104,8 @@ def optimize_order(
             calibrated: "sequential", "block" or "dense" (docs/calibration.md). Losses of layers are at the inputs of
             the dense model in any case.
         passes: "one" if all steps of an order share one pass over the blocks, "own" if each makes a pass of its own.
+        inside: "together" if the layers of a block are calibrated at once, "in turn" if each sees the outputs of the
+            compressed layers before it.
         blocks: Patterns of the names or classes of the blocks, as in :func:`compcomp.compress.apply`.
 
     Returns:
@@ -112,7 +115,7 @@ def optimize_order(
         InputError: An argument cannot be used.
     """
     targets, ignore = read_patterns(targets, ignore)
-    inputs = calibration_of(calibrate, passes, blocks)
+    inputs = calibration_of(calibrate, passes, inside, blocks)
     chosen, pairs = _techniques(techniques), pairs_of(before)
     known = Space(chosen, pairs).techniques
     whole(evaluations, 1, 10**6, "evaluations")

@@ -204,7 +204,7 @@ class ModelBench:
         """Run the calibration batches, block by block."""
         assert self._kept is not None
         with uncompiled(self.model) as model:
-            stages = find_blocks(model, self.layers.values(), self.inputs.blocks)
+            stages = find_blocks(model, self.layers.values(), self.inputs.blocks, each=self.inputs.each)
             compress_blocks(
                 model, self.layers, self._kept, stages, compress, undo=undo, dense=self.inputs.dense, notes=self.notes
             )
