@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +30,7 @@ from compcomp.models import grams, padding, stream
 from compcomp.models.bench import ModelBench
 from compcomp.models.devices import bring, move
 from compcomp.models.layers import find_layers
+from compcomp.models.lockstep import Lockstep, Stage
 from compcomp.models.memory import overlap
 from compcomp.models.states import applied
 from compcomp.techniques import (
@@ -273,6 +277,59 @@ def test_calibration_there_sees_what_it_sees_on_the_cpu(name: Any, other: torch.
 )
 def test_blocks_are_compressed_there_as_on_the_cpu(name: str, how: dict[str, Any], other: torch.device) -> None:
     check_blocks(name, **how)
+
+
+class Counting(Tiny):
+    """A model that makes a tensor between its blocks, on the device that torch takes where none is given."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        x = self.embed(input_ids)
+        for block in self.blocks:
+            x = block(x) + torch.arange(x.shape[1])[:, None] / 8
+        logits: Tensor = self.lm_head(x)
+        return logits
+
+
+@pytest.mark.parametrize("name", ["plain", "llama"])
+def test_what_runs_may_rely_on_a_default_device(name: str, other: torch.device) -> None:
+    make, batches = build(name)
+    make, blocks = (Counting, ["blocks.*"]) if name == "plain" else (make, None)
+    here, there = make(), make().to(other)
+    cc.apply(CALIBRATED, here, batches, device="cpu", blocks=blocks)
+    with other:
+        cc.apply(CALIBRATED, there, batches, device=other, blocks=blocks)
+        with ModelBench(there, batches, device=other) as bench:
+            assert bench.losses(bench.apply(LAYERWISE, bench.start()))["weight_l2"] > 0
+    assert same(memory(here), memory(there.cpu())) == []
+
+
+def test_batches_in_lockstep_keep_what_belongs_to_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first run of a block, with its old weights, leaves no trace in the random numbers of the second."""
+    state, drawn, entered = [5], list[int](), list[object]()
+
+    class Drawing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            drawn.append(state[0])
+            state[0] += 1
+            return x
+
+    for name, value in {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "current_device": lambda: 1,
+        "device": lambda number: nullcontext(entered.append((number, threading.current_thread()))),
+        "get_rng_state_all": lambda: list(state),
+        "set_rng_state_all": lambda given: state.__setitem__(slice(None), given),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    model = Drawing()
+    stage, calls = Stage("", model), [partial(model, torch.ones(1)) for _ in range(2)]
+    with Lockstep([stage], calls) as lockstep:
+        for found in lockstep.stages():
+            assert list(lockstep.run(found, final=False)) == list(lockstep.leave(found)) == [None, None]
+    assert drawn == [5, 5, 5, 6]
+    assert [number for number, _ in entered] == [1, 1]
+    assert len({thread for _, thread in entered} - {threading.current_thread()}) == 2
 
 
 @pytest.mark.parametrize(("name", "offload"), [("plain", False), ("plain", True), *marked([("llama", False)], ())])

@@ -112,7 +112,7 @@ class _Marks:
         self.unit = gcd(*(t.element_size() for t in tensors), *(start - self.start for start, _ in ends))
         self.count = (max(end for _, end in ends) - self.start) // self.unit
         self.possible = self.count <= LARGEST
-        self.marks = torch.zeros(self.count if self.possible else 0, dtype=torch.bool)
+        self.marks = torch.zeros(self.count if self.possible else 0, dtype=torch.bool, device="cpu")
 
     def of(self, tensor: Tensor) -> Tensor:
         units = tensor.element_size() // self.unit
