@@ -55,9 +55,12 @@ class HeldModel:
             yield self.model
 
     @contextmanager
-    def unchanged(self) -> Iterator[None]:
-        """Put the model into eval mode. Restore it afterwards, and random numbers and torch's settings too."""
-        self._left = self._taken()
+    def unchanged(self, without: Iterable[Tensor] = ()) -> Iterator[None]:
+        """Put the model into eval mode. Restore it afterwards, and random numbers and torch's settings too.
+
+        ``without``: tensors that the caller restores.
+        """
+        self._left = self._taken(without)
         with kept():
             try:
                 with evaluating(self.model):
@@ -80,6 +83,12 @@ class HeldModel:
         self._left = self._taken()
         return self.model
 
+    def finish(self, state: ModelState) -> None:
+        """Write the weights of a state for good, after which the model is not held any more."""
+        with evaluating(self.model):
+            self._put(state, self.layers)
+        self._left = None
+
     def changed(self) -> str | None:
         """Return the name of a parameter, buffer or module that others have changed since, or None."""
         if self._left is None:
@@ -92,11 +101,11 @@ class HeldModel:
                 return f"{name}.weight"
         return None
 
-    def _taken(self) -> Snapshot:
+    def _taken(self, without: Iterable[Tensor] = ()) -> Snapshot:
         """Return a snapshot of the model, without the weights that ``present`` has."""
         known = [layer for name, layer in self.layers.items() if name not in self.changing]
         weights = [module._parameters["weight"] for layer in known for module in layer.modules]
-        return Snapshot(self.model, [w for w in weights if w is not None], self._left)
+        return Snapshot(self.model, [*without, *(w for w in weights if w is not None)], self._left)
 
     def _put(self, state: ModelState, names: Collection[str]) -> None:
         """Write the weights of a state into the layers of these names."""

@@ -221,8 +221,15 @@ def test_activations_that_are_not_finite_name_the_layer() -> None:
 
 
 def test_a_layer_that_never_runs_is_named() -> None:
-    model = nn.ModuleDict({"used": nn.Linear(4, 4), "unused": nn.Linear(4, 4)})
-    model.forward = model["used"].forward
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)  # type: ignore[no-any-return]
+
+    model = Idle()
     before = memory(model)
     with pytest.raises(InputError, match="layer unused: no input"):
         applied(model, [torch.randn(3, 4)], [GPTQ(bits=4)])
@@ -335,3 +342,24 @@ def test_arguments_that_do_not_exist_are_refused_in_one_line() -> None:
         with pytest.raises(InputError) as raised:
             applied(nn.Linear(4, 4), [torch.randn(2, 4)], [GPTQ(bits=4)], **how)
         assert "\n" not in str(raised.value)
+
+
+def test_large_parameters_that_a_model_writes_to_are_restored() -> None:
+    class Counting(nn.Module):
+        """Writes to a parameter when it runs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(8, 8)
+            self.table = nn.Parameter(torch.zeros(1024, 1024))
+            self.unused = nn.Parameter(torch.ones(1024, 1024))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.table.add_(1)
+            return self.inner(x)  # type: ignore[no-any-return]
+
+    model = Counting()
+    before = memory(model)
+    applied(model, [torch.randn(4, 8)], [GPTQ(bits=4)])
+    assert same(before, memory(model)) == ["inner.weight"]
