@@ -165,7 +165,8 @@ def disturbed(
 
     def noise(values: Tensor) -> Tensor:
         scale = values.detach().double().square().mean().sqrt().clamp(min=1e-3)
-        return (torch.randn(values.shape, generator=source, dtype=torch.float64).to(values.device) * scale).to(values)
+        drawn = torch.randn(values.shape, generator=source, dtype=torch.float64, device="cpu")
+        return (drawn.to(values.device) * scale).to(values)
 
     def replaced(values: Tensor, padding: Tensor) -> Tensor:
         padding = torch.ones_like(padding) if everything else padding
@@ -387,7 +388,7 @@ class Followed:
         width, device = inputs.shape[-1], inputs.device
         if (width, device) not in self._directions:
             source = torch.Generator().manual_seed(width)
-            signs = torch.randint(0, 2, (width, SKETCH), generator=source) * 2 - 1
+            signs = torch.randint(0, 2, (width, SKETCH), generator=source, device="cpu") * 2 - 1
             self._directions[width, device] = signs.to(device)
         rows = inputs.detach().reshape(-1, width)
         rows = rows if rows.dtype == torch.float64 else rows.float()
