@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from compcomp.version import __version__
 if TYPE_CHECKING:
     from compcomp.compress import apply as apply
     from compcomp.errors import InputError as InputError
+    from compcomp.errors import Interrupted as Interrupted
     from compcomp.language.claim import Claim as Claim
     from compcomp.language.claim import Scope as Scope
     from compcomp.language.claim import dominates as dominates
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ANY": "compcomp.language.parameters",
     "InputError": "compcomp.errors",
+    "Interrupted": "compcomp.errors",
     "Claim": "compcomp.language.claim",
     "Scope": "compcomp.language.claim",
     "dominates": "compcomp.language.claim",
@@ -123,6 +126,9 @@ def _find_encodings_in_checkout() -> None:
     assert spec is not None and spec.submodule_search_locations is not None
     spec.submodule_search_locations.append(str(in_checkout))
     sys.modules["compcomp.encodings"] = importlib.util.module_from_spec(spec)
+
+
+logging.getLogger("compcomp").addHandler(logging.NullHandler())
 
 
 def load_catalogue() -> None:

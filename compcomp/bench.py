@@ -23,8 +23,14 @@ Pair = tuple[float, float]
 """The sum of a metric over one part of the evaluation data, and the count it is a mean over."""
 Sums = dict[str, list[Pair]]
 """For each metric, the sum and the count of each part."""
+Watch = Callable[[str, int, int | None, str], None]
+"""Called with a phase of the work, how much of it is done, how much there is (None if not known yet), and a text."""
 Registrations = list[list[str]]
 """The places where techniques are defined, see :func:`compcomp.language.named.registrations`."""
+
+
+def unwatched(phase: str, done: int, total: int | None, text: str) -> None:
+    """Do nothing: nobody watches."""
 
 
 # ------------------------------------------------------------------------------------------- one layer's job

@@ -72,6 +72,7 @@ class _States:
         self.bounds: dict[int, float] = {}  # of nodes that were not run, or whose state is not needed
         self._bounds: dict[tuple[str, frozenset[str]], float] = {}
         self._own: dict[str, float] = {}
+        self._norms: dict[str, float] = {}
         self._origin: dict[str, tuple[str, int]] = {}
         self._kept: OrderedDict[str, tuple[LayerState, int]] = OrderedDict()
         self._bytes = 0
@@ -117,7 +118,7 @@ class _States:
         for key in order:
             state = self._state(key)
             shape = (state.weight.shape[0], state.weight.shape[1])
-            self._results[key] = layer_losses(state, tuple(losses)), layer_bits(state.format, shape)
+            self._results[key] = layer_losses(state, tuple(losses), self._norms), layer_bits(state.format, shape)
         return self._results
 
     def _step(self, before: str, technique: int) -> str:

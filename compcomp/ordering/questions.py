@@ -86,12 +86,15 @@ class Questions:
         def answered(_: Verdict) -> None:
             nonlocal done
             done += 1
-            self.progress.proving(done, len(claims), text)
+            self.progress.report("prove", done, len(claims), text)
 
         if claims:
-            self.progress.proving(0, len(claims), text)
+            self.progress.report("prove", 0, len(claims), text)
         with self.progress.timed("prove"):
-            return self.asker.ask(claims, scope, options, answered)
+            found = self.asker.ask(claims, scope, options, answered)
+        if done < len(claims):  # those that were known already
+            self.progress.report("prove", len(claims), len(claims), text)
+        return found
 
     def ask_pairs(self) -> None:
         """Ask for each pair of techniques, both ways, if one order never loses more than the other (law 2)."""
@@ -287,7 +290,7 @@ class Questions:
 
         with self.progress.timed("prove"):
             self.conditional, proofs = conditional(
-                pairs, self.loss, bench, ask, self.orderings.held, self.progress.proving
+                pairs, self.loss, bench, ask, self.orderings.held, self.progress.of("prove")
             )
         self.others += proofs
         self.notes += [entry.conclusion for entry in self.conditional if entry.contradicted]

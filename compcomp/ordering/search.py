@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
@@ -18,8 +19,8 @@ from compcomp.ordering.generated import Generated
 from compcomp.ordering.measurement import Ranking, pareto
 from compcomp.ordering.on_model import EVALUATED, OnModel, Wanted
 from compcomp.ordering.parts import CONFIDENCE
-from compcomp.ordering.plan import PlanData
-from compcomp.ordering.progress import Notify, Progress
+from compcomp.ordering.plan import INTERRUPTED, PlanData
+from compcomp.ordering.progress import Progress
 from compcomp.ordering.questions import Questions
 from compcomp.ordering.space import GRANULARITIES, Slot, Space
 from compcomp.ordering.store import Store
@@ -27,6 +28,7 @@ from compcomp.ordering.store import Store
 if TYPE_CHECKING:
     from compcomp.proving.prove import Prover
 
+LOG = logging.getLogger("compcomp")
 LARGEST = 8
 """The most techniques an order may have."""
 
@@ -44,7 +46,7 @@ def search(
     prover: Prover | Decide | None = None,
     executor: Executor | None = None,
     store: Store | None = None,
-    notify: Notify = lambda event: None,
+    progress: Progress | None = None,
     seed: int = 0,
 ) -> PlanData:
     """Find the best order of 1 to 8 techniques. The same technique may occur twice.
@@ -66,14 +68,14 @@ def search(
         executor: Decides claims and explores layers elsewhere. None uses this process, or a pool of processes for many
             layers.
         store: Keeps verdicts and measurements between runs.
-        notify: Called with each event of the search.
+        progress: Reports the progress of the search.
         seed: The seed of the generated layers.
 
     Raises:
         InputError: There are too few or too many techniques, they fit no common layer, or no order reaches the size.
     """
     _check(techniques, bench, granularity, size)
-    asker, progress = Asker(prover, executor=executor, store=store), Progress(notify)
+    asker, progress = Asker(prover, executor=executor, store=store), progress or Progress()
     orderings = Orderings(techniques, loss, None if bench is None else bench.shapes(), before=before)
     wanted = Wanted(evaluations, granularity == "layer", size, confidence)
     return _Search(orderings, bench, asker, progress, wanted, seed).run()
@@ -120,12 +122,7 @@ class _Search:
     def run(self) -> PlanData:
         """Ask, measure, and return the plan."""
         start = time.monotonic()
-        if not self.whole:
-            self.orderings.stored_alike = self.generated.stored_alike
-            if self.bench is not None:
-                self.orderings.no_larger = self.generated.no_larger
-            self.questions.ask_all(self.bench is not None)
-        left = sum(1 for _ in self.orderings.staying())
+        left = self.prove()
         if not self.whole:
             if self.bench is not None:
                 self.questions.ask_conditional(self.bench)
@@ -141,6 +138,22 @@ class _Search:
             ranking = self.generated.ranking(self.notes) if self.bench is None else self.on_model(self.bench)
         self.progress.seconds["total"] = time.monotonic() - start
         return self.plan(ranking, left)
+
+    def prove(self) -> int:
+        """Ask the claims that need no model. Return the number of orders that no proof excludes."""
+        start, names = time.monotonic(), ", ".join(map(str, self.orderings.techniques))
+        LOG.info("%d orders of %s, compared by %s", self.orderings.total, names, self.loss.name)
+        if not self.whole:
+            self.orderings.stored_alike = self.generated.stored_alike
+            if self.bench is not None:
+                self.orderings.no_larger = self.generated.no_larger
+            self.questions.ask_all(self.bench is not None)
+            self.progress.end("screen", "generated layers")
+        left = sum(1 for _ in self.orderings.staying())
+        asked, reused = self.asker.asked, self.asker.reused
+        spent = time.monotonic() - start
+        LOG.info("proofs: %d claims asked, %d reused, %d orders left in %.3g s", asked, reused, left, spent)
+        return left
 
     def on_model(self, bench: Bench) -> Ranking:
         """Rank the staying orders on the model."""
@@ -172,7 +185,7 @@ class _Search:
         own = ranking.by_layer
         return PlanData(
             order=self.orderings.order(ranking.orders[0]),
-            optimality="proved" if left == 1 else "measured",
+            optimality=INTERRUPTED if ranking.interrupted else "proved" if left == 1 else "measured",
             orders=self.orderings.counted(),
             left=left,
             verdicts=questions.pairs + decided,
