@@ -34,8 +34,8 @@ def layer_losses(
 ) -> dict[str, float]:
     """Return each named loss of one layer of torch tensors, in float64: exactly 0 if nothing changed.
 
-    With "output_l2" comes "output_norm2", |W X|_F^2 of the dense weight, for comparison. ``norms`` receives it, and gives
-    it to later calls about states of the same layer.
+    With "output_l2" comes "output_norm2", |W X|_F^2 of the dense weight, for comparison. ``norms`` receives it, and
+    gives it to later calls about states of the same layer.
     """
     norms = {} if norms is None else norms
     reference: Any = layer.reference

@@ -181,17 +181,16 @@ class Explorer:
         bounded: dict[Prefix, tuple[str, float]] = {}
         if not orders:
             return bounded
-        tree, done = Tree.of(self.orderings, orders), 0
+        tree = Tree.of(self.orderings, orders)
         text = f"{len(orders)} orders"
         self.on_progress(0, len(names), text)
-        for name, result in self._results(names, tree, caps):
+        for done, (name, result) in enumerate(self._results(names, tree, caps), start=1):
             for place, least in result.bounds.items():
                 bounded.setdefault(tree.orders[place], (name, least))
             self.found.applications += result.applications + result.repeated
             self.found.places.setdefault(name, {}).update(
                 (order, (result, place)) for place, order in enumerate(tree.orders)
             )
-            done += 1
             self.on_progress(done, len(names), text)
         return bounded
 

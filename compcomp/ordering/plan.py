@@ -226,7 +226,7 @@ class PlanData:
                 lines.append(f"{one.note[:1].upper()}{one.note[1:]}; its value is an estimate for all of them.")
             if place == 0:
                 lines.append(f"It is the order to take: {self.standing}.")
-            else:
+            elif place is not None:
                 lines.append(f"That is place {place + 1} of {len(self.measurements)}; {self.order} is best.")
         else:
             reason = {

@@ -14,7 +14,7 @@ from compcomp.errors import InputError
 LOG = logging.getLogger("compcomp")
 
 Notify = Callable[[dict[str, Any]], None]
-"""Called with each event, a dict: ``phase``, ``done``, ``total``, ``text`` and ``remaining`` (see :class:`Progress`)."""
+"""Called with each event, a dict of ``phase``, ``done``, ``total``, ``text``, ``remaining`` (:class:`Progress`)."""
 OnProgress = Callable[[int, int, str], None]
 """Called with the amounts done and to do, and a text."""
 
@@ -55,8 +55,8 @@ class Progress:
     """Report the progress of one search. Each phase may run several times, and phases may run inside others.
 
     The events of a run begin with ``done`` 0. They never go back, and the last one has ``done`` equal to ``total``,
-    unless an exception ends the run. ``total`` is None as long as it is not known. ``remaining`` is the estimated number
-    of seconds until the end of this run of the phase, None if nothing is known of it.
+    unless an exception ends the run. ``total`` is None as long as it is not known. ``remaining`` is the estimated
+    number of seconds until the end of this run of the phase, None if nothing is known of it.
 
     Args:
         notify: Called with each event.
