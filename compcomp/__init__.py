@@ -41,7 +41,10 @@ if TYPE_CHECKING:
     from compcomp.language.verdict import Verdict as Verdict
     from compcomp.language.verdict import Witness as Witness
     from compcomp.models.cut import cut as cut
+    from compcomp.models.stream import compress_checkpoint as compress_checkpoint
+    from compcomp.optimize import estimate as estimate
     from compcomp.optimize import optimize_order as optimize_order
+    from compcomp.ordering.estimate import Estimate as Estimate
     from compcomp.ordering.space import one_of as one_of
     from compcomp.ordering.space import optional as optional
     from compcomp.plan import Plan as Plan
@@ -74,7 +77,10 @@ _HOMES = {
     "Witness": "compcomp.language.verdict",
     "apply": "compcomp.compress",
     "cut": "compcomp.models.cut",
+    "compress_checkpoint": "compcomp.models.stream",
+    "estimate": "compcomp.optimize",
     "optimize_order": "compcomp.optimize",
+    "Estimate": "compcomp.ordering.estimate",
     "Plan": "compcomp.plan",
     "one_of": "compcomp.ordering.space",
     "optional": "compcomp.ordering.space",

@@ -313,6 +313,36 @@ class Outside(Record):
         return cls(Tensors.from_json(data), data["of"], Tensors.from_json(data["unsupported"]))
 
 
+# ------------------------------------------------------------------------------------------- the cost
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How long each part of a search takes on a model, and what it holds, estimated from a trial of each.
+
+    Attributes:
+        batches: The number of calibration batches.
+        calibrate: Seconds of one batch, with the Gram matrices of all layers.
+        forward: Seconds of one batch alone.
+        apply: For each technique, by position, the seconds of one application to all layers.
+        losses: Seconds of measuring the losses of one state.
+        evaluate: Seconds of one evaluation of the user's metrics.
+        dense: Bytes of the uncompressed state, and of copies of all else.
+        state: Bytes of one compressed state.
+        notes: What the figures leave out.
+    """
+
+    batches: int
+    calibrate: float
+    forward: float
+    apply: tuple[float, ...]
+    losses: float
+    evaluate: float
+    dense: int
+    state: int
+    notes: tuple[str, ...] = ()
+
+
 # ------------------------------------------------------------------------------------------- the protocol
 
 
@@ -423,3 +453,13 @@ class Bench(InParts, Protocol):
 
         Yields nothing if the bench cannot compute it.
         """
+
+
+class Tried(Bench, Protocol):
+    """A bench that can tell what a search on it costs."""
+
+    def passes(self, order: Sequence[Technique]) -> int:
+        """Return how often the calibration batches run through the model, block by block, while an order is applied."""
+
+    def trial(self, techniques: Sequence[Technique], path: Sequence[int]) -> Trial:
+        """Return how long each part of a search takes. ``path``: an order, by positions, to time techniques along."""

@@ -33,6 +33,7 @@ def apply(
     ignore: Patterns = ("lm_head",),
     calibrate: str = "sequential",
     passes: str = "one",
+    inside: str = "together",
     blocks: Patterns = None,
     progress: bool | Notify = False,
 ) -> nn.Module:
@@ -51,6 +52,8 @@ def apply(
         ignore: Patterns of the layers to leave alone.
         calibrate: The inputs that a layer is calibrated on: "sequential", "block" or "dense" (docs/calibration.md).
         passes: "one" if all steps share one pass over the blocks, "own" if each step makes a pass of its own.
+        inside: "together" if the layers of a block are calibrated at once, "in turn" if each sees the outputs of the
+            compressed layers before it.
         blocks: Patterns of the names or classes of the blocks. None finds the blocks of a transformers model, and takes
             any other model as one block.
         progress: True for bars on standard error, or a function that is called with each event (docs/measuring.md).
@@ -60,7 +63,7 @@ def apply(
     """
     sequence = as_sequence(sequence)
     targets, ignore = read_patterns(targets, ignore)
-    inputs = calibration_of(calibrate, passes, blocks)
+    inputs = calibration_of(calibrate, passes, inside, blocks)
     check_progress(progress)
     from compcomp.models.bench import ModelBench
     from compcomp.models.modes import PLAIN, kept
@@ -92,7 +95,7 @@ def apply_plan(
 ) -> nn.Module:
     """Apply a plan's order, or its orders for single layers, to a model, and return the same module."""
     if not plan.own_orders:
-        how = inputs.calibrate, inputs.sharing, inputs.blocks
+        how = inputs.calibrate, inputs.sharing, inputs.inside, inputs.blocks
         return apply(plan.order, model, calibration, device, targets, ignore, *how)
     from compcomp.models.bench import ModelBench
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from compcomp.compress import Patterns, read_patterns
 from compcomp.compress import apply as apply
@@ -17,11 +18,12 @@ from compcomp.language.loss import loss_named
 from compcomp.language.parameters import whole
 from compcomp.language.technique import Sequence, Technique
 from compcomp.models.calibration import Calibration, calibration_of
+from compcomp.ordering.estimate import Estimate
 from compcomp.ordering.on_model import EVALUATED
 from compcomp.ordering.parts import CONFIDENCE
 from compcomp.ordering.plan import INTERRUPTED, PlanData
 from compcomp.ordering.progress import Notify, Progress, check_progress
-from compcomp.ordering.search import LARGEST, search
+from compcomp.ordering.search import LARGEST, preview, search
 from compcomp.ordering.space import Slot, Space, pairs_of
 from compcomp.ordering.store import Store
 from compcomp.plan import Plan, Setting
@@ -55,6 +57,7 @@ def optimize_order(
     prover: Prover | None = None,
     calibrate: str = "sequential",
     passes: str = "one",
+    inside: str = "together",
     blocks: Patterns = None,
 ) -> Plan:
     """Find the best order in which to apply 1 to 8 techniques. One that is listed twice is applied twice.
@@ -98,6 +101,8 @@ def optimize_order(
             calibrated: "sequential", "block" or "dense" (docs/calibration.md). Losses of layers are at the inputs of
             the dense model in any case.
         passes: "one" if all steps of an order share one pass over the blocks, "own" if each makes a pass of its own.
+        inside: "together" if the layers of a block are calibrated at once, "in turn" if each sees the outputs of the
+            compressed layers before it.
         blocks: Patterns of the names or classes of the blocks, as in :func:`compcomp.compress.apply`.
 
     Returns:
@@ -108,6 +113,36 @@ def optimize_order(
         Interrupted: The user has pressed Ctrl-C. The exception has the plan of what was measured until then.
     """
     return _Arguments(**locals()).optimize()
+
+
+P = ParamSpec("P")
+
+
+def _as_for(given: Callable[P, Plan]) -> Callable[[Callable[..., Estimate]], Callable[P, Estimate]]:
+    """Return a decorator that gives a function the arguments of another one."""
+    return lambda function: function
+
+
+@_as_for(optimize_order)
+def estimate(*given: Any, **named: Any) -> Estimate:
+    """Estimate what a search would do: orders, applications, evaluations, minutes and memory.
+
+    Claims are decided as in the search, for at most a minute. One calibration batch, each technique on one layer of
+    each shape, and one part of ``evaluate`` are run and timed; an ``evaluate`` without parts is run once. Everything
+    else is left out. The model is afterwards as it was.
+
+    The arguments are those of :func:`optimize_order`. A store keeps the decided claims for the search. A generator of
+    batches is used up: give a list or a DataLoader.
+
+    Returns:
+        The estimate, whose text is a table. Counts are upper bounds; minutes and memory are rough.
+
+    Raises:
+        InputError: An argument cannot be used.
+    """
+    bound = inspect.signature(optimize_order).bind(*given, **named)
+    bound.apply_defaults()
+    return _Arguments(**bound.arguments).estimate()
 
 
 @dataclass
@@ -133,11 +168,12 @@ class _Arguments:
     prover: Prover | None
     calibrate: str
     passes: str
+    inside: str
     blocks: Patterns
 
     def __post_init__(self) -> None:
         self.targets, self.ignore = read_patterns(self.targets, self.ignore)
-        self.inputs = calibration_of(self.calibrate, self.passes, self.blocks)
+        self.inputs = calibration_of(self.calibrate, self.passes, self.inside, self.blocks)
         self.techniques, self.before = _techniques(self.techniques), pairs_of(self.before)
         self.known = Space(self.techniques, self.before).techniques
         whole(self.evaluations, 1, 10**6, "evaluations")
@@ -170,6 +206,15 @@ class _Arguments:
         if plan.optimality == INTERRUPTED:
             raise Interrupted(plan)
         return plan
+
+    def estimate(self) -> Estimate:
+        """Return what the search would do."""
+        with ExitStack() as stack:
+            progress = stack.enter_context(shown(self.progress))
+            bench = self.bench(stack, progress)
+            arguments = self.searched(bench, stack)
+            del arguments["executor"]
+            return preview(**arguments, progress=progress, evaluated=self.evaluate is not None)
 
     def bench(self, stack: ExitStack, progress: Progress) -> ModelBench | None:
         """Return the bench of the model, until the stack is closed. None without a model."""

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from compcomp.bench import Caps, Coverage, LayerJob, Watch, unwatched
+from compcomp.bench import Caps, Coverage, LayerJob, Trial, Watch, unwatched
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim
 from compcomp.language.loss import LOSSES, loss_named
@@ -39,6 +39,7 @@ from compcomp.models.patterns import Patterns
 from compcomp.models.sequential import Inputs, compress_blocks
 from compcomp.models.size import compression_rate
 from compcomp.models.states import applied, check_result, checked, digest, digest_of, tensors_in, versions_of, working
+from compcomp.models.trial import Calibrated, trial_of
 from compcomp.models.whole import Whole
 from compcomp.models.wrappers import uncompiled
 
@@ -215,7 +216,7 @@ class ModelBench:
         """Run the calibration batches, block by block."""
         assert self._kept is not None
         with uncompiled(self.model) as model:
-            stages = find_blocks(model, self.layers.values(), self.inputs.blocks)
+            stages = find_blocks(model, self.layers.values(), self.inputs.blocks, each=self.inputs.each)
             compress_blocks(
                 model,
                 self.layers,
@@ -374,6 +375,28 @@ class ModelBench:
         with uncompiled(self.model) as model:
             whole = model_fingerprint(model, [str(self._evaluation.modes)])
         return digest_of([key, sorted(self.loss_names), devices, whole, layers, self.inputs, *batches])
+
+    def passes(self, order: Items[Technique]) -> int:
+        """Return how often the calibration batches run through the model, block by block, while an order is applied."""
+        groups = self.inputs.passes(order)
+        return sum(not self.layers_apart(steps) and not steps[0].whole_model for steps in groups)
+
+    @plainly
+    def trial(self, techniques: Items[Technique], path: Items[int]) -> Trial:
+        """Return how long each part of a search takes, from a trial of each (:mod:`compcomp.models.trial`).
+
+        Takes a batch of a calibration that is a generator. The bench is of no further use for a search then.
+        """
+        self._held.place()
+        with self._held.unchanged():
+            calibrated = Calibrated(self, self._batches)
+            self._held.present = {
+                name: replace(
+                    self._dense_layer(layer, calibrated.grams.get(name)), magnitudes=calibrated.magnitudes.get(name)
+                )
+                for name, layer in self.layers.items()
+            }
+        return trial_of(self, techniques, path, calibrated, self._evaluation, self._held)
 
     explore = staticmethod(explore)
 

@@ -66,8 +66,8 @@ class Evaluation:
         assert self.evaluate is not None
         found: dict[str, list[tuple[float, float]]] = {}
         self.watch("evaluate", 0, len(parts), "parts")
-        for start in range(0, len(parts), self._at_once(len(parts))):
-            some = list(parts[start : start + self._at_once(len(parts))])
+        for start in range(0, len(parts), self.at_once(len(parts))):
+            some = list(parts[start : start + self.at_once(len(parts))])
             with self.modes.on():
                 sums = read_parts(self.evaluate(model, parts=some), len(some))
             self._check_names(sums)
@@ -79,7 +79,7 @@ class Evaluation:
                 self._note_unless_finite(name, part)
         return found
 
-    def _at_once(self, count: int) -> int:
+    def at_once(self, count: int) -> int:
         """Return how many parts to pass at once: those that the function runs together, if it says so, else all."""
         size = getattr(self.evaluate, "batch_size", None)
         return size if isinstance(size, int) and not isinstance(size, bool) and 0 < size < count else count

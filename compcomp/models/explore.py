@@ -147,7 +147,7 @@ class _States:
     def _keep(self, key: str, state: LayerState) -> None:
         if key in self._kept or key == self.digests[0]:
             return
-        size = _size(state)
+        size = size_of(state)
         self._kept[key] = state, size
         self._bytes += size
         while self._bytes > self.memory and len(self._kept) > 1:
@@ -184,7 +184,7 @@ class _Ahead:
             stack += children[one]
 
 
-def _size(state: LayerState) -> int:
+def size_of(state: LayerState) -> int:
     """Return the bytes of the storages that the state does not share with the dense layer, each counted once."""
     shared = state.reference.untyped_storage().data_ptr()
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors((state.weight, state.format))}

@@ -6,15 +6,17 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from compcomp.bench import Bench
+from compcomp.bench import Bench, Tried
 from compcomp.errors import InputError
+from compcomp.language.claim import Claim, Scope
 from compcomp.language.loss import loss_named
 from compcomp.language.technique import Technique
-from compcomp.language.verdict import Status
-from compcomp.ordering.ask import Asker, Decide
+from compcomp.language.verdict import Status, Verdict
+from compcomp.ordering.ask import FAILED, Asker, Decide, decided_by
 from compcomp.ordering.dag import Orderings
+from compcomp.ordering.estimate import Estimate, estimate
 from compcomp.ordering.generated import Generated
 from compcomp.ordering.measurement import Ranking, pareto
 from compcomp.ordering.on_model import EVALUATED, OnModel, Wanted
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("compcomp")
 LARGEST = 8
 """The most techniques an order may have."""
+HURRIED = 60.0
+"""The seconds that an estimate may spend on claims."""
 
 
 def search(
@@ -79,6 +83,64 @@ def search(
     orderings = Orderings(techniques, loss, None if bench is None else bench.shapes(), before=before)
     wanted = Wanted(evaluations, granularity == "layer", size, confidence)
     return _Search(orderings, bench, asker, progress, wanted, seed).run()
+
+
+def preview(
+    techniques: Sequence[Technique | Slot],
+    loss: str = "output_l2",
+    bench: Tried | None = None,
+    *,
+    before: Iterable[tuple[Technique, Technique]] = (),
+    evaluations: int = EVALUATED,
+    granularity: str = "model",
+    size: float | None = None,
+    confidence: float | None = CONFIDENCE,
+    prover: Prover | Decide | None = None,
+    store: Store | None = None,
+    progress: Progress | None = None,
+    evaluated: bool = False,
+    seconds: float = HURRIED,
+) -> Estimate:
+    """Estimate what :func:`search` would do with these arguments. Claims are decided, as orders are left by them.
+
+    Args:
+        techniques: As for a search, like all arguments that are not named here.
+        loss: The loss.
+        bench: The bench.
+        before: Pairs of techniques.
+        evaluations: The most orders to evaluate.
+        granularity: "model" or "layer".
+        size: The compression rate to reach.
+        confidence: The confidence of the race.
+        prover: Decides claims.
+        store: Keeps verdicts. A search with the same store does not ask these claims again.
+        progress: Reports progress.
+        evaluated: True if the user evaluates models.
+        seconds: The seconds after which no further claim is decided. The counts are then upper bounds.
+    """
+    _check(techniques, bench, granularity, size)
+    hurried = _Hurried(decided_by(prover), seconds)
+    asker, progress = Asker(hurried, store=store), progress or Progress()
+    orderings = Orderings(techniques, loss, None if bench is None else bench.shapes(), before=before)
+    wanted = Wanted(evaluations, granularity == "layer", size, confidence)
+    _Search(orderings, bench, asker, progress, wanted, 0).prove()
+    notes = []
+    if hurried.missed:
+        notes.append(f"{hurried.missed} claims were not decided within {seconds:g} s: fewer orders may be left")
+    return estimate(orderings, bench, wanted, evaluated=evaluated, notes=notes)
+
+
+class _Hurried:
+    """A prover that stops deciding claims after some seconds. ``missed``: the claims that it has left undecided."""
+
+    def __init__(self, decide: Decide, seconds: float) -> None:
+        self.decide, self.until, self.missed, self.seconds = decide, time.monotonic() + seconds, 0, seconds
+
+    def __call__(self, claim: Claim, scope: Scope, options: dict[str, Any]) -> Verdict:
+        if time.monotonic() < self.until:
+            return self.decide(claim, scope, options)
+        self.missed += 1
+        return Verdict(claim, scope, Status.UNKNOWN, reach=scope.describe(), cause=f"{FAILED}: no time for an estimate")
 
 
 def _check(techniques: Sequence[Technique | Slot], bench: Bench | None, granularity: str, size: float | None) -> None:

@@ -202,14 +202,13 @@ def test_search_apply_save_and_load(name: str, tmp_path: Path) -> None:
     planned(ARCHITECTURES[name], 0, tmp_path)
 
 
-@pytest.mark.parametrize("name", spread([*reversed(ARCHITECTURES)], 34))
-def test_prune_cut_save_and_load(name: str, tmp_path: Path) -> None:
-    for place, order in enumerate(UNITS[:3] if len(name) % 2 else UNITS[3:5]):
-        cut(ARCHITECTURES[name], 0, order, tmp_path / str(place))
+@pytest.mark.parametrize(("place", "name"), spread([*enumerate(reversed(ARCHITECTURES))], 34))
+def test_prune_cut_save_and_load(place: int, name: str, tmp_path: Path) -> None:
+    cut(ARCHITECTURES[name], 0, UNITS[place % 5], tmp_path)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_more_of_it(name: str, seed: int, tmp_path: Path) -> None:
     planned(ARCHITECTURES[name], seed, tmp_path / "planned")

@@ -87,6 +87,20 @@ def test_padding_is_left_out_behind_compressed_blocks_too(name: str) -> None:
     close(with_other_padding, {name: weight_of(model, name) for name in names_of(model)})
 
 
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_layers_in_turn_see_the_compressed_layers_before_them(name: str) -> None:
+    one = ARCHITECTURES[name]
+    model, batches = one.build(), one.batches()
+    by_hand, wanted = one.build(), dict[str, Tensor]()
+    for layer in names_of(model):
+        grams = seen(by_hand, [layer], batches)
+        wanted[layer] = compressed(weight_of(by_hand, layer), grams[layer], PRUNED_THEN_QUANTIZED)
+        with torch.no_grad():
+            weight_of(by_hand, layer).copy_(wanted[layer])
+    applied(model, batches, PRUNED_THEN_QUANTIZED, inside="in turn")
+    close(model, wanted)
+
+
 def test_steps_with_passes_of_their_own_see_what_the_steps_before_left() -> None:
     one = ARCHITECTURES["llama"]
     model, batches = one.build(), one.batches()
@@ -316,7 +330,8 @@ def test_whole_model_techniques_run_between_passes() -> None:
 
 
 def test_arguments_that_do_not_exist_are_refused_in_one_line() -> None:
-    for how in ({"calibrate": "behind"}, {"passes": "two"}, {"calibrate": ["dense"]}):
+    wrong = {"calibrate": "dense", "inside": "in turn"}, {"inside": "out"}, {"passes": "two"}, {"calibrate": ["dense"]}
+    for how in ({"calibrate": "behind"}, *wrong):
         with pytest.raises(InputError) as raised:
             applied(nn.Linear(4, 4), [torch.randn(2, 4)], [GPTQ(bits=4)], **how)
         assert "\n" not in str(raised.value)

@@ -34,6 +34,7 @@ from compcomp.techniques import (
     TruncatedSVD,
     Wanda,
 )
+from tests.amount import spread
 from tests.ordering.fakes import LayerBench, Prover, by_rules, exhaustive, run
 
 P, Q, D = Magnitude("1/2", pattern="2:4"), AbsMax(bits=3, group=4), LeastSquaresDistill()
@@ -143,7 +144,7 @@ FAMILY: list[Technique] = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", spread(range(12), 3))
 def test_the_winner_is_the_exhaustive_winner(seed: int) -> None:
     """By the real rules, on techniques and layers drawn at random: ties apart, nothing better exists."""
     chance = random.Random(seed)
@@ -265,7 +266,7 @@ def test_claims_in_rounds_are_the_same_for_every_executor(monkeypatch: pytest.Mo
     assert first == rounds
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", spread(range(4), 1))
 def test_an_order_for_each_layer_is_the_best_of_each(seed: int) -> None:
     techniques = [P, Q, D, L]
     bench = LayerBench(techniques, seed=seed, metric=None)
