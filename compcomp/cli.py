@@ -263,8 +263,9 @@ def optimize(
 ) -> None:
     """Find the best order for a recipe, and write the model compressed in that order.
 
-    Ctrl-C leaves plan.json with the best order measured until then, and a store to continue from if the recipe names one.
-    The exit status is 130 then. With --dry-run claims are decided, and each part of the search is timed once.
+    Ctrl-C leaves plan.json with the best order measured until then, and exit status 130.
+    If the recipe names a store, the same command continues from there.
+    With --dry-run claims are decided, and each part of the search is timed once.
     """
     from compcomp.recipe import load_recipe
 

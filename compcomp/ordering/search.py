@@ -34,7 +34,7 @@ LOG = logging.getLogger("compcomp")
 LARGEST = 8
 """The most techniques an order may have."""
 HURRIED = 60.0
-"""The seconds that an estimate may spend on claims."""
+"""The seconds after which an estimate decides no further claim. Its counts are then upper bounds."""
 
 
 def search(
@@ -99,7 +99,6 @@ def preview(
     store: Store | None = None,
     progress: Progress | None = None,
     evaluated: bool = False,
-    seconds: float = HURRIED,
 ) -> Estimate:
     """Estimate what :func:`search` would do with these arguments. Claims are decided, as orders are left by them.
 
@@ -116,17 +115,19 @@ def preview(
         store: Keeps verdicts. A search with the same store does not ask these claims again.
         progress: Reports progress.
         evaluated: True if the user evaluates models.
-        seconds: The seconds after which no further claim is decided. The counts are then upper bounds.
     """
     _check(techniques, bench, granularity, size)
-    hurried = _Hurried(decided_by(prover), seconds)
+    hurried = _Hurried(decided_by(prover), HURRIED)
     asker, progress = Asker(hurried, store=store), progress or Progress()
     orderings = Orderings(techniques, loss, None if bench is None else bench.shapes(), before=before)
     wanted = Wanted(evaluations, granularity == "layer", size, confidence)
-    _Search(orderings, bench, asker, progress, wanted, 0).prove()
+    made = _Search(orderings, bench, asker, progress, wanted, 0)
+    made.prove()
     notes = []
+    if bench is not None and made.questions.unproved_pairs():
+        notes.append("looking for conditions under which a pair is proved, and checking them, is not estimated")
     if hurried.missed:
-        notes.append(f"{hurried.missed} claims were not decided within {seconds:g} s: fewer orders may be left")
+        notes.append(f"{hurried.missed} claims were not decided within {HURRIED:g} s: fewer orders may be left")
     return estimate(orderings, bench, wanted, evaluated=evaluated, notes=notes)
 
 
