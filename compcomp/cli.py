@@ -372,12 +372,12 @@ def _optimize(read: Any, source: Any, out: Path, device: str | None, as_json: bo
 def _save_partial(plan: Plan | None, out: Path) -> None:
     """Write plan.json for an interrupted search, and say on standard error what it has."""
     if plan is None:
-        sys.stderr.write("compcomp: no order was measured yet\n")
+        sys.stderr.write("compcomp: interrupted before an order was measured\n")
         return
     from compcomp.ordering.saved import save_plan
 
     save_plan(plan, out)
-    sys.stderr.write(f"compcomp: {out / 'plan.json'} has the {plan.standing}\n")
+    sys.stderr.write(f"compcomp: interrupted; {out / 'plan.json'} has {plan.order}, {plan.standing}\n")
 
 
 def _show(plan: Plan, out: Path) -> None:

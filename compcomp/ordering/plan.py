@@ -151,7 +151,8 @@ class PlanData:
             return f"proved optimal under ({self.loss}, {self.scope})"
         if self.optimality == INTERRUPTED:
             measured, left = self.orders["measured"], self.left
-            return f"best of the {measured} orders measured before an interruption, of {left} that no proof excludes"
+            which = "the only order" if measured == 1 else f"best of the {measured} orders"
+            return f"{which} measured before an interruption, of {left} that no proof excludes"
         among = f" {self.among}," if self.among else ""
         return f"best measured{among} of the {self.left} orders that no proof excludes"
 
