@@ -289,7 +289,7 @@ def apply(
 ) -> None:
     """Compress a model on disk, one block in memory at a time (docs/calibration.md).
 
-    The same command continues a run that ended early. What --out holds stays until the new model is complete.
+    The same command continues a run that ended early. The content of --out stays until the new model is complete.
     """
     import compcomp.techniques  # noqa: F401
     from compcomp.language.text import parse_sequence

@@ -39,9 +39,9 @@ def apply(
 ) -> nn.Module:
     """Apply a sequence to a model, without a search, and return the same module with its new weights.
 
-    The blocks of the model are compressed one after another. Beside the model, memory holds one block's Gram matrices
-    and the calibration set's activations between two blocks; the earlier weights are kept on disk until the end, in
-    the temporary directory. Notes of a plan are warnings here.
+    The blocks of the model are compressed one after another. Apart from the model, memory holds one block's Gram
+    matrices and the calibration set's activations between two blocks. The earlier weights are kept on disk until the
+    end, in the temporary directory. Notes of a plan are warnings here.
 
     Args:
         sequence: The techniques to apply.

@@ -50,7 +50,7 @@ class Calibration:
 
     @property
     def described(self) -> str:
-        """Where the inputs of a layer come from, in words."""
+        """A description of the inputs, as text."""
         return CALIBRATIONS[self.calibrate] + INSIDE[self.inside]
 
     def passes(self, steps: Iterable[Technique]) -> list[list[Technique]]:

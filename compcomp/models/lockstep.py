@@ -1,8 +1,8 @@
 """Run a model on several batches in lockstep: no batch enters a module before all have arrived there.
 
 Each batch is an ordinary call of the model, in a thread of its own. It pauses where it enters one of some modules,
-called stages. The stage itself runs in the thread that leads, so that one thread alone needs much memory. What a model
-passes from one stage to the next stays where the model keeps it: nothing has to be known of its architecture.
+called stages. The stage itself runs in the thread that leads, so that one thread alone needs much memory. The model
+keeps what it passes from one stage to the next, so nothing has to be known of its architecture.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Calibrate and compress a model block by block, with the memory of one block at a time.
 
 The batches run through the model in lockstep (:mod:`compcomp.models.lockstep`). When all have run a block, its layers
-are compressed, and its Gram matrices dropped. What the batches bring to the next block comes from the compressed block,
-or from the dense one.
+are compressed, and its Gram matrices dropped. The batches bring the outputs of the compressed block to the next
+one, or those of the dense block.
 """
 
 from __future__ import annotations

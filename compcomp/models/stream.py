@@ -53,7 +53,7 @@ class Compressed:
     Attributes:
         directory: The new checkpoint.
         rate: The compression rate of the compressed layers, against 16 bits a weight.
-        model_rate: That of the whole model. What no technique acts on counts 16 bits a parameter.
+        model_rate: That of the whole model. Parameters that no technique acts on count 16 bits.
         bytes: The size of the weights on disk, compressed layers as dense tensors.
         outside: The parameters that no technique acts on.
         resumed: The number of blocks that an earlier run had compressed.
@@ -114,7 +114,7 @@ def compress_checkpoint(
     Args:
         order: The techniques to apply.
         directory: A directory with ``config.json`` and safetensors, in one file or several.
-        out: The directory to write to. What it holds stays until the new model is complete.
+        out: The directory to write to. Its content stays until the new model is complete.
         calibration: Batches for the model. Required if a technique looks at inputs.
         device: "auto", "cpu", "cuda" or "cuda:1".
         targets: Patterns of the layers to compress.
@@ -252,7 +252,7 @@ class _Stream:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turn a failure to write into one line. What was written stays, for the next run."""
+        """Turn a failure to write into one line. The next run continues from what was written."""
         try:
             yield
         except (OSError, SafetensorError) as error:

@@ -82,7 +82,7 @@ class OnModel:
         A few orders are measured on the whole model at once. If there are many, layers are explored first.
 
         If layers are not apart in the models that ``evaluate`` is given, as they are calibrated on the outputs of
-        compressed layers, the layers are still explored on the inputs of the dense model. What is found there chooses
+        compressed layers, the layers are still explored on the inputs of the dense model. This chooses
         the orders to evaluate, but merges and drops none: laws 4 and 5 speak of other states.
         """
         bench, orderings, wanted = self.bench, self.orderings, self.wanted

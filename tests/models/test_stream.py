@@ -153,10 +153,10 @@ def test_a_kill_leaves_what_is_needed_to_go_on(tmp_path: Path) -> None:
     assert same(loaded(tmp_path / "out"), model.state_dict())
 
 
-def one_line(error: pytest.ExceptionInfo[InputError], *words: str) -> None:
+def one_line(error: pytest.ExceptionInfo[InputError], *parts: str) -> None:
     assert "\n" not in str(error.value)
-    for word in words:
-        assert word in str(error.value), str(error.value)
+    for part in parts:
+        assert part in str(error.value), str(error.value)
 
 
 def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:

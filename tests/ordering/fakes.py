@@ -69,6 +69,12 @@ class LayerBench:
         weakref.finalize(after, self._gone)
         return after
 
+    def layers_apart(self, techniques: Sequence[Technique]) -> bool:
+        return True
+
+    def apply_all(self, order: Sequence[Technique]) -> LayerState:
+        return run(order, self._dense)
+
     def _gone(self) -> None:
         self.live -= 1
 
