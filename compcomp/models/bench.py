@@ -389,14 +389,14 @@ class ModelBench:
         """
         self._held.place()
         with self._held.unchanged():
-            calibrated = Calibrated(self, self._batches)
+            calibrated = Calibrated(self.model, self.layers.values(), self._batches)
             self._held.present = {
                 name: replace(
                     self._dense_layer(layer, calibrated.grams.get(name)), magnitudes=calibrated.magnitudes.get(name)
                 )
                 for name, layer in self.layers.items()
             }
-        return trial_of(self, techniques, path, calibrated, self._evaluation, self._held)
+        return trial_of(techniques, path, self.loss_names, calibrated, self._evaluation, self._held)
 
     explore = staticmethod(explore)
 

@@ -6,10 +6,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence, Sized
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compcomp.bench import Trial
 from compcomp.language.technique import Technique
@@ -19,20 +19,17 @@ from compcomp.models.calibrate import calibrate
 from compcomp.models.devices import move
 from compcomp.models.evaluation import Evaluation
 from compcomp.models.explore import size_of
-from compcomp.models.held import HeldModel, ModelState
-from compcomp.models.layers import evaluating
+from compcomp.models.held import HeldModel
+from compcomp.models.layers import Layer, evaluating
 from compcomp.models.measure import layer_losses
 from compcomp.models.states import applied, digest
 from compcomp.models.wrappers import uncompiled
-
-if TYPE_CHECKING:
-    from compcomp.models.bench import ModelBench
 
 
 class Calibrated:
     """The trial of one calibration batch: seconds of a run alone, and of one with Gram matrices. ``count``: of all."""
 
-    def __init__(self, bench: ModelBench, batches: Iterable[Any] | None) -> None:
+    def __init__(self, model: nn.Module, layers: Iterable[Layer], batches: Iterable[Any] | None) -> None:
         self.grams: dict[str, Tensor] = {}
         self.magnitudes: dict[str, Magnitudes] = {}
         self.count, self.forward, self.seconds, self.known = 0, 0.0, 0.0, True
@@ -40,14 +37,14 @@ class Calibrated:
             return
         self.known = isinstance(batches, Sized)
         self.count = len(batches) if isinstance(batches, Sized) else 1
-        first = list(islice(prepared(bench.model, batches), 1))
-        with uncompiled(bench.model) as model, evaluating(model), torch.no_grad():
+        first = list(islice(prepared(model, batches), 1))
+        with uncompiled(model) as model, evaluating(model), torch.no_grad():
             device = next(p.device for p in model.parameters() if p.device.type != "meta")
             start = time.perf_counter()
             run(model, move(first[0], device))
             self.forward = time.perf_counter() - start
             start = time.perf_counter()
-            self.grams = calibrate(model, bench.layers.values(), first, self.magnitudes)
+            self.grams = calibrate(model, layers, first, self.magnitudes)
             self.seconds = time.perf_counter() - start
 
     @property
@@ -57,9 +54,9 @@ class Calibrated:
 
 
 def trial_of(
-    bench: ModelBench,
     techniques: Sequence[Technique],
     path: Sequence[int],
+    loss_names: Sequence[str],
     calibrated: Calibrated,
     evaluation: Evaluation,
     held: HeldModel,
@@ -67,14 +64,14 @@ def trial_of(
     """Return how long each part of a search takes, and what it holds, from a trial of each.
 
     Args:
-        bench: The bench of the model.
         techniques: The techniques of the search.
         path: An order, by positions, along which techniques are timed. The others are timed on the dense layer.
+        loss_names: The losses that are measured.
         calibrated: The trial of the calibration.
         evaluation: The user's ``evaluate``.
         held: The model, whose present state is the dense one.
     """
-    apply, losses, state = _on_layers(bench, techniques, path, held.present)
+    apply, losses, state = _on_layers(techniques, path, loss_names, held)
     notes = [] if calibrated.known else ["the number of calibration batches is not known: one was assumed"]
     if coupled := [technique for technique in techniques if technique.whole_model]:
         notes.append(f"the time of {coupled[0]}, which acts on the whole model, is not estimated")
@@ -92,14 +89,14 @@ def trial_of(
 
 
 def _on_layers(
-    bench: ModelBench, techniques: Sequence[Technique], path: Sequence[int], dense: ModelState
+    techniques: Sequence[Technique], path: Sequence[int], loss_names: Sequence[str], model: HeldModel
 ) -> tuple[list[float], float, int]:
     """Return seconds of each technique and of measuring losses, for all layers, and the bytes of the largest state."""
-    shapes = Counter(layer.shape for layer in bench.layers.values())
+    dense, shapes = model.present, Counter(layer.shape for layer in model.layers.values())
     apply, losses, held = [0.0] * len(techniques), 0.0, 0
     others = [step for step in range(len(techniques)) if step not in path]
     for shape, count in shapes.items():
-        name = next(name for name, layer in bench.layers.items() if layer.shape == shape)
+        name = next(name for name, layer in model.layers.items() if layer.shape == shape)
         state, largest = dense[name], 0
         for step in [*others, *path]:
             if not techniques[step].whole_model:
@@ -110,7 +107,7 @@ def _on_layers(
                 largest = max(largest, size_of(after))
         start = time.perf_counter()
         with torch.no_grad():
-            layer_losses(state, bench.loss_names)
+            layer_losses(state, tuple(loss_names))
         losses += count * (time.perf_counter() - start)
         held += count * largest
     return apply, losses, held
