@@ -329,7 +329,7 @@ class Trial:
         evaluate: Seconds of one evaluation of the user's metrics.
         dense: Bytes of the uncompressed state, and of copies of all else.
         state: Bytes of one compressed state.
-        notes: What the figures leave out.
+        notes: Lines on the limits of these figures.
     """
 
     batches: int

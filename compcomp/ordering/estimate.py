@@ -26,8 +26,8 @@ class Estimate:
             stops some early.
         batches: Runs of a calibration batch through the model.
         seconds: Estimated seconds, by phase: "calibrate", "apply", "measure" (losses) and "evaluate".
-        memory: Estimated bytes that the search holds at once beside the model, in main memory and on the device.
-        notes: What the figures leave out.
+        memory: Estimated bytes that the search holds at once in addition to the model, in main memory and on devices.
+        notes: Lines on the limits of these figures.
     """
 
     orders: Mapping[str, int]
@@ -67,7 +67,7 @@ class Estimate:
             f"  applications  at most {self.applications:,} of a technique to the whole model",
             f"  evaluations   at most {self.evaluations:,}",
             f"  minutes       about {self.minutes:.3g}" + (f" ({times})" if times else ""),
-            f"  memory        about {self.memory / 2**30:.3g} GiB beside the model",
+            f"  memory        about {self.memory / 2**30:.3g} GiB in addition to the model",
         ]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
