@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from compcomp.bench import Watch, unwatched
 from compcomp.errors import InputError
 from compcomp.layers.state import Magnitudes
 from compcomp.models.batches import prepared, run, running
@@ -24,6 +25,7 @@ def calibrate(
     batches: Any,
     magnitudes: dict[str, Magnitudes] | None = None,
     notes: list[str] | None = None,
+    watch: Watch = unwatched,
 ) -> dict[str, Tensor]:
     """Return the Gram matrix (in x in, float64, on the layer's device) of each layer's inputs, by name.
 
@@ -43,6 +45,7 @@ def calibrate(
             device.
         magnitudes: A dict to fill with the largest and the mean magnitude of each layer's input features.
         notes: A list to extend with lines on layers for which padding could not be determined.
+        watch: Called after each batch, as the phase "calibrate".
 
     Raises:
         InputError: There is no batch, a batch cannot be used, a layer never runs, or activations are not finite.
@@ -73,6 +76,9 @@ def calibrate(
                 handle = module.register_forward_pre_hook(hook(layer), with_kwargs=True)
                 stack.callback(handle.remove)
         decoding = is_encoder_decoder(model)
+        count, number = len(batches) if isinstance(batches, Sized) else None, 0
+        count = 1 if isinstance(batches, Tensor | Mapping) else count
+        watch("calibrate", 0, count, "batches")
         for number, batch in enumerate(prepared(model, batches), start=1):
             batch = move(batch, device)
             padded = streams(batch, decoding)
@@ -86,6 +92,9 @@ def calibrate(
                 looking.finish()
             looking = None
             collected.end_batch()
+            watch("calibrate", number, count, "batches")
+        if count is None or number < count:
+            watch("calibrate", number, number, "batches")
     if notes is not None:
         notes += notes_of(remarks)
     result = collected.grams(layers)

@@ -32,7 +32,7 @@ Inputs = Mapping[str, tuple[Tensor, Magnitudes]]
 Compress = Callable[[Inputs], None]
 """Compresses layers of one block: puts their new weights into the model."""
 OnBlock = Callable[[int, int, str], None]
-"""Called after each block with the number of layers compressed, of all layers, and the block's name."""
+"""Called at the start and after each block: the number of layers compressed, of all layers, and the block's name."""
 
 
 def compress_blocks(
@@ -120,6 +120,7 @@ class _Pass:
         self.model, self.layers, self.batches, self.stages = model, layers, batches, stages
         self.compress, self.late, self.remarks, self.dense = compress, late, remarks, dense
         self.on_block, self.enter, self.leave = on_block, enter, leave
+        self.compressed = 0
         self.observing: set[str] = set()
         self.collected = Collected(())
         self.at_the_end = Collected(layers[name] for name in late)
@@ -127,6 +128,7 @@ class _Pass:
 
     def run(self) -> None:
         left = set(self.layers) - self.late
+        self.on_block(0, len(self.layers), "")
         with ExitStack() as stack:
             stack.enter_context(evaluating(self.model))
             stack.enter_context(_without_caches(self.model))
@@ -138,6 +140,7 @@ class _Pass:
             lockstep = stack.enter_context(Lockstep(self.stages, calls))
             for stage in lockstep.stages():
                 done = self.enter(stage)
+                self.compressed += len(left.intersection(stage.layers)) if done else 0
                 self._through(lockstep, stage, [] if done else [name for name in stage.layers if name in left])
                 left.difference_update(stage.layers)
                 if left or self.late:
@@ -177,8 +180,8 @@ class _Pass:
     def _compress(self, collected: Collected, layers: Sequence[Layer], where: str) -> None:
         grams, magnitudes = collected.grams(layers), collected.magnitudes()
         self.compress({layer.name: (grams[layer.name], magnitudes[layer.name]) for layer in layers})
-        names = list(self.layers)
-        self.on_block(1 + max(names.index(layer.name) for layer in layers), len(names), where)
+        self.compressed += len(layers)
+        self.on_block(self.compressed, len(self.layers), where)
 
     def _observed(self, layer: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a layer, and add up its inputs if they are wanted."""
