@@ -22,7 +22,7 @@ class Matrix:
     """A part of a parameter that is one matrix.
 
     Attributes:
-        suffix: What its name has after that of the parameter: the number of an expert, "q", "k" or "v", or nothing.
+        suffix: The end of its name, after that of the parameter: the number of an expert, "q", "k", "v", or nothing.
         index: Where it lies in the parameter.
     """
 

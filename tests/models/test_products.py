@@ -29,14 +29,14 @@ USES = ("linear", "matmul", "weight first", "vectors", "einsum", "batched", "vie
 
 
 class Experts(nn.Module):
-    """Token k goes to expert k % 3, by one of many ways to multiply. ``told``: it says how its weights are stored."""
+    """Token k goes to expert k % 3, by one of many ways to multiply. ``says``: it says how its weights are stored."""
 
-    def __init__(self, use: str = "linear", transposed: bool = False, told: bool = True) -> None:
+    def __init__(self, use: str = "linear", transposed: bool = False, says: bool = True) -> None:
         super().__init__()
         shape = (COUNT, IN, OUT) if transposed else (COUNT, OUT, IN)
         self.weight = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
         self.use, self.stored = use, transposed
-        if told:
+        if says:
             self.is_transposed = transposed
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def test_each_expert_is_compressed_as_a_layer_of_its_own(transposed: bool, calib
 
 def test_a_weight_read_the_wrong_way_round_is_refused() -> None:
     with pytest.raises(InputError, match=r"layer weight\.0: .*the other way round.*is_transposed"):
-        calibrate(model := Experts("matmul", transposed=True, told=False), find_layers(model), [tokens()])
+        calibrate(model := Experts("matmul", transposed=True, says=False), find_layers(model), [tokens()])
     square = Experts("matmul", transposed=True)
     square.weight = nn.Parameter(torch.randn(COUNT, IN, IN))
     square.is_transposed = False

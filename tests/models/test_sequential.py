@@ -89,9 +89,9 @@ def test_layers_in_turn_see_the_compressed_layers_before_them(name: str) -> None
     by_hand, wanted = one.build(), dict[str, Tensor]()
     for layer in names_of(model):
         grams = seen(by_hand, [layer], batches)
-        wanted[layer] = compressed(weight_of(by_hand, layer), grams[layer], PRUNED_THEN_QUANTIZED)
+        wanted[layer] = compressed(stored(by_hand, layer), grams[layer], PRUNED_THEN_QUANTIZED)
         with torch.no_grad():
-            weight_of(by_hand, layer).copy_(wanted[layer])
+            stored(by_hand, layer).copy_(wanted[layer])
     applied(model, batches, PRUNED_THEN_QUANTIZED, inside="in turn")
     close(model, wanted)
 
