@@ -119,7 +119,7 @@ class HeldModel:
                 for parameter in layer.held():
                     if not torch.equal(parameter[places], copy.to(parameter.device)):
                         with torch.inference_mode(parameter.is_inference()):
-                            parameter[places] = copy.to(parameter.device)
+                            parameter.detach()[places] = copy.to(parameter.device)
 
     def _put(self, state: ModelState, names: Collection[str]) -> None:
         """Write the weights of a state into the layers of these names."""
