@@ -529,7 +529,7 @@ def _remarks(layers: Iterable[Layer]) -> list[str]:
         for layer in layers
         for name, _ in layer.followers
     ]
-    for layer in layers:
+    for layer in (one for one in layers if one.called):
         if more := [n for module in layer.modules for n in module._parameters if n not in ("weight", "bias")]:
             held = ", ".join(dict.fromkeys(more))
             found.append(f"layer {layer.name}: it also holds {held}; the weight alone is compressed")
