@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from compcomp.errors import InputError
+from compcomp.errors import InputError, Interrupted
 from compcomp.version import __version__
 
 if TYPE_CHECKING:
@@ -256,12 +256,64 @@ def optimize(
     recipe: Annotated[Path, typer.Argument(help="A YAML file, see docs/recipes.md.")],
     out: Out = Path("out"),
     device: Device = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only estimate orders, applications, evaluations, minutes and memory.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Find the best order for a recipe, and write the model compressed in that order."""
+    """Find the best order for a recipe, and write the model compressed in that order.
+
+    Ctrl-C leaves plan.json with the best order measured until then, and exit status 130.
+    If the recipe names a store, the same command continues from there.
+    With --dry-run claims are decided, and each part of the search is timed once.
+    """
     from compcomp.recipe import load_recipe
 
-    _optimize(load_recipe, recipe, out, device, as_json)
+    _optimize(load_recipe, recipe, out, device, as_json, dry_run=dry_run)
+
+
+@app.command()
+def apply(
+    sequence: Annotated[str, typer.Argument(help="Such as 'SparseGPT(sparsity=1/2) >> GPTQ(bits=4, mask=\"kept\")'.")],
+    model: Annotated[Path, typer.Argument(help="A folder with config.json and safetensors, in one file or several.")],
+    out: Annotated[Path, typer.Option("--out", help="Where the compressed model goes.")],
+    text: Annotated[Path | None, typer.Option(help="A text file to calibrate on.")] = None,
+    windows: Annotated[int, typer.Option(help="Windows of tokens, spread over the text.")] = 32,
+    length: Annotated[int, typer.Option(help="Tokens in a window.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Windows that run together.")] = 4,
+    calibrate: Annotated[str, typer.Option(help="sequential, block or dense (docs/calibration.md).")] = "sequential",
+    targets: Annotated[list[str] | None, typer.Option(help="Layers to compress; all of them by default.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Layers to leave alone; by default lm_head.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Compress a model on disk, one block in memory at a time (docs/calibration.md).
+
+    The same command continues a run that ended early. The content of --out stays until the new model is complete.
+    """
+    import compcomp.techniques  # noqa: F401
+    from compcomp.language.text import parse_sequence
+    from compcomp.models.causal_lm import token_batches
+    from compcomp.models.stream import compress_checkpoint
+
+    order = parse_sequence(sequence)
+    batches = None if text is None else token_batches(model, text, length, windows, batch_size)
+    with _counting("layers") as advance:
+        found = compress_checkpoint(
+            order,
+            model,
+            out,
+            batches,
+            device or "auto",
+            targets or None,
+            ignore or ("lm_head",),
+            calibrate=calibrate,
+            on_block=lambda done, total, name: advance(done, total),
+        )
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        sys.stdout.write(f"{found}\n")
 
 
 @app.command()
@@ -272,37 +324,60 @@ def demo(out: Out = Path("out"), device: Device = None, as_json: Json = False) -
     _optimize(recipe_of, DEMO, out, device, as_json)
 
 
-def _optimize(read: Any, source: Any, out: Path, device: str | None, as_json: bool) -> None:
+def _optimize(read: Any, source: Any, out: Path, device: str | None, as_json: bool, *, dry_run: bool = False) -> None:
     import compcomp.techniques  # noqa: F401
 
     recipe: Recipe = read(source)
     _check_out(out)
-    from compcomp.optimize import optimize_order
+    from compcomp.optimize import estimate, optimize_order
     from compcomp.recipe import check_out, load
 
     check_out(out, recipe, source if isinstance(source, Path) else None)
 
     with _waiting("loading the model"):
         loaded = load(recipe)
-    plan = optimize_order(
-        list(recipe.techniques),
-        loss=recipe.loss,
-        model=loaded.model,
-        calibration=loaded.calibration,
-        evaluate=loaded.evaluate,
-        device=device or recipe.device,
-        store=None if recipe.store is None else str(recipe.folder / recipe.store),
-        targets=recipe.targets,
-        ignore=recipe.ignore,
-        progress=True,
+    arguments: dict[str, Any] = {
+        "techniques": list(recipe.techniques),
+        "loss": recipe.loss,
+        "model": loaded.model,
+        "calibration": loaded.calibration,
+        "evaluate": loaded.evaluate,
+        "device": device or recipe.device,
+        "store": None if recipe.store is None else str(recipe.folder / recipe.store),
+        "targets": recipe.targets,
+        "ignore": recipe.ignore,
+        "progress": True,
         **recipe.choices,
-    )
+    }
+    if dry_run:
+        found = estimate(**arguments)
+        if as_json:
+            _print_json(found.to_json())
+        else:
+            sys.stdout.write(f"{found}\n")
+        return
+    try:
+        plan = optimize_order(**arguments)
+    except Interrupted as stop:
+        _save_partial(stop.plan, out)
+        raise
     plan.save(out)
     plan.report(out / "report.html")
     if as_json:
         _print_json({**plan.to_json(), "out": str(out)})
     else:
         _show(plan, out)
+
+
+def _save_partial(plan: Plan | None, out: Path) -> None:
+    """Write plan.json for an interrupted search, and say on standard error what it has."""
+    if plan is None:
+        sys.stderr.write("compcomp: interrupted before an order was measured\n")
+        return
+    from compcomp.ordering.saved import save_plan
+
+    save_plan(plan, out)
+    sys.stderr.write(f"compcomp: interrupted; {out / 'plan.json'} has {plan.order}, {plan.standing}\n")
 
 
 def _show(plan: Plan, out: Path) -> None:

@@ -15,6 +15,7 @@ from compcomp.language.loss import loss_named
 from compcomp.language.parameters import whole
 from compcomp.language.technique import Technique
 from compcomp.language.text import parse_sequence
+from compcomp.models.calibration import CALIBRATIONS, INSIDE, PASSES
 from compcomp.models.patterns import patterns_of
 from compcomp.ordering.space import GRANULARITIES, Slot, one_of, optional
 
@@ -32,6 +33,10 @@ KEYS = (
     "device",
     "targets",
     "ignore",
+    "calibrate",
+    "passes",
+    "inside",
+    "blocks",
     "store",
 )
 LARGEST_FILE = 2**20
@@ -189,7 +194,7 @@ def _technique(given: Any, where: str) -> Technique:
 
 
 def _choices(data: dict[str, Any], where: str) -> dict[str, Any]:
-    """Read ``before``, ``evaluations``, ``granularity``, ``size`` and ``confidence`` if the recipe has them."""
+    """Read the further arguments of ``optimize_order`` that the recipe has."""
     found: dict[str, Any] = {}
     if data.get("before") is not None:
         place, pairs = f"{where}: before", data["before"]
@@ -200,6 +205,11 @@ def _choices(data: dict[str, Any], where: str) -> dict[str, Any]:
         found["evaluations"] = whole(data["evaluations"], 1, 10**6, f"{where}: evaluations")
     if data.get("granularity") is not None:
         found["granularity"] = parameters.one_of(data["granularity"], GRANULARITIES, f"{where}: granularity")
+    for name, allowed in (("calibrate", CALIBRATIONS), ("passes", PASSES), ("inside", INSIDE)):
+        if data.get(name) is not None:
+            found[name] = parameters.one_of(data[name], list(allowed), f"{where}: {name}")
+    if data.get("blocks") is not None:
+        found["blocks"] = patterns_of(_texts(data["blocks"], f"{where}: blocks"), f"{where}: blocks")
     for name in ("size", "confidence"):
         if name in data:  # null turns a race off
             found[name] = _share(data[name], f"{where}: {name}")

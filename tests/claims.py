@@ -148,6 +148,18 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     (f"BlockMeans(rank=1) >> {D} equals Hadamard()", "weight_l2", "any", "PROVED"),
     (f"Hadamard() >> {F} is orthogonal to {F}", "weight_l2", "any", "PROVED"),
     (f"Hadamard() >> {X} equals Hadamard()", "weight_l2", "any", "REFUTED"),
+    # A mask that is kept, no low-rank term, its own result: nothing is left to do.
+    ("SparseGPT(sparsity=1/2) >> ApplyMask() equals ApplyMask() >> SparseGPT(sparsity=1/2)", *_PROVED),
+    (f"{P} >> {Q} >> ApplyMask() same state as {P} >> {Q}", *_PROVED),
+    (f"{P} >> {O} >> ApplyMask() equals {P} >> {O}", *_REFUTED),
+    (f"{Q} >> {F} same state as {Q}", *_PROVED),
+    (f"{Q} >> {L} >> {F} equals {Q} >> {L}", *_REFUTED),
+    (_twice("RIA(sparsity=1/2)"), *_PROVED),
+    (_twice("ClippedAbsMax(bits=3)"), *_PROVED),
+    (_twice("JointPruneQuantize(sparsity=1/2, bits=4, pattern='1:2')"), *_PROVED),
+    (_twice(S), *_PROVED),
+    ("MX(group=2) >> Wanda(sparsity=1/2) fits 50%", *_PROVED),
+    (f"{W} fits 50%", *_REFUTED),
     # Quantized inputs: what does not look at them commutes with quantizing them; distillation fits the dense outputs.
     (f"{N} >> {X} >> {Q} equals {X} >> {N} >> {Q}", "weight_l2", "any", "PROVED"),
     (f"{P} >> {X} >> {Q} dominates {Q} >> {X} >> {P}", "weight_l2", "any", "PROVED"),

@@ -25,6 +25,7 @@ from compcomp.techniques import (
     DistillFactors,
     GradientDistill,
     Hadamard,
+    JointPruneQuantize,
     Magnitude,
     MinMax,
     PruneRows,
@@ -144,13 +145,16 @@ LIES: list[tuple[Technique, dict[str, Any]]] = [
     (GradientDistill(1), {"no_op": frozenset({"on a grid"})}),
     (GradientDistill(1), {"no_op": frozenset({"plain"})}),
     (HALF, {"no_op": frozenset({"plain dense"})}),
+    (HALF, {"no_op": frozenset({"masked"})}),
+    (LOW, {"no_op": frozenset({"without factors"})}),
+    (JointPruneQuantize("1/2", 3, group=2), {"idempotent": True}),  # a group may lose its largest weight
 ]
 
 
 @cache
 def passes_without_a_lie(technique: Technique) -> bool:
     """Whether the check finds nothing; once for all lies about one technique."""
-    check_encoding(Lying(technique), max_examples=40, minimise=False)
+    check_encoding(Lying(technique), max_examples=20, minimise=False)
     return True
 
 

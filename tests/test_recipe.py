@@ -27,6 +27,10 @@ evaluations: 6
 granularity: layer
 size: 0.5
 confidence: null
+calibrate: sequential
+passes: own
+inside: in turn
+blocks: [layers.0, Block]
 loss: weight_l2
 """
 
@@ -42,6 +46,10 @@ def test_slots_pairs_and_choices(tmp_path: Path) -> None:
         "granularity": "layer",
         "size": 0.5,
         "confidence": None,
+        "calibrate": "sequential",
+        "passes": "own",
+        "inside": "in turn",
+        "blocks": ("layers.0", "Block"),
     }
 
 
@@ -73,6 +81,10 @@ def test_a_recipe_is_what_optimize_order_takes() -> None:
         ({"granularity": "block"}, "granularity: 'block'"),
         ({"size": 80}, "size: 80"),
         ({"confidence": "high"}, "confidence: 'high'"),
+        ({"calibrate": "behind"}, "calibrate: 'behind'"),
+        ({"passes": 2}, "passes: 2"),
+        ({"inside": ["in turn"]}, "inside: "),
+        ({"blocks": 3}, "blocks: 3"),
         ({"sizes": 0.5}, "key 'sizes'"),
     ],
 )

@@ -100,7 +100,7 @@ class Declared:
     )
     restores: frozenset[str] = field(
         default=frozenset(),
-        metadata=_law("an invariant of these holds after it whatever the weights were before", "kept"),
+        metadata=_law("an invariant of these holds after it whatever the weights were before", "kept", "no_op"),
     )
     never_increases: frozenset[str] = field(
         default=frozenset(),

@@ -164,14 +164,25 @@ def _instance(value: Any, above: tuple[Any, ...]) -> Hashable:
 
 def _held(value: Any) -> Iterator[tuple[str, Any]]:
     """Return the attributes of an object, except the values of cached properties."""
-    kind = type(value)
-    for base in kind.__mro__:
-        for name, slot in vars(base).items():
-            if isinstance(slot, MemberDescriptorType) and hasattr(value, name):
-                yield name, getattr(value, name)
+    kind: Any = type(value)
+    for name in _our_slots(kind) if is_ours(value) else _slots(kind):
+        if hasattr(value, name):
+            yield name, getattr(value, name)
     for name, item in getattr(value, "__dict__", {}).items():
         if not isinstance(getattr(kind, name, None), cached_property):
             yield name, item
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    """Return the names of the slots of a class and of its bases."""
+    every = (item for base in kind.__mro__ for item in vars(base).items())
+    return tuple(name for name, slot in every if isinstance(slot, MemberDescriptorType))
+
+
+@lru_cache(maxsize=4096)
+def _our_slots(kind: type) -> tuple[str, ...]:
+    """Return the same for a class of this library, which does not change."""
+    return _slots(kind)
 
 
 # ------------------------------------------------------------------------------------------------ code

@@ -117,7 +117,7 @@ def sources_of(techniques: Iterable[Technique]) -> str | None:
     Returns None if text does not determine a technique, or if a file cannot be read or has changed since this process
     read it. In the last case it is not known which version led to a result.
     """
-    found = list(techniques)
+    found = list({id(technique): technique for technique in techniques}.values())  # the sides of a claim share theirs
     return sources_of_kinds(map(type, found)) if all(map(round_trips, found)) else None
 
 

@@ -13,7 +13,9 @@ from compcomp.models.patterns import Names, Patterns, patterns_of
 from compcomp.models.wrappers import is_from_transformers, named_parts, unwrap
 
 
-def find_blocks(model: nn.Module, layers: Iterable[Layer], blocks: Patterns = None) -> list[Stage]:
+def find_blocks(
+    model: nn.Module, layers: Iterable[Layer], blocks: Patterns = None, *, each: bool = False
+) -> list[Stage]:
     """Return the blocks of a model that hold layers, in the order in which the model names them.
 
     The blocks of a transformers model are the members of its outermost lists of modules: the layers of a decoder, of an
@@ -25,15 +27,20 @@ def find_blocks(model: nn.Module, layers: Iterable[Layer], blocks: Patterns = No
         layers: The layers to compress.
         blocks: Patterns of the blocks' names or classes, written like ``targets`` of
             :func:`compcomp.models.layers.find_layers`. None to find them as described.
+        each: True to take every layer as a block.
 
     Raises:
         InputError: A pattern matches no module with layers.
     """
     model, layers = unwrap(model), tuple(layers)
     parts = dict(named_parts(model))
-    where = {id(module): layer.name for layer in layers for module in layer.modules}
-    chosen = _named(model, parts, where, blocks) if blocks is not None else dict(_listed(model, parts, where))
-    if not chosen:
+    runs = {layer.name: (*layer.called, *layer.inside) for layer in layers}
+    where = {id(module): name for name, modules in runs.items() for module in modules}
+    if each:
+        chosen = dict[str, nn.Module]()
+    else:
+        chosen = _named(model, parts, where, blocks) if blocks is not None else dict(_listed(model, parts, where))
+    if not chosen and not each:
         return [Stage("", model, tuple(layer.name for layer in layers))]
     inside = {id(part): name for name, module in chosen.items() for part in module.modules()}
     for name, module in parts.items():  # what is outside of every block
@@ -41,7 +48,7 @@ def find_blocks(model: nn.Module, layers: Iterable[Layer], blocks: Patterns = No
             chosen[name], inside[id(module)] = module, name
     position = {id(module): number for number, module in enumerate(parts.values())}
     ordered = sorted(chosen.items(), key=lambda item: position[id(item[1])])
-    homes = {layer.name: {inside[id(module)] for module in layer.modules} for layer in layers}
+    homes = {name: {inside[id(module)] for module in modules} for name, modules in runs.items()}
     return [
         Stage(name, module, tuple(layer for layer, home in homes.items() if home == {name})) for name, module in ordered
     ]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compcomp.errors import InputError
+from compcomp.language.parameters import whole
 from compcomp.models.windows import PerplexityOn
 
 WHERE, ALLOWED = "recipe: model", "a directory with a transformers causal language model, of plain weights"
@@ -92,13 +93,22 @@ def token_windows(directory: Path, text: Path, length: int, count: int, vocabula
     """
     if not text.is_file():
         raise InputError(f"{str(text)!r}, which is not there", "a text file", "recipe")
-    ids = torch.tensor(_tokens(directory, text, vocabulary), dtype=torch.int64)
+    ids = torch.tensor(_tokens(directory, text, vocabulary), dtype=torch.int64, device="cpu")
     if len(ids) < length:
         raise InputError(f"a text of {len(ids)} tokens", f"at least {length} tokens (its length)", f"recipe: {text}")
     if vocabulary is not None and int(ids.max()) >= vocabulary:
         raise refused(directory, f"its tokenizer gives token {int(ids.max())}, its vocabulary has {vocabulary}")
-    starts = torch.linspace(0, len(ids) - length, count).long()
-    return ids[starts[:, None] + torch.arange(length)]
+    starts = torch.linspace(0, len(ids) - length, count, device="cpu").long()
+    return ids[starts[:, None] + torch.arange(length, device="cpu")]
+
+
+def token_batches(directory: Path, text: Path, length: int, count: int, batch_size: int) -> list[dict[str, Tensor]]:
+    """Return batches of windows of a text file's tokens, as :func:`token_windows` cuts them, for the model there."""
+    for value, where in ((length, "length"), (count, "windows"), (batch_size, "batch_size")):
+        whole(value, 1, 10**6, where)
+    vocabulary = getattr(config_of(directory).get_text_config(), "vocab_size", None)
+    found = token_windows(directory, text, length, count, vocabulary)
+    return [{"input_ids": batch} for batch in found.split(batch_size)]
 
 
 def _tokens(directory: Path, text: Path, vocabulary: int | None) -> Any:

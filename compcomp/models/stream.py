@@ -17,14 +17,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from compcomp.bench import Outside
 from compcomp.errors import InputError
 from compcomp.language.named import sources_of
 from compcomp.language.size import dense_bits
 from compcomp.language.technique import Sequence as Order
+from compcomp.language.technique import Technique, as_sequence
 from compcomp.layers.state import LayerState
 from compcomp.models.batches import prepared
 from compcomp.models.blocks import find_blocks
-from compcomp.models.calibration import SEQUENTIAL, Calibration
+from compcomp.models.calibration import Calibration, calibration_of
 from compcomp.models.causal_lm import reason
 from compcomp.models.checkpoint import INDEX, Checkpoint, index_of
 from compcomp.models.components import pack
@@ -45,13 +47,15 @@ DONE = "done.json"
 
 
 @dataclass(frozen=True)
-class Streamed:
-    """The result of :func:`stream`.
+class Compressed:
+    """The result of :func:`compress_checkpoint`.
 
     Attributes:
         directory: The new checkpoint.
         rate: The compression rate of the compressed layers, against 16 bits a weight.
-        model_rate: That of the whole model. What no technique acts on counts 16 bits a parameter.
+        model_rate: That of the whole model. Parameters that no technique acts on count 16 bits.
+        bytes: The size of the weights on disk, compressed layers as dense tensors.
+        outside: The parameters that no technique acts on.
         resumed: The number of blocks that an earlier run had compressed.
         notes: Lines for the user.
     """
@@ -59,22 +63,48 @@ class Streamed:
     directory: Path
     rate: float
     model_rate: float
+    bytes: int
+    outside: Outside
     resumed: int
     notes: tuple[str, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "directory": str(self.directory),
+            "compression_rate": self.rate,
+            "model_compression_rate": self.model_rate,
+            "bytes": self.bytes,
+            "outside": self.outside.to_json(),
+            "resumed": self.resumed,
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        left = ", ".join(f"{name} ({size:,})" for name, size in self.outside.left.largest)
+        lines = [
+            f"{self.directory}: compression rate {self.rate:.1%} of the compressed layers, {self.model_rate:.1%} of "
+            f"the model (1 - size / size at 16 bits a weight); {self.bytes / 1e9:.3g} GB of dense tensors on disk",
+            f"left dense: {self.outside.share:.1%} of the parameters, the largest {left}" if left else "",
+            f"{self.resumed} blocks were there from an earlier run" if self.resumed else "",
+            *self.notes,
+        ]
+        return "\n".join(line for line in lines if line)
+
 
 @plainly
-def stream(
-    order: Order,
+def compress_checkpoint(
+    order: Technique | Order,
     directory: str | os.PathLike[str],
     out: str | os.PathLike[str],
     calibration: Any = None,
     device: str | torch.device = "auto",
     targets: Patterns = None,
     ignore: Patterns = ("lm_head",),
-    inputs: Calibration = SEQUENTIAL,
+    calibrate: str = "sequential",
+    blocks: Patterns = None,
     on_block: OnBlock = lambda done, total, name: None,
-) -> Streamed:
+) -> Compressed:
     """Apply an order to the causal language model in a directory, and write the compressed model to another.
 
     Each block is read, calibrated, compressed and written before the next one is read. Memory holds one block with its
@@ -84,12 +114,14 @@ def stream(
     Args:
         order: The techniques to apply.
         directory: A directory with ``config.json`` and safetensors, in one file or several.
-        out: The directory to write to. What it holds stays until the new model is complete.
+        out: The directory to write to. Its content stays until the new model is complete.
         calibration: Batches for the model. Required if a technique looks at inputs.
         device: "auto", "cpu", "cuda" or "cuda:1".
         targets: Patterns of the layers to compress.
         ignore: Patterns of the layers to leave alone.
-        inputs: The inputs that layers are calibrated on. All steps share one pass.
+        calibrate: The inputs that layers are calibrated on, as in :func:`compcomp.compress.apply`. All steps share one
+            pass over the blocks.
+        blocks: Patterns of the names or classes of the blocks, as there.
         on_block: Shows progress.
 
     Raises:
@@ -101,16 +133,15 @@ def stream(
     if target.exists() and not target.is_dir():
         raise InputError(f"{str(target)!r}, which is a file", "a directory, new or there", "apply")
     check_apart(target, {"the model": source}, "apply")
-    if alone := [technique for technique in order if technique.whole_model]:
+    if alone := [technique for technique in as_sequence(order) if technique.whole_model]:
         raise InputError(f"{alone[0]}, which acts on the whole model", "a model that is loaded", "apply")
-    if inputs.sharing != "one":
-        raise InputError("passes='own' for a model on disk", "passes='one'", "apply")
+    inputs = calibration_of(calibrate, "one", blocks=blocks)
     with kept():
-        return _Stream(order, source, target, calibration, device, targets, ignore, inputs, on_block).run()
+        return _Stream(as_sequence(order), source, target, calibration, device, targets, ignore, inputs, on_block).run()
 
 
 class _Stream:
-    """One run of :func:`stream`."""
+    """One run of :func:`compress_checkpoint`."""
 
     def __init__(
         self,
@@ -143,7 +174,7 @@ class _Stream:
         self.draft = target.parent / f".{target.name}.partial"
         self.resumed = 0
 
-    def run(self) -> Streamed:
+    def run(self) -> Compressed:
         """Compress block by block, and put the result in place."""
         self.done = self._begin()
         self.resumed = len(self.done)
@@ -186,7 +217,7 @@ class _Stream:
             found = load_file(self.draft / self._file(stage))
             for name in stage.layers:
                 layer = self.layers[name]
-                layer.set(found[f"{name}.weight"].T if layer.transposed else found[f"{name}.weight"])
+                layer.set(layer.of(found[layer.stored]))
             return True
         for name in stage.layers:
             check_weight(self.layers[name])
@@ -221,7 +252,7 @@ class _Stream:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turn a failure to write into one line. What was written stays, for the next run."""
+        """Turn a failure to write into one line. The next run continues from what was written."""
         try:
             yield
         except (OSError, SafetensorError) as error:
@@ -276,7 +307,7 @@ class _Stream:
         layers = {name: about for block in self.done.values() for name, about in block["layers"].items()}
         bits = sum(about["bits"] for about in layers.values())
         dense = sum(dense_bits(layer.shape) for layer in self.layers.values())
-        rate, share = 1 - bits / dense, outside(self.model, self.layers.values()).share
+        rate, left = 1 - bits / dense, outside(self.model, self.layers.values())
         about = {"order": str(self.order), "calibrate": self.inputs.calibrate, "layers": layers}
         about["compression_rate"] = rate
         with self._writing():
@@ -288,7 +319,8 @@ class _Stream:
             (self.draft / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             put_in_place(self.draft, self.target)
             (self.target / DONE).unlink(missing_ok=True)
-        self.result = Streamed(self.target, rate, rate * (1 - share), self.resumed, tuple(self.notes))
+        whole = rate * (1 - left.share)
+        self.result = Compressed(self.target, rate, whole, size, left, self.resumed, tuple(self.notes))
 
 
 def _is_kept(path: Path) -> bool:

@@ -43,8 +43,9 @@ STAGES = ("search", "rule", "bounded")
 LOOKS = ((0.01, 2), (0.025, ROUNDS))
 """Seconds and rounds of the first short searches in each instance of a claim, before any longer search."""
 
-RULES_AT_MOST = 0.75
-"""Share of the time that the rules may take of a claim that is searched for a counterexample afterwards."""
+RESERVED, RESERVE = 0.25, 10.0
+"""The time that rules leave for a search after them: this share of what there is, and at most so many times the seconds
+of a search."""
 
 FURTHER = 0.3
 """Share of the search time that is added for special layers if nothing was found."""
@@ -288,9 +289,8 @@ class _Attempt:
             return self.verdict(Status.VACUOUS, cause=empty, stage="rule")
         if "rule" in stages and (known := self.prover.theorems.get(self.claim, self.second)) is not None:
             return replace(known, claim=self.claim, scope=self.scope, work={**known.work, "seconds": self._seconds()})
-        share = RULES_AT_MOST if "search" in stages else 1.0
-        asked_until = self.start + share * (self.until - self.start)
-        proof, self.refusals = self._rule(self.claim, asked_until) if "rule" in stages else (None, ())
+        reserved = min(RESERVED * (self.until - self.start), RESERVE * search_seconds) if "search" in stages else 0.0
+        proof, self.refusals = self._rule(self.claim, self.until - reserved) if "rule" in stages else (None, ())
         if proof is not None:
             verdict = self._proved(proof, "rule")
             self.prover.theorems.keep(verdict, self.second)

@@ -121,14 +121,14 @@ def planned(one: Architecture, seed: int, folder: Path) -> None:
     assert places(model) == where and modes(model) == how and model.config.to_dict() == config
     after, touched = memory(model), set[str]()
     for name in names:
-        touched |= {f"{name}.weight"}
+        touched |= {layers[name].stored}
         if not padded or not looks:
             turned = layers[name].transposed
             if looks:
                 expected = by_blocks[name].T if turned else by_blocks[name]
             else:
-                dense = before[f"{name}.weight"]
-                expected = compressed(dense.T if turned else dense, None, tuple(plan.order))
+                dense = layers[name].of(before[layers[name].stored])
+                expected = compressed(dense, None, tuple(plan.order))
             found = layers[name].weight
             if looks:
                 torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -202,14 +202,13 @@ def test_search_apply_save_and_load(name: str, tmp_path: Path) -> None:
     planned(ARCHITECTURES[name], 0, tmp_path)
 
 
-@pytest.mark.parametrize("name", spread([*reversed(ARCHITECTURES)], 34))
-def test_prune_cut_save_and_load(name: str, tmp_path: Path) -> None:
-    for place, order in enumerate(UNITS[:3] if len(name) % 2 else UNITS[3:5]):
-        cut(ARCHITECTURES[name], 0, order, tmp_path / str(place))
+@pytest.mark.parametrize(("place", "name"), spread([*enumerate(reversed(ARCHITECTURES))], 34))
+def test_prune_cut_save_and_load(place: int, name: str, tmp_path: Path) -> None:
+    cut(ARCHITECTURES[name], 0, UNITS[place % 5], tmp_path)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_more_of_it(name: str, seed: int, tmp_path: Path) -> None:
     planned(ARCHITECTURES[name], seed, tmp_path / "planned")

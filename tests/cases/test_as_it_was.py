@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import compcomp as cc
 from compcomp.errors import InputError
 from compcomp.language.text import parse_sequence
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude
+from tests.amount import spread
 
 P, Q, D = Magnitude("1/2"), AbsMax(2), LeastSquaresDistill()
 
@@ -119,9 +121,7 @@ LEAKS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("leak", LEAKS)
+@pytest.mark.parametrize(("leak", "training", "fails"), spread(product(LEAKS, (False, True), (False, True)), 20))
 def test_whatever_evaluate_does_to_the_model_is_undone(leak: str, training: bool, fails: bool) -> None:
     def evaluate(model: Any) -> dict[str, float]:
         found = loss(model)

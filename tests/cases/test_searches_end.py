@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction as F
+from itertools import product
 from typing import Any
 
 import pytest
@@ -91,7 +92,7 @@ def test_any_set_of_techniques(seed: int, given: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", spread(range(30), 12))
+@pytest.mark.parametrize("seed", spread(range(30), 4))
 def test_any_claim(seed: int) -> None:
     random_ = random.Random(seed)
     left, right = (cc.Sequence(tuple(drawn(random_) for _ in range(random_.randint(1, 3)))) for _ in range(2))
@@ -102,29 +103,28 @@ def test_any_claim(seed: int) -> None:
         lambda: cc.keeps(left, random_.choice(("mask", "n:m", "grid", "rank", "shape"))),
         lambda: cc.fits(left, random_.choice(("W4", "W3 2:4", "50%", "r2", "W4A8"))),
     ]
-    start = time.monotonic()
+    start = time.process_time()
     try:
         verdict = cc.prove(random_.choice(claims)(), random_.choice(("any", "2x4", "1x2", "4x8", "block:4")), timeout=4)
     except cc.InputError as error:
         assert "\n" not in str(error)
     else:
         assert str(verdict.status) in ("PROVED", "REFUTED", "UNKNOWN", "VACUOUS", "DISAGREE")
-    assert time.monotonic() - start < 60
+    assert time.process_time() - start < 60
 
 
-@pytest.mark.parametrize("block", spread([None, 2, 4, 8], 2))
-@pytest.mark.parametrize("scope", ["any", "1x2", "2x8", "block:8"])
+@pytest.mark.parametrize(("block", "scope"), spread(product([None, 2, 4, 8], ["any", "1x2", "2x8", "block:8"]), 5))
 def test_rotations_in_claims_of_equality(block: int | None, scope: str) -> None:
     """Where a root is not rational, floats find no proof and no refutation. The basis is a field of the state."""
     rotation = Hadamard(block=block)
     for other in (cc.Sequence(), cc.Sequence((Q,)), rotation >> Q):
         try:
-            verdict = cc.prove(cc.same_state(rotation, other), scope, timeout=3)
+            verdict = cc.prove(cc.same_state(rotation, other), scope, timeout=3, explain=False)
         except cc.InputError:
             continue
         assert not verdict.proved
     with suppress(cc.InputError):
-        assert not cc.prove(cc.equal(rotation >> rotation, cc.Sequence()), scope, timeout=3).refuted
+        assert not cc.prove(cc.equal(rotation >> rotation, cc.Sequence()), scope, timeout=3, explain=False).refuted
 
 
 @pytest.mark.parametrize("sparsity", ["0", "1/100", "99/100"])

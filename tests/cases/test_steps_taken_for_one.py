@@ -20,6 +20,7 @@ from compcomp.layers.state import LayerState
 from compcomp.proving.prove import prove
 from compcomp.techniques import AbsMax
 from compcomp.terms import Abs, each
+from tests.amount import spread
 from tests.helpers import matrix
 
 HALF, QUARTER, ALL, ROWS = Fraction(1, 2), Fraction(1, 4), Partition.tensor(), Partition.rows()
@@ -350,8 +351,7 @@ MAKERS: tuple[Callable[[Any, Fraction], Technique], ...] = (
 )
 
 
-@pytest.mark.parametrize("make", SCORES)
-@pytest.mark.parametrize("of_score", MAKERS)
+@pytest.mark.parametrize(("make", "of_score"), spread(itertools.product(SCORES, MAKERS), 12))
 def test_what_calls_itself_equal(make: Any, of_score: Any) -> None:
     for one, other in ((1, 1), (1, -1), (-1, 1)):
         p, q, q4 = of_score(make(one), QUARTER), of_score(make(other), HALF), of_score(make(other), QUARTER)

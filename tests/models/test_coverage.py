@@ -23,6 +23,7 @@ from compcomp.models.coverage import CHECKS, Groups, checked, coverage, units
 from compcomp.models.follow import Factor, follow
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, MinMax, Wanda
 from compcomp.terms import Abs, Equal, If, Max, Term
+from tests.amount import spread
 from tests.models.fakes import Tiny, tokens
 
 P, Q, W = Magnitude("1/2", pattern="2:4"), AbsMax(bits=3, group=4), Wanda("1/2")
@@ -84,10 +85,11 @@ def claim_of(chance: random.Random, given: str) -> Claim:
     return dominates(left, right, loss="weight_l2", given=given)
 
 
+@pytest.mark.parametrize("part", spread(range(4), 1))
 @pytest.mark.parametrize("name", NAMES)
-def test_never_true_where_exact_arithmetic_says_otherwise(name: str) -> None:
-    chance, found = random.Random(name), {True: 0, False: 0, "missed": 0}
-    for _ in range(500):
+def test_never_true_where_exact_arithmetic_says_otherwise(name: str, part: int) -> None:
+    chance, found = random.Random(f"{name} {part}"), {True: 0, False: 0, "missed": 0}
+    for _ in range(150):
         claim, layer = claim_of(chance, name), drawn(chance)
         condition = claim.given[0]
         runs = [follow(sequence, "l", layer) for sequence in claim.sequences]
@@ -96,8 +98,8 @@ def test_never_true_where_exact_arithmetic_says_otherwise(name: str) -> None:
         assert exact or not holds, (str(claim), layer.weight, layer.gram)
         found[holds] += 1
         found["missed"] += exact and not holds
-    assert found[True] > 25 and found[False] > 25, found
-    assert found["missed"] < 0.3 * 500, found
+    assert found[True] > 3 and found[False] > 3, found
+    assert found["missed"] < 0.3 * 150, found
 
 
 def exact_ties(claim: Claim, layer: LayerState) -> list[list[bool]]:
@@ -116,7 +118,7 @@ def exact_ties(claim: Claim, layer: LayerState) -> list[list[bool]]:
 
 def test_ties_are_found_group_by_group() -> None:
     chance, agreed, all_groups = random.Random(0), 0, 0
-    for _ in range(300):
+    for _ in range(120):
         claim, layer = claim_of(chance, "no_ties"), drawn(chance, (3, 8))
         runs = [follow(sequence, "l", layer) for sequence in claim.sequences]
         ours = checked(claim, runs)[claim.given[0]]
@@ -131,7 +133,7 @@ def test_ties_are_found_group_by_group() -> None:
 def test_a_followed_run_is_the_exact_one_up_to_its_error() -> None:
     """Where a unit is followed, the exact weight is zero where the float is, and else within the relative error."""
     chance, followed = random.Random(1), 0
-    for _ in range(400):
+    for _ in range(150):
         claim, layer = claim_of(chance, "no_ties"), drawn(chance)
         for sequence in claim.sequences:
             run = follow(sequence, "l", layer)
@@ -142,7 +144,7 @@ def test_a_followed_run_is_the_exact_one_up_to_its_error() -> None:
                 followed += 1
                 for a, b in zip(exact[unit], floats[unit], strict=True):
                     assert abs(a - b) <= Fraction(run.error) * abs(a), (str(sequence), layer.weight)
-    assert followed > 300
+    assert followed > 110
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def by_rules(claim: Claim, scope: Scope, options: dict[str, Any]) -> Verdict:
     """The real prover without its search, which takes time that tests do not have."""
     from compcomp.proving.prove import prove
 
-    return prove(claim, scope, stages=("rule",))
+    return prove(claim, scope, stages=("rule",), explain=False)
 
 
 class LayerBench:
@@ -69,8 +69,23 @@ class LayerBench:
         weakref.finalize(after, self._gone)
         return after
 
+    def layers_apart(self, techniques: Sequence[Technique]) -> bool:
+        return True
+
+    def apply_all(self, order: Sequence[Technique]) -> LayerState:
+        return run(order, self._dense)
+
     def _gone(self) -> None:
         self.live -= 1
+
+    def layers_apart(self, techniques: Sequence[Technique]) -> bool:
+        return True
+
+    def apply_all(self, order: Iterable[Technique]) -> LayerState:
+        state = self._dense
+        for technique in order:
+            state = self.apply(technique, state)
+        return state
 
     def losses(self, state: LayerState) -> dict[str, float]:
         return {name: float(np.sum(loss.of(state).values)) for name, loss in LOSSES.items()}

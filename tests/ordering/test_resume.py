@@ -23,7 +23,6 @@ torch.set_num_threads(1)
 import compcomp as cc
 from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD
 from tests.models.fakes import Tiny, tokens
-from tests.amount import spread
 
 def evaluate(model):
     return {"loss": float(model(tokens()[0]).detach().square().mean())}
@@ -37,8 +36,7 @@ def on_event(event):
     if left == 0:
         threading.Timer(delay, lambda: os.killpg(0, signal.SIGKILL)).start()
 
-techniques = [Magnitude("1/4"), Magnitude("1/2"), AbsMax(4, group=4)]
-techniques += [TruncatedSVD(2, residual=True), LeastSquaresDistill()]
+techniques = [Magnitude("1/2"), AbsMax(4, group=4), TruncatedSVD(2, residual=True), LeastSquaresDistill()]
 plan = cc.optimize_order(
     techniques, model=Tiny(), calibration=tokens(), evaluate=evaluate, device="cpu", store=sys.argv[1], evaluations=6,
     progress=on_event,
@@ -50,6 +48,8 @@ kept = ("order", "optimality", "orders", "left", "measurements", "dense", "best"
 print(json.dumps({"plan": {key: data[key] for key in kept}, "claims": data["claims"], "runs": data["applications"]}))
 """
 NEVER = 10**9
+EVENTS = 130
+"""Of a run that is not killed: questions, proofs and measurements, nearly to its end."""
 
 
 def run(store: Path, events: int = NEVER, delay: float = 0.0) -> dict[str, Any] | None:
@@ -66,7 +66,7 @@ def run(store: Path, events: int = NEVER, delay: float = 0.0) -> dict[str, Any] 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("most", spread([4, 20], 1))
+@pytest.mark.parametrize("most", spread([2, 20], 1))
 def test_kills(most: int, tmp_path: Path) -> None:
     """Runs are killed with all their workers somewhere on their way, and go on from their store to the same plan.
 
@@ -76,7 +76,7 @@ def test_kills(most: int, tmp_path: Path) -> None:
     assert whole is not None
     while kills < most:
         store, number = tmp_path / f"killed {number}.db", number + 1
-        while (end := run(store, chance.randint(1, 150), chance.uniform(0, 0.05))) is None and kills < most:
+        while (end := run(store, chance.randint(1, EVENTS), chance.uniform(0, 0.05))) is None and kills < most:
             kills += 1
         end = end or run(store)
         assert end is not None and end["plan"] == whole["plan"]
@@ -95,13 +95,7 @@ def test_a_dask_cluster_of_which_a_worker_is_killed() -> None:
     from compcomp.techniques import AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD
     from tests.models.fakes import Tiny, tokens
 
-    techniques = [
-        Magnitude("1/4"),
-        Magnitude("1/2"),
-        AbsMax(4, group=4),
-        TruncatedSVD(2, residual=True),
-        LeastSquaresDistill(),
-    ]
+    techniques = [Magnitude("1/2"), AbsMax(4, group=4), TruncatedSVD(2, residual=True), LeastSquaresDistill()]
 
     def plan(executor: Any, progress: Any = False) -> cc.Plan:
         return cc.optimize_order(
@@ -117,7 +111,7 @@ def test_a_dask_cluster_of_which_a_worker_is_killed() -> None:
         killed = []
 
         def on_event(event: dict[str, Any]) -> None:
-            if event["phase"] == "measure" and event["done"] >= 1 and not killed:
+            if event["phase"] == "explore" and event["done"] >= 1 and not killed:
                 os.kill(pids[0], signal.SIGKILL)
                 killed.append(pids[0])
 

@@ -20,6 +20,7 @@ from compcomp.ordering.ask import Asker
 from compcomp.ordering.dag import ON_THIS_MODEL
 from compcomp.ordering.measurement import Measurement, ranked
 from compcomp.ordering.plan import PlanData
+from compcomp.ordering.progress import Progress
 from compcomp.ordering.search import search
 from compcomp.techniques import (
     AWQ,
@@ -33,6 +34,7 @@ from compcomp.techniques import (
     TruncatedSVD,
     Wanda,
 )
+from tests.amount import spread
 from tests.ordering.fakes import LayerBench, Prover, by_rules, exhaustive, run
 
 P, Q, D = Magnitude("1/2", pattern="2:4"), AbsMax(bits=3, group=4), LeastSquaresDistill()
@@ -142,7 +144,7 @@ FAMILY: list[Technique] = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", spread(range(12), 3))
 def test_the_winner_is_the_exhaustive_winner(seed: int) -> None:
     """By the real rules, on techniques and layers drawn at random: ties apart, nothing better exists."""
     chance = random.Random(seed)
@@ -242,7 +244,7 @@ def test_techniques_that_fit_no_common_layer() -> None:
 
 def test_events_tell_how_far_it_is() -> None:
     events = []
-    search([P, Q, D], "output_l2", LayerBench([P, Q, D]), prover=by_rules, notify=events.append)
+    search([P, Q, D], "output_l2", LayerBench([P, Q, D]), prover=by_rules, progress=Progress(events.append))
     assert {event["phase"] for event in events} == {"screen", "prove", "measure"}
     assert all(0 <= event["done"] <= event["total"] for event in events)
     last = [event for event in events if event["phase"] == "measure"][-1]
@@ -264,7 +266,7 @@ def test_claims_in_rounds_are_the_same_for_every_executor(monkeypatch: pytest.Mo
     assert first == rounds
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", spread(range(4), 1))
 def test_an_order_for_each_layer_is_the_best_of_each(seed: int) -> None:
     techniques = [P, Q, D, L]
     bench = LayerBench(techniques, seed=seed, metric=None)

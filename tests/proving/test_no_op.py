@@ -14,6 +14,7 @@ from compcomp.language.technique import Declared, Sequence, Technique
 from compcomp.language.text import parse_claim, parse_sequence
 from compcomp.layers.state import LayerState
 from compcomp.ordering.screen import generated
+from compcomp.proving.meaning import fails
 from compcomp.proving.prove import prove
 from compcomp.terms import Choices
 from tests.proving.test_local_rewrite import mistaken
@@ -108,6 +109,21 @@ PROVED = (
     "PruneRows(sparsity=1/2) >> AWQ(alphas=(0,)) >> PruneRows(sparsity=1/2) equals PruneRows(sparsity=1/2)",
     "PruneRows(sparsity=1/2) >> AbsMaxInputs(bits=4) >> PruneRows(sparsity=1/2) equals "
     "PruneRows(sparsity=1/2) >> AbsMaxInputs(bits=4)",
+    # All that the mask drops is zero, or there is no mask, and no low-rank term either.
+    "SparseGPT(sparsity=1/2, block=2) >> ApplyMask() equals ApplyMask() >> SparseGPT(sparsity=1/2, block=2)",
+    "GPTQ(bits=3) >> ApplyMask() same state as GPTQ(bits=3)",
+    "Magnitude(sparsity=1/2) >> MinMax(bits=3, zero='none') >> ApplyMask() >> AbsMax(bits=3) >> ApplyMask() same state "
+    "as Magnitude(sparsity=1/2) >> MinMax(bits=3, zero='none') >> ApplyMask() >> AbsMax(bits=3)",
+    "AbsMax(bits=3) >> Hadamard() >> Magnitude(sparsity=1/2) >> ApplyMask() equals "
+    "AbsMax(bits=3) >> Hadamard() >> Magnitude(sparsity=1/2)",
+    "Magnitude(sparsity=1/2) >> GPTQ(bits=3, mask='kept') >> DistillFactors() same state as "
+    "Magnitude(sparsity=1/2) >> GPTQ(bits=3, mask='kept')",
+    # Nothing of its own result.
+    "RIA(sparsity=1/2) >> RIA(sparsity=1/2) same state as RIA(sparsity=1/2)",
+    "ClippedAbsMax(bits=3) >> ClippedAbsMax(bits=3) same state as ClippedAbsMax(bits=3)",
+    "TruncatedSVD(rank=1) >> TruncatedSVD(rank=1) same state as TruncatedSVD(rank=1)",
+    "JointPruneQuantize(sparsity=1/2, bits=3, pattern='1:2') >> JointPruneQuantize(sparsity=1/2, bits=3, pattern='1:2')"
+    " same state as JointPruneQuantize(sparsity=1/2, bits=3, pattern='1:2')",
     "AbsMax(bits=9) >> AbsMax(bits=5) >> AbsMax(bits=3) equals AbsMax(bits=3)",
     "AbsMax(bits=3) >> AbsMax(bits=5) >> AbsMax(bits=3) equals AbsMax(bits=3)",
 )
@@ -124,6 +140,21 @@ NOT_PROVED = (
     "AbsMax(bits=4) >> GradientDistill(iterations=1)",
     "AbsMax(bits=4) >> TruncatedSVD(rank=1) >> DistillLogits(iterations=1) equals "
     "AbsMax(bits=4) >> TruncatedSVD(rank=1)",
+    # A zero of the mask is another number again, or it is not known.
+    "Magnitude(sparsity=1/2) >> MinMax(bits=3, zero='none') >> ApplyMask() equals "
+    "Magnitude(sparsity=1/2) >> MinMax(bits=3, zero='none')",
+    "Magnitude(sparsity=1/2) >> GPTQ(bits=3) >> ApplyMask() equals Magnitude(sparsity=1/2) >> GPTQ(bits=3)",
+    "Magnitude(sparsity=1/2) >> MinMax(bits=3, zero='none') >> Magnitude(sparsity=1/4) >> ApplyMask() equals "
+    "Magnitude(sparsity=1/2) >> MinMax(bits=3, zero='none') >> Magnitude(sparsity=1/4)",
+    # There is a low-rank term.
+    "AbsMax(bits=3) >> TruncatedSVD(rank=1, residual=True) >> DistillFactors() equals "
+    "AbsMax(bits=3) >> TruncatedSVD(rank=1, residual=True)",
+    # Its own result may find another grid, or tie otherwise.
+    "JointPruneQuantize(sparsity=1/2, bits=3, group=2) >> JointPruneQuantize(sparsity=1/2, bits=3, group=2) equals "
+    "JointPruneQuantize(sparsity=1/2, bits=3, group=2)",
+    "RIA(sparsity=1/2, ties='any') >> RIA(sparsity=1/2, ties='any') equals RIA(sparsity=1/2, ties='any')",
+    "TruncatedSVD(rank=1, residual=True) >> AbsMax(bits=3) >> TruncatedSVD(rank=1, residual=True) >> "
+    "TruncatedSVD(rank=1, residual=True) equals AbsMax(bits=3) >> TruncatedSVD(rank=1, residual=True)",
     # What stands between changes what it looks at.
     "PruneRows(sparsity=1/2) >> AbsMax(bits=2) >> PruneRows(sparsity=1/2) equals "
     "PruneRows(sparsity=1/2) >> AbsMax(bits=2)",
@@ -190,3 +221,38 @@ def test_each_contract_is_named(lie: Declared, text: str) -> None:
     assert [a for a in verdict.assumptions if a.technique == str(names["T"])]
     truth = same_state(Sequence((Once(),)), Sequence())
     assert not prove(truth, "any", stages=("rule",), second=None, explain=False).proved
+
+
+AGAIN = [
+    *("RIA(sparsity=1/2, power=0)", "RIA(sparsity=1/2, ties='all')", "RIA(sparsity=1/2, pattern='2:4')"),
+    *("ClippedAbsMax(bits=3)", "ClippedAbsMax(bits=3, ratios=2, rounding='half_up')", "TruncatedSVD(rank=1)"),
+    *("JointPruneQuantize(sparsity=1/2, bits=3)", "JointPruneQuantize(sparsity=1/2, bits=2, ratios='1/2, 1')"),
+]
+
+
+@pytest.mark.parametrize("text", AGAIN)
+def test_a_second_use_changes_nothing_of_any_layer(text: str, states: list[LayerState]) -> None:
+    technique = parse_sequence(text)
+    claim = same_state(technique >> technique, technique)
+    assert proofs(claim)[0]
+    for state in states[::4]:
+        assert not mistaken(claim, state), text
+    for row in product((-2, -1, 0, 1, 3), repeat=4):
+        weight = np.array([row], dtype=object) + Fraction(0)
+        layer = LayerState.dense(weight, np.array([[1], [0], [2], [1]], dtype=object) + Fraction(0))
+        assert not bool(fails(claim, [side.trace(layer) for side in claim.sides])), row
+
+
+def test_a_mask_is_looked_at_where_it_stands(states: list[LayerState]) -> None:
+    """Every sequence of up to three techniques before a mask is applied, or factors are distilled: proofs hold."""
+    before = [FAMILY[k] for k in (2, 4, 9, 13, 15, 16, 17, 19)]
+    proved = 0
+    for count in (1, 2):
+        for techniques in product(before, repeat=count):
+            for last in ("ApplyMask()", "DistillFactors()"):
+                side = Sequence(techniques)
+                claim = same_state(side >> parse_sequence(last), side)
+                if proofs(claim)[0]:
+                    proved += 1
+                    assert not mistaken(claim, states[0]), claim
+    assert proved > 60
