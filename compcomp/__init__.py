@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from compcomp.version import __version__
 if TYPE_CHECKING:
     from compcomp.compress import apply as apply
     from compcomp.errors import InputError as InputError
+    from compcomp.errors import Interrupted as Interrupted
     from compcomp.language.claim import Claim as Claim
     from compcomp.language.claim import Scope as Scope
     from compcomp.language.claim import dominates as dominates
@@ -40,7 +42,9 @@ if TYPE_CHECKING:
     from compcomp.language.verdict import Witness as Witness
     from compcomp.models.cut import cut as cut
     from compcomp.models.stream import compress_checkpoint as compress_checkpoint
+    from compcomp.optimize import estimate as estimate
     from compcomp.optimize import optimize_order as optimize_order
+    from compcomp.ordering.estimate import Estimate as Estimate
     from compcomp.ordering.space import one_of as one_of
     from compcomp.ordering.space import optional as optional
     from compcomp.plan import Plan as Plan
@@ -53,6 +57,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ANY": "compcomp.language.parameters",
     "InputError": "compcomp.errors",
+    "Interrupted": "compcomp.errors",
     "Claim": "compcomp.language.claim",
     "Scope": "compcomp.language.claim",
     "dominates": "compcomp.language.claim",
@@ -73,7 +78,9 @@ _HOMES = {
     "apply": "compcomp.compress",
     "cut": "compcomp.models.cut",
     "compress_checkpoint": "compcomp.models.stream",
+    "estimate": "compcomp.optimize",
     "optimize_order": "compcomp.optimize",
+    "Estimate": "compcomp.ordering.estimate",
     "Plan": "compcomp.plan",
     "one_of": "compcomp.ordering.space",
     "optional": "compcomp.ordering.space",
@@ -125,6 +132,9 @@ def _find_encodings_in_checkout() -> None:
     assert spec is not None and spec.submodule_search_locations is not None
     spec.submodule_search_locations.append(str(in_checkout))
     sys.modules["compcomp.encodings"] = importlib.util.module_from_spec(spec)
+
+
+logging.getLogger("compcomp").addHandler(logging.NullHandler())
 
 
 def load_catalogue() -> None:

@@ -23,8 +23,14 @@ Pair = tuple[float, float]
 """The sum of a metric over one part of the evaluation data, and the count it is a mean over."""
 Sums = dict[str, list[Pair]]
 """For each metric, the sum and the count of each part."""
+Watch = Callable[[str, int, int | None, str], None]
+"""Called with a phase of the work, how much of it is done, how much there is (None if not known yet), and a text."""
 Registrations = list[list[str]]
 """The places where techniques are defined, see :func:`compcomp.language.named.registrations`."""
+
+
+def unwatched(phase: str, done: int, total: int | None, text: str) -> None:
+    """Do nothing: nobody watches."""
 
 
 # ------------------------------------------------------------------------------------------- one layer's job
@@ -278,8 +284,8 @@ class Outside(Record):
     Attributes:
         left: All of them.
         of: The number of parameters of the model.
-        unsupported: Weights among them that multiply activations, in modules that compcomp does not compress (fused
-            experts, attention's in_proj_weight, convolutions, recurrent weights).
+        unsupported: Weights among them that multiply activations, in modules that compcomp does not compress (routers,
+            convolutions, recurrent weights).
     """
 
     left: Tensors
@@ -305,6 +311,36 @@ class Outside(Record):
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Return the object in the plain data of :meth:`to_json`."""
         return cls(Tensors.from_json(data), data["of"], Tensors.from_json(data["unsupported"]))
+
+
+# ------------------------------------------------------------------------------------------- the cost
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How long each part of a search takes on a model, and what it holds, estimated from a trial of each.
+
+    Attributes:
+        batches: The number of calibration batches.
+        calibrate: Seconds of one batch, with the Gram matrices of all layers.
+        forward: Seconds of one batch alone.
+        apply: For each technique, by position, the seconds of one application to all layers.
+        losses: Seconds of measuring the losses of one state.
+        evaluate: Seconds of one evaluation of the user's metrics.
+        dense: Bytes of the uncompressed state, and of copies of all else.
+        state: Bytes of one compressed state.
+        notes: Lines on the limits of these figures.
+    """
+
+    batches: int
+    calibrate: float
+    forward: float
+    apply: tuple[float, ...]
+    losses: float
+    evaluate: float
+    dense: int
+    state: int
+    notes: tuple[str, ...] = ()
 
 
 # ------------------------------------------------------------------------------------------- the protocol
@@ -417,3 +453,13 @@ class Bench(InParts, Protocol):
 
         Yields nothing if the bench cannot compute it.
         """
+
+
+class Tried(Bench, Protocol):
+    """A bench that can tell what a search on it costs."""
+
+    def passes(self, order: Sequence[Technique]) -> int:
+        """Return how often the calibration batches run through the model, block by block, while an order is applied."""
+
+    def trial(self, techniques: Sequence[Technique], path: Sequence[int]) -> Trial:
+        """Return how long each part of a search takes. ``path``: an order, by positions, to time techniques along."""

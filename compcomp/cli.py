@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from compcomp.errors import InputError
+from compcomp.errors import InputError, Interrupted
 from compcomp.version import __version__
 
 if TYPE_CHECKING:
@@ -256,12 +256,20 @@ def optimize(
     recipe: Annotated[Path, typer.Argument(help="A YAML file, see docs/recipes.md.")],
     out: Out = Path("out"),
     device: Device = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only estimate orders, applications, evaluations, minutes and memory.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Find the best order for a recipe, and write the model compressed in that order."""
+    """Find the best order for a recipe, and write the model compressed in that order.
+
+    Ctrl-C leaves plan.json with the best order measured until then, and exit status 130.
+    If the recipe names a store, the same command continues from there.
+    With --dry-run claims are decided, and each part of the search is timed once.
+    """
     from compcomp.recipe import load_recipe
 
-    _optimize(load_recipe, recipe, out, device, as_json)
+    _optimize(load_recipe, recipe, out, device, as_json, dry_run=dry_run)
 
 
 @app.command()
@@ -316,37 +324,60 @@ def demo(out: Out = Path("out"), device: Device = None, as_json: Json = False) -
     _optimize(recipe_of, DEMO, out, device, as_json)
 
 
-def _optimize(read: Any, source: Any, out: Path, device: str | None, as_json: bool) -> None:
+def _optimize(read: Any, source: Any, out: Path, device: str | None, as_json: bool, *, dry_run: bool = False) -> None:
     import compcomp.techniques  # noqa: F401
 
     recipe: Recipe = read(source)
     _check_out(out)
-    from compcomp.optimize import optimize_order
+    from compcomp.optimize import estimate, optimize_order
     from compcomp.recipe import check_out, load
 
     check_out(out, recipe, source if isinstance(source, Path) else None)
 
     with _waiting("loading the model"):
         loaded = load(recipe)
-    plan = optimize_order(
-        list(recipe.techniques),
-        loss=recipe.loss,
-        model=loaded.model,
-        calibration=loaded.calibration,
-        evaluate=loaded.evaluate,
-        device=device or recipe.device,
-        store=None if recipe.store is None else str(recipe.folder / recipe.store),
-        targets=recipe.targets,
-        ignore=recipe.ignore,
-        progress=True,
+    arguments: dict[str, Any] = {
+        "techniques": list(recipe.techniques),
+        "loss": recipe.loss,
+        "model": loaded.model,
+        "calibration": loaded.calibration,
+        "evaluate": loaded.evaluate,
+        "device": device or recipe.device,
+        "store": None if recipe.store is None else str(recipe.folder / recipe.store),
+        "targets": recipe.targets,
+        "ignore": recipe.ignore,
+        "progress": True,
         **recipe.choices,
-    )
+    }
+    if dry_run:
+        found = estimate(**arguments)
+        if as_json:
+            _print_json(found.to_json())
+        else:
+            sys.stdout.write(f"{found}\n")
+        return
+    try:
+        plan = optimize_order(**arguments)
+    except Interrupted as stop:
+        _save_partial(stop.plan, out)
+        raise
     plan.save(out)
     plan.report(out / "report.html")
     if as_json:
         _print_json({**plan.to_json(), "out": str(out)})
     else:
         _show(plan, out)
+
+
+def _save_partial(plan: Plan | None, out: Path) -> None:
+    """Write plan.json for an interrupted search, and say on standard error what it has."""
+    if plan is None:
+        sys.stderr.write("compcomp: interrupted before an order was measured\n")
+        return
+    from compcomp.ordering.saved import save_plan
+
+    save_plan(plan, out)
+    sys.stderr.write(f"compcomp: interrupted; {out / 'plan.json'} has {plan.order}, {plan.standing}\n")
 
 
 def _show(plan: Plan, out: Path) -> None:

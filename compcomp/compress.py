@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -9,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from compcomp.language.technique import Sequence, Technique, as_sequence
 from compcomp.models.calibration import Calibration, calibration_of
 from compcomp.ordering.plan import PlanData
+from compcomp.ordering.progress import Notify, check_progress
+from compcomp.reporting.bars import shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from compcomp.models.bench import ModelBench
     from compcomp.models.held import ModelState
 
+LOG = logging.getLogger("compcomp")
 Patterns = str | Iterable[str] | None
 
 
@@ -30,6 +35,7 @@ def apply(
     passes: str = "one",
     inside: str = "together",
     blocks: Patterns = None,
+    progress: bool | Notify = False,
 ) -> nn.Module:
     """Apply a sequence to a model, without a search, and return the same module with its new weights.
 
@@ -50,6 +56,7 @@ def apply(
             compressed layers before it.
         blocks: Patterns of the names or classes of the blocks. None finds the blocks of a transformers model, and takes
             any other model as one block.
+        progress: True for bars on standard error, or a function that is called with each event (docs/measuring.md).
 
     Raises:
         InputError: An argument cannot be used. The model is then as it was.
@@ -57,18 +64,21 @@ def apply(
     sequence = as_sequence(sequence)
     targets, ignore = read_patterns(targets, ignore)
     inputs = calibration_of(calibrate, passes, inside, blocks)
+    check_progress(progress)
     from compcomp.models.bench import ModelBench
     from compcomp.models.modes import PLAIN, kept
 
     needed = calibration if sequence.needs_inputs else None
+    how: dict[str, Any] = {"loss_names": (), "keep_batches": True, "inputs": inputs}
+    start = time.monotonic()
     with (
         kept(),
         PLAIN.on(),
-        ModelBench(
-            model, needed, None, device, targets, ignore, loss_names=(), keep_batches=True, inputs=inputs
-        ) as bench,
+        shown(progress) as reported,
+        ModelBench(model, needed, None, device, targets, ignore, watch=reported.report, **how) as bench,
     ):
         written = bench.compress(sequence)
+    LOG.info("applied %s to %d layers in %.3g s", sequence, len(bench.layers), time.monotonic() - start)
     for note in bench.notes:
         warnings.warn(note, UserWarning, stacklevel=2)
     return written

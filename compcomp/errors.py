@@ -1,5 +1,7 @@
 """The error class for wrong use, and the one for what exact numbers cannot hold."""
 
+from typing import Any
+
 
 class InputError(ValueError):
     """Something given to compcomp cannot be used.
@@ -13,6 +15,18 @@ class InputError(ValueError):
 
     def __reduce__(self) -> tuple[type["InputError"], tuple[str, str, str]]:
         return type(self), (self.given, self.allowed, self.where)
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user has interrupted a search.
+
+    ``plan`` has what was measured until then: its order is the best of these, and its ``optimality`` "interrupted".
+    It is None if no order was measured yet.
+    """
+
+    def __init__(self, plan: Any = None) -> None:
+        self.plan = plan
+        super().__init__("a search was interrupted")
 
 
 class NotExactError(ArithmeticError):

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from compcomp.compress import Patterns, read_patterns
 from compcomp.compress import apply as apply
-from compcomp.errors import InputError
+from compcomp.errors import InputError, Interrupted
 from compcomp.language.loss import loss_named
 from compcomp.language.parameters import whole
 from compcomp.language.technique import Sequence, Technique
 from compcomp.models.calibration import Calibration, calibration_of
+from compcomp.ordering.estimate import Estimate
 from compcomp.ordering.on_model import EVALUATED
 from compcomp.ordering.parts import CONFIDENCE
-from compcomp.ordering.plan import PlanData
-from compcomp.ordering.progress import Notify
-from compcomp.ordering.search import LARGEST, search
+from compcomp.ordering.plan import INTERRUPTED, PlanData
+from compcomp.ordering.progress import Notify, Progress, check_progress
+from compcomp.ordering.search import LARGEST, preview, search
 from compcomp.ordering.space import Slot, Space, pairs_of
 from compcomp.ordering.store import Store
 from compcomp.plan import Plan, Setting
+from compcomp.reporting.bars import shown
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
     from torch import nn
 
     from compcomp.models.bench import ModelBench
     from compcomp.proving.prove import Prover
-
-PATIENCE = 2.0
-"""Seconds before progress bars appear."""
 
 
 def optimize_order(
@@ -74,8 +71,8 @@ def optimize_order(
             ``optional(A)`` may stay empty.
         before: Pairs (A, B) of techniques. A comes before B in every order.
         loss: The layer loss that orders are compared under: "weight_l1" to "weight_l4", or "output_l2".
-        model: A torch module with Linear layers (or transformers' Conv1D). It is afterwards as it was, whatever
-            ``evaluate`` does to it. ``plan.apply`` and ``plan.save`` accept it as long as it stays unchanged.
+        model: A torch module with layers (:func:`compcomp.models.layers.find_layers`). It is afterwards as it was,
+            whatever ``evaluate`` does to it. ``plan.apply`` and ``plan.save`` accept it as long as it stays unchanged.
         calibration: Batches for the model. Required if the loss or a technique looks at inputs.
         evaluate: A function ``model -> number`` or dict of numbers, the first of which ranks the orders. Higher is
             better unless the metric's name (perplexity, loss ...) or the attribute ``evaluate.higher_is_better`` says
@@ -87,7 +84,7 @@ def optimize_order(
         store: A file that keeps verdicts and measurements from one run to the next. A run that ended early continues
             from there. Values of ``evaluate`` are kept only if it has an attribute ``key``. This is a text that has to
             change whenever the values may change.
-        progress: True for bars on standard error, or a function that is called with each event (a dict).
+        progress: True for bars on standard error, or a function that is called with each event (docs/measuring.md).
         evaluations: The largest number of orders that ``evaluate`` measures. If more are left, those of least loss are
             measured.
         granularity: "model" for one order for all layers. "layer" for an order for each layer, if that pays.
@@ -113,69 +110,161 @@ def optimize_order(
 
     Raises:
         InputError: An argument cannot be used.
+        Interrupted: The user has pressed Ctrl-C. The exception has the plan of what was measured until then.
     """
-    targets, ignore = read_patterns(targets, ignore)
-    inputs = calibration_of(calibrate, passes, inside, blocks)
-    chosen, pairs = _techniques(techniques), pairs_of(before)
-    known = Space(chosen, pairs).techniques
-    whole(evaluations, 1, 10**6, "evaluations")
-    size, confidence = _share(size, "size", model is not None), _share(confidence, "confidence")
-    loss = loss_named(loss).name
-    _check_model_arguments(known, loss, model, calibration, evaluate)
-    if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):
-        raise InputError(f"a {type(executor).__name__}", "a concurrent.futures.Executor", "executor")
-    if store is not None and not isinstance(store, str | Path | Store):
-        raise InputError(repr(store)[:60], "the path of a file, or a Store", "store")
-    if not isinstance(progress, bool) and not callable(progress):
-        raise InputError(repr(progress)[:60], "True, False or a function of an event", "progress")
-    with ExitStack() as stack:
-        bench: ModelBench | None = None
-        if model is not None:
-            from compcomp.models.bench import ModelBench
-            from compcomp.models.measure import MEASURED
-            from compcomp.models.modes import PLAIN, kept
+    return _Arguments(**locals()).optimize()
 
-            usable = [name for name in MEASURED if calibration is not None or not loss_named(name).needs_inputs]
-            names = dict.fromkeys([*usable, loss])
-            bench = ModelBench(
-                model,
-                calibration,
-                evaluate,
-                device,
-                targets,
-                ignore,
-                loss_names=names,
-                keep_batches=_couples(known),
-                inputs=inputs,
-            )
-            stack.enter_context(kept())
-            stack.enter_context(PLAIN.on())
-            stack.enter_context(bench)
-            bench.check(Sequence(known))
+
+P = ParamSpec("P")
+
+
+def _as_for(given: Callable[P, Plan]) -> Callable[[Callable[..., Estimate]], Callable[P, Estimate]]:
+    """Return a decorator that gives a function the arguments of another one."""
+    return lambda function: function
+
+
+@_as_for(optimize_order)
+def estimate(*given: Any, **named: Any) -> Estimate:
+    """Estimate what a search would do: orders, applications, evaluations, minutes and memory.
+
+    Claims are decided as in the search, for at most a minute. One calibration batch, each technique on one layer of
+    each shape, and one part of ``evaluate`` are run and timed; an ``evaluate`` without parts is run once. Everything
+    else is left out. The model is afterwards as it was.
+
+    The arguments are those of :func:`optimize_order`. A store keeps the decided claims for the search. A generator of
+    batches is used up: give a list or a DataLoader.
+
+    Returns:
+        The estimate, whose text is a table. Counts are upper bounds; minutes and memory are rough.
+
+    Raises:
+        InputError: An argument cannot be used.
+    """
+    bound = inspect.signature(optimize_order).bind(*given, **named)
+    bound.apply_defaults()
+    return _Arguments(**bound.arguments).estimate()
+
+
+@dataclass
+class _Arguments:
+    """The arguments of :func:`optimize_order`, checked."""
+
+    techniques: Any
+    before: Any
+    loss: str
+    model: Any
+    calibration: Any
+    evaluate: Any
+    device: Any
+    executor: Executor | None
+    store: Any
+    progress: Any
+    evaluations: int
+    granularity: str
+    size: float | None
+    confidence: float | None
+    targets: Patterns
+    ignore: Patterns
+    prover: Prover | None
+    calibrate: str
+    passes: str
+    inside: str
+    blocks: Patterns
+
+    def __post_init__(self) -> None:
+        self.targets, self.ignore = read_patterns(self.targets, self.ignore)
+        self.inputs = calibration_of(self.calibrate, self.passes, self.inside, self.blocks)
+        self.techniques, self.before = _techniques(self.techniques), pairs_of(self.before)
+        self.known = Space(self.techniques, self.before).techniques
+        whole(self.evaluations, 1, 10**6, "evaluations")
+        self.size = _share(self.size, "size", self.model is not None)
+        self.confidence = _share(self.confidence, "confidence")
+        self.confidence = None if self.confidence == 1 else self.confidence
+        self.loss = loss_named(self.loss).name
+        _check_model_arguments(self.known, self.loss, self.model, self.calibration, self.evaluate)
+        executor = self.executor
+        if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):
+            raise InputError(f"a {type(executor).__name__}", "a concurrent.futures.Executor", "executor")
+        if self.store is not None and not isinstance(self.store, str | Path | Store):
+            raise InputError(repr(self.store)[:60], "the path of a file, or a Store", "store")
+        check_progress(self.progress)
+
+    def optimize(self) -> Plan:
+        """Search, and return the plan."""
+        with ExitStack() as stack:
+            progress = stack.enter_context(shown(self.progress))
+            bench = self.bench(stack, progress)
+            try:
+                found = search(**self.searched(bench, stack), progress=progress)
+            except KeyboardInterrupt as stop:
+                raise Interrupted() from stop
+        if bench is not None:
+            notes = [*found.notes, *bench.notes, *_suspicious(found), *_inputs_of(self.known, self.inputs, found)]
+            found = replace(found, notes=notes, outside=bench.outside)
+        setting = Setting(bench, self.calibration, self.device, self.targets, self.ignore, self.inputs)
+        plan = Plan.of(found, setting)
+        if plan.optimality == INTERRUPTED:
+            raise Interrupted(plan)
+        return plan
+
+    def estimate(self) -> Estimate:
+        """Return what the search would do."""
+        with ExitStack() as stack:
+            progress = stack.enter_context(shown(self.progress))
+            bench = self.bench(stack, progress)
+            arguments = self.searched(bench, stack)
+            del arguments["executor"]
+            return preview(**arguments, progress=progress, evaluated=self.evaluate is not None)
+
+    def bench(self, stack: ExitStack, progress: Progress) -> ModelBench | None:
+        """Return the bench of the model, until the stack is closed. None without a model."""
+        if self.model is None:
+            return None
+        from compcomp.models.bench import ModelBench
+        from compcomp.models.measure import MEASURED
+        from compcomp.models.modes import PLAIN, kept
+
+        coupled, calibration = any(technique.whole_model for technique in self.known), self.calibration
+        if not (coupled or loss_named(self.loss).needs_inputs or any(t.needs_inputs for t in self.known)):
+            calibration = None  # its Gram matrices would cost more than all else, for a loss that decides nothing
+        usable = [name for name in MEASURED if calibration is not None or not loss_named(name).needs_inputs]
+        bench = ModelBench(
+            self.model,
+            calibration,
+            self.evaluate,
+            self.device,
+            self.targets,
+            self.ignore,
+            loss_names=dict.fromkeys([*usable, self.loss]),
+            keep_batches=coupled,
+            inputs=self.inputs,
+            watch=progress.report,
+        )
+        stack.enter_context(kept())
+        stack.enter_context(PLAIN.on())
+        stack.enter_context(bench)
+        bench.check(Sequence(self.known))
+        return bench
+
+    def searched(self, bench: ModelBench | None, stack: ExitStack) -> dict[str, Any]:
+        """Return the arguments of a search. The store is open until the stack is closed."""
+        store = self.store
         if store is not None and not isinstance(store, Store):
             store = Store(store)
             stack.callback(store.close)
-        notify: Notify = progress if callable(progress) else lambda event: None
-        if progress is True:
-            notify = stack.enter_context(Bars()).event
-        found = search(
-            chosen,
-            loss,
-            bench,
-            before=pairs,
-            evaluations=evaluations,
-            granularity=granularity,
-            size=size,
-            confidence=None if confidence == 1 else confidence,
-            prover=prover,
-            executor=executor,
-            store=store,
-            notify=notify,
-        )
-    if bench is not None:
-        notes = [*found.notes, *bench.notes, *_suspicious(found), *_inputs_of(known, inputs, found)]
-        found = replace(found, notes=notes, outside=bench.outside)
-    return Plan.of(found, Setting(bench, calibration, device, targets, ignore, inputs))
+        return {
+            "techniques": self.techniques,
+            "loss": self.loss,
+            "bench": bench,
+            "before": self.before,
+            "evaluations": self.evaluations,
+            "granularity": self.granularity,
+            "size": self.size,
+            "confidence": self.confidence,
+            "prover": self.prover,
+            "executor": self.executor,
+            "store": store,
+        }
 
 
 def _inputs_of(techniques: Iterable[Technique], inputs: Calibration, plan: PlanData) -> list[str]:
@@ -187,11 +276,6 @@ def _inputs_of(techniques: Iterable[Technique], inputs: Calibration, plan: PlanD
         f"{measured}losses of layers, and what is proved of these inputs, are at the inputs of the dense model; "
         "proofs for any inputs hold at both"
     ]
-
-
-def _couples(techniques: Iterable[Technique]) -> bool:
-    """Return True if one of the techniques acts on the whole model."""
-    return any(technique.whole_model for technique in techniques)
 
 
 def _share(given: Any, where: str, usable: bool = True) -> float | None:
@@ -257,66 +341,3 @@ def _suspicious(plan: PlanData) -> list[str]:
         f"{BEATEN:.0%}, where {way} is taken for better: see that this is so (evaluate.higher_is_better says it) "
         "and that evaluate measures the model it is given"
     ]
-
-
-class Bars:
-    """Progress bars on standard error, one for each phase.
-
-    They appear once a search has taken :data:`PATIENCE` seconds.
-    """
-
-    NAMES = {"screen": "trying orders", "prove": "proving", "measure": "measuring"}  # noqa: RUF012
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-        self._progress: Progress | None = None
-        self._bars: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def event(self, event: dict[str, Any]) -> None:
-        """Show one event of a search."""
-        if self._progress is None:
-            if time.monotonic() - self._start < PATIENCE:
-                return
-            self._progress = _new_progress()
-            self._progress.start()
-        phase, text = event["phase"], str(event["text"])
-        if phase not in self._bars:
-            self._bars[phase] = self._progress.add_task(self.NAMES.get(phase, phase), text="")
-        self._progress.update(
-            self._bars[phase],
-            total=event["total"],
-            completed=event["done"],
-            text=text if len(text) <= 48 else "..." + text[-45:],
-        )
-
-
-def _new_progress() -> Progress:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(elapsed_when_finished=False),
-        TextColumn("{task.fields[text]}", markup=False),
-        console=Console(stderr=True),
-        transient=True,
-    )

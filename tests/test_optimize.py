@@ -17,10 +17,11 @@ from torch import nn
 from compcomp.errors import InputError
 from compcomp.language.text import parse_sequence
 from compcomp.models.save import load_weights
-from compcomp.optimize import Bars, apply, optimize_order
+from compcomp.optimize import apply, optimize_order
 from compcomp.ordering import on_model as measuring
 from compcomp.ordering.ask import Asker
 from compcomp.ordering.space import one_of, optional
+from compcomp.reporting.bars import Bars
 from compcomp.techniques import JSQ, AbsMax, AbsMaxInputs, LeastSquaresDistill, Magnitude, TruncatedSVD
 from tests.models.fakes import Tiny, tokens
 
@@ -146,8 +147,8 @@ def test_an_executor_and_a_store_change_nothing(tmp_path: Path) -> None:
 def test_progress_is_reported() -> None:
     events: list[dict[str, Any]] = []
     optimize_order([P, D], model=network(), calibration=batches(), progress=events.append)
-    assert {"screen", "prove", "measure"} == {event["phase"] for event in events}
-    assert all(set(event) == {"phase", "done", "total", "text"} for event in events)
+    assert {"screen", "prove", "calibrate", "explore"} == {event["phase"] for event in events}
+    assert all(set(event) == {"phase", "done", "total", "text", "remaining"} for event in events)
 
 
 def test_bars_wait_and_leave_standard_output_alone(
@@ -157,7 +158,7 @@ def test_bars_wait_and_leave_standard_output_alone(
     with Bars() as bars:
         bars.event(event)
         assert bars._progress is None
-        monkeypatch.setattr("compcomp.optimize.PATIENCE", 0.0)
+        monkeypatch.setattr("compcomp.reporting.bars.PATIENCE", 0.0)
         bars.event(event)
         bars.event({**event, "phase": "another", "done": 2})
         assert bars._progress is not None

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from compcomp.bench import Caps, Coverage, LayerJob
+from compcomp.bench import Caps, Coverage, LayerJob, Trial, Watch, unwatched
 from compcomp.errors import InputError
 from compcomp.language.claim import Claim
 from compcomp.language.loss import LOSSES, loss_named
@@ -40,6 +40,7 @@ from compcomp.models.patterns import Patterns
 from compcomp.models.sequential import Inputs, compress_blocks
 from compcomp.models.size import compression_rate
 from compcomp.models.states import applied, check_result, checked, digest, digest_of, tensors_in, versions_of, working
+from compcomp.models.trial import Calibrated, trial_of
 from compcomp.models.whole import Whole
 from compcomp.models.wrappers import uncompiled
 
@@ -73,6 +74,7 @@ class ModelBench:
             fit there.
         keep_batches: Keep the calibration batches. Techniques that act on the whole model need them.
         inputs: The inputs that techniques are calibrated on.
+        watch: Called as the phases "calibrate", "apply" and "evaluate" go on.
 
     Attributes:
         notes: Lines that a report should show, such as a metric that was not finite.
@@ -90,7 +92,9 @@ class ModelBench:
         offload: bool = False,
         keep_batches: bool = False,
         inputs: Calibration = DENSE,
+        watch: Watch = unwatched,
     ) -> None:
+        self.watch = watch
         self.layers: dict[str, Layer] = {layer.name: layer for layer in find_layers(model, targets, ignore)}
         self.inputs = inputs
         keep_batches = keep_batches or not inputs.dense
@@ -99,13 +103,14 @@ class ModelBench:
         self.model = model
         self.outside = outside(model, self.layers.values())
         self.notes = [*filter(None, [note_of(self.outside)])]
-        self._evaluation = Evaluation(evaluate, self.notes)
+        self._evaluation = Evaluation(evaluate, self.notes, watch)
         self.loss_names = _losses(loss_names, calibration is not None)
         self._held = HeldModel(model, self.layers, device)
         self._offload, self._batches = offload, calibration
         self._calibrated = calibration is not None
         self._kept: list[Any] | None = calibration if isinstance(calibration, list) and keep_batches else None
         self._dense: ModelState | None = None
+        self._norms: dict[str, dict[str, float]] = {}
         self.notes += _remarks(self.layers.values())
 
     def __enter__(self) -> Self:
@@ -137,7 +142,9 @@ class ModelBench:
             magnitudes: dict[str, Magnitudes] = {}
             with self._held.unchanged(), uncompiled(self.model):
                 if self._batches is not None:
-                    grams = calibrate(self.model, self.layers.values(), self._batches, magnitudes, self.notes)
+                    grams = calibrate(
+                        self.model, self.layers.values(), self._batches, magnitudes, self.notes, self.watch
+                    )
                     self._batches = None
                     if self._offload:  # layers that share a Gram matrix go on sharing it
                         moved = {id(gram): gram.cpu() for gram in grams.values()}
@@ -170,7 +177,12 @@ class ModelBench:
         """Return the state after the steps of each layer, which act on one layer at a time."""
         if not self.layers_apart([step for own in steps.values() for step in own]):
             return self._apply_by_blocks(steps, state)
-        return {name: self._apply(steps[name], name, layer) for name, layer in state.items()}
+        result, text = ModelState(), _named(steps.values())
+        self.watch("apply", 0, len(state), text)
+        for name, layer in state.items():
+            result[name] = self._apply(steps[name], name, layer)
+            self.watch("apply", len(result), len(state), text)
+        return result
 
     @plainly
     def compress(self, sequence: Sequence) -> nn.Module:
@@ -201,17 +213,25 @@ class ModelBench:
             own = {id(module._parameters["weight"]) for layer in self.layers.values() for module in layer.modules}
             others = [p for p in self.model.parameters() if id(p) not in own and is_plain(p) and p.numel() >= LARGE]
             with self._held.unchanged(others), backup.unchanged(others):
-                self._by_blocks(put, backup.restore)
+                self._by_blocks(put, backup.restore, _named([passes[0]]))
             self._held.finish(compressed)
         return self.model
 
-    def _by_blocks(self, compress: Callable[[Inputs], None], undo: Callable[[], None]) -> None:
+    def _by_blocks(self, compress: Callable[[Inputs], None], undo: Callable[[], None], text: str) -> None:
         """Run the calibration batches, block by block."""
         assert self._kept is not None
         with uncompiled(self.model) as model:
             stages = find_blocks(model, self.layers.values(), self.inputs.blocks, each=self.inputs.each)
             compress_blocks(
-                model, self.layers, self._kept, stages, compress, undo=undo, dense=self.inputs.dense, notes=self.notes
+                model,
+                self.layers,
+                self._kept,
+                stages,
+                compress,
+                undo=undo,
+                dense=self.inputs.dense,
+                notes=self.notes,
+                on_block=lambda done, total, block: self.watch("apply", done, total, f"{block}: {text}"),
             )
 
     def _apply_by_blocks(self, steps: Mapping[str, Items[Technique]], state: ModelState) -> ModelState:
@@ -230,7 +250,7 @@ class ModelBench:
                 self.layers[name].set(effective_weight(layer))
 
         with self._held.holding(state):
-            self._by_blocks(put, undo)
+            self._by_blocks(put, undo, _named(steps.values()))
         return result
 
     def layers_apart(self, techniques: Items[Technique]) -> bool:
@@ -281,7 +301,10 @@ class ModelBench:
         With "output_l2" comes "output_norm2", |W X|_F^2 of the dense layer.
         """
         with torch.no_grad():
-            return {name: layer_losses(self._bring(name, layer), self.loss_names) for name, layer in state.items()}
+            return {
+                name: layer_losses(self._bring(name, layer), self.loss_names, self._norms.setdefault(name, {}))
+                for name, layer in state.items()
+            }
 
     @plainly
     def evaluate(self, state: ModelState) -> dict[str, float]:
@@ -357,6 +380,28 @@ class ModelBench:
         with uncompiled(self.model) as model:
             whole = model_fingerprint(model, [str(self._evaluation.modes)])
         return digest_of([key, sorted(self.loss_names), devices, whole, layers, self.inputs, *batches])
+
+    def passes(self, order: Items[Technique]) -> int:
+        """Return how often the calibration batches run through the model, block by block, while an order is applied."""
+        groups = self.inputs.passes(order)
+        return sum(not self.layers_apart(steps) and not steps[0].whole_model for steps in groups)
+
+    @plainly
+    def trial(self, techniques: Items[Technique], path: Items[int]) -> Trial:
+        """Return how long each part of a search takes, from a trial of each (:mod:`compcomp.models.trial`).
+
+        Takes a batch of a calibration that is a generator. The bench is of no further use for a search then.
+        """
+        self._held.place()
+        with self._held.unchanged():
+            calibrated = Calibrated(self.model, self.layers.values(), self._batches)
+            self._held.present = {
+                name: replace(
+                    self._dense_layer(layer, calibrated.grams.get(name)), magnitudes=calibrated.magnitudes.get(name)
+                )
+                for name, layer in self.layers.items()
+            }
+        return trial_of(techniques, path, self.loss_names, calibrated, self._evaluation, self._held)
 
     explore = staticmethod(explore)
 
@@ -445,6 +490,7 @@ class ModelBench:
         """Return the state after a technique that acts on all layers together."""
         if technique.needs_inputs and self._kept is None:
             raise InputError("calibration batches that were not kept", "keep_batches=True", str(technique))
+        self.watch("apply", 0, 1, str(technique))
         given = {name: self._bring(name, layer) for name, layer in state.items()}
         versions = {name: versions_of(layer) for name, layer in given.items()}
         with self._held.holding(self.start()), uncompiled(self.model) as model:
@@ -460,6 +506,7 @@ class ModelBench:
                 after = move(after, torch.device("cpu")) if self._offload else after
                 layer = state[name]
                 result[name] = replace(after, reference=layer.reference, gram=layer.gram, inputs=layer.inputs)
+        self.watch("apply", 1, 1, str(technique))
         return result
 
     def _check_apart(self, techniques: Iterable[Technique]) -> None:
@@ -469,6 +516,12 @@ class ModelBench:
             raise InputError("a technique that acts on the whole model", allowed, str(found[0]))
 
 
+def _named(orders: Iterable[Items[Technique]]) -> str:
+    """Return the text of the only order, or a description of several."""
+    texts = dict.fromkeys(" >> ".join(map(str, order)) for order in orders)
+    return next(iter(texts)) if len(texts) == 1 else "an order for each layer"
+
+
 def _remarks(layers: Iterable[Layer]) -> list[str]:
     """Return notes on layers that have parameters besides a weight, or share their weight in another layout."""
     found = [
@@ -476,7 +529,7 @@ def _remarks(layers: Iterable[Layer]) -> list[str]:
         for layer in layers
         for name, _ in layer.followers
     ]
-    for layer in layers:
+    for layer in (one for one in layers if one.called):
         if more := [n for module in layer.modules for n in module._parameters if n not in ("weight", "bias")]:
             held = ", ".join(dict.fromkeys(more))
             found.append(f"layer {layer.name}: it also holds {held}; the weight alone is compressed")

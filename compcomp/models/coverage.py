@@ -61,7 +61,8 @@ def coverage(claims: Sequence[Claim], name: str, layer: LayerState) -> list[Cove
         for sequence in claim.sequences:
             if str(sequence) not in runs:
                 runs[str(sequence)] = follow(sequence, name, layer)
-    return [_covered(claim, [runs[str(s)] for s in claim.sequences], layer) for claim in claims]
+    losses: dict[object, _Lost] = {}
+    return [_covered(claim, [runs[str(s)] for s in claim.sequences], layer, losses) for claim in claims]
 
 
 def units(claim: Claim) -> Partition:
@@ -96,7 +97,7 @@ def _count(claim: Claim, weight: Tensor) -> int:
     return weight.numel() // units(claim).group_size((weight.shape[0], weight.shape[1]))
 
 
-def _covered(claim: Claim, runs: Sequence[FollowedRun], layer: LayerState) -> Coverage:
+def _covered(claim: Claim, runs: Sequence[FollowedRun], layer: LayerState, losses: dict[object, _Lost]) -> Coverage:
     weight: Tensor = layer.weight
     count = _count(claim, weight)
     size = weight.numel() // count
@@ -114,7 +115,10 @@ def _covered(claim: Claim, runs: Sequence[FollowedRun], layer: LayerState) -> Co
     left = right = None
     contradicted = 0
     if isinstance(claim, Dominates):
-        one, other = (_Lost(claim.loss, run, count) for run in runs)
+        for run in runs:
+            if (claim.loss, count, id(run)) not in losses:
+                losses[claim.loss, count, id(run)] = _Lost(claim.loss, run, count)
+        one, other = (losses[claim.loss, count, id(run)] for run in runs)
         left, right = one.parts(covered), other.parts(covered)
         contradicted = int((covered & (one.least() > other.most())).sum())
     elif isinstance(claim, Equals | SameState):

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from compcomp.bench import Watch, unwatched
 from compcomp.errors import InputError
 from compcomp.models.metrics import is_log, metric_direction, parts_of, read_metrics, read_parts, reading
 from compcomp.models.modes import Modes
@@ -16,13 +17,15 @@ from compcomp.models.modes import Modes
 class Evaluation:
     """The user's ``evaluate``, or None. It runs under the modes of torch at the time when this object was made.
 
-    ``notes`` receives lines that a report should show, such as a metric that was not finite.
+    ``notes`` receives lines that a report should show, such as a metric that was not finite. ``watch`` is called with
+    the phase "evaluate": after each call, or after some parts.
     """
 
-    def __init__(self, evaluate: Callable[..., Any] | None, notes: list[str]) -> None:
+    def __init__(self, evaluate: Callable[..., Any] | None, notes: list[str], watch: Watch = unwatched) -> None:
         if evaluate is not None and not callable(evaluate):
             raise InputError(f"a {type(evaluate).__name__}", "a function of the model", "evaluate")
         self.evaluate, self.notes = evaluate, notes
+        self.watch = watch
         self.modes = Modes.now()
         self._names = tuple[str, ...]()
 
@@ -49,8 +52,10 @@ class Evaluation:
     def metrics(self, model: nn.Module) -> dict[str, float]:
         """Return the metrics of a model. Raises InputError if their names are not those of earlier calls."""
         assert self.evaluate is not None
+        self.watch("evaluate", 0, 1, "models")
         with self.modes.on():
             metrics = read_metrics(self.evaluate(model), self.evaluate)
+        self.watch("evaluate", 1, 1, "models")
         self._check_names(metrics)
         for name, value in metrics.items():
             self._note_unless_finite(name, value)
@@ -59,13 +64,25 @@ class Evaluation:
     def sums(self, model: nn.Module, parts: Sequence[int]) -> dict[str, list[tuple[float, float]]]:
         """Return for each metric the sum and count of each of these parts. Raises InputError like :meth:`metrics`."""
         assert self.evaluate is not None
-        with self.modes.on():
-            found = read_parts(self.evaluate(model, parts=list(parts)), len(parts))
-        self._check_names(found)
+        found: dict[str, list[tuple[float, float]]] = {}
+        self.watch("evaluate", 0, len(parts), "parts")
+        for start in range(0, len(parts), self.at_once(len(parts))):
+            some = list(parts[start : start + self.at_once(len(parts))])
+            with self.modes.on():
+                sums = read_parts(self.evaluate(model, parts=some), len(some))
+            self._check_names(sums)
+            for name, pairs in sums.items():
+                found.setdefault(name, []).extend(pairs)
+            self.watch("evaluate", start + len(some), len(parts), "parts")
         for name, pairs in found.items():
             for part, _ in pairs:
                 self._note_unless_finite(name, part)
         return found
+
+    def at_once(self, count: int) -> int:
+        """Return how many parts to pass at once: those that the function runs together, if it says so, else all."""
+        size = getattr(self.evaluate, "batch_size", None)
+        return size if isinstance(size, int) and not isinstance(size, bool) and 0 < size < count else count
 
     def _check_names(self, metrics: Mapping[str, Any]) -> None:
         """Raise InputError unless these are the metrics of earlier calls."""

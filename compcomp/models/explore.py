@@ -72,6 +72,7 @@ class _States:
         self.bounds: dict[int, float] = {}  # of nodes that were not run, or whose state is not needed
         self._bounds: dict[tuple[str, frozenset[str]], float] = {}
         self._own: dict[str, float] = {}
+        self._norms: dict[str, float] = {}
         self._origin: dict[str, tuple[str, int]] = {}
         self._kept: OrderedDict[str, tuple[LayerState, int]] = OrderedDict()
         self._bytes = 0
@@ -117,7 +118,7 @@ class _States:
         for key in order:
             state = self._state(key)
             shape = (state.weight.shape[0], state.weight.shape[1])
-            self._results[key] = layer_losses(state, tuple(losses)), layer_bits(state.format, shape)
+            self._results[key] = layer_losses(state, tuple(losses), self._norms), layer_bits(state.format, shape)
         return self._results
 
     def _step(self, before: str, technique: int) -> str:
@@ -146,7 +147,7 @@ class _States:
     def _keep(self, key: str, state: LayerState) -> None:
         if key in self._kept or key == self.digests[0]:
             return
-        size = _size(state)
+        size = size_of(state)
         self._kept[key] = state, size
         self._bytes += size
         while self._bytes > self.memory and len(self._kept) > 1:
@@ -183,7 +184,7 @@ class _Ahead:
             stack += children[one]
 
 
-def _size(state: LayerState) -> int:
+def size_of(state: LayerState) -> int:
     """Return the bytes of the storages that the state does not share with the dense layer, each counted once."""
     shared = state.reference.untyped_storage().data_ptr()
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors((state.weight, state.format))}

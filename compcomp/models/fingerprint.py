@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from compcomp.models.memory import bits, parts, shape_of
 
-PLACES = {"_name_or_path", "name_or_path", "_commit_hash"}
-"""Settings that say where a model comes from."""
+PLACES = {"_name_or_path", "name_or_path", "_commit_hash", "_original_object_hash"}
+"""Settings that say where a model comes from, and a hash of generation settings that each process has anew."""
 OWN = {"_parameters", "_buffers", "_modules", "training"}
 """Attributes of a module that are read separately, or that do not count: the model is measured in eval mode."""
 

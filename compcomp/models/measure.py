@@ -29,11 +29,15 @@ MEASURED = ("weight_l1", "weight_l2", "output_l2")
 """The losses that are measured if none is named."""
 
 
-def layer_losses(layer: LayerState, names: tuple[str, ...] = MEASURED) -> dict[str, float]:
+def layer_losses(
+    layer: LayerState, names: tuple[str, ...] = MEASURED, norms: dict[str, float] | None = None
+) -> dict[str, float]:
     """Return each named loss of one layer of torch tensors, in float64: exactly 0 if nothing changed.
 
-    With "output_l2" comes "output_norm2", |W X|_F^2 of the dense weight, for comparison.
+    With "output_l2" comes "output_norm2", |W X|_F^2 of the dense weight, for comparison. ``norms`` receives it, and
+    gives it to later calls about states of the same layer.
     """
+    norms = {} if norms is None else norms
     reference: Any = layer.reference
     reference = reference.double()
     effective = effective_weight(layer).double()
@@ -46,7 +50,9 @@ def layer_losses(layer: LayerState, names: tuple[str, ...] = MEASURED) -> dict[s
             if layer.reference_inputs is not None:
                 raise InputError("inputs that a technique has changed", "the dense ones", name)
             result[name] = _squared(effective - reference, layer)
-            result["output_norm2"] = _squared(reference, layer)
+            if "output_norm2" not in norms:
+                norms["output_norm2"] = _squared(reference, layer)
+            result |= norms
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ Decide = Callable[[Claim, Scope, Options], Verdict]
 """A function that decides a claim, as a prover does."""
 Key = tuple[Hashable, str]
 """A claim and its scope."""
+LOG = logging.getLogger("compcomp")
 FAILED = "the prover failed"
 """The beginning of the cause of a verdict that is about a failure of the prover, not about the claim."""
 
@@ -162,6 +164,7 @@ class Asker:
                 verdict = self._result(claim, scope, options, future)
                 self.asked += 1
                 self._known[_key(claim, scope)] = verdict
+                LOG.debug("%s", verdict)
                 self.learn(verdict, options)
                 answered(verdict)
         except BaseException:

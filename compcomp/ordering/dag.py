@@ -48,7 +48,9 @@ from compcomp.ordering.covers import covers
 from compcomp.ordering.space import Prefix, Slot, Space, Used
 from compcomp.proving.proof import DENSE_INPUTS, SAME_BASIS
 
-OUTCOMES = ("merged", "dropped", "measured")
+OUTCOMES = ("merged", "dropped", "measured", "open")
+OPEN = "the search was interrupted before it was measured"
+"""The note of an order whose outcome is not known."""
 ON_THIS_MODEL = "bitwise the same in every layer of this model, which says nothing of other models"
 UNDER_CONDITIONS = "under conditions that were checked on this model"
 
@@ -59,7 +61,8 @@ class Outcome:
 
     Attributes:
         order: The order.
-        kind: "merged" (another order gives the same state), "dropped" (another order never loses more) or "measured".
+        kind: "merged" (another order gives the same state), "dropped" (another order never loses more), "measured", or
+            "open" (the search was interrupted).
         by: The order that stands for it, which is itself if it was measured.
         proofs: The proofs that merged or dropped it.
         note: The further reason that was measured on the model.
@@ -159,6 +162,7 @@ class Orderings(Space):
         self._dominance: nx.DiGraph[Prefix] = nx.DiGraph()  # from the better order to the worse
         self._on_model: dict[Prefix, Prefix] = {}
         self._bounded: dict[Prefix, tuple[Prefix, str]] = {}
+        self._open: frozenset[Prefix] = frozenset()
         self._steps: dict[tuple[Prefix, int], tuple[Prefix, Proofs]] = {}
         self._nodes: dict[tuple[Prefix, Used, Prefix], Node] | None = None
 
@@ -410,6 +414,10 @@ class Orderings(Space):
         """
         self._bounded[leaf] = by, f"{UNDER_CONDITIONS}, {because}"
 
+    def leave_open(self, leaves: Iterable[Prefix]) -> None:
+        """Record staying orders that were not measured, as the search was interrupted. They go on staying."""
+        self._open = frozenset(leaves)
+
     def _changed(self) -> None:
         self._steps.clear()
         self._nodes = None
@@ -463,13 +471,19 @@ class Orderings(Space):
     # ------------------------------------------------------------------------------------ accounts
 
     def counted(self) -> dict[str, int]:
-        """Return how many orders there are, and how many were merged, dropped and left to measure."""
+        """Return how many orders there are, and how many were merged, dropped and measured.
+
+        "open" counts those that an interrupted search has not measured. It is present only if there are some.
+        """
         dropped, sizes = self.dropped(), self.sizes()
         lost = sum(size for leaf, size in sizes.items() if leaf in dropped or leaf in self._bounded)
         lost += sum(sizes[leaf] for leaf, stands in self._on_model.items() if stands in self._bounded)
         lost += self.total - sum(sizes.values())  # law 3
         stay = sum(1 for _ in self.staying())
-        return {"total": self.total, "merged": self.total - lost - stay, "dropped": lost, "measured": stay}
+        found = {"total": self.total, "merged": self.total - lost - stay, "dropped": lost, "measured": stay}
+        if self._open:
+            found |= {"measured": stay - len(self._open), "open": len(self._open)}
+        return found
 
     def outcomes(self, orders: Iterable[Prefix] | None = None) -> Iterator[Outcome]:
         """Yield the outcome of each of these complete orders, of all orders if None."""
@@ -496,6 +510,8 @@ class Orderings(Space):
         if leaf in self._bounded:
             leaf, because = self._bounded[leaf]
             kind, note = "dropped", f"{note}; {because}" if note else because
+        if kind == "measured" and leaf in self._open:
+            kind, note = "open", OPEN
         return Outcome(self.order(order), kind, self.order(leaf), tuple({id(p): p for p in proofs}.values()), note)
 
     def _moved(self, order: Prefix) -> tuple[Prefix, Proofs]:
@@ -525,6 +541,8 @@ class Orderings(Space):
             if self.complete(node.used):
                 gone = node.prefix in dropped or node.prefix in self._bounded
                 attributes["fate"] = "dropped" if gone else "merged" if node.prefix in self._on_model else "measured"
+                if node.prefix in self._open:
+                    attributes["fate"] = "open"
             graph.add_node(self.text(node.prefix), **attributes)
         for node in self.nodes.values():
             for step, child in node.children.items():

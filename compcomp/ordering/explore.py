@@ -128,7 +128,7 @@ class Explorer:
             groups.setdefault((tuple(sorted(order)), size), []).append(order)
         best = [order for group in groups.values() for order in group[:keep]]
         for names in rounds[1:]:
-            self.layers(names, best, counted=False)
+            self.layers(names, best)
         wholes = {  # for each order, the worst of the best orders of its size
             order: max(group[:keep], key=lambda one: self.found.loss(loss, one))
             for group in groups.values()
@@ -166,14 +166,13 @@ class Explorer:
         return most + ABOVE * abs(most) - self.found.loss(loss, order, done)
 
     def layers(
-        self, names: Sequence[str], orders: Sequence[Prefix], *, counted: bool = True, caps: Caps | None = None
+        self, names: Sequence[str], orders: Sequence[Prefix], *, caps: Caps | None = None
     ) -> dict[Prefix, tuple[str, float]]:
         """Explore these layers for these orders.
 
         Args:
             names: The layers.
             orders: The orders.
-            counted: False does not report the jobs as progress.
             caps: The losses beyond which orders are given up.
 
         Returns:
@@ -182,17 +181,17 @@ class Explorer:
         bounded: dict[Prefix, tuple[str, float]] = {}
         if not orders:
             return bounded
-        tree, done = Tree.of(self.orderings, orders), 0
-        for name, result in self._results(names, tree, caps):
+        tree = Tree.of(self.orderings, orders)
+        text = f"{len(orders)} orders"
+        self.on_progress(0, len(names), text)
+        for done, (name, result) in enumerate(self._results(names, tree, caps), start=1):
             for place, least in result.bounds.items():
                 bounded.setdefault(tree.orders[place], (name, least))
             self.found.applications += result.applications + result.repeated
             self.found.places.setdefault(name, {}).update(
                 (order, (result, place)) for place, order in enumerate(tree.orders)
             )
-            if counted:
-                done += 1
-                self.on_progress(done, len(names), name)
+            self.on_progress(done, len(names), text)
         return bounded
 
     def _results(self, names: Sequence[str], tree: Tree, caps: Caps | None) -> Iterator[tuple[str, LayerResult]]:

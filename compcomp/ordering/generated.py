@@ -78,7 +78,7 @@ class Generated:
                 with self.progress.timed("screen"):
                     self._states[form] = self.screen.apply(form[-1], before)
                 total = min(self.orderings.full_tree, SCREENED)
-                self.progress.screening(self.screen.applications, total, "generated layers")
+                self.progress.report("screen", min(self.screen.applications, total), total, "generated layers")
         return self._states[form]
 
     def missing(self, forms: list[Prefix]) -> int:
@@ -153,14 +153,15 @@ class Generated:
         orders = list(self.orderings.staying())
         tree = Tree.of(self.orderings, orders)
         children, ends, means = tree.children(), set(tree.ends), dict[int, float]()
-        stack = [(0, screen.start())]
+        stack, runs = [(0, screen.start())], len(tree.parents) - 1
+        self.progress.report("measure", 0, runs, "generated layers")
         while stack:
             node, state = stack.pop()
             if node in ends:
                 means[node] = float(screen.losses(state).mean())
             for child in reversed(children[node]):
                 stack.append((child, screen.apply(tree.steps[child], state)))
-                self.progress.measuring(screen.applications, len(tree.parents) - 1, "generated layers")
+                self.progress.report("measure", screen.applications, runs, "generated layers")
         rows = {
             order: Measurement(self.orderings.order(order), {}, {name: means[end]}, None)
             for order, end in zip(orders, tree.ends, strict=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,6 +17,8 @@ from compcomp.ordering.measurement import Measurement
 from compcomp.ordering.parts import Kept, Race
 from compcomp.ordering.progress import OnProgress, silent
 from compcomp.ordering.space import Prefix
+
+LOG = logging.getLogger("compcomp")
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Measured:
     Args:
         orderings: The orderings that the orders are of.
         bench: Applies techniques to the model and measures it.
-        on_progress: Called after each application.
+        on_progress: Called at the start, and after each order with the number of those measured.
         kept: Keeps results. A result that is there is not computed again.
         race: Evaluates metrics that are means over parts, None for other metrics.
 
@@ -93,11 +97,23 @@ class Measured:
         """Measure these orders. No technique is applied twice to one state whose continuations are known.
 
         Where layers are not apart, a state after some steps depends on the steps that follow: nothing is shared.
+
+        Raises:
+            KeyboardInterrupt: The user has interrupted it. ``rows`` then has the orders that are measured.
         """
+        self._count = len(orders)
+        self.on_progress(0, self._count, "")
+        try:
+            self._measure(orders)
+        except KeyboardInterrupt:
+            self._complete()
+            raise
+        self._complete()
+
+    def _measure(self, orders: Sequence[Prefix]) -> None:
         if not self.bench.layers_apart(self.orderings.techniques):
             for order in orders:
-                self._measure_alone(order, len(orders))
-            self._complete()
+                self._measure_alone(order)
             return
         self.tree = Tree.of(self.orderings, orders)
         self._children = self.tree.children()
@@ -106,7 +122,6 @@ class Measured:
             self._ending.setdefault(end, []).append(order)
         start = self.bench.start()
         self._visit(0, start, self.bench.digest(start))
-        self._complete()
 
     def _complete(self) -> None:
         """Fill ``rows`` from the measurements of states."""
@@ -115,21 +130,19 @@ class Measured:
             row = replace(self._rows[digest], order=self.orderings.order(order))
             self.rows[order] = row if self.race is None else self.race.completed(row, digest, first)
 
-    def _measure_alone(self, order: Prefix, count: int) -> None:
+    def _measure_alone(self, order: Prefix) -> None:
         """Apply one whole order to the uncompressed model and measure it, unless its measurement is kept."""
         given = self.orderings.order(order)
-
-        @cache
-        def state() -> Any:
-            self.applications += len(given)
-            self.on_progress(len(self.digests), count, str(given))
-            return self.bench.apply_all(given)
-
+        state = cache(lambda: self._applied_whole(given))
         kept = self.kept.get(f"order {given}")
         digest = self.bench.digest(state()) if kept is None else kept["digest"]
         if kept is None:
             self.kept.put(f"order {given}", {"digest": digest})
         self._ended(order, digest, state)
+
+    def _applied_whole(self, order: Order) -> Any:
+        self.applications += len(order)
+        return self.bench.apply_all(order)
 
     def _visit(self, node: int, state: Any, digest: str) -> None:
         self._end(node, digest, lambda: state)
@@ -148,7 +161,6 @@ class Measured:
     def _apply(self, technique: int, state: Any) -> Any:
         after = self.bench.apply(self.orderings.techniques[technique], state)
         self.applications += 1
-        self.on_progress(self.applications, len(self.tree.parents) - 1, str(self.orderings.techniques[technique]))
         return after
 
     def _end(self, node: int, digest: str, state: Callable[[], Any]) -> None:
@@ -157,6 +169,7 @@ class Measured:
 
     def _ended(self, order: Prefix, digest: str, state: Callable[[], Any]) -> None:
         """Measure the state that an order leads to, unless its measurement is known."""
+        start = time.monotonic()
         row = self._row(digest, order)
         if row is None:
             given = self.orderings.order(order)
@@ -165,6 +178,8 @@ class Measured:
         if self.race is not None:
             self.race.enter(digest, row.rate, state)
         self.digests[order] = digest
+        LOG.debug("measured %s in %.3g s", self.orderings.text(order), time.monotonic() - start)
+        self.on_progress(len(self.digests), self._count, self.orderings.text(order))
 
     def _step(self, digest: str, technique: int) -> str | None:
         """Return the digest of the state after a technique, None if it is not known."""

@@ -188,6 +188,7 @@ class Ranking:
         dense: The user's metrics of the uncompressed model.
         lower: True if a smaller metric is better.
         by_layer: The orders of single layers, None unless they were measured.
+        interrupted: True if the user interrupted the search before all orders were measured.
     """
 
     orders: tuple[Prefix, ...]
@@ -199,6 +200,7 @@ class Ranking:
     lower: bool = True
     layers: int = 1
     by_layer: LayerOrders | None = None
+    interrupted: bool = False
 
     @property
     def metric(self) -> str | None:

@@ -11,7 +11,7 @@ from compcomp.errors import InputError
 from compcomp.language.named import sources_of
 from compcomp.ordering.dag import Orderings
 from compcomp.ordering.explore import Explored, Explorer
-from compcomp.ordering.measure import Measured, Tree, measure
+from compcomp.ordering.measure import Measured, measure
 from compcomp.ordering.measurement import LayerOrders, Measurement, Ranking, fronts, rank, ranked
 from compcomp.ordering.parts import CONFIDENCE, SAME_SIZE, Kept, Parts, Race
 from compcomp.ordering.progress import Progress
@@ -74,7 +74,7 @@ class OnModel:
         self.store, self.executor, self.keeps, self.drop = store, executor, keeps, drop
         self.loss = orderings.loss
         self.whole = any(technique.whole_model for technique in orderings.techniques)
-        self.among, self.kernel_runs = "", 0
+        self.among, self.kernel_runs, self.interrupted = "", 0, False
 
     def ranking(self) -> Ranking:
         """Measure the staying orders and rank them.
@@ -87,8 +87,6 @@ class OnModel:
         """
         bench, orderings, wanted = self.bench, self.orderings, self.wanted
         rows, layers = dict[Prefix, Measurement](), len(bench.layer_names())
-        steps = len(Tree.of(orderings, list(orderings.staying())).parents) - 1
-        self.progress.measuring(0, steps, "dense")
         key = None if self.store is None else bench.fingerprint()
         sources = None if key is None else sources_of(orderings.techniques)
         kept = Kept() if sources is None else Kept(self.store, f"{key} {sources} {self.loss}")
@@ -100,7 +98,7 @@ class OnModel:
         own: dict[str, Prefix] = {}
         chosen = staying = list(orderings.staying())
         if not self.whole and (not dense or len(staying) > wanted.evaluations or wanted.by_layer):  # layers apart
-            explorer = Explorer(orderings, bench, self.executor, self.store, self.progress.measuring, self.keeps())
+            explorer = Explorer(orderings, bench, self.executor, self.store, self.progress.of("explore"), self.keeps())
             found = explorer.explore(wanted.evaluations if dense else RANKED, every=wanted.by_layer or not apart)
             if apart:
                 orderings.same_on_model({order: found.state(order) for order in orderings.staying()})
@@ -113,21 +111,28 @@ class OnModel:
         race, digests = None, dict[Prefix, str]()
         if chosen:
             race = Race(parts, wanted.confidence, len(chosen)) if parts is not None else None
-            measured = Measured(orderings, bench, self.progress.measuring, kept, race)
-            measured.measure(chosen)
+            measured = Measured(orderings, bench, self.progress.of("measure"), kept, race)
+            try:
+                measured.measure(chosen)
+            except KeyboardInterrupt:
+                if not rows and not measured.rows:
+                    raise
+                self._stop(chosen, measured)
             rows |= measured.rows
             self.kernel_runs += measured.applications * layers
             orderings.same_on_model(measured.digests)
             digests = measured.digests
         self._check_metrics(rows, dense)
-        staying = list(orderings.staying())
+        staying = [order for order in orderings.staying() if order in rows]
         metric = next(iter(dense), None)
         lower = metric is None or bench.lower_is_better(metric)
         eligible = set(self._eligible({order: rows[order] for order in staying}))
         staying.sort(key=lambda order: (order not in eligible, rank(rows[order], self.loss, metric, lower)))
-        if race is not None:
+        if race is not None and staying[0] in digests:
             self._compare(staying, rows, race, digests)
-        by_layer = self._by_layer(own, staying[0], rows[staying[0]], parts, lower) if wanted.by_layer else None
+        by_layer = None
+        if wanted.by_layer and not self.interrupted:
+            by_layer = self._by_layer(own, staying[0], rows[staying[0]], parts, lower)
         return Ranking(
             tuple(staying),
             tuple(rows[order] for order in staying),
@@ -138,6 +143,16 @@ class OnModel:
             lower,
             layers,
             by_layer,
+            self.interrupted,
+        )
+
+    def _stop(self, chosen: list[Prefix], measured: Measured) -> None:
+        """Note that the user has interrupted the search, and which orders are not measured."""
+        self.interrupted = True
+        self.orderings.leave_open(order for order in chosen if order not in measured.rows)
+        done = f"{len(measured.rows)} of {len(chosen)} orders"
+        self.notes.append(
+            f"the search was interrupted when {done} were measured; with the same store it continues from there"
         )
 
     def _dense(self, kept: Kept, parts: Parts | None) -> dict[str, float]:

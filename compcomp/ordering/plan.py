@@ -19,6 +19,7 @@ from compcomp.ordering.dag import UNDER_CONDITIONS, Orderings
 from compcomp.ordering.measurement import Measurement
 from compcomp.ordering.space import Prefix
 
+INTERRUPTED = "interrupted"
 NOT_ACCURACY = "A proof about layer error is not a proof about accuracy."
 
 
@@ -30,9 +31,10 @@ class PlanData:
 
     Attributes:
         order: The order to take.
-        optimality: "proved" if proofs exclude all other orders, else "measured".
+        optimality: "proved" if proofs exclude all other orders, else "measured". "interrupted" if the user ended the
+            search before all orders were measured.
         orders: How many orders there are ("total"), and how many were "merged", "dropped" and "measured". Each order
-            counts once.
+            counts once. Those that an interrupted search has not reached are "open".
         left: How many orders the proofs left over. Fewer are measured if some are the same on the model, or cannot win
             there.
         verdicts: Verdicts on claims about pairs, both ways, followed by those on every other claim that was decided.
@@ -147,6 +149,10 @@ class PlanData:
             return "the only order there is"
         if self.optimality == "proved":
             return f"proved optimal under ({self.loss}, {self.scope})"
+        if self.optimality == INTERRUPTED:
+            measured, left = self.orders["measured"], self.left
+            which = "the only order" if measured == 1 else f"best of the {measured} orders"
+            return f"{which} measured before an interruption, of {left} that no proof excludes"
         among = f" {self.among}," if self.among else ""
         return f"best measured{among} of the {self.left} orders that no proof excludes"
 
@@ -211,22 +217,25 @@ class PlanData:
         (outcome,) = self.orderings.outcomes([self._found(order)])
         lines = [f"{outcome.order}: {outcome.kind}."]
         place = self._place(outcome.by)
-        one = self.measurements[place]
-        if outcome.kind == "measured":
+        one = None if place is None else self.measurements[place]
+        if one is None and outcome.kind == "open":
+            lines.append("No proof excludes it, but the search was interrupted before it was measured.")
+        elif one is not None and outcome.kind in ("measured", "open"):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in {**one.metrics, **one.losses}.items())
             lines.append(f"No proof excludes it, so it was measured on {self._bench()}: {shown}.")
             if one.note:
                 lines.append(f"{one.note[:1].upper()}{one.note[1:]}; its value is an estimate for all of them.")
             if place == 0:
                 lines.append(f"It is the order to take: {self.standing}.")
-            else:
+            elif place is not None:
                 lines.append(f"That is place {place + 1} of {len(self.measurements)}; {self.order} is best.")
         else:
             reason = {
                 "merged": "it leaves every layer in the same state as",
                 "dropped": f"its {self.loss} is {_how_much(outcome.note)} than that of",
             }[outcome.kind]
-            lines.append(f"It was not measured, since {reason} {outcome.by}, which was ({self.value(one)}).")
+            value = f"which was ({self.value(one)})" if one is not None else "which an interrupted search did not reach"
+            lines.append(f"It was not measured, since {reason} {outcome.by}, {value}.")
             for proof in outcome.proofs:
                 assuming = f", assuming {'; '.join(map(str, proof.assumptions))}" if proof.assumptions else ""
                 rule = f" ({proof.reason})" if proof.reason else ""
@@ -242,11 +251,12 @@ class PlanData:
                 lines.append(f"Under conditions, {entry.claim} is proved. {entry.left} {entry.conclusion}.")
         return "\n".join(lines)
 
-    def _place(self, order: Sequence) -> int:
-        """Return the position of a measured order in the measurements."""
+    def _place(self, order: Sequence) -> int | None:
+        """Return the position of an order in the measurements, None if it was not measured."""
         wanted = self.orderings.prefix(order.techniques)
         found = (one.order for one in self.measurements)
-        return next(k for k, known in enumerate(found) if known and self.orderings.prefix(known.techniques) == wanted)
+        alike = (k for k, known in enumerate(found) if known and self.orderings.prefix(known.techniques) == wanted)
+        return next(alike, None)
 
     def _bench(self) -> str:
         return "the model" if self.measured_on == "model" else "generated layers"

@@ -86,12 +86,15 @@ class Questions:
         def answered(_: Verdict) -> None:
             nonlocal done
             done += 1
-            self.progress.proving(done, len(claims), text)
+            self.progress.report("prove", done, len(claims), text)
 
         if claims:
-            self.progress.proving(0, len(claims), text)
+            self.progress.report("prove", 0, len(claims), text)
         with self.progress.timed("prove"):
-            return self.asker.ask(claims, scope, options, answered)
+            found = self.asker.ask(claims, scope, options, answered)
+        if done < len(claims):  # those that were known already
+            self.progress.report("prove", len(claims), len(claims), text)
+        return found
 
     def ask_pairs(self) -> None:
         """Ask for each pair of techniques, both ways, if one order never loses more than the other (law 2)."""
@@ -273,24 +276,30 @@ class Questions:
 
     def ask_conditional(self, bench: Bench) -> None:
         """Ask, for pairs that are proved neither way, under which conditions they are proved, and where these hold."""
-        known, home = self.orderings.techniques, self.orderings.home
-        if len(known) > TECHNIQUES:
+        pairs = self.unproved_pairs()
+        if not pairs:
             return
-        proved = {v.claim.sides for v in self.pairs if v.proved}
-        pairs = [
-            (known[one], known[other]) for one, other in combinations(range(len(known)), 2) if home[one] != home[other]
-        ]
-        pairs = [(a, b) for a, b in pairs if not {(a >> b, b >> a), (b >> a, a >> b)} & proved]
 
         def ask(claim: Claim, scope: Scope) -> Verdict:
             return self.asker.ask([claim], scope, {"stages": RULES, "timeout": CLAIM_SECONDS})[0]
 
         with self.progress.timed("prove"):
             self.conditional, proofs = conditional(
-                pairs, self.loss, bench, ask, self.orderings.held, self.progress.proving
+                pairs, self.loss, bench, ask, self.orderings.held, self.progress.of("prove")
             )
         self.others += proofs
         self.notes += [entry.conclusion for entry in self.conditional if entry.contradicted]
+
+    def unproved_pairs(self) -> list[tuple[Technique, Technique]]:
+        """Return the pairs that are proved neither way, for which conditions are looked for."""
+        known, home = self.orderings.techniques, self.orderings.home
+        if len(known) > TECHNIQUES:
+            return []
+        proved = {v.claim.sides for v in self.pairs if v.proved}
+        pairs = [
+            (known[one], known[other]) for one, other in combinations(range(len(known)), 2) if home[one] != home[other]
+        ]
+        return [(a, b) for a, b in pairs if not {(a >> b, b >> a), (b >> a, a >> b)} & proved]
 
     def drop_conditional(self, evaluated: bool) -> None:
         """Drop one of two orders by law 5, if there are no others.

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from compcomp.bench import Bench
+from compcomp.bench import Bench, Tried
 from compcomp.errors import InputError
+from compcomp.language.claim import Claim, Scope
 from compcomp.language.loss import loss_named
 from compcomp.language.technique import Technique
-from compcomp.language.verdict import Status
-from compcomp.ordering.ask import Asker, Decide
+from compcomp.language.verdict import Status, Verdict
+from compcomp.ordering.ask import FAILED, Asker, Decide, decided_by
 from compcomp.ordering.dag import Orderings
+from compcomp.ordering.estimate import Estimate, estimate
 from compcomp.ordering.generated import Generated
 from compcomp.ordering.measurement import Ranking, pareto
 from compcomp.ordering.on_model import EVALUATED, OnModel, Wanted
 from compcomp.ordering.parts import CONFIDENCE
-from compcomp.ordering.plan import PlanData
-from compcomp.ordering.progress import Notify, Progress
+from compcomp.ordering.plan import INTERRUPTED, PlanData
+from compcomp.ordering.progress import Progress
 from compcomp.ordering.questions import Questions
 from compcomp.ordering.space import GRANULARITIES, Slot, Space
 from compcomp.ordering.store import Store
@@ -27,8 +30,11 @@ from compcomp.ordering.store import Store
 if TYPE_CHECKING:
     from compcomp.proving.prove import Prover
 
+LOG = logging.getLogger("compcomp")
 LARGEST = 8
 """The most techniques an order may have."""
+HURRIED = 60.0
+"""The seconds after which an estimate decides no further claim. Its counts are then upper bounds."""
 
 
 def search(
@@ -44,7 +50,7 @@ def search(
     prover: Prover | Decide | None = None,
     executor: Executor | None = None,
     store: Store | None = None,
-    notify: Notify = lambda event: None,
+    progress: Progress | None = None,
     seed: int = 0,
 ) -> PlanData:
     """Find the best order of 1 to 8 techniques. The same technique may occur twice.
@@ -66,17 +72,76 @@ def search(
         executor: Decides claims and explores layers elsewhere. None uses this process, or a pool of processes for many
             layers.
         store: Keeps verdicts and measurements between runs.
-        notify: Called with each event of the search.
+        progress: Reports the progress of the search.
         seed: The seed of the generated layers.
 
     Raises:
         InputError: There are too few or too many techniques, they fit no common layer, or no order reaches the size.
     """
     _check(techniques, bench, granularity, size)
-    asker, progress = Asker(prover, executor=executor, store=store), Progress(notify)
+    asker, progress = Asker(prover, executor=executor, store=store), progress or Progress()
     orderings = Orderings(techniques, loss, None if bench is None else bench.shapes(), before=before)
     wanted = Wanted(evaluations, granularity == "layer", size, confidence)
     return _Search(orderings, bench, asker, progress, wanted, seed).run()
+
+
+def preview(
+    techniques: Sequence[Technique | Slot],
+    loss: str = "output_l2",
+    bench: Tried | None = None,
+    *,
+    before: Iterable[tuple[Technique, Technique]] = (),
+    evaluations: int = EVALUATED,
+    granularity: str = "model",
+    size: float | None = None,
+    confidence: float | None = CONFIDENCE,
+    prover: Prover | Decide | None = None,
+    store: Store | None = None,
+    progress: Progress | None = None,
+    evaluated: bool = False,
+) -> Estimate:
+    """Estimate what :func:`search` would do with these arguments. Claims are decided, as orders are left by them.
+
+    Args:
+        techniques: As for a search, like all arguments that are not named here.
+        loss: The loss.
+        bench: The bench.
+        before: Pairs of techniques.
+        evaluations: The most orders to evaluate.
+        granularity: "model" or "layer".
+        size: The compression rate to reach.
+        confidence: The confidence of the race.
+        prover: Decides claims.
+        store: Keeps verdicts. A search with the same store does not ask these claims again.
+        progress: Reports progress.
+        evaluated: True if the user evaluates models.
+    """
+    _check(techniques, bench, granularity, size)
+    hurried = _Hurried(decided_by(prover), HURRIED)
+    asker, progress = Asker(hurried, store=store), progress or Progress()
+    orderings = Orderings(techniques, loss, None if bench is None else bench.shapes(), before=before)
+    wanted = Wanted(evaluations, granularity == "layer", size, confidence)
+    made = _Search(orderings, bench, asker, progress, wanted, 0)
+    made.prove()
+    notes = []
+    if bench is not None and made.questions.unproved_pairs():
+        notes.append("looking for conditions under which a pair is proved, and checking them, is not estimated")
+    if hurried.missed:
+        notes.append(f"{hurried.missed} claims were not decided within {HURRIED:g} s: fewer orders may be left")
+    return estimate(orderings, bench, wanted, evaluated=evaluated, notes=notes)
+
+
+class _Hurried:
+    """A prover that stops deciding claims after some seconds. ``missed``: the claims that it has left undecided."""
+
+    def __init__(self, decide: Decide, seconds: float) -> None:
+        self.decide, self.until, self.missed, self.seconds = decide, time.monotonic() + seconds, 0, seconds
+
+    def __call__(self, claim: Claim, scope: Scope, options: dict[str, Any]) -> Verdict:
+        if time.monotonic() < self.until:
+            return self.decide(claim, scope, options)
+        self.missed += 1
+        return Verdict(claim, scope, Status.UNKNOWN, reach=scope.describe(), cause=f"{FAILED}: no time for an estimate")
 
 
 def _check(techniques: Sequence[Technique | Slot], bench: Bench | None, granularity: str, size: float | None) -> None:
@@ -120,12 +185,7 @@ class _Search:
     def run(self) -> PlanData:
         """Ask, measure, and return the plan."""
         start = time.monotonic()
-        if not self.whole:
-            self.orderings.stored_alike = self.generated.stored_alike
-            if self.bench is not None:
-                self.orderings.no_larger = self.generated.no_larger
-            self.questions.ask_all(self.bench is not None)
-        left = sum(1 for _ in self.orderings.staying())
+        left = self.prove()
         if not self.whole:
             if self.bench is not None:
                 self.questions.ask_conditional(self.bench)
@@ -141,6 +201,22 @@ class _Search:
             ranking = self.generated.ranking(self.notes) if self.bench is None else self.on_model(self.bench)
         self.progress.seconds["total"] = time.monotonic() - start
         return self.plan(ranking, left)
+
+    def prove(self) -> int:
+        """Ask the claims that need no model. Return the number of orders that no proof excludes."""
+        start, names = time.monotonic(), ", ".join(map(str, self.orderings.techniques))
+        LOG.info("%d orders of %s, compared by %s", self.orderings.total, names, self.loss.name)
+        if not self.whole:
+            self.orderings.stored_alike = self.generated.stored_alike
+            if self.bench is not None:
+                self.orderings.no_larger = self.generated.no_larger
+            self.questions.ask_all(self.bench is not None)
+            self.progress.end("screen", "generated layers")
+        left = sum(1 for _ in self.orderings.staying())
+        asked, reused = self.asker.asked, self.asker.reused
+        spent = time.monotonic() - start
+        LOG.info("proofs: %d claims asked, %d reused, %d orders left in %.3g s", asked, reused, left, spent)
+        return left
 
     def on_model(self, bench: Bench) -> Ranking:
         """Rank the staying orders on the model."""
@@ -172,7 +248,7 @@ class _Search:
         own = ranking.by_layer
         return PlanData(
             order=self.orderings.order(ranking.orders[0]),
-            optimality="proved" if left == 1 else "measured",
+            optimality=INTERRUPTED if ranking.interrupted else "proved" if left == 1 else "measured",
             orders=self.orderings.counted(),
             left=left,
             verdicts=questions.pairs + decided,

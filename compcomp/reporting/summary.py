@@ -263,7 +263,9 @@ def headline(plan: PlanData) -> str:
 def counted(plan: PlanData) -> str:
     """Return the numbers of merged, dropped and measured orders, as text."""
     total = orders_of(plan.orders["total"])
-    return f"{total} = " + "{merged:,} merged + {dropped:,} dropped + {measured:,} measured".format(**plan.orders)
+    counted = "{merged:,} merged + {dropped:,} dropped + {measured:,} measured".format(**plan.orders)
+    still = f" + {plan.orders['open']:,} not reached" if "open" in plan.orders else ""
+    return f"{total} = {counted}{still}"
 
 
 def applied(plan: PlanData) -> str:

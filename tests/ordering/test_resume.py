@@ -111,7 +111,7 @@ def test_a_dask_cluster_of_which_a_worker_is_killed() -> None:
         killed = []
 
         def on_event(event: dict[str, Any]) -> None:
-            if event["phase"] == "measure" and event["done"] >= 1 and not killed:
+            if event["phase"] == "explore" and event["done"] >= 1 and not killed:
                 os.kill(pids[0], signal.SIGKILL)
                 killed.append(pids[0])
 

@@ -20,6 +20,7 @@ from compcomp.ordering.ask import Asker
 from compcomp.ordering.dag import ON_THIS_MODEL
 from compcomp.ordering.measurement import Measurement, ranked
 from compcomp.ordering.plan import PlanData
+from compcomp.ordering.progress import Progress
 from compcomp.ordering.search import search
 from compcomp.techniques import (
     AWQ,
@@ -243,7 +244,7 @@ def test_techniques_that_fit_no_common_layer() -> None:
 
 def test_events_tell_how_far_it_is() -> None:
     events = []
-    search([P, Q, D], "output_l2", LayerBench([P, Q, D]), prover=by_rules, notify=events.append)
+    search([P, Q, D], "output_l2", LayerBench([P, Q, D]), prover=by_rules, progress=Progress(events.append))
     assert {event["phase"] for event in events} == {"screen", "prove", "measure"}
     assert all(0 <= event["done"] <= event["total"] for event in events)
     last = [event for event in events if event["phase"] == "measure"][-1]
