@@ -209,25 +209,17 @@ class _Hooks(torch._C._acc.PrivateUse1Hooks):
         return True
 
 
-_REGISTERED: list[torch.library.Library] = []
-
-
-def _register() -> None:
-    """Let torch know the device, once in a process."""
-    if not _REGISTERED:
-        _setup_privateuseone_for_python_backend(NAME, _Module(), _Hooks(), _DummyDeviceGuard())
-        library = torch.library.Library("_", "IMPL")
-        library.fallback(lambda func, *args, **kwargs: computed(func, args, kwargs), "PrivateUse1")
-        copies = torch.library.Library("aten", "IMPL")  # torch.tensor finds no fallback for it
-        copy = torch.ops.aten.copy_.default
-        copies.impl("copy_", lambda *args, **kwargs: computed(copy, args, kwargs), "PrivateUse1")
-        _REGISTERED.extend((library, copies))
+_setup_privateuseone_for_python_backend(NAME, _Module(), _Hooks(), _DummyDeviceGuard())
+_EVERY = torch.library.Library("_", "IMPL")
+_EVERY.fallback(lambda func, *args, **kwargs: computed(func, args, kwargs), "PrivateUse1")
+_COPIES = torch.library.Library("aten", "IMPL")  # torch.tensor finds no fallback for them
+_COPIES.impl("copy_", lambda *a, **more: computed(torch.ops.aten.copy_.default, a, more), "PrivateUse1")
+# All this when the module is imported: devices that come after the first backward pass get no thread for it.
 
 
 @contextmanager
 def other_device() -> Iterator[torch.device]:
     """Yield the device. Inside, compcomp takes it for one that is there."""
-    _register()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "Generator", OtherGenerator)
         patch.setattr(devices, "is_there", lambda device: device.type in (NAME, "cpu"))

@@ -26,7 +26,7 @@ from compcomp.language.technique import Sequence, Technique
 from compcomp.layers import walk
 from compcomp.layers.state import LayerState, Magnitudes
 from compcomp.models import calibrate as calibration
-from compcomp.models import grams, padding, stream
+from compcomp.models import grams, padding
 from compcomp.models.bench import ModelBench
 from compcomp.models.devices import bring, move
 from compcomp.models.layers import find_layers
@@ -366,7 +366,7 @@ def test_a_checkpoint_on_disk_is_compressed_there_as_on_the_cpu(other: torch.dev
     make, batches = build("llama")
     make().save_pretrained(tmp_path / "dense")  # type: ignore[operator]
     for device in (CPU, other):
-        stream.stream(CALIBRATED, tmp_path / "dense", tmp_path / device.type, batches, device)
+        cc.compress_checkpoint(CALIBRATED, tmp_path / "dense", tmp_path / device.type, batches, device)
     paths = sorted((tmp_path / "cpu").iterdir())
     assert len(paths) > 6
     for path in paths:

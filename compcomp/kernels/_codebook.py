@@ -89,10 +89,10 @@ class Table:
 
 @lru_cache(maxsize=8)
 def _table(codes: tuple[Fraction, ...], most: float, device: torch.device) -> Table:
-    sums = coded([a + b for a, b in pairwise(codes)], torch.empty(0))
+    sums = coded([a + b for a, b in pairwise(codes)], torch.empty(0, device="cpu"))
     edges = (sums / most + 1) * (CELLS / 2)
-    middle = torch.arange(CELLS, dtype=torch.float64) + 0.5
-    values = torch.tensor([float(code) for code in codes])[torch.bucketize(middle, edges)]
+    middle = torch.arange(CELLS, dtype=torch.float64, device="cpu") + 0.5
+    values = torch.tensor([float(code) for code in codes], device="cpu")[torch.bucketize(middle, edges)]
     for edge in edges.tolist():
         values[max(0, int(edge - 0.25)) : int(edge + 0.25) + 1] = torch.nan
     return Table(values.to(device))
