@@ -1,9 +1,10 @@
 # make demo    the worked example, in an environment of its own, results in $(OUT)
 # make test    the tests;  PYTEST_ARGS="-m 'not slow and not cuda and not exhaustive'" leaves the slow ones out
 # make exhaustive  the cases that a change leaves out: all conventions, all pairs of techniques, all seeds
+# make cuda    the tests and benchmarks that need a CUDA device, within LIMIT seconds
 # make check   lint, types and tests: what a change must pass
 #
-# Variables: PYTHON (3.11 or newer), VENV, DEMO_VENV, OUT, WORKERS (test processes), PYTEST_ARGS.
+# Variables: PYTHON (3.11 or newer), VENV, DEMO_VENV, OUT, WORKERS (test processes), PYTEST_ARGS, LIMIT.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,6 +12,7 @@ DEMO_VENV ?= .venv-demo
 OUT ?= out
 WORKERS ?= 2
 PYTEST_ARGS ?=
+LIMIT ?= 540
 
 # Idle OpenMP threads that spin slow a busy machine down several times.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -19,7 +21,7 @@ DEV_EXTRAS := dev
 DEMO_EXTRAS := models,plot,cvc5
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test exhaustive lint format types check clean
+.PHONY: help env demo test exhaustive cuda lint format types check clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -58,6 +60,10 @@ test: $(VENV)/.stamp
 
 exhaustive: $(VENV)/.stamp
 	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -n $(WORKERS) -m exhaustive $(PYTEST_ARGS)
+
+# PYTHON of another environment, with its own build of torch, goes to .ci/cuda itself.
+cuda: $(VENV)/.stamp
+	PYTHON="$(VENV)/bin/python" LIMIT=$(LIMIT) PYTEST_ARGS="$(PYTEST_ARGS)" .ci/cuda
 
 lint: $(VENV)/.stamp
 	"$(VENV)/bin/ruff" check .

@@ -284,8 +284,8 @@ class Outside(Record):
     Attributes:
         left: All of them.
         of: The number of parameters of the model.
-        unsupported: Weights among them that multiply activations, in modules that compcomp does not compress (fused
-            experts, attention's in_proj_weight, convolutions, recurrent weights).
+        unsupported: Weights among them that multiply activations, in modules that compcomp does not compress (routers,
+            convolutions, recurrent weights).
     """
 
     left: Tensors

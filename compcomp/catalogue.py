@@ -180,8 +180,8 @@ def bits_of(technique: Technique, shape: tuple[int, int] = SHAPE) -> float:
     shape = shape[0], technique.unit * -(-shape[1] // technique.unit)
     shape = next((s for s in (shape, shape[::-1], (shape[1], shape[1])) if technique.fits(s)), shape)
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(shape, generator=generator, dtype=torch.float64)
-    inputs = torch.randn((shape[1], 2 * shape[1]), generator=generator, dtype=torch.float64)
+    weight = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    inputs = torch.randn((shape[1], 2 * shape[1]), generator=generator, dtype=torch.float64, device="cpu")
     after = technique.kernel()(technique, LayerState.dense(weight, inputs))
     return layer_bits(after.format, shape) / (shape[0] * shape[1])
 

@@ -71,8 +71,8 @@ def optimize_order(
             ``optional(A)`` may stay empty.
         before: Pairs (A, B) of techniques. A comes before B in every order.
         loss: The layer loss that orders are compared under: "weight_l1" to "weight_l4", or "output_l2".
-        model: A torch module with Linear layers (or transformers' Conv1D). It is afterwards as it was, whatever
-            ``evaluate`` does to it. ``plan.apply`` and ``plan.save`` accept it as long as it stays unchanged.
+        model: A torch module with layers (:func:`compcomp.models.layers.find_layers`). It is afterwards as it was,
+            whatever ``evaluate`` does to it. ``plan.apply`` and ``plan.save`` accept it as long as it stays unchanged.
         calibration: Batches for the model. Required if the loss or a technique looks at inputs.
         evaluate: A function ``model -> number`` or dict of numbers, the first of which ranks the orders. Higher is
             better unless the metric's name (perplexity, loss ...) or the attribute ``evaluate.higher_is_better`` says

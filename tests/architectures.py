@@ -43,7 +43,7 @@ class Architecture:
                 for parameter in model.parameters():
                     if parameter.ndim == 1:
                         parameter.add_(0.2 * torch.randn_like(parameter))
-                    elif parameter.ndim == 2:
+                    elif parameter.ndim in (2, 3):
                         parameter.mul_(6 if float(parameter.std()) < 0.05 else 1)
                 for module in model.modules():
                     if not biases and module._parameters.get("bias") is not None and _is_layer(module):
@@ -221,6 +221,40 @@ ARCHITECTURES: dict[str, Architecture] = {
             LLAMA | EXPERTS | {"head_dim": 4, "mlp_only_layers": [1]},
         ),
         _causal("Olmoe", LLAMA, num_experts=4, num_experts_per_tok=2),
+        Architecture(
+            "qwen2_moe",
+            "Qwen2MoeForCausalLM",
+            "Qwen2MoeConfig",
+            LLAMA | EXPERTS | {"shared_expert_intermediate_size": 12, "num_experts_per_tok": 3},
+        ),
+        Architecture(
+            "gpt_oss",
+            "GptOssForCausalLM",
+            "GptOssConfig",
+            LLAMA
+            | {"head_dim": 4, "num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 4}
+            | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+        ),
+        Architecture(
+            "deepseek_v3",
+            "DeepseekV3ForCausalLM",
+            "DeepseekV3Config",
+            LLAMA
+            | {
+                "num_key_value_heads": 4,
+                "moe_intermediate_size": 12,
+                "n_routed_experts": 4,
+                "num_experts_per_tok": 2,
+                "n_group": 2,
+                "topk_group": 2,
+                "q_lora_rank": 8,
+                "kv_lora_rank": 8,
+                "qk_rope_head_dim": 4,
+                "qk_nope_head_dim": 4,
+                "v_head_dim": 4,
+                "first_k_dense_replace": 1,
+            },
+        ),
         Architecture(
             "mamba",
             "MambaForCausalLM",

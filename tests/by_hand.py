@@ -6,7 +6,7 @@ kernels and the state of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,14 +29,28 @@ def seen(model: nn.Module, names: Sequence[str], batches: Sequence[Any], kept: K
     """The Gram matrix (in x in, float64) of the inputs of each of these layers, in eval mode."""
     grams: dict[str, Tensor] = {}
 
+    def add(name: str, inputs: Tensor) -> None:
+        x = kept(name, inputs).detach().double()
+        grams[name] = grams.get(name, torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)) + x.T @ x
+
     def hook(name: str) -> Callable[..., None]:
         def look(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = kept(name, args[0] if args else next(iter(kwargs.values()))).detach().double()
-            grams[name] = grams.get(name, torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)) + x.T @ x
+            add(name, args[0] if args else next(iter(kwargs.values())))
 
         return look
 
-    handles = [model.get_submodule(n).register_forward_pre_hook(hook(n), with_kwargs=True) for n in names]
+    def routed(name: str) -> Callable[..., None]:
+        def look(experts: Any, args: tuple[Any, ...]) -> None:
+            for own, number, x in of_experts(experts, *args):
+                if f"{name}.{own}.{number}" in names:
+                    add(f"{name}.{own}.{number}", x)
+
+        return look
+
+    modules = dict(model.named_modules())
+    handles = [modules[n].register_forward_pre_hook(hook(n), with_kwargs=True) for n in names if n in modules]
+    fused = {n.rsplit(".", 2)[0] for n in names if n not in modules}
+    handles += [modules[n].register_forward_pre_hook(routed(n)) for n in sorted(fused)]
     modes = [module.training for module in model.modules()]
     model.eval()
     with torch.no_grad():
@@ -47,6 +61,37 @@ def seen(model: nn.Module, names: Sequence[str], batches: Sequence[Any], kept: K
     for module, mode in zip(model.modules(), modes, strict=True):
         module.training = mode
     return grams
+
+
+def of_experts(experts: Any, hidden: Tensor, chosen: Tensor, _: Tensor) -> Iterator[tuple[str, int, Tensor]]:
+    """Of every expert of transformers that has tokens (tokens x features) the inputs of both of its weights."""
+    for number in range(experts.num_experts):
+        x = hidden[(chosen == number).any(dim=-1)]
+        if not len(x):
+            continue
+        up = experts.gate_up_proj[number]
+        inside = x @ (up if experts.is_transposed else up.T)
+        if experts.has_bias:
+            inside = inside + experts.gate_up_proj_bias[number]
+        yield "gate_up_proj", number, x
+        yield "down_proj", number, experts._apply_gate(inside)
+
+
+def stored(model: nn.Module, name: str) -> Tensor:
+    """The weight of a layer as its module stores it, as a view: that of a Linear layer, or of one of fused experts."""
+    modules: dict[str, Any] = dict(model.named_modules())
+    if name in modules:
+        return modules[name].weight.detach()  # type: ignore[no-any-return]
+    path, own, number = name.rsplit(".", 2)
+    return getattr(modules[path], own).detach()[int(number)]  # type: ignore[no-any-return]
+
+
+def turned(model: nn.Module, name: str) -> bool:
+    """Whether a layer's weight is stored in x out."""
+    modules: dict[str, Any] = dict(model.named_modules())
+    if name in modules:
+        return not isinstance(modules[name], nn.Linear)
+    return bool(modules[name.rsplit(".", 2)[0]].is_transposed)
 
 
 def blocks(model: nn.Module, names: Sequence[str]) -> list[list[str]]:
@@ -71,21 +116,20 @@ def sequential(
 
     The whole model runs once for each block. Afterwards it is as it was.
     """
-    before = {name: model.get_submodule(name).weight.detach().clone() for name in names}  # type: ignore[operator]
+    before = {name: stored(model, name).clone() for name in names}
     found: dict[str, Tensor] = {}
     for block in blocks(model, names):
         grams = seen(model, block, batches, kept)
         for name in block:
-            module: Any = model.get_submodule(name)
-            turned = not isinstance(module, nn.Linear)
-            result = compressed(before[name].T if turned else before[name], grams[name], order)
-            found[name] = result.T if turned else result
+            other = turned(model, name)
+            result = compressed(before[name].T if other else before[name], grams[name], order)
+            found[name] = result.T if other else result
         with torch.no_grad():
             for name in block:
-                model.get_submodule(name).weight.copy_(found[name])  # type: ignore[operator]
+                stored(model, name).copy_(found[name])
     with torch.no_grad():
         for name, weight in before.items():
-            model.get_submodule(name).weight.copy_(weight)  # type: ignore[operator]
+            stored(model, name).copy_(weight)
     return found
 
 

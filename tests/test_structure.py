@@ -384,3 +384,26 @@ def test_importing_loads_nothing_heavy(module: str) -> None:
     loaded = python("-c", f"import sys, {module}; print(*sys.modules)").split()
     too_much = sorted(heavy.intersection(loaded))
     assert not too_much
+
+
+# Tensors say where they are
+
+MAKERS = {"arange", "as_tensor", "empty", "empty_strided", "eye", "full", "linspace", "logspace", "ones", "zeros"}
+MAKERS |= {"rand", "randint", "randn", "randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices"}
+
+
+def without_device(code: str) -> list[str]:
+    """Return the calls that make a tensor wherever ``torch.set_default_device`` says."""
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    named = [(call, ast.unparse(call.func).removeprefix("torch.")) for call in calls if torch_function(call)]
+    return [ast.unparse(c) for c, name in named if name in MAKERS and all(k.arg != "device" for k in c.keywords)]
+
+
+def torch_function(call: ast.Call) -> bool:
+    return ast.unparse(call.func).startswith("torch.")
+
+
+def test_new_tensors_say_their_device() -> None:
+    found = {str(path): without_device(path.read_text(encoding="utf-8")) for path in sources().values()}
+    assert {path: calls for path, calls in found.items() if calls} == {}
+    assert without_device("torch.zeros(2) + torch.zeros(2, device=x.device) + x.zeros(2)") == ["torch.zeros(2)"]

@@ -113,7 +113,7 @@ def _in_floats(claim: Claim, weight: Array, inputs: Array | None, recorded: list
     import torch
 
     def tensor(values: Array) -> Any:
-        return torch.tensor([[float(x) for x in row] for row in values], dtype=torch.float64)
+        return torch.tensor([[float(x) for x in row] for row in values], dtype=torch.float64, device="cpu")
 
     for sequence, loss in zip(claim.sequences, recorded, strict=True):
         state = LayerState.dense(tensor(weight), None if inputs is None else tensor(inputs))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
 
-from compcomp.kernels._shared import Tensor, check, chunks, wide
+from compcomp.kernels._shared import Tensor, cached, check, chunks, in_range, largest_magnitudes, pieces, wide
 from compcomp.language.steps import CodebookMap
 from compcomp.language.technique import Technique
 from compcomp.layers.codebooks import midpoints_down
 from compcomp.layers.state import LayerState
+
+CELLS = 2**16
+"""The cells of a table of nearest codes."""
 
 Stored = Callable[[Tensor], Tensor]
 
@@ -43,19 +47,88 @@ def quantize(
         step_map = found
     shape, dtype = tuple(layer.weight.shape), wide(layer.weight)
     size = step_map.partition.group_size((shape[0], shape[1]))
-    groups = layer.weight.reshape(-1, size)
-    largest = largest_magnitudes(groups)
-    count = len(groups)
-    if count == 1:  # row by row, which bounds the memory
-        groups, largest = layer.weight, largest.expand(shape[0], 1)
-    step, places = in_steps(groups, largest, step_map)
+    largest = largest_magnitudes(layer.weight.reshape(-1, size))
+    count = len(largest)
+    groups, repeats = pieces(layer.weight, size)  # rows of one group or of parts of it
+    if repeats > 1:
+        largest = largest.expand(-1, repeats).reshape(-1, 1)
+    step, places, reach = in_steps(groups, largest, step_map)
     if stored is not None:
-        step = stored(step[:count]).expand(len(groups), 1)
+        step = stored(step[::repeats]).expand(-1, repeats).reshape(-1, 1)
+    steps = step.to(dtype)
     codes, weight = coded(step_map.codes, step).to(dtype), torch.empty_like(groups)
-    for part in chunks(len(groups), 96 * groups.shape[1], groups.device):
-        weight[part] = (codes[places(part)] * step[part].to(dtype)).to(weight.dtype)
-    grid = step_map.grid(step.to(dtype).expand(groups.shape).reshape(shape), count)
+
+    def exact(part: slice | Tensor) -> None:
+        weight[part] = (codes[places(part)] * steps[part]).to(weight.dtype)
+
+    if dtype == torch.float32 and in_range(largest):
+        _look_up(groups, weight, steps, reach, Table.of(step_map, groups.device), exact)
+    else:
+        for rows in chunks(len(groups), 96 * groups.shape[1], groups.device):
+            exact(rows)
+    each = steps[::repeats]
+    wide_step = each.expand(-1, size).reshape(shape) if count > 1 else each.expand(shape)
+    grid = step_map.grid(wide_step, count)
     return replace(layer, weight=weight.reshape(shape), format=replace(layer.format, grid=grid, rank=None))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Hold the code nearest to each number of -1 to 1 times the largest, for cells of equal width.
+
+    values: The codes (cells, float32); nan for a cell that a midpoint is in or near.
+    """
+
+    values: Tensor
+
+    @classmethod
+    def of(cls, step_map: CodebookMap, device: torch.device) -> Table:
+        """Return the table of a codebook map."""
+        return _table(tuple(step_map.codes), _range(step_map), device)
+
+
+@lru_cache(maxsize=8)
+def _table(codes: tuple[Fraction, ...], most: float, device: torch.device) -> Table:
+    sums = coded([a + b for a, b in pairwise(codes)], torch.empty(0))
+    edges = (sums / most + 1) * (CELLS / 2)
+    middle = torch.arange(CELLS, dtype=torch.float64) + 0.5
+    values = torch.tensor([float(code) for code in codes])[torch.bucketize(middle, edges)]
+    for edge in edges.tolist():
+        values[max(0, int(edge - 0.25)) : int(edge + 0.25) + 1] = torch.nan
+    return Table(values.to(device))
+
+
+def _range(step_map: CodebookMap) -> float:
+    """Return a bound on twice a weight over its step, for any weight."""
+    return 4 * float(step_map.largest_power) if step_map.scale == "power_of_two" else 2 * float(step_map.largest)
+
+
+def _look_up(
+    groups: Tensor, weight: Tensor, step: Tensor, reach: Tensor, table: Table, exact: Callable[[Tensor], None]
+) -> None:
+    """Find the codes in a table, and again by ``exact`` those of rows with a weight in a cell near a midpoint.
+
+    A place in the table has three roundings to float32, each less than 1/100 of a cell.
+
+    Args:
+        groups: The weights, rows x n.
+        weight: The result, of that shape.
+        step: The steps as stored, rows x 1.
+        reach: The magnitudes of weights at the two ends of the table, rows x 1, float64.
+        table: The table.
+        exact: The function that rounds chosen rows.
+    """
+    half = CELLS / 2
+    factor = torch.where(reach == 0, 0, half / reach).float()
+    unsure = torch.empty(len(groups), device=groups.device)
+    for part in cached(groups):
+        places = (groups[part] * factor[part]).add_(half).clamp_(0, CELLS - 1).to(torch.int32)
+        found = table.values.index_select(0, places.reshape(-1)).reshape(places.shape)
+        unsure[part] = found.sum(dim=1)
+        torch.mul(found, step[part], out=weight[part])
+    again = unsure.isnan().nonzero()[:, 0]
+    for part in chunks(len(again), 96 * groups.shape[1], groups.device):
+        exact(again[part])
 
 
 def coded(codes: Sequence[Fraction], like: Tensor) -> Tensor:
@@ -63,25 +136,26 @@ def coded(codes: Sequence[Fraction], like: Tensor) -> Tensor:
     return torch.tensor([float(code) for code in codes], dtype=torch.float64, device=like.device)
 
 
-def largest_magnitudes(groups: Tensor) -> Tensor:
-    """Return the largest magnitude of each row, float64, as a column."""
-    low, high = groups.aminmax(dim=-1, keepdim=True)
-    return torch.maximum(-low, high).to(torch.float64)
+def in_steps(
+    groups: Tensor, largest: Tensor, step_map: CodebookMap
+) -> tuple[Tensor, Callable[[slice | Tensor], Tensor], Tensor]:
+    """Return the step of each group, a function that gives the places of some groups' codes, and the reach of each.
 
-
-def in_steps(groups: Tensor, largest: Tensor, step_map: CodebookMap) -> tuple[Tensor, Callable[[slice], Tensor]]:
-    """Return the step of each group (groups x 1, float64), and a function that gives the places of a slice's codes."""
+    Step and reach are groups x 1, float64. No weight of a group is larger than its reach, which is :func:`_range` times
+    half the step.
+    """
     if step_map.scale == "power_of_two":
         step = largest_power(largest) / float(step_map.largest_power)
         factor, unit = 2.0, step
+        reach = step * (2 * float(step_map.largest_power))
     else:
         top = float(step_map.largest)
-        step, factor, unit = largest / top, 2 * top, largest
+        step, factor, unit, reach = largest / top, 2 * top, largest, largest
 
-    def places(part: slice) -> Tensor:
+    def places(part: slice | Tensor) -> Tensor:
         return nearest_places(groups[part].to(torch.float64) * factor, unit[part], step_map.codes, step_map.rounding)
 
-    return step, places
+    return step, places, reach
 
 
 def largest_power(values: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
@@ -16,7 +18,13 @@ EMPTY = 1e-14
 """The share of the largest singular value below which a singular value belongs to columns of zeros."""
 
 BLOCK = 128
-"""The number of columns whose errors are applied to later columns together, as one matrix product."""
+"""The number of columns whose errors are applied to all later columns together, as one matrix product."""
+
+SMALL = 16
+"""The number of columns inside a block to which errors are applied one column at a time."""
+
+REMEMBERED = 2
+"""The number of decompositions that are kept: those of SparseGPT and GPTQ for one Gram matrix."""
 
 
 class Spectrum:
@@ -81,46 +89,138 @@ def inverse_root(technique: Technique, gram: Tensor) -> Tensor:
     Raises:
         InputError: The Gram matrix is not positive definite.
     """
-    root, info = torch.linalg.cholesky_ex(gram.flip(0, 1))
-    if bool(info != 0):
-        raise InputError("a Gram matrix that is not positive definite", "one that is, or more damping", str(technique))
+    root = _root(technique, gram.flip(0, 1))
     upper = root.flip(0, 1)  # gram = upper @ upper.T
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     inverted: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
     return inverted
 
 
+def _root(technique: Technique, gram: Tensor) -> Tensor:
+    """Return the lower Cholesky factor. Raises InputError if there is none."""
+    root, info = torch.linalg.cholesky_ex(gram)
+    if bool(info != 0):
+        raise InputError("a Gram matrix that is not positive definite", "one that is, or more damping", str(technique))
+    return root  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """Hold the damped Gram matrix H as ``(I + C) D (I + C)^T`` with C strictly upper triangular and D diagonal.
+
+    With U the upper Cholesky factor of H^-1, this is ``I + C = (diag(U)^-1 U)^-1`` and ``D = diag(U)^-2``.
+
+    Args:
+        coupling: I + C (in x in, float64).
+        pivots: The squares of the diagonal of U (in).
+        dead: True for inputs that are always zero (in).
+        order: The columns in the order in which they are fixed (in), in which coupling and pivots are. None: as given.
+    """
+
+    coupling: Tensor
+    pivots: Tensor
+    dead: Tensor
+    order: Tensor | None
+
+
+def decomposed(technique: Technique, layer: LayerState, damping: Fraction, order: str) -> Decomposition:
+    """Return the decomposition of a layer's damped Gram matrix, with the columns in an order of GPTQ.
+
+    The last :data:`REMEMBERED` results are kept as long as their Gram matrices live: layers that read the same inputs
+    share one matrix, and the steps of a sequence ask again.
+
+    Raises:
+        InputError: The damped matrix is not positive definite.
+    """
+    gram = layer.gram
+    assert gram is not None
+    version = -1 if gram.is_inference() else gram._version
+    key = (version, float(gram.sum()), damping, order)
+    for known, of, result in tuple(_RECENT):
+        if of() is gram and known == key:
+            return result
+    result = _decomposed(technique, layer, damping, order)
+    _RECENT[:] = [(key, weakref.ref(gram, _forget), result), *_RECENT[: REMEMBERED - 1]]
+    return result
+
+
+_RECENT: list[tuple[tuple[object, ...], weakref.ref[Tensor], Decomposition]] = []
+
+
+def _forget(gone: weakref.ref[Tensor]) -> None:
+    _RECENT[:] = [entry for entry in _RECENT if entry[1] is not gone]
+
+
+def _decomposed(technique: Technique, layer: LayerState, damping: Fraction, order: str) -> Decomposition:
+    gram, dead = damped(technique, layer, damping)
+    places = None
+    if order == "activation":
+        assert layer.gram is not None
+        keys = layer.gram.diagonal().masked_fill(dead, 1)
+        places = keys.sort(descending=True, stable=True).indices
+        backwards = places.flip(0)
+        gram = gram[backwards].T.contiguous()[backwards].T  # rows are copied faster than columns
+    else:
+        gram = gram.flip(0, 1)
+    root = _root(technique, gram)
+    diagonal = root.diagonal().clone()
+    return Decomposition(root.div_(diagonal).flip(0, 1), diagonal.flip(0).reciprocal().square(), dead, places)
+
+
 def spread(
     work: Tensor,
-    root: Tensor,
-    size: int,
-    enter: Callable[[slice], None],
+    coupling: Tensor,
     final_values: Callable[[int, Tensor], Tensor],
+    size: int = BLOCK,
+    enter: Callable[[slice, Tensor], None] | None = None,
 ) -> None:
-    """Fix the columns left to right in place, with later columns compensating for the error of each.
+    """Fix the columns left to right, with later columns compensating for the error of each.
 
-    ``enter`` is called with every ``size`` consecutive columns (or those that are left) once all columns before them
-    are fixed and accounted for. ``final_values(j, values)`` then returns the final values (out) of column j.
+    ``final_values(j, values)`` returns the final values (out) of column j; it may change ``values``. These are
+    ``w_j + sum over i < j of C_ij (w_i - q_i)`` with w the values given and q the final ones. They equal the values
+    after the updates of [frantar2023] one by one, and no inverse of the Gram matrix has to be computed.
+
+    ``enter``, if given, is called before every ``size`` consecutive columns (or those that are left). Its second
+    argument holds their values (columns x out) after the updates for all columns before them. With S the sums above
+    over these columns alone, they are ``W + (I + C)^-T S``, where C is the part of the group's own columns.
 
     Args:
         work: The weight transposed, in x out, float64. It is changed.
-        root: U of :func:`inverse_root`.
+        coupling: I + C of :class:`Decomposition`.
+        final_values: The function that fixes a column.
         size: The number of columns in a group.
+        enter: The function that looks at a group.
     """
-    columns = len(work)
-    ratio = root / root.diagonal()[:, None]
-    errors = torch.empty_like(work[:BLOCK])
+    columns, errors = len(work), work.clone()
+
+    def account(part: slice, since: int) -> None:
+        """Add the terms of the columns from ``since`` on to those of ``part``."""
+        if since < part.start:
+            before = slice(since, part.start)
+            work[part].addmm_(coupling[before, part].T, errors[before])
+
     for part in _parts(columns, size):
-        block, coupling = work[part], ratio[part, part]
-        for k in range(len(block)):
-            j = part.start + k
-            if j % size == 0:
-                enter(slice(j, min(j + size, columns)))
-            final = final_values(j, block[k])
-            torch.sub(block[k], final, out=errors[k])
-            block[k] = final
-            block[k + 1 :].addr_(coupling[k, k + 1 :], errors[k], alpha=-1)
-        work[part.stop :].addmm_(ratio[part, part.stop :].T, errors[: len(block)], alpha=-1)
+        for group in _pieces(part, size):
+            account(group, part.start)
+            if enter is not None and group.start % size == 0:
+                whole = slice(group.start, min(group.start + size, columns))
+                sums, own = (work[whole] - errors[whole]).T, coupling[whole, whole]
+                found = torch.linalg.solve_triangular(own, sums, upper=True, left=False, unitriangular=True)
+                enter(whole, found.T.add_(errors[whole]))
+            for some in _pieces(group, SMALL):
+                account(some, group.start)
+                couplings, left = coupling[some, some].T.contiguous(), errors[some]
+                for k, (value, error) in enumerate(zip(work[some].unbind(), left.unbind(), strict=True)):
+                    if k:
+                        value.addmv_(left[:k].T, couplings[k, :k])
+                    error.sub_(final_values(some.start + k, value))
+        work[part.stop :].addmm_(coupling[part, part.stop :].T, errors[part])
+
+
+def _pieces(part: slice, size: int) -> Iterator[slice]:
+    """Return consecutive slices of at most ``size`` columns."""
+    for start in range(part.start, part.stop, size):
+        yield slice(start, min(start + size, part.stop))
 
 
 def _parts(columns: int, size: int) -> Iterator[slice]:
@@ -147,6 +247,32 @@ def on_grid(values: Tensor, largest: Tensor, step: Tensor, levels: int, rounding
     ratio = (values * levels).div_(largest).masked_fill_(largest == 0, 0)
     level = rounded(ratio, rounding).clamp_(-levels, levels)
     return (level.to(step.dtype) * step).to(dtype).to(torch.float64)
+
+
+class Rounding:
+    """Round values to absmax grids, as :func:`on_grid` does, one column after the other."""
+
+    def __init__(self, largest: Tensor, step: Tensor, levels: int, rounding: str) -> None:
+        """Take the grids of a column's values.
+
+        Args:
+            largest: The largest magnitudes of the grids (out), float64.
+            step: largest / levels, as stored.
+            levels: The number of grid values on each side of zero.
+            rounding: The rule for midpoints.
+        """
+        self._largest = torch.where(largest == 0, 1, largest)
+        self._step, self._dtype = step.to(torch.float64), step.dtype
+        self._levels, self._rounding = levels, rounding
+
+    def into(self, target: Tensor, values: Tensor) -> Tensor:
+        """Write the grid values nearest to ``values`` (out, float64, changed) to ``target`` (out); return it."""
+        level = rounded(values.mul_(self._levels).div_(self._largest), self._rounding)
+        level.clamp_(-self._levels, self._levels)
+        # A level has at most 16 bits: its product with a float32 step is exact, and rounded once.
+        if target.dtype == self._dtype:
+            return torch.mul(level, self._step, out=target)
+        return target.copy_(level.mul_(self._step).to(self._dtype))
 
 
 def row_grid(weight: Tensor, kept: Tensor | None, levels: int) -> tuple[Tensor, Tensor]:

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 
 from compcomp.errors import InputError
+from compcomp.language.kernel_result import all_finite
 from compcomp.language.steps import Selection
 from compcomp.language.technique import Technique
 from compcomp.layers.state import NEEDS_INPUTS, LayerState, Magnitudes
 
 Tensor = torch.Tensor
+
+CACHED = 2**16
+"""The weights that are rounded at a time on a CPU."""
+
+PIECE = 256
+"""The weights of a group that are looked at together, if more may be divided."""
+
+FEW = 8
+"""The size of groups up to which their scores are compared in pairs."""
 
 MEMORY = 2**28
 """The bytes a kernel may take for one batch of intermediate results; eight times as many on a CUDA device."""
@@ -42,10 +53,12 @@ def check(technique: Technique, layer: LayerState) -> None:
             given = "x".join(map(str, layer.gram.shape))
             raise InputError(f"a Gram matrix of shape {given}", "in x in, with the weight's in", str(technique))
         tensors["Gram matrix"] = layer.gram
+    if layer.reference is layer.weight:
+        del tensors["reference"]
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise InputError(f"a {name} of {tensor.dtype}", "a floating point tensor", str(technique))
-        if not bool(torch.isfinite(tensor).all()):
+        if not all_finite(tensor):
             raise InputError(f"a {name} with nan or infinite entries", "finite entries", str(technique))
 
 
@@ -61,26 +74,43 @@ def effective(layer: LayerState, dtype: torch.dtype) -> Tensor:
     return weight if factors is None else weight + factors.left.to(dtype) @ factors.right.to(dtype)
 
 
+def largest_inputs(layer: LayerState, where: str) -> Tensor:
+    """Return the largest magnitude of each input feature (in). Raises InputError as :func:`magnitudes` does."""
+    inputs = _known_inputs(layer, where)
+    if inputs is None:
+        return magnitudes(layer, where).largest  # type: ignore[no-any-return]
+    return _finite(torch.maximum(inputs.amax(dim=1), -inputs.amin(dim=1)), where)
+
+
 def magnitudes(layer: LayerState, where: str) -> Magnitudes:
     """Return the largest and the mean magnitude of each input feature (in each).
 
     Raises:
-        InputError: They are not known.
+        InputError: They are not known or not finite.
     """
-    inputs: Tensor | None = layer.inputs
+    inputs = _known_inputs(layer, where)
     known = layer.magnitudes
     if inputs is not None:
-        if inputs.shape[0] != layer.weight.shape[1]:
-            raise InputError(
-                f"inputs of {inputs.shape[0]} features", "inputs (in x tokens), with the weight's in", where
-            )
         sizes = inputs.abs()
         known = Magnitudes(sizes.amax(dim=1), sizes.mean(dim=1, dtype=torch.float64))
     if known is None:
         raise InputError("no inputs", NEEDS_INPUTS, where)
-    if not bool(torch.isfinite(known.largest).all()):
-        raise InputError("inputs with nan or infinite entries", "finite entries", where)
+    _finite(known.largest, where)
     return known
+
+
+def _known_inputs(layer: LayerState, where: str) -> Tensor | None:
+    inputs: Tensor | None = layer.inputs
+    if inputs is not None and inputs.shape[0] != layer.weight.shape[1]:
+        given = f"inputs of {inputs.shape[0]} features"
+        raise InputError(given, "inputs (in x tokens), with the weight's in", where)
+    return inputs
+
+
+def _finite(largest: Tensor, where: str) -> Tensor:
+    if not all_finite(largest):
+        raise InputError("inputs with nan or infinite entries", "finite entries", where)
+    return largest
 
 
 def chunks(count: int, bytes_each: int, device: torch.device) -> Iterator[slice]:
@@ -89,6 +119,45 @@ def chunks(count: int, bytes_each: int, device: torch.device) -> Iterator[slice]
     size = max(1, memory // max(1, bytes_each))
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
+
+
+def cached(rows: Tensor) -> Iterator[slice]:
+    """Return consecutive slices of rows whose intermediate results stay in a CPU's cache; on other devices see chunks.
+
+    The rows are those of one matrix (rows x n).
+    """
+    if rows.device.type != "cpu":
+        yield from chunks(len(rows), 32 * rows.shape[1], rows.device)
+        return
+    size = max(1, CACHED // max(1, rows.shape[1]))
+    for start in range(0, len(rows), size):
+        yield slice(start, min(start + size, len(rows)))
+
+
+def pieces(weight: Tensor, size: int) -> tuple[Tensor, int]:
+    """Return the weight as rows that each lie in one group of ``size`` consecutive weights, and how many make a group.
+
+    The rows are short, so that one that has to be done again costs little.
+    """
+    length = size
+    while length % 2 == 0 and length > PIECE:
+        length //= 2
+    if length > PIECE and size == weight.numel():
+        length = weight.shape[1]
+    return weight.reshape(-1, length), size // length
+
+
+def largest_magnitudes(groups: Tensor) -> Tensor:
+    """Return the largest magnitude of each row, float64, as a column."""
+    # amax and amin are several times as fast as aminmax along a dimension
+    high, low = groups.amax(dim=-1, keepdim=True), groups.amin(dim=-1, keepdim=True)
+    return torch.maximum(high, -low).to(torch.float64)
+
+
+def in_range(largest: Tensor) -> bool:
+    """Return True if float32 represents quotients of these magnitudes and small numbers without loss of precision."""
+    low, high = torch.where(largest == 0, 1, largest).aminmax()
+    return bool(low > 2.0**-90) and bool(high < 2.0**90)
 
 
 def rounded(ratio: Tensor, rounding: str) -> Tensor:
@@ -108,19 +177,52 @@ def _half_up(ratio: Tensor) -> Tensor:
     return below.add_(ratio.sub_(below) >= 0.5)
 
 
-def smallest(scores: Tensor, count: int, ties: str) -> Tensor:
-    """Return which of each group's scores (groups x size) are among its ``count`` smallest; bool, same shape.
+def smallest(scores: Tensor, count: int, ties: str, dim: int = -1) -> Tensor:
+    """Return which scores of each group are among its ``count`` smallest; bool, same shape.
 
-    ``ties`` is one of :data:`compcomp.terms.TIES`; "any" takes the lowest index first.
+    Args:
+        scores: Two dimensions, one of which runs through the scores of a group.
+        count: The number to take of each group.
+        ties: One of :data:`compcomp.terms.TIES`; "any" takes the lowest index first.
+        dim: The dimension of a group.
     """
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    last = scores.kthvalue(count, dim=-1, keepdim=True).values
+    if scores.shape[dim] <= FEW and ties != "all":
+        return _ranks(scores, dim) < count
+    last = scores.kthvalue(count, dim=dim, keepdim=True).values
     if ties == "all":
         return scores <= last
     below, equal = scores < last, scores == last
-    room = count - below.sum(dim=-1, keepdim=True, dtype=torch.int32)
-    return below | (equal & (equal.cumsum(dim=-1, dtype=torch.int32) <= room))
+    room = count - below.sum(dim=dim, keepdim=True, dtype=torch.int32)
+    return below | (equal & (equal.cumsum(dim=dim, dtype=torch.int32) <= room))
+
+
+def _ranks(scores: Tensor, dim: int) -> Tensor:
+    """Return the place of each score among those of its group in ascending order, equal ones by index."""
+    size = scores.shape[dim]
+    if dim == 0:  # many small calls: few operations matter
+        first, later, signs, start = _pairs(size, scores.device)
+        return torch.addmm(start, signs, (scores[first] <= scores[later]).float())
+    ranks = torch.empty(scores.shape, dtype=torch.int8, device=scores.device)
+    parts, places = scores.unbind(dim), ranks.unbind(dim)
+    for k, place in enumerate(places):
+        place.fill_(size - 1 - k)
+    for k in range(size):
+        for i in range(k):
+            first = parts[i] <= parts[k]
+            places[k].add_(first)
+            places[i].sub_(first.view(torch.int8))
+    return ranks
+
+
+@lru_cache(maxsize=16)
+def _pairs(size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return both members of all pairs, and signs and start with ranks ``start + signs @ (first <= later)``."""
+    first, later = torch.triu_indices(size, size, 1, device=device)
+    places = torch.arange(size, device=device)[:, None]
+    signs = (places == later).float() - (places == first).float()
+    return first, later, signs, (size - 1 - places).float()
 
 
 def drop(layer: LayerState, selection: Selection, score: Callable[[slice], Tensor]) -> LayerState:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
 from compcomp.encodings.absmax import AbsMax
-from compcomp.kernels._shared import check, chunks, rounded, wide
+from compcomp.kernels._shared import Tensor, cached, check, chunks, in_range, largest_magnitudes, pieces, rounded, wide
 from compcomp.layers.state import Grid, LayerState
 
 
@@ -25,20 +26,48 @@ def kernel(technique: AbsMax, layer: LayerState) -> LayerState:
     shape, dtype = tuple(layer.weight.shape), wide(layer.weight)
     (step_map,) = technique.steps()
     size, levels = step_map.partition.group_size((shape[0], shape[1])), step_map.known_levels
-    groups = layer.weight.reshape(-1, size)
-    low, high = groups.aminmax(dim=-1, keepdim=True)
-    largest = torch.maximum(-low, high).to(torch.float64)  # groups x 1
+    largest = largest_magnitudes(layer.weight.reshape(-1, size))  # groups x 1
     step = (largest / levels).to(dtype)
-    if len(groups) == 1:  # row by row, which bounds the memory
-        groups, largest, step = layer.weight, largest.expand(shape[0], 1), step.expand(shape[0], 1)
-    weight = torch.empty_like(groups)
-    for part in chunks(len(groups), 32 * groups.shape[1], groups.device):
+    groups, repeats = pieces(layer.weight, size)  # rows of one group or of parts of it
+    if repeats > 1:
+        largest = largest.expand(-1, repeats).reshape(-1, 1)
+    weight, rounding = torch.empty_like(groups), technique.rounding
+    steps = (largest / levels).to(dtype)
+
+    def exact(part: slice | Tensor) -> None:
         ratio = groups[part].to(torch.float64, copy=True).mul_(levels).div_(largest[part])
-        level = rounded(ratio.masked_fill_(largest[part] == 0, 0), technique.rounding)
-        weight[part] = (level.clamp_(-levels, levels).to(dtype) * step[part]).to(weight.dtype)
+        level = rounded(ratio.masked_fill_(largest[part] == 0, 0), rounding)
+        weight[part] = (level.clamp_(-levels, levels).to(dtype) * steps[part]).to(weight.dtype)
+
+    if dtype == torch.float32 and in_range(largest):
+        _round(groups, weight, largest, steps, levels, exact)
+    else:
+        for rows in chunks(len(groups), 32 * groups.shape[1], groups.device):
+            exact(rows)
     grid = Grid(
-        step=step.expand(groups.shape).reshape(shape),
+        step=step.expand(-1, size).reshape(shape) if len(step) > 1 else step.expand(shape),
         levels=levels,
         scales=layer.weight.numel() // size,
     )
     return replace(layer, weight=weight.reshape(shape), format=replace(layer.format, grid=grid, rank=None))
+
+
+def _round(
+    groups: Tensor, weight: Tensor, largest: Tensor, step: Tensor, levels: int, exact: Callable[[Tensor], None]
+) -> None:
+    """Round in float32, and again by ``exact`` the rows with a ratio that may be on the other side of a midpoint.
+
+    The float32 ratios ``w (L / max|w|)`` have two roundings of 2^-24 each, so they are off by less than L 2^-22. One
+    that is further from every midpoint has the level of the exact ratio, which no rule for midpoints changes.
+    """
+    factor = torch.where(largest == 0, 0, levels / largest).float()
+    limit = 0.5 - levels * 2.0**-22
+    near = torch.empty(len(groups), device=groups.device)
+    for part in cached(groups):
+        ratio = groups[part] * factor[part]
+        level = ratio.round()
+        torch.mul(level, step[part], out=weight[part])
+        near[part] = ratio.sub_(level).abs_().amax(dim=1)
+    again = (near >= limit).nonzero()[:, 0]
+    for part in chunks(len(again), 32 * groups.shape[1], groups.device):
+        exact(again[part])

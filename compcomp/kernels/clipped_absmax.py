@@ -8,8 +8,7 @@ from fractions import Fraction
 import torch
 
 from compcomp.encodings.clipped_absmax import ClippedAbsMax
-from compcomp.kernels._codebook import largest_magnitudes
-from compcomp.kernels._shared import Tensor, check, chunks, rounded, wide
+from compcomp.kernels._shared import Tensor, check, chunks, largest_magnitudes, rounded, wide
 from compcomp.layers.state import Grid, LayerState
 
 

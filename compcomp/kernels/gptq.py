@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from compcomp.encodings.gptq import GPTQ
-from compcomp.kernels._second_order import damped, inverse_root, on_grid, row_grid, spread
+from compcomp.kernels._second_order import Rounding, decomposed, row_grid, spread
 from compcomp.kernels._shared import Tensor, check, wide
 from compcomp.language.parameters import known
 from compcomp.layers.state import Grid, LayerState
@@ -27,46 +27,53 @@ def kernel(technique: GPTQ, layer: LayerState) -> LayerState:
     check(technique, layer)
     (rows, columns), dtype = layer.weight.shape, wide(layer.weight)
     levels, group = known(technique.levels, "GPTQ.bits"), technique.group
-    gram, dead = damped(technique, layer, technique.damping)
+    found = decomposed(technique, layer, technique.damping, technique.order)
     kept = layer.format.mask if technique.mask == "kept" else None
-    work = layer.weight.to(torch.float64).T.clone(memory_format=torch.contiguous_format)
-    largest = torch.empty_like(work)  # in x out, as are the others
-    largest[:] = row_grid(layer.weight, kept, levels)[0]
-    work[dead] = 0
+    work = layer.weight.to(torch.float64).T.clone(memory_format=torch.contiguous_format)  # in x out
+    first = row_grid(layer.weight, kept, levels)[0]
+    work[found.dead] = 0
     stays = None if kept is None else kept.T.contiguous()
+    size, count = group or columns, columns // (group or columns)
+    of_column = torch.arange(columns, device=work.device) // size
+    largest = first.expand(count, rows).clone()  # groups x out
 
-    def enter(part: slice) -> None:
-        sizes = work[part].abs()
-        largest[part] = (sizes if stays is None else sizes.masked_fill_(~stays[part], 0)).amax(dim=0)
+    def measured(part: slice, values: Tensor) -> Tensor:
+        """Return the largest magnitudes (out) of some columns with these values, of those that stay."""
+        sizes = values.abs()
+        return (sizes if stays is None else sizes.masked_fill_(~stays[part], 0)).amax(dim=0)
 
     dynamic = group is not None and not technique.static_groups
-    if group is not None and technique.static_groups:
-        for start in range(0, columns, group):
-            enter(slice(start, start + group))
-    order = None
-    if technique.order == "activation":
-        assert layer.gram is not None
-        keys = layer.gram.diagonal().masked_fill(dead, 1)
-        order = keys.sort(descending=True, stable=True).indices
-        gram, work, largest = gram[order][:, order], work[order], largest[order]
-        stays = None if stays is None else stays[order]
+    if technique.static_groups:
+        for number in range(count):
+            part = slice(number * size, (number + 1) * size)
+            largest[number] = measured(part, work[part])
+    if found.order is not None:
+        work = work[found.order]
+        stays = None if stays is None else stays[found.order]
+        of_column = of_column if dynamic else of_column[found.order]
     step = (largest / levels).to(dtype)
+    grids = [Rounding(largest[number], step[number], levels, technique.rounding) for number in range(count)]
 
-    def begin(part: slice) -> None:
-        if dynamic:
-            enter(part)
-            step[part] = (largest[part] / levels).to(dtype)
+    def enter(part: slice, values: Tensor) -> None:
+        number = part.start // size
+        largest[number] = measured(part, values)
+        step[number] = (largest[number] / levels).to(dtype)
+        grids[number] = Rounding(largest[number], step[number], levels, technique.rounding)
+
+    result = torch.empty_like(work, dtype=layer.weight.dtype)
+    numbers, targets = of_column.tolist(), result.unbind()
+    gone = None if stays is None else (~stays).unbind()
 
     def final_values(j: int, values: Tensor) -> Tensor:
-        result = on_grid(values, largest[j], step[j], levels, technique.rounding, layer.weight.dtype)
-        return result if stays is None else result.masked_fill_(~stays[j], 0)
+        target = grids[numbers[j]].into(targets[j], values)
+        return target if gone is None else target.masked_fill_(gone[j], 0)
 
-    spread(work, inverse_root(technique, gram), group if dynamic and group else columns, begin, final_values)
-    if order is not None:
-        back = order.argsort()
-        work, step = work[back], step[back]
-    weight = work.T.to(layer.weight.dtype, memory_format=torch.contiguous_format)
-    grid = Grid(step.T.contiguous(), levels, rows * (columns // (group or columns)))
+    spread(work, found.coupling, final_values, size, enter if dynamic else None)
+    if found.order is not None:
+        back = found.order.argsort()
+        result, of_column = result[back], of_column[back]
+    weight = result.T.contiguous()
+    grid = Grid(step[of_column].T.contiguous(), levels, rows * count)
     form = replace(layer.format, grid=grid, rank=None)
     if technique.mask == "ignored":
         form = replace(form, mask=None, pattern=None, cut=None)

@@ -64,7 +64,7 @@ class _Training:
         self.group = selection.partition.group_size((layer.weight.shape[0], layer.weight.shape[1]))
         self.wanted = 1 - selection.count(self.group) / self.group
         self.log_odds = self._start()
-        self.rate, self.turn = float(technique.rate), torch.zeros(())
+        self.rate, self.turn = float(technique.rate), torch.zeros((), device="cpu")
         self.moments = [torch.zeros_like(self.log_odds), torch.zeros_like(self.log_odds)]
         self.multiplier = torch.zeros(self.weight.numel() // self.group, 1, dtype=dtype, device=self.device)
         self.random = torch.Generator(self.device).manual_seed(technique.seed)

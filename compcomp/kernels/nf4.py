@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compcomp.encodings.nf4 import BLOCK, NF4
-from compcomp.kernels._codebook import coded, largest_magnitudes, nearest_places, quantize
-from compcomp.kernels._shared import Tensor
+from compcomp.kernels._codebook import coded, nearest_places, quantize
+from compcomp.kernels._shared import Tensor, largest_magnitudes
 from compcomp.layers.codebooks import DYNAMIC8
 from compcomp.layers.state import LayerState
 

@@ -47,7 +47,7 @@ def kernel_model(technique: RemoveBlocks, whole: WholeModel) -> dict[str, LayerS
         given = f"a share of {technique.sparsity}, which of {len(blocks)} blocks is less than one"
         raise InputError(given, f"a sparsity of 1/{len(blocks)} or more, below 1", str(technique))
     span = technique.span(len(blocks))
-    sums = torch.zeros(len(blocks) - span + 1, 3, dtype=torch.float64)
+    sums = torch.zeros(len(blocks) - span + 1, 3, dtype=torch.float64, device="cpu")
     for batch in whole.batches:
         hidden = _hidden(whole, states, batch)
         for place, (a, b) in enumerate(zip(hidden, hidden[span:], strict=False)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from compcomp.encodings.smoothquant import SmoothQuant
-from compcomp.kernels._shared import Tensor, check, magnitudes, wide
+from compcomp.kernels._shared import Tensor, check, largest_inputs, wide
 from compcomp.layers.basis import Scaling
 from compcomp.layers.state import LayerState
 
@@ -22,8 +22,8 @@ def kernel(technique: SmoothQuant, layer: LayerState) -> LayerState:
     """
     check(technique, layer)
     weight: Tensor = layer.weight
-    inputs = magnitudes(layer, str(technique)).largest.to(torch.float64)
-    columns = weight.abs().amax(dim=0).to(torch.float64)
+    inputs = largest_inputs(layer, str(technique)).to(torch.float64)
+    columns = torch.maximum(weight.amax(dim=0), -weight.amin(dim=0)).to(torch.float64)
     dead, alpha = (inputs == 0) | (columns == 0), float(technique.alpha)
     exponent = (alpha * inputs.log2()).sub_((1 - alpha) * columns.log2()).masked_fill_(dead, 0)
     return layer.rebased(Scaling(scales(exponent, technique.scales, wide(weight))))

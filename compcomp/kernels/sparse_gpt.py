@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from compcomp.encodings.sparse_gpt import SparseGPT
-from compcomp.kernels._second_order import damped, inverse_root, on_grid, row_grid, spread
+from compcomp.kernels._second_order import decomposed, on_grid, row_grid, spread
 from compcomp.kernels._shared import Tensor, check, smallest
 from compcomp.layers.state import Grid, LayerState
 
@@ -25,31 +25,32 @@ def kernel(technique: SparseGPT, layer: LayerState) -> LayerState:
     """
     check(technique, layer)
     (rows, columns), levels = layer.weight.shape, technique.levels
-    gram, dead = damped(technique, layer, technique.damping)
-    root = inverse_root(technique, gram)
-    pivots = root.diagonal().square()
+    known = decomposed(technique, layer, technique.damping, "left_to_right")
     held = layer.format.mask if technique.mask == "kept" else None
     largest, step = (None, None) if levels is None else row_grid(layer.weight, held, levels)
     work = layer.weight.to(torch.float64).T.clone(memory_format=torch.contiguous_format)
-    work[dead] = 0
+    work[known.dead] = 0
     dropped = torch.empty_like(work, dtype=torch.bool)  # in x out
-    gone = None if held is None else (~held).T
+    gone = None if held is None else (~held).T.contiguous()
     size = technique.partition.size
 
-    def enter(part: slice) -> None:
-        scores = (work[part].square() / pivots[part, None]).T  # out x columns of the part
+    def enter(part: slice, values: Tensor) -> None:
+        scores = values.square_().div_(known.pivots[part, None])  # columns of the part x out
         if gone is not None:
-            scores = scores.masked_fill(gone[part].T, -1)
-        groups = scores.reshape(1, -1) if size is None else scores
-        taken = smallest(groups, technique.count(groups.shape[1]), technique.ties).reshape(scores.shape).T
+            scores.masked_fill_(gone[part], -1)
+        if size is None:
+            whole = scores.T.reshape(1, -1)
+            taken = smallest(whole, technique.count(whole.shape[1]), technique.ties).reshape(rows, -1).T
+        else:
+            taken = smallest(scores, technique.count(size), technique.ties, dim=0)
         dropped[part] = taken if gone is None else taken | gone[part]
 
     def final_values(j: int, values: Tensor) -> Tensor:
         if levels is not None and largest is not None and step is not None:
-            values = on_grid(values, largest, step, levels, technique.rounding, layer.weight.dtype)
-        return values.masked_fill(dropped[j], 0)
+            values.copy_(on_grid(values, largest, step, levels, technique.rounding, layer.weight.dtype))
+        return values.masked_fill_(dropped[j], 0)
 
-    spread(work, root, size or technique.block, enter, final_values)
+    spread(work, known.coupling, final_values, size or technique.block, enter)
     weight = work.T.to(layer.weight.dtype, memory_format=torch.contiguous_format)
     grid = None
     if levels is not None and step is not None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from compcomp.errors import InputError
 from compcomp.models.layers import Layer
@@ -21,6 +26,7 @@ class Backup:
 
     def __init__(self) -> None:
         self._kept: list[tuple[Layer, Path]] = []
+        self._files = 0
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="compcomp.")
@@ -37,17 +43,39 @@ class Backup:
 
     def keep(self, layer: Layer) -> None:
         """Write a layer's weight to disk, before it is changed."""
-        path = Path(self._folder.name) / f"{len(self._kept)}.safetensors"
+        self._kept.append((layer, self._written({"weight": layer.weight.contiguous()})))
+
+    @contextmanager
+    def unchanged(self, tensors: Iterable[Tensor]) -> Iterator[None]:
+        """Restore tensors that are written to meanwhile, from copies on disk. Torch counts the writes to a tensor."""
+        copies = [(t, self._written({"tensor": t.detach().contiguous()}), _writes(t)) for t in tensors]
         try:
-            save_file({"weight": layer.weight.contiguous()}, path)
-        except OSError as error:
-            given = f"{self._folder.name!r} ({error.strerror or error})"
-            allowed = "room for the model's weights in the temporary directory (TMPDIR)"
-            raise InputError(given, allowed, "apply") from None
-        self._kept.append((layer, path))
+            yield
+        finally:
+            for tensor, path, writes in copies:
+                if writes is None or _writes(tensor) != writes:
+                    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+                        tensor.detach().copy_(load_file(path)["tensor"])
 
     def restore(self) -> None:
         """Put back every weight that was kept, and forget it."""
         while self._kept:
             layer, path = self._kept.pop()
             layer.set(load_file(path)["weight"])
+
+    def _written(self, tensors: dict[str, Tensor]) -> Path:
+        """Write tensors to a new file."""
+        self._files += 1
+        path = Path(self._folder.name) / f"{self._files}.safetensors"
+        try:
+            save_file(tensors, path)
+        except (OSError, SafetensorError) as error:
+            given = f"{self._folder.name!r} ({getattr(error, 'strerror', None) or error})"
+            allowed = "room for the model's weights in the temporary directory (TMPDIR)"
+            raise InputError(given, allowed, "apply") from None
+        return path
+
+
+def _writes(tensor: Tensor) -> int | None:
+    """Return how often a tensor was written to, None where torch does not count."""
+    return None if tensor.is_inference() else tensor._version

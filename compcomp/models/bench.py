@@ -33,6 +33,7 @@ from compcomp.models.fingerprint import model_fingerprint
 from compcomp.models.held import HeldModel, ModelState, check_range
 from compcomp.models.layers import IGNORE, Layer, check_order, find_layers
 from compcomp.models.measure import MEASURED, effective_weight, layer_losses, total
+from compcomp.models.memory import is_plain
 from compcomp.models.modes import plainly
 from compcomp.models.outside import note_of, outside
 from compcomp.models.patterns import Patterns
@@ -43,6 +44,8 @@ from compcomp.models.trial import Calibrated, trial_of
 from compcomp.models.whole import Whole
 from compcomp.models.wrappers import uncompiled
 
+LARGE = 2**20
+"""Entries of a parameter from which on its copy is kept on disk."""
 REMARKS = 4
 """The number of layers that get a note of their own."""
 
@@ -207,9 +210,11 @@ class ModelBench:
                     if name in self._held.changing:
                         compressed[name] = LayerState.dense(weight)
 
-            with self._held.unchanged():
+            own = {id(module._parameters["weight"]) for layer in self.layers.values() for module in layer.modules}
+            others = [p for p in self.model.parameters() if id(p) not in own and is_plain(p) and p.numel() >= LARGE]
+            with self._held.unchanged(others), backup.unchanged(others):
                 self._by_blocks(put, backup.restore, _named([passes[0]]))
-            self._held.write(compressed)
+            self._held.finish(compressed)
         return self.model
 
     def _by_blocks(self, compress: Callable[[Inputs], None], undo: Callable[[], None], text: str) -> None:
@@ -524,7 +529,7 @@ def _remarks(layers: Iterable[Layer]) -> list[str]:
         for layer in layers
         for name, _ in layer.followers
     ]
-    for layer in layers:
+    for layer in (one for one in layers if one.called):
         if more := [n for module in layer.modules for n in module._parameters if n not in ("weight", "bias")]:
             held = ", ".join(dict.fromkeys(more))
             found.append(f"layer {layer.name}: it also holds {held}; the weight alone is compressed")

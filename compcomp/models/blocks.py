@@ -34,7 +34,8 @@ def find_blocks(
     """
     model, layers = unwrap(model), tuple(layers)
     parts = dict(named_parts(model))
-    where = {id(module): layer.name for layer in layers for module in layer.modules}
+    runs = {layer.name: (*layer.called, *layer.inside) for layer in layers}
+    where = {id(module): name for name, modules in runs.items() for module in modules}
     if each:
         chosen = dict[str, nn.Module]()
     else:
@@ -47,7 +48,7 @@ def find_blocks(
             chosen[name], inside[id(module)] = module, name
     position = {id(module): number for number, module in enumerate(parts.values())}
     ordered = sorted(chosen.items(), key=lambda item: position[id(item[1])])
-    homes = {layer.name: {inside[id(module)] for module in layer.modules} for layer in layers}
+    homes = {name: {inside[id(module)] for module in modules} for name, modules in runs.items()}
     return [
         Stage(name, module, tuple(layer for layer, home in homes.items() if home == {name})) for name, module in ordered
     ]

@@ -17,6 +17,10 @@ from compcomp.models.devices import move
 from compcomp.models.grams import Grams
 from compcomp.models.layers import Layer, evaluating, unwrap
 from compcomp.models.padding import Followed, Stream, disturbed, kept_positions, other_ids, streams
+from compcomp.models.products import watching
+
+SHOWN = 8
+"""The number of experts without tokens that an error names."""
 
 
 def calibrate(
@@ -57,22 +61,22 @@ def calibrate(
     looking: Followed | None = None
     first = False  # True in the run with other padding
 
-    def hook(layer: Layer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def observe(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inputs = args[0] if args else next(iter(kwargs.values()))
-            if looking is not None and first:
-                looking.see(layer.name, inputs)
-            else:
-                collected.add(layer.name, inputs, None if looking is None else looking.kept(layer.name, inputs))
+    def see(layer: str, inputs: Tensor) -> None:
+        if looking is not None and first:
+            looking.see(layer, inputs)
+        else:
+            collected.add(layer, inputs, None if looking is None else looking.kept(layer, inputs))
 
-        return observe
+    def hook(layer: Layer) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        return lambda _, args, kwargs: see(layer.name, args[0] if args else next(iter(kwargs.values())))
 
     device = next(p.device for p in model.parameters() if p.device.type != "meta")
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.no_grad())  # inference_mode would mark the tensors that the model caches
+        stack.enter_context(watching(layers, see))
         for layer in layers:
-            for module in layer.modules:
+            for module in layer.called:
                 handle = module.register_forward_pre_hook(hook(layer), with_kwargs=True)
                 stack.callback(handle.remove)
         decoding = is_encoder_decoder(model)
@@ -84,7 +88,7 @@ def calibrate(
             padded = streams(batch, decoding)
             with running(model, batch, number):
                 if padded:
-                    looking, first = Followed(padded, remarks), True
+                    looking, first = Followed(padded, remarks, routed=experts_of(layers)), True
                     _disturbed_run(model, batch, padded, looking)
                     first = False
                 run(model, batch)
@@ -107,11 +111,15 @@ class Collected:
     """The Gram matrices and the magnitudes of the inputs that layers have seen."""
 
     def __init__(self, layers: Iterable[Layer]) -> None:
+        layers = tuple(layers)
         self._grams, self._seen = Grams(), {layer.name: 0 for layer in layers}
+        self._experts = experts_of(layers)
         self._sizes: dict[str, tuple[Tensor, Tensor]] = {}  # of each feature the largest magnitude, and their sum
 
     def add(self, layer: str, inputs: Tensor, kept: Tensor | None) -> None:
         """Add the inputs (... x in) of one call. ``kept``: truth values (...), False for padding; None for none."""
+        if layer in self._experts and not bool((real := inputs.detach().ne(0).any(dim=-1)).all()):
+            kept = real if kept is None else kept & real  # tokens of other experts may arrive as zeros
         tokens = inputs.shape[:-1].numel() if kept is None else int(kept.sum())
         if not tokens:
             return
@@ -135,6 +143,20 @@ class Collected:
     def magnitudes(self) -> dict[str, Magnitudes]:
         """Return the largest and the mean magnitude of each layer's input features."""
         return {name: Magnitudes(most, total / self._seen[name]) for name, (most, total) in self._sizes.items()}
+
+
+def _unreached(layer: Layer, unseen: list[Layer]) -> InputError:
+    """Return the error for an expert that gets no token, with the numbers of all those of its module."""
+    home = layer.stored.rpartition(".")[0]
+    numbers = sorted({int(str(one.index)) for one in unseen if one.is_expert and one.inside == layer.inside})
+    shown = ", ".join(map(str, numbers[:SHOWN])) + (f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else "")
+    allowed = f"more calibration tokens, or these experts in ignore, as '{home}.*.{layer.index}'"
+    return InputError(f"no token of the calibration for experts {shown} of {home}", allowed, f"layer {layer.name}")
+
+
+def experts_of(layers: Iterable[Layer]) -> frozenset[str]:
+    """Return the names of the layers that are experts."""
+    return frozenset(layer.name for layer in layers if layer.is_expert)
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:
@@ -178,6 +200,8 @@ def token_mask(batch: Any) -> Tensor | None:
 def _checked(layers: tuple[Layer, ...], grams: dict[str, Tensor], seen: dict[str, int]) -> dict[str, Tensor]:
     for layer in layers:
         where = f"layer {layer.name}"
+        if not seen[layer.name] and layer.is_expert:
+            raise _unreached(layer, [other for other in layers if not seen[other.name]])
         if not seen[layer.name]:
             allowed = "calibration that reaches the layer, or the layer in ignore"
             raise InputError("no input in any calibration batch", allowed, where)

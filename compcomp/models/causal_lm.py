@@ -93,13 +93,13 @@ def token_windows(directory: Path, text: Path, length: int, count: int, vocabula
     """
     if not text.is_file():
         raise InputError(f"{str(text)!r}, which is not there", "a text file", "recipe")
-    ids = torch.tensor(_tokens(directory, text, vocabulary), dtype=torch.int64)
+    ids = torch.tensor(_tokens(directory, text, vocabulary), dtype=torch.int64, device="cpu")
     if len(ids) < length:
         raise InputError(f"a text of {len(ids)} tokens", f"at least {length} tokens (its length)", f"recipe: {text}")
     if vocabulary is not None and int(ids.max()) >= vocabulary:
         raise refused(directory, f"its tokenizer gives token {int(ids.max())}, its vocabulary has {vocabulary}")
-    starts = torch.linspace(0, len(ids) - length, count).long()
-    return ids[starts[:, None] + torch.arange(length)]
+    starts = torch.linspace(0, len(ids) - length, count, device="cpu").long()
+    return ids[starts[:, None] + torch.arange(length, device="cpu")]
 
 
 def token_batches(directory: Path, text: Path, length: int, count: int, batch_size: int) -> list[dict[str, Tensor]]:

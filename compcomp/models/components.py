@@ -62,7 +62,8 @@ def pack(layer: LayerState, dtype: torch.dtype) -> dict[str, Tensor]:
         parts |= _factor("left", form.factors.left, form.factors.left_grid)
         parts |= _factor("right", form.factors.right, form.factors.right_grid)
     for number, part in enumerate(form.transform.parts if form.transform is not None else ()):
-        parts[f"basis_{number}"] = _tensor(part.scales) if isinstance(part, Scaling) else torch.tensor([part.block])
+        scales = part.scales if isinstance(part, Scaling) else torch.tensor([part.block], device="cpu")
+        parts[f"basis_{number}"] = _tensor(scales)
     parts |= {field.name.replace(" ", "_"): _tensor(array) for field, array in walk.apart_of(form)}
     if form.transform is not None:
         _check(layer, parts)
@@ -89,7 +90,7 @@ def unpack(parts: Mapping[str, Tensor]) -> Tensor:
         weight = parts["values"].double()
         if weight.ndim == 1:
             kept = weight
-            weight = torch.zeros(parts["mask"].shape, dtype=torch.float64)
+            weight = torch.zeros(parts["mask"].shape, dtype=torch.float64, device="cpu")
             weight[parts["mask"]] = kept
     if any(name.startswith("left") for name in parts):
         weight = weight + _unpacked("left", parts) @ _unpacked("right", parts)

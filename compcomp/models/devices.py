@@ -27,8 +27,7 @@ def choose(model: nn.Module, given: str | torch.device) -> torch.device | None:
         device = torch.device(given)
     except (RuntimeError, TypeError):
         device = torch.device("meta")
-    there = device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count())
-    if not there:
+    if not is_there(device):
         allowed = f"'auto', 'cpu', or one of the {torch.cuda.device_count()} CUDA devices as 'cuda:N'"
         raise InputError(repr(str(given)[:60]), allowed, "device")
     if len(spread) > 1:
@@ -36,6 +35,11 @@ def choose(model: nn.Module, given: str | torch.device) -> torch.device | None:
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def is_there(device: torch.device) -> bool:
+    """Return True for the CPU, and for a CUDA device that this machine has."""
+    return device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count())
 
 
 def bring(model: nn.Module, device: torch.device) -> None:
@@ -73,7 +77,12 @@ def move_together(tensors: Iterable[Tensor], device: torch.device) -> None:
                 offset = (tensor.data_ptr() - first - begin) // tensor.element_size()
                 view = torch.empty(0, dtype=tensor.dtype, device=device)
                 with torch.inference_mode(tensor.is_inference()):
-                    tensor.data = view.set_(moved, offset, tensor.shape, tensor.stride())
+                    let_hold(tensor, view.set_(moved, offset, tensor.shape, tensor.stride()))
+
+
+def let_hold(tensor: Tensor, data: Tensor) -> None:
+    """Let a tensor be a view of the memory of another one, on any device."""
+    tensor.data = data
 
 
 def move(value: Any, device: torch.device) -> Any:

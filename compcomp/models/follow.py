@@ -56,7 +56,8 @@ class Factor:
     def __mul__(self, other: Any) -> Factor:
         if isinstance(other, int | Fraction) and not isinstance(other, bool):
             number = float(other)
-            other = Factor(torch.tensor(number, dtype=torch.float64), 0.0 if Fraction(number) == other else 2 * UNIT)
+            error = 0.0 if Fraction(number) == other else 2 * UNIT
+            other = Factor(torch.tensor(number, dtype=torch.float64, device="cpu"), error)
         if not isinstance(other, Factor):
             return NotImplemented
         one, two = self.values.to(torch.float64), other.values.to(torch.float64)

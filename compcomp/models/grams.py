@@ -12,6 +12,10 @@ CHUNK = 4096
 """Tokens multiplied at a time. It bounds the memory of the conversion to float64."""
 
 
+PANEL = 192
+"""The rows of a Gram matrix that are multiplied at a time."""
+
+
 @dataclass(eq=False)
 class _Slot:
     """One Gram matrix (in x in) and the layers it belongs to."""
@@ -86,16 +90,20 @@ class Grams:
 
 
 def gram(rows: Tensor) -> Tensor:
-    """Return the Gram matrix (in x in) of inputs (tokens x in), on their device, multiplied and added up in float64.
+    """Return the symmetric Gram matrix (in x in) of inputs (tokens x in), on their device, added up in float64.
 
     In float32, a matrix of fewer tokens than features would get small eigenvalues that are pure rounding error, and a
-    least-squares fit would follow them.
+    least-squares fit would follow them. Only the blocks of :data:`PANEL` rows on the diagonal and to the right of it
+    are multiplied, up to two fifths less work than the whole matrix; the others are their mirror images.
     """
     width = rows.shape[-1]
     total = torch.zeros(width, width, dtype=torch.float64, device=rows.device)
     for chunk in rows.split(CHUNK):
         chunk = chunk.double()
-        total.addmm_(chunk.T, chunk)
+        for start in range(0, width, PANEL):
+            total[start : start + PANEL, start:].addmm_(chunk[:, start : start + PANEL].T, chunk[:, start:])
+    for start in range(PANEL, width, PANEL):
+        total[start : start + PANEL, :start] = total[:start, start : start + PANEL].T
     return total
 
 

@@ -34,6 +34,7 @@ class HeldModel:
         self._home = next(iter(self.layers.values())).parameter.device
         self.changing = _changing(model, self.layers.values())
         self._left: Snapshot | None = None
+        self._rest: list[tuple[Layer, Tensor, Tensor]] = []
 
     def place(self) -> None:
         """Move the model to the device."""
@@ -55,15 +56,19 @@ class HeldModel:
             yield self.model
 
     @contextmanager
-    def unchanged(self) -> Iterator[None]:
-        """Put the model into eval mode. Restore it afterwards, and random numbers and torch's settings too."""
-        self._left = self._taken()
+    def unchanged(self, without: Iterable[Tensor] = ()) -> Iterator[None]:
+        """Put the model into eval mode. Restore it afterwards, and random numbers and torch's settings too.
+
+        ``without``: tensors that the caller restores.
+        """
+        self._left = self._taken(without)
         with kept():
             try:
                 with evaluating(self.model):
                     yield
             finally:
                 self._left.restore()
+                self._put_rest()
                 self._put(self.present, self.layers.keys() - self.changing)
 
     def write(self, state: ModelState) -> nn.Module:
@@ -80,23 +85,41 @@ class HeldModel:
         self._left = self._taken()
         return self.model
 
+    def finish(self, state: ModelState) -> None:
+        """Write the weights of a state for good, after which the model is not held any more."""
+        with evaluating(self.model):
+            self._put(state, self.layers)
+        self._left = None
+
     def changed(self) -> str | None:
         """Return the name of a parameter, buffer or module that others have changed since, or None."""
         if self._left is None:
             return None
         if (name := self._left.differs(self.model)) is not None:
             return name
+        for layer, places, copy in self._rest:
+            if not torch.equal(layer.parameter.detach()[places], copy.to(layer.parameter.device)):
+                return layer.stored
         for name in self.present.keys() - self.changing:
             layer = self.layers[name]
             if not torch.equal(effective_weight(self.present[name]).to(layer.weight), layer.weight):
-                return f"{name}.weight"
+                return layer.stored
         return None
 
-    def _taken(self) -> Snapshot:
+    def _taken(self, without: Iterable[Tensor] = ()) -> Snapshot:
         """Return a snapshot of the model, without the weights that ``present`` has."""
         known = [layer for name, layer in self.layers.items() if name not in self.changing]
-        weights = [module._parameters["weight"] for layer in known for module in layer.modules]
-        return Snapshot(self.model, [w for w in weights if w is not None], self._left)
+        self._rest = list(_rest_of(known))
+        return Snapshot(self.model, [*without, *(weight for layer in known for weight in layer.held())], self._left)
+
+    def _put_rest(self) -> None:
+        """Restore the parts of parameters that are in no layer, such as experts that are left alone."""
+        with torch.no_grad():
+            for layer, places, copy in self._rest:
+                for parameter in layer.held():
+                    if not torch.equal(parameter[places], copy.to(parameter.device)):
+                        with torch.inference_mode(parameter.is_inference()):
+                            parameter.detach()[places] = copy.to(parameter.device)
 
     def _put(self, state: ModelState, names: Collection[str]) -> None:
         """Write the weights of a state into the layers of these names."""
@@ -112,6 +135,19 @@ def check_range(name: str, weight: Tensor, dtype: torch.dtype) -> None:
     if not largest <= torch.finfo(dtype).max:
         kind = str(dtype).removeprefix("torch.")
         raise InputError(f"a weight of magnitude {largest:.3g}", f"what fits into {kind}", f"layer {name}")
+
+
+def _rest_of(layers: Iterable[Layer]) -> Iterator[tuple[Layer, Tensor, Tensor]]:
+    """Yield a layer of each parameter that layers hold in part, the places that none holds, and a copy of them."""
+    alone: dict[int, tuple[Layer, Tensor]] = {}
+    for layer in layers:
+        if layer.index is not None:
+            fresh = torch.ones(len(layer.parameter), dtype=torch.bool, device=layer.parameter.device)
+            _, left = alone.setdefault(id(layer.parameter), (layer, fresh))
+            left[layer.index] = False
+    for layer, left in alone.values():
+        if bool(left.any()):
+            yield layer, left, layer.parameter.detach()[left].clone()
 
 
 def _changing(model: nn.Module, layers: Iterable[Layer]) -> set[str]:

@@ -60,8 +60,8 @@ def identities(blocks: Sequence[nn.Module], forward: Callable[[], Any]) -> list[
 def _others(parameter: Tensor, seed: int) -> Tensor:
     """Return other numbers, between 1/2 and 3/2 in size and of any sign, where the parameter is not zero."""
     source = torch.Generator().manual_seed(seed)
-    size = torch.rand(parameter.shape, generator=source) + 0.5
-    sign = torch.randint(0, 2, parameter.shape, generator=source) * 2 - 1
+    size = torch.rand(parameter.shape, generator=source, device="cpu") + 0.5
+    sign = torch.randint(0, 2, parameter.shape, generator=source, device="cpu") * 2 - 1
     return torch.where(parameter != 0, (size * sign).to(parameter), 0)
 
 

@@ -1,8 +1,11 @@
-"""Find the layers of a model that can be compressed: every ``nn.Linear``, and transformers' ``Conv1D``."""
+"""Find the layers of a model that can be compressed.
+
+They are every ``nn.Linear``, transformers' ``Conv1D``, fused experts, and the projections of ``nn.MultiheadAttention``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 from compcomp.errors import InputError
 from compcomp.language.technique import Sequence, Technique, as_sequence
+from compcomp.models.matrices import Index, Stored, is_linear, part_of, stored_in
 from compcomp.models.memory import extent, is_plain, kind_of, overlap, overlaps_itself, place, stretch
 from compcomp.models.patterns import Names, Patterns, patterns_of
 from compcomp.models.wrappers import adapted, named_parts
@@ -33,24 +37,55 @@ class Layer:
         transposed: True if the module stores in x out (``Conv1D``).
         followers: By name, the modules that read the same memory in another layout, such as a decoder with the
             transpose of its encoder's weight. They change with the layer, and its measurements do not cover them.
+        stored: The qualified name of the parameter that holds the weight.
+        index: Where the weight lies in the parameter. None if it is all of it.
+        inside: The modules that multiply with the weight in their ``forward``. The others are called with the inputs,
+            as Linear layers are.
     """
 
     name: str
     modules: tuple[nn.Module, ...]
     transposed: bool
     followers: tuple[tuple[str, nn.Module], ...] = ()
+    stored: str = "weight"
+    index: Index = None
+    inside: tuple[nn.Module, ...] = ()
+
+    @property
+    def own(self) -> str:
+        """The name of the parameter in its modules."""
+        return self.stored.rpartition(".")[2]
+
+    @property
+    def called(self) -> tuple[nn.Module, ...]:
+        """The modules that are called with the inputs."""
+        given = (m for m in self.modules if is_linear(m))
+        return tuple(m for m in given if not any(m is around._modules.get("out_proj") for around in self.inside))
+
+    @property
+    def is_expert(self) -> bool:
+        """Return True if the weight is one of several in a parameter, to which a router gives tokens."""
+        return isinstance(self.index, int)
 
     @property
     def parameter(self) -> Tensor:
-        """The weight as the module stores it."""
-        weight: Tensor = self.modules[0]._parameters["weight"]  # type: ignore[assignment]
+        """The parameter that holds the weight, as the module stores it."""
+        weight: Tensor = self.modules[0]._parameters[self.own]  # type: ignore[assignment]
         return weight
+
+    def held(self) -> list[Tensor]:
+        """Return the parameters that hold the weight: one, unless modules have one each on the same memory."""
+        found = (module._parameters.get(self.own) for module in self.modules)
+        return list({id(parameter): parameter for parameter in found if parameter is not None}.values())
 
     @property
     def weight(self) -> Tensor:
         """A view of the weight, out x in, in the model's dtype and on its device, without gradient."""
-        weight = self.parameter.detach()
-        return weight.T if self.transposed else weight
+        return self.of(self.parameter.detach())
+
+    def of(self, parameter: Tensor) -> Tensor:
+        """Return a view of the weight, out x in, in a tensor that is stored like the layer's parameter."""
+        return part_of(parameter, self.index, self.transposed)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,9 +96,9 @@ class Layer:
     def set(self, weight: Tensor) -> None:
         """Copy a weight (out x in, any dtype and device) into the module's own, rounded to its dtype."""
         for module in self.modules:  # usually one; or several that hold one and the same parameter
-            own: Tensor = module._parameters["weight"]  # type: ignore[assignment]
+            own: Tensor = module._parameters[self.own]  # type: ignore[assignment]
             with torch.inference_mode(own.is_inference()):
-                own.detach().copy_(weight.T if self.transposed else weight)
+                self.of(own.detach()).copy_(weight)
 
 
 def find_layers(
@@ -93,27 +128,29 @@ def find_layers(
     wanted = None if targets is None else patterns_of(targets, "targets")
     unwanted = patterns_of(ignore, "ignore")
     names = Names(model)
-    if unmatched := names.without_match(p for p in unwanted if p not in IGNORE):
+    groups, others = _weights(model)
+    parts = [name for group in groups for own in group.names for name in own]
+    if unmatched := names.without_match((p for p in unwanted if p not in IGNORE), parts):
         given = f"{unmatched[0]!r}, which matches no module"
         raise InputError(given, "names or classes of modules, parts of names, or 're:' and an expression", "ignore")
     heads = _output_heads(model) if "lm_head" in unwanted else []
     used = set[str]()
-    found, shared = [], 0
-    groups, others = _weights(model)
+    found, shared, owner = list[Layer](), 0, dict[int, Layer]()
     for group in groups:
-        every = [*group.members, *group.followers]
-        hits = {p for p in wanted or () for name, _ in every if names.matches(p, name)}
-        used |= hits
-        if wanted is not None and not hits:
-            continue
-        if any(names.matches(p, name) for p in unwanted for name, _ in every):
-            continue
-        if any(module is head for _, module in every for head in heads):
-            continue
-        if group.foreign:
-            shared += 1
-            continue
-        found.append(_layer(group))
+        for every, layer in zip(group.names, _layers(group), strict=True):
+            hits = {p for p in wanted or () for name in every if names.matches(p, name)}
+            used |= hits
+            if wanted is not None and not hits:
+                continue
+            if any(names.matches(p, name) for p in unwanted for name in every):
+                continue
+            if any(module is head for _, module in group.every for head in heads):
+                continue
+            if group.foreign:
+                shared += 1
+                continue
+            found.append(layer)
+            owner.setdefault(id(group), layer)
     if unmatched := [p for p in wanted or () if p not in used]:
         given = f"{unmatched[0]!r}, which matches no Linear layer"
         raise InputError(given, "names or classes of layers", "targets")
@@ -126,15 +163,19 @@ def find_layers(
             raise InputError(f"a weight with an adapter ({adapters[0]})", allowed, f"layer {layer.name}")
         if loaded:
             check_weight(layer)
-    _check_memory(found, others)
+    _check_memory(found, others, owner)
     return tuple(found)
 
 
 def layers_by_name(model: nn.Module) -> dict[str, Layer]:
     """Return every compressible layer, unfiltered and unchecked, under each of its names."""
-    groups, _ = _weights(unwrap(model))
-    found = {name: _layer(group) for group in groups for name, _ in group.members}
-    return found | {n: _layer(_Group([(n, module)])) for group in groups for n, module in group.followers}
+    found: dict[str, Layer] = {}
+    for group in _weights(unwrap(model))[0]:
+        for every, layer in zip(group.names, _layers(group), strict=True):
+            found |= dict.fromkeys(every[: len(group.members)], layer)
+        for name, module in group.followers if is_linear(group.members[0][1]) else ():
+            (found[name],) = _layers(_Group([(name, module)], next(stored_in(module))))
+    return found
 
 
 def check_order(order: Technique | Sequence, layers: Iterable[Layer], *, calibrated: bool, notes: list[str]) -> None:
@@ -216,35 +257,64 @@ def trains_itself(module: nn.Module) -> bool:
     return own or any(method.__module__.split(".")[0] not in ("torch", "transformers") for method in methods)
 
 
-def _layer(group: _Group) -> Layer:
+def _layers(group: _Group) -> list[Layer]:
+    """Return the layers of a parameter, one for each of its matrices."""
     modules = tuple(dict.fromkeys(module for _, module in group.members))
-    transposed = is_from_transformers(modules[0], "Conv1D")
-    return Layer(group.members[0][0], modules, transposed, tuple(group.followers))
+    first, own = group.members[0][0], group.stored.own
+    return [
+        Layer(
+            every[0],
+            modules,
+            group.stored.transposed,
+            tuple(group.followers),
+            f"{first}.{own}" if first else own,
+            matrix.index,
+            tuple(dict.fromkeys(group.inside)),
+        )
+        for every, matrix in zip(group.names, group.stored.matrices, strict=True)
+    ]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Group:
-    """The modules, by name, that share one weight.
+    """The modules, by name, that share one parameter with weights.
 
-    ``foreign``: True if something else in the model uses it too. ``followers``: modules that read it in another layout.
+    ``stored``: how they hold it. ``foreign``: True if something else in the model uses it too. ``followers``: modules
+    that read it in another layout. ``inside``: the modules whose ``forward`` multiplies with it.
     """
 
     members: list[tuple[str, nn.Module]]
+    stored: Stored
     foreign: bool = False
     followers: list[tuple[str, nn.Module]] = field(default_factory=list)
+    inside: list[nn.Module] = field(default_factory=list)
+
+    @property
+    def every(self) -> list[tuple[str, nn.Module]]:
+        """All modules that read the parameter."""
+        return [*self.members, *self.followers]
+
+    @property
+    def names(self) -> list[list[str]]:
+        """The names of each layer: those of its modules, and what says which of their weights it is."""
+        own = "" if is_linear(self.members[0][1]) else self.stored.own
+        return [
+            [".".join(filter(None, (name, own, matrix.suffix))) for name, _ in self.every]
+            for matrix in self.stored.matrices
+        ]
 
 
 @dataclass(frozen=True, eq=False)
 class _Named:
-    """A parameter or buffer with its name. ``module``: the module whose weight it is, if that can be a layer."""
+    """A parameter or buffer with its name. ``group``: the weights that it holds, if it holds any."""
 
     name: str
     tensor: Tensor
-    module: nn.Module | None = None
+    group: _Group | None = None
 
 
 def _weights(model: nn.Module) -> tuple[list[_Group], list[_Named]]:
-    """Return the weights of compressible modules, and every parameter and buffer of the model.
+    """Return the parameters that hold weights of layers, and every parameter and buffer of the model.
 
     Two modules share one weight if they view the same memory, read the same way round.
     """
@@ -252,18 +322,27 @@ def _weights(model: nn.Module) -> tuple[list[_Group], list[_Named]]:
     tensors: list[_Named] = []
     foreign: list[Tensor] = []
     parts = dict(named_parts(model))
+    multiplying: dict[nn.Module, nn.Module] = {  # attention that does not call its last layer
+        module.out_proj: module for module in parts.values() if isinstance(module, nn.MultiheadAttention)
+    }
     for name, module in parts.items():
-        linear = isinstance(module, nn.Linear) or is_from_transformers(module, "Conv1D")
+        held = {stored.own: stored for stored in stored_in(module)}
+        read: dict[str, _Group] = {}
+        for own, stored in held.items():
+            weight = module._parameters.get(own)
+            group = groups.setdefault(id(module) if weight is None else stretch(weight), _Group([], stored))
+            read[own] = group
+            if not group.members or _way(module, stored) == _way(group.members[0][1], group.stored):
+                group.members.append((name, module))
+                around = multiplying.get(module)
+                group.inside += [] if stored.called and around is None else [around or module]
+            else:
+                group.foreign |= not (stored.called and group.stored.called)
+                group.followers.append((name, module))
         for own, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None:
-                read = linear and own == "weight"
-                tensors.append(_Named(f"{name}.{own}" if name else own, tensor, module if read else None))
-                foreign += [] if read else [tensor]
-        if linear:
-            weight = module._parameters.get("weight")
-            group = groups.setdefault(id(module) if weight is None else stretch(weight), _Group([]))
-            alike = not group.members or _way(module) == _way(group.members[0][1])
-            (group.members if alike else group.followers).append((name, module))
+                tensors.append(_Named(f"{name}.{own}" if name else own, tensor, read.get(own)))
+                foreign += [] if own in read else [tensor]
     known = {id(module) for module in parts.values()}
     for name, module in model.named_modules():  # parts of adapters are no layers, but their memory counts
         if id(module) not in known:
@@ -272,21 +351,23 @@ def _weights(model: nn.Module) -> tuple[list[_Group], list[_Named]]:
             foreign += left_out
     elsewhere = {stretch(tensor) for tensor in foreign}
     for key, group in groups.items():
-        group.foreign = key in elsewhere
+        group.foreign |= key in elsewhere
     return list(groups.values()), tensors
 
 
-def _way(module: nn.Module) -> object:
-    """Return a value that is equal for two modules that multiply with the same matrix."""
-    weight = module._parameters.get("weight")
-    return None if weight is None else place(weight), is_from_transformers(module, "Conv1D")
+def _way(module: nn.Module, stored: Stored) -> object:
+    """Return a value that is equal for two modules that multiply with the same matrices."""
+    weight = module._parameters.get(stored.own)
+    read = stored.transposed, tuple(str(matrix) for matrix in stored.matrices), stored.called
+    return None if weight is None else place(weight), *read
 
 
-def _check_memory(layers: Iterable[Layer], tensors: Iterable[_Named]) -> None:
-    """Raise InputError if a layer's weight shares memory with another tensor of the model, or with itself."""
-    owner: dict[nn.Module, Layer] = {}
+def _check_memory(layers: Iterable[Layer], tensors: Iterable[_Named], owner: Mapping[int, Layer]) -> None:
+    """Raise InputError if a layer's weight shares memory with another tensor of the model, or with itself.
+
+    ``owner``: for the id of a group, the first of its layers.
+    """
     for layer in layers:
-        owner |= dict.fromkeys([*layer.modules, *(module for _, module in layer.followers)], layer)
         if overlaps_itself(layer.parameter):
             raise InputError("a weight whose entries share memory", "a dense matrix", f"layer {layer.name}")
     plain = [one for one in tensors if is_plain(one.tensor) and one.tensor.numel()]
@@ -295,7 +376,7 @@ def _check_memory(layers: Iterable[Layer], tensors: Iterable[_Named]) -> None:
         begin = extent(one.tensor)[0]
         reaching = [other for other in reaching if extent(other.tensor)[1] > begin]
         for other in reaching:
-            mine, yours = (owner.get(x.module) if x.module is not None else None for x in (one, other))
+            mine, yours = (owner.get(id(x.group)) for x in (one, other))
             if mine is not yours and overlap(one.tensor, other.tensor):
                 found, partner = (mine, other.name) if mine is not None else (yours, one.name)
                 assert found is not None
@@ -327,7 +408,7 @@ def _none_left(shared: int, wanted: tuple[str, ...] | None, unwanted: tuple[str,
 def check_weight(layer: Layer) -> None:
     """Raise InputError, naming the layer, if its weight cannot be compressed."""
     where, allowed = f"layer {layer.name}", "a dense matrix of float64, float32, bfloat16 or float16"
-    weight = layer.modules[0]._parameters.get("weight")
+    weight = layer.modules[0]._parameters.get(layer.own)
     if weight is None:
         raise InputError(
             "a weight computed from other parameters",
@@ -336,10 +417,10 @@ def check_weight(layer: Layer) -> None:
         )
     if weight.device.type == "meta":
         raise InputError("a weight on the meta device", "a weight that is loaded", where)
-    if not is_plain(weight) or weight.dtype not in DTYPES or weight.ndim != 2:
+    if not is_plain(weight) or weight.dtype not in DTYPES or layer.weight.ndim != 2:
         raise InputError(f"a weight that is a {kind_of(weight)}", allowed, where)
-    if 0 in weight.shape:
+    if 0 in layer.shape:
         given = f"a weight of shape {layer.shape[0]}x{layer.shape[1]}"
         raise InputError(given, "at least 1x1 (out x in)", where)
-    if not bool(torch.isfinite(weight.detach()).all()):
+    if not bool(torch.isfinite(layer.weight).all()):
         raise InputError("weights that are not finite", "finite weights", where)

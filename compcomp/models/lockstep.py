@@ -18,7 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from compcomp.models.modes import Modes
+from compcomp.models.modes import Devices, Modes, random_kept
 
 
 @dataclass(eq=False)
@@ -78,12 +78,11 @@ class _Entered:
     context: contextvars.Context
 
     def call(self, *, apart: bool) -> Any:
-        """Run the stage. ``apart``: on copies of its arguments, and of torch's random numbers."""
+        """Run the stage. ``apart``: on copies of its arguments, and of the random numbers."""
         if not apart:
             return self._called(self.args, self.kwargs)
-        random = torch.get_rng_state()
-        self._called(*_apart((self.args, self.kwargs)))
-        torch.set_rng_state(random)
+        with random_kept():
+            self._called(*_apart((self.args, self.kwargs)))
         return None
 
     def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -114,6 +113,7 @@ class Lockstep:
         self._runs = [Run(call) for call in calls]
         self._left: set[int] = set()
         self._final = True
+        self._devices = Devices.now()
 
     def __enter__(self) -> Self:
         self._before = [vars(stage.module).get("forward", self) for stage in self._stages]
@@ -200,11 +200,10 @@ class Lockstep:
         if run.error is not None:
             raise run.error
 
-    @staticmethod
-    def _body(run: Run) -> None:
+    def _body(self, run: Run) -> None:
         _HERE.set(run)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._devices.on():
                 run.call()
         except _Stopped:
             pass

@@ -16,13 +16,17 @@ Beyond, overlapping ranges count as shared memory.
 """
 
 
+KINDS: set[type] = {Tensor, nn.Parameter}
+"""The types of tensors that are views of memory, and nothing more."""
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Return True if the tensor is a view of memory that can be read and written: dense, of no subclass, and loaded.
 
     The result is False for sparse, nested, mkldnn, quantized, meta and fake tensors, and for the subclasses that hold
     quantized, distributed or not yet initialised weights.
     """
-    if type(tensor) not in (Tensor, nn.Parameter) or type(tensor.data) is not Tensor:
+    if not {type(tensor), type(tensor.data)} <= KINDS:
         return False
     return (
         tensor.layout is torch.strided
@@ -108,7 +112,7 @@ class _Marks:
         self.unit = gcd(*(t.element_size() for t in tensors), *(start - self.start for start, _ in ends))
         self.count = (max(end for _, end in ends) - self.start) // self.unit
         self.possible = self.count <= LARGEST
-        self.marks = torch.zeros(self.count if self.possible else 0, dtype=torch.bool)
+        self.marks = torch.zeros(self.count if self.possible else 0, dtype=torch.bool, device="cpu")
 
     def of(self, tensor: Tensor) -> Tensor:
         units = tensor.element_size() // self.unit

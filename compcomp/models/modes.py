@@ -66,26 +66,67 @@ def plainly(function: Callable[P, R]) -> Callable[P, R]:
     return run
 
 
+@dataclass(frozen=True)
+class Devices:
+    """The devices that torch takes in this thread where none is given.
+
+    Attributes:
+        default: That of new tensors, as ``torch.set_default_device`` and ``with torch.device(...)`` set it.
+        current: The number of the current CUDA device, None while CUDA is not in use.
+    """
+
+    default: torch.device
+    current: int | None
+
+    @classmethod
+    def now(cls) -> Devices:
+        """Return the devices of this thread."""
+        return cls(torch.get_default_device(), torch.cuda.current_device() if _cuda() else None)
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Take these devices, in a thread that has taken none."""
+        with ExitStack() as stack:
+            if self.current is not None:
+                stack.enter_context(torch.cuda.device(self.current))
+            if self.default.type != "cpu":
+                stack.enter_context(self.default)
+            yield
+
+
 @contextmanager
-def kept() -> Iterator[None]:
-    """Restore random states and settings of the process at the end: torch's, numpy's and Python's own."""
+def random_kept() -> Iterator[None]:
+    """Restore random states at the end: torch's on every device, numpy's and Python's own."""
     numpy: Any = sys.modules.get("numpy")
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     states = [
         (torch.set_rng_state, torch.get_rng_state()),
         (random.setstate, random.getstate()),
         *([(numpy.random.set_state, numpy.random.get_state())] if numpy else []),
-        *([(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())] if cuda else []),
+        *([(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())] if _cuda() else []),
     ]
-    settings = [(read, write, read()) for read, write in _SETTINGS]
     try:
         yield
     finally:
         for write, state in states:
             write(state)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Restore random states and settings of the process at the end: torch's, numpy's and Python's own."""
+    settings = [(read, write, read()) for read, write in _SETTINGS]
+    try:
+        with random_kept():
+            yield
+    finally:
         for read, write, value in settings:
             if read() != value:
                 write(value)
+
+
+def _cuda() -> bool:
+    """Return True if CUDA is in use."""
+    return torch.cuda.is_available() and torch.cuda.is_initialized()
 
 
 def _deterministic() -> tuple[bool, bool]:

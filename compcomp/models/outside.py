@@ -17,23 +17,23 @@ SHOWN = 3
 def outside(model: nn.Module, layers: Iterable[Layer]) -> Outside:
     """Return the parameters of a model that stay as they are when these layers are compressed."""
     model = unwrap(model)
-    modules = [m for layer in layers for m in (*layer.modules, *(follower for _, follower in layer.followers))]
-    inside = {id(module._parameters["weight"]) for module in modules}
-    known = {
-        id(layer.parameter)
-        for layer in layers_by_name(model).values()
-        if layer.modules[0]._parameters.get("weight") is not None
-    }
+    inside: dict[int, int] = {}  # the entries of each parameter that are weights of layers
+    for layer in layers:
+        followers = [module._parameters["weight"] for _, module in layer.followers]
+        for parameter in {id(p): p for p in (*layer.held(), *followers)}.values():
+            inside[id(parameter)] = inside.get(id(parameter), 0) + layer.weight.numel()
+    known = {id(parameter) for layer in layers_by_name(model).values() for parameter in layer.held()}
     others = {id(p) for m in model.modules() if _is_table(m) or _is_norm(m) for p in m._parameters.values()}
     left, foreign, total = [], [], 0
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):  # without a size yet
             continue
         total += parameter.numel()
-        if id(parameter) in inside:
+        rest = parameter.numel() - inside.get(id(parameter), 0)
+        if not rest:
             continue
-        left.append((name, parameter.numel()))
-        matrix = sum(size > 1 for size in parameter.shape) > 1
+        left.append((name, rest))
+        matrix = sum(size > 1 for size in parameter.shape) > 1 and "bias" not in name.rpartition(".")[2]
         if matrix and id(parameter) not in known | others:
             foreign.append((name, parameter.numel()))
     return Outside(_tensors(left), total, _tensors(foreign))
@@ -46,8 +46,8 @@ def note_of(found: Outside) -> str | None:
         return None
     named = ", ".join(f"{name} ({size:,})" for name, size in foreign.largest)
     return (
-        f"left dense: {foreign.parameters / found.of:.1%} of the parameters are weights in modules other than "
-        f"Linear layers, the largest {named}; with all else that is outside {found.share:.1%} stay as they were"
+        f"left dense: {foreign.parameters / found.of:.1%} of the parameters are weights that no layer holds, "
+        f"the largest {named}; with all else that is outside {found.share:.1%} stay as they were"
     )
 
 

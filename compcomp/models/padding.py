@@ -165,7 +165,8 @@ def disturbed(
 
     def noise(values: Tensor) -> Tensor:
         scale = values.detach().double().square().mean().sqrt().clamp(min=1e-3)
-        return (torch.randn(values.shape, generator=source, dtype=torch.float64).to(values.device) * scale).to(values)
+        drawn = torch.randn(values.shape, generator=source, dtype=torch.float64, device="cpu")
+        return (drawn.to(values.device) * scale).to(values)
 
     def replaced(values: Tensor, padding: Tensor) -> Tensor:
         padding = torch.ones_like(padding) if everything else padding
@@ -268,6 +269,7 @@ class Followed:
     ``notes``: receives what could not be determined, and for which layers. ``mixed``: the model mixes tokens with
     padding. ``blind``: the padding could not be given another content. ``everything``: the current run is the one in
     which the tokens have another content too. A vector that does not change in it belongs to another stream.
+    ``routed``: the layers that are known to get some of the tokens, in one list.
     """
 
     found: list[Stream]
@@ -275,6 +277,7 @@ class Followed:
     mixed: bool = False
     blind: bool = False
     everything: bool = False
+    routed: frozenset[str] = frozenset()
     _fixed: bool = False
     _lists: set[str] = field(default_factory=set)
     _rows: set[str] = field(default_factory=set)
@@ -311,8 +314,9 @@ class Followed:
                 others = self._others[layer][place : place + 1]
                 of_tokens = any(size == shape and not torch.equal(mine, sketch) for size, sketch in others)
                 return self._unmoved(layer, candidates, shape, of_tokens)
-            near = _close(mine, other, tolerance).reshape(shape)
-            return self._aligned(layer, candidates, exact, near)
+            if layer not in self.routed:
+                near = _close(mine, other, tolerance).reshape(shape)
+                return self._aligned(layer, candidates, exact, near)
         if inputs.ndim == 2:  # routed: other tokens arrive here if padding has another content
             other = torch.cat([sketch for _, sketch in calls]) if calls else mine[:0]
             if self.mixed:
@@ -387,7 +391,7 @@ class Followed:
         width, device = inputs.shape[-1], inputs.device
         if (width, device) not in self._directions:
             source = torch.Generator().manual_seed(width)
-            signs = torch.randint(0, 2, (width, SKETCH), generator=source) * 2 - 1
+            signs = torch.randint(0, 2, (width, SKETCH), generator=source, device="cpu") * 2 - 1
             self._directions[width, device] = signs.to(device)
         rows = inputs.detach().reshape(-1, width)
         rows = rows if rows.dtype == torch.float64 else rows.float()

@@ -59,9 +59,10 @@ class Names:
             return re.match(pattern.removeprefix(REGEX), name) is not None
         return any(fnmatchcase(one, pattern) for one in self._names(name))
 
-    def without_match(self, patterns: Iterable[str]) -> list[str]:
-        """Return the patterns that select no module of the model."""
-        return [p for p in patterns if not any(self.matches(p, name) for name in self._classes)]
+    def without_match(self, patterns: Iterable[str], more: Iterable[str] = ()) -> list[str]:
+        """Return the patterns that select no module of the model, and none of more names of its parts."""
+        every = dict.fromkeys([*self._classes, *more])
+        return [p for p in patterns if not any(self.matches(p, name) for name in every)]
 
     def _names(self, name: str) -> Iterator[str]:
         parts = name.split(".") if name else []

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from compcomp.layers.state import Magnitudes
 from compcomp.models.batches import run, running
 from compcomp.models.blocks import merged_around
-from compcomp.models.calibrate import Collected, is_encoder_decoder, notes_of
+from compcomp.models.calibrate import Collected, experts_of, is_encoder_decoder, notes_of
 from compcomp.models.devices import move
 from compcomp.models.layers import Layer, evaluating
 from compcomp.models.lockstep import Lockstep, Repeated, Stage
 from compcomp.models.padding import Followed, Stream, disturbed, other_ids, streams
+from compcomp.models.products import forward_of, watching
 from compcomp.models.wrappers import unwrap
 
 Inputs = Mapping[str, tuple[Tensor, Magnitudes]]
@@ -135,8 +136,9 @@ class _Pass:
             stack.enter_context(torch.no_grad())
             calls = [call for number, batch in enumerate(self.batches, 1) for call in self._calls(batch, number)]
             for layer in self.layers.values():
-                for module in layer.modules:
-                    stack.enter_context(_forward_of(module, partial(self._observed, layer.name)))
+                for module in layer.called:
+                    stack.enter_context(forward_of(module, partial(self._observed, layer.name)))
+            stack.enter_context(watching(self.layers.values(), self._see, self._wanted))
             lockstep = stack.enter_context(Lockstep(self.stages, calls))
             for stage in lockstep.stages():
                 done = self.enter(stage)
@@ -185,16 +187,24 @@ class _Pass:
 
     def _observed(self, layer: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a layer, and add up its inputs if they are wanted."""
-        role = _ROLE.get()
-        if role is not None and layer in self.observing:
-            inputs = args[0] if args else next(iter(kwargs.values()))
-            if role.other and role.looking is not None:
-                role.looking.everything = role.everything
-                role.looking.see(layer, inputs)
-            else:
-                kept = None if role.looking is None else role.looking.kept(layer, inputs)
-                (self.at_the_end if layer in self.late else self.collected).add(layer, inputs, kept)
+        if self._wanted(layer):
+            self._see(layer, args[0] if args else next(iter(kwargs.values())))
         return forward(*args, **kwargs)
+
+    def _wanted(self, layer: str) -> bool:
+        """Return True while a layer is observed."""
+        return _ROLE.get() is not None and layer in self.observing
+
+    def _see(self, layer: str, inputs: Tensor) -> None:
+        """Add up the inputs of a layer, or record them for a comparison."""
+        role = _ROLE.get()
+        assert role is not None
+        if role.other and role.looking is not None:
+            role.looking.everything = role.everything
+            role.looking.see(layer, inputs)
+        else:
+            kept = None if role.looking is None else role.looking.kept(layer, inputs)
+            (self.at_the_end if layer in self.late else self.collected).add(layer, inputs, kept)
 
     # ------------------------------------------------------------------------------------------ the runs of a batch
 
@@ -205,7 +215,7 @@ class _Pass:
         if not padded:
             yield partial(self._plain, batch, number, _Role())
             return
-        looking = Followed(padded, self.remarks)
+        looking = Followed(padded, self.remarks, routed=experts_of(self.layers.values()))
         self.followed.append(looking)
         with running(self.model, batch, number):
             lost = self._unreached(batch, padded)
@@ -267,17 +277,3 @@ def _without_caches(model: nn.Module) -> Iterator[None]:
 
 class _Enough(Exception):
     """Ends a run that has shown what it was for."""
-
-
-@contextmanager
-def _forward_of(module: nn.Module, wrapper: Callable[..., Any]) -> Iterator[None]:
-    """Let a module's forward be ``wrapper(forward, ...)`` for a while."""
-    own = vars(module).get("forward")
-    module.forward = partial(wrapper, module.forward)
-    try:
-        yield
-    finally:
-        if own is None:
-            vars(module).pop("forward", None)
-        else:
-            module.forward = own

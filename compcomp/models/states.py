@@ -61,14 +61,18 @@ def check_result(before: LayerState, after: Any, where: str) -> None:
 
 def versions_of(layer: LayerState) -> list[tuple[int, int]]:
     """Return numbers for each tensor of a state that change when it is written to, even without torch's notice."""
-    return [(-1 if tensor.is_inference() else tensor._version, _checksum(tensor)) for tensor in tensors(layer)]
+    found: dict[int, tuple[int, int]] = {}
+    for tensor in tensors(layer):
+        if id(tensor) not in found:
+            found[id(tensor)] = (-1 if tensor.is_inference() else tensor._version, _sum_of_bits(tensor))
+    return list(found.values())
 
 
-def _checksum(tensor: Tensor) -> int:
-    """Return a sum of the bits of a tensor, eight bytes at a time where that is possible."""
-    found = bits(tensor)
-    whole = found.numel() * found.element_size() % 8 == 0 and found.storage_offset() * found.element_size() % 8 == 0
-    return int((found.view(torch.int64) if whole else found).sum(dtype=torch.int64))
+def _sum_of_bits(tensor: Tensor) -> int:
+    entries = bits(tensor)
+    if entries.numel() * entries.element_size() % 8 == 0 and entries.storage_offset() * entries.element_size() % 8 == 0:
+        entries = entries.view(torch.int64)
+    return int(entries.sum(dtype=torch.int64))
 
 
 def checked(
@@ -86,7 +90,8 @@ def checked(
     where = f"layer {name}: after {technique}"
     if versions_of(layer) != versions:
         raise InputError("a kernel that wrote to what it was given", "kernels that return new tensors", where)
-    if not all_finite(effective_weight(after)):
+    effective = effective_weight(after)
+    if effective is not after.weight and not all_finite(effective):  # the weight alone was looked at before
         raise InputError("weights that are not finite", "finite weights", where)
     return replace(
         after,
@@ -162,6 +167,17 @@ def _pieces(value: Any) -> Iterator[bytes | memoryview]:
         raise TypeError(f"a {type(value).__qualname__} in a layer's format")
 
 
+def _has_negative_zero(value: Tensor) -> bool:
+    """Return True if an entry is -0.0: read as a whole number, it is the least one that there is."""
+    width = _WHOLE.get(value.element_size())
+    if width is None or not value.numel():
+        return False
+    return int(value.detach().view(width).amin()) == torch.iinfo(width).min
+
+
+_WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 def _plain(value: Any) -> Any:
     """Return the value with contiguous tensors, except expanded views, and 0.0 for -0.0.
 
@@ -169,7 +185,7 @@ def _plain(value: Any) -> Any:
     """
     if isinstance(value, Tensor):
         value = value if 0 in value.stride() else value.contiguous()
-        if value.is_floating_point() and bool((torch.signbit(value) & (value == 0)).any()):
+        if value.is_floating_point() and _has_negative_zero(value):
             value = value + 0.0
         return value
     if is_dataclass(value) and not isinstance(value, type):

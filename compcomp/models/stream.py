@@ -217,7 +217,7 @@ class _Stream:
             found = load_file(self.draft / self._file(stage))
             for name in stage.layers:
                 layer = self.layers[name]
-                layer.set(found[f"{name}.weight"].T if layer.transposed else found[f"{name}.weight"])
+                layer.set(layer.of(found[layer.stored]))
             return True
         for name in stage.layers:
             check_weight(self.layers[name])

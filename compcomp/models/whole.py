@@ -31,7 +31,7 @@ class Whole:
         self.batches = [move(batch, next(self.model.parameters()).device) for batch in batches]
         found = block_list(self.model, layers)
         self._points: list[nn.Module] = (
-            list(found[1]) if found is not None else [layer.modules[0] for layer in layers.values()]
+            list(found[1]) if found is not None else list({layer.modules[0]: None for layer in layers.values()})
         )
 
     def forward(self, batch: Any, weights: Mapping[str, Tensor] | None = None) -> Outputs:
@@ -62,11 +62,16 @@ class Whole:
 
     def _parameters(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the module's parameters with these weights (out x in), in its dtype."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, weight in weights.items():
             layer = self.layers[name]
             weight = weight.to(layer.parameter.dtype)
-            found[f"{name}.weight"] = weight.T if layer.transposed else weight
+            if layer.index is None:
+                found[layer.stored] = weight.T if layer.transposed else weight
+            else:
+                if layer.stored not in found:
+                    found[layer.stored] = layer.parameter.detach().clone()
+                layer.of(found[layer.stored]).copy_(weight)
         return found
 
     def generated(self, seed: int) -> list[Any]:

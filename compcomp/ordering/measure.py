@@ -133,17 +133,16 @@ class Measured:
     def _measure_alone(self, order: Prefix) -> None:
         """Apply one whole order to the uncompressed model and measure it, unless its measurement is kept."""
         given = self.orderings.order(order)
-
-        @cache
-        def state() -> Any:
-            self.applications += len(given)
-            return self.bench.apply_all(given)
-
+        state = cache(lambda: self._applied_whole(given))
         kept = self.kept.get(f"order {given}")
         digest = self.bench.digest(state()) if kept is None else kept["digest"]
         if kept is None:
             self.kept.put(f"order {given}", {"digest": digest})
         self._ended(order, digest, state)
+
+    def _applied_whole(self, order: Order) -> Any:
+        self.applications += len(order)
+        return self.bench.apply_all(order)
 
     def _visit(self, node: int, state: Any, digest: str) -> None:
         self._end(node, digest, lambda: state)

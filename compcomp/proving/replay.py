@@ -72,7 +72,7 @@ def torch_runs(claim: Claim, suspect: Suspect) -> list[Run]:
     import torch
 
     def tensor(values: Array) -> Any:
-        return torch.tensor([[float(x) for x in row] for row in values], dtype=torch.float64)
+        return torch.tensor([[float(x) for x in row] for row in values], dtype=torch.float64, device="cpu")
 
     runs: list[Run] = []
     for sequence in claim.sequences:

@@ -121,14 +121,14 @@ def planned(one: Architecture, seed: int, folder: Path) -> None:
     assert places(model) == where and modes(model) == how and model.config.to_dict() == config
     after, touched = memory(model), set[str]()
     for name in names:
-        touched |= {f"{name}.weight"}
+        touched |= {layers[name].stored}
         if not padded or not looks:
             turned = layers[name].transposed
             if looks:
                 expected = by_blocks[name].T if turned else by_blocks[name]
             else:
-                dense = before[f"{name}.weight"]
-                expected = compressed(dense.T if turned else dense, None, tuple(plan.order))
+                dense = layers[name].of(before[layers[name].stored])
+                expected = compressed(dense, None, tuple(plan.order))
             found = layers[name].weight
             if looks:
                 torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

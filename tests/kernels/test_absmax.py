@@ -117,3 +117,21 @@ def test_a_scale_for_each_output_channel(device: str) -> None:
     one_group = kernel(AbsMax(bits=4, group=64), layer)
     torch.testing.assert_close(after.weight, one_group.weight, rtol=0, atol=0)
     assert after.format.grid.scales == 6
+
+
+@pytest.mark.parametrize("rounding", ["half_even", "half_up", "half_away"])
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+@pytest.mark.parametrize("group", [None, 32, 512])
+def test_float32_next_to_midpoints(rounding: str, bits: int, group: int | None) -> None:
+    """Ratios that float32 cannot tell from a midpoint get the level of the exact ratio."""
+    generator = torch.Generator().manual_seed(bits)
+    levels, largest = 2 ** (bits - 1) - 1, torch.rand(64, 1, generator=generator) + 0.5
+    middles = torch.randint(-levels, levels, (64, 512), generator=generator).double() + 0.5
+    weight = (middles * largest.double() / levels).float()
+    weight = torch.where(torch.rand(64, 512, generator=generator) < 0.5, weight, weight.nextafter(weight.new_zeros(())))
+    weight[:, ::32] = largest
+    technique = AbsMax(bits=bits, group=group, rounding=rounding)
+    after, exact = (kernel(technique, LayerState.dense(w)) for w in (weight, weight.double()))
+    assert after.format.grid is not None and exact.format.grid is not None
+    found, expected = (s.weight.double() / s.format.grid.step.double() for s in (after, exact))  # type: ignore[union-attr]
+    assert torch.equal(found.round(), expected.round())

@@ -63,3 +63,17 @@ def test_what_it_cannot_use_is_refused() -> None:
     weight = tensors((4, 6)).weight
     refused(lambda: kernel(NF4(4), LayerState.dense(weight)), "rows of 6")
     refused(lambda: kernel(NF4(2), LayerState.dense(weight / 0)), "nan or infinite")
+
+
+@pytest.mark.parametrize("group", [None, 32])
+def test_float32_next_to_midpoints(group: int | None) -> None:
+    """Weights that float32 cannot tell from a midpoint get the code of the exact quotient."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.tensor([float(c) for c in codebooks.NF4], dtype=torch.float64)
+    middles = ((table[1:] + table[:-1]) / 2)[torch.randint(15, (64, 512), generator=generator)]
+    largest = torch.rand(64, 1, generator=generator) + 0.5
+    weight = (middles * largest).float()
+    weight = torch.where(torch.rand(64, 512, generator=generator) < 0.5, weight, weight.nextafter(weight.new_zeros(())))
+    weight[:, ::32] = largest
+    after, exact = (kernel(NF4(group), LayerState.dense(w)) for w in (weight, weight.double()))
+    assert torch.equal(after.weight, exact.weight.float()) or torch.allclose(after.weight.double(), exact.weight, 1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -124,3 +125,36 @@ def test_what_it_cannot_use_is_refused(technique: Technique) -> None:
     refused(lambda: run(technique, replace(start, weight=start.weight / 0)), "nan or infinite")
     assert start.gram is not None
     refused(lambda: run(technique, replace(start, gram=-start.gram)), "positive definite")
+
+
+def test_a_decomposition_is_used_again_for_the_same_gram_matrix_only() -> None:
+    start, technique = layer(), GPTQ(bits=4)
+    assert start.gram is not None
+    first, gram = run(technique, start), start.gram.clone()
+    again = _second_order.decomposed(technique, start, technique.damping, "left_to_right")
+    assert again is _second_order.decomposed(technique, start, technique.damping, "left_to_right")
+    changed = start.gram.numpy()
+    changed[0, 0] *= 2  # no version of the tensor counts this
+    other = _second_order.decomposed(technique, start, technique.damping, "left_to_right")
+    assert other is not again
+    changed[0, 0] /= 2
+    same(run(technique, replace(start, gram=gram)), first)
+
+
+def test_decompositions_go_with_their_gram_matrices() -> None:
+    for seed in range(4):
+        run(GPTQ(bits=4), tensors((8, 16), seed=seed))
+    gc.collect()
+    assert not _second_order._RECENT
+
+
+@pytest.mark.parametrize("ties", ["first", "all"])
+@pytest.mark.parametrize(("count", "size"), [(2, 4), (1, 4), (3, 4), (4, 8), (1, 2), (8, 16)])
+def test_the_smallest_of_few_along_either_dimension(count: int, size: int, ties: str) -> None:
+    """Against a stable sort, with ties everywhere."""
+    scores = torch.randint(4, (300, size), generator=torch.Generator().manual_seed(size)).double()
+    taken = scores.argsort(dim=1, stable=True).argsort(dim=1) < count
+    if ties == "all":
+        taken = scores <= scores.sort(dim=1).values[:, count - 1 : count]
+    assert torch.equal(_shared.smallest(scores, count, ties), taken)
+    assert torch.equal(_shared.smallest(scores.T.contiguous(), count, ties, dim=0).T, taken)

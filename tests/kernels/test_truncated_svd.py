@@ -109,3 +109,17 @@ def test_what_is_not_finite_is_refused() -> None:
     broken = replace(layer, reference=layer.weight / 0)
     refused(lambda: kernel(TruncatedSVD(rank=1, residual=True), broken), "reference with nan")
     refused(lambda: kernel(TruncatedSVD(rank=1, metric="output"), replace(layer, gram=None)), "no inputs")
+
+
+@pytest.mark.parametrize("shape", [(256, 320), (320, 256)])
+@pytest.mark.parametrize("decay", [1.0, 0.9, 0.3])
+def test_a_few_triples_of_a_large_matrix_are_those_of_the_svd(shape: tuple[int, int], decay: float) -> None:
+    """Also where singular values fall so fast that the Gram matrix would lose them."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(n, 256, dtype=torch.float64, generator=generator) for n in shape)
+    weight = (left * decay ** torch.arange(256)) @ right.T
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    for rank in (1, 8, 64):
+        expected = u[:, :rank] * s[:rank] @ vh[:rank]
+        found = kernel(TruncatedSVD(rank), LayerState.dense(weight)).weight
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9 * float(s[0]))

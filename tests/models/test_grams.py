@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from compcomp.models.grams import CHUNK, Grams, gram
+from compcomp.models.grams import CHUNK, PANEL, Grams, gram
 from tests.models.fakes import seeded
 
 
@@ -128,3 +128,11 @@ def test_padding_is_left_out() -> None:
     grams.add("a", x, kept)
     grams.end_batch()
     torch.testing.assert_close(grams.result()["a"], expected(x[kept]))
+
+
+def test_panels_make_a_symmetric_matrix() -> None:
+    for width in (PANEL - 1, PANEL, 2 * PANEL + 5):
+        rows = torch.randn(40, width, generator=torch.Generator().manual_seed(width))
+        found = gram(rows)
+        torch.testing.assert_close(found, rows.double().T @ rows.double(), rtol=1e-12, atol=1e-12)
+        assert torch.equal(found[:PANEL, PANEL:].T, found[PANEL:, :PANEL])

@@ -20,7 +20,7 @@ from compcomp.models.layers import find_layers
 from compcomp.techniques import GPTQ, AbsMax, Magnitude, PruneHeads, SparseGPT, Wanda
 from tests.amount import spread
 from tests.architectures import ARCHITECTURES
-from tests.by_hand import compressed, memory, modes, places, same, seen, sequential
+from tests.by_hand import compressed, memory, modes, places, same, seen, sequential, stored
 
 pytest.importorskip("transformers")
 
@@ -32,15 +32,10 @@ def names_of(model: nn.Module) -> list[str]:
     return [layer.name for layer in find_layers(model)]
 
 
-def weight_of(model: nn.Module, name: str) -> Tensor:
-    weight: Any = model.get_submodule(name).weight
-    return weight.detach()  # type: ignore[no-any-return]
-
-
 def close(model: nn.Module, wanted: dict[str, Tensor]) -> None:
     for name, weight in wanted.items():
-        torch.testing.assert_close(weight_of(model, name), weight, rtol=1e-4, atol=1e-5)
-        assert torch.equal(weight_of(model, name) == 0, weight == 0), name
+        torch.testing.assert_close(stored(model, name), weight, rtol=1e-4, atol=1e-5)
+        assert torch.equal(stored(model, name) == 0, weight == 0), name
 
 
 def applied(model: nn.Module, batches: Any, order: Sequence[Technique], **how: Any) -> nn.Module:
@@ -84,7 +79,7 @@ def test_padding_is_left_out_behind_compressed_blocks_too(name: str) -> None:
         ids = batch["input_ids"]
         batch["input_ids"] = torch.where(batch["attention_mask"].bool(), ids, (ids + 7) % 40 + 4)
     applied(with_other_padding, padded, [Wanda(HALF), AbsMax(bits=4)])
-    close(with_other_padding, {name: weight_of(model, name) for name in names_of(model)})
+    close(with_other_padding, {name: stored(model, name) for name in names_of(model)})
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])
@@ -94,9 +89,9 @@ def test_layers_in_turn_see_the_compressed_layers_before_them(name: str) -> None
     by_hand, wanted = one.build(), dict[str, Tensor]()
     for layer in names_of(model):
         grams = seen(by_hand, [layer], batches)
-        wanted[layer] = compressed(weight_of(by_hand, layer), grams[layer], PRUNED_THEN_QUANTIZED)
+        wanted[layer] = compressed(stored(by_hand, layer), grams[layer], PRUNED_THEN_QUANTIZED)
         with torch.no_grad():
-            weight_of(by_hand, layer).copy_(wanted[layer])
+            stored(by_hand, layer).copy_(wanted[layer])
     applied(model, batches, PRUNED_THEN_QUANTIZED, inside="in turn")
     close(model, wanted)
 
@@ -110,7 +105,7 @@ def test_steps_with_passes_of_their_own_see_what_the_steps_before_left() -> None
             with torch.no_grad():
                 by_hand.get_submodule(name).weight.copy_(weight)
     applied(model, batches, [Wanda(HALF), GPTQ(bits=4)], passes="own")
-    close(model, {name: weight_of(by_hand, name) for name in names_of(model)})
+    close(model, {name: stored(by_hand, name) for name in names_of(model)})
     together = applied(one.build(), batches, [Wanda(HALF), GPTQ(bits=4)])
     assert same(memory(model), memory(together))
 
@@ -124,7 +119,7 @@ def test_a_plain_module_is_one_block_unless_others_are_named() -> None:
     model = build()
     assert [stage.layers for stage in find_blocks(model, find_layers(model))] == [("0", "2.0", "3")]
     grams = seen(model, ["0", "2.0", "3"], batches)
-    dense = {name: compressed(weight_of(model, name), grams[name], order) for name in grams}
+    dense = {name: compressed(stored(model, name), grams[name], order) for name in grams}
     close(applied(build(), batches, order), dense)
     wanted = sequential(model, ["0", "2.0", "3"], batches, order)  # no lists: every layer is a block
     close(applied(build(), batches, order, blocks=["0", "2", "3"]), wanted)
@@ -150,7 +145,7 @@ def test_a_block_that_repeats_is_one_with_what_is_around_it() -> None:
     names = names_of(model)
     repeated = [name for name in names if name.startswith("albert.encoder.")]
     grams = seen(model, repeated, batches)
-    wanted = {name: compressed(weight_of(model, name), grams[name], [GPTQ(bits=4)]) for name in repeated}
+    wanted = {name: compressed(stored(model, name), grams[name], [GPTQ(bits=4)]) for name in repeated}
     applied(model, batches, [GPTQ(bits=4)])
     close(model, wanted)
 
@@ -172,13 +167,13 @@ def test_a_layer_of_several_blocks_is_compressed_at_the_end() -> None:
     model, batches = Sharing(), [torch.randn(16, 6) for _ in range(2)]
     order, before = [GPTQ(bits=3)], memory(model)
     grams = seen(model, ["first", "second"], batches)
-    second = compressed(weight_of(model, "second"), grams["second"], order)
+    second = compressed(stored(model, "second"), grams["second"], order)
     with torch.no_grad():
-        weight_of(model, "second").copy_(second)
+        stored(model, "second").copy_(second)
     last = seen(model, ["third"], batches)["third"]
     with torch.no_grad():
-        weight_of(model, "second").copy_(before["second.weight"])
-    first = compressed(weight_of(model, "first"), grams["first"] + last, order)
+        stored(model, "second").copy_(before["second.weight"])
+    first = compressed(stored(model, "first"), grams["first"] + last, order)
     close(applied(model, batches, order, blocks=["first", "second", "third"]), {"first": first, "second": second})
     assert model.third.weight is model.first.weight
 
@@ -213,7 +208,7 @@ def test_activations_that_are_not_finite_name_the_layer() -> None:
     one = ARCHITECTURES["llama"]
     model, batches = one.build(), one.batches()
     with torch.no_grad():
-        weight_of(model, "model.layers.1.mlp.up_proj").fill_(3e38)
+        stored(model, "model.layers.1.mlp.up_proj").fill_(3e38)
     before = memory(model)
     with pytest.raises(InputError, match=r"layer model.layers.1.mlp.down_proj: .*not finite"):
         applied(model, batches, [GPTQ(bits=4)])
@@ -221,8 +216,15 @@ def test_activations_that_are_not_finite_name_the_layer() -> None:
 
 
 def test_a_layer_that_never_runs_is_named() -> None:
-    model = nn.ModuleDict({"used": nn.Linear(4, 4), "unused": nn.Linear(4, 4)})
-    model.forward = model["used"].forward
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)  # type: ignore[no-any-return]
+
+    model = Idle()
     before = memory(model)
     with pytest.raises(InputError, match="layer unused: no input"):
         applied(model, [torch.randn(3, 4)], [GPTQ(bits=4)])
@@ -249,9 +251,9 @@ def test_a_module_may_write_to_its_inputs() -> None:
     by_hand, wanted = build(), dict[str, Tensor]()
     for name in names:
         grams = seen(by_hand, [name], [b.clone() for b in kept])
-        wanted[name] = compressed(weight_of(by_hand, name), grams[name], [GPTQ(bits=3)])
+        wanted[name] = compressed(stored(by_hand, name), grams[name], [GPTQ(bits=3)])
         with torch.no_grad():
-            weight_of(by_hand, name).copy_(wanted[name])
+            stored(by_hand, name).copy_(wanted[name])
     close(applied(build(), [b.clone() for b in kept], [GPTQ(bits=3)], blocks=["0", "1", "2"]), wanted)
 
 
@@ -312,10 +314,10 @@ def test_orders_of_single_layers_are_applied_block_by_block() -> None:
         inside = [name for name in names if name.startswith(f"{block}.")]
         grams = seen(by_hand, inside, batches)
         for name in inside:
-            weight = compressed(weight_of(by_hand, name), grams[name], tuple(orders[name]))
+            weight = compressed(stored(by_hand, name), grams[name], tuple(orders[name]))
             torch.testing.assert_close(found[name].weight, weight, rtol=1e-4, atol=1e-5)
             with torch.no_grad():
-                weight_of(by_hand, name).copy_(weight)
+                stored(by_hand, name).copy_(weight)
 
 
 def test_whole_model_techniques_run_between_passes() -> None:
@@ -326,7 +328,7 @@ def test_whole_model_techniques_run_between_passes() -> None:
     wanted = sequential(by_hand, names_of(by_hand), batches, order[1:])
     found = applied(one.build(), batches, order)
     for name, weight in wanted.items():
-        torch.testing.assert_close(weight_of(found, name), weight, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(stored(found, name), weight, rtol=1e-3, atol=1e-4)
 
 
 def test_arguments_that_do_not_exist_are_refused_in_one_line() -> None:
@@ -335,3 +337,24 @@ def test_arguments_that_do_not_exist_are_refused_in_one_line() -> None:
         with pytest.raises(InputError) as raised:
             applied(nn.Linear(4, 4), [torch.randn(2, 4)], [GPTQ(bits=4)], **how)
         assert "\n" not in str(raised.value)
+
+
+def test_large_parameters_that_a_model_writes_to_are_restored() -> None:
+    class Counting(nn.Module):
+        """Writes to a parameter when it runs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(8, 8)
+            self.table = nn.Parameter(torch.zeros(1024, 1024))
+            self.unused = nn.Parameter(torch.ones(1024, 1024))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                self.table.add_(1)
+            return self.inner(x)  # type: ignore[no-any-return]
+
+    model = Counting()
+    before = memory(model)
+    applied(model, [torch.randn(4, 8)], [GPTQ(bits=4)])
+    assert same(before, memory(model)) == ["inner.weight"]

@@ -201,6 +201,7 @@ ALLOWED = {
     "terms._code_floats": "a function of codes and a rounding",
     "layers.walk._tree": "a function of fields",
     "language.identity._our_class": "classes of this library, which do not change while it runs",
+    "language.identity._our_slots": "classes of this library, which do not change while it runs",
     "language.identity._effects": "a function of code objects, which do not change",
     "language.identity._equality": "a function of names",
     "language.named._imports": "by file, time of change and size",

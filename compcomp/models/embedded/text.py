@@ -109,11 +109,11 @@ def windows(data: bytes, length: int = 256, count: int | None = None, seed: int 
         raise ValueError(f"count must be at least 1 (or None for the whole text), got {count}")
     room = len(data) - length
     if count is None:
-        starts = torch.arange(len(data) // length) * length
+        starts = torch.arange(len(data) // length, device="cpu") * length
     elif seed is None:
-        starts = torch.arange(count) * room // max(count - 1, 1)
+        starts = torch.arange(count, device="cpu") * room // max(count - 1, 1)
     else:
-        starts = torch.randint(room + 1, (count,), generator=torch.Generator().manual_seed(seed))
+        starts = torch.randint(room + 1, (count,), generator=torch.Generator().manual_seed(seed), device="cpu")
     # frombuffer warns about memory it may not write to, and bytes are such memory.
     text = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    return text[starts[:, None] + torch.arange(length)].long()
+    return text[starts[:, None] + torch.arange(length, device="cpu")].long()
