@@ -210,7 +210,7 @@ class ModelBench:
                     if name in self._held.changing:
                         compressed[name] = LayerState.dense(weight)
 
-            own = {id(module._parameters["weight"]) for layer in self.layers.values() for module in layer.modules}
+            own = {id(weight) for layer in self.layers.values() for weight in layer.held()}
             others = [p for p in self.model.parameters() if id(p) not in own and is_plain(p) and p.numel() >= LARGE]
             with self._held.unchanged(others), backup.unchanged(others):
                 self._by_blocks(put, backup.restore, _named([passes[0]]))
