@@ -66,7 +66,9 @@ def kernel(technique: GPTQ, layer: LayerState) -> LayerState:
 
     def final_values(j: int, values: Tensor) -> Tensor:
         target: Tensor = grids[numbers[j]].into(targets[j], values)
-        return target if gone is None else target.masked_fill_(gone[j], 0)
+        if gone is not None:
+            target.masked_fill_(gone[j], 0)
+        return target
 
     spread(work, found.coupling, final_values, size, enter if dynamic else None)
     if found.order is not None:
