@@ -78,15 +78,6 @@ class LayerBench:
     def _gone(self) -> None:
         self.live -= 1
 
-    def layers_apart(self, techniques: Sequence[Technique]) -> bool:
-        return True
-
-    def apply_all(self, order: Iterable[Technique]) -> LayerState:
-        state = self._dense
-        for technique in order:
-            state = self.apply(technique, state)
-        return state
-
     def losses(self, state: LayerState) -> dict[str, float]:
         return {name: float(np.sum(loss.of(state).values)) for name, loss in LOSSES.items()}
 
