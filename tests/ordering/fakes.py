@@ -72,8 +72,11 @@ class LayerBench:
     def layers_apart(self, techniques: Sequence[Technique]) -> bool:
         return True
 
-    def apply_all(self, order: Sequence[Technique]) -> LayerState:
-        return run(order, self._dense)
+    def apply_all(self, order: Iterable[Technique]) -> LayerState:
+        state = self._dense
+        for technique in order:
+            state = self.apply(technique, state)
+        return state
 
     def _gone(self) -> None:
         self.live -= 1
