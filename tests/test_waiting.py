@@ -25,6 +25,7 @@ from compcomp.ordering.progress import PHASES, Progress
 from compcomp.ordering.questions import Questions
 from compcomp.ordering.store import Store
 from compcomp.techniques import GPTQ, AbsMax, LeastSquaresDistill, Magnitude, TruncatedSVD
+from tests.architectures import ARCHITECTURES
 from tests.models.fakes import Tiny, tokens
 
 HALF: Any = "1/2"
@@ -397,6 +398,12 @@ def test_an_estimate_runs_each_part_once(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(Questions, "ask_conditional", lambda *given: None)
     plan = optimized([P, Q, G], evaluate=Windows(64, 2), store=tmp_path / "plan.db", ignore=())
     assert plan.claims["asked"] == 0
+
+
+def test_fused_experts_are_estimated_too() -> None:
+    one = ARCHITECTURES["mixtral"]
+    found = estimated([B, Q], model=one.build(), calibration=one.batches(), loss="weight_l2")
+    assert found.applications == 2 and found.memory > 0
 
 
 def test_claims_that_take_too_long_leave_an_upper_bound(monkeypatch: pytest.MonkeyPatch) -> None:

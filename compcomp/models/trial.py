@@ -142,7 +142,7 @@ def _evaluated(evaluation: Evaluation, held: HeldModel) -> float:
 def _bytes(held: HeldModel) -> int:
     """Return the bytes of the dense state, and of the copies of all that it does not have."""
     tensors = [*held.model.parameters(), *held.model.buffers()]
-    own = {id(module._parameters["weight"]) for layer in held.layers.values() for module in layer.modules}
+    own = {id(module._parameters[layer.own]) for layer in held.layers.values() for module in layer.modules}
     kept = [t for t in tensors if t.device.type != "meta" and id(t) not in own]
     weights: list[Any] = [layer.weight for layer in held.present.values()]
     return sum(tensor.numel() * tensor.element_size() for tensor in (*kept, *weights))
