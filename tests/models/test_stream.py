@@ -26,6 +26,7 @@ from tests.architectures import ARCHITECTURES
 
 transformers = pytest.importorskip("transformers")
 
+ROOT = Path(__file__).parents[2]
 HALF: Any = "1/2"
 ORDER = SparseGPT(HALF) >> GPTQ(bits=4, mask="kept")
 CAUSAL = [name for name, one in ARCHITECTURES.items() if "Causal" in one.model or one.model == "GPT2LMHeadModel"]
@@ -145,7 +146,7 @@ cc.compress_checkpoint(order, sys.argv[1] + "/dense", sys.argv[1] + "/out", ARCH
 
 def test_a_kill_leaves_what_is_needed_to_go_on(tmp_path: Path) -> None:
     model = saved("llama", tmp_path / "dense")
-    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), "20"], cwd=Path(__file__).parents[2])
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), "20"], cwd=ROOT, check=False)
     assert ended.returncode == -signal.SIGKILL and not (tmp_path / "out").exists()
     batches = ARCHITECTURES["llama"].batches()
     assert cc.compress_checkpoint(ORDER, tmp_path / "dense", tmp_path / "out", batches, "cpu").resumed == 1
@@ -266,7 +267,8 @@ def test_the_command_says_what_became_of_the_model(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert refused.returncode == 2 and "no calibration" in refused.stderr.strip().rpartition("\n")[2]
     found = subprocess.run(
@@ -274,7 +276,8 @@ def test_the_command_says_what_became_of_the_model(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert found.returncode == 0, found.stderr
     data = json.loads(found.stdout)
