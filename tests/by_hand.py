@@ -51,6 +51,13 @@ def seen(model: nn.Module, names: Sequence[str], batches: Sequence[Any], kept: K
     handles = [modules[n].register_forward_pre_hook(hook(n), with_kwargs=True) for n in names if n in modules]
     fused = {n.rsplit(".", 2)[0] for n in names if n not in modules}
     handles += [modules[n].register_forward_pre_hook(routed(n)) for n in sorted(fused)]
+    for name in (n for n in names if n.endswith("mixer.dt_proj")):  # Mamba multiplies with its weight itself
+        mixer: Any = modules[name.rpartition(".")[0]]
+
+        def steps(_: nn.Module, __: Any, output: Tensor, name: str = name, width: int = mixer.time_step_rank) -> None:
+            add(name, output[..., :width])
+
+        handles.append(mixer.x_proj.register_forward_hook(steps))
     modes = [module.training for module in model.modules()]
     model.eval()
     with torch.no_grad():

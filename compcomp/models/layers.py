@@ -24,6 +24,9 @@ from compcomp.models.wrappers import unwrap as unwrap
 IGNORE = ("lm_head",)
 """Layers left alone unless asked for: the output head, whatever name the model gives it."""
 
+UNCALLED = {"MultiheadAttention": "out_proj", "MambaMixer": "dt_proj"}
+"""Classes, by the end of their names, that multiply with the weight of a part of theirs and may not call it."""
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -60,7 +63,7 @@ class Layer:
     def called(self) -> tuple[nn.Module, ...]:
         """The modules that are called with the inputs."""
         given = (m for m in self.modules if is_linear(m))
-        return tuple(m for m in given if not any(m is around._modules.get("out_proj") for around in self.inside))
+        return tuple(m for m in given if not any(m in around._modules.values() for around in self.inside))
 
     @property
     def is_expert(self) -> bool:
@@ -322,8 +325,12 @@ def _weights(model: nn.Module) -> tuple[list[_Group], list[_Named]]:
     tensors: list[_Named] = []
     foreign: list[Tensor] = []
     parts = dict(named_parts(model))
-    multiplying: dict[nn.Module, nn.Module] = {  # attention that does not call its last layer
-        module.out_proj: module for module in parts.values() if isinstance(module, nn.MultiheadAttention)
+    multiplying = {
+        part: module
+        for module in parts.values()
+        for kind, own in UNCALLED.items()
+        if (part := module._modules.get(own)) is not None
+        and any(c.__name__.endswith(kind) for c in type(module).__mro__)
     }
     for name, module in parts.items():
         held = {stored.own: stored for stored in stored_in(module)}
