@@ -199,8 +199,9 @@ class _Arguments:
             except KeyboardInterrupt as stop:
                 raise Interrupted() from stop
         if bench is not None:
-            notes = [*found.notes, *bench.notes, *_suspicious(found), *_inputs_of(self.known, self.inputs, found)]
-            found = replace(found, notes=notes, outside=bench.outside)
+            notes = [*found.notes, *bench.notes, *_suspicious(found)]
+            about = _inputs_of(self.known, self.inputs, found)
+            found = replace(found, notes=notes, outside=bench.outside, inputs=about)
         setting = Setting(bench, self.calibration, self.device, self.targets, self.ignore, self.inputs)
         plan = Plan.of(found, setting)
         if plan.optimality == INTERRUPTED:
@@ -267,15 +268,15 @@ class _Arguments:
         }
 
 
-def _inputs_of(techniques: Iterable[Technique], inputs: Calibration, plan: PlanData) -> list[str]:
+def _inputs_of(techniques: Iterable[Technique], inputs: Calibration, plan: PlanData) -> str:
     """Return a line on the inputs that the plan's numbers speak of, if these depend on how layers are calibrated."""
     if inputs.dense or not any(technique.needs_inputs for technique in techniques):
-        return []
+        return ""
     measured = "" if plan.metric is None else f"{plan.metric} is of models calibrated on {inputs.described}; "
-    return [
+    return (
         f"{measured}losses of layers, and what is proved of these inputs, are at the inputs of the dense model; "
         "proofs for any inputs hold at both"
-    ]
+    )
 
 
 def _share(given: Any, where: str, usable: bool = True) -> float | None:

@@ -207,7 +207,7 @@ class ModelBench:
                     check_range(name, weight, layer.parameter.dtype)
                     backup.keep(layer)
                     layer.set(weight)
-                    if name in self._held.changing:
+                    if layer.followers or name in self._held.changing:  # the model is restored from copies of them
                         compressed[name] = LayerState.dense(weight)
 
             own = {id(weight) for layer in self.layers.values() for weight in layer.held()}

@@ -59,6 +59,7 @@ class PlanData:
         pareto: The Pareto front: measurements that no other matches in both metric (or loss) and size, the smallest
             models first.
         outside: The model's parameters that no technique acts on, None without a model.
+        inputs: A line on the inputs that the numbers are about. Empty if calibration does not matter.
     """
 
     order: Sequence
@@ -86,6 +87,7 @@ class PlanData:
     among: str = ""
     pareto: list[Measurement] = field(default_factory=list, repr=False)
     outside: Outside | None = field(default=None, repr=False)
+    inputs: str = ""
 
     @property
     def layer_orders(self) -> dict[str, str]:
@@ -134,6 +136,7 @@ class PlanData:
             "applications": self.applications,
             "seconds": self.seconds,
             "notes": self.notes,
+            "inputs": self.inputs,
             "layer_orders": self.layer_orders,
             "by_layer": None if self.by_layer is None else finite(self.by_layer.to_json()),
             "conditional": [finite(entry.to_json()) for entry in self.conditional],
@@ -141,6 +144,11 @@ class PlanData:
         }
 
     # ------------------------------------------------------------------------------------ as text
+
+    @property
+    def remarks(self) -> list[str]:
+        """The lines that a report shows: the notes, and the inputs that the numbers are about."""
+        return [*self.notes, *([self.inputs] if self.inputs else [])]
 
     @property
     def standing(self) -> str:
@@ -197,7 +205,7 @@ class PlanData:
             lines.append(
                 f"  compression rate {self.compression_rate:.1%} (1 - size / size at 16 bits a weight)" + self.of_model
             )
-        lines += [f"  {note}" for note in self.notes]
+        lines += [f"  {note}" for note in self.remarks]
         return "\n".join([*lines, f"  {NOT_ACCURACY}"])
 
     def _values(self) -> str:

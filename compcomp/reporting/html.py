@@ -84,7 +84,7 @@ def _head(plan: PlanData, names: summary.Names, ranked: summary.Ranking) -> str:
         f'<div class="copy code">{escape(str(plan.order))}</div>\n'
         f'<div class="tiles">{boxes}</div>\n{paragraph(summary.counted(plan) + ".")}'
         f"{paragraph(summary.applied(plan) + '.', 'soft')}"
-        f"{''.join(paragraph(note, 'soft') for note in plan.notes)}{paragraph(NOT_ACCURACY, 'caution')}</header>\n"
+        f"{''.join(paragraph(note, 'soft') for note in plan.remarks)}{paragraph(NOT_ACCURACY, 'caution')}</header>\n"
     )
 
 

@@ -240,7 +240,7 @@ def plan_view(plan: PlanData) -> RenderableType:
         facts.add_row(Text("compressed"), Text(f"{plan.compression_rate:.1%} smaller{plan.of_model}"))
     if "total" in plan.seconds:
         facts.add_row(Text("took"), Text(f"{plan.seconds['total']:.3g} s"))
-    for note in plan.notes:
+    for note in plan.remarks:
         facts.add_row(Text("note"), Text(note))
     parts.append(Padding(facts, (1, 0, 0, 2)))
     if ranked.rows:

@@ -58,7 +58,7 @@ def test_dense_blocks_are_calibrated_as_the_dense_model_at_once(name: str, padde
     assert not same(memory(model), memory(at_once))
 
 
-@pytest.mark.parametrize("name", spread([*reversed(ARCHITECTURES)], 12))
+@pytest.mark.parametrize("name", spread([name for name in reversed(ARCHITECTURES) if name != "albert"], 12))
 def test_each_block_sees_the_outputs_of_compressed_ones(name: str) -> None:
     one = ARCHITECTURES[name]
     model, batches = one.build(), one.batches()
@@ -282,7 +282,7 @@ def test_a_search_measures_the_models_that_its_plan_makes(passes: str) -> None:
     applied_by_plan = plan.apply(one.build(), batches)
     assert evaluated(applied_by_plan) == plan.best.metrics
     assert evaluated(plan.apply(model)) == plan.best.metrics
-    assert any("calibrated on the outputs of the compressed blocks" in note for note in plan.notes)
+    assert "calibrated on the outputs of the compressed blocks" in plan.inputs and plan.inputs in str(plan)
 
 
 def test_prefixes_are_not_shared_where_later_steps_change_them() -> None:
