@@ -20,7 +20,7 @@ from torch.utils.backend_registration import _DummyDeviceGuard, _setup_privateus
 
 from compcomp.models import devices, memory
 
-NAME = "other"
+NAME = "unlike_cpu"
 OTHER, CPU = torch.device("privateuseone", 0), torch.device("cpu")  # shown as NAME once it is registered
 
 ACROSS = {"aten::copy_", "aten::_copy_from", "aten::_to_copy", "aten::_copy_from_and_resize"}
