@@ -342,6 +342,15 @@ class Trial:
     state: int
     notes: tuple[str, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {**vars(self), "apply": list(self.apply), "notes": list(self.notes)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Return the object in the plain data of :meth:`to_json`."""
+        return cls(**{**data, "apply": tuple(data["apply"]), "notes": tuple(data["notes"])})
+
 
 # ------------------------------------------------------------------------------------------- the protocol
 

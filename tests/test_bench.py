@@ -17,7 +17,7 @@ import pytest
 
 import compcomp
 from compcomp import bench as module
-from compcomp.bench import Bench, Caps, Coverage, InParts, LayerJob, LayerResult, Outside, Tensors
+from compcomp.bench import Bench, Caps, Coverage, InParts, LayerJob, LayerResult, Outside, Tensors, Trial
 from compcomp.language.claim import dominates
 from compcomp.language.named import registrations
 from compcomp.language.technique import Sequence
@@ -71,6 +71,7 @@ EXAMPLES: list[Any] = [
     Tensors(12, (("embed", 8), ("norm", 4))),
     Outside(Tensors(12, (("embed", 8),)), 48, Tensors(8, (("experts", 8),))),
     Outside(Tensors(0), 0, Tensors(0)),
+    Trial(4, 0.5, 0.25, (0.125, 1.0), 0.5, 2.0, 2**20, 2**10, ("a limit",)),
     Lost(1.0, 2.0),
     ENTRY,
     PLAIN,

@@ -301,7 +301,7 @@ def _holding(layers: Mapping[str, Layer], state: Mapping[str, LayerState]) -> It
 
 
 def _about(layers: Mapping[str, Layer], state: Mapping[str, LayerState], extra: Mapping[str, Any]) -> str:
-    about = {name: described(layer, layers[name].shape) for name, layer in state.items()}
+    about = {name: layer_json(layer, layers[name].shape) for name, layer in state.items()}
     own: dict[str, Any] = {"layers": about}
     if state:
         own["compression_rate"] = compression_rate((s.format, layers[n].shape) for n, s in state.items())
@@ -313,7 +313,7 @@ def _about(layers: Mapping[str, Layer], state: Mapping[str, LayerState], extra: 
         raise InputError(f"extra data ({str(error)[:100]})", "what JSON can hold", "save") from None
 
 
-def described(state: LayerState, shape: tuple[int, int]) -> dict[str, Any]:
+def layer_json(state: LayerState, shape: tuple[int, int]) -> dict[str, Any]:
     """Return what ``compcomp.json`` says of a layer: its shape (out, in), its bits, and the structure of its weight."""
     form = state.format
     return {

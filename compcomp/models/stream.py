@@ -38,7 +38,7 @@ from compcomp.models.measure import effective_weight
 from compcomp.models.modes import kept, plainly
 from compcomp.models.outside import note_of, outside
 from compcomp.models.patterns import Patterns
-from compcomp.models.save import ABOUT, check_apart, described, put_in_place
+from compcomp.models.save import ABOUT, check_apart, layer_json, put_in_place
 from compcomp.models.sequential import Inputs, OnBlock, compress_blocks
 from compcomp.models.states import applied, digest_of, tensors_in, working
 
@@ -235,7 +235,7 @@ class _Stream:
             effective = effective_weight(state)
             check_range(name, effective, layer.parameter.dtype)
             layer.set(effective)
-            self.described[name] = described(state, layer.shape)
+            self.described[name] = layer_json(state, layer.shape)
             self.states |= {f"{name}.{part}": t.cpu() for part, t in pack(state, layer.parameter.dtype).items()}
         self._write(self.present)
 
