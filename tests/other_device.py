@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 from torch.utils.backend_registration import _DummyDeviceGuard, _setup_privateuseone_for_python_backend
@@ -210,9 +210,9 @@ class _Hooks(torch._C._acc.PrivateUse1Hooks):
 
 
 _setup_privateuseone_for_python_backend(NAME, _Module(), _Hooks(), _DummyDeviceGuard())
-_EVERY = torch.library.Library("_", "IMPL")
+_EVERY = library.Library("_", "IMPL")
 _EVERY.fallback(lambda func, *args, **kwargs: computed(func, args, kwargs), "PrivateUse1")
-_COPIES = torch.library.Library("aten", "IMPL")  # torch.tensor finds no fallback for them
+_COPIES = library.Library("aten", "IMPL")  # torch.tensor finds no fallback for them
 _COPIES.impl("copy_", lambda *a, **more: computed(torch.ops.aten.copy_.default, a, more), "PrivateUse1")
 # All this when the module is imported: devices that come after the first backward pass get no thread for it.
 

@@ -18,7 +18,6 @@ from compcomp.language.loss import LOSSES, loss_named
 from compcomp.language.named import registrations
 from compcomp.language.size import dense_bits, layer_bits
 from compcomp.language.technique import Sequence, Technique, as_sequence
-from compcomp.layers import walk
 from compcomp.layers.state import LayerState, Magnitudes
 from compcomp.models.backup import Backup
 from compcomp.models.batches import iterate, prepared
@@ -39,7 +38,17 @@ from compcomp.models.outside import note_of, outside
 from compcomp.models.patterns import Patterns
 from compcomp.models.sequential import Inputs, compress_blocks
 from compcomp.models.size import compression_rate
-from compcomp.models.states import applied, check_result, checked, digest, digest_of, tensors_in, versions_of, working
+from compcomp.models.states import (
+    applied_in_turn,
+    check_result,
+    checked,
+    dense_state,
+    digest,
+    digest_of,
+    tensors_in,
+    versions_of,
+    with_given,
+)
 from compcomp.models.trial import Calibrated, trial_of
 from compcomp.models.whole import Whole
 from compcomp.models.wrappers import uncompiled
@@ -150,10 +159,7 @@ class ModelBench:
                         moved = {id(gram): gram.cpu() for gram in grams.values()}
                         grams = {name: moved[id(gram)] for name, gram in grams.items()}
                         magnitudes = move(magnitudes, torch.device("cpu"))
-                dense = {
-                    name: replace(self._dense_layer(layer, grams.get(name)), magnitudes=magnitudes.get(name))
-                    for name, layer in self.layers.items()
-                }
+                dense = self._dense_state(grams, magnitudes)
             self._dense = self._held.present = dense
         return dict(self._dense)
 
@@ -202,8 +208,7 @@ class ModelBench:
             def put(inputs: Inputs) -> None:
                 for name, (gram, magnitudes) in inputs.items():
                     layer = self.layers[name]
-                    state = replace(self._dense_layer(layer, gram), magnitudes=magnitudes)
-                    weight = effective_weight(self._apply(passes[0], name, state))
+                    weight = effective_weight(self._apply(passes[0], name, self._dense_layer(layer, gram, magnitudes)))
                     check_range(name, weight, layer.parameter.dtype)
                     backup.keep(layer)
                     layer.set(weight)
@@ -395,12 +400,7 @@ class ModelBench:
         self._held.place()
         with self._held.unchanged():
             calibrated = Calibrated(self.model, self.layers.values(), self._batches)
-            self._held.present = {
-                name: replace(
-                    self._dense_layer(layer, calibrated.grams.get(name)), magnitudes=calibrated.magnitudes.get(name)
-                )
-                for name, layer in self.layers.items()
-            }
+            self._held.present = self._dense_state(calibrated.grams, calibrated.magnitudes)
         return trial_of(techniques, path, self.loss_names, calibrated, self._evaluation, self._held)
 
     explore = staticmethod(explore)
@@ -463,9 +463,14 @@ class ModelBench:
         """Return the compression rate of layers that take this many bits in all, against 16 bits a weight."""
         return float(1 - bits / sum(dense_bits(layer.shape) for layer in self.layers.values()))
 
-    def _dense_layer(self, layer: Layer, gram: Tensor | None) -> LayerState:
-        weight = layer.weight.to(working(layer.weight.dtype), copy=True).contiguous()
-        return LayerState.dense(weight.cpu() if self._offload else weight, gram=gram)
+    def _dense_state(self, grams: Mapping[str, Tensor], magnitudes: Mapping[str, Magnitudes]) -> ModelState:
+        """Return the state of the uncompressed model, with what its layers have seen."""
+        return {
+            name: self._dense_layer(layer, grams.get(name), magnitudes.get(name)) for name, layer in self.layers.items()
+        }
+
+    def _dense_layer(self, layer: Layer, gram: Tensor | None, magnitudes: Magnitudes | None) -> LayerState:
+        return dense_state(layer.weight.cpu() if self._offload else layer.weight, gram, magnitudes)
 
     def _bring(self, name: str, layer: LayerState) -> LayerState:
         """Return the state on the device of the layer's weight."""
@@ -474,17 +479,11 @@ class ModelBench:
 
     def _apply(self, steps: Items[Technique], name: str, layer: LayerState) -> LayerState:
         """Return the state of a layer after some techniques."""
-        after = layer
-        for step in steps:
-            after = self._given(applied(step, name, self._bring(name, after)), layer)
-        return after
+        return self._given(applied_in_turn(steps, name, self._bring(name, layer)), layer)
 
     def _given(self, after: LayerState, layer: LayerState) -> LayerState:
         """Return a state with what a layer is given (reference, inputs) taken from another."""
-        if self._offload:
-            after = move(after, torch.device("cpu"))
-        given = {field.path.partition(".")[0]: None for field in walk.FIELDS if field.given}
-        return replace(after, **{name: getattr(layer, name) for name in given} | {"reference_inputs": None})
+        return with_given(move(after, torch.device("cpu")) if self._offload else after, layer)
 
     def _apply_whole(self, technique: Technique, state: ModelState) -> ModelState:
         """Return the state after a technique that acts on all layers together."""

@@ -16,7 +16,7 @@ from compcomp.models.batches import prepared, run, running
 from compcomp.models.devices import move
 from compcomp.models.grams import Grams
 from compcomp.models.layers import Layer, evaluating, unwrap
-from compcomp.models.padding import Followed, Stream, disturbed, kept_positions, other_ids, streams
+from compcomp.models.padding import Followed, Stream, disturbed, kept_positions, other_content, streams
 from compcomp.models.products import watching
 
 SHOWN = 8
@@ -170,13 +170,11 @@ def _disturbed_run(model: nn.Module, batch: Any, padded: list[Stream], looking: 
         run(model, other)
     if lost := missed():
         looking.forget()
-        with disturbed(model, batch, padded, {}) as (other, _):
-            changed = other_ids(other, lost)
-            looking.blind = all(changed[name] is other[name] for stream in lost for name in stream.given)
+        with other_content(model, batch, padded, lost, looking, everything=False) as changed:
             run(model, changed)
     looking.everything = True
-    with disturbed(model, batch, padded, {}, everything=True) as (other, _):
-        run(model, other_ids(other, lost, everything=True))
+    with other_content(model, batch, padded, lost, looking, everything=True) as changed:
+        run(model, changed)
     looking.everything = False
 
 

@@ -75,10 +75,6 @@ class Checkpoint:
         for owner, name, _, tensor in list(self.tensors(module, prefix)):
             put(owner, name, torch.empty_like(tensor, device=META))
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each stored tensor that the model has, by name."""
-        return {stored: tuple(tensor.shape) for _, _, stored, tensor in self.tensors(self.model, "")}
-
     def _check_names(self) -> None:
         """Raise InputError unless the files hold each tensor of the model, in its shape."""
         own = dict(self.model.state_dict(keep_vars=True))

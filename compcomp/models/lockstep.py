@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from compcomp.models.changes import Changes
 from compcomp.models.modes import Devices, Modes, random_kept
 
 
@@ -112,13 +113,13 @@ class Lockstep:
         self._stages = list(stages)
         self._runs = [Run(call) for call in calls]
         self._left: set[int] = set()
+        self._changes = Changes()
         self._final = True
         self._devices = Devices.now()
 
     def __enter__(self) -> Self:
-        self._before = [vars(stage.module).get("forward", self) for stage in self._stages]
         for stage in self._stages:
-            stage.module.forward = self._forward(stage, stage.module.forward)
+            self._changes.put(stage.module, "forward", self._forward(stage, stage.module.forward))
         return self
 
     def __exit__(
@@ -131,11 +132,7 @@ class Lockstep:
         for run in self._runs:
             if run.thread is not None:
                 run.thread.join()
-        for stage, before in zip(self._stages, self._before, strict=True):
-            if before is self:
-                vars(stage.module).pop("forward", None)
-            else:
-                stage.module.forward = before
+        self._changes.undo()
 
     def stages(self) -> Iterator[Stage]:
         """Yield each stage once all runs wait before it, in the order of the model.

@@ -419,3 +419,25 @@ def _among(mine: Tensor, other: Tensor, tolerance: float) -> Tensor:
         earlier = (torch.cdist(rows, mine[: start + len(rows)], p=torch.inf) <= near).tril(start - 1).sum(dim=1)
         kept[start : start + CHUNK] = earlier < found
     return kept
+
+
+@contextmanager
+def other_content(
+    model: nn.Module, batch: Any, padded: list[Stream], lost: list[Stream], looking: Followed, *, everything: bool
+) -> Iterator[Any]:
+    """Yield the batch with another content for its padding, in its ids too where embeddings do not reach it.
+
+    Args:
+        model: The model.
+        batch: The batch.
+        padded: The streams with padding.
+        lost: Those whose padding embeddings do not reach.
+        looking: Notes if the padding could not be given another content.
+        everything: True to give the tokens another content as well.
+    """
+    notes = {} if everything or lost else looking.notes
+    with disturbed(model, batch, padded, notes, everything=everything) as (other, _):
+        changed = other_ids(other, lost, everything=everything)
+        if lost and not everything:
+            looking.blind = all(changed[name] is other[name] for stream in lost for name in stream.given)
+        yield changed

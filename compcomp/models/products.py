@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compcomp.errors import InputError
+from compcomp.models.changes import Changes
 from compcomp.models.layers import Layer
 from compcomp.models.memory import extent, is_plain
 
@@ -70,15 +71,12 @@ def watching(layers: Iterable[Layer], see: See, wanted: Callable[[str], bool] = 
 @contextmanager
 def forward_of(module: nn.Module, wrapper: Callable[..., Any]) -> Iterator[None]:
     """Let a module's forward be ``wrapper(forward, ...)`` for a while."""
-    own = vars(module).get("forward")
-    module.forward = partial(wrapper, module.forward)
+    changes = Changes()
+    changes.put(module, "forward", partial(wrapper, module.forward))
     try:
         yield
     finally:
-        if own is None:
-            vars(module).pop("forward", None)
-        else:
-            module.forward = own
+        changes.undo()
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from compcomp.models.calibrate import Collected, experts_of, is_encoder_decoder,
 from compcomp.models.devices import move
 from compcomp.models.layers import Layer, evaluating
 from compcomp.models.lockstep import Lockstep, Repeated, Stage
-from compcomp.models.padding import Followed, Stream, disturbed, other_ids, streams
+from compcomp.models.padding import Followed, Stream, disturbed, other_content, streams
 from compcomp.models.products import forward_of, watching
 from compcomp.models.wrappers import unwrap
 
@@ -231,14 +231,10 @@ class _Pass:
     def _other(self, batch: Any, number: int, padded: list[Stream], lost: list[Stream], role: _Role) -> object:
         _ROLE.set(role)
         assert role.looking is not None
-        notes = {} if role.everything or lost else role.looking.notes
         with (
             running(self.model, batch, number),
-            disturbed(self.model, batch, padded, notes, everything=role.everything) as (other, _),
+            other_content(self.model, batch, padded, lost, role.looking, everything=role.everything) as changed,
         ):
-            changed = other_ids(other, lost, everything=role.everything)
-            if lost and not role.everything:
-                role.looking.blind = all(changed[name] is other[name] for stream in lost for name in stream.given)
             return run(self.model, changed)
 
     def _unreached(self, batch: Any, padded: list[Stream]) -> list[Stream]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -14,7 +14,8 @@ from torch import Tensor
 from compcomp.errors import InputError
 from compcomp.language.kernel_result import all_finite, wrong_result
 from compcomp.language.technique import Technique, run_kernel
-from compcomp.layers.state import LayerState
+from compcomp.layers import walk
+from compcomp.layers.state import LayerState, Magnitudes
 from compcomp.models.measure import effective_weight
 from compcomp.models.memory import bits
 
@@ -46,6 +47,26 @@ def applied(technique: Technique, name: str, layer: LayerState) -> LayerState:
         error.add_note(f"while {technique} ran on layer {name}")
         raise
     return checked(technique, name, layer, after, versions)
+
+
+def dense_state(weight: Tensor, gram: Tensor | None, magnitudes: Magnitudes | None) -> LayerState:
+    """Return the state of an uncompressed layer, with a copy of its weight (out x in) in the dtype to compute in."""
+    own = weight.to(working(weight.dtype), copy=True).contiguous()
+    return replace(LayerState.dense(own, gram=gram), magnitudes=magnitudes)
+
+
+def applied_in_turn(steps: Iterable[Technique], name: str, layer: LayerState) -> LayerState:
+    """Return the state after the kernels of some techniques, one after another, as :func:`applied` runs each."""
+    after = layer
+    for step in steps:
+        after = with_given(applied(step, name, after), layer)
+    return after
+
+
+def with_given(after: LayerState, layer: LayerState) -> LayerState:
+    """Return a state with everything that a layer is given (reference, inputs) taken from another."""
+    given = {field.path.partition(".")[0]: None for field in walk.FIELDS if field.given}
+    return replace(after, **{name: getattr(layer, name) for name in given} | {"reference_inputs": None})
 
 
 def working(dtype: torch.dtype) -> torch.dtype:

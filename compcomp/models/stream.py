@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from compcomp.language.named import sources_of
 from compcomp.language.size import dense_bits
 from compcomp.language.technique import Sequence as Order
 from compcomp.language.technique import Technique, as_sequence
-from compcomp.layers.state import LayerState
 from compcomp.models.batches import prepared
 from compcomp.models.blocks import find_blocks
 from compcomp.models.calibration import Calibration, calibration_of
@@ -40,7 +38,7 @@ from compcomp.models.outside import note_of, outside
 from compcomp.models.patterns import Patterns
 from compcomp.models.save import ABOUT, check_apart, layer_json, put_in_place
 from compcomp.models.sequential import Inputs, OnBlock, compress_blocks
-from compcomp.models.states import applied, digest_of, tensors_in, working
+from compcomp.models.states import applied_in_turn, dense_state, digest_of, tensors_in
 
 DONE = "done.json"
 """The file of an unfinished output that says what it is of, and which blocks it has."""
@@ -161,7 +159,8 @@ class _Stream:
         self.layers: dict[str, Layer] = {
             layer.name: layer for layer in find_layers(self.model, targets, ignore, loaded=False)
         }
-        self.notes = [*filter(None, [note_of(outside(self.model, self.layers.values()))])]
+        self.outside = outside(self.model, self.layers.values())
+        self.notes = [*filter(None, [note_of(self.outside)])]
         check_order(order, self.layers.values(), calibrated=calibration is not None, notes=self.notes)
         looks = any(technique.needs_inputs for technique in order)
         self.batches = list(prepared(self.model, calibration)) if looks else []
@@ -202,8 +201,7 @@ class _Stream:
                 if not self._enter(stage):
                     self._compress(dict.fromkeys(stage.layers))
                 self._leave(stage)
-        self._finish()
-        return self.result
+        return self._finish()
 
     # ---------------------------------------------------------------------------------------------- one block
 
@@ -228,10 +226,7 @@ class _Stream:
         for name, seen in inputs.items():
             layer = self.layers[name]
             gram, magnitudes = seen if seen is not None else (None, None)
-            weight = layer.weight.to(working(layer.weight.dtype), copy=True).contiguous()
-            state = replace(LayerState.dense(weight, gram=gram), magnitudes=magnitudes)
-            for technique in self.order:
-                state = replace(applied(technique, name, state), gram=gram, magnitudes=magnitudes)
+            state = applied_in_turn(self.order, name, dense_state(layer.weight, gram, magnitudes))
             effective = effective_weight(state)
             check_range(name, effective, layer.parameter.dtype)
             layer.set(effective)
@@ -268,7 +263,7 @@ class _Stream:
         texts = [list(tensors_in(batch)) for batch in self.batches]
         files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in self.source.iterdir() if p.is_file())
         about = [str(self.order), str(sources_of(self.order)), str(self.inputs), list(self.layers), str(files), texts]
-        self.key = hashlib.sha256(digest_of(about).encode()).hexdigest()
+        self.key = digest_of(about)
         try:
             known = json.loads((self.draft / DONE).read_text(encoding="utf-8"))
             if known["key"] == self.key and sources_of(self.order) is not None:
@@ -295,8 +290,8 @@ class _Stream:
             note.write_text(json.dumps({"key": self.key, "blocks": self.done}), encoding="utf-8")
             os.replace(note, self.draft / DONE)
 
-    def _finish(self) -> None:
-        """Write the rest of the model, and put all in place."""
+    def _finish(self) -> Compressed:
+        """Write the rest of the model, put all in place, and return the result."""
         stored, written = {}, {name for block in self.done.values() for name in block["names"]}
         for _, _, name, tensor in self.checkpoint.tensors(self.model, ""):
             if name not in written:
@@ -307,7 +302,7 @@ class _Stream:
         layers = {name: about for block in self.done.values() for name, about in block["layers"].items()}
         bits = sum(about["bits"] for about in layers.values())
         dense = sum(dense_bits(layer.shape) for layer in self.layers.values())
-        rate, left = 1 - bits / dense, outside(self.model, self.layers.values())
+        rate = 1 - bits / dense
         about = {"order": str(self.order), "calibrate": self.inputs.calibrate, "layers": layers}
         about["compression_rate"] = rate
         with self._writing():
@@ -319,8 +314,8 @@ class _Stream:
             (self.draft / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             put_in_place(self.draft, self.target)
             (self.target / DONE).unlink(missing_ok=True)
-        whole = rate * (1 - left.share)
-        self.result = Compressed(self.target, rate, whole, size, left, self.resumed, tuple(self.notes))
+        whole = rate * (1 - self.outside.share)
+        return Compressed(self.target, rate, whole, size, self.outside, self.resumed, tuple(self.notes))
 
 
 def _is_kept(path: Path) -> bool:

@@ -95,11 +95,10 @@ def work_of(orderings: Orderings, bench: Tried, wanted: Wanted, *, evaluated: bo
     """Return what :class:`compcomp.ordering.on_model.OnModel` will do at most, for the orders that stay now."""
     staying = list(orderings.staying())
     whole = any(technique.whole_model for technique in orderings.techniques)
-    explored = not whole and (not evaluated or len(staying) > wanted.evaluations or wanted.by_layer)
     steps, losses, alone = Counter[int](), 0, list[Prefix]()
     longest = sorted(staying, key=len, reverse=True)
     chosen = longest[: wanted.evaluations] if evaluated or whole else []
-    if explored:
+    if wanted.explores(len(staying), evaluated=evaluated, whole=whole):
         steps += _steps(orderings, staying)
         losses += len(staying)
     if chosen and bench.layers_apart(orderings.techniques):

@@ -40,6 +40,16 @@ class Wanted:
     size: float | None = None
     confidence: float | None = CONFIDENCE
 
+    def explores(self, orders: int, *, evaluated: bool, whole: bool) -> bool:
+        """Return True if layers are explored by themselves first.
+
+        Args:
+            orders: The number of orders that stay.
+            evaluated: True if the user evaluates models.
+            whole: True if a technique acts on the whole model.
+        """
+        return not whole and (not evaluated or orders > self.evaluations or self.by_layer)
+
 
 class OnModel:
     """Measure the staying orders of a search on a bench.
@@ -97,7 +107,7 @@ class OnModel:
             self.drop(bool(dense))
         own: dict[str, Prefix] = {}
         chosen = staying = list(orderings.staying())
-        if not self.whole and (not dense or len(staying) > wanted.evaluations or wanted.by_layer):  # layers apart
+        if wanted.explores(len(staying), evaluated=bool(dense), whole=self.whole):
             explorer = Explorer(orderings, bench, self.executor, self.store, self.progress.of("explore"), self.keeps())
             found = explorer.explore(wanted.evaluations if dense else RANKED, every=wanted.by_layer or not apart)
             if apart:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import compcomp as cc
 from compcomp.errors import InputError
-from compcomp.models import stream
+from compcomp.models import states, stream
 from compcomp.models.checkpoint import Checkpoint
 from compcomp.models.save import load_components
 from compcomp.techniques import GPTQ, AbsMax, Magnitude, PruneHeads, SparseGPT, Wanda
@@ -83,7 +83,7 @@ class Stopped(BaseException):
 
 def stopping(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Let the run end when so many layers have been compressed."""
-    plain, calls = stream.applied, list[int]()
+    plain, calls = states.applied, list[int]()
 
     def applied(*given: Any) -> Any:
         calls.append(1)
@@ -91,7 +91,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
             raise Stopped
         return plain(*given)
 
-    monkeypatch.setattr(stream, "applied", applied)
+    monkeypatch.setattr(states, "applied", applied)
 
 
 @pytest.mark.parametrize("after", [0, 3, 20])
@@ -130,15 +130,15 @@ def test_what_an_other_run_left_is_not_continued(tmp_path: Path, monkeypatch: py
 
 KILLED = """
 import sys, os, signal, torch, compcomp as cc, compcomp.techniques
-from compcomp.models import stream
+from compcomp.models import states
 from tests.architectures import ARCHITECTURES
-plain, calls = stream.applied, []
+plain, calls = states.applied, []
 def applied(*given):
     calls.append(1)
     if len(calls) > int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
     return plain(*given)
-stream.applied = applied
+states.applied = applied
 order = cc.parse_sequence("SparseGPT(sparsity=1/2) >> GPTQ(bits=4, mask='kept')")
 cc.compress_checkpoint(order, sys.argv[1] + "/dense", sys.argv[1] + "/out", ARCHITECTURES["llama"].batches(), "cpu")
 """
@@ -223,7 +223,7 @@ def test_one_block_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
     one = ARCHITECTURES["llama"]
     one.build(num_hidden_layers=6).save_pretrained(tmp_path / "dense", max_shard_size="9KB")
     opened, most, grams = list[Checkpoint](), list[int](), list[weakref.ref[Any]]()
-    plain = stream.applied
+    plain = states.applied
 
     def checkpoint(directory: Path) -> Checkpoint:
         opened.append(Checkpoint(directory))
@@ -236,7 +236,7 @@ def test_one_block_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
         return plain(technique, name, layer)
 
     monkeypatch.setattr(stream, "Checkpoint", checkpoint)
-    monkeypatch.setattr(stream, "applied", applied)
+    monkeypatch.setattr(states, "applied", applied)
     cc.compress_checkpoint(ORDER, tmp_path / "dense", tmp_path / "out", one.batches(), "cpu")
     assert len(most) == 6 * 14 and set(most) == {7 + 2}  # a block's layers, the embedding, the head
 
