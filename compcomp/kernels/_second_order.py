@@ -74,13 +74,20 @@ def damped(technique: Technique, layer: LayerState, damping: Fraction) -> tuple[
 
     See :func:`compcomp.algebra.second_order.damped`.
     """
+    diagonal, dead = _damped_diagonal(layer, damping)
     assert layer.gram is not None
     gram = layer.gram.to(torch.float64, copy=True)
-    diagonal = gram.diagonal()
+    gram.diagonal().copy_(diagonal)
+    return gram, dead
+
+
+def _damped_diagonal(layer: LayerState, damping: Fraction) -> tuple[Tensor, Tensor]:
+    """Return the damped diagonal of a layer's Gram matrix (in, float64), and which inputs are always zero (in)."""
+    assert layer.gram is not None
+    diagonal = layer.gram.diagonal().to(torch.float64, copy=True)
     dead = diagonal == 0
     diagonal.masked_fill_(dead, 1)
-    diagonal += float(damping) * diagonal.mean()
-    return gram, dead
+    return diagonal.add_(float(damping) * diagonal.mean()), dead
 
 
 def inverse_root(technique: Technique, gram: Tensor) -> Tensor:
@@ -97,11 +104,12 @@ def inverse_root(technique: Technique, gram: Tensor) -> Tensor:
 
 
 def _root(technique: Technique, gram: Tensor) -> Tensor:
-    """Return the lower Cholesky factor. Raises InputError if there is none."""
-    root, info = torch.linalg.cholesky_ex(gram)
+    """Return the lower Cholesky factor, in the memory of ``gram``. Raises InputError if there is none."""
+    info = torch.empty((), dtype=torch.int32, device=gram.device)
+    torch.linalg.cholesky_ex(gram, out=(gram, info))
     if bool(info != 0):
         raise InputError("a Gram matrix that is not positive definite", "one that is, or more damping", str(technique))
-    return root  # type: ignore[no-any-return]
+    return gram
 
 
 @dataclass(frozen=True)
@@ -152,16 +160,18 @@ def _forget(gone: weakref.ref[Tensor]) -> None:
 
 
 def _decomposed(technique: Technique, layer: LayerState, damping: Fraction, order: str) -> Decomposition:
-    gram, dead = damped(technique, layer, damping)
-    places = None
+    assert layer.gram is not None
+    diagonal, dead = _damped_diagonal(layer, damping)
     if order == "activation":
-        assert layer.gram is not None
         keys = layer.gram.diagonal().masked_fill(dead, 1)
         places = keys.sort(descending=True, stable=True).indices
         backwards = places.flip(0)
-        gram = gram[backwards].T.contiguous()[backwards].T  # rows are copied faster than columns
+        gram = layer.gram[backwards].T.contiguous()[backwards].T  # rows are copied faster than columns
+        diagonal = diagonal[backwards]
     else:
-        gram = gram.flip(0, 1)
+        places, gram, diagonal = None, layer.gram.flip(0, 1), diagonal.flip(0)
+    gram = gram.to(torch.float64)
+    gram.diagonal().copy_(diagonal)
     root = _root(technique, gram)
     diagonal = root.diagonal().clone()
     return Decomposition(root.div_(diagonal).flip(0, 1), diagonal.flip(0).reciprocal().square(), dead, places)

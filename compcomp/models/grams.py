@@ -80,9 +80,6 @@ class Grams:
 
     def result(self) -> dict[str, Tensor]:
         """Return the exactly symmetric matrix (in x in, float64) of each layer that was called."""
-        slots = {id(slot): slot for slot in self._slots.values()}
-        for slot in slots.values():
-            slot.gram = (slot.gram + slot.gram.T) / 2
         return {name: slot.gram for name, slot in self._slots.items()}
 
     def _assign(self, slot: _Slot) -> None:
