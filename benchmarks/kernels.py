@@ -170,7 +170,7 @@ CASES = (
     Case(SmoothQuant("1/2"), {"formula": smoothquant}),
     Case(TruncatedSVD(8), {"eigh": lambda w: eigenvectors(w, 8), "svd": lambda w: svd(w, 8)}, most=1024),
     Case(SparseGPT("1/2", pattern="2:4"), theirs(their_sparse_gpt), apart=1, most=SECOND_ORDER_MOST),
-    Case(GPTQ(4, 64, order="activation", static_groups=True), theirs(their_gptq), apart=1, most=SECOND_ORDER_MOST),
+    Case(GPTQ(4, 64), theirs(their_gptq), apart=1, most=SECOND_ORDER_MOST),
 )
 
 

@@ -29,15 +29,11 @@ from benchmarks.machine import heading, machine
 
 RESULTS = Path(__file__).parent / "results"
 ROWS, FOUND = RESULTS / "models.json", RESULTS / "models_search.json"
-ORDER = "SparseGPT(sparsity=1/2, pattern='2:4') >> GPTQ(bits=4, group=64, mask='kept', order='activation', "
-ORDER += "static_groups=True)"
+ORDER = "SparseGPT(sparsity=1/2, pattern='2:4') >> GPTQ(bits=4, group=64, mask='kept')"
 COUNT, LENGTH, BATCH = 32, 256, 4
 """Windows of text, tokens in each, and windows that run together."""
 PRUNE = "SparseGPT(sparsity=1/2, pattern='2:4')"
-QUANTIZE = tuple(
-    f"GPTQ(bits=4, group=64, mask='kept', order='activation', static_groups=True, damping={share})"
-    for share in ("1/100", "1/10")
-)
+QUANTIZE = tuple(f"GPTQ(bits=4, group=64, mask='kept', damping={share})" for share in ("1/100", "1/10"))
 REFIT = "LeastSquaresDistill()"
 """The techniques of the search. Each of its orders leaves a model of the same bytes."""
 
@@ -135,7 +131,7 @@ def own_passes(model: Any, calibration: Any, folder: Path) -> None:
 
 def left_to_right(model: Any, calibration: Any, folder: Path) -> None:
     """Compress a model with compcomp, with GPTQ's columns as they stand."""
-    _apply(ORDER.replace("activation", "left_to_right"), model, calibration)
+    _apply(ORDER.replace("mask=", "order='left_to_right', mask="), model, calibration)
 
 
 def best(model: Any, calibration: Any, folder: Path) -> None:

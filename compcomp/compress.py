@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from compcomp.language.technique import Sequence, Technique, as_sequence
 from compcomp.models.calibration import Calibration, calibration_of
-from compcomp.ordering.plan import PlanData
 from compcomp.ordering.progress import Notify, check_progress
 from compcomp.reporting.bars import shown
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
     from compcomp.models.bench import ModelBench
     from compcomp.models.held import ModelState
+    from compcomp.ordering.plan import PlanData
 
 LOG = logging.getLogger("compcomp")
 Patterns = str | Iterable[str] | None

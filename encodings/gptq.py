@@ -42,13 +42,14 @@ class GPTQ(Technique):
 
     bits: The bit width, 2 to 16, or Any in claims. The grid is that of absmax, ``-L * s ... L * s`` with L = 2^(bits-1)
         - 1 and s = max|w| / L.
-    group: The number of consecutive columns that share a scale in each row. The scale is computed when the first of
-        them is reached, from the weights as updated so far. None stands for one scale for each row, from the weights at
-        the start.
+    group: The number of consecutive columns that share a scale in each row. None stands for one scale for each row,
+        from the weights at the start.
     damping: The share of the mean diagonal entry that is added to the diagonal, above 0.
-    order: "left_to_right", or "activation" (act_order) for the columns by descending diagonal entry of X X^T, equal
-        ones by index. The columns of a group are then consecutive in that order.
-    static_groups: True computes the scales of all groups before the first update, from columns consecutive in W.
+    order: "activation" (act_order) for the columns by descending diagonal entry of X X^T, equal ones by index, or
+        "left_to_right", as first published.
+    static_groups: True computes the scales of all groups before the first update, from columns consecutive in W. With
+        False, a scale is computed when the first column of its group is reached, from the weights as updated so far;
+        the columns of a group are consecutive in the order in which they are rounded. Without a group it has no effect.
     rounding: The rule for midpoints: "half_even", "half_up", "half_away" or "any".
     mask: The treatment of weights dropped before. With "ignored", as published, updates fill them, and mask, N:M
         pattern and cut are gone. With "kept" a dropped weight becomes 0, its error is spread like any other, and no
@@ -63,8 +64,8 @@ class GPTQ(Technique):
     bits: BitsOrAny
     group: int | None = None
     damping: Exact = default(Fraction(1, 100))
-    order: str = "left_to_right"
-    static_groups: bool = False
+    order: str = "activation"
+    static_groups: bool = True
     rounding: str = "half_even"
     mask: str = "ignored"
 
@@ -89,8 +90,6 @@ class GPTQ(Technique):
         one_of(self.order, ORDERS, "GPTQ.order")
         if not isinstance(self.static_groups, bool):
             raise InputError(shown(self.static_groups), "True or False", "GPTQ.static_groups")
-        if self.static_groups and self.group is None:
-            raise InputError("static_groups=True without a group", "a group", "GPTQ")
         one_of(self.rounding, ROUNDINGS, "GPTQ.rounding")
         one_of(self.mask, second_order.MASKS, "GPTQ.mask")
 
@@ -126,8 +125,8 @@ class GPTQ(Technique):
         kept = second_order.kept_weights(layer, self.mask)
         step = second_order.row_steps(layer.weight, kept, levels, choices)
         weight = second_order.without_dead(layer.weight, dead, choices)
-        if self.static_groups:
-            for start in range(0, weight.shape[1], self.group or 1):
+        if self.static_groups and self.group is not None:
+            for start in range(0, weight.shape[1], self.group):
                 self._set_steps(step, weight, kept, start, layer)
         order = None
         if self.order == "activation":

@@ -386,6 +386,19 @@ def test_importing_loads_nothing_heavy(module: str) -> None:
     assert not too_much
 
 
+def test_a_model_is_compressed_without_the_solvers() -> None:
+    """They take some 30 MB."""
+    steps = [
+        "import sys, torch, compcomp as cc",
+        "model = torch.nn.Linear(4, 4)",
+        "cc.apply(cc.parse_sequence('AbsMax(bits=4)'), model)",
+        "cc.apply(cc.parse_sequence('GPTQ(bits=4)'), model, [torch.randn(9, 4)])",
+        "print(*sys.modules)",
+    ]
+    loaded = python("-c", "; ".join(steps)).split()
+    assert not {"z3", "cvc5", "sympy", "networkx", "compcomp.proving"}.intersection(loaded)
+
+
 # Tensors say where they are
 
 MAKERS = {"arange", "as_tensor", "empty", "empty_strided", "eye", "full", "linspace", "logspace", "ones", "zeros"}

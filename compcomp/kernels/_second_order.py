@@ -23,9 +23,6 @@ BLOCK = 128
 SMALL = 16
 """The number of columns inside a block to which errors are applied one column at a time."""
 
-REMEMBERED = 2
-"""The number of decompositions that are kept: those of SparseGPT and GPTQ for one Gram matrix."""
-
 
 class Spectrum:
     """Hold eigenvalues and eigenvectors of positive semidefinite matrices (... x n x n), scaled to a unit diagonal.
@@ -134,8 +131,7 @@ class Decomposition:
 def decomposed(technique: Technique, layer: LayerState, damping: Fraction, order: str) -> Decomposition:
     """Return the decomposition of a layer's damped Gram matrix, with the columns in an order of GPTQ.
 
-    The last :data:`REMEMBERED` results are kept as long as their Gram matrices live: layers that read the same inputs
-    share one matrix, and the steps of a sequence ask again.
+    The last result is kept as long as its Gram matrix lives: layers that read the same inputs share one matrix.
 
     Raises:
         InputError: The damped matrix is not positive definite.
@@ -144,19 +140,20 @@ def decomposed(technique: Technique, layer: LayerState, damping: Fraction, order
     assert gram is not None
     version = -1 if gram.is_inference() else gram._version
     key = (version, float(gram.sum()), damping, order)
-    for known, of, result in tuple(_RECENT):
+    for known, of, result in tuple(_LATEST):
         if of() is gram and known == key:
             return result
+    _LATEST.clear()  # before the memory of another is needed
     result = _decomposed(technique, layer, damping, order)
-    _RECENT[:] = [(key, weakref.ref(gram, _forget), result), *_RECENT[: REMEMBERED - 1]]
+    _LATEST[:] = [(key, weakref.ref(gram, _forget), result)]
     return result
 
 
-_RECENT: list[tuple[tuple[object, ...], weakref.ref[Tensor], Decomposition]] = []
+_LATEST: list[tuple[tuple[object, ...], weakref.ref[Tensor], Decomposition]] = []
 
 
 def _forget(gone: weakref.ref[Tensor]) -> None:
-    _RECENT[:] = [entry for entry in _RECENT if entry[1] is not gone]
+    _LATEST[:] = [entry for entry in _LATEST if entry[1] is not gone]
 
 
 def _decomposed(technique: Technique, layer: LayerState, damping: Fraction, order: str) -> Decomposition:

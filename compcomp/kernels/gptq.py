@@ -43,7 +43,7 @@ def kernel(technique: GPTQ, layer: LayerState) -> LayerState:
         return (sizes if stays is None else sizes.masked_fill_(~stays[part], 0)).amax(dim=0)
 
     dynamic = group is not None and not technique.static_groups
-    if technique.static_groups:
+    if technique.static_groups and group is not None:
         for number in range(count):
             part = slice(number * size, (number + 1) * size)
             largest[number] = measured(part, work[part])

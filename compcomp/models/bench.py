@@ -32,13 +32,15 @@ from compcomp.models.fingerprint import model_fingerprint
 from compcomp.models.held import HeldModel, ModelState, check_range
 from compcomp.models.layers import IGNORE, Layer, check_order, find_layers
 from compcomp.models.measure import MEASURED, effective_weight, layer_losses, total
-from compcomp.models.memory import is_plain
+from compcomp.models.memory import is_plain, trim
 from compcomp.models.modes import plainly
 from compcomp.models.outside import note_of, outside
 from compcomp.models.patterns import Patterns
 from compcomp.models.sequential import Inputs, compress_blocks
 from compcomp.models.size import compression_rate
 from compcomp.models.states import (
+    alike,
+    applied_abreast,
     applied_in_turn,
     check_result,
     checked,
@@ -206,14 +208,16 @@ class ModelBench:
         with Backup() as backup:
 
             def put(inputs: Inputs) -> None:
-                for name, (gram, magnitudes) in inputs.items():
-                    layer = self.layers[name]
-                    weight = effective_weight(self._apply(passes[0], name, self._dense_layer(layer, gram, magnitudes)))
-                    check_range(name, weight, layer.parameter.dtype)
-                    backup.keep(layer)
-                    layer.set(weight)
-                    if layer.followers or name in self._held.changing:  # the model is restored from copies of them
-                        compressed[name] = LayerState.dense(weight)
+                for names in alike(inputs):
+                    states = {name: self._dense_layer(self.layers[name], *inputs[name]) for name in names}
+                    for name, state in self._apply_alike(dict.fromkeys(names, passes[0]), states).items():
+                        layer, weight = self.layers[name], effective_weight(state)
+                        check_range(name, weight, layer.parameter.dtype)
+                        backup.keep(layer)
+                        layer.set(weight)
+                        if layer.followers or name in self._held.changing:  # the model is restored from copies of them
+                            compressed[name] = LayerState.dense(weight)
+                    trim()
 
             own = {id(weight) for layer in self.layers.values() for weight in layer.held()}
             others = [p for p in self.model.parameters() if id(p) not in own and is_plain(p) and p.numel() >= LARGE]
@@ -244,11 +248,12 @@ class ModelBench:
         result = dict(state)
 
         def put(inputs: Inputs) -> None:
-            for name, (gram, magnitudes) in inputs.items():
-                before = replace(self._bring(name, state[name]), gram=gram, magnitudes=magnitudes)
-                after = self._apply(steps[name], name, before)
-                self.layers[name].set(effective_weight(after))
-                result[name] = self._given(after, state[name])
+            for names in alike(inputs):
+                seen = {name: inputs[name] for name in names}
+                before = {n: replace(state[n], gram=gram, magnitudes=sizes) for n, (gram, sizes) in seen.items()}
+                for name, after in self._apply_alike(steps, before).items():
+                    self.layers[name].set(effective_weight(after))
+                    result[name] = self._given(after, state[name])
 
         def undo() -> None:
             for name, layer in state.items():
@@ -480,6 +485,13 @@ class ModelBench:
     def _apply(self, steps: Items[Technique], name: str, layer: LayerState) -> LayerState:
         """Return the state of a layer after some techniques."""
         return self._given(applied_in_turn(steps, name, self._bring(name, layer)), layer)
+
+    def _apply_alike(
+        self, steps: Mapping[str, Items[Technique]], layers: Mapping[str, LayerState]
+    ) -> dict[str, LayerState]:
+        """Return the states of layers that have one Gram matrix, after the techniques of each."""
+        found = applied_abreast(steps, {name: self._bring(name, layer) for name, layer in layers.items()})
+        return {name: self._given(after, layers[name]) for name, after in found.items()}
 
     def _given(self, after: LayerState, layer: LayerState) -> LayerState:
         """Return a state with what a layer is given (reference, inputs) taken from another."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from math import gcd
 from typing import Any
@@ -18,6 +19,26 @@ Beyond, overlapping ranges count as shared memory.
 
 KINDS: set[type] = {Tensor, nn.Parameter}
 """The types of tensors that are views of memory, and nothing more."""
+
+
+def trim() -> None:
+    """Give freed memory back to the system, where the C library is glibc.
+
+    Its allocator keeps large pieces once it has freed some, and between pieces of several sizes it loses more memory
+    from block to block.
+    """
+    if _TRIM is not None:
+        _TRIM(0)
+
+
+def _found() -> Any:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # another C library, or Windows
+        return None
+
+
+_TRIM = _found()
 
 
 def is_plain(tensor: Tensor) -> bool:

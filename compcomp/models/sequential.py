@@ -24,6 +24,7 @@ from compcomp.models.calibrate import Collected, experts_of, is_encoder_decoder,
 from compcomp.models.devices import move
 from compcomp.models.layers import Layer, evaluating
 from compcomp.models.lockstep import Lockstep, Repeated, Stage
+from compcomp.models.memory import trim
 from compcomp.models.padding import Followed, Stream, disturbed, other_content, streams
 from compcomp.models.products import forward_of, watching
 from compcomp.models.wrappers import unwrap
@@ -166,6 +167,7 @@ class _Pass:
         for _ in lockstep.run(stage, final=final):
             self.collected.end_batch()
             self.at_the_end.end_batch()
+            trim()
         self.observing = set() if final else self.late
         for looking in self.followed:
             looking.drop(names)
@@ -177,6 +179,7 @@ class _Pass:
         """Let the batches go on from a block to the next one."""
         for _ in lockstep.leave(stage):
             self.at_the_end.end_batch()
+        trim()
         self.observing = set()
 
     def _compress(self, collected: Collected, layers: Sequence[Layer], where: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -60,6 +60,30 @@ def applied_in_turn(steps: Iterable[Technique], name: str, layer: LayerState) ->
     after = layer
     for step in steps:
         after = with_given(applied(step, name, after), layer)
+    return after
+
+
+def alike(inputs: Mapping[str, tuple[Tensor, Magnitudes]]) -> Iterator[list[str]]:
+    """Yield the names of layers in groups that have one Gram matrix, in their order."""
+    groups: dict[int, list[str]] = {}
+    for name, (gram, _) in inputs.items():
+        groups.setdefault(id(gram), []).append(name)
+    yield from groups.values()
+
+
+def applied_abreast(
+    steps: Mapping[str, Sequence[Technique]], layers: Mapping[str, LayerState]
+) -> dict[str, LayerState]:
+    """Return the states of layers after their techniques, as :func:`applied_in_turn` applies them.
+
+    The first technique of all layers comes before the second of any. So kernels can share what they compute from one
+    Gram matrix, and only the latest of it has to be kept.
+    """
+    after = dict(layers)
+    for number in range(max(len(steps[name]) for name in layers)):
+        for name, layer in layers.items():
+            if number < len(steps[name]):
+                after[name] = with_given(applied(steps[name][number], name, after[name]), layer)
     return after
 
 

@@ -24,8 +24,8 @@ from tests.helpers import layer
 
 FEW = settings(max_examples=12, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 UNIQUE = [
-    *(GPTQ(bits=3), GPTQ(bits=2, group=1), GPTQ(bits=4, group=3, order="activation", static_groups=True)),
-    *(GPTQ(bits=2, order="activation"), GPTQ(bits=3, mask="kept", rounding="half_up")),
+    *(GPTQ(bits=3), GPTQ(bits=2, group=1), GPTQ(bits=4, group=3), GPTQ(bits=4, group=3, static_groups=False)),
+    *(GPTQ(bits=2, order="left_to_right"), GPTQ(bits=3, mask="kept", rounding="half_up")),
     *(SparseGPT("1/2"), SparseGPT("1/2", block=2, ties="all"), SparseGPT("1/3", block=1, bits=3, mask="kept")),
     *(SparseGPT("2/3", pattern="1:3"), SparseGPT("1/3", pattern="2:3", bits=2)),
     *(OBS("1/2"), OBS("2/3", pattern="1:3"), OBQ(bits=3), OBQ(bits=2, rounding="half_away")),

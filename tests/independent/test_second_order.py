@@ -191,7 +191,9 @@ def test_gptq_and_sparse_gpt_column_by_column(seed: int) -> None:
     state = exact_start((6, 20), seed)
     gram, dense = damped(state), state.weight.numpy()
     steps = np.abs(dense).max(axis=1) / 3
-    rounded, pruned = (t.kernel()(t, state).weight.numpy() for t in (GPTQ(bits=3), SparseGPT("1/2", block=5)))
+    rounded, pruned = (
+        t.kernel()(t, state).weight.numpy() for t in (GPTQ(bits=3, order="left_to_right"), SparseGPT("1/2", block=5))
+    )
     for i, j in np.ndindex(6, 20):
         for after in (rounded, pruned):
             moved = dense[i, j:] - np.linalg.solve(gram[j:, j:], gram[j:, :j] @ (after[i, :j] - dense[i, :j]))

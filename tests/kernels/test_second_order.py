@@ -15,13 +15,14 @@ from compcomp.layers.state import LayerState
 from compcomp.techniques import GPTQ, OBQ, OBS, AbsMax, Magnitude, SparseGPT
 from tests.helpers import DEVICES, HALVES, loss, refused, tensors
 
-LEFT_TO_RIGHT = [
-    *(GPTQ(bits=4), GPTQ(bits=3, group=16), GPTQ(bits=3, group=48), GPTQ(bits=4, group=8, static_groups=True)),
-    *(GPTQ(bits=4, group=16, order="activation"), GPTQ(bits=4, mask="kept"), GPTQ(bits=2, rounding="half_away")),
+GIVEN: dict[str, Any] = {"order": "left_to_right", "static_groups": False}
+COLUMN_BY_COLUMN = [
+    *(GPTQ(bits=4, **GIVEN), GPTQ(bits=3, group=16, **GIVEN), GPTQ(bits=3, group=48, **GIVEN), GPTQ(bits=4, group=8)),
+    *(GPTQ(bits=4, group=16, static_groups=False), GPTQ(bits=4, mask="kept"), GPTQ(bits=2, rounding="half_away")),
     *(SparseGPT("1/2"), SparseGPT("1/2", block=16), SparseGPT("1/2", block=48, bits=4), SparseGPT("1/2", block=37)),
     *(SparseGPT("1/2", pattern="2:4"), SparseGPT("1/4", pattern="3:4", bits=3, mask="kept")),
 ]
-ALL = [*LEFT_TO_RIGHT, OBS("1/2"), OBS("1/2", pattern="2:4"), OBQ(bits=4), OBQ(bits=2)]
+ALL = [*COLUMN_BY_COLUMN, OBS("1/2"), OBS("1/2", pattern="2:4"), OBQ(bits=4), OBQ(bits=2)]
 
 
 def layer(shape: tuple[int, int] = (24, 96), device: str = "cpu", dtype: Any = torch.float64) -> LayerState:
@@ -44,7 +45,7 @@ def same(one: LayerState, other: LayerState) -> None:
 
 
 @pytest.mark.parametrize("block", [1, 7, 64])
-@pytest.mark.parametrize("technique", LEFT_TO_RIGHT, ids=str)
+@pytest.mark.parametrize("technique", COLUMN_BY_COLUMN, ids=str)
 def test_how_many_columns_are_updated_together_does_not_show(
     technique: Technique, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +146,7 @@ def test_decompositions_go_with_their_gram_matrices() -> None:
     for seed in range(4):
         run(GPTQ(bits=4), tensors((8, 16), seed=seed))
     gc.collect()
-    assert not _second_order._RECENT
+    assert not _second_order._LATEST
 
 
 @pytest.mark.parametrize("ties", ["first", "all"])
