@@ -52,7 +52,7 @@ sys.addaudithook(_heard)
 
 
 @contextmanager
-def met(folder: Path, act: Callable[[int, str], None]) -> Iterator[Moments]:
+def changing(folder: Path, act: Callable[[int, str], None]) -> Iterator[Moments]:
     """Let ``act`` be called at each change of files under a folder. Tensors are written in two halves."""
     moments = Moments(folder, act)
     plain, exchange = safetensors.torch.save_file, save._exchange

@@ -25,7 +25,7 @@ from tests.amount import spread
 from tests.architectures import ARCHITECTURES
 from tests.by_hand import memory
 from tests.by_hand import same as differing
-from tests.faults import full_from, met
+from tests.faults import changing, full_from
 
 pytest.importorskip("transformers")
 
@@ -86,7 +86,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, byte
     folder = tmp_path_factory.mktemp("made")
     wanted = begun(folder)
     earlier(folder / "out")
-    with met(folder, lambda number, name: None) as moments:
+    with changing(folder, lambda number, name: None) as moments:
         stream(folder)
     assert content(folder / "out") == wanted and not hidden(folder)
     assert 30 < len(moments.names) < MOMENTS and moments.names.count("done.json") == 2
@@ -102,7 +102,7 @@ def test_a_disk_that_is_full_from_any_moment_on(first: int, made: Any) -> None:
     shutil.rmtree(folder / "out", ignore_errors=True)
     earlier(folder / "out")
     written = len(names)
-    with met(folder, full_from(first)) as moments:
+    with changing(folder, full_from(first)) as moments:
         try:
             stream(folder)
         except InputError as error:
@@ -121,14 +121,14 @@ KILLED = """
 import json, shutil, sys, contextlib
 from pathlib import Path
 from tests import test_faults as own
-from tests.faults import in_a_process, killed_at, met, without_exchange
+from tests.faults import in_a_process, killed_at, changing, without_exchange
 folder, exchanging, wanted = Path(sys.argv[1]), sys.argv[2] == "True", json.loads(sys.argv[3])
 own.stream(folder, out="first")
 for moment in wanted:
     out = f"ended/{moment}"
     own.earlier(folder / out)
     def run():
-        with contextlib.nullcontext() if exchanging else without_exchange(), met(folder, killed_at(moment)):
+        with contextlib.nullcontext() if exchanging else without_exchange(), changing(folder, killed_at(moment)):
             own.stream(folder, out=out)
     print(json.dumps([moment, in_a_process(run)]))
 """
@@ -182,7 +182,7 @@ def test_what_an_earlier_run_wrote_is_made_again_if_it_is_damaged(damage: str, m
     folder, wanted, names = made
     last = len(names) - 1 - names[::-1].index("done.json") + 1
     earlier(folder / "out")
-    with met(folder, full_from(last)), pytest.raises(InputError):
+    with changing(folder, full_from(last)), pytest.raises(InputError):
         stream(folder)
     draft = folder / ".out.partial"
     first = min(draft.glob("model-*.safetensors"))
@@ -205,7 +205,7 @@ def test_files_of_the_earlier_output_are_those_of_the_moment_it_is_replaced(made
         if name == "exchange":
             raise KeyboardInterrupt
 
-    with met(folder, act), pytest.raises(KeyboardInterrupt):
+    with changing(folder, act), pytest.raises(KeyboardInterrupt):
         stream(folder)
     (folder / "out" / "notes.txt").unlink()
     (folder / "out" / "notes.txt").write_text("changed since")

@@ -155,7 +155,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class _Stored:
-    """What a file says of a tensor: its shape, the name of its dtype, and the dtype if it is one of floats."""
+    """The description of a tensor in a file: its shape, the name of its dtype, and the dtype if it is one of floats."""
 
     path: Path
     shape: tuple[int, ...]

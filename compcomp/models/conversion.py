@@ -21,7 +21,7 @@ class Part:
     Attributes:
         targets: The names in the model.
         sources: The names in the files, each with the pattern that it matches.
-        rule: What converts them. None if one tensor has another name only, or the same one.
+        rule: The rule that converts them. None for one tensor that has another name at most.
     """
 
     targets: tuple[str, ...]
@@ -30,7 +30,7 @@ class Part:
 
 
 class Conversion:
-    """What the tensors of some files are in a model.
+    """The way between the tensors of some files and those of a model.
 
     Attributes:
         parts: For the name of each tensor of the model that files hold, what it is made from.
