@@ -295,10 +295,11 @@ def apply(
     from compcomp.language.text import parse_sequence
     from compcomp.models.causal_lm import token_batches
     from compcomp.models.stream import compress_checkpoint
+    from compcomp.reporting.bars import shown
 
     order = parse_sequence(sequence)
     batches = None if text is None else token_batches(model, text, length, windows, batch_size)
-    with _counting("layers") as advance:
+    with shown(progress=True) as progress:
         found = compress_checkpoint(
             order,
             model,
@@ -308,7 +309,7 @@ def apply(
             targets or None,
             ignore or ("lm_head",),
             calibrate=calibrate,
-            on_block=lambda done, total, name: advance(done, total),
+            on_block=lambda done, total, name: progress.report("apply", done, total, f"{name}: {order}"),
         )
     if as_json:
         _print_json(found.to_json())

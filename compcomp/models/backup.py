@@ -29,7 +29,10 @@ class Backup:
         self._files = 0
 
     def __enter__(self) -> Self:
-        self._folder = tempfile.TemporaryDirectory(prefix="compcomp.")
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="compcomp.")
+        except OSError as error:
+            raise _no_room(tempfile.tempdir or "the temporary directory", error) from None
         return self
 
     def __exit__(
@@ -70,10 +73,14 @@ class Backup:
         try:
             save_file(tensors, path)
         except (OSError, SafetensorError) as error:
-            given = f"{self._folder.name!r} ({getattr(error, 'strerror', None) or error})"
-            allowed = "room for the model's weights in the temporary directory (TMPDIR)"
-            raise InputError(given, allowed, "apply") from None
+            raise _no_room(self._folder.name, error) from None
         return path
+
+
+def _no_room(folder: str, error: OSError | SafetensorError) -> InputError:
+    """Return the error for a temporary directory that cannot be written to."""
+    given = f"{folder!r} ({getattr(error, 'strerror', None) or error})"
+    return InputError(given, "room for the model's weights in the temporary directory (TMPDIR)", "apply")
 
 
 def _writes(tensor: Tensor) -> int | None:

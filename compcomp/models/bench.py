@@ -196,21 +196,22 @@ class ModelBench:
     def compress(self, sequence: Sequence) -> nn.Module:
         """Apply a sequence to the model for good, and return the model.
 
-        Blocks are compressed one after another, and nothing of them is kept but the new weights. Raises InputError as
+        Blocks are compressed one after another, or layers if no technique looks at inputs. Nothing of them is kept but
+        the new weights. Raises InputError as
         :meth:`apply` and :meth:`write` do; the model is then as it was.
         """
         self.check(sequence)
-        passes = self.inputs.passes(sequence)
-        if len(passes) != 1 or passes[0][0].whole_model or not self._calibrated:
+        steps, passes = list(sequence), self.inputs.passes(sequence)
+        if any(step.whole_model for step in steps) or (self._calibrated and len(passes) != 1):
             return self.write(self.apply(sequence, self.start()))
         self._held.place()
         compressed: ModelState = {}
         with Backup() as backup:
 
-            def put(inputs: Inputs) -> None:
+            def put(inputs: Mapping[str, tuple[Tensor | None, Magnitudes | None]]) -> None:
                 for names in alike(inputs):
                     states = {name: self._dense_layer(self.layers[name], *inputs[name]) for name in names}
-                    for name, state in self._apply_alike(dict.fromkeys(names, passes[0]), states).items():
+                    for name, state in self._apply_alike(dict.fromkeys(names, steps), states).items():
                         layer, weight = self.layers[name], effective_weight(state)
                         check_range(name, weight, layer.parameter.dtype)
                         backup.keep(layer)
@@ -220,9 +221,19 @@ class ModelBench:
                     trim()
 
             own = {id(weight) for layer in self.layers.values() for weight in layer.held()}
-            others = [p for p in self.model.parameters() if id(p) not in own and is_plain(p) and p.numel() >= LARGE]
-            with self._held.unchanged(others), backup.unchanged(others):
-                self._by_blocks(put, backup.restore, _named([passes[0]]))
+            others = [p for p in self.model.parameters() if id(p) not in own and is_plain(p)]
+            if self._calibrated:  # the model runs, and may write to them
+                others = [parameter for parameter in others if parameter.numel() >= LARGE]
+            text = _named([steps])
+            with self._held.unchanged(others), backup.unchanged(others if self._calibrated else ()):
+                if self._calibrated:
+                    self._by_blocks(put, backup.restore, text)
+                else:
+                    self.watch("apply", 0, len(self.layers), text)
+                    with torch.no_grad():
+                        for number, name in enumerate(self.layers, start=1):
+                            put({name: (None, None)})
+                            self.watch("apply", number, len(self.layers), text)
             self._held.finish(compressed)
         return self.model
 

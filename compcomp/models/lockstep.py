@@ -157,6 +157,15 @@ class Lockstep:
             run.result = self._called(run, apart=not final)
             yield
 
+    def inputs(self, stage: Stage) -> list[Any]:
+        """Return the first argument of every batch that waits before a stage."""
+        calls = [run.entered for run in self._at(stage) if run.entered is not None]
+        return [next(iter((*call.args, *call.kwargs.values())), None) for call in calls]
+
+    def skip(self) -> None:
+        """Run a stage no more than once: when the batches leave it."""
+        self._final = False
+
     def leave(self, stage: Stage) -> Iterator[None]:
         """Let the batches go on to the next stage, with results of the weights that the stage has now.
 

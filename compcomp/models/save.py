@@ -113,27 +113,60 @@ def _save(
     return target
 
 
-def put_in_place(draft: Path, target: Path) -> None:
+def put_in_place(draft: Path, target: Path, without: str | None = None) -> None:
     """Make a complete directory the one at ``target``, at once.
 
     Files of the earlier one stay, other than weights. At every moment there is the earlier directory or the new one.
+    Where the system cannot exchange two directories, :func:`bring_back` undoes a first step that was also the last.
+
+    Args:
+        draft: The complete directory.
+        target: The place for it.
+        without: The name of a file in the draft that is removed as the last thing before that.
     """
+    bring_back(target)
     target = Path(os.path.realpath(target))
     for path in draft.iterdir():
         path.chmod(0o666 & ~_umask())
     draft.chmod(0o777 & ~_umask())
     if not target.exists():
+        _remove(draft, without)
         os.rename(draft, target)
         return
     shutil.copymode(target, draft)
     for path in target.iterdir():
-        if not (draft / path.name).exists() and not any(fnmatchcase(path.name, stale) for stale in STALE):
+        if (
+            path.name != without
+            and not (draft / path.name).exists()
+            and not any(fnmatchcase(path.name, stale) for stale in STALE)
+        ):
             if path.is_dir() and not path.is_symlink():
                 shutil.copytree(path, draft / path.name, symlinks=True, copy_function=_linked)
             else:
                 _linked(path, draft / path.name)
+    _remove(draft, without)
     _exchange(draft, target)
     shutil.rmtree(draft, ignore_errors=True)
+
+
+def bring_back(target: Path) -> None:
+    """Put the directory that was at ``target`` back, if a process ended after it had moved it aside."""
+    target = Path(os.path.realpath(target))
+    aside = _aside(target)
+    if aside.exists():
+        if target.exists():
+            shutil.rmtree(aside)
+        else:
+            os.rename(aside, target)
+
+
+def _aside(target: Path) -> Path:
+    return target.parent / f".{target.name}.earlier"
+
+
+def _remove(directory: Path, name: str | None) -> None:
+    if name is not None:
+        (directory / name).unlink()
 
 
 def _linked(source: Any, to: Any, *, follow_symlinks: bool = True) -> None:
@@ -152,11 +185,14 @@ def _exchange(one: Path, other: Path) -> None:
             return
     except (AttributeError, OSError, TypeError):
         pass
-    aside = Path(tempfile.mkdtemp(prefix=f".{other.name}.", dir=other.parent)) / other.name
+    aside = _aside(other)
     os.rename(other, aside)
-    os.rename(one, other)
+    try:
+        os.rename(one, other)
+    except OSError:
+        os.rename(aside, other)
+        raise
     os.rename(aside, one)
-    aside.parent.rmdir()
 
 
 def load_weights(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:

@@ -63,7 +63,7 @@ def applied_in_turn(steps: Iterable[Technique], name: str, layer: LayerState) ->
     return after
 
 
-def alike(inputs: Mapping[str, tuple[Tensor, Magnitudes]]) -> Iterator[list[str]]:
+def alike(inputs: Mapping[str, tuple[Tensor | None, Magnitudes | None]]) -> Iterator[list[str]]:
     """Yield the names of layers in groups that have one Gram matrix, in their order."""
     groups: dict[int, list[str]] = {}
     for name, (gram, _) in inputs.items():

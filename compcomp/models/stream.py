@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from compcomp.bench import Outside
@@ -36,7 +36,7 @@ from compcomp.models.measure import effective_weight
 from compcomp.models.modes import kept, plainly
 from compcomp.models.outside import note_of, outside
 from compcomp.models.patterns import Patterns
-from compcomp.models.save import ABOUT, check_apart, layer_json, put_in_place
+from compcomp.models.save import ABOUT, bring_back, check_apart, layer_json, put_in_place
 from compcomp.models.sequential import Inputs, OnBlock, compress_blocks
 from compcomp.models.states import applied_in_turn, dense_state, digest_of, tensors_in
 
@@ -176,7 +176,6 @@ class _Stream:
     def run(self) -> Compressed:
         """Compress block by block, and put the result in place."""
         self.done = self._begin()
-        self.resumed = len(self.done)
         inside = {id(part) for stage in self.stages for part in stage.module.modules()}
         for name, module in self.model.named_modules():
             if id(module) not in inside and not any(True for _ in module.children()):
@@ -207,16 +206,17 @@ class _Stream:
 
     def _enter(self, stage: Stage) -> bool:
         """Load a block. Returns True if it is the compressed one of an earlier run."""
-        self.checkpoint.load(stage.module, stage.name, self.device)
         self.present = stage
         self.states: dict[str, Tensor] = {}
         self.described: dict[str, Any] = {}
         if stage.name in self.done:
-            found = load_file(self.draft / self._file(stage))
-            for name in stage.layers:
-                layer = self.layers[name]
-                layer.set(layer.of(found[layer.stored]))
-            return True
+            try:
+                self.checkpoint.load(stage.module, stage.name, self.device, self.draft / self._file(stage))
+                self.resumed += 1
+                return True
+            except InputError:  # what was written has been damaged since
+                del self.done[stage.name]
+        self.checkpoint.load(stage.module, stage.name, self.device)
         for name in stage.layers:
             check_weight(self.layers[name])
         return False
@@ -258,16 +258,26 @@ class _Stream:
         number = len(self.stages) if stage is None else self.stages.index(stage)
         return f"model-{number + 1:05d}-of-{len(self.stages) + 1:05d}.safetensors"
 
+    def _files(self, stage: Stage) -> tuple[str, str]:
+        """Return the names of a block's files: its tensors, and the components of its layers."""
+        return (file := self._file(stage)), file.replace("model", "components", 1)
+
     def _begin(self) -> dict[str, Any]:
         """Return the blocks that an unfinished run of the same work has written, and remove one of other work."""
         texts = [list(tensors_in(batch)) for batch in self.batches]
         files = sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in self.source.iterdir() if p.is_file())
         about = [str(self.order), str(sources_of(self.order)), str(self.inputs), list(self.layers), str(files), texts]
         self.key = digest_of(about)
+        with self._writing():
+            bring_back(self.target)
         try:
             known = json.loads((self.draft / DONE).read_text(encoding="utf-8"))
             if known["key"] == self.key and sources_of(self.order) is not None:
-                return dict(known["blocks"])
+                done = dict(known["blocks"])
+                self._clear(
+                    {DONE, *(file for stage in self.stages if stage.name in done for file in self._files(stage))}
+                )
+                return done
         except (OSError, ValueError, KeyError, TypeError):
             pass
         shutil.rmtree(self.draft, ignore_errors=True)
@@ -275,31 +285,36 @@ class _Stream:
             self.draft.mkdir(parents=True)
         return {}
 
+    def _clear(self, kept: set[str]) -> None:
+        """Remove everything but some files from the unfinished output: files half written, and those of the target."""
+        for path in self.draft.iterdir():
+            if path.name not in kept:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
     def _write(self, stage: Stage) -> None:
         """Write a compressed block, and note that it is complete."""
-        stored = {
-            name: tensor.detach().cpu().contiguous()
-            for _, _, name, tensor in self.checkpoint.tensors(stage.module, stage.name)
-        }
-        file = self._file(stage)
+        own = {name: tensor for _, _, name, tensor in self.checkpoint.tensors(stage.module, stage.name)}
+        stored, (file, components) = self.checkpoint.stored(own), self._files(stage)
         with self._writing():
-            save_file(self.states, self.draft / file.replace("model", "components", 1), metadata={"format": "pt"})
+            save_file(self.states, self.draft / components, metadata={"format": "pt"})
             save_file(stored, self.draft / file, metadata={"format": "pt"})
-            self.done[stage.name] = {"layers": self.described, "names": sorted(stored)}
+            self.done[stage.name] = {"layers": self.described, "names": sorted(own), "stored": sorted(stored)}
             note = self.draft / f"{DONE}.new"
             note.write_text(json.dumps({"key": self.key, "blocks": self.done}), encoding="utf-8")
             os.replace(note, self.draft / DONE)
 
     def _finish(self) -> Compressed:
         """Write the rest of the model, put all in place, and return the result."""
-        stored, written = {}, {name for block in self.done.values() for name in block["names"]}
-        for _, _, name, tensor in self.checkpoint.tensors(self.model, ""):
-            if name not in written:
-                stored[name] = tensor.detach().cpu().contiguous()
+        written = {name for block in self.done.values() for name in block["names"]}
+        rest = {name: tensor for _, _, name, tensor in self.checkpoint.tensors(self.model, "") if name not in written}
+        stored = self.checkpoint.stored(rest)
         weights = dict.fromkeys(stored, self._file(None))
         for stage in self.stages:
-            weights |= dict.fromkeys(self.done[stage.name]["names"], self._file(stage))
-        layers = {name: about for block in self.done.values() for name, about in block["layers"].items()}
+            weights |= dict.fromkeys(self.done[stage.name]["stored"], self._file(stage))
+        layers = {n: about for stage in self.stages for n, about in self.done[stage.name]["layers"].items()}
         bits = sum(about["bits"] for about in layers.values())
         dense = sum(dense_bits(layer.shape) for layer in self.layers.values())
         rate = 1 - bits / dense
@@ -312,8 +327,7 @@ class _Stream:
             for path in filter(_is_kept, self.source.iterdir()):
                 shutil.copyfile(path, self.draft / path.name)
             (self.draft / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-            put_in_place(self.draft, self.target)
-            (self.target / DONE).unlink(missing_ok=True)
+            put_in_place(self.draft, self.target, without=DONE)
         whole = rate * (1 - self.outside.share)
         return Compressed(self.target, rate, whole, size, self.outside, self.resumed, tuple(self.notes))
 

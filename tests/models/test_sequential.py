@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 import compcomp as cc
 from compcomp.errors import InputError
 from compcomp.language.technique import Technique
+from compcomp.models import grams
+from compcomp.models import sequential as models_sequential
 from compcomp.models.bench import ModelBench
 from compcomp.models.blocks import find_blocks
 from compcomp.models.calibration import Calibration
@@ -86,12 +89,7 @@ def test_padding_is_left_out_behind_compressed_blocks_too(name: str) -> None:
 def test_layers_in_turn_see_the_compressed_layers_before_them(name: str) -> None:
     one = ARCHITECTURES[name]
     model, batches = one.build(), one.batches()
-    by_hand, wanted = one.build(), dict[str, Tensor]()
-    for layer in names_of(model):
-        grams = seen(by_hand, [layer], batches)
-        wanted[layer] = compressed(stored(by_hand, layer), grams[layer], PRUNED_THEN_QUANTIZED)
-        with torch.no_grad():
-            stored(by_hand, layer).copy_(wanted[layer])
+    wanted = in_turn_by_hand(one.build(), batches)
     applied(model, batches, PRUNED_THEN_QUANTIZED, inside="in turn")
     close(model, wanted)
 
@@ -358,3 +356,53 @@ def test_large_parameters_that_a_model_writes_to_are_restored() -> None:
     before = memory(model)
     applied(model, [torch.randn(4, 8)], [GPTQ(bits=4)])
     assert same(before, memory(model)) == ["inner.weight"]
+
+
+def in_turn_by_hand(model: nn.Module, batches: Any) -> dict[str, Tensor]:
+    """The weights that layers get one behind another. The model is compressed afterwards."""
+    found = dict[str, Tensor]()
+    for layer in names_of(model):
+        found[layer] = compressed(stored(model, layer), seen(model, [layer], batches)[layer], PRUNED_THEN_QUANTIZED)
+        with torch.no_grad():
+            stored(model, layer).copy_(found[layer])
+    return found
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_layers_in_turn_that_read_one_tensor_share_its_gram_matrix(
+    padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, products, plain = ARCHITECTURES["llama"], list[int](), grams.gram
+
+    def counted(given: Tensor) -> Tensor:
+        products.append(1)
+        return plain(given)
+
+    monkeypatch.setattr(grams, "gram", counted)
+    model, apart, batches = one.build(), one.build(), one.batches(padded=padded)
+    applied(model, batches, PRUNED_THEN_QUANTIZED, inside="in turn")
+    shared = len(products)
+    assert padded or shared == 3 * 4 * len(batches)  # q, k and v; o; gate and up; down
+    monkeypatch.setattr(models_sequential, "_same", lambda one, other: False)
+    applied(apart, batches, PRUNED_THEN_QUANTIZED, inside="in turn")
+    assert len(products) - shared == 3 * 7 * len(batches)
+    assert not same(memory(model), memory(apart))
+
+
+def test_a_tensor_written_to_between_two_layers_is_not_taken_for_the_same() -> None:
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.clone()
+            out = self.first(x)
+            x.mul_(torch.tensor([1.0, 5.0, 0.2, 3.0, 1.0, 9.0]))
+            return out + self.second(x)  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model, batches = Writing(), [torch.randn(9, 6), torch.randn(9, 6)]
+    wanted = in_turn_by_hand(copy.deepcopy(model), batches)
+    applied(model, batches, PRUNED_THEN_QUANTIZED, inside="in turn")
+    close(model, wanted)
