@@ -41,7 +41,7 @@ OWN = uuid.uuid4().hex
 
 @dataclass(frozen=True)
 class Racing:
-    """What a job knows of the race: its settings, and digest, compression rate and sums of states to compare with."""
+    """Hold the race as a job knows it: its settings, and digest, compression rate and sums of states to beat."""
 
     confidence: float | None
     candidates: int
@@ -100,7 +100,7 @@ class BranchResult:
         row: The measurement of the state, None if it was known or not wanted.
         stretches: The sums of each stretch of parts that the state was measured on.
         message: The bench's message with the state, None if it was not kept.
-        notes: What the bench has noted so far.
+        notes: The notes of the bench so far.
     """
 
     digests: tuple[str, ...]
@@ -330,7 +330,7 @@ class _Start:
 
     @property
     def key(self) -> tuple[str, Prefix]:
-        """What the job's result depends on."""
+        """The part that the job's result depends on."""
         return self.digest, self.steps
 
 
@@ -412,7 +412,7 @@ def _branch(
 
 
 def _process() -> tuple[str, int]:
-    """Return what no other process has."""
+    """Return a value that no other process has."""
     return OWN, os.getpid()
 
 

@@ -126,11 +126,14 @@ class _Reply(Generic[R]):
 
 
 def _submit(executor: Executor, function: Callable[[J], R], job: J) -> Future[_Reply[R]] | None:
-    if not job.portable:
-        return None
+    return submitted(executor, _guarded, function, type(job), job.to_json()) if job.portable else None
+
+
+def submitted(executor: Executor, function: Callable[..., R], *arguments: Any) -> Future[R] | None:
+    """Return the future of a call, None if the executor takes none: it is closed, or broken by a worker that died."""
     try:
-        return executor.submit(_guarded, function, type(job), job.to_json())
-    except RuntimeError:  # shut down, or broken by a worker that died
+        return executor.submit(function, *arguments)
+    except Exception:  # each executor has errors of its own for this
         return None
 
 
