@@ -474,7 +474,7 @@ class ModelBench:
             "inputs": self.inputs,
         }
         evaluation = self._evaluation.modes, self._evaluation.names
-        return Sent(self, Contents(arguments, dense, evaluation, Process.now(self.device)), directory)
+        return Sent(self, Contents(ModelBench, arguments, dense, evaluation, Process.now(self.device)), directory)
 
     @plainly
     def resume(self, dense: ModelState, modes: Modes, names: tuple[str, ...]) -> None:

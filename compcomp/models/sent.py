@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -21,9 +21,6 @@ from compcomp.models.message import pack, unpack
 from compcomp.models.modes import Process, kept
 from compcomp.models.states import with_given
 
-if TYPE_CHECKING:
-    from compcomp.models.bench import ModelBench
-
 FORGET = 5.0
 """Seconds after which a process looks again whether the files of its bench are still there."""
 
@@ -33,12 +30,14 @@ class Contents:
     """Hold all that a bench is made from. Objects that several of these refer to stay one object.
 
     Attributes:
-        arguments: Arguments of :class:`compcomp.models.bench.ModelBench`.
+        kind: The class, :class:`compcomp.models.bench.ModelBench`, which this module does not import.
+        arguments: Arguments of the class.
         dense: The dense state, with what the layers have seen.
         evaluation: The user's modes, and the names of the metrics that ``evaluate`` has given before.
         process: Random states and settings of the sending process, under which every model is evaluated.
     """
 
+    kind: Any
     arguments: dict[str, Any]
     dense: ModelState
     evaluation: tuple[Any, tuple[str, ...]]
@@ -60,8 +59,8 @@ class Sent:
         InputError: Something cannot be sent.
     """
 
-    def __init__(self, bench: ModelBench, contents: Contents, directory: Path) -> None:
-        self.bench: ModelBench | None = bench
+    def __init__(self, bench: Any, contents: Contents, directory: Path) -> None:
+        self.bench = bench
         self.name, self.directory = uuid.uuid4().hex, str(directory)
         self.device = bench.device
         try:
@@ -75,7 +74,7 @@ class Sent:
         return {**vars(self), "bench": None}
 
     @contextmanager
-    def opened(self) -> Iterator[ModelBench]:
+    def opened(self) -> Iterator[Any]:
         """Yield the bench, under the random states and settings of the process that made it."""
         if self.bench is not None:
             yield self.bench
@@ -90,12 +89,10 @@ class Sent:
             _open.process.set(_open.bench.device)
             yield _open.bench
 
-    def _made(self) -> tuple[ModelBench, Process]:
-        from compcomp.models.bench import ModelBench
-
+    def _made(self) -> tuple[Any, Process]:
         own = claimed(self.device)
         contents: Contents = unpack(self.message, own)
-        bench = ModelBench(**contents.arguments, device=own)
+        bench = contents.kind(**contents.arguments, device=own)
         bench.resume(contents.dense, *contents.evaluation)
         return bench, contents.process
 
@@ -105,7 +102,7 @@ class _Open:
     """The bench that is open in this process."""
 
     name: str = ""
-    bench: ModelBench | None = None
+    bench: Any = None
     process: Process | None = None
 
     def close(self) -> None:

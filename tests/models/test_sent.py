@@ -62,7 +62,9 @@ def test_it_measures_the_same(make: Callable[[], nn.Module], inputs: Calibration
 
 def test_a_state_goes_by_path(tmp_path: Path) -> None:
     bench = ModelBench(Tiny(width=64), tokens(), evaluate, "cpu")
-    state = bench.apply(TruncatedSVD(rank=2, residual=True), bench.apply(AbsMax(bits=4, group=4), bench.apply_all(ORDER)))
+    state = bench.apply(
+        TruncatedSVD(rank=2, residual=True), bench.apply(AbsMax(bits=4, group=4), bench.apply_all(ORDER))
+    )
     there = pickle.loads(pickle.dumps(bench.sent(tmp_path)))
     before = sum(file.stat().st_size for file in tmp_path.iterdir())
     message = bench.pack(state, tmp_path / "state")
