@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 from compcomp.language.claim import Claim
@@ -375,8 +377,11 @@ class InParts(Protocol):
 class Bench(InParts, Protocol):
     """The interface that a search measures with, such as a model with calibration data.
 
-    A state is whatever ``start`` and ``apply`` return. It must not change when another is made from it.
+    A state is whatever ``start`` and ``apply`` return. It must not change when another is made from it. ``notes`` are
+    lines that a report should show.
     """
+
+    notes: list[str]
 
     def start(self) -> Any:
         """Return the uncompressed state."""
@@ -457,11 +462,30 @@ class Bench(InParts, Protocol):
     def parallel(self) -> bool:
         """Return True if jobs gain from running in several processes at once."""
 
+    def sent(self, directory: Path) -> SentBench:
+        """Return this bench for other processes, with its tensors in files of the directory.
+
+        Raises InputError if a part of it cannot be sent.
+        """
+
+    def pack(self, state: Any, path: Path) -> bytes:
+        """Return a message with a state. Its tensors are in files whose names begin with this path."""
+
+    def unpack(self, message: bytes) -> Any:
+        """Return the state in a message of :meth:`pack`, of this bench or of one that was sent to another process."""
+
     def coverage(self, claims: Sequence[Claim]) -> Iterator[tuple[str, list[Coverage]]]:
         """Yield for each layer its name and its :class:`Coverage` by each claim, all proved under conditions.
 
         Yields nothing if the bench cannot compute it.
         """
+
+
+class SentBench(Protocol):
+    """A bench for other processes. It can be pickled, and is small: tensors are in files that all processes see."""
+
+    def opened(self) -> AbstractContextManager[Bench]:
+        """Return a context with the bench, which the process opens once and keeps."""
 
 
 class Tried(Bench, Protocol):

@@ -78,9 +78,9 @@ def optimize_order(
             better unless the metric's name (perplexity, loss ...) or the attribute ``evaluate.higher_is_better`` says
             otherwise.
         device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1".
-        executor: Any ``concurrent.futures.Executor``, in which claims are decided and layers explored. It does not
-            change the results. None works in this process; if many orders are explored on a CPU, it works in one
-            process for each core.
+        executor: Any ``concurrent.futures.Executor``, in which claims are decided, layers explored and, if its workers
+            are other processes, whole models measured (docs/ordering.md). It does not change the results. None works in
+            this process; if many orders are explored on a CPU, it works in one process for each core.
         store: A file that keeps verdicts and measurements from one run to the next. A run that ended early continues
             from there. Values of ``evaluate`` are kept only if it has an attribute ``key``. This is a text that has to
             change whenever the values may change.

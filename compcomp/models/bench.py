@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -33,9 +34,10 @@ from compcomp.models.held import HeldModel, ModelState, check_range
 from compcomp.models.layers import IGNORE, Layer, check_order, find_layers
 from compcomp.models.measure import MEASURED, effective_weight, layer_losses, total
 from compcomp.models.memory import is_plain, trim
-from compcomp.models.modes import plainly
+from compcomp.models.modes import Modes, Process, plainly
 from compcomp.models.outside import note_of, outside
 from compcomp.models.patterns import Patterns
+from compcomp.models.sent import Contents, Sent, pack_state, unpack_state
 from compcomp.models.sequential import Inputs, compress_blocks
 from compcomp.models.size import compression_rate
 from compcomp.models.states import (
@@ -107,7 +109,7 @@ class ModelBench:
     ) -> None:
         self.watch = watch
         self.layers: dict[str, Layer] = {layer.name: layer for layer in find_layers(model, targets, ignore)}
-        self.inputs = inputs
+        self.inputs, self._selected = inputs, {"targets": targets, "ignore": ignore}
         keep_batches = keep_batches or not inputs.dense
         if calibration is not None:
             calibration = list(prepared(model, calibration)) if keep_batches else iterate(calibration)
@@ -197,8 +199,7 @@ class ModelBench:
         """Apply a sequence to the model for good, and return the model.
 
         Blocks are compressed one after another, or layers if no technique looks at inputs. Nothing of them is kept but
-        the new weights. Raises InputError as
-        :meth:`apply` and :meth:`write` do; the model is then as it was.
+        the new weights. Raises InputError as :meth:`apply` and :meth:`write` do; the model is then as it was.
         """
         self.check(sequence)
         steps, passes = list(sequence), self.inputs.passes(sequence)
@@ -462,6 +463,50 @@ class ModelBench:
                 caps=caps,
                 register=register,
             )
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model, or of its first layer if it is spread over several."""
+        return next(iter(self.layers.values())).parameter.device
+
+    @plainly
+    def sent(self, directory: Path) -> Sent:
+        """Return what opens this bench in other processes. Its tensors are written to the directory.
+
+        Raises InputError if a part of it cannot be sent.
+        """
+        dense = self.start()
+        if self._held.device is None:
+            raise InputError("a model that is spread over several devices", "a model on one device", "executor")
+        arguments = {
+            "model": self.model,
+            "calibration": self._kept if self._kept is not None else [] if self._calibrated else None,
+            "evaluate": self._evaluation.evaluate,
+            **self._selected,
+            "loss_names": self.loss_names,
+            "offload": self._offload,
+            "keep_batches": self._kept is not None,
+            "inputs": self.inputs,
+        }
+        evaluation = self._evaluation.modes, self._evaluation.names
+        return Sent(self, Contents(ModelBench, arguments, dense, evaluation, Process.now(self.device)), directory)
+
+    @plainly
+    def resume(self, dense: ModelState, modes: Modes, names: tuple[str, ...]) -> None:
+        """Go on as a bench in another process did, with its dense state and what it knows of ``evaluate``."""
+        self._held.place()
+        self._dense = self._held.present = dense
+        self._batches = None
+        self._evaluation.modes, self._evaluation.names = modes, names
+
+    def pack(self, state: ModelState, path: Path) -> bytes:
+        """Return a message with a state of this bench. Its tensors are written to files from this path on."""
+        return pack_state(state, path)
+
+    @plainly
+    def unpack(self, message: bytes) -> ModelState:
+        """Return the state in a message of :meth:`pack`, on any bench opened by :meth:`sent`."""
+        return unpack_state(message, self.start(), self.device)
 
     def coverage(self, claims: Items[Claim]) -> Iterator[tuple[str, list[Coverage]]]:
         """Yield for each layer its name and, for every claim, where its conditions hold and the losses there.

@@ -18,7 +18,7 @@ class Evaluation:
     """The user's ``evaluate``, or None. It runs under the modes of torch at the time when this object was made.
 
     ``notes`` receives lines that a report should show, such as a metric that was not finite. ``watch`` is called with
-    the phase "evaluate": after each call, or after some parts.
+    the phase "evaluate": after each call, or after some parts. ``names``: the metrics of earlier calls.
     """
 
     def __init__(self, evaluate: Callable[..., Any] | None, notes: list[str], watch: Watch = unwatched) -> None:
@@ -27,7 +27,7 @@ class Evaluation:
         self.evaluate, self.notes = evaluate, notes
         self.watch = watch
         self.modes = Modes.now()
-        self._names = tuple[str, ...]()
+        self.names = tuple[str, ...]()
 
     @property
     def key(self) -> str | None:
@@ -86,7 +86,7 @@ class Evaluation:
 
     def _check_names(self, metrics: Mapping[str, Any]) -> None:
         """Raise InputError unless these are the metrics of earlier calls."""
-        names = self._names = self._names or tuple(metrics)
+        names = self.names = self.names or tuple(metrics)
         if missing := [name for name in names if name not in metrics]:
             raise InputError(
                 f"no {missing[0]!r} among {', '.join(metrics)}", f"{', '.join(names)} each time", "evaluate"

@@ -94,6 +94,46 @@ class Devices:
             yield
 
 
+@dataclass(frozen=True)
+class Process:
+    """The random states and settings of a process, for another one. The number of threads is each one's own.
+
+    Attributes:
+        random: The states of torch on the CPU, of Python, of numpy, and of torch on the model's CUDA device.
+        settings: The values of :data:`_SETTINGS`.
+    """
+
+    random: tuple[Any, Any, Any, Any]
+    settings: tuple[Any, ...]
+
+    @classmethod
+    def now(cls, device: torch.device) -> Process:
+        """Return those of this process.
+
+        Args:
+            device: The device of the model.
+        """
+        numpy: Any = sys.modules.get("numpy")
+        on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        states = torch.get_rng_state(), random.getstate(), numpy.random.get_state() if numpy else None, on_device
+        return cls(states, tuple(read() for read, _ in _SETTINGS))
+
+    def set(self, device: torch.device) -> None:
+        """Take these in this process, whose model is on this device."""
+        state, own, arrays, on_device = self.random
+        torch.set_rng_state(state)
+        random.setstate(own)
+        if arrays is not None:
+            import numpy
+
+            numpy.random.set_state(arrays)
+        if on_device is not None:
+            torch.cuda.set_rng_state(on_device, device)
+        for (read, write), value in zip(_SETTINGS, self.settings, strict=True):
+            if write is not torch.set_num_threads and read() != value:
+                write(value)
+
+
 @contextmanager
 def random_kept() -> Iterator[None]:
     """Restore random states at the end: torch's on every device, numpy's and Python's own."""

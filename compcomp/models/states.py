@@ -64,10 +64,10 @@ def applied_in_turn(steps: Iterable[Technique], name: str, layer: LayerState) ->
 
 
 def alike(inputs: Mapping[str, tuple[Tensor | None, Magnitudes | None]]) -> Iterator[list[str]]:
-    """Yield the names of layers in groups that have one Gram matrix, in their order."""
-    groups: dict[int, list[str]] = {}
+    """Yield the names of layers in groups that share a Gram matrix. A layer without one is alone."""
+    groups: dict[Any, list[str]] = {}
     for name, (gram, _) in inputs.items():
-        groups.setdefault(id(gram), []).append(name)
+        groups.setdefault(name if gram is None else id(gram), []).append(name)
     yield from groups.values()
 
 

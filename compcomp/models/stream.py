@@ -33,12 +33,13 @@ from compcomp.models.held import check_range
 from compcomp.models.layers import Layer, check_order, check_weight, find_layers
 from compcomp.models.lockstep import Stage
 from compcomp.models.measure import effective_weight
+from compcomp.models.memory import trim
 from compcomp.models.modes import kept, plainly
 from compcomp.models.outside import note_of, outside
 from compcomp.models.patterns import Patterns
 from compcomp.models.save import ABOUT, bring_back, check_apart, layer_json, put_in_place
 from compcomp.models.sequential import Inputs, OnBlock, compress_blocks
-from compcomp.models.states import applied_in_turn, dense_state, digest_of, tensors_in
+from compcomp.models.states import alike, applied_abreast, dense_state, digest_of, tensors_in
 
 DONE = "done.json"
 """The file of an unfinished output that says what it is of, and which blocks it has."""
@@ -223,15 +224,16 @@ class _Stream:
 
     def _compress(self, inputs: Inputs | Mapping[str, None]) -> None:
         """Compress the layers of the present block, and write the block."""
-        for name, seen in inputs.items():
-            layer = self.layers[name]
-            gram, magnitudes = seen if seen is not None else (None, None)
-            state = applied_in_turn(self.order, name, dense_state(layer.weight, gram, magnitudes))
-            effective = effective_weight(state)
-            check_range(name, effective, layer.parameter.dtype)
-            layer.set(effective)
-            self.described[name] = layer_json(state, layer.shape)
-            self.states |= {f"{name}.{part}": t.cpu() for part, t in pack(state, layer.parameter.dtype).items()}
+        seen = {name: (None, None) if given is None else given for name, given in inputs.items()}
+        for names in alike(seen):
+            dense = {name: dense_state(self.layers[name].weight, *seen[name]) for name in names}
+            for name, state in applied_abreast(dict.fromkeys(names, list(self.order)), dense).items():
+                layer, effective = self.layers[name], effective_weight(state)
+                check_range(name, effective, layer.parameter.dtype)
+                layer.set(effective)
+                self.described[name] = layer_json(state, layer.shape)
+                self.states |= {f"{name}.{part}": t.cpu() for part, t in pack(state, layer.parameter.dtype).items()}
+            trim()
         self._write(self.present)
 
     def _leave(self, stage: Stage) -> None:

@@ -13,6 +13,7 @@ from compcomp.language.claim import Claim, Scope
 from compcomp.language.named import find_registered, registrations
 from compcomp.language.text import claim_from_json
 from compcomp.language.verdict import Status, Verdict
+from compcomp.ordering.jobs import submitted
 from compcomp.ordering.reuse import family, follows, said
 from compcomp.ordering.store import Store, verdict_from_json, verdict_to_json
 
@@ -225,10 +226,7 @@ class Asker:
         job = job_of(claim, scope, options) if self.executor is not None else None
         if self.executor is None or job is None:
             return None
-        try:
-            return self.executor.submit(decide_job, job.to_json(), self.prover)
-        except RuntimeError:  # shut down, or broken by a worker that died
-            return None
+        return submitted(self.executor, decide_job, job.to_json(), self.prover)
 
     def _result(self, claim: Claim, scope: Scope, options: Options, future: Future[dict[str, Any]] | None) -> Verdict:
         """Return the verdict of the worker. If it was lost, decide the claim in this process."""

@@ -33,7 +33,7 @@ J = TypeVar("J", bound=Job)
 R = TypeVar("R")
 
 AHEAD = 8
-"""Jobs that are passed to an executor before the first of them is done."""
+"""The fewest jobs that are passed to an executor before the first of them is done, unless a caller says otherwise."""
 TRIES = 2
 """How often an executor may lose a job before this process runs it itself."""
 
@@ -69,7 +69,19 @@ def _large_jobs() -> None:
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
 
 
-def run(function: Callable[[J], R], jobs: Iterable[J], executor: Executor | None = None) -> Iterator[tuple[J, R]]:
+def workers_of(executor: Executor) -> int:
+    """Return how many jobs the executor does at once, :data:`AHEAD` if it does not say."""
+    client = getattr(executor, "_client", None)  # of dask.distributed
+    try:
+        count = len(client.ncores()) if client is not None else getattr(executor, "_max_workers", AHEAD)
+    except Exception:  # the client is closed
+        return AHEAD
+    return max(1, count) if isinstance(count, int) else AHEAD
+
+
+def run(
+    function: Callable[[J], R], jobs: Iterable[J], executor: Executor | None = None, ahead: int | None = None
+) -> Iterator[tuple[J, R]]:
     """Yield each job and its result, in the order of the jobs. Jobs are made no sooner than they are needed.
 
     A job that is not ``portable`` runs in this process. A worker that dies raises nothing: the job is submitted again,
@@ -79,6 +91,8 @@ def run(function: Callable[[J], R], jobs: Iterable[J], executor: Executor | None
         function: Does a job.
         jobs: The jobs.
         executor: Where jobs are done, None for this process.
+        ahead: How many jobs are passed to the executor before the first of them is done. None: as many as keep its
+            workers busy.
 
     Raises:
         Exception: The exception of a job.
@@ -88,10 +102,10 @@ def run(function: Callable[[J], R], jobs: Iterable[J], executor: Executor | None
             yield job, function(job)
         return
     waiting: deque[tuple[J, Future[_Reply[R]] | None]] = deque()
-    source = iter(jobs)
+    source, ahead = iter(jobs), max(AHEAD, 2 * workers_of(executor)) if ahead is None else ahead
     try:
         while True:
-            while len(waiting) < AHEAD and (following := next(source, None)) is not None:
+            while len(waiting) < ahead and (following := next(source, None)) is not None:
                 waiting.append((following, _submit(executor, function, following)))
             if not waiting:
                 return
@@ -112,11 +126,14 @@ class _Reply(Generic[R]):
 
 
 def _submit(executor: Executor, function: Callable[[J], R], job: J) -> Future[_Reply[R]] | None:
-    if not job.portable:
-        return None
+    return submitted(executor, _guarded, function, type(job), job.to_json()) if job.portable else None
+
+
+def submitted(executor: Executor, function: Callable[..., R], *arguments: Any) -> Future[R] | None:
+    """Return the future of a call, None if the executor takes none: it is closed, or broken by a worker that died."""
     try:
-        return executor.submit(_guarded, function, type(job), job.to_json())
-    except RuntimeError:  # shut down, or broken by a worker that died
+        return executor.submit(function, *arguments)
+    except Exception:  # each executor has errors of its own for this
         return None
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from compcomp.bench import Bench
 from compcomp.errors import InputError
 from compcomp.language.named import sources_of
+from compcomp.ordering.branches import measuring
 from compcomp.ordering.dag import Orderings
 from compcomp.ordering.explore import Explored, Explorer
 from compcomp.ordering.measure import Measured, measure
@@ -61,7 +62,7 @@ class OnModel:
         progress: Reports progress.
         notes: A list that receives notes for the report.
         store: Keeps measurements between runs.
-        executor: Runs the jobs of layers, None for this process or a pool of processes.
+        executor: Runs the jobs of layers and whole models, None for this process or, for layers, a pool of processes.
         keeps: Returns the positions of the techniques that keep each invariant (law 4).
         drop: Drops orders by law 5. Its argument is True if the user evaluates models.
     """
@@ -121,13 +122,15 @@ class OnModel:
         race, digests = None, dict[Prefix, str]()
         if chosen:
             race = Race(parts, wanted.confidence, len(chosen)) if parts is not None else None
-            measured = Measured(orderings, bench, self.progress.of("measure"), kept, race)
-            try:
-                measured.measure(chosen)
-            except KeyboardInterrupt:
-                if not rows and not measured.rows:
-                    raise
-                self._stop(chosen, measured)
+            executor = self.executor if len(chosen) > 1 else None
+            arguments = orderings, bench, self.progress.of("measure"), kept, race
+            with measuring(*arguments, executor=executor, notes=self.notes) as measured:
+                try:
+                    measured.measure(chosen)
+                except KeyboardInterrupt:
+                    if not rows and not measured.rows:
+                        raise
+                    self._stop(chosen, measured)
             rows |= measured.rows
             self.kernel_runs += measured.applications * layers
             orderings.same_on_model(measured.digests)

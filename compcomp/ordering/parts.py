@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from compcomp.bench import InParts, Sums
 from compcomp.errors import InputError
 from compcomp.language.technique import Sequence as Order
 from compcomp.ordering.intervals import difference, half_width, mean
-from compcomp.ordering.measurement import Measurement
+from compcomp.ordering.measurement import Measurement, fronts
 from compcomp.ordering.store import Store
 
 FIRST = 8
@@ -33,6 +35,11 @@ class Kept:
 
     store: Store | None = None
     key: str = ""
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory of the store, None without one."""
+        return None if self.store is None else self.store.path.resolve().parent
 
     def get(self, name: str) -> dict[str, Any] | None:
         """Return the data kept under a name, None if there is none."""
@@ -94,6 +101,18 @@ class Parts:
                 found.setdefault(metric, []).extend(pairs)
         return found
 
+    def stretches(self, digest: str) -> list[Sums]:
+        """Return the sums of a state on each stretch of parts that it was evaluated on."""
+        known = (self._known(digest, number) for number in range(len(self.looks)))
+        return list(takewhile(lambda sums: sums is not None, known))  # type: ignore[arg-type]
+
+    def know(self, digest: str, stretches: Sequence[Sums]) -> None:
+        """Keep the sums of a state, from :meth:`stretches` of another process."""
+        for number, stretch in enumerate(stretches):
+            if self._known(digest, number) is None:
+                self._stretches[digest, number] = stretch
+                self.kept.put(self._name(digest, number), stretch)
+
     def whole(self, digest: str, state: Callable[[], Any]) -> dict[str, float]:
         """Return the metrics of a state over all parts."""
         sums = self.sums(digest, len(self.looks) - 1, state)
@@ -150,6 +169,7 @@ class Race:
 
     def __init__(self, parts: Parts, confidence: float | None, candidates: int) -> None:
         self.parts, self.bench, self.racing = parts, parts.bench, confidence is not None
+        self.candidates = candidates
         self.confidence = CONFIDENCE if confidence is None else confidence
         rivals = max(1, candidates - 1)
         self.apart = (1 - self.confidence) / rivals
@@ -170,22 +190,40 @@ class Race:
         self.runs[digest] = Run(sums)
         self._whole.append((rate, digest))
 
+    def rivals(self) -> list[tuple[str, float, Sums]]:
+        """Return digest, compression rate and sums of the states that later ones may be compared with so far.
+
+        They are the front of size and metric of what is measured on all parts.
+        """
+        points = [(rate, self._worth(digest)) for rate, digest in self._whole]
+        front = (one for one, place in zip(self._whole, fronts(points), strict=True) if place == 0)
+        return [(digest, rate, self.runs[digest].sums) for rate, digest in front]
+
+    def meet(self, rivals: Iterable[tuple[str, float, Sums]]) -> None:
+        """Enter the :meth:`rivals` of a race in another process."""
+        for digest, rate, sums in rivals:
+            self.runs[digest] = Run(sums)
+            self._whole.append((rate, digest))
+
+    def _worth(self, digest: str) -> float:
+        """Return the mean of the first metric of a state, smaller is better, and infinite if it is no number."""
+        sums = self.runs[digest].sums
+        metric = next(iter(sums))
+        value = self._sign(metric) * mean(sums[metric])
+        return math.inf if math.isnan(value) else value
+
     def _stopped(self, sums: Sums, rate: float) -> Run | None:
         """Return the stopped run if the best state that is no larger has better sums, else None."""
         metric = next(iter(sums))
         sign = self._sign(metric)
 
-        def worth(digest: str) -> float:
-            value = sign * mean(self.runs[digest].sums[metric])
-            return math.inf if math.isnan(value) else value
-
         rivals = [digest for known, digest in self._whole if known >= rate - SAME_SIZE]
         if not rivals:
             return None
-        rival = min(rivals, key=worth)
+        rival = min(rivals, key=self._worth)
         own = sign * mean(sums[metric])
         if math.isnan(own) or own == math.inf:  # later parts cannot change that
-            return Run(sums, rival, (math.nan, math.nan)) if worth(rival) < math.inf else None
+            return Run(sums, rival, (math.nan, math.nan)) if self._worth(rival) < math.inf else None
         middle, half = self._difference(sums, rival, metric, self.level)
         return Run(sums, rival, (middle - half, middle + half)) if middle - half > 0 else None
 

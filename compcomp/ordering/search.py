@@ -69,8 +69,8 @@ def search(
             all parts of the data.
         prover: Decides claims: a :class:`compcomp.proving.prove.Prover`, or a function of claim, scope and options.
             None is the prover that this process shares.
-        executor: Decides claims and explores layers elsewhere. None uses this process, or a pool of processes for many
-            layers.
+        executor: Decides claims, explores layers and measures models elsewhere. None uses this process, or a pool of
+            processes for many layers.
         store: Keeps verdicts and measurements between runs.
         progress: Reports the progress of the search.
         seed: The seed of the generated layers.

@@ -62,7 +62,7 @@ class Broken(Executor):
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         if not self.late:
-            raise RuntimeError("cannot schedule new futures")
+            raise ValueError("the client is closed")  # dask.distributed's own error is none of RuntimeError
         future: Future[Any] = Future()
         future.set_exception(OSError("the worker is gone"))
         return future
