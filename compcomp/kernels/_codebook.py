@@ -61,7 +61,7 @@ def quantize(
     def exact(part: slice | Tensor) -> None:
         weight[part] = (codes[places(part)] * steps[part]).to(weight.dtype)
 
-    if dtype == torch.float32 and divisors(largest) is not None:
+    if dtype == torch.float32 and divisors(largest, technique)[1]:
         _look_up(groups, weight, steps, reach, Table.of(step_map, groups.device), exact)
     else:
         for rows in chunks(len(groups), 96 * groups.shape[1], groups.device):

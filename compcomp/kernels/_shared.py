@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
+from math import isfinite, isqrt
 
 import torch
 
@@ -25,12 +26,26 @@ PIECE = 256
 FEW = 8
 """The size of groups up to which their scores are compared in pairs."""
 
+MANY = 2**14
+"""The size of a group from which on a sample of its scores bounds those that are looked at."""
+
+CLOSE = 2.0**-20
+"""The relative difference below which float32 scores do not tell the order of exact ones."""
+
+TINY = 2.0**-120
+"""The magnitude below which they do not tell it either."""
+
 MEMORY = 2**28
 """The bytes a kernel may take for one batch of intermediate results; eight times as many on a CUDA device."""
 
 
-def check(technique: Technique, layer: LayerState) -> None:
+def check(technique: Technique, layer: LayerState, *, weight_too: bool = True) -> None:
     """Check that the technique fits the layer and that every tensor it reads is finite.
+
+    Args:
+        technique: The technique.
+        layer: The layer.
+        weight_too: False if the kernel passes the weight's largest magnitudes to :func:`divisors`.
 
     Raises:
         InputError: It does not fit, or an entry is not finite.
@@ -58,7 +73,7 @@ def check(technique: Technique, layer: LayerState) -> None:
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise InputError(f"a {name} of {tensor.dtype}", "a floating point tensor", str(technique))
-        if not all_finite(tensor):
+        if (weight_too or name != "weight") and not all_finite(tensor):
             raise InputError(f"a {name} with nan or infinite entries", "finite entries", str(technique))
 
 
@@ -147,18 +162,26 @@ def pieces(weight: Tensor, size: int) -> tuple[Tensor, int]:
     return weight.reshape(-1, length), size // length
 
 
-def largest_magnitudes(groups: Tensor) -> Tensor:
-    """Return the largest magnitude of each row, float64, as a column."""
+def largest_magnitudes(groups: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return the largest magnitude of each row as a column, in this dtype."""
     # amax and amin are several times as fast as aminmax along a dimension
     high, low = groups.amax(dim=-1, keepdim=True), groups.amin(dim=-1, keepdim=True)
-    return torch.maximum(high, -low).to(torch.float64)
+    return torch.maximum(high, low.neg_(), out=low).to(dtype)
 
 
-def divisors(largest: Tensor) -> Tensor | None:
-    """Return magnitudes with 1 for 0, or None if float32 loses precision in quotients of them and small numbers."""
-    found = torch.where(largest == 0, 1, largest)
-    low, high = found.aminmax()
-    return found if float(low) > 2.0**-90 and float(high) < 2.0**90 else None
+def divisors(largest: Tensor, technique: Technique) -> tuple[Tensor, bool]:
+    """Return magnitudes with 1 for 0, and True if float32 loses no precision in quotients of them and small numbers.
+
+    Raises:
+        InputError: A magnitude is not finite.
+    """
+    low, high = map(float, largest.aminmax())
+    if not isfinite(high):
+        raise InputError("a weight with nan or infinite entries", "finite entries", str(technique))
+    if low == 0:
+        largest = torch.where(largest == 0, 1, largest)
+        low = float(largest.amin())
+    return largest, low > 2.0**-90 and high < 2.0**90
 
 
 def rounded(ratio: Tensor, rounding: str) -> Tensor:
@@ -189,12 +212,13 @@ def smallest(scores: Tensor, count: int, ties: str, dim: int = -1) -> Tensor:
     """
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    if (count, *scores.shape[1:], dim) == (2, 4, -1):
-        taken = _two_of_four(scores)
-        if ties == "all" or int(taken.count_nonzero()) == 2 * len(scores):  # no ties: exactly two everywhere
-            return taken
-    if scores.shape[dim] <= FEW and ties != "all":
+    size = scores.shape[dim]
+    if (count, size, dim) == (2, 4, -1):
+        return _above_two(scores, ties).bool().logical_not_()
+    if size <= FEW and ties != "all":
         return _ranks(scores, dim) < count
+    if scores.numel() == size and size >= MANY:
+        return _above_last(scores.reshape(-1), count, ties).bool().logical_not_().reshape(scores.shape)
     last = scores.kthvalue(count, dim=dim, keepdim=True).values
     if ties == "all":
         return scores <= last
@@ -203,11 +227,79 @@ def smallest(scores: Tensor, count: int, ties: str, dim: int = -1) -> Tensor:
     return below | (equal & (equal.cumsum(dim=dim, dtype=torch.int32) <= room))
 
 
-def _two_of_four(scores: Tensor) -> Tensor:
-    """Return which scores (groups x 4) are not above the second of their group."""
-    low, high = torch.minimum(scores[:, :2], scores[:, 2:]), torch.maximum(scores[:, :2], scores[:, 2:])
-    second = torch.minimum(torch.minimum(high[:, 0], high[:, 1]), torch.maximum(low[:, 0], low[:, 1]))
-    return scores <= second[:, None]
+# Comparisons that give 0 and 1 in the dtype of what is compared take a quarter of the time of those that give bool.
+
+
+def _above_two(
+    scores: Tensor, ties: str, closer: float = 0.0, again: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Return 1 for scores (groups x 4) that are not among the two smallest of their group, else 0, in their dtype.
+
+    Args:
+        scores: The scores. With ``again`` they need not be exact.
+        ties: As in :func:`smallest`.
+        closer: The relative difference up to which two scores may be in the other order.
+        again: The function that gives the exact scores (k x 4) of chosen groups (k).
+    """
+    a, b, c, d = scores.unbind(1)
+    one = torch.maximum(torch.minimum(a, b), torch.minimum(c, d))
+    other = torch.minimum(torch.maximum(a, b), torch.maximum(c, d))
+    second = torch.minimum(one, other)
+    # a copy into an empty tensor takes a quarter of the time of a contiguous copy of an expanded one
+    above = torch.empty_like(scores).copy_(second[:, None]).lt_(scores)
+    if ties == "all" and again is None:
+        return above
+    if closer:
+        second.mul_(1 + closer).add_(TINY)
+    apart = second.lt_(torch.maximum(one, other, out=one))
+    if float(apart.sum()) != len(apart):
+        unsure = (apart == 0).nonzero()[:, 0]
+        exact = scores[unsure] if again is None else again(unsure)
+        redone = exact > exact.sort(dim=1).values[:, 1:2] if ties == "all" else _ranks(exact, -1) >= 2
+        above[unsure] = redone.to(above.dtype)
+    return above
+
+
+def _above_last(scores: Tensor, count: int, ties: str) -> Tensor:
+    """Return 1 for scores (n) that are not among the ``count`` smallest, else 0, in their dtype."""
+    last = _last(scores, count)
+    above = torch.empty_like(scores)
+    for part in _slices(scores):
+        torch.gt(scores[part], last, out=above[part])
+    if ties != "all" and (spare := count + int(above.sum(dtype=torch.float64)) - len(scores)):
+        equal = (scores == last).nonzero()[:, 0]
+        above[equal[len(equal) + spare :]] = 1
+    return above
+
+
+def _last(scores: Tensor, count: int) -> Tensor:
+    """Return the ``count``-th smallest of many scores (n), which has no dimension.
+
+    A regular sample gives two bounds. Where the score lies between them, few scores have to be looked at
+    [floyd1975]. Where it does not, all are.
+    """
+    stride = len(scores) // (8 * isqrt(len(scores))) | 1  # odd: it does not stay in the same columns
+    sample = scores[::stride].contiguous()
+    place, spread = count * len(sample) // len(scores), 2 * isqrt(len(sample))
+    low = sample.kthvalue(max(1, place - spread)).values
+    high = sample.kthvalue(min(len(sample), place + spread)).values
+    below, between = [], []
+    for part in _slices(scores):
+        some = scores[part]
+        under = torch.lt(some, low, out=torch.empty_like(some))
+        below.append(under.sum())
+        between.append(some.masked_select(torch.le(some, high, out=torch.empty_like(some)).sub_(under).bool()))
+    found = torch.cat(between)
+    place = count - int(torch.stack(below).sum(dtype=torch.float64))
+    last: Tensor = (found.kthvalue(place) if 1 <= place <= len(found) else scores.kthvalue(count)).values
+    return last
+
+
+def _slices(values: Tensor) -> Iterator[slice]:
+    """Return consecutive slices of values (n) that stay in a CPU's cache, and whose lengths float32 holds exactly."""
+    size = CACHED if values.device.type == "cpu" else 2**24
+    for start in range(0, len(values), size):
+        yield slice(start, start + size)
 
 
 def _ranks(scores: Tensor, dim: int) -> Tensor:
@@ -237,21 +329,64 @@ def _pairs(size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Ten
     return first, later, signs, (size - 1 - places).float()
 
 
-def drop(layer: LayerState, selection: Selection, score: Callable[[slice], Tensor]) -> LayerState:
+def drop(
+    layer: LayerState,
+    selection: Selection,
+    score: Callable[[slice], Tensor],
+    quick: Callable[[slice], Tensor] | None = None,
+) -> LayerState:
     """Return the layer with the least scores of every group set to zero, as ``selection.apply`` does on terms.
 
-    ``score`` returns the scores of a slice of rows, (rows in the slice) x in.
+    Args:
+        layer: The layer.
+        selection: The selection.
+        score: Returns the scores of a slice of rows, (rows in the slice) x in.
+        quick: Returns them in the weight's dtype, each off by at most a share :data:`CLOSE` / 4 or ``TINY / 4``.
     """
     rows, columns = layer.weight.shape
     size = selection.partition.group_size((rows, columns))
     count = selection.count(size)
-    whole = selection.partition.kind == "tensor"
-    dropped = torch.empty((rows, columns), dtype=torch.bool, device=layer.weight.device)
-    for part in [slice(0, rows)] if whole else chunks(rows, 32 * columns, layer.weight.device):
-        taken = smallest(score(part).reshape(-1, size), count, selection.ties)
-        dropped[part] = taken.reshape(-1, columns)
-    mask = dropped.logical_not_()
-    weight = layer.weight * mask  # several times as fast as masked_fill
+    parts = list(_row_parts(layer.weight, selection, count, size))
+    if len(parts) == 1:  # memory that is new takes longer than the operations
+        above = _above(parts[0], count, size, selection.ties, score, quick).reshape(rows, columns)
+        mask = above.bool()
+        weight = above.mul_(layer.weight) if above.dtype == layer.weight.dtype else layer.weight * mask
+    else:
+        weight = torch.empty((rows, columns), dtype=layer.weight.dtype, device=layer.weight.device)
+        mask = torch.empty((rows, columns), dtype=torch.bool, device=layer.weight.device)
+        for part in parts:
+            above = _above(part, count, size, selection.ties, score, quick).reshape(-1, columns)
+            mask[part] = above
+            kept = above if above.dtype == weight.dtype else mask[part]
+            torch.mul(layer.weight[part], kept, out=weight[part])  # several times as fast as masked_fill
     if layer.format.mask is not None:
         mask = mask & layer.format.mask
     return replace(layer, weight=weight, format=selection.format_after(layer.format, mask))
+
+
+def _row_parts(weight: Tensor, selection: Selection, count: int, size: int) -> Iterator[slice]:
+    """Return the slices of rows whose scores are computed together."""
+    if selection.partition.kind == "tensor":
+        return iter([slice(0, len(weight))])
+    if (count, size) == (2, 4):
+        return cached(weight)
+    return chunks(len(weight), 32 * weight.shape[1], weight.device)
+
+
+def _above(
+    part: slice,
+    count: int,
+    size: int,
+    ties: str,
+    score: Callable[[slice], Tensor],
+    quick: Callable[[slice], Tensor] | None,
+) -> Tensor:
+    """Return 1 or True for scores of these rows (groups x size) that are not among the ``count`` smallest, else 0."""
+    if (count, size) == (2, 4) and quick is not None:
+        return _above_two(quick(part).reshape(-1, 4), ties, CLOSE, lambda groups: score(part).reshape(-1, 4)[groups])
+    scores = score(part).reshape(-1, size)
+    if (count, size) == (2, 4):
+        return _above_two(scores, ties)
+    if count and len(scores) == 1 and size >= MANY:
+        return _above_last(scores[0], count, ties)
+    return smallest(scores, count, ties).logical_not_()

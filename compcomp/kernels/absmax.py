@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -22,29 +23,25 @@ def kernel(technique: AbsMax, layer: LayerState) -> LayerState:
     Raises:
         InputError: The group does not divide a row, or a weight is not finite.
     """
-    check(technique, layer)
+    check(technique, layer, weight_too=False)
     shape, dtype = tuple(layer.weight.shape), wide(layer.weight)
     (step_map,) = technique.steps()
     size, levels = step_map.partition.group_size((shape[0], shape[1])), step_map.known_levels
-    largest = largest_magnitudes(layer.weight.reshape(-1, size))  # groups x 1
-    step = (largest / levels).to(dtype)
+    largest = largest_magnitudes(layer.weight.reshape(-1, size), dtype)  # groups x 1
+    divisor, moderate = divisors(largest, technique)
+    step = largest / levels
     groups, repeats = pieces(layer.weight, size)  # rows of one group or of parts of it
-    if repeats > 1:
-        largest = largest.expand(-1, repeats).reshape(-1, 1)
-    weight, rounding = torch.empty_like(groups), technique.rounding
-    steps = step if repeats == 1 else (largest / levels).to(dtype)
 
-    def exact(part: slice | Tensor) -> None:
-        ratio = groups[part].to(torch.float64, copy=True).mul_(levels).div_(largest[part])
-        level = rounded(ratio.masked_fill_(largest[part] == 0, 0), rounding)
-        weight[part] = (level.clamp_(-levels, levels).to(dtype) * steps[part]).to(weight.dtype)
+    def of_pieces(column: Tensor) -> Tensor:
+        return column if repeats == 1 else column.expand(-1, repeats).reshape(-1, 1)
 
-    divisor = divisors(largest) if dtype == torch.float32 else None
-    if divisor is not None:
-        _round(groups, weight, divisor, steps, levels, exact)
+    weight, tops, steps = torch.empty_like(groups), of_pieces(divisor), of_pieces(step)
+    nearest = partial(_nearest, levels=levels, rounding=technique.rounding)
+    if dtype == torch.float32 and moderate:
+        _round(groups, weight, tops, steps, levels, nearest)
     else:
-        for rows in chunks(len(groups), 32 * groups.shape[1], groups.device):
-            exact(rows)
+        for part in chunks(len(groups), 32 * groups.shape[1], groups.device):
+            torch.mul(nearest(groups[part], tops[part]).to(dtype), steps[part], out=weight[part])
     grid = Grid(
         step=step.expand(-1, size).reshape(shape) if len(step) > 1 else step.expand(shape),
         levels=levels,
@@ -53,22 +50,39 @@ def kernel(technique: AbsMax, layer: LayerState) -> LayerState:
     return replace(layer, weight=weight.reshape(shape), format=replace(layer.format, grid=grid, rank=None))
 
 
-def _round(
-    groups: Tensor, weight: Tensor, divisor: Tensor, step: Tensor, levels: int, exact: Callable[[Tensor], None]
-) -> None:
-    """Round in float32, and again by ``exact`` the rows with a ratio that may be on the other side of a midpoint.
+def _nearest(groups: Tensor, divisor: Tensor, levels: int, rounding: str) -> Tensor:
+    """Return the levels, float64."""
+    return rounded(groups.to(torch.float64, copy=True).mul_(levels).div_(divisor), rounding)
 
-    The float32 ratios ``w (L / max|w|)`` have two roundings of 2^-24 each, so they are off by less than L 2^-22. One
-    that is further from every midpoint has the level of the exact ratio, which no rule for midpoints changes.
+
+def _round(
+    groups: Tensor,
+    weight: Tensor,
+    divisor: Tensor,
+    step: Tensor,
+    levels: int,
+    nearest: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    """Round in float32, and again by ``nearest`` the rows with a ratio that may be on the other side of a midpoint.
+
+    The float32 ratios ``w (L / max|w|)`` have two roundings, which are off by a share of 2^-24 each, so they are off by
+    less than ``L 2^-23 (1 + 2^-20)``. One that is further from every midpoint has the level of the exact ratio, which
+    no rule for midpoints changes. The distance of a ratio from its level is exact.
     """
-    factor = (levels / divisor).float()
-    limit = 0.5 - levels * 2.0**-22
-    near = torch.empty(len(groups), device=groups.device)
+    factor, limit = torch.full_like(divisor, levels).div_(divisor), 0.5 - levels * 2.0**-23 * (1 + 2.0**-20)
+    near = None
     for part in cached(groups):
+        out = weight[part]
         ratio = groups[part] * factor[part]
-        level = ratio.round()
-        torch.mul(level, step[part], out=weight[part])
-        near[part] = ratio.sub_(level).abs_().amax(dim=1)
-    again = (near >= limit).nonzero()[:, 0]
-    for part in chunks(len(again), 32 * groups.shape[1], groups.device):
-        exact(again[part])
+        level = torch.round(ratio, out=out) if out.dtype == ratio.dtype else ratio.round()
+        low, high = map(float, ratio.sub_(level).aminmax())
+        torch.mul(level, step[part], out=out)
+        if max(-low, high) >= limit:
+            near = torch.zeros_like(divisor)[:, 0] if near is None else near
+            torch.amax(ratio.abs_(), dim=1, out=near[part])
+    if near is not None:
+        again = (near >= limit).nonzero()[:, 0]
+        for part in chunks(len(again), 32 * groups.shape[1], groups.device):
+            some = again[part]
+            level = nearest(groups[some], divisor[some]).to(step.dtype)
+            weight[some] = level.mul_(step[some]).to(weight.dtype)
