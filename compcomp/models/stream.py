@@ -224,10 +224,11 @@ class _Stream:
 
     def _compress(self, inputs: Inputs | Mapping[str, None]) -> None:
         """Compress the layers of the present block, and write the block."""
+        steps = list(self.order)
         seen = {name: (None, None) if given is None else given for name, given in inputs.items()}
         for names in alike(seen):
             dense = {name: dense_state(self.layers[name].weight, *seen[name]) for name in names}
-            for name, state in applied_abreast(dict.fromkeys(names, list(self.order)), dense).items():
+            for name, state in applied_abreast(dict.fromkeys(names, steps), dense).items():
                 layer, effective = self.layers[name], effective_weight(state)
                 check_range(name, effective, layer.parameter.dtype)
                 layer.set(effective)
