@@ -198,7 +198,7 @@ def run_case(case: Case, layer: LayerState, repeats: int) -> dict[str, Any]:
     times: dict[str, float] = {}
     results: dict[str, Any] = {}
     began = time.perf_counter()
-    for _ in range(repeats):
+    for _ in range(repeats * max(1, 1024 // len(layer.weight))):
         for name, way in ways.items():
             taken, results[name] = seconds(partial(way, layer))
             times[name] = min(taken, times.get(name, taken))
@@ -243,7 +243,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=7, help="of each call; more below a side of 1024")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
