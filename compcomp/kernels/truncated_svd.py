@@ -120,9 +120,9 @@ def _krylov(matrix: Tensor, rank: int, precision: float) -> Tensor | None:
     """Return the leading right singular vectors (in x rank), descending, from a block Krylov space [musco2015].
 
     With (v, t) a Ritz pair of G = M^T M, its residual is the norm of G v - t v. Let g be the distance of the last value
-    that is kept to the next one. If the residuals of those that are kept, together, are at most precision * g, and that
-    of the next one at most g / 8, the angle between their span and that of true eigenvectors is at most 8 / 7 of the
-    precision [davis1970], and so is about the share by which the product (M V) V^T differs. No larger value is missed,
+    that is kept to the next one. The residuals of those that are kept, together, are at most precision * g, and that of
+    the next one is at most g / 8. The angle between their span and that of true eigenvectors is then at most 8 / 7 of
+    the precision [davis1970]. So is about the share by which the product (M V) V^T differs. No larger value is missed,
     unless all :data:`BLOCK` random starts are all but orthogonal to its vector.
 
     Returns None where this does not hold after :data:`STEPS` steps, as in a spectrum without a gap, or where a value
