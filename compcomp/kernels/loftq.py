@@ -32,8 +32,7 @@ def kernel(technique: LoftQ, layer: LayerState) -> LayerState:
     for _ in range(technique.rounds):
         rest = (target - low).to(layer.weight.dtype)
         quantized = absmax.kernel(quantizer, replace(layer, weight=rest, format=Format()))
-        left, right = (
-            factor.to(layer.weight.dtype) for factor in closest(target - quantized.weight.to(dtype), technique.rank)
-        )
+        found = closest(target - quantized.weight.to(dtype), technique.rank, precision=torch.finfo(rest.dtype).eps)
+        left, right = (factor.to(rest.dtype) for factor in found)
         low = left.to(dtype) @ right.to(dtype)
     return replace(quantized, format=replace(quantized.format, factors=Factors(left, right)))

@@ -25,7 +25,8 @@ def kernel(technique: LoSparse, layer: LayerState) -> LayerState:
     check(technique, layer)
     dtype = torch.float64 if layer.weight.device.type == "cpu" else wide(layer.weight)
     weight = effective(layer, dtype)
-    left, right = (factor.to(layer.weight.dtype) for factor in closest(weight, technique.rank))
+    found = closest(weight, technique.rank, precision=torch.finfo(layer.weight.dtype).eps)
+    left, right = (factor.to(layer.weight.dtype) for factor in found)
     rest = weight - left.to(dtype) @ right.to(dtype)
     norms = rest.square().reshape(-1, technique.size * rest.shape[1]).sum(dim=1)
     taken = smallest(norms[None], technique.count(len(rest)), technique.ties)[0]

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from compcomp.kernels import truncated_svd
 from compcomp.kernels.truncated_svd import kernel
 from compcomp.layers.state import Factors, Format, LayerState
 from compcomp.techniques import AbsMax, Magnitude, TruncatedSVD
 from tests.helpers import DEVICES, HALVES, loss, refused, tensors
+from tests.other_device import other_device
 
 
 def leading(matrix: torch.Tensor, rank: int) -> torch.Tensor:
@@ -123,3 +125,56 @@ def test_a_few_triples_of_a_large_matrix_are_those_of_the_svd(shape: tuple[int, 
         expected = u[:, :rank] * s[:rank] @ vh[:rank]
         found = kernel(TruncatedSVD(rank), LayerState.dense(weight)).weight
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-9 * float(s[0]))
+
+
+def spectrum(values: torch.Tensor) -> torch.Tensor:
+    """A square matrix of these singular values, descending, and random vectors."""
+    generator = torch.Generator().manual_seed(3)
+    left, right = (torch.randn(len(values), len(values), dtype=torch.float64, generator=generator) for _ in "ab")
+    return torch.linalg.qr(left).Q * values @ torch.linalg.qr(right).Q.T
+
+
+GAPS = {
+    "a slow decay": 0.99 ** torch.arange(512.0, dtype=torch.float64),
+    "a fast one": torch.cat([2.0 - 0.1 * torch.arange(8.0, dtype=torch.float64), torch.full((504,), 0.1).double()]),
+    "equal values among those kept": torch.cat([torch.ones(8), torch.linspace(0.9, 0.1, 504)]).double(),
+    "equal values after those kept": torch.cat([torch.linspace(2, 1, 8), torch.full((504,), 0.98)]).double(),
+}
+
+
+@pytest.mark.parametrize("kind", GAPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_krylov_space_has_the_optimum_to_the_precision_of_the_weight(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(truncated_svd, "HUGE", 512)
+    weight = spectrum(GAPS[kind]).to(dtype)
+    precision = torch.finfo(dtype).eps
+    found = truncated_svd._krylov(weight.double(), 8, precision)
+    assert found is not None
+    u, s, vh = torch.linalg.svd(weight.double())
+    product = weight.double() @ found @ found.T
+    assert torch.linalg.matrix_norm(product - u[:, :8] * s[:8] @ vh[:8], 2) <= 4 * precision * s[0]
+    assert torch.equal(kernel(TruncatedSVD(8), LayerState.dense(weight)).weight, product.to(dtype))
+
+
+@pytest.mark.parametrize("tied", [9, 12, 40, 512])
+def test_without_a_gap_the_eigenvalues_decide(tied: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest of these values are equal, so no span is the leading one."""
+    values = torch.linspace(1, 0.5, 512, dtype=torch.float64)
+    values[:tied] = 1
+    weight = spectrum(values).float()
+    monkeypatch.setattr(truncated_svd, "HUGE", 512)
+    assert truncated_svd._krylov(spectrum(values), 8, torch.finfo(torch.float32).eps) is None
+    after = kernel(TruncatedSVD(8), LayerState.dense(weight)).weight
+    lost = (weight.double() - after.double()).square().sum()
+    assert lost <= torch.linalg.svdvals(weight.double())[8:].square().sum() * (1 + 1e-6)
+
+
+def test_a_krylov_space_on_another_device() -> None:
+    matrix = spectrum(GAPS["a fast one"])
+    expected = truncated_svd._krylov(matrix, 8, 1e-7)
+    with other_device() as device:
+        found = truncated_svd._krylov(matrix.to(device), 8, 1e-7)
+        assert found is not None and expected is not None
+        assert torch.equal(found.cpu(), expected)
