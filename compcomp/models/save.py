@@ -281,7 +281,7 @@ def _existing(directory: str | os.PathLike[str], name: str) -> Path:
 
 
 def _layers_of(model: nn.Module, state: Mapping[str, LayerState]) -> dict[str, Layer]:
-    found = layers_by_name(model)
+    found = layers_by_name(model, embeddings=True)
     for name, layer in state.items():
         if name not in found or found[name].shape != tuple(layer.weight.shape):
             raise InputError(f"a state with layer {name!r}", "the state of layers of this model", "save")
