@@ -29,8 +29,8 @@ from compcomp.terms import ROUNDINGS, Abs, Div, nearest_mirrored
 class AbsMax(Technique):
     """Round every weight to the nearest value of a grid around 0, with one step s for each group.
 
-    Let L = 2^(bits-1) - 1, and m = max|w| of the group. On the grid "narrow" the values are ``-L * s ... L * s``, and s =
-    m / L. On the others they are ``-(L + 1) * s ... L * s``. There s is m / (L + 1/2) for "full_range", m / L for
+    Let L = 2^(bits-1) - 1, and m = max|w| of the group. On the grid "narrow" the values are ``-L * s ... L * s``, and s
+    = m / L. On the others they are ``-(L + 1) * s ... L * s``. There s is m / (L + 1/2) for "full_range", m / L for
     "narrow_step", and m / (L + 1) for "clipped". For "signed" it is -e / (L + 1), where e is the first weight of
     magnitude m. So s may be negative, and e is a value. A weight beyond the last value goes to it.
 
