@@ -82,8 +82,8 @@ class AbsMax(Technique):
         )
 
     def hints(self) -> Hints:
-        levels, beyond = self.levels, GRIDS[self.grid].beyond
-        return Hints() if isinstance(levels, Unknown) else Hints(landmarks=(int(2 * (levels + beyond)),))
+        levels, of = self.levels, GRIDS[self.grid]
+        return Hints() if isinstance(levels, Unknown) else Hints(landmarks=(int(2 * of.reach(levels)),))
 
     def steps(self) -> tuple[GridMap, ...]:
         of = GRIDS[self.grid]
@@ -100,7 +100,7 @@ class AbsMax(Technique):
         weight, step = (np.empty(layer.weight.shape, dtype=object) for _ in range(2))
         groups = self.partition.groups(layer.weight.shape)
         for group in groups:
-            unit = Div(-extreme(layer.weight[index] for index in group), levels + of.beyond)
+            unit = Div(-extreme(layer.weight[index] for index in group), of.reach(levels))
             for index in group:
                 weight[index] = nearest_mirrored(
                     layer.weight[index], unit, levels, self.rounding, layer.choices, of.below

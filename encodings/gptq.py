@@ -25,6 +25,7 @@ from compcomp.language.parameters import (
     whole,
 )
 from compcomp.language.technique import Declared, Fixtures, Hints, Technique
+from compcomp.layers.grids import GRIDS
 from compcomp.layers.partition import Partition
 from compcomp.layers.state import Grid, LayerState
 from compcomp.terms import ROUNDINGS, Array, Div, If
@@ -40,8 +41,7 @@ class GPTQ(Technique):
     w to q changes every later column k by ``-(w - q) / U_jj * U_jk``. This aims at a small |W X - W' X|_F, where W is
     the current weight, not the dense one. The low-rank branch does not change and is not accounted for.
 
-    bits: The bit width, 2 to 16, or Any in claims. The grid is that of absmax, ``-L * s ... L * s`` with L = 2^(bits-1)
-        - 1 and s = max|w| / L.
+    bits: The bit width, 2 to 16, or Any in claims.
     group: The number of consecutive columns that share a scale in each row. None stands for one scale for each row,
         from the weights at the start.
     damping: The share of the mean diagonal entry that is added to the diagonal, above 0.
@@ -54,10 +54,12 @@ class GPTQ(Technique):
     mask: The treatment of weights dropped before. With "ignored", as published, updates fill them, and mask, N:M
         pattern and cut are gone. With "kept" a dropped weight becomes 0, its error is spread like any other, and no
         scale depends on it.
+    grid: The levels and the step from the largest magnitude, as of AbsMax: "narrow", "full_range" (llm-compressor),
+        "narrow_step" or "clipped". Updates may take a weight beyond the last value; it goes to that value.
 
     The weights of an input that is always zero go to 0, and its diagonal entry to 1, as published. This comes first,
     but after the scales of rows are computed. Unlike the released code, a group narrower than its block of 128 columns
-    is computed after every update so far, and the grid is symmetric around an exact zero. Needs calibration inputs.
+    is computed after every update so far, and zero is exactly a value. Needs calibration inputs.
     Source: [frantar2023].
     """
 
@@ -68,6 +70,7 @@ class GPTQ(Technique):
     static_groups: bool = True
     rounding: str = "half_even"
     mask: str = "ignored"
+    grid: str = "narrow"
 
     kernel_module: ClassVar[str] = "compcomp.kernels.gptq"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
@@ -79,6 +82,7 @@ class GPTQ(Technique):
             "static_groups": (False, True),
             "rounding": ("half_even", "any"),
             "mask": second_order.MASKS,
+            "grid": ("narrow", "clipped"),
         }
     )
 
@@ -92,10 +96,11 @@ class GPTQ(Technique):
             raise InputError(shown(self.static_groups), "True or False", "GPTQ.static_groups")
         one_of(self.rounding, ROUNDINGS, "GPTQ.rounding")
         one_of(self.mask, second_order.MASKS, "GPTQ.mask")
+        one_of(self.grid, [name for name, of in GRIDS.items() if not of.signed], "GPTQ.grid")
 
     @property
     def levels(self) -> int | Unknown:
-        """L, the number of grid values on each side of zero."""
+        """L, the number of grid values above zero."""
         return ANY if isinstance(self.bits, Unknown) else int(2 ** (self.bits - 1) - 1)
 
     @property
@@ -116,14 +121,19 @@ class GPTQ(Technique):
         )
 
     def hints(self) -> Hints:
-        return Hints() if isinstance(self.levels, Unknown) else Hints(landmarks=(2 * self.levels,))
+        return (
+            Hints()
+            if isinstance(self.levels, Unknown)
+            else Hints(landmarks=(int(2 * GRIDS[self.grid].reach(self.levels)),))
+        )
 
     def encode(self, layer: LayerState) -> LayerState:
         self.check(layer.weight.shape)
         levels, choices = known(self.levels, "GPTQ.bits"), layer.choices
         gram, dead = second_order.damped(layer, self.damping, str(self))
         kept = second_order.kept_weights(layer, self.mask)
-        step = second_order.row_steps(layer.weight, kept, levels, choices)
+        of = GRIDS[self.grid]
+        step = second_order.row_steps(layer.weight, kept, of.reach(levels), choices)
         weight = second_order.without_dead(layer.weight, dead, choices)
         if self.static_groups and self.group is not None:
             for start in range(0, weight.shape[1], self.group):
@@ -141,7 +151,7 @@ class GPTQ(Technique):
             if self.group is not None and not self.static_groups and j % self.group == 0:
                 self._set_steps(step, work, kept, j, layer)
             column = [
-                If(keep, second_order.rounded(w, s, levels, self.rounding, choices), 0)
+                If(keep, second_order.rounded(w, s, levels, self.rounding, choices, of.below), 0)
                 for w, s, keep in zip(work[:, j], step[:, j], kept[:, j], strict=True)
             ]
             return np.array(column, dtype=object)
@@ -150,7 +160,8 @@ class GPTQ(Technique):
         if order is not None:
             back = second_order.undone(order)
             weight, step = (second_order.rearranged(array, back, choices) for array in (weight, step))
-        grid = Grid(step, levels, len(weight) * (weight.shape[1] // (self.group or weight.shape[1])))
+        scales = len(weight) * (weight.shape[1] // (self.group or weight.shape[1]))
+        grid = Grid(step, levels, scales, below=of.below)
         form = replace(layer.format, grid=grid, rank=None)
         if self.mask == "ignored":
             form = replace(form, mask=None, pattern=None, cut=None)
@@ -161,4 +172,4 @@ class GPTQ(Technique):
         levels, part = known(self.levels, "GPTQ.bits"), slice(start, start + (self.group or 1))
         for i in range(len(weight)):
             context = second_order.largest(weight[i, part], kept[i, part], layer.choices)
-            step[i, part] = second_order.named(Div(context, levels), layer.choices)
+            step[i, part] = second_order.named(Div(context, GRIDS[self.grid].reach(levels)), layer.choices)

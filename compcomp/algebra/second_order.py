@@ -188,22 +188,22 @@ def largest(weights: Iterable[Term], kept: Iterable[Term], choices: Choices) -> 
     return named(found, choices)
 
 
-def row_steps(weight: Array, kept: Array, levels: int, choices: Choices) -> Array:
+def row_steps(weight: Array, kept: Array, reach: int | Fraction, choices: Choices) -> Array:
     """Return the step of each row's absmax grid at every weight (out x in).
 
     Args:
         weight: the weight (out x in).
         kept: truth values (out x in), true for weights that count.
-        levels: the number of grid values on each side of 0.
+        reach: the largest magnitude in steps.
         choices: collects premises, for z3.
     """
-    steps = [named(Div(largest(row, keep, choices), levels), choices) for row, keep in zip(weight, kept, strict=True)]
+    steps = [named(Div(largest(row, keep, choices), reach), choices) for row, keep in zip(weight, kept, strict=True)]
     return np.repeat(np.array([steps], dtype=object).T, weight.shape[1], axis=1)
 
 
-def rounded(x: Term, step: Term, levels: int, rounding: str, choices: Choices) -> Term:
+def rounded(x: Term, step: Term, levels: int, rounding: str, choices: Choices, below: int = 0) -> Term:
     """Return the nearest value of the grid (see :func:`compcomp.terms.nearest`), for the prover as a variable."""
-    return named(nearest(x, step, levels, rounding, choices), choices)
+    return named(nearest(x, step, levels, rounding, choices, below), choices)
 
 
 def kept_weights(layer: LayerState, mask: str) -> Array:

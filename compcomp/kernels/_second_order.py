@@ -12,6 +12,7 @@ import torch
 from compcomp.errors import InputError
 from compcomp.kernels._shared import Tensor, rounded, wide
 from compcomp.language.technique import Technique
+from compcomp.layers.grids import GRIDS, Levels
 from compcomp.layers.state import LayerState
 
 EMPTY = 1e-14
@@ -259,23 +260,23 @@ def on_grid(values: Tensor, largest: Tensor, step: Tensor, levels: int, rounding
 class Rounding:
     """Round values to absmax grids, as :func:`on_grid` does, one column after the other."""
 
-    def __init__(self, largest: Tensor, step: Tensor, levels: int, rounding: str) -> None:
+    def __init__(self, largest: Tensor, step: Tensor, levels: int, rounding: str, of: Levels = GRIDS["narrow"]) -> None:
         """Take the grids of a column's values.
 
         Args:
             largest: The largest magnitudes of the grids (out), float64.
-            step: largest / levels, as stored.
-            levels: The number of grid values on each side of zero.
+            step: The steps, as stored.
+            levels: The number of grid values above zero.
             rounding: The rule for midpoints.
+            of: The kind of the grids, not a signed one.
         """
         self._largest = torch.where(largest == 0, 1, largest)
         self._step, self._dtype = step.to(torch.float64), step.dtype
-        self._levels, self._rounding = levels, rounding
+        self._reach, self._ends, self._rounding = float(of.reach(levels)), (-levels - of.below, levels), rounding
 
     def into(self, target: Tensor, values: Tensor) -> Tensor:
         """Write the grid values nearest to ``values`` (out, float64, changed) to ``target`` (out); return it."""
-        level = rounded(values.mul_(self._levels).div_(self._largest), self._rounding)
-        level.clamp_(-self._levels, self._levels)
+        level = rounded(values.mul_(self._reach).div_(self._largest), self._rounding).clamp_(*self._ends)
         # A level has at most 16 bits: its product with a float32 step is exact, and rounded once.
         if target.dtype == self._dtype:
             return torch.mul(level, self._step, out=target)

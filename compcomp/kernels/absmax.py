@@ -29,7 +29,7 @@ def kernel(technique: AbsMax, layer: LayerState) -> LayerState:
     check(technique, layer, weight_too=False)
     shape, dtype = tuple(layer.weight.shape), wide(layer.weight)
     of, levels = GRIDS[technique.grid], known(technique.levels, "AbsMax.bits")
-    size, reach = technique.partition.group_size((shape[0], shape[1])), float(levels + of.beyond)
+    size, reach = technique.partition.group_size((shape[0], shape[1])), float(of.reach(levels))
     ends = -levels - of.below, levels
     largest = largest_magnitudes(layer.weight.reshape(-1, size), dtype)  # groups x 1
     divisor, moderate = divisors(largest, technique)

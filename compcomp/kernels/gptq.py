@@ -10,6 +10,7 @@ from compcomp.encodings.gptq import GPTQ
 from compcomp.kernels._second_order import Rounding, decomposed, row_grid, spread
 from compcomp.kernels._shared import Tensor, check, wide
 from compcomp.language.parameters import known
+from compcomp.layers.grids import GRIDS
 from compcomp.layers.state import Grid, LayerState
 
 
@@ -51,14 +52,16 @@ def kernel(technique: GPTQ, layer: LayerState) -> LayerState:
         work = work[found.order]
         stays = None if stays is None else stays[found.order]
         of_column = of_column if dynamic else of_column[found.order]
-    step = (largest / levels).to(dtype)
-    grids = [Rounding(largest[number], step[number], levels, technique.rounding) for number in range(count)]
+    of = GRIDS[technique.grid]
+    reach = float(of.reach(levels))
+    step = (largest / reach).to(dtype)
+    grids = [Rounding(largest[number], step[number], levels, technique.rounding, of) for number in range(count)]
 
     def enter(part: slice, values: Tensor) -> None:
         number = part.start // size
         largest[number] = measured(part, values)
-        step[number] = (largest[number] / levels).to(dtype)
-        grids[number] = Rounding(largest[number], step[number], levels, technique.rounding)
+        step[number] = (largest[number] / reach).to(dtype)
+        grids[number] = Rounding(largest[number], step[number], levels, technique.rounding, of)
 
     result = torch.empty_like(work, dtype=layer.weight.dtype)
     numbers, targets = of_column.tolist(), result.unbind()
@@ -75,7 +78,7 @@ def kernel(technique: GPTQ, layer: LayerState) -> LayerState:
         back = found.order.argsort()
         result, of_column = result[back], of_column[back]
     weight = result.T.contiguous()
-    grid = Grid(step[of_column].T.contiguous(), levels, rows * count)
+    grid = Grid(step[of_column].T.contiguous(), levels, rows * count, below=of.below)
     form = replace(layer.format, grid=grid, rank=None)
     if technique.mask == "ignored":
         form = replace(form, mask=None, pattern=None, cut=None)

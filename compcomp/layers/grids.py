@@ -27,6 +27,10 @@ class Levels:
     beyond: Fraction = Fraction(0)
     signed: bool = False
 
+    def reach(self, levels: int) -> int | Fraction:
+        """Return the largest magnitude in steps, for this number of positive levels."""
+        return levels + self.beyond if self.beyond else levels
+
 
 GRIDS = {
     "narrow": Levels(),

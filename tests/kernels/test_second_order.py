@@ -13,12 +13,14 @@ from compcomp.kernels import _second_order, _shared
 from compcomp.language.technique import Technique
 from compcomp.layers.state import LayerState
 from compcomp.techniques import GPTQ, OBQ, OBS, AbsMax, Magnitude, SparseGPT
+from compcomp.testing import check_encoding
 from tests.helpers import DEVICES, HALVES, loss, refused, tensors
 
 GIVEN: dict[str, Any] = {"order": "left_to_right", "static_groups": False}
 COLUMN_BY_COLUMN = [
     *(GPTQ(bits=4, **GIVEN), GPTQ(bits=3, group=16, **GIVEN), GPTQ(bits=3, group=48, **GIVEN), GPTQ(bits=4, group=8)),
     *(GPTQ(bits=4, group=16, static_groups=False), GPTQ(bits=4, mask="kept"), GPTQ(bits=2, rounding="half_away")),
+    *(GPTQ(bits=4, grid="full_range"), GPTQ(bits=3, group=16, static_groups=False, grid="clipped")),
     *(SparseGPT("1/2"), SparseGPT("1/2", block=16), SparseGPT("1/2", block=48, bits=4), SparseGPT("1/2", block=37)),
     *(SparseGPT("1/2", pattern="2:4"), SparseGPT("1/4", pattern="3:4", bits=3, mask="kept")),
 ]
@@ -76,7 +78,8 @@ def test_dtypes(technique: Technique, dtype: Any, device: str) -> None:
     if (grid := after.format.grid) is not None:
         assert grid.step.dtype == _shared.wide(start.weight)
         levels = (after.weight.double() / grid.step.double()).nan_to_num()
-        assert levels.abs().max() <= grid.levels * (1 + 1e-2)
+        assert levels.max() <= grid.levels * (1 + 1e-2)
+        assert levels.min() >= grid.lowest * (1 + 1e-2)
         assert torch.equal((levels.round().to(grid.step.dtype) * grid.step).to(dtype), after.weight)
 
 
@@ -159,3 +162,25 @@ def test_the_smallest_of_few_along_either_dimension(count: int, size: int, ties:
         taken = scores <= scores.sort(dim=1).values[:, count - 1 : count]
     assert torch.equal(_shared.smallest(scores, count, ties), taken)
     assert torch.equal(_shared.smallest(scores.T.contiguous(), count, ties, dim=0).T, taken)
+
+
+@pytest.mark.parametrize("group", [None, 2])
+@pytest.mark.parametrize("grid", ["full_range", "narrow_step"])
+def test_gptq_is_its_encoding_on_other_grids(grid: str, group: int | None) -> None:
+    """On the full-range grid the largest weight of each group is at a midpoint, so that few layers are clear."""
+    assert check_encoding(GPTQ(bits=3, group=group, grid=grid), max_examples=30).clear >= 6
+
+
+@pytest.mark.parametrize("group", [None, 16])
+@pytest.mark.parametrize(("grid", "reach"), [("full_range", 7.5), ("narrow_step", 7), ("clipped", 8)])
+def test_gptq_goes_beyond_the_range_to_the_last_value(grid: str, reach: float, group: int | None) -> None:
+    start, technique = tensors((16, 48)), GPTQ(bits=4, group=group, grid=grid)
+    after = technique.kernel()(technique, start)
+    kept = after.format.grid
+    assert kept is not None
+    largest = start.weight.reshape(-1, group or 48).abs().amax(dim=1, keepdim=True)
+    steps = (largest / reach).expand(-1, group or 48).reshape(16, 48)
+    torch.testing.assert_close(kept.step, steps, rtol=1e-6, atol=0)
+    levels = after.weight / kept.step
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-5)
+    assert (levels.round().amin(), levels.round().amax()) == (-8, 7) == (kept.lowest, kept.levels)
