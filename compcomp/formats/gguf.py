@@ -136,7 +136,7 @@ def contents(path: Path) -> Contents:
         if tensor.start + tensor.nbytes > size:
             ends = tensor.start + tensor.nbytes
             raise InputError(f"{str(path)!r}, which was cut off: {size} of {ends} bytes", "a complete file", WHERE)
-        if len(shape) < 2 or (kind.name.startswith("I") and not kind.name.startswith("IQ")):
+        if len(shape) < 2 or count == 0 or (kind.name.startswith("I") and not kind.name.startswith("IQ")):
             other += tensor.nbytes
             continue
         layer = _layer(name.removesuffix(".weight"), tensor, kind)
