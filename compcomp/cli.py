@@ -344,7 +344,7 @@ def inspect(
     else:
         _console().print(inspection_table(found))
         sys.stdout.write("\n".join(inspection_lines(found)) + "\n")
-    raise typer.Exit(0 if found.met else 1)
+    raise typer.Exit(0 if found.fits else 1)
 
 
 @app.command()

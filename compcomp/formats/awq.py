@@ -17,7 +17,7 @@ from compcomp.formats.tensors import WHERE, Tensor, Tensors, needed
 FORMAT = "AWQ"
 PARTS = ("qweight", "qzeros", "scales")
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""The output that each of the eight integers of a word belongs to, from the lowest bits up."""
+"""The output that each of the eight integers of an int32 belongs to, from the lowest bits up."""
 
 
 def take(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> list[Layer]:
@@ -46,16 +46,16 @@ def _layer(tensors: Tensors, prefix: str, settings: Mapping[str, Any]) -> Layer:
         )
     group = columns // count
     zeros, steps = _unpacked(qzeros.array()), scales.array()
-    words: list[Array] = []
+    packs: list[Array] = []
 
     def read(first: int, last: int) -> Block:
-        if not words:
-            words.append(qweight.array())
+        if not packs:
+            packs.append(qweight.array())
         left, right = first // 8, -(-last // 8)
         inside = slice(first - 8 * left, last - 8 * left)
-        codes = _unpacked(words[0][:, left:right])[:, inside].T
+        codes = _unpacked(packs[0][:, left:right])[:, inside].T
         if last == out:
-            words.clear()
+            packs.clear()
         levels = codes - np.repeat(zeros[:, first:last].T, group, axis=1)
         return Block(first, levels * np.repeat(steps[:, first:last].T, group, axis=1), levels)
 
@@ -65,9 +65,9 @@ def _layer(tensors: Tensors, prefix: str, settings: Mapping[str, Any]) -> Layer:
     return Layer(prefix, (out, columns), FORMAT, stored, read, None, grid, claim_of(prefix, settings))
 
 
-def _unpacked(words: Array) -> Array:
-    """Return the integers of words, in the order of the outputs."""
-    packed = nibbles(np.ascontiguousarray(words).view(np.uint8)).reshape(*words.shape, 8)
+def _unpacked(packs: Array) -> Array:
+    """Return the integers of int32s, in the order of the outputs."""
+    packed = nibbles(np.ascontiguousarray(packs).view(np.uint8)).reshape(*packs.shape, 8)
     found = np.empty(packed.shape, np.int16)
     found[..., ORDER] = packed
-    return found.reshape(words.shape[0], -1)
+    return found.reshape(packs.shape[0], -1)

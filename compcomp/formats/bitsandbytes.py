@@ -51,7 +51,7 @@ def _four(tensors: Tensors, prefix: str, claim: Claim | None) -> Layer:
         outer = int(state.get("nested_blocksize", 1))
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{prefix!r}, whose quant_state cannot be read", "what bitsandbytes writes", WHERE) from None
-    if 2 * weight.nbytes < rows * columns or size < 1 or outer < 1:
+    if min(rows, columns, size, outer) < 1 or 2 * weight.nbytes < rows * columns:
         raise InputError(f"{prefix!r}, whose weight is too short for {rows} x {columns}", "half a byte each", WHERE)
     codes = table.array().reshape(-1)
     steps = absmax.array().reshape(-1)

@@ -59,6 +59,10 @@ TYPES = {
     30: Type("BF16", 1, 2),
     34: Type("TQ1_0", 256, 54, StoredGrid(2, 256)),
     35: Type("TQ2_0", 256, 66, StoredGrid(2, 256)),
+    9: Type("Q8_1", 32, 40),
+    15: Type("Q8_K", 256, 292),
+    40: Type("NVFP4", 64, 36, StoredGrid(4, 16, "FP4")),
+    41: Type("Q1_0", 128, 18, StoredGrid(1, 128)),
     39: Type("MXFP4", 32, 17, StoredGrid(4, 32, "FP4")),
 }
 """The types by their numbers. Sizes are those of ggml."""
@@ -132,7 +136,7 @@ def contents(path: Path) -> Contents:
         if tensor.start + tensor.nbytes > size:
             ends = tensor.start + tensor.nbytes
             raise InputError(f"{str(path)!r}, which was cut off: {size} of {ends} bytes", "a complete file", WHERE)
-        if len(shape) < 2 or (kind.name.startswith("I") and not kind.name.startswith("IQ")):
+        if len(shape) < 2 or count == 0 or (kind.name.startswith("I") and not kind.name.startswith("IQ")):
             other += tensor.nbytes
             continue
         layer = _layer(name.removesuffix(".weight"), tensor, kind)

@@ -54,14 +54,14 @@ def _layer(tensors: Tensors, prefix: str, settings: Mapping[str, Any]) -> Layer:
     more = 0 if settings.get("checkpoint_format") == "gptq_v2" else 1  # the first version stores zero points minus 1
     zeros = (unpacked(qzeros.array(), bits, out).astype(np.int16) + more) & ((1 << bits) - 1 if more else 0xFFFF)
     steps = scales.array()
-    words: list[Array] = []
+    packs: list[Array] = []
 
     def read(first: int, last: int) -> Block:
-        if not words:
-            words.append(qweight.array())
-        codes = unpacked(np.ascontiguousarray(words[0][:, first:last].T), bits, columns).astype(np.int16)
+        if not packs:
+            packs.append(qweight.array())
+        codes = unpacked(np.ascontiguousarray(packs[0][:, first:last].T), bits, columns).astype(np.int16)
         if last == out:
-            words.clear()
+            packs.clear()
         levels = codes - zeros[groups, first:last].T
         return Block(first, levels * steps[groups, first:last].T, levels)
 

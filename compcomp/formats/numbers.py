@@ -97,23 +97,23 @@ def _e4m3() -> Array:
 _E4M3 = _e4m3()
 
 
-def unpacked(words: Array, bits: int, count: int) -> Array:
-    """Return the first ``count`` integers of ``bits`` bits in each row of 32-bit words, lowest bits first.
+def unpacked(packs: Array, bits: int, count: int) -> Array:
+    """Return the first ``count`` integers of ``bits`` bits in each row of int32s, lowest bits first.
 
-    Integers may reach over the end of a word, as those of 3 bits do.
+    Integers may reach over the end of an int32, as those of 3 bits do.
 
     Args:
-        words: rows x words, int32.
+        packs: rows x columns, int32.
         bits: the bits of one integer, 1 to 8.
         count: the integers of a row.
     """
-    octets = np.ascontiguousarray(words).view(np.uint8).reshape(len(words), -1)
+    octets = np.ascontiguousarray(packs).view(np.uint8).reshape(len(packs), -1)
     if bits == 8:
         return octets[:, :count]
     if bits in (1, 2, 4):
         shifts = np.arange(0, 8, bits, dtype=np.uint8)
-        return ((octets[:, :, None] >> shifts) & ((1 << bits) - 1)).reshape(len(words), -1)[:, :count]
-    flags = np.unpackbits(octets, axis=1, bitorder="little")[:, : count * bits].reshape(len(words), count, bits)
+        return ((octets[:, :, None] >> shifts) & ((1 << bits) - 1)).reshape(len(packs), -1)[:, :count]
+    flags = np.unpackbits(octets, axis=1, bitorder="little")[:, : count * bits].reshape(len(packs), count, bits)
     found: Array = (flags << np.arange(bits, dtype=np.uint8)).sum(axis=2, dtype=np.uint8)
     return found
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from compcomp.formats.numbers import half_ulp
 from compcomp.formats.stored import Claim, Layer, total
-from compcomp.formats.tensors import Tensor, header_of, read_json
+from compcomp.formats.tensors import Tensor, of_files, read_json
 
 ABOUT, COMPONENTS = "compcomp.json", "components.safetensors"
 
@@ -22,7 +22,7 @@ def described(folder: Path, layers: list[Layer]) -> tuple[list[Layer], list[str]
     Layers of plain floats are counted with the bytes of their compressed parts, as far as there are any.
     """
     about = read_json(folder / ABOUT).get("layers")
-    parts = header_of(folder / COMPONENTS) if (folder / COMPONENTS).is_file() else {}
+    parts = of_files(sorted(folder.glob("components*.safetensors")))
     found, problems, known = [], [], set()
     for layer in layers:
         entry = about.get(layer.name) if isinstance(about, dict) else None

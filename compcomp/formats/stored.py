@@ -17,7 +17,7 @@ CHUNK = 1 << 19
 class Block:
     """Hold some rows of a layer.
 
-    Attributes:
+    Args:
         start: the first row.
         values: the weights, rows x in, as floats.
         levels: the stored integers with their zero point subtracted, rows x in, if the layer is stored as integers.
@@ -32,7 +32,7 @@ class Block:
 class StoredGrid:
     """State the grid that a layer is stored on.
 
-    Attributes:
+    Args:
         bits: the bits of one stored weight.
         group: consecutive weights of a row that share a step; 0 if steps are shared in another way.
         kind: ``integers``, ``zero point``, ``minimum`` (an offset that is no multiple of the step) or the name of a
@@ -48,7 +48,7 @@ class StoredGrid:
 class Claim:
     """Hold what a file such as config.json claims of a layer. None: it claims nothing.
 
-    Attributes:
+    Args:
         source: the file.
         bits: bits of a weight on its grid.
         group: weights that share a step; -1 for a whole row.
@@ -67,7 +67,7 @@ class Claim:
 class Layer:
     """Locate one layer (out x in) of a checkpoint.
 
-    Attributes:
+    Args:
         name: its name, without ``.weight``.
         shape: (out, in).
         format: the format it is stored in, such as ``GPTQ``; ``dense`` for plain floats.
@@ -105,7 +105,7 @@ class Layer:
 class Contents:
     """Hold the layers of a checkpoint.
 
-    Attributes:
+    Args:
         format: the formats found, such as ``GPTQ``.
         layers: its matrices in the order of their names.
         other_bytes: bytes of tensors that are no matrices, such as norms and biases.

@@ -25,7 +25,7 @@ INDEX = "model.safetensors.index.json"
 class Tensor:
     """Locate one tensor in a file.
 
-    Attributes:
+    Args:
         path: the file.
         dtype: its name in safetensors, such as ``BF16``.
         shape: its sizes.
@@ -94,8 +94,8 @@ def header_of(path: Path) -> dict[str, Tensor]:
         if min(tensor.shape, default=0) < 0 or tensor.start < 8 + length or tensor.nbytes < 0:
             raise InputError(f"{str(path)!r}, whose tensor {name!r} has no place in it", "a safetensors file", WHERE)
         if tensor.dtype in SIZES and expected != tensor.nbytes:
-            told = f"{tensor.nbytes} bytes for {list(tensor.shape)} of {tensor.dtype}"
-            raise InputError(f"{str(path)!r}, whose tensor {name!r} has {told}", f"{expected} bytes", WHERE)
+            held = f"{tensor.nbytes} bytes for {list(tensor.shape)} of {tensor.dtype}"
+            raise InputError(f"{str(path)!r}, whose tensor {name!r} has {held}", f"{expected} bytes", WHERE)
     end = max((tensor.start + tensor.nbytes for tensor in found.values()), default=8 + length)
     if end > size:
         raise InputError(f"{str(path)!r}, which was cut off: {size} of {end} bytes are there", "a complete file", WHERE)
@@ -159,7 +159,7 @@ def of_folder(folder: Path) -> dict[str, Tensor]:
         return found
     if (folder / "model.safetensors").is_file():
         return header_of(folder / "model.safetensors")
-    paths = sorted(path for path in folder.glob("*.safetensors") if path.name != "components.safetensors")
+    paths = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("components"))
     for path in paths:
         if part := re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.safetensors", path.name):
             shards = [f"{part[1]}-{number:05d}-of-{part[3]}.safetensors" for number in range(1, int(part[3]) + 1)]

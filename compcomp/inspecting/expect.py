@@ -21,7 +21,7 @@ OF_GGUF = ("token_embd", "output", "position_embd")
 class Expected:
     """Hold a scheme, and the group size of its grid if it names one.
 
-    Attributes:
+    Args:
         text: as it was given.
         scheme: the scheme.
         group: the weights that share a step; None: any number.

@@ -36,7 +36,7 @@ TRIED = 24
 class Kind:
     """Name a family of grids.
 
-    Attributes:
+    Args:
         name: ``integers``, ``zero point``, ``minimum``, or a codebook.
         bits: the bits of a level.
     """
@@ -64,7 +64,7 @@ class Kind:
 class Fit:
     """Hold what was found of groups, one entry each.
 
-    Attributes:
+    Args:
         fits: True if a step fits.
         top: the level of the largest weight.
         low: the least level.

@@ -21,7 +21,7 @@ from compcomp.record import Record
 class Inspection(Record):
     """Hold what a checkpoint is.
 
-    Attributes:
+    Args:
         path: the file or folder.
         format: the formats of its layers.
         layers: every matrix in it.
@@ -42,8 +42,8 @@ class Inspection(Record):
     checked: tuple[str, ...] = ()
 
     @property
-    def met(self) -> bool:
-        """True unless a scheme was asked for that some layer does not meet, or that no layer was asked for."""
+    def fits(self) -> bool:
+        """True unless a scheme was asked for that some layer does not fit, or that no layer was asked for."""
         return self.expected is None or (not self.failures and bool(self.checked))
 
     @property
@@ -59,7 +59,7 @@ class Inspection(Record):
 
     @property
     def verdict(self) -> str:
-        """One line: whether what was expected is met, or what the checkpoint is."""
+        """One line: whether what was expected holds, or what the checkpoint is."""
         if self.expected is not None:
             return self._of_expected()
         parts = [f"{len(self.layers)} matrices, {self.nbytes / 1e6:.1f} MB, {self.bits_per_weight:.2f} bits a weight"]
@@ -89,15 +89,15 @@ class Inspection(Record):
 
     def _of_expected(self) -> str:
         if not self.checked:
-            return f"NOT MET: {self.expected}: no layer to ask it of"
+            return f"DOES NOT FIT: {self.expected}: no layer to ask it of"
         if not self.failures:
-            return f"MET: {self.expected} in all of {len(self.checked)} layers"
-        name, told = next(iter(self.failures.items()))
+            return f"FITS: {self.expected} in all of {len(self.checked)} layers"
+        name, missing = next(iter(self.failures.items()))
         rest = len(self.failures) - 1
         more = f", and {rest} more" if rest else ""
         return (
-            f"NOT MET: {self.expected} fails in {len(self.failures)} of {len(self.checked)} layers: "
-            f"{name} ({'; '.join(told)}){more}"
+            f"DOES NOT FIT: {self.expected} fails in {len(self.failures)} of {len(self.checked)} layers: "
+            f"{name} ({'; '.join(missing)}){more}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class Inspection(Record):
             "other_bytes": self.other_bytes,
             "problems": list(self.problems),
             "expected": self.expected,
-            "met": self.met if self.expected is not None else None,
+            "fits": self.fits if self.expected is not None else None,
             "failures": self.failures,
             "checked": list(self.checked),
             "layers": [layer.to_json() for layer in self.layers],
@@ -159,6 +159,11 @@ def inspect(
             found = measured(layer, scheme.pattern, scheme.rank)
         except OSError as error:
             raise InputError(f"{str(path)!r} ({error.strerror})", "files that can be read", "inspect") from None
+        except (ValueError, IndexError, OverflowError) as error:
+            if isinstance(error, InputError):
+                raise
+            given = f"{layer.name!r}, whose tensors do not fit together ({str(error)[:80]})"
+            raise InputError(given, "what its format defines", "inspect") from None
         layers.append(found)
         problems += [f"{found.name}: {problem}" for problem in found.problems]
         if found.not_finite:

@@ -29,7 +29,7 @@ SEARCHED = 200
 class Grid(Record):
     """Describe the grid of a layer.
 
-    Attributes:
+    Args:
         kind: ``narrow`` (levels -(h-1) to h-1 for h = 2^(bits-1)), ``full levels`` (-h to h-1), ``signed`` (groups
             whose levels end at -h, and others that end at h), ``zero point``, ``minimum``, or a codebook.
         bits: the bits of a level.
@@ -71,7 +71,7 @@ class Grid(Record):
 class Measured(Record):
     """Hold what was measured of a layer (out x in).
 
-    Attributes:
+    Args:
         name: the layer's name.
         shape: (out, in).
         format: the format in the file.
@@ -213,7 +213,7 @@ class _OnGrid:
         return (*known, *(top for top in reversed(self.found.kind.tops()) if top not in known))
 
     def _fit(self, groups: Array) -> Fit:
-        """Return the fit of groups. What the sample took for a grid around zero may turn out to have zero points."""
+        """Return the fit of groups. A grid that looked symmetric in the sample may turn out to have zero points."""
         found = self.found
         fit = fitted(groups, found.kind, found.dtype, self.tops)
         wider = Kind("zero point", found.kind.bits)

@@ -19,7 +19,7 @@ def write(folder: Path, tensors: Mapping[str, Any], config: Mapping[str, Any] | 
     """Write model.safetensors and config.json to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     given = {
-        k: torch.from_numpy(np.ascontiguousarray(v)) if isinstance(v, np.ndarray) else v for k, v in tensors.items()
+        k: torch.from_numpy(np.array(v, order="C")) if isinstance(v, np.ndarray) else v for k, v in tensors.items()
     }
     save_file({k: v.contiguous() for k, v in given.items()}, folder / "model.safetensors")
     if config is not None:
@@ -28,14 +28,14 @@ def write(folder: Path, tensors: Mapping[str, Any], config: Mapping[str, Any] | 
 
 
 def packed(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Pack the integers of each row into 32-bit words, the first in the lowest bits, as one row of bits."""
+    """Pack the integers of each row into int32s, the first in the lowest bits, as one row of bits."""
     rows, count = codes.shape
-    words = np.zeros((rows, -(-count * bits // 32)), np.int64)
+    packs = np.zeros((rows, -(-count * bits // 32)), np.int64)
     for row in range(rows):
         number = sum(int(code) << (bits * place) for place, code in enumerate(codes[row]))
-        for word in range(words.shape[1]):
-            words[row, word] = (number >> (32 * word)) & 0xFFFFFFFF
-    return words.astype(np.uint32).view(np.int32)
+        for pack in range(packs.shape[1]):
+            packs[row, pack] = (number >> (32 * pack)) & 0xFFFFFFFF
+    return packs.astype(np.uint32).view(np.int32)
 
 
 def compressed_tensors(
@@ -64,7 +64,7 @@ def gptq(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, order: np.nda
 
 
 def awq(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray) -> dict[str, Any]:
-    """Return the AWQ layout of unsigned codes (in x out): word j holds outputs 8 j + 0, 2, 4, 6, 1, 3, 5, 7."""
+    """Return the AWQ layout of unsigned codes (in x out): the j-th int32 holds outputs 8 j + 0, 2, 4, 6, 1, 3, 5, 7."""
 
     def pack(matrix: np.ndarray) -> np.ndarray:
         turned = matrix.reshape(len(matrix), -1, 8)[:, :, [0, 2, 4, 6, 1, 3, 5, 7]]

@@ -146,10 +146,10 @@ def test_every_float_dtype_is_decoded_as_torch_does() -> None:
     for name, kind in (("F8_E4M3", torch.float8_e4m3fn), ("F8_E5M2", torch.float8_e5m2)):
         expected = octets.view(kind).float().numpy()
         assert np.array_equal(decoded(bytes(range(256)), name), expected, equal_nan=True)
-    words = torch.arange(65536, device="cpu").to(torch.uint16)
+    packs = torch.arange(65536, device="cpu").to(torch.uint16)
     for name, kind in (("BF16", torch.bfloat16), ("F16", torch.float16)):
-        expected = words.view(kind).float().numpy()
-        assert np.array_equal(decoded(words.numpy().tobytes(), name), expected, equal_nan=True)
+        expected = packs.view(kind).float().numpy()
+        assert np.array_equal(decoded(packs.numpy().tobytes(), name), expected, equal_nan=True)
 
 
 BLOCKS = 6

@@ -93,7 +93,7 @@ def test_dense_weights_lie_on_no_grid(dtype: str, seed: int) -> None:
     assert guessed(half, dtype) is None
 
 
-def test_exact_and_rounded_are_told_apart() -> None:
+def test_exact_and_rounded_are_distinguished() -> None:
     exact = on_grid(gaussian(4), 64, "narrow", 4, "BF16")
     rounded = on_grid(gaussian(4), 64, "narrow", 4, "F32")
     kind = Kind("integers", 4)

@@ -66,7 +66,7 @@ def test_exactly_the_planted_groups_are_broken(tmp_path: Path, planted: int, pat
     assert layer.patterns[text] == 1 - planted / len(kept)
     expected = [(int(p) * m // 128, int(p) * m % 128) for p in places[:20]]
     assert list(layer.first_broken) == expected
-    assert found.met == (planted == 0)
+    assert found.fits == (planted == 0)
     assert list(found.failures) == ([NAME] if planted else [])
 
 
@@ -87,7 +87,7 @@ def test_a_planted_weight_off_the_grid_is_named(tmp_path: Path, dtype: torch.dty
     assert (grid.kind, grid.bits, grid.group, grid.groups) == ("narrow", 4, 64, 96)
     assert (grid.off, grid.weights_off, grid.first) == (1, 1, ((31, 70),))
     found = cc.inspect(tmp_path / "b", "W4g64")
-    assert not found.met
+    assert not found.fits
     assert "row 31 column 70" in found.verdict
 
 
@@ -146,7 +146,7 @@ def test_dead_rows_columns_and_what_is_not_finite(tmp_path: Path) -> None:
     weight[7, 9], weight[8, 9] = torch.nan, torch.inf
     layer = layer_of(tmp_path / "b", weight)
     assert layer.not_finite == 2
-    assert not cc.inspect(tmp_path / "b", "W16").met
+    assert not cc.inspect(tmp_path / "b", "W16").fits
 
 
 def test_claims_are_compared_with_the_tensors(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_our_own_output_keeps_what_it_says(saved: Path) -> None:
     found = cc.inspect(saved, "2:4 W4g64 50%")
-    assert found.met and not found.problems
+    assert found.fits and not found.problems
     assert {layer.broken for layer in found.layers} == {0}
     assert {layer.grid.kind for layer in found.layers} == {"narrow"}
     assert found.bits_per_weight == 8 + 8 + 32 / 64  # in the file: levels, mask and scales
@@ -232,8 +232,8 @@ def test_embeddings_and_ignored_layers_are_not_asked(tmp_path: Path) -> None:
     found = cc.inspect(tmp_path, "W4")
     assert found.checked == ("model.layers.0.a", "model.layers.1.gate")
     assert list(found.failures) == ["model.layers.1.gate"]
-    assert cc.inspect(tmp_path, "W4", ignore=["gate"]).met
-    assert not cc.inspect(tmp_path, "W4", ignore=["*"]).met  # nothing is left to ask
+    assert cc.inspect(tmp_path, "W4", ignore=["gate"]).fits
+    assert not cc.inspect(tmp_path, "W4", ignore=["*"]).fits  # nothing is left to ask
 
 
 # Files that cannot be read
@@ -328,6 +328,45 @@ def test_layers_whose_tensors_do_not_fit_are_named(tmp_path: Path) -> None:
             cc.inspect(folder)
 
 
+def test_random_damage_is_an_input_error_or_a_result(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 16, (64, 16))
+    zeros, ones = rng.integers(1, 16, (2, 16)), np.ones((2, 16))
+    state = {"quant_type": "nf4", "blocksize": 32, "dtype": "float16", "shape": [4, 32]}
+    kinds: dict[str, dict[str, Any]] = {
+        "gptq": files.gptq(codes, ones, zeros, np.arange(64) // 32, 4),
+        "awq": files.awq(codes, ones, zeros),
+        "packed": files.compressed_tensors(codes - 8, np.ones((64, 1), np.float32), 4),
+        "nf4": {
+            f"{NAME}.weight": np.zeros((64, 1), np.uint8),
+            f"{NAME}.weight.quant_map": np.ones(16, np.float32),
+            f"{NAME}.weight.absmax": np.ones(4, np.float32),
+            f"{NAME}.weight.quant_state.bitsandbytes__nf4": np.frombuffer(json.dumps(state).encode(), np.uint8).copy(),
+        },
+    }
+    whole = {
+        kind: (files.write(tmp_path / kind, tensors) / "model.safetensors").read_bytes()
+        for kind, tensors in kinds.items()
+    }
+    raw = {"a.weight": ((2, 64), 8, bytes(136)), "b.weight": ((2, 32), 2, bytes(36))}
+    whole["gguf"] = files.gguf(tmp_path / "whole.gguf", raw).read_bytes()
+    refused = 0
+    for kind, content in whole.items():
+        path = tmp_path / ("damaged.gguf" if kind == "gguf" else "damaged.safetensors")
+        for _ in range(60):
+            changed = bytearray(content)
+            for place in rng.integers(0, len(changed) // 2, 3):
+                changed[place] = rng.integers(256)
+            path.write_bytes(bytes(changed[: rng.integers(len(changed) // 2, len(changed) + 1)]))
+            try:
+                with np.errstate(all="ignore"):
+                    cc.inspect(path)
+            except cc.InputError as error:
+                refused += 1
+                assert "\n" not in str(error)
+    assert refused > 150
+
+
 # The command
 
 
@@ -339,13 +378,13 @@ def test_the_command(tmp_path: Path) -> None:
     run = CliRunner().invoke
     good = run(app, ["inspect", str(tmp_path / "good"), "--expect", "2:4 W4g64"])
     assert good.exit_code == 0, good.output
-    assert "MET: 2:4 W4g64 in all of 1 layers" in good.output
+    assert "FITS: 2:4 W4g64 in all of 1 layers" in good.output
     picture = tmp_path / "broken.png"
     bad = run(app, ["inspect", str(tmp_path / "bad"), "--expect", "2:4", "--json", "--plot", str(picture)])
     assert bad.exit_code == 1
-    told = json.loads(bad.stdout)
-    assert told["failures"] == {NAME: ["1 of 1536 groups (0.1%) are not 2:4"]}
-    assert told["layers"][0]["first_broken"] == [[4, 0]]
+    given_back = json.loads(bad.stdout)
+    assert given_back["failures"] == {NAME: ["1 of 1536 groups (0.1%) are not 2:4"]}
+    assert given_back["layers"][0]["first_broken"] == [[4, 0]]
     assert picture.read_bytes().startswith(b"\x89PNG")
     plain = run(app, ["inspect", str(tmp_path / "bad")])
     assert plain.exit_code == 0
