@@ -64,6 +64,11 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     (_reversed(P, "AbsMax(bits=4, grid='full_range')"), "weight_l2", "1x4", "PROVED"),
     (_reversed(P, "AbsMax(bits=4, grid='clipped')"), "weight_l1", "any", "REFUTED"),
     (_reversed(ANY_P, "AbsMax(bits=Any, grid='clipped', rounding='any')"), *_REFUTED),
+    (_reversed(P, "AbsMax(bits=4, grid='signed')"), "weight_l1", "any", "REFUTED"),
+    (_reversed("Magnitude(sparsity=1/3)", "AbsMax(bits=4, grid='signed', rounding='any')"), *_REFUTED),
+    (_reversed(N, "AbsMax(bits=4, group=32, grid='signed')"), *_REFUTED),
+    (_twice("AbsMax(bits=4, grid='signed')"), *_PROVED),
+    (f"{N} >> AbsMax(bits=4, group=32, grid='signed') fits W4 2:4", *_PROVED),
     # A second use finds another largest weight, except where the largest one is a value.
     (_twice("AbsMax(bits=4, grid='narrow_step')"), *_PROVED),
     (_twice("AbsMax(bits=4, grid='full_range')"), *_REFUTED),

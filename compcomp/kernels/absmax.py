@@ -10,6 +10,8 @@ import torch
 
 from compcomp.encodings.absmax import AbsMax
 from compcomp.kernels._shared import Tensor, cached, check, chunks, divisors, largest_magnitudes, pieces, rounded, wide
+from compcomp.language.parameters import known
+from compcomp.layers.grids import GRIDS
 from compcomp.layers.state import Grid, LayerState
 
 
@@ -26,11 +28,14 @@ def kernel(technique: AbsMax, layer: LayerState) -> LayerState:
     """
     check(technique, layer, weight_too=False)
     shape, dtype = tuple(layer.weight.shape), wide(layer.weight)
-    (step_map,) = technique.steps()
-    size, reach = step_map.partition.group_size((shape[0], shape[1])), float(step_map.reach)
-    ends = -step_map.known_levels - step_map.below, step_map.known_levels
+    of, levels = GRIDS[technique.grid], known(technique.levels, "AbsMax.bits")
+    size, reach = technique.partition.group_size((shape[0], shape[1])), float(levels + of.beyond)
+    ends = -levels - of.below, levels
     largest = largest_magnitudes(layer.weight.reshape(-1, size), dtype)  # groups x 1
     divisor, moderate = divisors(largest, technique)
+    if of.signed:
+        sign = _mirrored(layer.weight.reshape(-1, size), dtype)
+        largest, divisor = largest * sign, divisor * sign
     step = largest / reach
     groups, repeats = pieces(layer.weight, size)  # rows of one group or of parts of it
 
@@ -46,11 +51,17 @@ def kernel(technique: AbsMax, layer: LayerState) -> LayerState:
             torch.mul(nearest(groups[part], tops[part]).to(dtype), steps[part], out=weight[part])
     grid = Grid(
         step=step.expand(-1, size).reshape(shape) if len(step) > 1 else step.expand(shape),
-        levels=step_map.known_levels,
+        levels=levels,
         scales=layer.weight.numel() // size,
-        below=step_map.below,
+        below=of.below,
     )
     return replace(layer, weight=weight.reshape(shape), format=replace(layer.format, grid=grid, rank=None))
+
+
+def _mirrored(groups: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return -1 for the groups whose first weight of largest magnitude is positive, and 1 for the others."""
+    first = groups.abs().argmax(dim=1, keepdim=True)
+    return 1 - 2 * (groups.gather(1, first) > 0).to(dtype)
 
 
 def _nearest(groups: Tensor, divisor: Tensor, reach: float, ends: tuple[int, int], rounding: str) -> Tensor:

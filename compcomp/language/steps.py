@@ -495,9 +495,9 @@ class Optimum:
 
     For weights w (out x in) the set contains every v with two properties. (i) In each group of n weights of
     ``partition`` at least ``int(n * share)`` weights of v are 0. (ii) For each group of ``grid.partition`` there is a
-    ratio r out of ``ratios`` such that every weight of v in the group is one of ``k * r * c / L``, ``|k| <= L``. Here c
-    is the context of w in the group, and L is the number of levels of ``grid``. The optimum is a v of least ``loss``
-    with w as the reference.
+    ratio r out of ``ratios`` such that every weight of v in the group is one of ``k * r * s`` for the levels k of
+    ``grid``. Here s is its step for the context of w in the group. The optimum is a v of least ``loss`` with w as the
+    reference.
     """
 
     loss: str

@@ -62,6 +62,28 @@ def test_the_grids_in_use_against_the_nearest_value(
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES])
+def test_the_signed_grid_holds_the_weight_of_largest_magnitude(device: str, bits: int, dtype: Any) -> None:
+    weight = tensors((64, 32), device, dtype).weight
+    weight[3], weight[5, 7], weight[5, 9], weight[6, 2], weight[6, 4] = 0, 9, -9, -9, 9
+    after, half = kernel(AbsMax(bits=bits, group=32, grid="signed"), LayerState.dense(weight)), 2 ** (bits - 1)
+    first = weight.abs().argmax(dim=1, keepdim=True)
+    largest = weight.double().gather(1, first)
+    assert torch.equal(after.weight.double().gather(1, first), largest)
+    assert after.format.grid is not None
+    step = after.format.grid.step[:, :1].double()
+    torch.testing.assert_close(step, largest / -half, rtol=1e-7, atol=0)
+    values = step[..., None] * torch.arange(-half, half, device=device)  # rows x 1 x values
+    distances = (values - weight.double()[..., None]).abs()
+    rounding = torch.finfo(torch.promote_types(dtype, torch.float32)).eps + torch.finfo(dtype).eps
+    off = (after.weight.double() - weight.double()).abs() - distances.amin(dim=2)
+    assert (off <= rounding * largest.abs()).all()
+    assert after.weight[5, 9] == 9 * (1 - half) / half
+    assert after.weight[6, 4] == 9 * (half - 1) / half
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES])
 @pytest.mark.parametrize(
     ("rounding", "levels"),

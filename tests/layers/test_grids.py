@@ -42,8 +42,15 @@ def deepspeed(w: list[int]) -> list[Fraction]:
     return [scale * min(max(rounded(x / scale), -H), H - 1) for x in w]
 
 
+def q4_0(w: list[int]) -> list[Fraction]:
+    """The step is the first weight of largest magnitude over -8, so that this weight is a value whatever its sign."""
+    scale = Fraction(max(w, key=abs), -H)
+    return [scale * min(max(rounded(x / scale), -H), H - 1) for x in w]
+
+
 @pytest.mark.parametrize(
-    ("grid", "tool"), [("full_range", compressed_tensors), ("narrow_step", autoawq), ("clipped", deepspeed)]
+    ("grid", "tool"),
+    [("full_range", compressed_tensors), ("narrow_step", autoawq), ("clipped", deepspeed), ("signed", q4_0)],
 )
 def test_as_the_tool_computes_it(grid: str, tool: Any) -> None:
     draw = random.Random(3)
