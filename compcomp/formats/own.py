@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from compcomp.formats.numbers import half_ulp
-from compcomp.formats.stored import Claim, Layer, total
+from compcomp.formats.numbers import SIZES, half_ulp
+from compcomp.formats.stored import Block, Claim, Layer, StoredGrid, total
 from compcomp.formats.tensors import Tensor, of_files, read_json
 
 ABOUT, COMPONENTS = "compcomp.json", "components.safetensors"
@@ -31,11 +32,16 @@ def described(folder: Path, layers: list[Layer]) -> tuple[list[Layer], list[str]
             continue
         known.add(layer.name)
         own = {name.removeprefix(f"{layer.name}."): part for name, part in parts.items() if _of(name, layer.name)}
-        if differing := _differs(layer, own):
-            problems.append(f"{layer.name}: {differing}")
-        size = total(own.values()) or layer.nbytes
-        rank = int(entry.get("factor_rank") or 0)
-        found.append(replace(layer, claim=_claim(entry, layer), branch_rank=rank, nbytes=size))
+        claim = _claim(entry, layer)
+        rank, size = int(entry.get("factor_rank") or 0), total(own.values()) or layer.nbytes
+        layer = replace(layer, claim=claim, branch_rank=rank, nbytes=size)
+        if "levels" in own and not any(part.startswith(("basis_", "left", "right")) for part in own):
+            differing = _differs(layer, own)
+            if differing is None:
+                layer = _on_its_grid(layer, own, claim)
+            else:
+                problems.append(f"{layer.name}: {differing}")
+        found.append(layer)
     for name in sorted(set(about if isinstance(about, dict) else ()) - known):
         problems.append(f"{name}: {ABOUT} names it, and no weight has this name")
     return found, problems
@@ -61,20 +67,46 @@ def _claim(entry: Mapping[str, Any], layer: Layer) -> Claim:
     return Claim(ABOUT, bits, group, pattern, rank if isinstance(rank, int) else None)
 
 
+def _on_its_grid(layer: Layer, parts: Mapping[str, Tensor], claim: Claim) -> Layer:
+    """Return the layer with the grid of its parts, which give its weights."""
+    scales = math.prod(parts["scales"].shape)
+    size = layer.shape[0] * layer.shape[1] // scales
+    group = size if size <= layer.shape[1] else layer.shape[1]
+    if claim.bits is None or size == 1 or layer.shape[1] % group:
+        group = 0
+    kind = "minimum" if "offsets" in parts else "codebook" if "codes" in parts else "integers"
+    levels, read = parts["levels"], layer.read
+    assert read is not None
+
+    def with_levels(first: int, last: int) -> Block:
+        block = read(first, last)
+        return block if kind == "codebook" else replace(block, levels=levels.rows(first, last))
+
+    return replace(layer, read=with_levels, grid=StoredGrid(claim.bits or 8 * SIZES[levels.dtype], group, kind))
+
+
 def _differs(layer: Layer, parts: Mapping[str, Tensor]) -> str | None:
-    """Return a sentence if levels and scales do not give the stored weights, within rounding of their dtype."""
-    if set(parts) - {"mask"} != {"levels", "scales"} or layer.dtype is None:
-        return None
-    levels, scales = parts["levels"], parts["scales"].array().reshape(-1).astype(np.float64)
+    """Return a sentence if the parts do not give the stored weights, within rounding of their dtype; else None."""
     rows, columns = layer.shape
-    if levels.shape != layer.shape or (rows * columns) % len(scales):
+    levels, mask = parts["levels"], parts.get("mask")
+    scales = parts["scales"].array().reshape(-1).astype(np.float64)
+    if levels.shape != layer.shape or not len(scales) or (rows * columns) % len(scales) or layer.dtype is None:
         return f"{COMPONENTS} holds levels of shape {list(levels.shape)}, and the weight is {rows} x {columns}"
+    offsets = parts["offsets"].array().reshape(-1) if "offsets" in parts else None
+    codes = parts["codes"].array().reshape(-1) if "codes" in parts else None
     size = rows * columns // len(scales)
     for block in layer.blocks():
-        count, width = block.values.shape
-        at = np.arange(block.start * width, (block.start + count) * width).reshape(count, width) // size
-        given = levels.rows(block.start, block.start + count) * scales[at]
-        apart = np.abs(given - block.values) > 2 * half_ulp(given, layer.dtype)
+        count = len(block.values)
+        at = np.arange(block.start * columns, (block.start + count) * columns).reshape(count, columns) // size
+        places = levels.rows(block.start, block.start + count)
+        given = (places if codes is None else codes[places]) * scales[at]
+        bound = np.abs(given)
+        if offsets is not None:
+            given = given + offsets[at]
+            bound = np.maximum(bound, np.abs(offsets[at]))
+        if mask is not None and (offsets is not None or codes is not None):
+            given = np.where(mask.rows(block.start, block.start + count) != 0, given, 0)
+        apart = np.abs(given - block.values) > 2 * half_ulp(bound, layer.dtype)
         if apart.any():
             row, column = np.argwhere(apart)[0]
             return f"{COMPONENTS} gives another weight in row {block.start + int(row)}, column {int(column)}"

@@ -162,8 +162,8 @@ def inspect(
         except (ValueError, IndexError, OverflowError) as error:
             if isinstance(error, InputError):
                 raise
-            given = f"{layer.name!r}, whose tensors do not fit together ({str(error)[:80]})"
-            raise InputError(given, "what its format defines", "inspect") from None
+            text = f"{layer.name!r}, whose tensors do not fit together ({str(error)[:80]})"
+            raise InputError(text, "what its format defines", "inspect") from None
         layers.append(found)
         problems += [f"{found.name}: {problem}" for problem in found.problems]
         if found.not_finite:

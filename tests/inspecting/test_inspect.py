@@ -20,11 +20,14 @@ from compcomp.cli import app
 from compcomp.inspecting.expect import Expected
 from compcomp.inspecting.measure import Measured
 from compcomp.inspecting.rank import RankSketch
+from compcomp.language.technique import as_sequence
 from compcomp.models.bench import ModelBench
 from compcomp.models.save import save
-from compcomp.techniques import AbsMax, Magnitude
+from compcomp.techniques import MX, NF4, AbsMax, Magnitude, MinMax
 from tests.formats import files
 from tests.formats.files import NAME
+
+TWO_OF_FOUR = Magnitude(sparsity="1/2", pattern="2:4")
 
 
 def gaussian(rows: int = 48, columns: int = 128, seed: int = 0) -> torch.Tensor:
@@ -181,15 +184,39 @@ def test_what_compressed_tensors_writes_is_read(tmp_path: Path) -> None:
         assert np.array_equal(own, files.packed(codes.numpy().astype(int) + 2 ** (bits - 1), bits))
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that compcomp wrote: 2:4, then four bits in groups of 64."""
+def written(folder: Path, sequence: Any) -> Path:
+    """Return a folder that compcomp wrote, of a model of two layers compressed by a sequence."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(128, 64, bias=False), torch.nn.Linear(64, 128, bias=False))
-    state = ModelBench(model).apply_all(Magnitude(sparsity="1/2", pattern="2:4") >> AbsMax(bits=4, group=64))
-    folder = tmp_path_factory.mktemp("own")
-    save(model, state, folder)
+    save(model, ModelBench(model, device="cpu").apply_all(as_sequence(sequence)), folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("own"), TWO_OF_FOUR >> AbsMax(bits=4, group=64))
+
+
+@pytest.mark.parametrize(
+    "technique",
+    [
+        AbsMax(bits=4),
+        AbsMax(bits=4, per="channel"),
+        AbsMax(bits=4, group=32, grid="full_range"),
+        AbsMax(bits=8, group=32),
+        MinMax(bits=4, group=32),
+        NF4(group=32),
+        MX(),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("pruned", [False, True])
+def test_no_grid_of_our_own_is_taken_for_a_fault(tmp_path: Path, technique: Any, pruned: bool) -> None:
+    found = cc.inspect(
+        written(tmp_path, TWO_OF_FOUR >> technique if pruned else technique), f"W{getattr(technique, 'bits', 4)}"
+    )
+    assert found.fits, found.verdict
+    assert not found.problems
 
 
 def test_our_own_output_keeps_what_it_says(saved: Path) -> None:
