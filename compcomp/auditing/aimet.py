@@ -11,8 +11,8 @@ from typing import Any
 
 from compcomp.auditing.named_calls import Reader, is_order, read_order
 from compcomp.auditing.schemes import Grid
-from compcomp.auditing.steps import LEAVES, PRUNES, QUANTIZES, SCALES, Step, ToolRecipe, Values
-from compcomp.techniques import LeastSquaresDistill, PruneColumns, TruncatedSVD
+from compcomp.auditing.steps import LEAVES, PRUNES, QUANTIZES, Step, ToolRecipe, Values
+from compcomp.techniques import PruneColumns
 
 TOOL, VERSION = "AIMET", "1.34"
 KEY = "aimet"
@@ -30,14 +30,14 @@ def read(data: Mapping[str, Any], version: str | None = None) -> list[ToolRecipe
 
 
 def _svd(values: Values, before: tuple[Step, ...]) -> Step:
-    given = "rank" in values.given
     return Step(
         "",
-        does=SCALES,
-        techniques=(TruncatedSVD(rank=values.whole("rank", 8)),),
-        conventions=("the layer becomes two layers, the factors of its weight",),
-        differs=("later steps see the factors, here their product",),
-        unknown=() if given else ("the rank follows from a compression ratio for each layer; 8 stands for it",),
+        does=LEAVES,
+        conventions=(
+            "the layer becomes two layers, the factors of its weight",
+            "later steps see each factor as a layer, so the product keeps its rank whatever they do",
+        ),
+        unknown=() if "rank" in values.given else ("the rank follows from a compression ratio for each layer",),
     )
 
 
@@ -47,8 +47,10 @@ def _channels(values: Values, before: tuple[Step, ...]) -> Step:
     return Step(
         "",
         does=PRUNES,
-        techniques=(PruneColumns(sparsity=share), LeastSquaresDistill()),
-        conventions=("input channels are removed, and the others are fitted to the layer's outputs",),
+        techniques=(PruneColumns(sparsity=share),),
+        conventions=(
+            "input channels are removed, and the others are fitted to the layer's outputs, which removes no more",
+        ),
         differs=("channels are chosen by least magnitude here; which ones they are does not matter to what is kept",),
     )
 
@@ -59,7 +61,11 @@ def _quantsim(values: Values, before: tuple[Step, ...]) -> Step:
     channel = values.truth("per_channel", default=False)
     grid = Grid(bits, "int", symmetric, None, "channel" if channel else "tensor")
     return Step(
-        "", does=QUANTIZES, techniques=(grid.nearest(),), conventions=(str(grid), "round to nearest"), differs=grid.differs()
+        "",
+        does=QUANTIZES,
+        techniques=(grid.nearest(),),
+        conventions=(str(grid), "round to nearest"),
+        differs=grid.differs(),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from math import lcm
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,7 @@ class Asker:
 
     def _searched(self, claim: Claim, found: Answer) -> Answer:
         small = _small_claim(claim)
-        seconds = min(3.0, self.timeout / 4)
+        seconds = min(1.0, self.timeout / 4)
         verdict = default_prover().prove(
             small, "any", timeout=self.timeout, stages=("search",), search_seconds=seconds, explain=False
         )
@@ -96,8 +97,15 @@ def small(technique: Technique) -> Technique:
     if "group" in known and isinstance(group, int) and group > SMALL:
         changed["group"] = None if _allows_none(technique) else 4
     block = getattr(technique, "block", None)
-    if "block" in known and isinstance(block, int) and block > SMALL and getattr(technique, "pattern", None) == "unstructured":
+    if (
+        "block" in known
+        and isinstance(block, int)
+        and block > SMALL
+        and getattr(technique, "pattern", None) == "unstructured"
+    ):
         changed["block"] = 2
+    if "rank" in known and getattr(technique, "rank", 1) > 1:
+        changed["rank"] = 1
     return replace(technique, **changed) if changed else technique
 
 
@@ -110,7 +118,7 @@ def _allows_none(technique: Technique) -> bool:
 
 
 def _small_claim(claim: Claim) -> Claim:
-    changed = {
+    changed: dict[str, Any] = {
         name: Sequence(tuple(map(small, getattr(claim, name))))
         for name in ("left", "right")
         if isinstance(getattr(claim, name, None), Sequence)
@@ -125,7 +133,7 @@ def invariants_of(technique: Technique) -> frozenset[str]:
 
 def _fails_at_full_size(claim: Claim) -> tuple[int, int] | None:
     """Return the shape of a layer of integers on which the torch kernels break the claim by a clear margin."""
-    if without_kernel(claim) or not claim.is_deterministic:
+    if without_kernel(claim):
         return None
     blocks = [getattr(t, "block", None) for s in claim.sequences for t in s]
     columns = lcm(claim.unit, *(block for block in blocks if isinstance(block, int)))

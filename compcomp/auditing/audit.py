@@ -65,7 +65,11 @@ class Audit:
         if self.status == "UNKNOWN":
             return f"UNKNOWN: {self.promises(Status.UNKNOWN)[0].text}"
         count = len(self.promises(Status.PROVED))
-        return f"KEPT: {count} promise{'' if count == 1 else 's'} proved" if count else "KEPT: no step makes a promise to a later one"
+        return (
+            f"KEPT: {count} promise{'' if count == 1 else 's'} proved"
+            if count
+            else "KEPT: no step makes a promise to a later one"
+        )
 
     def promises(self, status: str) -> list[Promise]:
         """Return the promises of one status."""
@@ -97,7 +101,7 @@ def audit(
     Args:
         path: a recipe of llm-compressor, Olive, ModelOpt, AIMET, coremltools or compcomp, or a ``config.json`` of
             compressed-tensors. Nothing in it is executed.
-        tool_version: the version of the tool whose conventions hold, such as "0.8"; by default the newest that is known.
+        tool_version: the version of the tool whose conventions hold, such as "0.8"; by default the newest known.
         timeout: seconds for each claim.
         on_step: called with a phrase before each order is decided.
 
@@ -108,7 +112,7 @@ def audit(
     Raises:
         InputError: the file cannot be read, or is no recipe that is known.
     """
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= 10**6:
+    if isinstance(timeout, bool) or not 0 < timeout <= 10**6:
         raise InputError(f"timeout={timeout!r}"[:80], "seconds, more than 0", "audit")
     path = Path(path)
     recipes, alternatives = read(path, tool_version)
@@ -140,7 +144,9 @@ def _lines(order: Order) -> list[str]:
     lines += [f"  {'' if p.breaks else 'note: '}{p.text}" for p in recipe.problems]
     for number, step in enumerate(recipe.steps, 1):
         what = " >> ".join(map(str, step.techniques)) or step.does
-        lines.append(f"  {number}. {step.name} ({step.place}): {what}" if step.place else f"  {number}. {step.name}: {what}")
+        lines.append(
+            f"  {number}. {step.name} ({step.place}): {what}" if step.place else f"  {number}. {step.name}: {what}"
+        )
         lines += [f"     {text}" for text in step.conventions]
         lines += [f"     differs: {text}" for text in step.differs]
         lines += [f"     not known: {text}" for text in step.unknown]
@@ -151,7 +157,7 @@ def _lines(order: Order) -> list[str]:
             lines.append(f"     {promise.answer.note}")
         if promise.answer is not None and promise.status == Status.UNKNOWN:
             lines.append(f"     {promise.answer.verdict.cause}")
-    lines += [f"  {relation.answer.status}: {relation.text}" for relation in order.relations]
+    lines += [f"  {relation.kind}: {relation.text}" for relation in order.relations]
     for change in order.changes:
         lines.append(f"  change, proved to keep {', '.join(change.promise)}: {change.text}")
         lines.append(f"     {change.sequence}")

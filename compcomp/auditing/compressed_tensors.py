@@ -41,7 +41,9 @@ def read(data: Any, version: str | None = None) -> list[ToolRecipe]:
     steps = [] if sparse is None else [sparse]
     orders: list[tuple[str, list[Step]]] = []
     if isinstance(groups, dict) and groups:
-        first = next((part for part in groups.values() if isinstance(part, dict) and isinstance(part.get("weights"), dict)), None)
+        first = next(
+            (part for part in groups.values() if isinstance(part, dict) and isinstance(part.get("weights"), dict)), None
+        )
         if first is not None:
             grid, refused, unknown = grid_of(first["weights"])
             problems += [Problem(f"{TOOL} refuses this config: {text}") for text in refused]
@@ -50,7 +52,7 @@ def read(data: Any, version: str | None = None) -> list[ToolRecipe]:
             if len(groups) > 1:
                 unknown.append("config_groups has several groups; the first is audited")
             if grid is not None:
-                base = {
+                base: dict[str, Any] = {
                     "name": "config_groups",
                     "place": "quantization_config",
                     "does": QUANTIZES,
@@ -59,7 +61,9 @@ def read(data: Any, version: str | None = None) -> list[ToolRecipe]:
                     "source": SOURCE,
                 }
                 said = (str(grid), *([text] if text else []))
-                rtn = Step(techniques=(grid.nearest(), *more), conventions=(*said, "if it was rounded to nearest"), **base)
+                rtn = Step(
+                    techniques=(grid.nearest(), *more), conventions=(*said, "if it was rounded to nearest"), **base
+                )
                 gptq = Step(
                     techniques=(GPTQ(bits=grid.bits, group=grid.group), *more),
                     conventions=(*said, "if it was made by GPTQ without a mask"),

@@ -34,13 +34,20 @@ def read(data: Mapping[str, Any], version: str | None = None) -> list[ToolRecipe
 def _pattern(values: Values) -> dict[str, Any]:
     """Return sparsity and pattern: n_m_ratio (n, m) drops n of every m weights."""
     ratio = values.given.get("n_m_ratio")
-    if isinstance(ratio, list) and len(ratio) == 2 and all(type(x) is int for x in ratio) and 0 < ratio[0] < ratio[1] <= 64:
+    if (
+        isinstance(ratio, list)
+        and len(ratio) == 2
+        and all(type(x) is int for x in ratio)
+        and 0 < ratio[0] < ratio[1] <= 64
+    ):
         return dropped_of(*ratio)
     return {"sparsity": values.share("target_sparsity", Fraction(1, 2))}
 
 
 def _prune(values: Values, before: tuple[Step, ...]) -> Step:
-    return Step("", does=PRUNES, techniques=(Magnitude(**_pattern(values)),), conventions=("the smallest weights go to 0",))
+    return Step(
+        "", does=PRUNES, techniques=(Magnitude(**_pattern(values)),), conventions=("the smallest weights go to 0",)
+    )
 
 
 def _quantize(values: Values, before: tuple[Step, ...]) -> Step:

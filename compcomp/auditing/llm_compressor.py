@@ -132,7 +132,9 @@ def read(data: Mapping[str, Any], version: str | None = None) -> list[ToolRecipe
     steps = [step for found in _modifiers(data, reading) if (step := _step(found, reading)) is not None]
     _check_awq(steps, reading)
     if not steps and not reading.problems:
-        reading.problems.append(Problem(f"{TOOL} {version or VERSION} reads no modifier from this recipe: it does nothing"))
+        reading.problems.append(
+            Problem(f"{TOOL} {version or VERSION} reads no modifier from this recipe: it does nothing")
+        )
     return [ToolRecipe(TOOL, version or VERSION, tuple(steps), tuple(reading.problems), tuple(reading.notes))]
 
 
@@ -274,8 +276,8 @@ def _pattern(modifier: _Modifier, values: Values, reading: _Reading) -> dict[str
     share = values.share("sparsity", Fraction(n, m))
     if share != Fraction(n, m):
         reading.notes.append(
-            f"{modifier.name}: sparsity {float(share):g} has no effect with mask_structure {structure}, which drops {n} "
-            f"of every {m} weights"
+            f"{modifier.name}: sparsity {float(share):g} has no effect with mask_structure {structure}, which "
+            f"drops {n} of every {m} weights"
         )
     return dropped_of(n, m)
 
@@ -364,7 +366,9 @@ def _scheme(modifier: _Modifier, values: Values, reading: _Reading) -> tuple[Gri
     if isinstance(scheme, str):
         names = [scheme]
     elif isinstance(scheme, dict) and set(scheme) <= SCHEME_KEYS:
-        reading.refused(f"scheme of {modifier.name} as a mapping of arguments; it has to name a preset, or use config_groups")
+        reading.refused(
+            f"scheme of {modifier.name} as a mapping of arguments; it has to name a preset, or use config_groups"
+        )
         schemes = [scheme]
     elif isinstance(scheme, dict):
         names = list(scheme)
@@ -380,8 +384,8 @@ def _scheme(modifier: _Modifier, values: Values, reading: _Reading) -> tuple[Gri
     for part in groups.values() if isinstance(groups, dict) else ():
         if not isinstance(part, dict):
             reading.refused(f"config_groups of {modifier.name} has a group that is no mapping")
-        elif unknown := set(part) - SCHEME_KEYS:
-            reading.refused(f"config_groups of {modifier.name} has {sorted(map(str, unknown))[0]!r}")
+        elif strange := sorted(map(str, set(part) - SCHEME_KEYS)):
+            reading.refused(f"config_groups of {modifier.name} has {strange[0]!r}")
         elif part.get("targets") is None:
             reading.refused(f"config_groups of {modifier.name} has a group without targets")
     if not schemes:
@@ -406,7 +410,9 @@ def _scheme(modifier: _Modifier, values: Values, reading: _Reading) -> tuple[Gri
         inputs = inputs or technique
         remarks += [text] if text else []
     if len(set(grids)) > 1:
-        values.unknown.append(f"layers differ: {'; '.join(map(str, dict.fromkeys(grids)))}. The claims are about the first")
+        values.unknown.append(
+            f"layers differ: {'; '.join(map(str, dict.fromkeys(grids)))}. The claims are about the first"
+        )
     return (grids[0] if grids else None), inputs, remarks
 
 
@@ -439,6 +445,7 @@ def _gptq(modifier: _Modifier, values: Values, reading: _Reading) -> Step:
         modifier.name,
         does=QUANTIZES,
         techniques=(technique, *([inputs] if inputs else [])),
+        nearest=grid.nearest(),
         conventions=(*remarks, str(grid), "columns in activation order" if ordered else "columns left to right", zeros),
         differs=tuple(differs),
     )

@@ -1,7 +1,7 @@
 """Read ModelOpt's lists of modes with their configs, as given to ``apply_mode`` or as its state has them.
 
-Data from NVIDIA/Model-Optimizer 0.47 (``modelopt/torch/sparsity/weight_sparsity``, ``modelopt/torch/quantization``): the
-modes, what they do to weights, and which modes may follow which.
+Data from NVIDIA/Model-Optimizer 0.47, ``modelopt/torch/sparsity`` and ``modelopt/torch/quantization``: the modes, what
+they do to weights, and which modes may follow which.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from typing import Any
 
 from compcomp.auditing.schemes import Grid, inputs_of
@@ -100,7 +101,7 @@ def read(data: Any, version: str | None = None) -> list[ToolRecipe]:
         names.append(name)
         steps.append(_step(name, _config(item), notes, enforced=enforced))
         enforced = (enforced or name in ("sparse_magnitude", "sparsegpt")) and name != "export_sparse"
-    for before, after in zip(names, names[1:], strict=False):
+    for before, after in pairwise(names):
         _check_rules(before, after, problems, notes)
     return [ToolRecipe(TOOL, version or VERSION, tuple(steps), tuple(problems), tuple(notes))]
 
@@ -206,7 +207,12 @@ def _quantize(values: Values, *, enforced: bool) -> Step:
         bits, kind = sum(x for x in bits if isinstance(x, int)) + 1, "float"
     elif isinstance(bits, str):
         kind, bits = ("float", 8) if "4,3" in bits.replace(" ", "") else ("float", 4)
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16 or (kind == "float" and bits not in (4, 8)):
+    if (
+        isinstance(bits, bool)
+        or not isinstance(bits, int)
+        or not 2 <= bits <= 16
+        or (kind == "float" and bits not in (4, 8))
+    ):
         values.unknown.append(f"num_bits: {str(weights['num_bits'])[:40]!r}")
         return Step("quantize")
     strategy = "group" if size else "channel" if axis in (0, [0]) else "tensor"
@@ -219,6 +225,7 @@ def _quantize(values: Values, *, enforced: bool) -> Step:
         techniques.append(AWQ(bits=min(bits, 16), group=size))
     if str(algorithm).startswith("gptq"):
         techniques.append(GPTQ(bits=bits, group=size))
+        said.append("zeros of earlier steps are not kept")
     elif algorithm in ("max", "smoothquant", "mse", None) or str(algorithm).startswith("awq"):
         techniques.append(grid.nearest())
         said.append("round to nearest, the step from the largest magnitude")
@@ -230,9 +237,16 @@ def _quantize(values: Values, *, enforced: bool) -> Step:
     if isinstance(inputs, dict) and inputs.get("enable") is not False and isinstance(inputs.get("num_bits"), int):
         _, text = inputs_of({"num_bits": inputs["num_bits"], "strategy": "tensor"})
         said.append(text)
-    differs = ()
+    differs: tuple[str, ...] = ()
     if kind == "int" and algorithm == "max":
         said.append(f"the step is max|w| / {2 ** (bits - 1) - 1}: the grid of the technique here")
     elif kind == "float":
         differs = grid.differs()
-    return Step("quantize", does=QUANTIZES, techniques=tuple(techniques), conventions=tuple(said), differs=differs)
+    return Step(
+        "quantize",
+        does=QUANTIZES,
+        techniques=tuple(techniques),
+        conventions=tuple(said),
+        differs=differs,
+        nearest=grid.nearest(),
+    )

@@ -23,7 +23,8 @@ def read_order(
     """Return the calls of an order as steps."""
     steps, problems = list[Step](), list[Problem]()
     for item in data[key]:
-        name, given = item, {}
+        name: Any = item
+        given: Any = {}
         if isinstance(item, dict) and len(item) == 1:
             name, given = next(iter(item.items()))
         if not isinstance(name, str):

@@ -63,12 +63,14 @@ def read(data: Mapping[str, Any], version: str | None = None) -> list[ToolRecipe
             notes.append(f"no flow of pass_flows has {', '.join(left)}: not run")
     found = []
     for name, order in orders:
-        missing = [Problem(f"{TOOL} refuses the pass {step!r}, which passes does not have") for step in order if step not in passes]
+        missing = [
+            Problem(f"{TOOL} refuses the pass {step!r}, which passes does not have")
+            for step in order
+            if step not in passes
+        ]
         steps = tuple(_step(step, passes[step], problems) for step in order if step in passes)
         nothing = [] if steps else [Problem(f"{TOOL} runs no pass of this workflow: it does nothing")]
-        found.append(
-            ToolRecipe(TOOL, version or VERSION, steps, (*problems, *missing, *nothing), tuple(notes), name)
-        )
+        found.append(ToolRecipe(TOOL, version or VERSION, steps, (*problems, *missing, *nothing), tuple(notes), name))
     return found
 
 
@@ -79,7 +81,9 @@ def _named(passes: Any, problems: list[Problem]) -> dict[str, Mapping[str, Any]]
     for name, given in items:
         if isinstance(given, list) and given:
             if len(given) > 1:
-                problems.append(Problem(f"the pass {name!r} has {len(given)} alternatives; the first is audited", breaks=False))
+                problems.append(
+                    Problem(f"the pass {name!r} has {len(given)} alternatives; the first is audited", breaks=False)
+                )
             given = given[0]
         if not isinstance(given, dict) or not isinstance(given.get("type"), str):
             problems.append(Problem(f"{TOOL} refuses the pass {name!r}, which has no type"))
@@ -101,20 +105,32 @@ def _step(name: str, given: Mapping[str, Any], problems: list[Problem]) -> Step:
         step = Step(kind, unknown=(f"the pass {kind} is not known here",))
     form = ("parameters in 'config': the form of older versions",) if older else ()
     return replace(
-        step, name=kind, place=name, conventions=(*step.conventions, *form), unknown=(*step.unknown, *values.unknown), source=SOURCE
+        step,
+        name=kind,
+        place=name,
+        conventions=(*step.conventions, *form),
+        unknown=(*step.unknown, *values.unknown),
+        source=SOURCE,
     )
 
 
 def _sparsegpt(values: Values) -> Step:
     sparsity = values.given.get("sparsity")
-    if isinstance(sparsity, list) and len(sparsity) == 2 and all(type(x) is int for x in sparsity) and 0 < sparsity[0] < sparsity[1] <= 64:
+    if (
+        isinstance(sparsity, list)
+        and len(sparsity) == 2
+        and all(type(x) is int for x in sparsity)
+        and 0 < sparsity[0] < sparsity[1] <= 64
+    ):
         pattern = dropped_of(*sparsity)
         said = f"drops {sparsity[0]} of every {sparsity[1]} weights"
     else:
         pattern = {"sparsity": values.share("sparsity", Fraction(1, 2))}
         said = "unstructured, in blocks of columns"
     technique = SparseGPT(
-        **pattern, block=values.whole("blocksize", 128), damping=values.share("percdamp", Fraction(1, 100)) or Fraction(1, 100)
+        **pattern,
+        block=values.whole("blocksize", 128),
+        damping=values.share("percdamp", Fraction(1, 100)) or Fraction(1, 100),
     )
     return Step("", does=PRUNES, techniques=(technique,), conventions=(said, "zeros of earlier steps may be filled"))
 
@@ -157,6 +173,7 @@ def _gptq(values: Values) -> Step:
         "",
         does=QUANTIZES,
         techniques=(technique,),
+        nearest=grid.nearest(),
         conventions=(str(grid), "zeros of earlier steps are not kept"),
         differs=differs,
     )
@@ -164,7 +181,13 @@ def _gptq(values: Values) -> Step:
 
 def _rtn(values: Values) -> Step:
     grid = _grid(values)
-    return Step("", does=QUANTIZES, techniques=(grid.nearest(),), conventions=(str(grid), "round to nearest"), differs=grid.differs())
+    return Step(
+        "",
+        does=QUANTIZES,
+        techniques=(grid.nearest(),),
+        conventions=(str(grid), "round to nearest"),
+        differs=grid.differs(),
+    )
 
 
 def _awq(values: Values) -> Step:
@@ -199,7 +222,13 @@ def _onnx_eight(values: Values) -> Step:
 
 def _onnx_four(values: Values) -> Step:
     grid = Grid(4, "int", bool(values.given.get("is_symmetric", True)), values.whole("block_size", 32), "group")
-    return Step("", does=QUANTIZES, techniques=(grid.nearest(),), conventions=(str(grid), "round to nearest"), differs=grid.differs())
+    return Step(
+        "",
+        does=QUANTIZES,
+        techniques=(grid.nearest(),),
+        conventions=(str(grid), "round to nearest"),
+        differs=grid.differs(),
+    )
 
 
 def _rotation(values: Values) -> Step:
@@ -214,12 +243,16 @@ def _rotation(values: Values) -> Step:
 
 def _lora(values: Values) -> Step:
     rank = values.whole("r" if "r" in values.given else "lora_r", 64)
-    return Step("", does=SCALES, techniques=(LoRA(rank=rank, iterations=1),), conventions=("an adapter next to the weights",))
+    return Step(
+        "", does=SCALES, techniques=(LoRA(rank=rank, iterations=1),), conventions=("an adapter next to the weights",)
+    )
 
 
 def _loftq(values: Values) -> Step:
     rank = values.whole("r" if "r" in values.given else "lora_r", 64)
-    return Step("", does=QUANTIZES, techniques=(LoftQ(bits=4, rank=rank),), conventions=("4-bit weights and an adapter",))
+    return Step(
+        "", does=QUANTIZES, techniques=(LoftQ(bits=4, rank=rank),), conventions=("4-bit weights and an adapter",)
+    )
 
 
 _READERS = {

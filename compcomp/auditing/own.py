@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from compcomp.auditing.asking import invariants_of
 from compcomp.auditing.steps import LEAVES, PRUNES, QUANTIZES, SCALES, Problem, Step, ToolRecipe
 from compcomp.errors import InputError
-from compcomp.language.samples import sets_up
 from compcomp.language.technique import Technique
 from compcomp.language.text import parse_sequence
 from compcomp.version import __version__
@@ -17,7 +17,9 @@ TOOL = "compcomp"
 
 def is_recipe(data: Any) -> bool:
     """Return True if the data is a recipe or a plan of compcomp."""
-    return isinstance(data, dict) and (isinstance(data.get("techniques"), list | str) or isinstance(data.get("order"), str))
+    return isinstance(data, dict) and (
+        isinstance(data.get("techniques"), list | str) or isinstance(data.get("order"), str)
+    )
 
 
 def read(data: Mapping[str, Any], version: str | None = None) -> list[ToolRecipe]:
@@ -53,9 +55,14 @@ def _listed(given: Any, notes: list[str]) -> list[Technique]:
 
 
 def _step(technique: Technique) -> Step:
-    found = sets_up(technique)
+    found = invariants_of(technique)
     does = PRUNES if "mask" in found else QUANTIZES if "grid" in found else SCALES
     if technique.promises().leaves_weight:
         does = LEAVES
     mask = getattr(technique, "mask", None)
-    return Step(type(technique).__name__, does=does, techniques=(technique,), keeps_mask="mask='kept'" if mask == "ignored" else "")
+    return Step(
+        type(technique).__name__,
+        does=does,
+        techniques=(technique,),
+        keeps_mask="mask='kept'" if mask == "ignored" else "",
+    )

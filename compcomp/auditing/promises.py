@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 from compcomp.auditing.asking import Answer, Asker, invariants_of, keeps_claim
@@ -11,7 +12,7 @@ from compcomp.language.claim import dominates, equal
 from compcomp.language.technique import Sequence, Technique
 from compcomp.language.verdict import Status
 from compcomp.layers.state import INVARIANTS
-from compcomp.techniques import GPTQ, AbsMax, Magnitude
+from compcomp.techniques import GPTQ, Magnitude
 
 NEAREST = {
     "llm-compressor": "QuantizationModifier",
@@ -47,7 +48,13 @@ class Promise:
 
     def to_json(self) -> dict[str, Any]:
         """Return the promise as plain data."""
-        found = {"step": self.step, "invariant": self.invariant, "status": self.status, "text": self.text, "by": self.by}
+        found = {
+            "step": self.step,
+            "invariant": self.invariant,
+            "status": self.status,
+            "text": self.text,
+            "by": self.by,
+        }
         return {**found, **_evidence(self.answer)}
 
 
@@ -175,11 +182,15 @@ def _promise(recipe: ToolRecipe, place: int, invariant: str, asker: Asker, *, fi
     name = steps[place].name
     unknown = [k for k in range(place + 1, last + 1) if steps[k].does == UNKNOWN]
     if unknown:
-        text = f"{invariant} of {name}: whether {steps[unknown[0]].name} keeps it is not known, as it is no technique here"
+        text = (
+            f"{invariant} of {name}: whether {steps[unknown[0]].name} keeps it is not known, as it is no technique here"
+        )
         return Promise(place, invariant, Status.UNKNOWN, text, unknown[0])
     answer = asker.answer(keeps_claim(_techniques(steps), invariant))
     if answer.status is Status.PROVED:
-        return Promise(place, invariant, Status.PROVED, f"{invariant} of {name}: every later step keeps it", None, answer)
+        return Promise(
+            place, invariant, Status.PROVED, f"{invariant} of {name}: every later step keeps it", None, answer
+        )
     if not first:  # the claim is about earlier masks too: ask about this one alone
         alone = asker.answer(keeps_claim(_techniques(steps[place:]), invariant))
         if alone.status is Status.PROVED:
@@ -203,7 +214,7 @@ def _promise(recipe: ToolRecipe, place: int, invariant: str, asker: Asker, *, fi
 def _relations(recipe: ToolRecipe, asker: Asker) -> list[Relation]:
     found = list[Relation]()
     places = [k for k, step in enumerate(recipe.steps) if step.techniques and step.does != TRAINS]
-    for one, two in zip(places, places[1:], strict=False):
+    for one, two in pairwise(places):
         if any(recipe.steps[k].does in (TRAINS, UNKNOWN) for k in range(one, two)):
             continue
         first, second = (Sequence(recipe.steps[k].techniques) for k in (one, two))
@@ -263,9 +274,11 @@ def _candidates(recipe: ToolRecipe, place: int, broken: list[Promise]) -> list[C
         if step.keeps_mask:
             text = f"give {step.name} {step.keeps_mask}"
         else:
-            text = f"keep the mask in {step.name}: {recipe.tool} {recipe.version} has no parameter for it, compcomp does: mask='kept'"
+            missing = f"{recipe.tool} {recipe.version} has no parameter for it, compcomp does: mask='kept'"
+            text = f"keep the mask in {step.name}: {missing}"
         found.append((text, (*before, *kept, *after), promised))
-    if (nearest := _nearest(step.techniques)) is not None:
+    if step.nearest is not None:
+        nearest = tuple(step.nearest if isinstance(t, GPTQ) else t for t in step.techniques)
         what = NEAREST.get(recipe.tool, "a step that rounds to nearest")
         found.append((f"round to nearest in place of {step.name}: {what}", (*before, *nearest, *after), promised))
     others = [k for k in range(len(steps)) if k != place]
@@ -275,9 +288,10 @@ def _candidates(recipe: ToolRecipe, place: int, broken: list[Promise]) -> list[C
         found.append((text, tuple(t for k in order for t in steps[k].techniques), promised))
     patterns = [t for p in mine for t in steps[p.step].techniques if steps[p.step].does == PRUNES]
     if "n:m" in invariants and patterns and step.does != PRUNES:
-        again = Magnitude(sparsity=getattr(patterns[0], "sparsity"), pattern=getattr(patterns[0], "pattern"))
+        given: Any = patterns[0]
+        again = Magnitude(sparsity=given.sparsity, pattern=given.pattern)
         kept_too = [name for name in promised if name not in ("mask",)]
-        text = f"prune once more after {step.name}, by magnitude in the same pattern (the pattern holds, not the same mask)"
+        text = f"prune once more after {step.name}, by magnitude, in the same pattern (which holds, with another mask)"
         found.append((text, (*before, *step.techniques, again, *after), kept_too))
     return found
 
@@ -290,15 +304,5 @@ def _with_mask(techniques: tuple[Technique, ...]) -> tuple[Technique, ...] | Non
     return None if changed == techniques else changed
 
 
-def _nearest(techniques: tuple[Technique, ...]) -> tuple[Technique, ...] | None:
-    """Return the techniques with rounding to nearest in place of GPTQ, None if there is no GPTQ."""
-    changed = tuple(
-        AbsMax(bits=t.bits, group=t.group, per="tensor" if t.group else "channel") if isinstance(t, GPTQ) else t
-        for t in techniques
-    )
-    return None if changed == techniques else changed
-
-
 def _has(technique: Technique, name: str) -> bool:
     return any(f.name == name and f.init for f in fields(technique))
-

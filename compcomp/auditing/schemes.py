@@ -117,7 +117,9 @@ class Grid:
     def differs(self) -> tuple[str, ...]:
         """Return how the tool's grid differs from that of :meth:`nearest`."""
         if self.kind == "float":
-            return ("the tool also rounds the scales to their own format; whether zeros stay zero does not depend on it",)
+            return (
+                "the tool also rounds the scales to their own format; whether zeros stay zero does not depend on it",
+            )
         if self.symmetric:
             return (
                 f"the tool's grid is the full range: step 2 max|w| / (2^{self.bits} - 1), values from "
@@ -151,7 +153,9 @@ def grid_of(arguments: Mapping[str, Any]) -> tuple[Grid | None, list[str], list[
     if not grouped and size is not None and size > 0:
         refused.append(f"group_size {size} with strategy {strategy!r}")
     if strategy == "block":
-        unknown.append("blocks of rows and columns are no groups of a technique here; one scale for the tensor stands for them")
+        unknown.append(
+            "blocks of rows and columns are no groups of a technique here; one scale for the tensor stands for them"
+        )
     actorder = arguments.get("actorder")
     if actorder is True or str(actorder).lower() in ("group", "dynamic"):
         refused.append(f"actorder {str(actorder).lower()!r}, which was removed")

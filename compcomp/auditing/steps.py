@@ -33,6 +33,7 @@ class Step:
         unknown: what could not be read or is not known.
         layers: the layers that the recipe names for the step, as text.
         keeps_mask: the recipe's change that makes the step keep earlier zeros. Empty if the tool has none.
+        nearest: for GPTQ, the technique that rounds to nearest on the tool's kind of grid.
         source: where the conventions were read.
     """
 
@@ -45,12 +46,14 @@ class Step:
     unknown: tuple[str, ...] = ()
     layers: str = ""
     keeps_mask: str = ""
+    nearest: Technique | None = None
     source: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the step as plain data."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**data, "techniques": [str(t) for t in self.techniques]}
+        nearest = None if self.nearest is None else str(self.nearest)
+        return {**data, "techniques": [str(t) for t in self.techniques], "nearest": nearest}
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,9 @@ class Values:
         """Return a whole number, or the default with a remark if there is none that can be used."""
         value = self.given.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            self.unknown.append(f"{name}: {str(value)[:40]!r} is no whole number from {least} to {most}; {default} is used")
+            self.unknown.append(
+                f"{name}: {str(value)[:40]!r} is no whole number from {least} to {most}; {default} is used"
+            )
             return default
         return value
 
