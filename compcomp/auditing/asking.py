@@ -19,7 +19,7 @@ from compcomp.proving.replay import Suspect, torch_runs, without_kernel
 SMALL = 8
 """Parameters up to this size are left as they are: small layers fit them."""
 MARGIN = 1e-3
-"""What counts as different from 0, or from a value of the grid, on a layer in floats, relative to its size."""
+"""The least difference from 0, or from a value of the grid, that counts on a layer in floats."""
 WIDEST = 1024
 """Columns of the widest layer that is tried at the parameters of the recipe."""
 

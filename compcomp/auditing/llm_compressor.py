@@ -110,6 +110,7 @@ REQUIRED = {
     "ConstantPruningModifier": ("targets",),
     "REAPPruningModifier": ("sparsity",),
 }
+SAVING = "saving rounds the weights to the stored scales once more, without compensation for what later steps changed"
 QUANTIZERS = ("GPTQModifier", "QuantizationModifier", "AutoRoundModifier")
 _SEQUENTIAL = "sequential_update"
 OLDER: dict[str, frozenset[str]] = {"GPTQModifier": frozenset({_SEQUENTIAL, "offload_hessians"})}
@@ -446,7 +447,13 @@ def _gptq(modifier: _Modifier, values: Values, reading: _Reading) -> Step:
         does=QUANTIZES,
         techniques=(technique, *([inputs] if inputs else [])),
         nearest=grid.nearest(),
-        conventions=(*remarks, str(grid), "columns in activation order" if ordered else "columns left to right", zeros),
+        conventions=(
+            *remarks,
+            str(grid),
+            "columns in activation order" if ordered else "columns left to right",
+            zeros,
+            SAVING,
+        ),
         differs=tuple(differs),
     )
 
@@ -459,7 +466,7 @@ def _nearest(modifier: _Modifier, values: Values, reading: _Reading) -> Step:
         modifier.name,
         does=QUANTIZES,
         techniques=(grid.nearest(), *([inputs] if inputs else [])),
-        conventions=(*remarks, str(grid), "round to nearest"),
+        conventions=(*remarks, str(grid), "round to nearest", SAVING),
         differs=grid.differs(),
     )
 

@@ -21,14 +21,14 @@ NEAREST = {
     "compcomp": "AbsMax",
     "coremltools": "linear_quantize_weights with joint_compression",
 }
-"""What rounds to nearest in each tool."""
+"""The step that rounds to nearest in each tool."""
 REPLACED = "REPLACED"
 """The status of a grid or rank that a later step replaces by one of its own."""
 
 
 @dataclass(frozen=True)
 class Promise:
-    """What one step sets up, and whether it holds at the end.
+    """One thing that a step sets up, and whether it holds at the end.
 
     Args:
         step: the place of the step in the recipe.
@@ -78,7 +78,7 @@ class Change:
 
     Args:
         promise: the invariants that it keeps.
-        text: what to change, in the words of the tool where it has some.
+        text: what to change, by the tool's own names where it has some.
         sequence: the changed order here.
         answers: the proofs.
     """

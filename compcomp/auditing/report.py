@@ -27,8 +27,8 @@ def view(audit: Audit) -> RenderableType:
 
 
 def _coloured(line: str) -> Text:
-    word = line.split(":", 1)[0].strip()
-    return Text(line, style=COLOURS.get(word, ""))
+    status = line.split(":", 1)[0].strip()
+    return Text(line, style=COLOURS.get(status, ""))
 
 
 def _shown(audit: Audit) -> list[Verdict]:

@@ -86,7 +86,7 @@ class Grid:
         kind: "int" or "float".
         symmetric: False for an integer zero point.
         group: the consecutive weights of a row that share a scale, None for other strategies.
-        strategy: the tool's word: tensor, channel, group, tensor_group or block.
+        strategy: the tool's own name: tensor, channel, group, tensor_group or block.
     """
 
     bits: int

@@ -16,7 +16,7 @@ TRAINS = "trains"
 SCALES = "scales"
 LEAVES = "leaves the weights"
 UNKNOWN = "unknown"
-"""What a step does to the weights of a layer."""
+"""The things that a step may do to the weights of a layer."""
 
 
 @dataclass(frozen=True)
