@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from compcomp.compress import apply as apply
     from compcomp.errors import InputError as InputError
     from compcomp.errors import Interrupted as Interrupted
+    from compcomp.inspecting.inspect import Inspection as Inspection
+    from compcomp.inspecting.inspect import inspect as inspect
     from compcomp.language.claim import Claim as Claim
     from compcomp.language.claim import Scope as Scope
     from compcomp.language.claim import dominates as dominates
@@ -60,6 +62,8 @@ _HOMES = {
     "ANY": "compcomp.language.parameters",
     "InputError": "compcomp.errors",
     "Interrupted": "compcomp.errors",
+    "Inspection": "compcomp.inspecting.inspect",
+    "inspect": "compcomp.inspecting.inspect",
     "Claim": "compcomp.language.claim",
     "Scope": "compcomp.language.claim",
     "dominates": "compcomp.language.claim",

@@ -352,6 +352,36 @@ def apply(
 
 
 @app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A folder or file: safetensors, GGUF, or adapters of PEFT.")],
+    expect: Annotated[str | None, typer.Option(help="What every layer has to fit, such as '2:4 W4g64'.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Layers that it is not asked of; give it once each.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw a layer's broken n:m groups into this image.")] = None,
+    layer: Annotated[str | None, typer.Option(help="The layer to draw; by default the one with the most.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the weights of a checkpoint of any tool: zeros, n:m, grids, rank, bits (docs/inspecting.md).
+
+    The model is not loaded and nothing in the folder is executed.
+
+    Exit status: 0, 1 if some layer does not fit --expect, 2 for wrong use or what cannot be read.
+    """
+    from compcomp.inspecting.inspect import inspect as measure
+    from compcomp.reporting.inspected import inspection_lines, inspection_table, save_broken_png
+
+    with _counting("layers") as advance:
+        found = measure(path, expect, ignore=ignore or (), progress=advance)
+    if plot is not None:
+        save_broken_png(found, plot, layer)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        _console().print(inspection_table(found))
+        sys.stdout.write("\n".join(inspection_lines(found)) + "\n")
+    raise typer.Exit(0 if found.fits else 1)
+
+
+@app.command()
 def demo(out: Out = Path("out"), device: Device = None, as_json: Json = False) -> None:
     """Order four techniques on the embedded language model: prove, refute, measure, compress."""
     from compcomp.recipe import DEMO, recipe_of

@@ -245,6 +245,7 @@ class _Arguments:
         stack.enter_context(PLAIN.on())
         stack.enter_context(bench)
         bench.check(Sequence(self.known))
+        bench.check_loss(self.loss)
         return bench
 
     def searched(self, bench: ModelBench | None, stack: ExitStack) -> dict[str, Any]:

@@ -496,27 +496,28 @@ ROUNDINGS = ("half_even", "half_up", "half_away", "any")
 """Conventions for midpoints: to the even level, to the larger value, away from zero, or either way."""
 
 
-def nearest(x: Term, step: Term, levels: int, rounding: str, choices: Choices) -> Term:
-    """Return the multiple ``k * step``, ``|k| <= levels``, that is nearest to ``x``; 0 if ``step`` is 0.
+def nearest(x: Term, step: Term, levels: int, rounding: str, choices: Choices, below: int = 0) -> Term:
+    """Return the multiple ``k * step``, ``-levels - below <= k <= levels``, that is nearest to ``x``.
 
-    The result is the value, not the level k.
+    The result is the value, not the level k. It is 0 if ``step`` is 0.
 
     Args:
         x: the number to round.
         step: a number >= 0.
-        levels: the number of values on each side of 0.
+        levels: the number of values above 0.
         rounding: one of :data:`ROUNDINGS`.
         choices: makes the free choices of "any", and records the margin.
+        below: how many more values there are below 0 than above it.
     """
-    kind = reading(x, step)
+    kind, ends = reading(x, step), (-levels - below, levels)
     if kind == "number":
-        return step * _nearest_level(x, step, levels, rounding, choices) if step else step * 0
+        return step * _nearest_level(x, step, ends, rounding, choices) if step else step * 0
     if kind == "batch":
-        return Batch(_nearest_batch(_plain(x), _plain(step), levels, rounding, choices))
+        return Batch(_nearest_batch(_plain(x), _plain(step), ends, rounding, choices))
     if kind == "z3" and (_is_z3(levels) or levels > LADDER_LEVELS):
         if isinstance(choices, SymbolicChoices):
-            return _nearest_defined_z3(x, step, levels, rounding, choices)
-        return _nearest_integer_z3(x, step, levels, rounding, choices)
+            return _nearest_defined_z3(x, step, ends, rounding, choices)
+        return _nearest_integer_z3(x, step, ends, rounding, choices)
     tie = choices.flip() if rounding == "any" else None
 
     def tree(low: int, high: int) -> Term:
@@ -530,7 +531,17 @@ def nearest(x: Term, step: Term, levels: int, rounding: str, choices: Choices) -
             goes_left = left <= middle if _midpoint_goes_down(k, rounding) else left < middle
         return If(goes_left, tree(low, k), tree(k + 1, high))
 
-    return tree(-levels, levels)
+    return tree(*ends)
+
+
+def nearest_mirrored(x: Term, step: Term, levels: int, rounding: str, choices: Choices, below: int = 0) -> Term:
+    """Return the same for a step that may be negative: the grid, and where midpoints go, are then mirrored at 0.
+
+    So "half_up" takes the larger level, which is the smaller value where the step is negative.
+    """
+    mirrored = step < 0
+    value = nearest(If(mirrored, -x, x), Abs(step), levels, rounding, choices, below)
+    return If(mirrored, -value, value)
 
 
 def _midpoint_goes_down(k: int, rounding: str) -> bool:
@@ -540,7 +551,7 @@ def _midpoint_goes_down(k: int, rounding: str) -> bool:
     return rounding == "half_away" and k < 0
 
 
-def _nearest_level(x: Term, step: Term, levels: int, rounding: str, choices: Choices) -> int:
+def _nearest_level(x: Term, step: Term, ends: tuple[int, int], rounding: str, choices: Choices) -> int:
     ratio = Fraction(x) / Fraction(step)
     k = floor(ratio)
     rest = ratio - k
@@ -550,10 +561,10 @@ def _nearest_level(x: Term, step: Term, levels: int, rounding: str, choices: Cho
         level = k if down else k + 1
     else:
         level = k if rest < Fraction(1, 2) else k + 1
-    return max(-levels, min(levels, level))
+    return max(ends[0], min(ends[1], level))
 
 
-def _nearest_batch(x: Any, step: Any, levels: int, rounding: str, choices: Choices) -> Any:
+def _nearest_batch(x: Any, step: Any, ends: tuple[int, int], rounding: str, choices: Choices) -> Any:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where(step == 0, 0.0, x / step)
     if rounding == "half_even":
@@ -566,10 +577,10 @@ def _nearest_batch(x: Any, step: Any, levels: int, rounding: str, choices: Choic
         below = np.floor(ratio)
         midpoint = (ratio - below == 0.5) & choices.flip().values
         level = np.where(midpoint, below, np.floor(ratio + 0.5))
-    return np.clip(level, -levels, levels) * step
+    return np.clip(level, *ends) * step
 
 
-def _nearest_defined_z3(x: Term, step: Term, levels: Term, rounding: str, choices: SymbolicChoices) -> Term:
+def _nearest_defined_z3(x: Term, step: Term, ends: tuple[Term, Term], rounding: str, choices: SymbolicChoices) -> Term:
     """Return the nearest value with the level as a fresh integer, defined by inequalities.
 
     There is no division, and the number of levels may be any.
@@ -578,8 +589,8 @@ def _nearest_defined_z3(x: Term, step: Term, levels: Term, rounding: str, choice
 
     level = choices.integer()
     low, high = (2 * z3.ToReal(level) - 1) * step, (2 * z3.ToReal(level) + 1) * step
-    first, last = level == -levels, level == levels
-    choices.assume(z3.And(level >= -levels, level <= levels))
+    first, last = level == ends[0], level == ends[1]
+    choices.assume(z3.And(level >= ends[0], level <= ends[1]))
     # Redundant for integers, but without it cvc5 branches without end. Lemmas have two or three levels.
     for other in choices.levels if len(choices.levels) < 4 else []:
         choices.assume(z3.Or(level <= other - 1, level == other, level >= other + 1))
@@ -597,7 +608,7 @@ def _nearest_defined_z3(x: Term, step: Term, levels: Term, rounding: str, choice
     return z3.If(step == 0, z3.RealVal(0), z3.ToReal(level) * step)
 
 
-def _nearest_integer_z3(x: Term, step: Term, levels: int, rounding: str, choices: Choices) -> Term:
+def _nearest_integer_z3(x: Term, step: Term, ends: tuple[int, int], rounding: str, choices: Choices) -> Term:
     """Return the nearest value with the level as ``ToInt``: a smaller term than a tree above 5 bits.
 
     The division is guarded against a step of 0.
@@ -617,7 +628,8 @@ def _nearest_integer_z3(x: Term, step: Term, levels: int, rounding: str, choices
         level = If(Equal(even, up), up, down)
     else:
         level = If(choices.flip(), up, down)
-    return If(level > levels, z3.RealVal(levels), If(level < -levels, z3.RealVal(-levels), level)) * step
+    first, last = map(z3.RealVal, ends)
+    return If(level > last, last, If(level < first, first, level)) * step
 
 
 # ---------------------------------------------------------------------------------------------- roots

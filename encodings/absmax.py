@@ -1,23 +1,46 @@
-"""Absmax quantization: round to nearest on a symmetric grid scaled by the largest magnitude [dettmers2022]."""
+"""Absmax quantization: round to nearest on a grid scaled by the largest magnitude [dettmers2022]."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
-from compcomp.language.parameters import ANY, BitsOrAny, Unknown, bit_width, grid_partition, one_of, parametrized
+import numpy as np
+
+from compcomp.language.parameters import (
+    ANY,
+    BitsOrAny,
+    Unknown,
+    bit_width,
+    grid_partition,
+    known,
+    one_of,
+    parametrized,
+)
 from compcomp.language.steps import GridMap
 from compcomp.language.technique import Declared, Hints, Technique
-from compcomp.terms import ROUNDINGS, Abs
+from compcomp.layers.grids import GRIDS, extreme
+from compcomp.layers.partition import Partition
+from compcomp.layers.state import Grid, LayerState
+from compcomp.terms import ROUNDINGS, Abs, Div, nearest_mirrored
 
 
 @parametrized
 class AbsMax(Technique):
-    """Round every weight to the nearest of ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = max|w| / L.
+    """Round every weight to the nearest value of a grid around 0, with one step s for each group.
+
+    Let L = 2^(bits-1) - 1, and m = max|w| of the group. On the grid "narrow" the values are ``-L * s ... L * s``, and s
+    = m / L. On the others they are ``-(L + 1) * s ... L * s``. There s is m / (L + 1/2) for "full_range", m / L for
+    "narrow_step", and m / (L + 1) for "clipped". For "signed" it is -e / (L + 1), where e is the first weight of
+    magnitude m. So s may be negative, and e is a value. A weight beyond the last value goes to it.
 
     bits: The bit width, 2 to 16, or Any in claims.
     group: The number of consecutive weights of a row that share a scale. If None, ``per`` decides.
-    rounding: The rule for midpoints: "half_even", "half_up", "half_away" or "any".
+    rounding: The rule for midpoints: "half_even", "half_up", "half_away" or "any". On the grid
+        "signed" it applies to w / s.
     per: The weights that share a scale if there is no group: "tensor" or "channel" (an output row).
+    grid: The levels and the step: "narrow" (GGUF Q8_0), "full_range" (compressed-tensors), "narrow_step" (AutoAWQ),
+        "clipped" (ZeroQuant [yao2022]) or "signed" (GGUF Q4_0, AutoRound).
     An all-zero group stays zero. Source: [dettmers2022].
     """
 
@@ -25,6 +48,7 @@ class AbsMax(Technique):
     group: int | None = None
     rounding: str = "half_even"
     per: str = "tensor"
+    grid: str = "narrow"
 
     kernel_module: ClassVar[str] = "compcomp.kernels.absmax"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
@@ -33,21 +57,54 @@ class AbsMax(Technique):
         object.__setattr__(self, "bits", bit_width(self.bits, "AbsMax.bits"))
         grid_partition(self.group, self.per, "AbsMax")
         one_of(self.rounding, ROUNDINGS, "AbsMax.rounding")
+        one_of(self.grid, tuple(GRIDS), "AbsMax.grid")
 
     @property
     def levels(self) -> int | Unknown:
-        """L, the number of grid values on each side of zero."""
+        """L, the number of grid values above zero."""
         return ANY if isinstance(self.bits, Unknown) else int(2 ** (self.bits - 1) - 1)
 
+    @property
+    def partition(self) -> Partition:
+        return grid_partition(self.group, self.per, "AbsMax")
+
+    @property
+    def partitions(self) -> tuple[Partition, ...]:
+        return (self.partition,)
+
     def promises(self) -> Declared:
+        signed = GRIDS[self.grid].signed
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"}),
+            zeros=frozenset({"weights", "rows", "columns"} if signed else ()),
+            idempotent=signed,
             deterministic=self.rounding != "any",
         )
 
     def hints(self) -> Hints:
-        return Hints() if isinstance(self.levels, Unknown) else Hints(landmarks=(2 * self.levels,))
+        levels, beyond = self.levels, GRIDS[self.grid].beyond
+        return Hints() if isinstance(levels, Unknown) else Hints(landmarks=(int(2 * (levels + beyond)),))
 
-    def steps(self) -> tuple[GridMap]:
-        partition = grid_partition(self.group, self.per, "AbsMax")
-        return (GridMap(Abs, self.levels, self.rounding, partition),)
+    def steps(self) -> tuple[GridMap, ...]:
+        of = GRIDS[self.grid]
+        if of.signed:  # the step depends on a sign, which no map with a measure sees
+            return ()
+        return (GridMap(Abs, self.levels, self.rounding, self.partition, of.below, of.beyond),)
+
+    def encode(self, layer: LayerState) -> LayerState:
+        of = GRIDS[self.grid]
+        if not of.signed:
+            return super().encode(layer)
+        self.check(layer.weight.shape)
+        levels = known(self.levels, "AbsMax.bits")
+        weight, step = (np.empty(layer.weight.shape, dtype=object) for _ in range(2))
+        groups = self.partition.groups(layer.weight.shape)
+        for group in groups:
+            unit = Div(-extreme(layer.weight[index] for index in group), levels + of.beyond)
+            for index in group:
+                weight[index] = nearest_mirrored(
+                    layer.weight[index], unit, levels, self.rounding, layer.choices, of.below
+                )
+                step[index] = unit
+        grid = Grid(step, levels, len(groups), below=of.below)
+        return replace(layer, weight=weight, format=replace(layer.format, grid=grid, rank=None))

@@ -190,5 +190,5 @@ class JSQ(Technique):
         rounded = self.rounded.promises()
         return replace(rounded, deterministic=rounded.deterministic and self.ties != "any")
 
-    def steps(self) -> tuple[Selection, GridMap]:
+    def steps(self) -> tuple[Selection | GridMap, ...]:
         return (self.selection, *self.rounded.steps())

@@ -53,6 +53,29 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     (_reversed(ANY_P, ANY_Q), "weight_l3", "any", "PROVED"),
     (_reversed(ANY_P, ANY_Q), "weight_l4", "any", "PROVED"),
     (_reversed(N, ANY_Q), "weight_l4", "any", "PROVED"),
+    # Whether pruning first is better depends on the grid: for every bit width and sparsity, or not at all.
+    *(
+        (_reversed(ANY_P, f"AbsMax(bits=Any, rounding='{rounding}', grid='{grid}')"), loss, "any", "PROVED")
+        for grid in ("full_range", "narrow_step")
+        for rounding in ("half_even", "any")
+        for loss in ("weight_l1", "weight_l2")
+    ),
+    (_reversed(N, "AbsMax(bits=4, group=32, grid='full_range', rounding='half_away')"), *_PROVED),
+    (_reversed(P, "AbsMax(bits=4, grid='full_range')"), "weight_l2", "1x4", "PROVED"),
+    (_reversed(P, "AbsMax(bits=4, grid='clipped')"), "weight_l1", "any", "REFUTED"),
+    (_reversed(ANY_P, "AbsMax(bits=Any, grid='clipped', rounding='any')"), *_REFUTED),
+    (_reversed(P, "AbsMax(bits=4, grid='signed')"), "weight_l1", "any", "REFUTED"),
+    (_reversed("Magnitude(sparsity=1/3)", "AbsMax(bits=4, grid='signed', rounding='any')"), *_REFUTED),
+    (_reversed(N, "AbsMax(bits=4, group=32, grid='signed')"), *_REFUTED),
+    (_twice("AbsMax(bits=4, grid='signed')"), *_PROVED),
+    (f"{N} >> AbsMax(bits=4, group=32, grid='signed') fits W4 2:4", *_PROVED),
+    # A second use finds another largest weight, except where the largest one is a value.
+    (_twice("AbsMax(bits=4, grid='narrow_step')"), *_PROVED),
+    (_twice("AbsMax(bits=4, grid='full_range')"), *_REFUTED),
+    (_twice("AbsMax(bits=4, grid='clipped')"), *_REFUTED),
+    ("AbsMax(bits=4, grid='narrow_step') same state as AbsMax(bits=4)", *_REFUTED),
+    ("AbsMax(bits=4, grid='full_range') keeps grid", *_PROVED),
+    ("Magnitude(sparsity=1/2, pattern='2:4') >> AbsMax(bits=4, grid='clipped') fits W4 2:4", *_PROVED),
     (_reversed(ANY_Q, ANY_P), "weight_l2", "any", "REFUTED"),
     (_reversed(ANY_P, ANY_Q), "output_l2", "any", "REFUTED"),
     ("Magnitude(sparsity=Any, per='row') dominates Wanda(sparsity=Any)", "weight_l2", "any", "PROVED"),

@@ -36,7 +36,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench": {"record", "language"},
     "ordering": {"record", "bench", "version", "terms", "layers", "language", "proving"},
     "models": {"bench", "layers", "language", "kernels"},
-    "reporting": {"layers", "language", "ordering"},
+    "formats": set(),
+    "inspecting": {"record", "language", "formats"},
+    "reporting": {"layers", "language", "ordering", "formats", "inspecting"},
     "compress": {"language", "ordering", "models", "reporting"},
     "plan": {"language", "ordering", "models", "compress", "reporting"},
 }

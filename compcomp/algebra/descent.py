@@ -65,8 +65,8 @@ def _descent_contract(weight: Array, error: Array, gram: Array, grid: Grid, free
             choices.assume(Or(*(value == z3.RealVal(code) * step for code in grid.codes)))
             return If(keep, value, w)
         level = choices.integer()
-        lowest, above = (-grid.levels, value) if offset is None else (0, value - offset)
-        choices.assume(And(level >= lowest, level <= grid.levels, above == z3.ToReal(level) * step))
+        above = value if offset is None else value - offset
+        choices.assume(And(level >= grid.lowest, level <= grid.levels, above == z3.ToReal(level) * step))
         return If(keep, value, w)
 
     moved = each(move, weight, free, grid.step, np.full(weight.shape, None) if grid.offset is None else grid.offset)

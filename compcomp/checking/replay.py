@@ -163,7 +163,7 @@ def _dropped_steps(end: LayerState) -> Fraction:
     """Return the sum of the grid steps at the weights that are dropped in the end."""
     if end.format.grid is None:
         return Fraction(0)
-    return Fraction(sum(end.format.grid.step[~_mask(end)], start=Fraction(0)))
+    return Fraction(sum(abs(end.format.grid.step[~_mask(end)]), start=Fraction(0)))
 
 
 def _computes_apart(left: LayerState, right: LayerState) -> list[str]:
@@ -177,6 +177,7 @@ GRID = {
     "step": "grid step",
     "offset": "grid offset",
     "levels": "grid levels",
+    "below": "grid levels below",
     "zero": "zero on the grid",
     "codes": "grid codes",
     "scale_bits": "bits of a grid scale",

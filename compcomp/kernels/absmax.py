@@ -10,6 +10,8 @@ import torch
 
 from compcomp.encodings.absmax import AbsMax
 from compcomp.kernels._shared import Tensor, cached, check, chunks, divisors, largest_magnitudes, pieces, rounded, wide
+from compcomp.language.parameters import known
+from compcomp.layers.grids import GRIDS
 from compcomp.layers.state import Grid, LayerState
 
 
@@ -18,27 +20,32 @@ def kernel(technique: AbsMax, layer: LayerState) -> LayerState:
 
     ``layer.weight`` is out x in. The step is kept in the weight's dtype, but at least float32. The weight is level
     times step, cast to its own dtype. Levels come from float64 ratios ``w * L / max|w|``, whose midpoints are exact for
-    float32 and narrower weights. ``rounding="any"`` is "half_up". Source: [dettmers2022].
+    float32 and narrower weights. L is here the level of max|w|, before it is clipped. ``rounding="any"`` is "half_up".
+    Source: [dettmers2022].
 
     Raises:
         InputError: The group does not divide a row, or a weight is not finite.
     """
     check(technique, layer, weight_too=False)
     shape, dtype = tuple(layer.weight.shape), wide(layer.weight)
-    (step_map,) = technique.steps()
-    size, levels = step_map.partition.group_size((shape[0], shape[1])), step_map.known_levels
+    of, levels = GRIDS[technique.grid], known(technique.levels, "AbsMax.bits")
+    size, reach = technique.partition.group_size((shape[0], shape[1])), float(levels + of.beyond)
+    ends = -levels - of.below, levels
     largest = largest_magnitudes(layer.weight.reshape(-1, size), dtype)  # groups x 1
     divisor, moderate = divisors(largest, technique)
-    step = largest / levels
+    if of.signed:
+        sign = _mirrored(layer.weight.reshape(-1, size), dtype)
+        largest, divisor = largest * sign, divisor * sign
+    step = largest / reach
     groups, repeats = pieces(layer.weight, size)  # rows of one group or of parts of it
 
     def of_pieces(column: Tensor) -> Tensor:
         return column if repeats == 1 else column.expand(-1, repeats).reshape(-1, 1)
 
     weight, tops, steps = torch.empty_like(groups), of_pieces(divisor), of_pieces(step)
-    nearest = partial(_nearest, levels=levels, rounding=technique.rounding)
+    nearest = partial(_nearest, reach=reach, ends=ends, rounding=technique.rounding)
     if dtype == torch.float32 and moderate:
-        _round(groups, weight, tops, steps, levels, nearest)
+        _round(groups, weight, tops, steps, reach, ends, nearest)
     else:
         for part in chunks(len(groups), 32 * groups.shape[1], groups.device):
             torch.mul(nearest(groups[part], tops[part]).to(dtype), steps[part], out=weight[part])
@@ -46,13 +53,21 @@ def kernel(technique: AbsMax, layer: LayerState) -> LayerState:
         step=step.expand(-1, size).reshape(shape) if len(step) > 1 else step.expand(shape),
         levels=levels,
         scales=layer.weight.numel() // size,
+        below=of.below,
     )
     return replace(layer, weight=weight.reshape(shape), format=replace(layer.format, grid=grid, rank=None))
 
 
-def _nearest(groups: Tensor, divisor: Tensor, levels: int, rounding: str) -> Tensor:
+def _mirrored(groups: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return -1 for the groups whose first weight of largest magnitude is positive, and 1 for the others."""
+    first = groups.abs().argmax(dim=1, keepdim=True)
+    return 1 - 2 * (groups.gather(1, first) > 0).to(dtype)
+
+
+def _nearest(groups: Tensor, divisor: Tensor, reach: float, ends: tuple[int, int], rounding: str) -> Tensor:
     """Return the levels, float64."""
-    return rounded(groups.to(torch.float64, copy=True).mul_(levels).div_(divisor), rounding)
+    level = rounded(groups.to(torch.float64, copy=True).mul_(reach).div_(divisor), rounding)
+    return level.clamp_(*ends) if reach > ends[1] else level
 
 
 def _round(
@@ -60,22 +75,26 @@ def _round(
     weight: Tensor,
     divisor: Tensor,
     step: Tensor,
-    levels: int,
+    reach: float,
+    ends: tuple[int, int],
     nearest: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
     """Round in float32, and again by ``nearest`` the rows with a ratio that may be on the other side of a midpoint.
 
     The float32 ratios ``w (L / max|w|)`` have two roundings, which are off by a share of 2^-24 each, so they are off by
     less than ``L 2^-23 (1 + 2^-20)``. One that is further from every midpoint has the level of the exact ratio, which
-    no rule for midpoints changes. The distance of a ratio from its level is exact.
+    no rule for midpoints changes, nor does clipping to the last level afterwards. The distance of a ratio from its
+    level is exact.
     """
-    factor, limit = torch.full_like(divisor, levels).div_(divisor), 0.5 - levels * 2.0**-23 * (1 + 2.0**-20)
+    factor, limit = torch.full_like(divisor, reach).div_(divisor), 0.5 - reach * 2.0**-23 * (1 + 2.0**-20)
     near = None
     for part in cached(groups):
         out = weight[part]
         ratio = groups[part] * factor[part]
         level = torch.round(ratio, out=out) if out.dtype == ratio.dtype else ratio.round()
         low, high = map(float, ratio.sub_(level).aminmax())
+        if reach > ends[1]:
+            level.clamp_(*ends)
         torch.mul(level, step[part], out=out)
         if max(-low, high) >= limit:
             near = torch.zeros_like(divisor)[:, 0] if near is None else near

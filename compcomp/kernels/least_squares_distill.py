@@ -214,7 +214,6 @@ def _descend_rows(weight: Tensor, error: Tensor, gram: Tensor, grid: Grid, mask:
     wide_steps, zero = steps.to(torch.float64), steps == 0
     some_zero = bool(zero.any())
     offsets = None if grid.offset is None else grid.offset.T.contiguous()
-    lowest = -grid.levels if offsets is None else 0
     codes = None if grid.codes is None else coded(grid.codes, steps)
     curvatures = gram.diagonal().tolist()
     columns = len(curvatures)
@@ -233,7 +232,7 @@ def _descend_rows(weight: Tensor, error: Tensor, gram: Tensor, grid: Grid, mask:
             if codes is not None and grid.codes is not None:
                 level = codes[nearest_places(level.mul_(2), wide_width, grid.codes, "half_even")]
             else:
-                level = level.div_(wide_width).round_().clamp_(lowest, grid.levels)
+                level = level.div_(wide_width).round_().clamp_(grid.lowest, grid.levels)
             if some_zero:
                 level.masked_fill_(zero[j], 0)
             target = level.to(width.dtype).mul_(width)

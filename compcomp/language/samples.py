@@ -14,6 +14,7 @@ from compcomp.errors import InputError
 from compcomp.language.technique import Sequence as Techniques
 from compcomp.language.technique import Technique
 from compcomp.layers.batches import unstack
+from compcomp.layers.grids import GRIDS
 from compcomp.layers.state import INVARIANTS, LayerState
 from compcomp.terms import ROUNDINGS, TIES, Array, BatchChoices
 
@@ -26,6 +27,7 @@ VALUES: dict[str, Sequence[Any]] = {
     "bits": (2, 3, 4, 8),
     "group": (None, 2, 4),
     "rounding": ROUNDINGS,
+    "grid": tuple(GRIDS),
     "zero": ("exact", "none"),
     "rank": (1, 2, 3),
     "residual": (False, True),

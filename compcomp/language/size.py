@@ -53,8 +53,8 @@ def dense_bits(shape: tuple[Bits, Bits]) -> Bits:
 
 
 def values_of(grid: Grid) -> int:
-    """Return the number of values of a group of the grid: 2L + 1 for L levels, or L + 1 with an offset or codes."""
-    return grid.levels + 1 if grid.offset is not None or grid.codes is not None else 2 * grid.levels + 1
+    """Return the number of values of a group of the grid."""
+    return grid.levels - grid.lowest + 1
 
 
 def value_bits(grid: Grid | None) -> int:

@@ -283,26 +283,32 @@ class ScaledMap(_Closed):
 
 @dataclass(frozen=True)
 class GridMap(ScaledMap):
-    """Round every weight to the nearest of ``k * step``, ``|k| <= levels``, with one step for each group.
+    """Round every weight to the nearest of ``k * step``, ``-levels - below <= k <= levels``, one step for each group.
 
-    The step is context / levels.
+    The step is context / (levels + beyond). A weight beyond the last value is rounded to it.
 
     Args:
         measure: maps a weight to a number >= 0. The context of a group is its largest measure.
-        levels: the number of values on each side of 0, or Any.
+        levels: the number of values above 0, or Any.
         rounding: one of :data:`compcomp.terms.ROUNDINGS`.
         partition: the groups.
+        below: how many more values there are below 0 than above it.
+        beyond: the context in steps, less the levels.
 
     Raises:
-        InputError: the levels or the rounding are not allowed.
+        InputError: the levels, the rounding or the last two are not allowed.
     """
 
     measure: Callable[[Term], Term]
     levels: int | Unknown
     rounding: str
     partition: Partition
+    below: int = 0
+    beyond: Fraction = Fraction(0)
 
     def __post_init__(self) -> None:
+        if self.below < 0 or self.beyond < 0:
+            raise InputError(f"below={self.below}, beyond={self.beyond}", "numbers from 0 on", "GridMap")
         _check_levels(self.levels, "GridMap")
         _check_choice("rounding", self.rounding, ROUNDINGS, "GridMap")
 
@@ -312,24 +318,29 @@ class GridMap(ScaledMap):
 
     @property
     def numbers(self) -> Hashable:
-        return ("levels", self.levels)
+        return ("levels", self.levels, self.below, self.beyond)
 
     @property
     def known_levels(self) -> int:
-        """The number of levels on each side of zero; raises InputError if it is Any."""
+        """The number of levels above zero; raises InputError if it is Any."""
         if isinstance(self.levels, Unknown):
             raise InputError("bits=Any", "a number where a layer is quantized", "GridMap.levels")
         return self.levels
 
+    @property
+    def reach(self) -> int | Fraction:
+        """The context in steps; raises InputError if the number of levels is Any."""
+        return self.known_levels + self.beyond if self.beyond else self.known_levels
+
     def step(self, context: Term, choices: Choices) -> Term:
-        return Div(context, self.known_levels)
+        return Div(context, self.reach)
 
     def rounded(self, weight: Term, step: Term, choices: Choices) -> Term:
-        return nearest(weight, step, self.known_levels, self.rounding, choices)
+        return nearest(weight, step, self.known_levels, self.rounding, choices, self.below)
 
     def grid(self, step: Any, scales: int) -> Grid:
 
-        return Grid(step=step, levels=self.known_levels, scales=scales)
+        return Grid(step=step, levels=self.known_levels, scales=scales, below=self.below)
 
 
 SCALES = ("absmax", "power_of_two")
@@ -484,9 +495,9 @@ class Optimum:
 
     For weights w (out x in) the set contains every v with two properties. (i) In each group of n weights of
     ``partition`` at least ``int(n * share)`` weights of v are 0. (ii) For each group of ``grid.partition`` there is a
-    ratio r out of ``ratios`` such that every weight of v in the group is one of ``k * r * c / L``, ``|k| <= L``. Here c
-    is the context of w in the group, and L is the number of levels of ``grid``. The optimum is a v of least ``loss``
-    with w as the reference.
+    ratio r out of ``ratios`` such that every weight of v in the group is one of ``k * r * s`` for the levels k of
+    ``grid``. Here s is its step for the context of w in the group. The optimum is a v of least ``loss`` with w as the
+    reference.
     """
 
     loss: str

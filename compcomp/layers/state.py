@@ -11,7 +11,20 @@ import numpy as np
 from compcomp.errors import InputError
 from compcomp.layers import walk
 from compcomp.layers.basis import Part, Rotation, Transform, composed
-from compcomp.terms import NO_FLOATS, Abs, Choices, Div, Max, Sum, Term, each, nearest, nearest_code, reading
+from compcomp.terms import (
+    NO_FLOATS,
+    Abs,
+    Choices,
+    Div,
+    Max,
+    Sum,
+    Term,
+    each,
+    nearest,
+    nearest_code,
+    nearest_mirrored,
+    reading,
+)
 
 Array = Any
 """A numpy object array of terms for encodings, a torch tensor for kernels."""
@@ -21,11 +34,11 @@ Array = Any
 class Grid:
     """Define the values that quantized weights may take.
 
-    Without offset and codes the values are ``k * step``, ``|k| <= levels``.
+    Without offset and codes the values are ``k * step``, ``-levels - below <= k <= levels``.
 
     Args:
-        step: the step of each weight's group, in the shape of the weight.
-        levels: the number of values on each side of 0; with offset or codes, the number of values minus 1.
+        step: the step of each weight's group, in the shape of the weight. Steps may be negative if ``below`` is not 0.
+        levels: the number of positive multiples of the step; with offset or codes, the number of values minus 1.
         scales: the number of groups, which is the number of scales to store.
         offset: the least value of each weight's group, in the shape of the weight. The values are then
             ``offset + k * step``, ``0 <= k <= levels``.
@@ -34,6 +47,7 @@ class Grid:
             and ``levels`` is the position of the last one.
         scale_bits: the bits of one stored scale.
         shared_bits: the bits of everything that the scales share.
+        below: without offset and codes, how many more negative multiples of the step there are than positive ones.
     """
 
     step: Array
@@ -44,6 +58,12 @@ class Grid:
     codes: tuple[Fraction, ...] | None = None
     scale_bits: int = 16
     shared_bits: int = 0
+    below: int = 0
+
+    @property
+    def lowest(self) -> int:
+        """The least k: the values are k steps, from the offset if there is one, or the codes at k."""
+        return 0 if self.offset is not None or self.codes is not None else -self.levels - self.below
 
     def nearest(self, x: Term, index: tuple[int, int], choices: Choices) -> Term:
         """Return the value of the grid that is nearest to a number.
@@ -58,7 +78,8 @@ class Grid:
         if self.codes is not None:
             return nearest_code(x, self.step[index], self.codes, "half_even", choices)
         if self.offset is None:
-            return nearest(x, self.step[index], self.levels, "half_even", choices)
+            multiple = nearest_mirrored if self.below else nearest
+            return multiple(x, self.step[index], self.levels, "half_even", choices, self.below)
         offset = self.offset[index]
         return offset + Max([0, nearest(x - offset, self.step[index], self.levels, "half_even", choices)])
 

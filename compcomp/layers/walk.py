@@ -80,6 +80,7 @@ def _grid(path: str, name: str, shape: tuple[str, ...], equal: str = "", often: 
         Field(f"{path}.step", f"{name} step", "numbers", shape, equal),
         Field(f"{path}.offset", f"{name} offset", "numbers", shape, equal),
         Field(f"{path}.levels", f"{name} levels", "data", equal=equal),
+        Field(f"{path}.below", f"{name} levels below", "data", equal=equal),
         Field(f"{path}.zero", f"zero on the {name}", "data", equal=equal),
         Field(f"{path}.codes", f"{name} codes", "data", equal=equal),
         Field(f"{path}.scale_bits", f"bits of a {name} scale", "data", equal=equal),

@@ -31,7 +31,7 @@ from compcomp.models.evaluation import Evaluation
 from compcomp.models.explore import explore, packed
 from compcomp.models.fingerprint import model_fingerprint
 from compcomp.models.held import HeldModel, ModelState, check_range
-from compcomp.models.layers import IGNORE, Layer, check_order, find_layers
+from compcomp.models.layers import IGNORE, Layer, check_loss, check_order, find_layers, readers_of
 from compcomp.models.measure import MEASURED, effective_weight, layer_losses, total
 from compcomp.models.memory import is_plain, trim
 from compcomp.models.modes import Modes, Process, plainly
@@ -82,7 +82,8 @@ class ModelBench:
         device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1".
         targets: Patterns of the layers to compress, see :func:`compcomp.models.layers.find_layers`.
         ignore: Patterns of the layers to leave alone.
-        loss_names: The losses that ``losses`` measures; by default all that can be measured.
+        loss_names: The losses that ``losses`` measures; by default all that can be measured. If a layer is an
+            embedding, losses at inputs are left out.
         offload: Keep states in main memory and bring one layer at a time to the device, for models whose states do not
             fit there.
         keep_batches: Keep the calibration batches. Techniques that act on the whole model need them.
@@ -117,7 +118,7 @@ class ModelBench:
         self.outside = outside(model, self.layers.values())
         self.notes = [*filter(None, [note_of(self.outside)])]
         self._evaluation = Evaluation(evaluate, self.notes, watch)
-        self.loss_names = _losses(loss_names, calibration is not None)
+        self.loss_names = _losses(loss_names, calibration is not None, self.layers.values())
         self._held = HeldModel(model, self.layers, device)
         self._offload, self._batches = offload, calibration
         self._calibrated = calibration is not None
@@ -145,6 +146,10 @@ class ModelBench:
         needs.
         """
         check_order(sequence, self.layers.values(), calibrated=self._calibrated, notes=self.notes)
+
+    def check_loss(self, loss: str) -> None:
+        """Raise InputError if a loss cannot be measured on every layer, as embeddings have no inputs."""
+        check_loss(loss, self.layers.values())
 
     @plainly
     def start(self) -> ModelState:
@@ -591,7 +596,9 @@ def _named(orders: Iterable[Items[Technique]]) -> str:
 
 def _remarks(layers: Iterable[Layer]) -> list[str]:
     """Return notes on layers that have parameters besides a weight, or share their weight in another layout."""
-    found = [
+    layers = tuple(layers)
+    found = readers_of(layers)
+    found += [
         f"layer {name}: its weight is that of layer {layer.name} in another layout, and is compressed as that one's"
         for layer in layers
         for name, _ in layer.followers
@@ -603,7 +610,9 @@ def _remarks(layers: Iterable[Layer]) -> list[str]:
     return found if len(found) <= REMARKS else [*found[:REMARKS], f"... and {len(found) - REMARKS} more such layers"]
 
 
-def _losses(names: Iterable[str] | None, calibrated: bool) -> tuple[str, ...]:
+def _losses(names: Iterable[str] | None, calibrated: bool, layers: Iterable[Layer]) -> tuple[str, ...]:
+    if any(layer.is_embedding for layer in layers):
+        names = [name for name in (MEASURED if names is None else names) if not LOSSES[name].needs_inputs]
     if names is None:
         return tuple(name for name in MEASURED if calibrated or not LOSSES[name].needs_inputs)
     chosen = tuple(loss_named(name).name for name in ((names,) if isinstance(names, str) else names))

@@ -65,7 +65,7 @@ def _fits(layer: LayerState) -> bool:
 def _lies_on(layer: LayerState, grid: Grid) -> bool:
     """Return True if the grid has no offsets and every weight is one of its values, up to rounding."""
     weight, step = _tensor(layer.weight).to(torch.float64), _tensor(grid.step).to(torch.float64)
-    return grid.offset is None and bool(((weight - _nearest(weight, grid)).abs() <= 1e-5 * step).all())
+    return grid.offset is None and bool(((weight - _nearest(weight, grid)).abs() <= 1e-5 * step.abs()).all())
 
 
 def _nearest(target: Tensor, grid: Grid) -> Tensor:
@@ -73,7 +73,7 @@ def _nearest(target: Tensor, grid: Grid) -> Tensor:
     if grid.codes is not None:
         value = coded(grid.codes, step)[nearest_places(2 * target, step, grid.codes, "half_even")] * step
         return value
-    level = torch.where(step == 0, 0.0, torch.round(target / step)).clamp(-grid.levels, grid.levels)
+    level = torch.where(step == 0, 0.0, torch.round(target / step)).clamp(grid.lowest, grid.levels)
     return torch.where(step == 0, 0.0, level) * step
 
 

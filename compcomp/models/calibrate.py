@@ -43,7 +43,7 @@ def calibrate(
 
     Args:
         model: The model, on the device to run on.
-        layers: The layers to observe.
+        layers: The layers to observe. Embeddings among them have no Gram matrix, as their inputs are ids.
         batches: An iterable (a DataLoader, a generator) of tensors, ``model(x)``; of dicts, ``model(**batch)``; or of
             tuples and lists, ``model(*batch)``. A tensor or dict alone is one batch. Batches are moved to the model's
             device.
@@ -55,7 +55,7 @@ def calibrate(
         InputError: There is no batch, a batch cannot be used, a layer never runs, or activations are not finite.
     """
     model = unwrap(model)
-    layers = tuple(layers)
+    layers = tuple(layer for layer in layers if not layer.is_embedding)
     collected = Collected(layers)
     remarks: dict[str, set[str]] = {}
     looking: Followed | None = None

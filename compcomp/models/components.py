@@ -21,7 +21,7 @@ def pack(layer: LayerState, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the parts of one layer (out x in), on the CPU.
 
     ``levels``: whole numbers (out x in), with ``scales``, one for each group in row-major order, and ``offsets``, one
-    for each scale, if the grid has them. They are int8, or int16 above 127 levels a side; with offsets uint8 or int32.
+    for each scale, if the grid has them. They are int8, or int16 beyond its range; with offsets uint8 or int32.
     If the grid has ``codes`` (ascending, float64), the levels are positions among the codes (uint8 up to 256 codes).
 
     ``values``: the weights in the model's ``dtype`` if there is no grid. They are out x in; under a mask only the kept
@@ -141,16 +141,17 @@ def _levels(weight: Tensor, grid: Grid, mask: Tensor | None) -> dict[str, Tensor
     exact, step = weight.double(), shared["scales"].double()
     if grid.codes is not None:
         return _places(exact, step, grid, mask, weight.dtype, {name: part[:, 0] for name, part in groups.items()})
-    least, lowest = (shared["offsets"].double(), 0) if grid.offset is not None else (step * 0, -grid.levels)
+    least = step * 0 if grid.offset is None else shared["offsets"].double()
     levels = torch.where(step == 0, 0.0, torch.round((exact - least) / step))
     size = torch.maximum(exact.abs(), least.abs())
     off = (levels * step + least - exact).abs() > 4 * torch.finfo(weight.dtype).eps * size
-    off |= (levels < lowest) | (levels > grid.levels)
+    off |= (levels < grid.lowest) | (levels > grid.levels)
     if mask is not None and not grid.zero:
         levels, off = levels.masked_fill(~mask, 0), off & mask
     if bool(off.any()):
         return {}
-    kind = torch.int8 if grid.levels <= 127 else torch.int16 if grid.levels <= 32767 else torch.int32
+    largest = max(grid.levels, -1 - grid.lowest)
+    kind = torch.int8 if largest <= 127 else torch.int16 if largest <= 32767 else torch.int32
     if grid.offset is not None:
         kind = torch.uint8 if grid.levels <= 255 else torch.int32
     return {"levels": levels.to(kind), **{name: part[:, 0] for name, part in groups.items()}}

@@ -260,10 +260,11 @@ def _element(layer: LayerState, rows: slice, error: float, needs_inputs: bool) -
 def _map(grid: GridMap, before: LayerState, after: LayerState, error: float) -> tuple[Groups, float]:
     """Return the groups through which a grid map is followed, and the relative error of its values there.
 
-    Ratios are r = w L / M. Let w, M be float32 numbers and L <= 2^16 levels. Then w L is exact in float64. The quotient
-    is also on the exact side of every midpoint k + 1/2. For if r and k + 1/2 differ, 2 w L and (2 k + 1) M differ by a
-    whole multiple of the smaller of the units in the last place of w and M. So r and k + 1/2 differ by more than 2^-42
-    r, which division does not round away. Other ratios have to be farther from a midpoint than their error.
+    Ratios are r = w R / M, where R is the largest magnitude M in steps. Let w, M be float32 numbers, R <= 2^16, and 2 R
+    whole. Then w R is exact in float64. The quotient is also on the exact side of every midpoint k + 1/2. For if r and
+    k + 1/2 differ, 2 w R and (2 k + 1) M differ by a whole multiple of the smaller of the units in the last place of w
+    and M. So r and k + 1/2 differ by more than 2^-42 r, which division does not round away. Other ratios have to be
+    farther from a midpoint than their error.
     """
     weight: Tensor = before.weight
     shown = _everywhere(grid.partition, before, False)
@@ -271,8 +272,9 @@ def _map(grid: GridMap, before: LayerState, after: LayerState, error: float) -> 
     if found is None:
         return shown, error
     largest, off = found
-    levels, eps = grid.known_levels, torch.finfo(after.weight.dtype)
-    exact = error == 0 and off == 0 and weight.dtype != torch.float64 and levels <= EXACT_LEVELS
+    levels, reach, eps = grid.known_levels, float(grid.reach), torch.finfo(after.weight.dtype)
+    lowest, halves = -levels - grid.below, 2 * grid.reach % 1 == 0 and reach <= EXACT_LEVELS
+    exact = error == 0 and off == 0 and weight.dtype != torch.float64 and halves
     near = 0.0 if exact else 1.01 * (error + off + 4 * UNIT)
     lines, together = lined(weight, grid.partition)
     result, _ = lined(after.weight, grid.partition)
@@ -280,15 +282,15 @@ def _map(grid: GridMap, before: LayerState, after: LayerState, error: float) -> 
     sure = torch.empty(len(lines), dtype=torch.bool, device=weight.device)
     for part in slices(lines):
         top = shared[part]
-        ratio = (lines[part].to(torch.float64) * levels).div_(top).masked_fill_(top == 0, 0)
-        level = rounded(ratio.clone(), grid.rounding).clamp_(-levels, levels)
-        value = (level * top).div_(levels)
+        ratio = (lines[part].to(torch.float64) * reach).div_(top).masked_fill_(top == 0, 0)
+        level = rounded(ratio.clone(), grid.rounding).clamp_(lowest, levels)
+        value = (level * top).div_(reach)
         agree = (result[part].to(torch.float64) - value).abs_() <= value.abs_().mul_(2 * eps.eps)
         if not exact or grid.rounding == "any":
             midpoint = (ratio - ratio.floor()).sub_(0.5).abs_()
             agree &= midpoint > ratio.abs_().mul_(near)
         sure[part] = agree.all(dim=1)
-    normal = (largest == 0) | (largest / levels > 8 * max(eps.tiny, FLOOR))  # a smaller step has no relative error
+    normal = (largest == 0) | (largest / reach > 8 * max(eps.tiny, FLOOR))  # a smaller step has no relative error
     shown.holds[:] = sure.reshape(-1, together).all(dim=1) & normal
     return shown, off + 4 * eps.eps  # the measure's error, and the largest difference accepted here
 

@@ -1,6 +1,7 @@
 """Find the layers of a model that can be compressed.
 
-They are every ``nn.Linear``, transformers' ``Conv1D``, fused experts, and the projections of ``nn.MultiheadAttention``.
+They are every ``nn.Linear``, transformers' ``Conv1D``, fused experts, the projections of ``nn.MultiheadAttention``, and
+an ``nn.Embedding`` that is asked for.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from compcomp.errors import InputError
+from compcomp.language.loss import loss_named
 from compcomp.language.technique import Sequence, Technique, as_sequence
-from compcomp.models.matrices import Index, Stored, is_linear, part_of, stored_in
+from compcomp.models.matrices import Index, Stored, is_embedding, is_linear, part_of, stored_in
 from compcomp.models.memory import extent, is_plain, kind_of, overlap, overlaps_itself, place, stretch
 from compcomp.models.patterns import Names, Patterns, patterns_of
 from compcomp.models.wrappers import adapted, named_parts
@@ -44,6 +46,7 @@ class Layer:
         index: Where the weight lies in the parameter. None if it is all of it.
         inside: The modules that multiply with the weight in their ``forward``. The others are called with the inputs,
             as Linear layers are.
+        others: The names of the modules but the first.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Layer:
     stored: str = "weight"
     index: Index = None
     inside: tuple[nn.Module, ...] = ()
+    others: tuple[str, ...] = ()
 
     @property
     def own(self) -> str:
@@ -61,9 +65,16 @@ class Layer:
 
     @property
     def called(self) -> tuple[nn.Module, ...]:
-        """The modules that are called with the inputs."""
+        """The modules that are called with the inputs. None for an embedding, which is called with ids."""
+        if self.is_embedding:
+            return ()
         given = (m for m in self.modules if is_linear(m))
         return tuple(m for m in given if not any(m in around._modules.values() for around in self.inside))
+
+    @property
+    def is_embedding(self) -> bool:
+        """Return True if rows of the weight are looked up (tokens x features). Other modules may multiply with it."""
+        return any(map(is_embedding, self.modules))
 
     @property
     def is_expert(self) -> bool:
@@ -109,8 +120,12 @@ def find_layers(
 ) -> tuple[Layer, ...]:
     """Return the compressible layers, in the order in which the model names them.
 
-    Layers that read one weight, also its transpose, are one layer. A weight that a module of another kind uses too,
-    such as an output head tied to the embedding, is always left alone. The parts of adapters are not layers.
+    Layers that read one weight, also its transpose, are one layer. A weight that a module of another kind uses too is
+    always left alone. The parts of adapters are not layers.
+
+    An embedding is a layer (tokens x features) only if a target asks for it, see
+    :meth:`compcomp.models.patterns.Names.asks`. An output head tied to it is then the same layer, also if ``ignore``
+    has ``"lm_head"``. Otherwise both are left alone.
 
     Args:
         model: The model.
@@ -125,7 +140,8 @@ def find_layers(
         InputError: No layer is left, a target matches no layer, or an entry of ``ignore`` except ``"lm_head"`` matches
             no module. Also if a layer's weight cannot be compressed. Such a weight is not finite, on the meta device,
             quantized, sparse, or computed from other parameters; it shares memory in part with another tensor of the
-            model; or it has an adapter that is not merged.
+            model; or it has an adapter that is not merged. Also if an embedding that is asked for writes to its weight
+            (``max_norm``), or its weight is used in another way too.
     """
     model = unwrap(model)
     wanted = None if targets is None else patterns_of(targets, "targets")
@@ -141,22 +157,27 @@ def find_layers(
     found, shared, owner = list[Layer](), 0, dict[int, Layer]()
     for group in groups:
         for every, layer in zip(group.names, _layers(group), strict=True):
-            hits = {p for p in wanted or () for name in every if names.matches(p, name)}
+            tables = [name for name, (_, module) in zip(every, group.every, strict=True) if is_embedding(module)]
+            asking = {p for p in wanted or () for name in tables if names.asks(p, name)}
+            hits = asking | {p for p in wanted or () for name in every if name not in tables and names.matches(p, name)}
             used |= hits
-            if wanted is not None and not hits:
+            if not hits and (wanted is not None or len(tables) == len(every)):
                 continue
-            if any(names.matches(p, name) for p in unwanted for name in every):
+            left = [p for p in unwanted if not (asking and p in IGNORE)]
+            if any(names.matches(p, name) for p in left for name in every):
                 continue
-            if any(module is head for _, module in group.every for head in heads):
+            if not asking and any(module is head for _, module in group.every for head in heads):
                 continue
-            if group.foreign:
+            if asking:
+                _check_embedding(group, layer)
+            elif tables or group.foreign:
                 shared += 1
                 continue
             found.append(layer)
             owner.setdefault(id(group), layer)
     if unmatched := [p for p in wanted or () if p not in used]:
         given = f"{unmatched[0]!r}, which matches no Linear layer"
-        raise InputError(given, "names or classes of layers", "targets")
+        raise InputError(given, "names or classes of layers, of embeddings their own", "targets")
     if not found:
         raise InputError(_none_left(shared, wanted, unwanted), "a model with nn.Linear or Conv1D", "model")
     with_adapters = adapted(model)
@@ -170,13 +191,16 @@ def find_layers(
     return tuple(found)
 
 
-def layers_by_name(model: nn.Module) -> dict[str, Layer]:
-    """Return every compressible layer, unfiltered and unchecked, under each of its names."""
+def layers_by_name(model: nn.Module, *, embeddings: bool = False) -> dict[str, Layer]:
+    """Return every compressible layer, unfiltered and unchecked, under each of its names.
+
+    ``embeddings``: True to return embeddings too. Otherwise what is tied to one is a layer without it.
+    """
     found: dict[str, Layer] = {}
-    for group in _weights(unwrap(model))[0]:
+    for group in _weights(unwrap(model), embeddings=embeddings)[0]:
         for every, layer in zip(group.names, _layers(group), strict=True):
             found |= dict.fromkeys(every[: len(group.members)], layer)
-        for name, module in group.followers if is_linear(group.members[0][1]) else ():
+        for name, module in group.followers if group.stored.called else ():
             (found[name],) = _layers(_Group([(name, module)], next(stored_in(module))))
     return found
 
@@ -193,6 +217,9 @@ def check_order(order: Technique | Sequence, layers: Iterable[Layer], *, calibra
         notes: A list to extend with lines on techniques that drop nothing of a layer.
     """
     order, layers = as_sequence(order), tuple(layers)
+    for layer in (one for one in layers if one.is_embedding):
+        if looking := [t for t in order if t.needs_inputs or t.needs_tokens or t.whole_model]:
+            raise _no_inputs(str(looking[0]), "techniques that look at one layer's weights alone", layer)
     if changing := [t for t in order if t.promises().changes_inputs]:
         allowed = "techniques that act on weights: of its inputs a model keeps Gram matrices only"
         raise InputError("a technique that changes a layer's inputs", allowed, str(changing[0]))
@@ -204,6 +231,28 @@ def check_order(order: Technique | Sequence, layers: Iterable[Layer], *, calibra
     alone = Sequence(tuple(t for t in order if not t.whole_model))
     check_sequence(layers, alone)
     notes += [note for note in nothing_dropped(layers, alone) if note not in notes]
+
+
+def check_loss(loss: str, layers: Iterable[Layer]) -> None:
+    """Raise InputError if a loss looks at inputs, and a layer is an embedding."""
+    for layer in layers:
+        if layer.is_embedding and loss_named(loss).needs_inputs:
+            raise _no_inputs(f"the loss {loss}", "a loss of weights, such as loss='weight_l2'", layer)
+
+
+def _no_inputs(what: str, allowed: str, layer: Layer) -> InputError:
+    """Return the error for something that looks at inputs or at the whole model, where a layer is an embedding."""
+    given = f"{what} for an embedding, whose inputs are ids"
+    return InputError(given, f"{allowed}; or targets without it", f"layer {layer.name}")
+
+
+def readers_of(layers: Iterable[Layer]) -> list[str]:
+    """Return a line for each embedding whose weight other modules have too."""
+    return [
+        f"layer {layer.name}: its weight is that of {', '.join(layer.others)} too, and is compressed once for all"
+        for layer in layers
+        if layer.is_embedding and layer.others
+    ]
 
 
 def check_sequence(layers: Iterable[Layer], sequence: Technique | Sequence) -> None:
@@ -273,6 +322,7 @@ def _layers(group: _Group) -> list[Layer]:
             f"{first}.{own}" if first else own,
             matrix.index,
             tuple(dict.fromkeys(group.inside)),
+            tuple(dict.fromkeys(every[1 : len(group.members)])),
         )
         for every, matrix in zip(group.names, group.stored.matrices, strict=True)
     ]
@@ -300,7 +350,7 @@ class _Group:
     @property
     def names(self) -> list[list[str]]:
         """The names of each layer: those of its modules, and what says which of their weights it is."""
-        own = "" if is_linear(self.members[0][1]) else self.stored.own
+        own = "" if self.stored.called else self.stored.own
         return [
             [".".join(filter(None, (name, own, matrix.suffix))) for name, _ in self.every]
             for matrix in self.stored.matrices
@@ -316,10 +366,11 @@ class _Named:
     group: _Group | None = None
 
 
-def _weights(model: nn.Module) -> tuple[list[_Group], list[_Named]]:
+def _weights(model: nn.Module, *, embeddings: bool = True) -> tuple[list[_Group], list[_Named]]:
     """Return the parameters that hold weights of layers, and every parameter and buffer of the model.
 
-    Two modules share one weight if they view the same memory, read the same way round.
+    Two modules share one weight if they view the same memory, read the same way round. ``embeddings``: False to take
+    embeddings for modules without weights of layers.
     """
     groups: dict[object, _Group] = {}
     tensors: list[_Named] = []
@@ -333,7 +384,7 @@ def _weights(model: nn.Module) -> tuple[list[_Group], list[_Named]]:
         and any(c.__name__.endswith(kind) for c in type(module).__mro__)
     }
     for name, module in parts.items():
-        held = {stored.own: stored for stored in stored_in(module)}
+        held = {one.own: one for one in stored_in(module) if embeddings or not is_embedding(module)}
         read: dict[str, _Group] = {}
         for own, stored in held.items():
             weight = module._parameters.get(own)
@@ -359,6 +410,7 @@ def _weights(model: nn.Module) -> tuple[list[_Group], list[_Named]]:
     elsewhere = {stretch(tensor) for tensor in foreign}
     for key, group in groups.items():
         group.foreign |= key in elsewhere
+        group.members.sort(key=lambda member: not is_embedding(member[1]))  # which names the layer
     return list(groups.values()), tensors
 
 
@@ -367,6 +419,20 @@ def _way(module: nn.Module, stored: Stored) -> object:
     weight = module._parameters.get(stored.own)
     read = stored.transposed, tuple(str(matrix) for matrix in stored.matrices), stored.called
     return None if weight is None else place(weight), *read
+
+
+def _check_embedding(group: _Group, layer: Layer) -> None:
+    """Raise InputError if an embedding cannot be a layer."""
+    allowed = "an embedding whose weight only lookups and Linear layers read, as it is; or targets without it"
+    if group.followers:
+        given = f"a weight that {group.followers[0][0]} reads in another layout"
+        raise InputError(given, allowed, f"layer {layer.name}")
+    if group.foreign:
+        raise InputError("a weight that a module of another kind uses too", allowed, f"layer {layer.name}")
+    for module in layer.modules:
+        if getattr(module, "max_norm", None) is not None:
+            given = f"an embedding with max_norm={module.max_norm}, which changes its weight when it is called"
+            raise InputError(given, "max_norm=None, or targets without it", f"layer {layer.name}")
 
 
 def _check_memory(layers: Iterable[Layer], tensors: Iterable[_Named], owner: Mapping[int, Layer]) -> None:

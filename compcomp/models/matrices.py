@@ -56,14 +56,21 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or is_from_transformers(module, "Conv1D")
 
 
+def is_embedding(module: nn.Module) -> bool:
+    """Return True for ``nn.Embedding`` and what is derived from it: a table of which a token's row is looked up."""
+    return isinstance(module, nn.Embedding)
+
+
 def stored_in(module: nn.Module) -> Iterator[Stored]:
-    """Yield the parameters of a module that consist of matrices: of Linear layers, attention and experts.
+    """Yield the parameters of a module that consist of matrices: of Linear layers, embeddings, attention and experts.
 
     Experts are the 3-dimensional parameters (experts x out x in) of a class with "Expert" in its name, or with an
     attribute ``is_transposed``. If that is true, they are experts x in x out.
     """
     if is_linear(module):
         yield Stored("weight", is_from_transformers(module, "Conv1D"))
+    elif is_embedding(module):
+        yield Stored("weight")
     elif isinstance(module, nn.MultiheadAttention):
         if module._parameters.get("in_proj_weight") is not None:
             rows = [(name, slice(k * module.embed_dim, (k + 1) * module.embed_dim)) for k, name in enumerate("qkv")]

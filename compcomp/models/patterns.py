@@ -59,6 +59,15 @@ class Names:
             return re.match(pattern.removeprefix(REGEX), name) is not None
         return any(fnmatchcase(one, pattern) for one in self._names(name))
 
+    def asks(self, pattern: str, name: str) -> bool:
+        """Return True if a pattern selects the module of this name by its own name or class.
+
+        It then selects no other module at the same place: "embed_tokens" does not, "model", "model.*" and "*" do.
+        """
+        home = name.rpartition(".")[0]
+        others = [f"{home}.{own}" if home else own for own in ("other", "999")] if name else []
+        return self.matches(pattern, name) and not any(self.matches(pattern, other) for other in others)
+
     def without_match(self, patterns: Iterable[str], more: Iterable[str] = ()) -> list[str]:
         """Return the patterns that select no module of the model, and none of more names of its parts."""
         every = dict.fromkeys([*self._classes, *more])

@@ -281,7 +281,7 @@ def _existing(directory: str | os.PathLike[str], name: str) -> Path:
 
 
 def _layers_of(model: nn.Module, state: Mapping[str, LayerState]) -> dict[str, Layer]:
-    found = layers_by_name(model)
+    found = layers_by_name(model, embeddings=True)
     for name, layer in state.items():
         if name not in found or found[name].shape != tuple(layer.weight.shape):
             raise InputError(f"a state with layer {name!r}", "the state of layers of this model", "save")
@@ -358,6 +358,7 @@ def layer_json(state: LayerState, shape: tuple[int, int]) -> dict[str, Any]:
         "dense_bits": dense_bits(shape),
         "kept": shape[0] * shape[1] if form.mask is None else int(form.mask.sum()),
         "levels": form.grid and form.grid.levels,
+        "lowest": form.grid and form.grid.lowest,
         "codes": form.grid and form.grid.codes and [str(code) for code in form.grid.codes],
         "scales": form.grid and form.grid.scales,
         "offsets": form.grid and (0 if form.grid.offset is None else form.grid.scales),

@@ -30,7 +30,7 @@ from compcomp.models.checkpoint import INDEX, Checkpoint, index_of
 from compcomp.models.components import pack
 from compcomp.models.devices import choose
 from compcomp.models.held import check_range
-from compcomp.models.layers import Layer, check_order, check_weight, find_layers
+from compcomp.models.layers import Layer, check_order, check_weight, find_layers, readers_of
 from compcomp.models.lockstep import Stage
 from compcomp.models.measure import effective_weight
 from compcomp.models.memory import trim
@@ -161,13 +161,15 @@ class _Stream:
             layer.name: layer for layer in find_layers(self.model, targets, ignore, loaded=False)
         }
         self.outside = outside(self.model, self.layers.values())
-        self.notes = [*filter(None, [note_of(self.outside)])]
+        self.notes = [*filter(None, [note_of(self.outside)]), *readers_of(self.layers.values())]
         check_order(order, self.layers.values(), calibrated=calibration is not None, notes=self.notes)
         looks = any(technique.needs_inputs for technique in order)
         self.batches = list(prepared(self.model, calibration)) if looks else []
         self.device = choose(self.model, "cpu" if device == "auto" and not torch.cuda.is_available() else device)
-        self.stages = find_blocks(self.model, self.layers.values(), inputs.blocks)
-        held = {name for stage in self.stages for name in stage.layers}
+        self.stages = find_blocks(self.model, self.layers.values(), inputs.blocks, every=not looks)
+        inside = {id(part) for stage in self.stages for part in stage.module.modules()}
+        self.apart = [n for n, layer in self.layers.items() if not any(id(m) in inside for m in layer.modules)]
+        held = {*self.apart, *(name for stage in self.stages for name in stage.layers)}
         if shared := [name for name in self.layers if name not in held]:
             given = f"layer {shared[0]}, which several blocks share"
             raise InputError(given, "a model that is loaded, or the layer in ignore", "apply")
@@ -182,6 +184,7 @@ class _Stream:
             if id(module) not in inside and not any(True for _ in module.children()):
                 self.checkpoint.load(module, name, self.device)
         self.model.tie_weights()  # type: ignore[operator]
+        self._compress_apart()
         if self.batches:
             compress_blocks(
                 self.model,
@@ -222,8 +225,25 @@ class _Stream:
             check_weight(self.layers[name])
         return False
 
+    def _compress_apart(self) -> None:
+        """Compress the embeddings, which are in no block, and write their components."""
+        self.states, self.described = {}, {}
+        for name in self.apart:
+            check_weight(self.layers[name])
+        self._compress_layers(dict.fromkeys(self.apart))
+        self.about_apart = self.described
+        if self.apart:
+            with self._writing():
+                file = self._file(None).replace("model", "components", 1)
+                save_file(self.states, self.draft / file, metadata={"format": "pt"})
+
     def _compress(self, inputs: Inputs | Mapping[str, None]) -> None:
         """Compress the layers of the present block, and write the block."""
+        self._compress_layers(inputs)
+        self._write(self.present)
+
+    def _compress_layers(self, inputs: Inputs | Mapping[str, None]) -> None:
+        """Put the new weights of some layers into the model, and note what is to be written of them."""
         steps = list(self.order)
         seen = {name: (None, None) if given is None else given for name, given in inputs.items()}
         for names in alike(seen):
@@ -235,7 +255,6 @@ class _Stream:
                 self.described[name] = layer_json(state, layer.shape)
                 self.states |= {f"{name}.{part}": t.cpu() for part, t in pack(state, layer.parameter.dtype).items()}
             trim()
-        self._write(self.present)
 
     def _leave(self, stage: Stage) -> None:
         """Drop a block from memory."""
@@ -317,7 +336,8 @@ class _Stream:
         weights = dict.fromkeys(stored, self._file(None))
         for stage in self.stages:
             weights |= dict.fromkeys(self.done[stage.name]["stored"], self._file(stage))
-        layers = {n: about for stage in self.stages for n, about in self.done[stage.name]["layers"].items()}
+        blocks = {n: about for stage in self.stages for n, about in self.done[stage.name]["layers"].items()}
+        layers = self.about_apart | blocks
         bits = sum(about["bits"] for about in layers.values())
         dense = sum(dense_bits(layer.shape) for layer in self.layers.values())
         rate = 1 - bits / dense

@@ -151,15 +151,16 @@ MOST = 200
 def _better(optimum: Optimum, weight: Array, left: Array, seed: int) -> str:
     """Return why ``left`` is not the optimum for ``weight`` (both out x in), or "" if it is."""
     shape = (weight.shape[0], weight.shape[1])
-    part, levels = LOSSES[optimum.loss].element, optimum.grid.known_levels
+    part, grid = LOSSES[optimum.loss].element, optimum.grid
     assert part is not None
+    levels = range(-grid.known_levels - grid.below, grid.known_levels + 1)
     selected, scaled_alike = optimum.partition.groups(shape), optimum.grid.partition.groups(shape)
     if any(sum(left[i] == 0 for i in group) < int(len(group) * optimum.share) for group in selected):  # type: ignore[operator]
         return "has too few zeros"
     contexts = [optimum.grid.context(weight[i] for i in group) for group in scaled_alike]
     for group, context in zip(scaled_alike, contexts, strict=True):
-        steps = [ratio * context / levels for ratio in optimum.ratios]
-        if not any(all(left[i] in [k * step for k in range(-levels, levels + 1)] for i in group) for step in steps):
+        steps = [ratio * context / grid.reach for ratio in optimum.ratios]
+        if not any(all(left[i] in [k * step for k in levels] for i in group) for step in steps):
             return f"is on no grid in {group}"
     least = None
     random = np.random.default_rng(seed)
@@ -171,7 +172,7 @@ def _better(optimum: Optimum, weight: Array, left: Array, seed: int) -> str:
     for ratios in choices:
         error = np.empty(shape, dtype=object)
         for group, context, ratio in zip(scaled_alike, contexts, ratios, strict=True):
-            values = [k * ratio * context / levels for k in range(-levels, levels + 1)]
+            values = [k * ratio * context / grid.reach for k in levels]
             for i in group:
                 error[i] = min(part(weight[i], value) for value in values)
         total = sum(_least_error(weight, error, group, optimum, seed) for group in selected)

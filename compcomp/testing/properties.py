@@ -73,7 +73,7 @@ def invariant_kept(invariant: str, before: LayerState, after: LayerState) -> boo
     if invariant == "grid":
         assert old.grid is not None and new.grid is not None
         if new.transform is not old.transform:  # the grid has changed along with the basis
-            kinds = ((g.levels, g.zero, g.offset is None) for g in (old.grid, new.grid))
+            kinds = ((g.levels, g.below, g.zero, g.offset is None) for g in (old.grid, new.grid))
             return len(set(kinds)) == 1 and (on_grid(after) or not on_grid(before))
         return _same_grid(before, after) and on_grid(after)
     if invariant == "n:m":
@@ -200,13 +200,12 @@ def _fits_grid(weight: Array, grid: Grid | None, mask: Array | None) -> bool:
     if grid is None:
         return True
     offset = weight * 0 if grid.offset is None else grid.offset
-    lowest = -grid.levels if grid.offset is None else 0
 
     def fits(weight: Term, step: Term, least: Term) -> bool:
         if grid.codes is not None:
             return Fraction(weight) / step in grid.codes if step else weight == 0
         level = Fraction(weight - least) / step if step else Fraction(weight - least)
-        return level.denominator == 1 and (lowest <= level <= grid.levels if step else level == 0)
+        return level.denominator == 1 and (grid.lowest <= level <= grid.levels if step else level == 0)
 
     fitting = each(fits, weight, grid.step, offset).astype(bool)
     if mask is not None and not grid.zero:

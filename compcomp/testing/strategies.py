@@ -202,8 +202,9 @@ def _weight_and_format(draw: st.DrawFn, shape: Shape) -> tuple[Array, Format]:
         if grid.codes is not None:
             weight = draw(coded(shape, grid.codes)) * grid.step
         else:
-            level = draw(integers(shape, grid.levels))
-            weight = level * grid.step if grid.offset is None else abs(level) * grid.step + grid.offset
+            level = draw(integers(shape, grid.levels + grid.below))
+            level = np.minimum(level, grid.levels) if grid.offset is None else abs(level)
+            weight = level * grid.step + (0 if grid.offset is None else grid.offset)
     if "mask" in kind:
         full = "cut" in kind and draw(st.booleans())
         row = st.lists(st.just(True) if full else st.booleans(), min_size=shape[1], max_size=shape[1])
@@ -246,17 +247,19 @@ def _grid(draw: st.DrawFn, shape: Shape) -> Grid:
     step, offset = np.empty(shape, dtype=object), np.empty(shape, dtype=object)
     levels, kind = (
         draw(st.sampled_from(LARGEST_GRIDS)),
-        draw(st.sampled_from(("even", "even", "zero", "free", "codes"))),
+        draw(st.sampled_from(("even", "even", "lower", "zero", "free", "codes"))),
     )
     for group in groups:
         width = draw(st.sampled_from((Fraction(1), Fraction(1, 2), Fraction(3), Fraction(0))))
+        width = draw(st.sampled_from((1, -1))) * width if kind == "lower" else width
         below = draw(st.integers(0, levels)) * (width if kind == "zero" or width else Fraction(1))
         for index in group:
             step[index], offset[index] = width, -below - (width / 2 if kind == "free" else 0)
     if kind == "codes":
         codes = draw(st.sampled_from(CODEBOOKS))
         return Grid(step, len(codes) - 1, len(groups), zero=Fraction(0) in codes, codes=codes)
-    return Grid(step, levels, len(groups), None if kind == "even" else offset, zero=kind != "free")
+    offsets = offset if kind in ("zero", "free") else None
+    return Grid(step, levels, len(groups), offsets, zero=kind != "free", below=int(kind == "lower"))
 
 
 def _scaled(form: Format, factor: Fraction) -> Format:
@@ -269,7 +272,10 @@ def _scaled(form: Format, factor: Fraction) -> Format:
         if codes is not None and factor < 0:
             codes = tuple(-code for code in reversed(codes))
         grid = replace(
-            grid, step=grid.step * abs(factor), offset=None if offset is None else offset * factor, codes=codes
+            grid,
+            step=grid.step * (factor if grid.below else abs(factor)),
+            offset=None if offset is None else offset * factor,
+            codes=codes,
         )
     factors = form.factors
     if factors is not None:
@@ -279,7 +285,10 @@ def _scaled(form: Format, factor: Fraction) -> Format:
 
 
 def scaled(layer: LayerState, factor: Fraction) -> LayerState:
-    """Return the layer with weight, reference and the numbers of its format scaled; a grid's step stays positive."""
+    """Return the layer with weight, reference and the numbers of its format scaled.
+
+    A grid's step stays positive if the grid has as many values above 0 as below it.
+    """
     form = _scaled(layer.format, factor)
     weight, reference = layer.weight * factor, layer.reference * factor
     return replace(layer, weight=weight, reference=reference, format=form, choices=Choices())

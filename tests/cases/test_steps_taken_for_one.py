@@ -103,6 +103,8 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "needs_inputs": (False, True),
     "of_layer": (None, by_layer),
     "levels": (3, 2, 6),
+    "below": (0, 1),
+    "beyond": (Fraction(0), HALF, Fraction(1)),
     "rounding": ("half_even", "half_up", "half_away"),
     "codes": (CODES, OTHERS),
     "scale": ("absmax", "power_of_two"),

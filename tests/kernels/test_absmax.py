@@ -31,6 +31,59 @@ def test_against_the_nearest_grid_value(device: str, bits: int, group: int | Non
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("grid", "beyond", "below"), [("full_range", 0.5, 1), ("narrow_step", 0, 1), ("clipped", 1, 1), ("narrow", 0, 0)]
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_grids_in_use_against_the_nearest_value(
+    device: str, bits: int, grid: str, beyond: float, below: int, dtype: Any
+) -> None:
+    """Brute force: the distance to every value, with the largest weight of every other row negative."""
+    layer = tensors((6, 64), device, dtype)
+    weight = layer.weight * torch.tensor([[1], [-1]] * 3, device=device) * layer.weight.amax(dim=1, keepdim=True).sign()
+    after = kernel(AbsMax(bits=bits, grid=grid, per="channel"), LayerState.dense(weight))
+    levels = 2 ** (bits - 1) - 1
+    step = (weight.abs().amax(dim=1, keepdim=True) / (levels + beyond)).expand(6, 64)
+    values = step[..., None] * torch.arange(-levels - below, levels + 1, device=device)
+    nearest = values.gather(2, (values - weight[..., None]).abs().argmin(dim=2, keepdim=True))[..., 0]
+    largest = weight.abs() == weight.abs().amax(dim=1, keepdim=True)
+    found, expected = (x.where(~largest, 0) if beyond == 0.5 else x for x in (after.weight, nearest))  # a midpoint
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    assert after.format.grid is not None
+    torch.testing.assert_close(after.format.grid.step, step, rtol=1e-6, atol=0)
+    assert (after.format.grid.levels, after.format.grid.lowest) == (levels, -levels - below)
+    ends = (after.weight / step).round()
+    assert ends.amax() <= levels
+    assert ends.amin() >= -levels - below
+    if grid == "clipped":
+        assert ends.amax() == levels
+        assert ends.amin() == -levels - 1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES])
+def test_the_signed_grid_holds_the_weight_of_largest_magnitude(device: str, bits: int, dtype: Any) -> None:
+    weight = tensors((64, 32), device, dtype).weight
+    weight[3], weight[5, 7], weight[5, 9], weight[6, 2], weight[6, 4] = 0, 9, -9, -9, 9
+    after, half = kernel(AbsMax(bits=bits, group=32, grid="signed"), LayerState.dense(weight)), 2 ** (bits - 1)
+    first = weight.abs().argmax(dim=1, keepdim=True)
+    largest = weight.double().gather(1, first)
+    assert torch.equal(after.weight.double().gather(1, first), largest)
+    assert after.format.grid is not None
+    step = after.format.grid.step[:, :1].double()
+    torch.testing.assert_close(step, largest / -half, rtol=1e-7, atol=0)
+    values = step[..., None] * torch.arange(-half, half, device=device)  # rows x 1 x values
+    distances = (values - weight.double()[..., None]).abs()
+    rounding = torch.finfo(torch.promote_types(dtype, torch.float32)).eps + torch.finfo(dtype).eps
+    off = (after.weight.double() - weight.double()).abs() - distances.amin(dim=2)
+    assert (off <= rounding * largest.abs()).all()
+    assert after.weight[5, 9] == 9 * (1 - half) / half
+    assert after.weight[6, 4] == 9 * (half - 1) / half
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES])
 @pytest.mark.parametrize(
     ("rounding", "levels"),

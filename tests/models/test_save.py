@@ -153,6 +153,7 @@ def test_what_is_said_about_the_layers(tmp_path: Path) -> None:
         "dense_bits": 64 * 16,
         "kept": 32,
         "levels": 7,
+        "lowest": -7,
         "codes": None,
         "scales": 16,
         "offsets": 0,

@@ -13,6 +13,7 @@ import z3
 
 from compcomp.language.steps import CodebookMap, GridMap, ScaledMap
 from compcomp.layers import codebooks
+from compcomp.layers.grids import GRIDS
 from compcomp.layers.partition import Partition
 from compcomp.proving.functions import on_leaves
 from compcomp.proving.prove import default_prover
@@ -42,6 +43,12 @@ MAPS: list[ScaledMap] = [
         for rounding in ROUNDINGS
     ),
     *(GridMap(Abs, levels, rounding, Partition.tensor()) for levels in (1, 3) for rounding in ROUNDINGS),
+    *(
+        GridMap(Abs, levels, rounding, Partition.tensor(), below, Fraction(beyond))
+        for levels in (1, 3)  # odd, as those of every bit width: where half a level is even, fewer facts are false
+        for below, beyond in ((1, "1/2"), (1, "0"), (1, "1"), (0, "1/2"), (2, "1/3"))
+        for rounding in ROUNDINGS
+    ),
 ]
 
 
@@ -59,7 +66,7 @@ def weights(step: ScaledMap, context: Fraction) -> list[Fraction]:
         codes = step.codes
     else:
         assert isinstance(step, GridMap)
-        codes = codebooks.whole_codes(step.known_levels)
+        codes = codebooks.Codes(map(Fraction, range(-step.known_levels - step.below, step.known_levels + 1)))
     found = {Fraction(0), context, -context, *(unit * code for code in codes)}
     for a, b in pairwise(codes):
         middle = unit * (a + b) / 2
@@ -124,6 +131,24 @@ def test_what_is_proved_of_a_map_holds(step: ScaledMap) -> None:
 def test_facts_of_some_codebooks(codes: str, scale: str, false: set[str]) -> None:
     facts = facts_of(CodebookMap(Abs, CODES[codes], "half_even", Partition.tensor(), scale))
     assert {name for name, proved in facts.items() if not proved} == false
+
+
+@pytest.mark.parametrize(
+    ("grid", "false"),
+    [
+        ("narrow", set()),
+        ("narrow_step", set()),
+        ("full_range", {"odd", "inside", "keeps_largest", "same_step"}),
+        ("clipped", {"odd", "mirrored", "ordered", "keeps_largest", "half", "same_step"}),
+    ],
+)
+def test_facts_of_the_grids_in_use(grid: str, false: set[str]) -> None:
+    """Proved for every number of levels. What is not proved is false with a few."""
+    of = GRIDS[grid]
+    step = GridMap(Abs, 3, "half_even", Partition.tensor(), of.below, of.beyond)
+    assert {name for name, proved in facts_of(step).items() if not proved} == false
+    every = [GridMap(Abs, n, "half_even", Partition.tensor(), of.below, of.beyond) for n in (1, 2, 3)]
+    assert set().union(*(broken(step, context) for step in every for context in CONTEXTS)) == false
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)

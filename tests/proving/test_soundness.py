@@ -180,6 +180,24 @@ CODED: list[Technique] = [
     MinMax(2, zero="none"),
     ApplyMask(),
 ]
+# Grids that are not symmetric, whose largest weights move, and that are nested in no other.
+GRIDDED: list[Technique] = [
+    Magnitude("1/2", pattern="1:2"),
+    Magnitude("1/2", ties="any"),
+    Magnitude("1/4", of="dense"),
+    AbsMax(2, grid="full_range"),
+    AbsMax(2, group=2, grid="full_range", rounding="any"),
+    AbsMax(3, group=2, grid="full_range", rounding="half_up"),
+    AbsMax(3, grid="full_range", rounding="half_away"),
+    AbsMax(2, grid="narrow_step"),
+    AbsMax(3, group=2, grid="narrow_step", rounding="any"),
+    AbsMax(2, group=2, grid="clipped"),
+    AbsMax(3, grid="clipped", rounding="half_up"),
+    AbsMax(2, group=2),
+    AbsMax(3),
+    MinMax(2, zero="none"),
+    ApplyMask(),
+]
 # Scores of the whole layer, of which rules know nothing, and several selections in one technique.
 BY_LAYER: list[Technique] = [
     RIA("1/2", power=0),
@@ -270,6 +288,14 @@ def test_nothing_false_is_proved(claim: Claim, columns: int) -> None:
 @drawn(claims(GROUPED), kept=40, of=150)
 def test_nothing_false_is_proved_for_any_shape(claim: Claim) -> None:
     """Rules alone: a proof for any shape has to hold for every 1 x 4 layer."""
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
+    if verdict.proved:
+        assert not counterexample(claim, 4), verdict
+
+
+@pytest.mark.slow
+@drawn(claims(GRIDDED), kept=40, of=200)
+def test_nothing_false_is_proved_of_the_grids_in_use(claim: Claim) -> None:
     verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
     if verdict.proved:
         assert not counterexample(claim, 4), verdict

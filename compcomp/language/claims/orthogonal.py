@@ -17,7 +17,7 @@ from compcomp.language.loss import LOSSES, Loss, loss_named
 from compcomp.language.parameters import number
 from compcomp.language.technique import Sequence, Technique, as_sequence
 from compcomp.layers.state import LayerState
-from compcomp.terms import And, If, Sum, Term
+from compcomp.terms import Abs, And, If, Sum, Term
 
 NORMS = ("weight_l1", "weight_l2", "output_l2")
 """The losses whose norms claims of orthogonality compare."""
@@ -70,7 +70,8 @@ class Orthogonal(OfLosses):
         mask, grid = end.format.mask, end.format.grid
         if not self.slack or mask is None or grid is None:
             return 0
-        dropped = (If(keep, 0, step) for keep, step in zip(mask.ravel(), grid.step.ravel(), strict=True))
+        steps = map(Abs, grid.step.ravel()) if grid.below else grid.step.ravel()
+        dropped = (If(keep, 0, step) for keep, step in zip(mask.ravel(), steps, strict=True))
         return self.slack * Sum(dropped)
 
     def reason(self, runs: Items[Run]) -> str:

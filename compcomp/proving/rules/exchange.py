@@ -255,7 +255,7 @@ def _counts(left: Items[Step], right: Items[Step]) -> str | None:
     return "equal" if a == b else "fewer"
 
 
-_GRID = ("levels", "codes", "scale", "rounding")
+_GRID = ("levels", "below", "beyond", "codes", "scale", "rounding")
 """The fields of maps that determine the value of a weight in a context, not the context."""
 
 

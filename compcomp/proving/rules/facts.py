@@ -24,10 +24,10 @@ T = TypeVar("T")
 # Both normalisations below rest on the fact "even": the measure is >= 0, 0 only at 0, and scales along. Where that is
 # not proved, nothing else is asked: a measure that is never as small as the context looked at makes all facts true.
 #
-# Normalisation (levels). s = c / L. Multiplying weights and context by t > 0 multiplies the map's values by t (the
-# nearest multiple of t s to t w is t times that of s to w; the query "homogeneous" asks that the measure scales too).
-# So it is enough to look at s = 1 and c = L, and there the formulas are linear even for an unknown whole L >= 1: one
-# answer holds for every number of levels.
+# Normalisation (levels). s = c / (L + d), and the levels are -L - e to L, with d >= 0 and e fixed. Multiplying weights
+# and context by t > 0 multiplies the map's values by t (the nearest multiple of t s to t w is t times that of s to w;
+# the query "homogeneous" asks that the measure scales too). So it is enough to look at s = 1 and c = L + d, and there
+# the formulas are linear even for an unknown whole L >= 1: one answer holds for every number of levels.
 #
 # Normalisation (codes). The values are s * k for k in fixed codes, and every fact below is about weights and values
 # of one step, hence scales with t > 0 as above. "absmax": s = c / max|k|, so it is enough to look at s = 1 and
@@ -221,8 +221,12 @@ class _Unit:
         one = z3.RealVal(1)
         if isinstance(step, GridMap):
             levels = z3.Int("L")  # unknown, whatever the map's are
-            context = z3.ToReal(levels)
-            return cls(context, [levels >= 1], lambda x, choices: nearest(x, one, levels, step.rounding, choices))
+            context, below = z3.ToReal(levels), step.below
+            if step.beyond:
+                context += z3.RealVal(step.beyond)
+            return cls(
+                context, [levels >= 1], lambda x, choices: nearest(x, one, levels, step.rounding, choices, below)
+            )
         assert isinstance(step, CodebookMap)
         if step.scale == "absmax":
             return cls(z3.RealVal(step.largest), [], lambda x, choices: step.rounded(x, one, choices))
@@ -326,9 +330,11 @@ def fixes(outer: ScaledMap, inner: ScaledMap, session: Session) -> bool:
     """Return True if every value of the inner map is proved to be one of the outer: outer(inner(w)) = inner(w).
 
     The query is about the context L L' (outer and inner levels), in which both steps are whole numbers. Maps with codes
-    give False.
+    give False, and so do grids with a value beyond the context, or without a value there.
     """
     if not isinstance(outer, GridMap) or not isinstance(inner, GridMap):
+        return False
+    if outer.below or outer.beyond or inner.below or inner.beyond:
         return False
     if same_but(outer, inner) or not same_but(outer, inner, "levels", "rounding", "partition"):
         return False

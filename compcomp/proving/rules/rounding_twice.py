@@ -18,8 +18,9 @@ from compcomp.proving.session import Session
 from compcomp.terms import SymbolicChoices, Term
 
 # Fact (double rounding). Let f and g be scaled maps of one measure and one partition, with steps c / a and c / b at a
-# context c (a and b: the numbers of levels, or the largest magnitudes of the codes). Let f leave every group its
-# context: no value measures more than c, and one of measure c keeps it (facts.py: inside, keeps_largest). Suppose that
+# context c (a and b: the numbers of levels, with what lies beyond them, or the largest magnitudes of the codes). Let f
+# leave every group its context: no value measures more than c, and one of measure c keeps it (facts.py: inside,
+# keeps_largest). Suppose that
 #   once    g(f(w)) = g(w)     for measure(w) <= c, at one context for both, whatever f leaves free.
 # Then f >> g equals g: in each group g finds after f the context that it would find without f, hence its own grid,
 # and sends every weight to the same value. Neither map looks at what the other one records but the weight, and the
@@ -45,7 +46,7 @@ def double_rounding(first: ScaledMap, second: ScaledMap, session: Session) -> bo
 def _places(step: ScaledMap) -> Fraction | None:
     """Return the context divided by the step, None if that is not one number."""
     if isinstance(step, GridMap):
-        return None if isinstance(step.levels, Unknown) else Fraction(step.levels)
+        return None if isinstance(step.levels, Unknown) else Fraction(step.reach)
     return step.largest if isinstance(step, CodebookMap) and step.scale == "absmax" else None
 
 

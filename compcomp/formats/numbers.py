@@ -1,0 +1,134 @@
+"""Decode the number types of checkpoints into numpy arrays, and unpack integers of a few bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+SIZES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U64": 8,
+    "U32": 4,
+    "U16": 2,
+    "U8": 1,
+    "BOOL": 1,
+}
+"""Bytes of one number of each dtype, by its name in safetensors."""
+_NUMPY = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+}
+SIGNIFICANT = {"F64": 53, "F32": 24, "F16": 11, "BF16": 8, "F8_E4M3": 4, "F8_E5M2": 3}
+"""Significant bits of the float dtypes, the leading one included."""
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""The magnitudes of FP4."""
+NF4 = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+"""The values of NF4 [dettmers2023]."""
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def is_float(dtype: str) -> bool:
+    """Return True if the dtype is one of floating-point numbers."""
+    return dtype in SIGNIFICANT
+
+
+def decoded(raw: bytes, dtype: str) -> Array:
+    """Return the numbers of a dtype as a flat array: floats as float32 (F64 as float64), integers as they are."""
+    if dtype == "BF16":
+        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+    if dtype == "F8_E5M2":
+        return (np.frombuffer(raw, np.uint8).astype(np.uint16) << 8).view(np.float16).astype(np.float32)
+    if dtype == "F8_E4M3":
+        return _E4M3[np.frombuffer(raw, np.uint8)]
+    if dtype == "F8_E8M0":
+        return np.ldexp(np.float32(1), np.frombuffer(raw, np.uint8).astype(np.int32) - 127)
+    flat = np.frombuffer(raw, _NUMPY.get(dtype, "u1"))
+    return flat.astype(np.float32) if dtype == "F16" else flat
+
+
+def _e4m3() -> Array:
+    """Return the 256 values of float8_e4m3fn."""
+    code = np.arange(256)
+    exponent, mantissa = (code >> 3) & 15, (code & 7) / 8
+    size = np.where(exponent == 0, np.ldexp(mantissa, -6), np.ldexp(1 + mantissa, exponent - 7))
+    size[(code & 127) == 127] = np.nan
+    found: Array = np.where(code >= 128, -size, size).astype(np.float32)
+    return found
+
+
+_E4M3 = _e4m3()
+
+
+def unpacked(packs: Array, bits: int, count: int) -> Array:
+    """Return the first ``count`` integers of ``bits`` bits in each row of int32s, lowest bits first.
+
+    Integers may reach over the end of an int32, as those of 3 bits do.
+
+    Args:
+        packs: rows x columns, int32.
+        bits: the bits of one integer, 1 to 8.
+        count: the integers of a row.
+    """
+    octets = np.ascontiguousarray(packs).view(np.uint8).reshape(len(packs), -1)
+    if bits == 8:
+        return octets[:, :count]
+    if bits in (1, 2, 4):
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        return ((octets[:, :, None] >> shifts) & ((1 << bits) - 1)).reshape(len(packs), -1)[:, :count]
+    flags = np.unpackbits(octets, axis=1, bitorder="little")[:, : count * bits].reshape(len(packs), count, bits)
+    found: Array = (flags << np.arange(bits, dtype=np.uint8)).sum(axis=2, dtype=np.uint8)
+    return found
+
+
+def nibbles(octets: Array, *, high_first: bool = False) -> Array:
+    """Return the two 4-bit integers of every byte along the last axis, the low one first unless said otherwise."""
+    low, high = octets & 15, octets >> 4
+    pair = (high, low) if high_first else (low, high)
+    return np.stack(pair, axis=-1).reshape(*octets.shape[:-1], -1)
+
+
+def half_ulp(values: Array, dtype: str) -> Array:
+    """Return half the distance to the next number of the dtype, which is the largest error of rounding to a value."""
+    bits = SIGNIFICANT[dtype]
+    least = {"F16": -25, "BF16": -134, "F32": -150, "F8_E4M3": -10, "F8_E5M2": -17}.get(dtype, -1075)
+    _, exponent = np.frexp(values)
+    found: Array = np.ldexp(1.0, np.maximum(np.where(values == 0, least, exponent - bits - 1), least))
+    return found
