@@ -19,6 +19,8 @@ from compcomp import hooks
 from compcomp.version import __version__
 
 if TYPE_CHECKING:
+    from compcomp.auditing.audit import Audit as Audit
+    from compcomp.auditing.audit import audit as audit
     from compcomp.compress import apply as apply
     from compcomp.errors import InputError as InputError
     from compcomp.errors import Interrupted as Interrupted
@@ -79,6 +81,8 @@ _HOMES = {
     "Status": "compcomp.language.verdict",
     "Verdict": "compcomp.language.verdict",
     "Witness": "compcomp.language.verdict",
+    "Audit": "compcomp.auditing.audit",
+    "audit": "compcomp.auditing.audit",
     "apply": "compcomp.compress",
     "cut": "compcomp.models.cut",
     "compress_checkpoint": "compcomp.models.stream",

@@ -153,6 +153,40 @@ def condition(
 
 
 @app.command()
+def audit(
+    file: Annotated[Path, typer.Argument(help="A recipe, a plan.json, or a config.json of compressed-tensors.")],
+    tool_version: Annotated[
+        str | None, typer.Option("--tool-version", help="Such as 0.8; by default the newest version that is known.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for each claim.")] = 60.0,
+    html: Annotated[Path | None, typer.Option("--html", help="Also write a page to this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what each step of a recipe is, and whether later steps keep what earlier ones set up (docs/auditing.md).
+
+    It reads recipes of llm-compressor, Olive, ModelOpt, AIMET, coremltools and compcomp, and executes nothing in them.
+
+    Exit status: 0 every promise is proved, 1 one is broken or the tool would not run the recipe as written, 2 wrong
+    use, 3 undecided.
+    """
+    import compcomp.techniques  # noqa: F401
+    from compcomp.auditing.audit import audit as audited
+    from compcomp.auditing.report import page, view
+
+    if html is not None and (html.suffix != ".html" or not html.parent.is_dir()):
+        raise InputError(repr(str(html)), "a file ending in .html in a folder that is there", "--html")
+    with _waiting(f"auditing {file}"):
+        found = audited(file, tool_version=tool_version, timeout=timeout)
+    if html is not None:
+        html.write_text(page(found), encoding="utf-8")
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        _console().print(view(found))
+    raise typer.Exit(found.exit_status)
+
+
+@app.command()
 def keeps(
     techniques: Annotated[
         list[str] | None, typer.Argument(help="Such as 'AbsMax(bits=4)'; by default representatives of all there are.")

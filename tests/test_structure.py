@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_IMPORT["optimize"] = set(MAY_IMPORT)
 MAY_IMPORT["recipe"] = {"language", "ordering", "models"}
+MAY_IMPORT["auditing"] = {"version", "layers", "language", "techniques", "proving", "reporting"}
 MAY_IMPORT["systems"] = {"techniques", "language"}
 MAY_IMPORT["catalogue"] = {"layers", "language", "models"}
 MAY_IMPORT["testing"] = {"terms", "layers", "algebra", "language", "kernels"}
