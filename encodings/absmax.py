@@ -91,12 +91,8 @@ class AbsMax(Technique):
             return ()
         return (GridMap(Abs, self.levels, self.rounding, self.partition, of.below, of.beyond),)
 
-    def encode(self, layer: LayerState) -> LayerState:
-        of = GRIDS[self.grid]
-        if not of.signed:
-            return super().encode(layer)
-        self.check(layer.weight.shape)
-        levels = known(self.levels, "AbsMax.bits")
+    def encode_as_a_whole(self, layer: LayerState) -> LayerState:
+        of, levels = GRIDS[self.grid], known(self.levels, "AbsMax.bits")
         weight, step = (np.empty(layer.weight.shape, dtype=object) for _ in range(2))
         groups = self.partition.groups(layer.weight.shape)
         for group in groups:

@@ -161,8 +161,17 @@ class Technique(Registered):
             InputError: the technique does not fit the shape of the weight.
         """
         self.check(layer.weight.shape)
-        for step in self.steps():
+        steps = self.steps()
+        for step in steps:
             layer = step.apply(layer)
+        return layer if steps else self.encode_as_a_whole(layer)
+
+    def encode_as_a_whole(self, layer: LayerState) -> LayerState:
+        """Return the layer after a technique that has no steps for its parameters, on terms.
+
+        A technique that has steps for some of its parameters overrides this, and not :meth:`encode`: what its steps say
+        then stays what it does.
+        """
         return layer
 
     def check(self, shape: tuple[int, ...]) -> None:
