@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 
 from compcomp.errors import NotExactError
 from compcomp.language.technique import Technique
+from compcomp.layers.grids import GRIDS
 from compcomp.layers.state import LayerState
 from compcomp.techniques import (
     FP4,
@@ -145,7 +146,7 @@ def test_any_in_z3_is_every_exact_choice_and_nothing_else(technique: Technique) 
     """All solutions of the premises against many seeded replays, on a layer full of ties and midpoints."""
     state = layer([[2, 1, -1, 1]], [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     if isinstance(technique, AbsMax):
-        largest = 2 * technique.levels
+        largest = 2 * GRIDS[technique.grid].reach(technique.levels)
         state = layer([[largest, 1, -largest, -largest + 1]])  # a midpoint in each block
     if isinstance(technique, MinMax):
         largest = technique.levels
