@@ -247,11 +247,11 @@ def _grid(draw: st.DrawFn, shape: Shape) -> Grid:
     step, offset = np.empty(shape, dtype=object), np.empty(shape, dtype=object)
     levels, kind = (
         draw(st.sampled_from(LARGEST_GRIDS)),
-        draw(st.sampled_from(("even", "even", "lower", "zero", "free", "codes"))),
+        draw(st.sampled_from(("even", "lower", "zero", "free", "codes"))),
     )
-    for group in groups:
+    for number, group in enumerate(groups):
         width = draw(st.sampled_from((Fraction(1), Fraction(1, 2), Fraction(3), Fraction(0))))
-        width = draw(st.sampled_from((1, -1))) * width if kind == "lower" else width
+        width = -width if kind == "lower" and (number + levels // 2) % 2 else width
         below = draw(st.integers(0, levels)) * (width if kind == "zero" or width else Fraction(1))
         for index in group:
             step[index], offset[index] = width, -below - (width / 2 if kind == "free" else 0)
