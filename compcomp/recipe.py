@@ -13,6 +13,7 @@ from compcomp.errors import InputError
 from compcomp.language import parameters
 from compcomp.language.loss import loss_named
 from compcomp.language.parameters import whole
+from compcomp.language.strict_yaml import Loader
 from compcomp.language.technique import Technique
 from compcomp.language.text import parse_sequence
 from compcomp.models.calibration import CALIBRATIONS, INSIDE, PASSES
@@ -89,22 +90,6 @@ DEMO = {
 """The recipe that ``compcomp demo`` runs."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Load YAML as ``yaml.safe_load`` does, and refuse a key that a mapping has twice; PyYAML ignores the first."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen = set[tuple[str, str]]()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                continue
-            if (key.tag, key.value) in seen:
-                line = key.start_mark.line + 1
-                raise InputError(f"the key {key.value[:40]!r} is there twice (line {line})", "each key once", "recipe")
-            seen.add((key.tag, key.value))
-        return node
-
-
 def load_recipe(path: Path) -> Recipe:
     """Read and check a recipe file. Raises InputError, in one line, for anything malformed."""
     where = f"recipe {path}"
@@ -113,7 +98,7 @@ def load_recipe(path: Path) -> Recipe:
     if path.stat().st_size > LARGEST_FILE:
         raise InputError(f"{path.stat().st_size} bytes", f"at most {LARGEST_FILE}", where)
     try:
-        data = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+        data = Loader(path.read_text(encoding="utf-8")).get_single_data()
     except InputError as error:
         raise InputError(error.given, error.allowed, where) from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:

@@ -10,8 +10,8 @@ from fractions import Fraction
 from typing import Any
 
 from compcomp.auditing.named_calls import Reader, is_order, read_order
-from compcomp.auditing.schemes import Grid
-from compcomp.auditing.steps import LEAVES, PRUNES, QUANTIZES, Step, ToolRecipe, Values
+from compcomp.auditing.schemes import Grid, to_nearest
+from compcomp.auditing.steps import LEAVES, PRUNES, Step, ToolRecipe, Values
 from compcomp.techniques import PruneColumns
 
 TOOL, VERSION = "AIMET", "1.34"
@@ -60,13 +60,7 @@ def _quantsim(values: Values, before: tuple[Step, ...]) -> Step:
     symmetric = values.truth("symmetric", default=True)
     channel = values.truth("per_channel", default=False)
     grid = Grid(bits, "int", symmetric, None, "channel" if channel else "tensor")
-    return Step(
-        "",
-        does=QUANTIZES,
-        techniques=(grid.nearest(),),
-        conventions=(str(grid), "round to nearest"),
-        differs=grid.differs(),
-    )
+    return to_nearest(grid)
 
 
 def _unknown(text: str) -> Reader:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from compcomp.auditing.schemes import Grid
+from compcomp.auditing.schemes import Grid, to_nearest
 from compcomp.auditing.steps import LEAVES, PRUNES, QUANTIZES, SCALES, Problem, Step, ToolRecipe, Values, dropped_of
 from compcomp.techniques import AWQ, FP4, GPTQ, NF4, Hadamard, LoftQ, LoRA, SparseGPT
 
@@ -181,13 +181,7 @@ def _gptq(values: Values) -> Step:
 
 def _rtn(values: Values) -> Step:
     grid = _grid(values)
-    return Step(
-        "",
-        does=QUANTIZES,
-        techniques=(grid.nearest(),),
-        conventions=(str(grid), "round to nearest"),
-        differs=grid.differs(),
-    )
+    return to_nearest(grid)
 
 
 def _awq(values: Values) -> Step:
@@ -222,13 +216,7 @@ def _onnx_eight(values: Values) -> Step:
 
 def _onnx_four(values: Values) -> Step:
     grid = Grid(4, "int", bool(values.given.get("is_symmetric", True)), values.whole("block_size", 32), "group")
-    return Step(
-        "",
-        does=QUANTIZES,
-        techniques=(grid.nearest(),),
-        conventions=(str(grid), "round to nearest"),
-        differs=grid.differs(),
-    )
+    return to_nearest(grid)
 
 
 def _rotation(values: Values) -> Step:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from compcomp.errors import InputError
+from compcomp.language.strict_yaml import Loader
 
 LARGEST_FILE = 2**20
 LARGEST_TREE = 20_000
@@ -16,23 +17,8 @@ LARGEST_TREE = 20_000
 DEEPEST = 40
 
 
-class _Loader(yaml.SafeLoader):
-    """Load YAML as ``yaml.safe_load`` does, and refuse a key that a mapping has twice."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen = set[tuple[str, str]]()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                continue
-            if (key.tag, key.value) in seen:
-                raise _twice(key.value, f" (line {key.start_mark.line + 1})")
-            seen.add((key.tag, key.value))
-        return node
-
-
-def _twice(key: str, place: str = "") -> InputError:
-    return InputError(f"the key {key[:40]!r} is there twice{place}", "each key once", "audit")
+def _twice(key: str) -> InputError:
+    return InputError(f"the key {key[:40]!r} is there twice", "each key once", "audit")
 
 
 def load(path: Path) -> Any:
@@ -62,7 +48,7 @@ def parsed(text: str, *, is_json: bool) -> Any:
         data = json.loads(text, object_pairs_hook=_object)
         _check_size(data)
         return data
-    loader = _Loader(text)
+    loader = Loader(text)
     try:
         node = loader.get_single_node()
         if node is None:

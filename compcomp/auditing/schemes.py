@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from compcomp.auditing.steps import QUANTIZES, Step
 from compcomp.language.technique import Technique
 from compcomp.techniques import FP4, FP8, MX, AbsMax, AbsMaxInputs, FP8Inputs, MinMax
 
@@ -127,6 +128,17 @@ class Grid:
                 f"{2 ** (self.bits - 1) - 1}. 0 is a value of both, so whether zeros stay zero does not depend on it",
             )
         return ("the tool also rounds scales to the dtype of the weights; its integer zero point keeps 0 on the grid",)
+
+
+def to_nearest(grid: Grid) -> Step:
+    """Return the step that rounds weights to the nearest value of a grid."""
+    return Step(
+        "",
+        does=QUANTIZES,
+        techniques=(grid.nearest(),),
+        conventions=(str(grid), "round to nearest"),
+        differs=grid.differs(),
+    )
 
 
 def grid_of(arguments: Mapping[str, Any]) -> tuple[Grid | None, list[str], list[str]]:
