@@ -106,7 +106,7 @@ def also(technique: Technique, *invariants: str) -> dict[str, Any]:
     return {"keeps": technique.promises().keeps | set(invariants)}
 
 
-def caught(technique: Technique, message: str, shapes: Any = SHAPES, layers: int = 500) -> None:
+def caught(technique: Technique, message: str, shapes: Any = SHAPES, layers: int = 3000) -> None:
     fitting = [shape for shape in shapes if technique.fits(shape)]
     with pytest.raises(AssertionError, match=message):
         check_encoding(technique, shapes=fitting, max_examples=layers, minimise=False)
@@ -165,7 +165,7 @@ def test_a_false_promise_is_caught(technique: Technique, lie: dict[str, Any]) ->
     message = "promise any_inputs|never_increases" if name == "any_inputs" else f"promise .*{declared[0]}.* is false"
     assert passes_without_a_lie(technique)
     few = name == "any_inputs"  # a layer that shows it is rare
-    caught(Lying(technique, lie), message, ((1, 2), (2, 2)) if few else SHAPES, 3000 if few else 500)
+    caught(Lying(technique, lie), message, ((1, 2), (2, 2)) if few else SHAPES)
 
 
 NOTHING_KEPT: dict[str, Any] = {

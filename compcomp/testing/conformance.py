@@ -16,6 +16,7 @@ from compcomp.language.technique import Kernel, Technique
 from compcomp.layers.state import LayerState
 from compcomp.terms import Array, Choices, each
 from compcomp.testing.agreement import compare
+from compcomp.testing.draws import SEEDED
 from compcomp.testing.promises import check_promises
 from compcomp.testing.report import Coverage
 from compcomp.testing.strategies import Shape, conventions, integers, layers
@@ -78,6 +79,7 @@ def check_encoding(
         deadline=None,
         database=None,
         derandomize=True,
+        backend=SEEDED,
         report_multiple_bugs=False,
         phases=[Phase.generate, Phase.shrink] if minimise else [Phase.generate],
         suppress_health_check=list(HealthCheck),
