@@ -1,20 +1,25 @@
-"""Read the formats of compressed-tensors: packed integers, whole numbers, FP8, NVFP4 and MXFP4."""
+"""Read the formats of compressed-tensors (packed integers, whole numbers, FP8, NVFP4, MXFP4), and write packed ones."""
 
 from __future__ import annotations
 
 import fnmatch
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.formats.numbers import E2M1, Array, nibbles, unpacked
+from compcomp.formats.numbers import E2M1, Array, nibbles, packed, unpacked
 from compcomp.formats.stored import Block, Claim, Layer, StoredGrid, total
 from compcomp.formats.tensors import WHERE, Tensor, Tensors, needed
+from compcomp.formats.writing import Part, SavedLayer, SavedModel, Structure, TensorWriter, uncommon
 
 FORMAT = "compressed-tensors"
+VERSION = "0.19.0"
+"""The version of compressed-tensors whose form of ``quantization_config`` is written."""
+MODULES = ("Linear", "Embedding")
+"""The classes of modules whose weights compressed-tensors packs."""
 _SIGNED_E2M1 = np.array([*E2M1, *(-value for value in E2M1)], np.float32)
 
 
@@ -225,3 +230,108 @@ def _meets(name: str, patterns: Any, *, classes: bool = False) -> bool:
         elif pattern == name or (classes and pattern == "Linear") or fnmatch.fnmatchcase(name, pattern):
             return True
     return False
+
+
+class CompressedTensors(TensorWriter):
+    """Write ``pack-quantized``: integers of 1 to 8 bits, with a step for each group, row or matrix.
+
+    A symmetric level k of b bits is stored as k + 2^(b-1). With a zero point z, the level k (from 0) and z are stored
+    as they are, and read as k - 2^(b-1) and z - 2^(b-1). Steps are stored in the model's dtype, to which transformers
+    rounds them at any rate.
+    """
+
+    name: ClassVar[str] = "compressed-tensors"
+    needs: ClassVar[str] = "integers of 1 to 8 bits, with a step for each group of a row, row or matrix"
+
+    def misfit(self, layer: Structure) -> str | None:
+        if not layer.on_grid:
+            return "its weights lie on no grid, and compressed-tensors no longer writes sparse weights alone"
+        if reason := uncommon(layer):
+            return reason
+        if self._bits(layer) > 8:
+            return f"its levels take {self._bits(layer)} bits, and at most 8 can be packed"
+        if layer.module not in MODULES:
+            return f"its module is {layer.module}, and only {' and '.join(MODULES)} can be packed"
+        return None
+
+    def misfit_of_model(self, model: SavedModel) -> str | None:
+        for name, owner in model.tied.items():
+            if owner in model.layers or name in model.layers:
+                return f"{name} and {owner} share a compressed weight, which transformers does not load"
+        return None
+
+    @staticmethod
+    def _bits(layer: Structure) -> int:
+        assert layer.lowest is not None and layer.highest is not None
+        if layer.offsets:
+            return max(1, layer.highest.bit_length())
+        return 1 + max(layer.highest, -1 - layer.lowest).bit_length()
+
+    def tensors(self, layer: SavedLayer) -> dict[str, Part]:
+        structure = layer.structure
+        bits, symmetric = self._bits(structure), not structure.offsets
+        codes = layer.levels().astype(np.int64) + (1 << (bits - 1) if symmetric else 0)
+        scales = layer.per_group("scales")
+        found = {
+            "weight_packed": Part.of(packed(codes, bits), "I32"),
+            "weight_scale": Part.of(scales.reshape(-1) if structure.group == 0 else scales, self.step_dtype(layer)),
+            "weight_shape": Part.of(np.array(structure.shape), "I64"),
+        }
+        if not symmetric and structure.group == 0:
+            found["weight_zero_point"] = Part.of(layer.zero_points().reshape(-1) - (1 << (bits - 1)), "I8")
+        elif not symmetric:
+            found["weight_zero_point"] = Part.of(packed(layer.zero_points().T, bits).T, "I32")
+        return found
+
+    def settings(self, model: SavedModel) -> dict[str, Any]:
+        schemes: dict[tuple[int, int | None, str, bool], list[str]] = {}
+        for name, layer in model.layers.items():
+            structure = layer.structure
+            group = None if structure.group in (0, structure.shape[1]) else structure.group
+            strategy = "group" if group else "channel" if structure.group else "tensor"
+            schemes.setdefault((self._bits(structure), group, strategy, not structure.offsets), []).append(name)
+        classes = {model.modules.get(name) for name in model.layers}
+        alone = len(schemes) == 1 and classes == {"Linear"}
+        groups = {
+            f"group_{number}": _scheme(scheme, ["Linear"] if alone else names)
+            for number, (scheme, names) in enumerate(schemes.items())
+        }
+        left = [name for name, kind in model.modules.items() if kind == "Linear" and name not in model.layers]
+        return {
+            "config_groups": groups,
+            "format": "pack-quantized",
+            "global_compression_ratio": None,
+            "ignore": left if alone else [],
+            "kv_cache_scheme": None,
+            "quant_method": FORMAT,
+            "quantization_status": "compressed",
+            "sparsity_config": {},
+            "transform_config": {},
+            "version": VERSION,
+        }
+
+
+def _scheme(scheme: tuple[int, int | None, str, bool], targets: list[str]) -> dict[str, Any]:
+    """Return one of ``config_groups``."""
+    bits, group, strategy, symmetric = scheme
+    weights: dict[str, Any] = {
+        "actorder": None,
+        "block_structure": None,
+        "dynamic": False,
+        "group_size": group,
+        "num_bits": bits,
+        "observer": "memoryless_minmax",
+        "observer_kwargs": {},
+        "scale_dtype": None,
+        "strategy": strategy,
+        "symmetric": symmetric,
+        "type": "int",
+        "zp_dtype": None if symmetric else "torch.int8",
+    }
+    return {
+        "format": "pack-quantized",
+        "input_activations": None,
+        "output_activations": None,
+        "targets": targets,
+        "weights": weights,
+    }

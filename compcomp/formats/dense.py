@@ -1,16 +1,17 @@
-"""Read weights that are stored as plain floats, in safetensors."""
+"""Read and write weights that are stored as plain floats, in safetensors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from compcomp.formats.numbers import Array, is_float
 from compcomp.formats.stored import Block, Layer
 from compcomp.formats.tensors import Tensor
+from compcomp.formats.writing import Part, SavedLayer, SavedModel, Structure, TensorWriter
 
 TRANSPOSED = {"gpt2": ("c_attn", "c_proj", "c_fc"), "openai-gpt": ("c_attn", "c_proj", "c_fc")}
 """Layers that transformers stores as in x out, by ``model_type``."""
@@ -52,3 +53,22 @@ def _turned(tensor: Tensor) -> Any:
         return block
 
     return read
+
+
+class Dense(TensorWriter):
+    """Write the weights that a model of transformers has itself, pruned ones as zeros."""
+
+    name: ClassVar[str] = "dense"
+    needs: ClassVar[str] = "any"
+
+    def misfit(self, layer: Structure) -> str | None:
+        return None
+
+    def tensors(self, layer: SavedLayer) -> dict[str, Part]:
+        return {"weight": Part.copied(layer.weight)}
+
+    def settings(self, model: SavedModel) -> dict[str, Any]:
+        return {}
+
+    def written_weight(self, layer: SavedLayer) -> Array | None:
+        return None

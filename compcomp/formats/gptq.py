@@ -1,17 +1,18 @@
-"""Read the GPTQ layout: integers packed along the inputs, out in the last axis."""
+"""Read and write the GPTQ layout: integers packed along the inputs, out in the last axis."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from compcomp.errors import InputError
 from compcomp.formats.compressed_tensors import quantization
-from compcomp.formats.numbers import Array, unpacked
+from compcomp.formats.numbers import Array, packed, unpacked
 from compcomp.formats.stored import Block, Claim, Layer, StoredGrid, total
 from compcomp.formats.tensors import WHERE, Tensor, Tensors, needed
+from compcomp.formats.writing import Part, SavedLayer, SavedModel, Structure, TensorWriter, uncommon
 
 FORMAT = "GPTQ"
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
@@ -82,3 +83,85 @@ def claim_of(name: str, settings: Mapping[str, Any]) -> Claim | None:
     if isinstance(skipped, list) and any(isinstance(part, str) and part in name for part in skipped):
         return None
     return Claim("config.json", bits, group if isinstance(group, int) else None)
+
+
+BITS = (2, 3, 4, 8)
+"""The bits that readers of this layout know."""
+
+
+class GPTQ(TensorWriter):
+    """Write the first version of the layout, which stores zero points minus 1 (``checkpoint_format: gptq``).
+
+    A level k of a symmetric grid of b bits is stored as k + 2^(b-1), with that zero point. Groups are of consecutive
+    columns, whatever the order in which a technique treated these, so that ``g_idx`` is column // group and
+    ``desc_act`` is false. Steps are float16.
+    """
+
+    name: ClassVar[str] = "gptq"
+    needs: ClassVar[str] = "integers of 2, 3, 4 or 8 bits in Linear layers, all with one group size"
+
+    def misfit(self, layer: Structure) -> str | None:
+        if not layer.on_grid:
+            return "its weights lie on no grid"
+        if reason := uncommon(layer):
+            return reason
+        if self._bits(layer) not in BITS:
+            return f"its levels take {self._bits(layer)} bits, and readers know {', '.join(map(str, BITS))}"
+        if layer.group == 0:
+            return "its matrix shares one step, and readers know steps for groups and for rows"
+        if layer.module != "Linear":
+            return f"its module is {layer.module}, and readers know Linear"
+        if layer.shape[0] % 32 or layer.shape[1] % 32:
+            return f"its shape is {layer.shape[0]} x {layer.shape[1]}, and integers are packed by 32 on both sides"
+        return None
+
+    def misfit_of_model(self, model: SavedModel) -> str | None:
+        found = {self._settings(layer.structure): name for name, layer in model.layers.items()}
+        if len(found) > 1:
+            one, other = list(found.values())[:2]
+            return f"{one} and {other} differ in bits or group size, of which this layout has one for all layers"
+        left = [n for n, kind in model.modules.items() if kind == "Linear" and n not in model.layers]
+        if left := [name for name in left if name.rpartition(".")[0]]:
+            return f"{left[0]} is not quantized, and readers take every Linear layer in a block for quantized"
+        return None
+
+    def step_dtype(self, layer: SavedLayer) -> str:
+        return "F16"
+
+    @staticmethod
+    def _bits(layer: Structure) -> int:
+        assert layer.lowest is not None and layer.highest is not None
+        if layer.offsets:
+            return max(2, layer.highest.bit_length())
+        return 1 + max(layer.highest, -1 - layer.lowest).bit_length()
+
+    def _settings(self, layer: Structure) -> tuple[int, int, bool]:
+        group = -1 if layer.group == layer.shape[1] else layer.group or 0
+        return self._bits(layer), group, not layer.offsets
+
+    def tensors(self, layer: SavedLayer) -> dict[str, Part]:
+        structure = layer.structure
+        bits, symmetric, columns = self._bits(structure), not structure.offsets, structure.shape[1]
+        half = 1 << (bits - 1)
+        scales = layer.per_group("scales").T  # groups x out
+        zeros = np.full(scales.shape, half) if symmetric else layer.zero_points().T
+        codes = layer.levels().astype(np.int64) + (half if symmetric else 0)
+        return {
+            "qweight": Part.of(packed(codes, bits).T, "I32"),
+            "qzeros": Part.of(packed((zeros - 1) & ((1 << bits) - 1), bits), "I32"),
+            "scales": Part.of(scales, "F16"),
+            "g_idx": Part.of(np.arange(columns) // (columns // len(scales)), "I32"),
+        }
+
+    def settings(self, model: SavedModel) -> dict[str, Any]:
+        bits, group, symmetric = self._settings(next(iter(model.layers.values())).structure)
+        return {
+            "bits": bits,
+            "checkpoint_format": "gptq",
+            "desc_act": False,
+            "group_size": group,
+            "quant_method": "gptq",
+            "static_groups": True,
+            "sym": symmetric,
+            "true_sequential": True,
+        }

@@ -1,4 +1,4 @@
-"""Decode the number types of checkpoints into numpy arrays, and unpack integers of a few bits."""
+"""Decode the number types of checkpoints into numpy arrays, and back, and unpack integers of a few bits."""
 
 from __future__ import annotations
 
@@ -116,6 +116,71 @@ def unpacked(packs: Array, bits: int, count: int) -> Array:
     flags = np.unpackbits(octets, axis=1, bitorder="little")[:, : count * bits].reshape(len(packs), count, bits)
     found: Array = (flags << np.arange(bits, dtype=np.uint8)).sum(axis=2, dtype=np.uint8)
     return found
+
+
+def encoded(array: Array, dtype: str) -> bytes:
+    """Return the bytes of an array's numbers in a dtype, in row-major order: what :func:`decoded` reads.
+
+    Floats are rounded to nearest, midpoints to even.
+
+    Raises:
+        OverflowError: an integer does not fit into the dtype.
+    """
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if dtype == "BF16":
+        return _bfloat16(flat).astype("<u2").tobytes()
+    kind = np.dtype(_NUMPY.get(dtype, "u1"))
+    if kind.kind in "iu" and flat.size and not np.array_equal(found := flat.astype(kind), flat):
+        raise OverflowError(f"{flat[found != flat][0]} as {dtype}")
+    with np.errstate(over="ignore"):
+        return flat.astype(kind).tobytes()
+
+
+def rounded_to(array: Array, dtype: str) -> Array:
+    """Return floats rounded to a dtype (to nearest, midpoints to even), as :func:`decoded` returns them."""
+    return decoded(encoded(array, dtype), dtype).reshape(array.shape)
+
+
+def _bfloat16(values: Array) -> Array:
+    """Return the bits of numbers that were rounded once to bfloat16. NaN stays NaN."""
+    wide = values.astype(np.float64)
+    bits = wide.astype(np.float32).view(np.uint32)
+    exact = bits.view(np.float32).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # round to odd first, so that rounding twice is rounding once
+        nearer = np.abs(exact) > np.abs(wide)
+    bits = np.where(nearer, bits - 1, bits) | (exact != wide)
+    found: Array = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(wide), np.uint16(0x7FC0), found)
+
+
+def packed(codes: Array, bits: int) -> Array:
+    """Return the integers of each row in int32s, lowest bits first: what :func:`unpacked` reads.
+
+    Args:
+        codes: rows x columns, each integer from 0 to 2^bits - 1.
+        bits: the bits of one integer, 1 to 8.
+
+    Raises:
+        OverflowError: an integer needs more bits.
+    """
+    rows, columns = codes.shape
+    if codes.size and (int(codes.min()) < 0 or int(codes.max()) >= 1 << bits):
+        raise OverflowError(f"integers from {codes.min()} to {codes.max()} in {bits} bits")
+    octets = np.zeros((rows, 4 * -(-columns * bits // 32)), np.uint8)
+    values = codes.astype(np.uint8)
+    if bits == 8:
+        octets[:, :columns] = values
+    elif bits in (1, 2, 4):
+        each = 8 // bits
+        padded = np.zeros((rows, octets.shape[1] * each), np.uint8)
+        padded[:, :columns] = values
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        octets = np.bitwise_or.reduce(padded.reshape(rows, -1, each) << shifts, axis=2)
+    else:
+        flags = (values[:, :, None] >> np.arange(bits, dtype=np.uint8)) & 1
+        flat = np.packbits(flags.reshape(rows, -1), axis=1, bitorder="little")
+        octets[:, : flat.shape[1]] = flat
+    return np.ascontiguousarray(octets).view("<i4")
 
 
 def nibbles(octets: Array, *, high_first: bool = False) -> Array:

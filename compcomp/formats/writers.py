@@ -1,0 +1,26 @@
+"""List the formats that models are written in: one line a format."""
+
+from __future__ import annotations
+
+from compcomp.errors import InputError
+from compcomp.formats.compressed_tensors import CompressedTensors
+from compcomp.formats.dense import Dense
+from compcomp.formats.gptq import GPTQ
+from compcomp.formats.writing import Writer
+
+WRITERS: dict[str, Writer] = {
+    writer.name: writer
+    for writer in (
+        CompressedTensors(),
+        GPTQ(),
+        Dense(),
+    )
+}
+"""The formats by name."""
+
+
+def writer_named(name: str) -> Writer:
+    """Return a format's writer; raise InputError for a name that is not known."""
+    if name not in WRITERS:
+        raise InputError(f"format {name!r}", ", ".join(WRITERS), "export")
+    return WRITERS[name]
