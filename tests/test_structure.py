@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "exporting": {"record", "layers", "language", "models", "formats"},
     "reporting": {"layers", "language", "ordering", "formats", "inspecting"},
     "compress": {"language", "ordering", "models", "reporting"},
-    "plan": {"language", "ordering", "models", "compress", "reporting", "exporting"},
+    "plan": {"language", "ordering", "models", "compress", "reporting", "auditing", "exporting"},
 }
 MAY_IMPORT["optimize"] = set(MAY_IMPORT)
 MAY_IMPORT["recipe"] = {"language", "ordering", "models"}
