@@ -123,6 +123,9 @@ class GPTQ(TensorWriter):
         left = [n for n, kind in model.modules.items() if kind == "Linear" and n not in model.layers]
         if left := [name for name in left if name.rpartition(".")[0]]:
             return f"{left[0]} is not quantized, and readers take every Linear layer in a block for quantized"
+        for name, layer in model.layers.items():
+            if layer.structure.offsets and not layer.zero_points().all():
+                return f"{name} has a zero point 0, which is stored as -1, and readers differ on what they make of it"
         return None
 
     def step_dtype(self, layer: SavedLayer) -> str:

@@ -229,6 +229,19 @@ def test_inspect_reads_the_gptq_layout_as_the_weights(sequence: str, small: Path
         assert np.abs(read - weight).max() <= 2**-11 * 1.001 * np.abs(weight).max() + 1e-8, name
 
 
+def test_a_zero_point_that_readers_read_differently_is_refused(tmp_path: Path) -> None:
+    """Stored minus 1 in four bits it is 15; some readers add 1 and get 16, some 0, some carry into the next one."""
+    model = llama(tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors[f"{NAME}.weight"][5, :32].abs_()
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    saved = compressed("MinMax(bits=4, group=32)", model, tmp_path / "saved")
+    refused(lambda: cc.export(saved, tmp_path / "out", "gptq"), f"{NAME} has a zero point 0", "fit: compressed-tensors")
+    cc.export(saved, tmp_path / "out", "compressed-tensors")
+    dense, read = load_all(saved)[f"{NAME}.weight"], weights_of(loaded(tmp_path / "out"))[NAME]
+    assert float((read - dense).abs().max()) < 2**-22
+
+
 def test_a_step_beyond_float16_is_refused(tmp_path: Path) -> None:
     model = llama(tmp_path / "model")
     tensors = load_file(model / "model.safetensors")
