@@ -93,6 +93,30 @@ def test_in_bfloat16_the_change_is_the_one_that_is_reported(sequence: str, halve
     assert sum(share == 0 for name, share in zip(ours, shares, strict=True) if name not in NOT_LAYERS) == found.exact
 
 
+@pytest.mark.parametrize(
+    ("sequence", "format"),
+    [
+        ("AbsMax(bits=4, group=32, scales='bfloat16')", "compressed-tensors"),
+        ("AbsMax(bits=4, group=32, grid='full_range', scales='bfloat16')", "compressed-tensors"),
+        ("AbsMax(bits=8, per='channel', scales='bfloat16')", "compressed-tensors"),
+        ("MinMax(bits=4, group=32, scales='bfloat16')", "compressed-tensors"),
+        ("MinMax(bits=8, per='channel', scales='bfloat16')", "compressed-tensors"),
+        ("Magnitude(sparsity=1/2, pattern='2:4') >> AbsMax(bits=4, group=32, scales='bfloat16')", "compressed-tensors"),
+        ("AbsMax(bits=4, group=32, scales='float16')", "gptq"),
+        ("MinMax(bits=4, group=32, scales='float16')", "gptq"),
+    ],
+)
+def test_steps_that_a_technique_stores_are_those_of_the_file(
+    sequence: str, format: str, halves: Path, tmp_path: Path
+) -> None:
+    saved = compressed(sequence, halves, tmp_path / "saved")
+    found = cc.export(saved, tmp_path / "out", format)
+    assert (found.exact, found.step_error, found.weight_error) == (14, 0, 0)
+    if format == "compressed-tensors":
+        ours, theirs = weights_of(loaded(saved)), weights_of(loaded(tmp_path / "out"))
+        assert all(torch.equal(weight, ours[name]) for name, weight in theirs.items())
+
+
 NOT_LAYERS = ("model.embed_tokens", "lm_head")
 
 
