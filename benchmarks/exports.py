@@ -24,18 +24,20 @@ from compcomp.models.bench import ModelBench
 from compcomp.models.save import save
 
 RESULTS = Path(__file__).parent / "results"
-LINEAR, EMBEDDING = "AbsMax(bits=4, group=64, grid='full_range')", "AbsMax(bits=8, group=64)"
+LINEAR = "AbsMax(bits=4, group=64, grid='full_range', scales='{dtype}')"
+EMBEDDING = "AbsMax(bits=8, group=64, scales='{dtype}')"
 LENGTH, WINDOWS = 256, 4
 
 
-def compressed(source: Path, folder: Path, dtype: torch.dtype) -> None:
+def compressed(source: Path, folder: Path, dtype: str) -> None:
     """Save the compressed model."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
     with ModelBench(model, None, None, "cpu", ("*", "Embedding"), (), loss_names=()) as bench:
-        orders = {name: EMBEDDING if "embed" in name else LINEAR for name in bench.layer_names()}
-        save(model, bench.apply_each({name: cc.parse_sequence(text) for name, text in orders.items()}), folder)
+        texts = {name: EMBEDDING if "embed" in name else LINEAR for name in bench.layer_names()}
+        orders = {name: cc.parse_sequence(text.format(dtype=dtype)) for name, text in texts.items()}
+        save(model, bench.apply_each(orders), folder)
 
 
 def windows(source: Path, text: Path) -> torch.Tensor:
@@ -74,7 +76,7 @@ def measured(folder: Path) -> list[dict[str, Any]]:
     for dtype in ("float32", "bfloat16"):
         with tempfile.TemporaryDirectory() as place:
             saved = Path(place) / "saved"
-            compressed(folder / "hf", saved, getattr(torch, dtype))
+            compressed(folder / "hf", saved, dtype)
             given = logits(saved, ids)
             out = Path(place) / "out"
             start = time.process_time()
@@ -88,10 +90,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# SmolLM2-135M-Instruct, exported",
         "",
-        heading(machine()),
+        heading(machine("torch", "transformers", "compressed-tensors")),
         "",
-        f"Linear layers: {LINEAR}. Embedding and output head, one weight: {EMBEDDING}. Next tokens and logits: against",
-        f"the model before the export, on {WINDOWS} windows of {LENGTH} tokens, both loaded by transformers.",
+        f"- Linear layers: `{LINEAR}`; embedding and output head, one weight: `{EMBEDDING}`; dtype: that of the model.",
+        "- promised: the bytes of the compressed layers by their compression rates.",
+        "- step, weight: the largest change by the dtype in the file.",
+        "- same tokens, logits: next tokens that agree with the model before the export, and the largest difference of",
+        f"  logits, on {WINDOWS} windows of {LENGTH} tokens. transformers loads both.",
         "",
         "| model | format | MB | layers: MB / promised | exact layers | step | weight | same tokens | logits | CPU s |",
         "|" + "---|" * 10,

@@ -276,6 +276,53 @@ def test_a_step_beyond_float16_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+# ------------------------------------------------------------------------------------------------ bitsandbytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("sequence", "ignore"),
+    [
+        ("NF4(group=64)", ["lm_head"]),
+        ("NF4(group=128, scales='double')", ["lm_head", "up_proj", "down_proj"]),
+        ("Magnitude(sparsity=1/2, pattern='2:4') >> NF4(group=64)", ["lm_head"]),
+    ],
+)
+def test_bitsandbytes_reads_the_very_weights(
+    sequence: str, ignore: list[str], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    model = llama(tmp_path / "model", dtype, hidden_size=128, intermediate_size=192)
+    saved = compressed(sequence, model, tmp_path / "saved", ignore=ignore)
+    found = cc.export(saved, tmp_path / "out", "bitsandbytes")
+    assert found.exact == found.layers == 16 - 2 - 2 * (len(ignore) - 1)
+    ours, theirs = loaded(saved), loaded(tmp_path / "out")
+    layers = {n: m.weight for n, m in theirs.named_modules() if hasattr(getattr(m, "weight", None), "quant_state")}
+    assert len(layers) == found.layers
+    for name, weight in layers.items():
+        read = functional.dequantize_4bit(weight.data, weight.quant_state)
+        assert torch.equal(read, weights_of(ours)[name]), name
+    torch.testing.assert_close(
+        logits_of(theirs), logits_of(ours), rtol=0, atol=1e-6 if dtype == torch.float32 else 2e-2
+    )
+
+
+def test_bitsandbytes_quantizes_to_the_same_tensors(tmp_path: Path) -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    model = llama(tmp_path / "model", hidden_size=128, intermediate_size=192)
+    saved = compressed("NF4(group=64)", model, tmp_path / "saved")
+    cc.export(saved, tmp_path / "out", "bitsandbytes")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    packed, state = functional.quantize_4bit(load_all(saved)[f"{NAME}.weight"], blocksize=64, quant_type="nf4")
+    expected = {"weight": packed, **{f"weight.{name}": part for name, part in state.as_dict(packed=True).items()}}
+    own = {name.removeprefix(f"{NAME}."): part for name, part in written.items() if name.startswith(f"{NAME}.")}
+    assert own.keys() == expected.keys()
+    about = "weight.quant_state.bitsandbytes__nf4"
+    assert json.loads(bytes(own.pop(about).tolist())) == json.loads(bytes(expected.pop(about).tolist()))
+    for name, part in expected.items():
+        assert own[name].dtype == part.dtype and torch.equal(own[name], part), name
+
+
 # ------------------------------------------------------------------------------------------------ what is written
 
 
@@ -335,6 +382,8 @@ def test_inspect_agrees_with_an_exported_folder(small: Path, tmp_path: Path) -> 
     ("sequence", "format", "reason"),
     [
         ("NF4(group=32)", "compressed-tensors", "those of a codebook, which are no integers"),
+        ("NF4(group=32)", "bitsandbytes", "its groups are not of 64, 128"),
+        ("AbsMax(bits=4, group=32)", "bitsandbytes", "its weights are not in the codebook NF4"),
         ("Magnitude(sparsity=1/2, pattern='2:4')", "compressed-tensors", "its weights lie on no grid"),
         ("MinMax(bits=4, group=32, zero='none')", "gptq", "no whole numbers of steps below zero"),
         ("AbsMax(bits=4)", "gptq", "its matrix shares one step"),
