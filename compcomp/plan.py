@@ -88,6 +88,37 @@ class Plan(PlanData):
                 save(bench.model, planned(self, bench), folder, about)
         save_plan(self, folder)
 
+    def export_recipe(self, tool: str, path: str | Path | None = None) -> str:
+        """Return the plan's order as a recipe of another tool, and write it to a file if one is given.
+
+        The recipe is read again as :func:`compcomp.auditing.audit.audit` does, and gives the same techniques with the
+        same parameters. Where the tool differs in a detail that no parameter names, a warning says so.
+
+        Args:
+            tool: "llm-compressor" for YAML, "olive" for JSON.
+            path: The file to write.
+
+        Raises:
+            InputError: The tool has no such step, or carries it out with other conventions; layers have orders of their
+                own; or the file cannot be written.
+        """
+        from compcomp.auditing.writing import recipe_text
+
+        if self.own_orders:
+            raise InputError("a plan with orders of single layers", "one order for all layers", "export_recipe")
+        at, layers = self.setting, dict[str, Any]()
+        if at.bench is not None:
+            layers = {"ignore": tuple(at.ignore or ()), "targets": tuple(at.targets or ("Linear",))}
+            name = getattr(getattr(at.bench.model, "config", None), "name_or_path", "")
+            layers |= {"model": name} if name else {}
+        text = recipe_text(self.order, tool, **layers)
+        if path is not None:
+            try:
+                Path(path).write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise InputError(f"{str(path)!r} ({error.strerror})", "a file to write", "export_recipe") from None
+        return text
+
     def report(self, path: str | Path) -> None:
         """Write an HTML report, one file, to this path."""
         try:

@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inspecting": {"record", "language", "formats"},
     "reporting": {"layers", "language", "ordering", "formats", "inspecting"},
     "compress": {"language", "ordering", "models", "reporting"},
-    "plan": {"language", "ordering", "models", "compress", "reporting"},
+    "plan": {"language", "ordering", "models", "compress", "reporting", "auditing"},
 }
 MAY_IMPORT["optimize"] = set(MAY_IMPORT)
 MAY_IMPORT["recipe"] = {"language", "ordering", "models"}

@@ -393,7 +393,7 @@ def _scheme(modifier: _Modifier, values: Values, reading: _Reading) -> tuple[Gri
         if scheme is None and groups is None and modifier.name == "GPTQModifier":
             reading.notes.append(f"{modifier.name} has no scheme of its own: it uses that of a quantizer before it")
             values.unknown.append("the grid is that of another modifier; 4 bits in groups of 128 stand for it")
-            return Grid(4, "int", True, 128, "group"), None, remarks
+            return Grid(4, "int", True, 128, "group", "full_range"), None, remarks
         if scheme is None and groups is None:
             reading.refused(f"{modifier.name} without scheme or config_groups")
         return None, None, remarks
@@ -433,6 +433,7 @@ def _gptq(modifier: _Modifier, values: Values, reading: _Reading) -> Step:
         order="activation" if ordered else "left_to_right",
         static_groups=True,
         mask="kept" if older else "ignored",
+        grid=grid.levels or "narrow",
     )
     if older:
         zeros = "a layer with at least 5 % zeros keeps them, as GPTQ did before #2860 (June 2026)"

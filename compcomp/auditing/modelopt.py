@@ -216,7 +216,7 @@ def _quantize(values: Values, *, enforced: bool) -> Step:
         values.unknown.append(f"num_bits: {str(weights['num_bits'])[:40]!r}")
         return Step("quantize")
     strategy = "group" if size else "channel" if axis in (0, [0]) else "tensor"
-    grid = Grid(bits, kind, True, size, strategy)
+    grid = Grid(bits, kind, True, size, strategy, "narrow")
     techniques: list[Technique] = []
     said = [f"{grid}", f"algorithm {str(algorithm)[:40]}"]
     if algorithm == "smoothquant":

@@ -1,7 +1,8 @@
 """Read Olive's JSON workflows: a mapping of passes, in the form of 0.7 and later or in the older one.
 
-Data from microsoft/Olive, ``olive/passes/pytorch`` and ``olive/passes/onnx`` (sources of 2024 and 2025): the names of
-passes, their parameters and defaults. A pass takes the order of the mapping, or of ``pass_flows``.
+Data from microsoft/Olive, ``olive/passes/pytorch``, ``olive/passes/onnx`` and ``olive/common/quant`` (sources of 2024
+to 2026): the names of passes, their parameters and defaults. Gptq and Rtn use Olive's own quantizer; GptqQuantizer and
+GptqModel call other libraries. A pass takes the order of the mapping, or of ``pass_flows``.
 """
 
 from __future__ import annotations
@@ -103,6 +104,8 @@ def _step(name: str, given: Mapping[str, Any], problems: list[Problem]) -> Step:
         step = Step(kind, does=LEAVES, conventions=("changes the form of the model, not the values of its weights",))
     else:
         step = Step(kind, unknown=(f"the pass {kind} is not known here",))
+    if kind.lower() == "gptq" and values.given.get("desc_act") is True and values.given.get("group_size", 128) != -1:
+        problems.append(Problem(f"{TOOL} refuses desc_act of {kind} with groups; it goes with group_size -1"))
     form = ("parameters in 'config': the form of older versions",) if older else ()
     return replace(
         step,
@@ -153,17 +156,37 @@ def _bits(values: Values) -> int:
     return int(digits) if digits in ("2", "3", "4", "8", "16") else 4
 
 
-def _gptq(values: Values) -> Step:
-    grid = _grid(values)
-    ordered = bool(values.given.get("desc_act", False))
+def _own(grid: Grid) -> Grid:
+    """Return the grid as Olive's own quantizer has it."""
+    return replace(grid, levels="full_range") if grid.symmetric else grid
+
+
+def _own_differs(grid: Grid) -> tuple[str, ...]:
+    """Return where the grid of Olive's own quantizer is not the one that it is read as."""
+    if not grid.symmetric:
+        return ("a midpoint goes to the even stored integer, which counts from the zero point", *grid.differs())
+    most, half = 2**grid.bits - 1, 2 ** (grid.bits - 1) - 1
+    clipped = (
+        f"a group without negative weights has the step max|w| / {most}, and its weights above {half} steps are clipped"
+    )
+    return (clipped, *grid.differs())
+
+
+def _gptq(values: Values, own: bool = False) -> Step:
+    grid = _own(_grid(values)) if own else _grid(values)
+    alone = own and values.given.get("group_size", 128) == -1
+    ordered = bool(alone if values.given.get("desc_act") is None else values.given["desc_act"])
     technique = GPTQ(
         bits=grid.bits,
         group=grid.group,
         order="activation" if ordered else "left_to_right",
         static_groups=bool(values.given.get("static_groups", False)),
         damping=values.share("damp_percent", Fraction(1, 100)) or Fraction(1, 100),
+        grid=grid.levels or "narrow",
     )
-    differs = grid.differs()
+    differs = _own_differs(grid) if own else grid.differs()
+    if own and grid.group is not None:
+        differs = (*differs, "the scale of a group sees the updates of earlier blocks of 128 columns alone")
     if not grid.symmetric:
         differs = (
             "the tool's grid has an integer zero point, GPTQ here a symmetric one; both have 0 as a value, and columns "
@@ -179,15 +202,22 @@ def _gptq(values: Values) -> Step:
     )
 
 
+def _own_gptq(values: Values) -> Step:
+    return _gptq(values, own=True)
+
+
 def _rtn(values: Values) -> Step:
-    grid = _grid(values)
-    return to_nearest(grid)
+    size = values.given.get("group_size", 128)
+    grid = _own(_grid(values))
+    grid = replace(grid, strategy="tensor") if size == 0 and not isinstance(size, bool) else grid
+    return replace(to_nearest(grid), differs=_own_differs(grid))
 
 
 def _awq(values: Values) -> Step:
     size = values.whole("q_group_size" if "q_group_size" in values.given else "group_size", 128)
     bits = values.whole("w_bit" if "w_bit" in values.given else "bits", 4, 2, 16)
-    grid = Grid(bits, "int", not values.truth("zero_point", default=True), size, "group")
+    symmetric = not values.truth("zero_point", default=True)
+    grid = Grid(bits, "int", symmetric, size, "group", "narrow_step" if symmetric else None)
     return Step(
         "",
         does=QUANTIZES,
@@ -245,7 +275,7 @@ def _loftq(values: Values) -> Step:
 
 _READERS = {
     "sparsegpt": _sparsegpt,
-    "gptq": _gptq,
+    "gptq": _own_gptq,
     "gptqquantizer": _gptq,
     "gptqmodel": _gptq,
     "rtn": _rtn,

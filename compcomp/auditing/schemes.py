@@ -88,6 +88,7 @@ class Grid:
         symmetric: False for an integer zero point.
         group: the consecutive weights of a row that share a scale, None for other strategies.
         strategy: the tool's own name: tensor, channel, group, tensor_group or block.
+        levels: the name of the symmetric grid in :data:`compcomp.layers.grids.GRIDS`. None if it is not known.
     """
 
     bits: int
@@ -95,6 +96,7 @@ class Grid:
     symmetric: bool
     group: int | None
     strategy: str
+    levels: str | None = None
 
     def __str__(self) -> str:
         shared = f"groups of {self.group}" if self.group else {"channel": "each output row"}.get(self.strategy, "")
@@ -112,7 +114,7 @@ class Grid:
                 return FP8(group=self.group, per="row" if per == "channel" else "tensor")
             return MX(format="mxfp4") if self.group == 32 else FP4(group=self.group)
         if self.symmetric:
-            return AbsMax(bits=self.bits, group=self.group, per=per)
+            return AbsMax(bits=self.bits, group=self.group, per=per, grid=self.levels or "narrow")
         return MinMax(bits=self.bits, group=self.group, per=per)
 
     def differs(self) -> tuple[str, ...]:
@@ -121,12 +123,14 @@ class Grid:
             return (
                 "the tool also rounds the scales to their own format; whether zeros stay zero does not depend on it",
             )
-        if self.symmetric:
+        if self.symmetric and self.levels is None:
             return (
-                f"the tool's grid is the full range: step 2 max|w| / (2^{self.bits} - 1), values from "
-                f"{-(2 ** (self.bits - 1))} to {2 ** (self.bits - 1) - 1} steps; the technique here divides max|w| by "
-                f"{2 ** (self.bits - 1) - 1}. 0 is a value of both, so whether zeros stay zero does not depend on it",
+                f"which of the {self.bits}-bit symmetric grids the tool takes is not recorded; AbsMax here divides "
+                f"max|w| by {2 ** (self.bits - 1) - 1}. 0 is a value of all, so whether zeros stay zero does not "
+                "depend on it",
             )
+        if self.symmetric:
+            return ("the tool also rounds scales to the dtype of the weights; 0 stays on the grid",)
         return ("the tool also rounds scales to the dtype of the weights; its integer zero point keeps 0 on the grid",)
 
 
@@ -174,7 +178,8 @@ def grid_of(arguments: Mapping[str, Any]) -> tuple[Grid | None, list[str], list[
     symmetric = arguments.get("symmetric", True)
     if kind == "float" and bits not in (4, 8):
         return None, refused, [f"{bits}-bit floating point"]
-    return Grid(bits, kind, bool(symmetric), size if grouped else None, strategy), refused, unknown
+    grid = Grid(bits, kind, bool(symmetric), size if grouped else None, strategy, "full_range" if symmetric else None)
+    return grid, refused, unknown
 
 
 def inputs_of(arguments: Mapping[str, Any] | None) -> tuple[Technique | None, str]:
