@@ -12,14 +12,14 @@ from compcomp.errors import InputError
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """Types of tokens in GGUF."""
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-_MARKS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+_LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 _BYTES = ("ByteLevel", True)
 PRE = {
     (_BYTES,): "gpt-2",
     (("Digits", True), _BYTES): "smollm",
-    (("Split", rf"{_WORDS}|\p{{N}}{{1,3}}|{_MARKS}|{_SPACES}"), ("ByteLevel", False)): "llama-bpe",
-    (("Split", rf"{_WORDS}|\p{{N}}|{_MARKS}|{_SPACES}"), ("ByteLevel", False)): "qwen2",
+    (("Split", rf"{_LETTERS}|\p{{N}}{{1,3}}|{_SIGNS}|{_SPACES}"), ("ByteLevel", False)): "llama-bpe",
+    (("Split", rf"{_LETTERS}|\p{{N}}|{_SIGNS}|{_SPACES}"), ("ByteLevel", False)): "qwen2",
 }
 """The names that llama.cpp has for ways to cut text before merging, by the steps in tokenizer.json."""
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
