@@ -18,11 +18,12 @@ from compcomp.language.parameters import (
     parametrized,
 )
 from compcomp.language.steps import GridMap
-from compcomp.language.technique import Declared, Hints, Technique
+from compcomp.language.technique import Declared, Fixtures, Hints, Technique
 from compcomp.layers.grids import GRIDS, extreme
 from compcomp.layers.partition import Partition
+from compcomp.layers.scales import SCALES, scale_bits, stored
 from compcomp.layers.state import Grid, LayerState
-from compcomp.terms import ROUNDINGS, Abs, Div, nearest_mirrored
+from compcomp.terms import ROUNDINGS, Abs, Div, Max, nearest, nearest_mirrored
 
 
 @parametrized
@@ -41,6 +42,9 @@ class AbsMax(Technique):
     per: The weights that share a scale if there is no group: "tensor" or "channel" (an output row).
     grid: The levels and the step: "narrow" (GGUF Q8_0), "full_range" (compressed-tensors), "narrow_step" (AutoAWQ),
         "clipped" (ZeroQuant [yao2022]) or "signed" (GGUF Q4_0, AutoRound).
+    scales: The format in which s is stored: "exact", "float32", "float16", "bfloat16" or "power_of_two" (E8M0). Any but
+        "exact" takes the number nearest to s, midpoints to even, and at most the largest one in magnitude. Weights then
+        go to the nearest of the values with that s. The largest weight may be beyond the last of them.
     An all-zero group stays zero. Source: [dettmers2022].
     """
 
@@ -49,15 +53,19 @@ class AbsMax(Technique):
     rounding: str = "half_even"
     per: str = "tensor"
     grid: str = "narrow"
+    scales: str = "exact"
 
     kernel_module: ClassVar[str] = "compcomp.kernels.absmax"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
+    # In float32 a full-range grid has its largest weights so close to a midpoint that layers count as undecided.
+    fixtures: ClassVar[Fixtures] = Fixtures(values={"scales": ("exact", "float16", "bfloat16", "power_of_two")})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", bit_width(self.bits, "AbsMax.bits"))
         grid_partition(self.group, self.per, "AbsMax")
         one_of(self.rounding, ROUNDINGS, "AbsMax.rounding")
         one_of(self.grid, tuple(GRIDS), "AbsMax.grid")
+        one_of(self.scales, tuple(SCALES), "AbsMax.scales")
 
     @property
     def levels(self) -> int | Unknown:
@@ -73,11 +81,12 @@ class AbsMax(Technique):
         return (self.partition,)
 
     def promises(self) -> Declared:
-        signed = GRIDS[self.grid].signed
+        signed, exact = GRIDS[self.grid].signed, self.scales == "exact"
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"}),
-            zeros=frozenset({"weights", "rows", "columns"} if signed else ()),
-            idempotent=signed,
+            zeros=frozenset({"weights", "rows", "columns"} if signed or not exact else ()),
+            idempotent=signed and exact,
+            homogeneous=exact,
             deterministic=self.rounding != "any",
         )
 
@@ -87,20 +96,21 @@ class AbsMax(Technique):
 
     def steps(self) -> tuple[GridMap, ...]:
         of = GRIDS[self.grid]
-        if of.signed:  # the step depends on a sign, which no map with a measure sees
+        if of.signed or self.scales != "exact":  # no map with a measure sees a sign, or has a step of some format
             return ()
         return (GridMap(Abs, self.levels, self.rounding, self.partition, of.below, of.beyond),)
 
     def encode_as_a_whole(self, layer: LayerState) -> LayerState:
         of, levels = GRIDS[self.grid], known(self.levels, "AbsMax.bits")
+        to = nearest_mirrored if of.signed else nearest
         weight, step = (np.empty(layer.weight.shape, dtype=object) for _ in range(2))
         groups = self.partition.groups(layer.weight.shape)
         for group in groups:
-            unit = Div(-extreme(layer.weight[index] for index in group), of.reach(levels))
+            weights = [layer.weight[index] for index in group]
+            size = -extreme(weights) if of.signed else Max(map(Abs, weights))
+            unit = stored(Div(size, of.reach(levels)), self.scales, layer.choices)
             for index in group:
-                weight[index] = nearest_mirrored(
-                    layer.weight[index], unit, levels, self.rounding, layer.choices, of.below
-                )
+                weight[index] = to(layer.weight[index], unit, levels, self.rounding, layer.choices, of.below)
                 step[index] = unit
-        grid = Grid(step, levels, len(groups), below=of.below)
+        grid = Grid(step, levels, len(groups), scale_bits=scale_bits(self.scales), below=of.below)
         return replace(layer, weight=weight, format=replace(layer.format, grid=grid, rank=None))

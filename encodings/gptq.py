@@ -27,8 +27,9 @@ from compcomp.language.parameters import (
 from compcomp.language.technique import Declared, Fixtures, Hints, Technique
 from compcomp.layers.grids import GRIDS
 from compcomp.layers.partition import Partition
+from compcomp.layers.scales import SCALES, scale_bits
 from compcomp.layers.state import Grid, LayerState
-from compcomp.terms import ROUNDINGS, Array, Div, If
+from compcomp.terms import ROUNDINGS, Array, If
 
 ORDERS = ("left_to_right", "activation")
 
@@ -56,6 +57,8 @@ class GPTQ(Technique):
         scale depends on it.
     grid: The levels and the step from the largest magnitude, as of AbsMax: "narrow", "full_range" (llm-compressor),
         "narrow_step" or "clipped". Updates may take a weight beyond the last value; it goes to that value.
+    scales: The format in which steps are stored, as of AbsMax: "exact", "float32", "float16", "bfloat16" or
+        "power_of_two".
 
     The weights of an input that is always zero go to 0, and its diagonal entry to 1, as published. This comes first,
     but after the scales of rows are computed. Unlike the released code, a group narrower than its block of 128 columns
@@ -71,6 +74,7 @@ class GPTQ(Technique):
     rounding: str = "half_even"
     mask: str = "ignored"
     grid: str = "narrow"
+    scales: str = "exact"
 
     kernel_module: ClassVar[str] = "compcomp.kernels.gptq"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"bits": (4, 3, 2, 8)}
@@ -83,6 +87,7 @@ class GPTQ(Technique):
             "rounding": ("half_even", "any"),
             "mask": second_order.MASKS,
             "grid": ("narrow", "clipped"),
+            "scales": ("exact", "float16", "power_of_two"),
         }
     )
 
@@ -97,6 +102,7 @@ class GPTQ(Technique):
         one_of(self.rounding, ROUNDINGS, "GPTQ.rounding")
         one_of(self.mask, second_order.MASKS, "GPTQ.mask")
         one_of(self.grid, [name for name, of in GRIDS.items() if not of.signed], "GPTQ.grid")
+        one_of(self.scales, tuple(SCALES), "GPTQ.scales")
 
     @property
     def levels(self) -> int | Unknown:
@@ -117,6 +123,7 @@ class GPTQ(Technique):
             keeps=frozenset({"mask", "n:m", "shape", "factors"} if kept else {"factors"}),
             restores=frozenset({"mask"} if kept else ()),
             zeros=frozenset({"rows"}),
+            homogeneous=self.scales == "exact",
             deterministic=self.rounding != "any",
         )
 
@@ -133,7 +140,7 @@ class GPTQ(Technique):
         gram, dead = second_order.damped(layer, self.damping, str(self))
         kept = second_order.kept_weights(layer, self.mask)
         of = GRIDS[self.grid]
-        step = second_order.row_steps(layer.weight, kept, of.reach(levels), choices)
+        step = second_order.row_steps(layer.weight, kept, of.reach(levels), choices, self.scales)
         weight = second_order.without_dead(layer.weight, dead, choices)
         if self.static_groups and self.group is not None:
             for start in range(0, weight.shape[1], self.group):
@@ -161,7 +168,7 @@ class GPTQ(Technique):
             back = second_order.undone(order)
             weight, step = (second_order.rearranged(array, back, choices) for array in (weight, step))
         scales = len(weight) * (weight.shape[1] // (self.group or weight.shape[1]))
-        grid = Grid(step, levels, scales, below=of.below)
+        grid = Grid(step, levels, scales, scale_bits=scale_bits(self.scales), below=of.below)
         form = replace(layer.format, grid=grid, rank=None)
         if self.mask == "ignored":
             form = replace(form, mask=None, pattern=None, cut=None)
@@ -172,4 +179,4 @@ class GPTQ(Technique):
         levels, part = known(self.levels, "GPTQ.bits"), slice(start, start + (self.group or 1))
         for i in range(len(weight)):
             context = second_order.largest(weight[i, part], kept[i, part], layer.choices)
-            step[i, part] = second_order.named(Div(context, GRIDS[self.grid].reach(levels)), layer.choices)
+            step[i, part] = second_order.step_of(context, GRIDS[self.grid].reach(levels), layer.choices, self.scales)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from compcomp.errors import InputError
+from compcomp.layers.scales import stored
 from compcomp.layers.state import LayerState
 from compcomp.terms import (
     Abs,
@@ -188,7 +189,12 @@ def largest(weights: Iterable[Term], kept: Iterable[Term], choices: Choices) -> 
     return named(found, choices)
 
 
-def row_steps(weight: Array, kept: Array, reach: int | Fraction, choices: Choices) -> Array:
+def step_of(largest: Term, reach: int | Fraction, choices: Choices, scales: str = "exact") -> Term:
+    """Return the step of a grid as it is stored, given the largest magnitude, and that magnitude in steps."""
+    return stored(named(Div(largest, reach), choices), scales, choices)
+
+
+def row_steps(weight: Array, kept: Array, reach: int | Fraction, choices: Choices, scales: str = "exact") -> Array:
     """Return the step of each row's absmax grid at every weight (out x in).
 
     Args:
@@ -196,8 +202,10 @@ def row_steps(weight: Array, kept: Array, reach: int | Fraction, choices: Choice
         kept: truth values (out x in), true for weights that count.
         reach: the largest magnitude in steps.
         choices: collects premises, for z3.
+        scales: the format in which steps are stored.
     """
-    steps = [named(Div(largest(row, keep, choices), reach), choices) for row, keep in zip(weight, kept, strict=True)]
+    largests = [largest(row, keep, choices) for row, keep in zip(weight, kept, strict=True)]
+    steps = [step_of(found, reach, choices, scales) for found in largests]
     return np.repeat(np.array([steps], dtype=object).T, weight.shape[1], axis=1)
 
 

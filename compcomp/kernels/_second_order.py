@@ -260,7 +260,15 @@ def on_grid(values: Tensor, largest: Tensor, step: Tensor, levels: int, rounding
 class Rounding:
     """Round values to absmax grids, as :func:`on_grid` does, one column after the other."""
 
-    def __init__(self, largest: Tensor, step: Tensor, levels: int, rounding: str, of: Levels = GRIDS["narrow"]) -> None:
+    def __init__(
+        self,
+        largest: Tensor,
+        step: Tensor,
+        levels: int,
+        rounding: str,
+        of: Levels = GRIDS["narrow"],
+        scales: str = "exact",
+    ) -> None:
         """Take the grids of a column's values.
 
         Args:
@@ -269,14 +277,16 @@ class Rounding:
             levels: The number of grid values above zero.
             rounding: The rule for midpoints.
             of: The kind of the grids, not a signed one.
+            scales: The format of the steps. Levels are those of stored steps, or of exact ones.
         """
-        self._largest = torch.where(largest == 0, 1, largest)
         self._step, self._dtype = step.to(torch.float64), step.dtype
-        self._reach, self._ends, self._rounding = float(of.reach(levels)), (-levels - of.below, levels), rounding
+        size, self._reach = (largest, float(of.reach(levels))) if scales == "exact" else (self._step, 1.0)
+        self._size = torch.where(size == 0, 1, size)
+        self._ends, self._rounding = (-levels - of.below, levels), rounding
 
     def into(self, target: Tensor, values: Tensor) -> Tensor:
         """Write the grid values nearest to ``values`` (out, float64, changed) to ``target`` (out); return it."""
-        level = rounded(values.mul_(self._reach).div_(self._largest), self._rounding).clamp_(*self._ends)
+        level = rounded(values.mul_(self._reach).div_(self._size), self._rounding).clamp_(*self._ends)
         # A level has at most 16 bits: its product with a float32 step is exact, and rounded once.
         if target.dtype == self._dtype:
             return torch.mul(level, self._step, out=target)

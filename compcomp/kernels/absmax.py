@@ -9,9 +9,11 @@ from functools import partial
 import torch
 
 from compcomp.encodings.absmax import AbsMax
+from compcomp.kernels._scales import stored
 from compcomp.kernels._shared import Tensor, cached, check, chunks, divisors, largest_magnitudes, pieces, rounded, wide
 from compcomp.language.parameters import known
 from compcomp.layers.grids import GRIDS
+from compcomp.layers.scales import scale_bits
 from compcomp.layers.state import Grid, LayerState
 
 
@@ -20,8 +22,8 @@ def kernel(technique: AbsMax, layer: LayerState) -> LayerState:
 
     ``layer.weight`` is out x in. The step is kept in the weight's dtype, but at least float32. The weight is level
     times step, cast to its own dtype. Levels come from float64 ratios ``w * L / max|w|``, whose midpoints are exact for
-    float32 and narrower weights. L is here the level of max|w|, before it is clipped. ``rounding="any"`` is "half_up".
-    Source: [dettmers2022].
+    float32 and narrower weights. L is here the level of max|w|, before it is clipped. With a step of some format they
+    come from ratios ``w / step``. ``rounding="any"`` is "half_up". Source: [dettmers2022].
 
     Raises:
         InputError: The group does not divide a row, or a weight is not finite.
@@ -36,16 +38,20 @@ def kernel(technique: AbsMax, layer: LayerState) -> LayerState:
     if of.signed:
         sign = _mirrored(layer.weight.reshape(-1, size), dtype)
         largest, divisor = largest * sign, divisor * sign
-    step = largest / reach
+    step, clips = largest / reach, reach > ends[1]
+    if technique.scales != "exact":
+        exact = stored(largest.to(torch.float64) / reach, technique.scales)
+        step, divisor, reach, clips = exact.to(dtype), torch.where(exact == 0, 1, exact), 1.0, True
     groups, repeats = pieces(layer.weight, size)  # rows of one group or of parts of it
 
     def of_pieces(column: Tensor) -> Tensor:
         return column if repeats == 1 else column.expand(-1, repeats).reshape(-1, 1)
 
     weight, tops, steps = torch.empty_like(groups), of_pieces(divisor), of_pieces(step)
-    nearest = partial(_nearest, reach=reach, ends=ends, rounding=technique.rounding)
+    nearest = partial(_nearest, reach=reach, ends=ends if clips else None, rounding=technique.rounding)
     if dtype == torch.float32 and moderate:
-        _round(groups, weight, tops, steps, reach, ends, nearest)
+        most = reach if technique.scales == "exact" else float((largest / divisor).abs().amax())
+        _round(groups, weight, tops.to(dtype), steps, reach, most, ends if clips else None, nearest)
     else:
         for part in chunks(len(groups), 32 * groups.shape[1], groups.device):
             torch.mul(nearest(groups[part], tops[part]).to(dtype), steps[part], out=weight[part])
@@ -53,6 +59,7 @@ def kernel(technique: AbsMax, layer: LayerState) -> LayerState:
         step=step.expand(-1, size).reshape(shape) if len(step) > 1 else step.expand(shape),
         levels=levels,
         scales=layer.weight.numel() // size,
+        scale_bits=scale_bits(technique.scales),
         below=of.below,
     )
     return replace(layer, weight=weight.reshape(shape), format=replace(layer.format, grid=grid, rank=None))
@@ -64,10 +71,10 @@ def _mirrored(groups: Tensor, dtype: torch.dtype) -> Tensor:
     return 1 - 2 * (groups.gather(1, first) > 0).to(dtype)
 
 
-def _nearest(groups: Tensor, divisor: Tensor, reach: float, ends: tuple[int, int], rounding: str) -> Tensor:
-    """Return the levels, float64."""
+def _nearest(groups: Tensor, divisor: Tensor, reach: float, ends: tuple[int, int] | None, rounding: str) -> Tensor:
+    """Return the levels, float64. ``ends`` are the last ones where a weight may be beyond them."""
     level = rounded(groups.to(torch.float64, copy=True).mul_(reach).div_(divisor), rounding)
-    return level.clamp_(*ends) if reach > ends[1] else level
+    return level if ends is None else level.clamp_(*ends)
 
 
 def _round(
@@ -76,24 +83,25 @@ def _round(
     divisor: Tensor,
     step: Tensor,
     reach: float,
-    ends: tuple[int, int],
+    most: float,
+    ends: tuple[int, int] | None,
     nearest: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
     """Round in float32, and again by ``nearest`` the rows with a ratio that may be on the other side of a midpoint.
 
-    The float32 ratios ``w (L / max|w|)`` have two roundings, which are off by a share of 2^-24 each, so they are off by
-    less than ``L 2^-23 (1 + 2^-20)``. One that is further from every midpoint has the level of the exact ratio, which
-    no rule for midpoints changes, nor does clipping to the last level afterwards. The distance of a ratio from its
-    level is exact.
+    The float32 ratios ``w (reach / divisor)`` have two roundings, which are off by a share of 2^-24 each, so they are
+    off by less than ``most 2^-23 (1 + 2^-20)``, where no ratio is larger than ``most``. One that is further from every
+    midpoint has the level of the exact ratio, which no rule for midpoints changes, nor does clipping to the last level
+    afterwards. The distance of a ratio from its level is exact.
     """
-    factor, limit = torch.full_like(divisor, reach).div_(divisor), 0.5 - reach * 2.0**-23 * (1 + 2.0**-20)
+    factor, limit = torch.full_like(divisor, reach).div_(divisor), 0.5 - most * 2.0**-23 * (1 + 2.0**-20)
     near = None
     for part in cached(groups):
         out = weight[part]
         ratio = groups[part] * factor[part]
         level = torch.round(ratio, out=out) if out.dtype == ratio.dtype else ratio.round()
         low, high = map(float, ratio.sub_(level).aminmax())
-        if reach > ends[1]:
+        if ends is not None:
             level.clamp_(*ends)
         torch.mul(level, step[part], out=out)
         if max(-low, high) >= limit:

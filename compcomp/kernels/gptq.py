@@ -7,10 +7,12 @@ from dataclasses import replace
 import torch
 
 from compcomp.encodings.gptq import GPTQ
+from compcomp.kernels._scales import stored
 from compcomp.kernels._second_order import Rounding, decomposed, row_grid, spread
 from compcomp.kernels._shared import Tensor, check, wide
 from compcomp.language.parameters import known
 from compcomp.layers.grids import GRIDS
+from compcomp.layers.scales import scale_bits
 from compcomp.layers.state import Grid, LayerState
 
 
@@ -54,14 +56,18 @@ def kernel(technique: GPTQ, layer: LayerState) -> LayerState:
         of_column = of_column if dynamic else of_column[found.order]
     of = GRIDS[technique.grid]
     reach = float(of.reach(levels))
-    step = (largest / reach).to(dtype)
-    grids = [Rounding(largest[number], step[number], levels, technique.rounding, of) for number in range(count)]
+    step = stored(largest / reach, technique.scales).to(dtype)
+
+    def grid_of(number: int) -> Rounding:
+        return Rounding(largest[number], step[number], levels, technique.rounding, of, technique.scales)
+
+    grids = list(map(grid_of, range(count)))
 
     def enter(part: slice, values: Tensor) -> None:
         number = part.start // size
         largest[number] = measured(part, values)
-        step[number] = (largest[number] / reach).to(dtype)
-        grids[number] = Rounding(largest[number], step[number], levels, technique.rounding, of)
+        step[number] = stored(largest[number] / reach, technique.scales).to(dtype)
+        grids[number] = grid_of(number)
 
     result = torch.empty_like(work, dtype=layer.weight.dtype)
     numbers, targets = of_column.tolist(), result.unbind()
@@ -78,7 +84,8 @@ def kernel(technique: GPTQ, layer: LayerState) -> LayerState:
         back = found.order.argsort()
         result, of_column = result[back], of_column[back]
     weight = result.T.contiguous()
-    grid = Grid(step[of_column].T.contiguous(), levels, rows * count, below=of.below)
+    bits = scale_bits(technique.scales)
+    grid = Grid(step[of_column].T.contiguous(), levels, rows * count, scale_bits=bits, below=of.below)
     form = replace(layer.format, grid=grid, rank=None)
     if technique.mask == "ignored":
         form = replace(form, mask=None, pattern=None, cut=None)

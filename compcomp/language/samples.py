@@ -15,6 +15,7 @@ from compcomp.language.technique import Sequence as Techniques
 from compcomp.language.technique import Technique
 from compcomp.layers.batches import unstack
 from compcomp.layers.grids import GRIDS
+from compcomp.layers.scales import SCALES
 from compcomp.layers.state import INVARIANTS, LayerState
 from compcomp.terms import ROUNDINGS, TIES, Array, BatchChoices
 
@@ -28,6 +29,7 @@ VALUES: dict[str, Sequence[Any]] = {
     "group": (None, 2, 4),
     "rounding": ROUNDINGS,
     "grid": tuple(GRIDS),
+    "scales": tuple(SCALES),
     "zero": ("exact", "none"),
     "rank": (1, 2, 3),
     "residual": (False, True),

@@ -2,8 +2,8 @@
 
 The conventions are these.
 
-- A dense weight, an offset without a zero point, an entry of a factor without a grid and the scaling of an input
-  feature take :data:`DENSE` bits. A scale takes as many as its grid says.
+- A dense weight, an entry of a factor without a grid and the scaling of an input feature take :data:`DENSE` bits. A
+  scale takes as many as its grid says, and so does an offset without a zero point.
 - A value of a grid takes the bits that distinguish the values of the grid.
 - The positions of kept weights are stored as one bit a weight (a bitmap) or, if an N:M pattern is known, by groups
   (:data:`POSITIONS`).
@@ -32,7 +32,7 @@ from compcomp.layers.state import Cut, Factors, Format, Grid, LayerState
 from compcomp.terms import Array, Batch, BatchChoices, each
 
 DENSE = 16
-"""The bits of a dense weight, of an offset, of most scales, and of an entry of a factor."""
+"""The bits of a dense weight, of most scales and offsets, and of an entry of a factor."""
 
 POSITIONS = ("index", "combination")
 """The ways to store an N:M pattern.
@@ -65,11 +65,11 @@ def value_bits(grid: Grid | None) -> int:
 def group_bits(grid: Grid | None) -> int:
     """Return the bits that a group's weights share: its scale and its offset.
 
-    An offset takes 16 bits, or the bits of a weight if it is an integer number of steps below zero.
+    An offset takes as many bits as a scale, or the bits of a weight if it is an integer number of steps below zero.
     """
     if grid is None:
         return 0
-    return grid.scale_bits + (0 if grid.offset is None else value_bits(grid) if grid.zero else DENSE)
+    return grid.scale_bits + (0 if grid.offset is None else value_bits(grid) if grid.zero else grid.scale_bits)
 
 
 def position_bits(kept: int, size: int, positions: str = "index") -> int:

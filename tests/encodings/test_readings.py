@@ -41,7 +41,12 @@ STEPPED = [
     technique
     for kind in (Magnitude, Wanda, AbsMax, MinMax)
     for technique in conventions(
-        kind, sparsity=(Fraction(1, 4), Fraction(1, 2)), bits=(2, 4), group=(None, 2), of=("current",)
+        kind,
+        sparsity=(Fraction(1, 4), Fraction(1, 2)),
+        bits=(2, 4),
+        group=(None, 2),
+        of=("current",),
+        scales=("exact",),
     )
 ]
 ENDS = [t for t in STEPPED if isinstance(t, MinMax) and (t.zero, t.group) == ("none", 2)]
@@ -49,6 +54,10 @@ ENDS = [t for t in STEPPED if isinstance(t, MinMax) and (t.zero, t.group) == ("n
 FREE = [
     *(t for t in STEPPED if not t.promises().deterministic and t not in ENDS),
     *(FP4(None, "any"), MX("mxfp4", 2, "any")),
+]
+STORED = [
+    *(AbsMax(4, 2, grid=grid, scales=scales) for grid, scales in (("signed", "float16"), ("clipped", "power_of_two"))),
+    *(MinMax(2, zero=zero, scales="bfloat16") for zero in ("exact", "none")),
 ]
 DETERMINISTIC = [
     *(t for t in STEPPED if t.promises().deterministic),
@@ -103,7 +112,7 @@ def fields(state: LayerState) -> Iterator[list[Any]]:
             yield [number(x) for x in state.format.grid.offset.ravel()]
 
 
-@pytest.mark.parametrize("technique", spread(DETERMINISTIC, 20), ids=str)
+@pytest.mark.parametrize("technique", [*spread(DETERMINISTIC, 20), *STORED], ids=str)
 def test_z3_and_sympy_agree_with_fractions(technique: Technique) -> None:
     @FEW
     @given(layers((2, 4), started=False))

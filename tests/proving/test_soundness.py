@@ -198,6 +198,21 @@ GRIDDED: list[Technique] = [
     MinMax(2, zero="none"),
     ApplyMask(),
 ]
+# Stored steps, which are rounded: what holds of an exact one need not hold, and the largest weight may be no value.
+STORED: list[Technique] = [
+    Magnitude("1/2", pattern="1:2"),
+    Magnitude("1/4"),
+    AbsMax(2, group=2, scales="power_of_two"),
+    AbsMax(2, scales="float16"),
+    AbsMax(3, scales="power_of_two", rounding="any"),
+    AbsMax(3, group=2, grid="full_range", scales="bfloat16"),
+    AbsMax(2, grid="signed", scales="power_of_two"),
+    AbsMax(2, group=2),
+    AbsMax(3),
+    MinMax(2, scales="power_of_two"),
+    MinMax(2, zero="none", scales="float16"),
+    ApplyMask(),
+]
 # Scores of the whole layer, of which rules know nothing, and several selections in one technique.
 BY_LAYER: list[Technique] = [
     RIA("1/2", power=0),
@@ -299,6 +314,23 @@ def test_nothing_false_is_proved_of_the_grids_in_use(claim: Claim) -> None:
     verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
     if verdict.proved:
         assert not counterexample(claim, 4), verdict
+
+
+@pytest.mark.slow
+@drawn(claims(STORED), kept=40, of=200)
+def test_nothing_false_is_proved_of_stored_steps(claim: Claim) -> None:
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
+    if verdict.proved:
+        assert not counterexample(claim, 4), verdict
+
+
+@pytest.mark.slow
+@drawn(claims(STORED), kept=8, of=50)
+def test_nothing_false_is_proved_of_stored_steps_at_a_shape(claim: Claim) -> None:
+    """By formulas, in which a stored step is any number within bounds."""
+    verdict = prove(claim, (1, 2), timeout=2, stages=("rule", "bounded"), second=None, explain=False)
+    if verdict.proved:
+        assert not counterexample(claim, 2), verdict
 
 
 @pytest.mark.slow
