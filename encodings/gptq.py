@@ -25,7 +25,7 @@ from compcomp.language.parameters import (
     whole,
 )
 from compcomp.language.technique import Declared, Fixtures, Hints, Technique
-from compcomp.layers.grids import GRIDS
+from compcomp.layers.grids import GRIDS, UNSIGNED
 from compcomp.layers.partition import Partition
 from compcomp.layers.scales import SCALES, scale_bits
 from compcomp.layers.state import Grid, LayerState
@@ -101,7 +101,7 @@ class GPTQ(Technique):
             raise InputError(shown(self.static_groups), "True or False", "GPTQ.static_groups")
         one_of(self.rounding, ROUNDINGS, "GPTQ.rounding")
         one_of(self.mask, second_order.MASKS, "GPTQ.mask")
-        one_of(self.grid, [name for name, of in GRIDS.items() if not of.signed], "GPTQ.grid")
+        one_of(self.grid, UNSIGNED, "GPTQ.grid")
         one_of(self.scales, tuple(SCALES), "GPTQ.scales")
 
     @property

@@ -26,7 +26,9 @@ from compcomp.language.parameters import (
     whole,
 )
 from compcomp.language.technique import Declared, Fixtures, Hints, Technique
+from compcomp.layers.grids import GRIDS, UNSIGNED
 from compcomp.layers.partition import Partition
+from compcomp.layers.scales import SCALES, scale_bits
 from compcomp.layers.state import Grid, LayerState
 from compcomp.terms import ROUNDINGS, TIES, Array, If, Not, Or
 
@@ -47,12 +49,17 @@ class SparseGPT(Technique):
     block: The number of columns that a choice is made over. The last block may be narrower.
     damping: The share of the mean diagonal entry that is added to the diagonal, above 0.
     bits: A bit width, 2 to 16, also rounds the remaining weights in the same pass. None does not round. The grid is
-        that of absmax, with one scale for each row, from the weights at the start.
+        that of absmax, with one scale for each row, from the weights at the start. Without ``bits`` the rounding, the
+        grid and the scales have no effect.
     rounding: The rule for midpoints: "half_even", "half_up", "half_away" or "any".
     ties: The weights dropped among equal scores at the threshold: "first" (lowest row, then lowest column), "all" or
         "any".
     mask: The treatment of weights dropped before. With "ignored", as published, updates may fill them, and mask, N:M
         pattern and cut are those of this pass alone. With "kept" they are chosen first, and all of them are dropped.
+    grid: The levels and the step from the largest magnitude, as of AbsMax: "narrow", "full_range", "narrow_step" or
+        "clipped". Updates may take a weight beyond the last value; it goes to that value.
+    scales: The format in which steps are stored, as of AbsMax: "exact", "float32", "float16", "bfloat16" or
+        "power_of_two".
 
     The weights of an input that is always zero go to 0, and its diagonal entry to 1, as published. This comes first,
     but after the scales are computed. The released code drops one more weight of each block, and all that tie with it.
@@ -67,6 +74,8 @@ class SparseGPT(Technique):
     rounding: str = "half_even"
     ties: str = "first"
     mask: str = "ignored"
+    grid: str = "narrow"
+    scales: str = "exact"
 
     kernel_module: ClassVar[str] = "compcomp.kernels.sparse_gpt"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {"sparsity": ("1/2", "1/4", "3/4", "1/3"), "bits": (4, 3, 2, 8)}
@@ -79,6 +88,8 @@ class SparseGPT(Technique):
             "rounding": ("half_even",),
             "ties": ("first", "all"),
             "mask": second_order.MASKS,
+            "grid": ("narrow", "clipped"),
+            "scales": ("exact", "bfloat16"),
         }
     )
 
@@ -92,10 +103,12 @@ class SparseGPT(Technique):
         one_of(self.rounding, ROUNDINGS, "SparseGPT.rounding")
         one_of(self.ties, TIES, "SparseGPT.ties")
         one_of(self.mask, second_order.MASKS, "SparseGPT.mask")
+        one_of(self.grid, UNSIGNED, "SparseGPT.grid")
+        one_of(self.scales, tuple(SCALES), "SparseGPT.scales")
 
     @property
     def levels(self) -> int | None:
-        """L, the number of grid values on each side of zero; None without a grid."""
+        """L, the number of grid values above zero; None without a grid."""
         return None if self.bits is None else int(2 ** (known(self.bits, "SparseGPT.bits") - 1) - 1)
 
     @property
@@ -117,11 +130,14 @@ class SparseGPT(Technique):
             keeps=frozenset({"mask", "n:m", "shape", "factors"} if kept else {"factors"}),
             restores=frozenset({"mask"} if kept else ()),
             zeros=frozenset({"rows"}),
+            homogeneous=self.bits is None or self.scales == "exact",
             deterministic=self.ties != "any" and (self.bits is None or self.rounding != "any"),
         )
 
     def hints(self) -> Hints:
-        return Hints() if isinstance(self.bits, Unknown) or self.levels is None else Hints(landmarks=(2 * self.levels,))
+        if isinstance(self.bits, Unknown) or self.levels is None:
+            return Hints()
+        return Hints(landmarks=(int(2 * GRIDS[self.grid].reach(self.levels)),))
 
     def count(self, size: int) -> int:
         """Return how many weights of a group of this size are dropped."""
@@ -138,7 +154,9 @@ class SparseGPT(Technique):
         levels, choices, shape = self.levels, layer.choices, layer.weight.shape
         gram, dead = second_order.damped(layer, self.damping, str(self))
         kept = second_order.kept_weights(layer, self.mask)
-        step = None if levels is None else second_order.row_steps(layer.weight, kept, levels, choices)
+        of, step = GRIDS[self.grid], None
+        if levels is not None:
+            step = second_order.row_steps(layer.weight, kept, of.reach(levels), choices, self.scales)
         lower, pivots = second_order.inverse_factor(gram, choices)
         dropped = np.empty(shape, dtype=object)
         group = self.partition.size
@@ -163,14 +181,16 @@ class SparseGPT(Technique):
             if step is not None:
                 assert levels is not None
                 column = [
-                    second_order.rounded(w, s, levels, self.rounding, choices)
+                    second_order.rounded(w, s, levels, self.rounding, choices, of.below)
                     for w, s in zip(column, step[:, j], strict=True)
                 ]
             return np.array([If(gone, 0, w) for w, gone in zip(column, dropped[:, j], strict=True)], dtype=object)
 
         alive = second_order.without_dead(layer.weight, dead, choices)
         weight = second_order.spread(alive, lower, final_values, choices)
-        grid = None if step is None or levels is None else Grid(step, levels, shape[0])
+        grid = None
+        if step is not None and levels is not None:
+            grid = Grid(step, levels, shape[0], scale_bits=scale_bits(self.scales), below=of.below)
         form = replace(layer.format, grid=grid, rank=None)
         if self.mask == "ignored":
             form = replace(form, mask=None, pattern=None, cut=None)

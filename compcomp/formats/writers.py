@@ -6,6 +6,7 @@ from compcomp.errors import InputError
 from compcomp.formats.bitsandbytes import BitsAndBytes
 from compcomp.formats.compressed_tensors import CompressedTensors
 from compcomp.formats.dense import Dense
+from compcomp.formats.gguf_writing import GGUF, GGUFDense, GGUFRounded
 from compcomp.formats.gptq import GPTQ
 from compcomp.formats.writing import Writer
 
@@ -15,6 +16,9 @@ WRITERS: dict[str, Writer] = {
         CompressedTensors(),
         GPTQ(),
         BitsAndBytes(),
+        GGUF(),
+        GGUFRounded(),
+        GGUFDense(),
         Dense(),
     )
 }

@@ -10,7 +10,7 @@ from fractions import Fraction
 import torch
 
 from compcomp.errors import InputError
-from compcomp.kernels._shared import Tensor, rounded, wide
+from compcomp.kernels._shared import Tensor, rounded
 from compcomp.language.technique import Technique
 from compcomp.layers.grids import GRIDS, Levels
 from compcomp.layers.state import LayerState
@@ -241,24 +241,8 @@ def _parts(columns: int, size: int) -> Iterator[slice]:
         start = stop
 
 
-def on_grid(values: Tensor, largest: Tensor, step: Tensor, levels: int, rounding: str, dtype: torch.dtype) -> Tensor:
-    """Return the nearest values of absmax grids, as they are stored in a weight of this dtype; float64.
-
-    Args:
-        values: The values to round, float64.
-        largest: The largest magnitudes of the grids.
-        step: largest / levels, as stored.
-        levels: The number of grid values on each side of zero.
-        rounding: The rule for midpoints.
-        dtype: The dtype of the weight.
-    """
-    ratio = (values * levels).div_(largest).masked_fill_(largest == 0, 0)
-    level = rounded(ratio, rounding).clamp_(-levels, levels)
-    return (level.to(step.dtype) * step).to(dtype).to(torch.float64)
-
-
 class Rounding:
-    """Round values to absmax grids, as :func:`on_grid` does, one column after the other."""
+    """Round values to the grids of rows."""
 
     def __init__(
         self,
@@ -269,10 +253,10 @@ class Rounding:
         of: Levels = GRIDS["narrow"],
         scales: str = "exact",
     ) -> None:
-        """Take the grids of a column's values.
+        """Take the grids of values of shape (out) or (out x in).
 
         Args:
-            largest: The largest magnitudes of the grids (out), float64.
+            largest: The largest magnitudes of the grids, (out) or (out x 1), float64.
             step: The steps, as stored.
             levels: The number of grid values above zero.
             rounding: The rule for midpoints.
@@ -285,7 +269,7 @@ class Rounding:
         self._ends, self._rounding = (-levels - of.below, levels), rounding
 
     def into(self, target: Tensor, values: Tensor) -> Tensor:
-        """Write the grid values nearest to ``values`` (out, float64, changed) to ``target`` (out); return it."""
+        """Write the grid values nearest to ``values`` (float64, changed) to ``target``, in its dtype; return it."""
         level = rounded(values.mul_(self._reach).div_(self._size), self._rounding).clamp_(*self._ends)
         # A level has at most 16 bits: its product with a float32 step is exact, and rounded once.
         if target.dtype == self._dtype:
@@ -293,11 +277,10 @@ class Rounding:
         return target.copy_(level.mul_(self._step).to(self._dtype))
 
 
-def row_grid(weight: Tensor, kept: Tensor | None, levels: int) -> tuple[Tensor, Tensor]:
-    """Return the largest magnitude (out, float64) of each row's kept weights, and the step of its absmax grid."""
+def row_largest(weight: Tensor, kept: Tensor | None) -> Tensor:
+    """Return the largest magnitude of each row's kept weights (out), float64."""
     sizes = weight.abs() if kept is None else weight.abs().masked_fill(~kept, 0)
-    largest = sizes.amax(dim=1).to(torch.float64)
-    return largest, (largest / levels).to(wide(weight))
+    return sizes.amax(dim=1).to(torch.float64)
 
 
 class Greedy:

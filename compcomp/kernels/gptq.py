@@ -8,7 +8,7 @@ import torch
 
 from compcomp.encodings.gptq import GPTQ
 from compcomp.kernels._scales import stored
-from compcomp.kernels._second_order import Rounding, decomposed, row_grid, spread
+from compcomp.kernels._second_order import Rounding, decomposed, row_largest, spread
 from compcomp.kernels._shared import Tensor, check, wide
 from compcomp.language.parameters import known
 from compcomp.layers.grids import GRIDS
@@ -33,7 +33,7 @@ def kernel(technique: GPTQ, layer: LayerState) -> LayerState:
     found = decomposed(technique, layer, technique.damping, technique.order)
     kept = layer.format.mask if technique.mask == "kept" else None
     work = layer.weight.to(torch.float64).T.clone(memory_format=torch.contiguous_format)  # in x out
-    first = row_grid(layer.weight, kept, levels)[0]
+    first = row_largest(layer.weight, kept)
     work[found.dead] = 0
     stays = None if kept is None else kept.T.contiguous()
     size, count = group or columns, columns // (group or columns)

@@ -7,9 +7,12 @@ from dataclasses import replace
 import torch
 
 from compcomp.encodings.obq import OBQ
-from compcomp.kernels._second_order import Greedy, damped, inverse_root, on_grid, row_grid
-from compcomp.kernels._shared import check, chunks
+from compcomp.kernels._scales import stored
+from compcomp.kernels._second_order import Greedy, Rounding, damped, inverse_root, row_largest
+from compcomp.kernels._shared import check, chunks, wide
 from compcomp.language.parameters import known
+from compcomp.layers.grids import GRIDS
+from compcomp.layers.scales import scale_bits
 from compcomp.layers.state import Grid, LayerState
 
 
@@ -30,14 +33,18 @@ def kernel(technique: OBQ, layer: LayerState) -> LayerState:
     gram, dead = damped(technique, layer, technique.damping)
     root = inverse_root(technique, gram)
     inverse = root.T @ root
-    largest, step = (x[:, None] for x in row_grid(layer.weight, None, levels))
+    of, scales = GRIDS[technique.grid], technique.scales
+    largest = row_largest(layer.weight, None)[:, None]
+    step = stored(largest / float(of.reach(levels)), scales).to(wide(layer.weight))
     weight = layer.weight.to(torch.float64).masked_fill(dead, 0)
     for part in chunks(rows, Greedy.memory(columns, columns), weight.device):
         greedy = Greedy(weight[part], inverse, columns)
         every = torch.arange(len(weight[part]), device=weight.device)
+        rounding = Rounding(largest[part], step[part], levels, technique.rounding, of, scales)
+        values = torch.empty_like(weight[part], dtype=dtype)
         for _ in range(columns):
-            targets = on_grid(greedy.weights, largest[part], step[part], levels, technique.rounding, dtype)
+            targets = rounding.into(values, greedy.weights.clone()).to(torch.float64)
             chosen = greedy.scores(greedy.weights - targets).argmin(dim=1)
             greedy.fix(chosen, targets[every, chosen])
-    grid = Grid(step.expand(rows, columns), levels, rows)
+    grid = Grid(step.expand(rows, columns), levels, rows, scale_bits=scale_bits(scales), below=of.below)
     return replace(layer, weight=weight.to(dtype), format=replace(layer.format, grid=grid, rank=None))

@@ -7,8 +7,11 @@ from dataclasses import replace
 import torch
 
 from compcomp.encodings.sparse_gpt import SparseGPT
-from compcomp.kernels._second_order import decomposed, on_grid, row_grid, spread
-from compcomp.kernels._shared import Tensor, check, smallest
+from compcomp.kernels._scales import stored
+from compcomp.kernels._second_order import Rounding, decomposed, row_largest, spread
+from compcomp.kernels._shared import Tensor, check, smallest, wide
+from compcomp.layers.grids import GRIDS
+from compcomp.layers.scales import scale_bits
 from compcomp.layers.state import Grid, LayerState
 
 
@@ -27,7 +30,12 @@ def kernel(technique: SparseGPT, layer: LayerState) -> LayerState:
     (rows, columns), levels = layer.weight.shape, technique.levels
     known = decomposed(technique, layer, technique.damping, "left_to_right")
     held = layer.format.mask if technique.mask == "kept" else None
-    largest, step = (None, None) if levels is None else row_grid(layer.weight, held, levels)
+    of, step, rounding = GRIDS[technique.grid], None, None
+    if levels is not None:
+        largest = row_largest(layer.weight, held)
+        step = stored(largest / float(of.reach(levels)), technique.scales).to(wide(layer.weight))
+        rounding = Rounding(largest, step, levels, technique.rounding, of, technique.scales)
+        value = torch.empty_like(step, dtype=layer.weight.dtype)
     work = layer.weight.to(torch.float64).T.clone(memory_format=torch.contiguous_format)
     work[known.dead] = 0
     dropped = torch.empty_like(work, dtype=torch.bool)  # in x out
@@ -46,15 +54,16 @@ def kernel(technique: SparseGPT, layer: LayerState) -> LayerState:
         dropped[part] = taken if gone is None else taken | gone[part]
 
     def final_values(j: int, values: Tensor) -> Tensor:
-        if levels is not None and largest is not None and step is not None:
-            values.copy_(on_grid(values, largest, step, levels, technique.rounding, layer.weight.dtype))
+        if rounding is not None:
+            values.copy_(rounding.into(value, values))
         return values.masked_fill_(dropped[j], 0)
 
     spread(work, known.coupling, final_values, size or technique.block, enter)
     weight = work.T.to(layer.weight.dtype, memory_format=torch.contiguous_format)
     grid = None
     if levels is not None and step is not None:
-        grid = Grid(step[:, None].expand(rows, columns), levels, rows)
+        every = step[:, None].expand(rows, columns)
+        grid = Grid(every, levels, rows, scale_bits=scale_bits(technique.scales), below=of.below)
     form = replace(layer.format, grid=grid, rank=None)
     if technique.mask == "ignored":
         form = replace(form, mask=None, pattern=None, cut=None)

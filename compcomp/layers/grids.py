@@ -49,6 +49,9 @@ GRIDS = {
   AutoRound).
 """
 
+UNSIGNED = tuple(name for name, of in GRIDS.items() if not of.signed)
+"""The grids whose steps are not negative."""
+
 
 def extreme(weights: Iterable[Term]) -> Term:
     """Return the first weight of largest magnitude, with its sign."""

@@ -21,6 +21,7 @@ COLUMN_BY_COLUMN = [
     *(GPTQ(bits=4, **GIVEN), GPTQ(bits=3, group=16, **GIVEN), GPTQ(bits=3, group=48, **GIVEN), GPTQ(bits=4, group=8)),
     *(GPTQ(bits=4, group=16, static_groups=False), GPTQ(bits=4, mask="kept"), GPTQ(bits=2, rounding="half_away")),
     *(GPTQ(bits=4, grid="full_range"), GPTQ(bits=3, group=16, static_groups=False, grid="clipped")),
+    GPTQ(bits=4, group=16, static_groups=False, grid="full_range", scales="bfloat16"),
     *(SparseGPT("1/2"), SparseGPT("1/2", block=16), SparseGPT("1/2", block=48, bits=4), SparseGPT("1/2", block=37)),
     *(SparseGPT("1/2", pattern="2:4"), SparseGPT("1/4", pattern="3:4", bits=3, mask="kept")),
 ]
@@ -164,17 +165,29 @@ def test_the_smallest_of_few_along_either_dimension(count: int, size: int, ties:
     assert torch.equal(_shared.smallest(scores.T.contiguous(), count, ties, dim=0).T, taken)
 
 
-@pytest.mark.parametrize("group", [None, 2])
-@pytest.mark.parametrize("grid", ["full_range", "narrow_step"])
-def test_gptq_is_its_encoding_on_other_grids(grid: str, group: int | None) -> None:
+@pytest.mark.parametrize(
+    "technique",
+    [
+        *(GPTQ(bits=3, group=group, grid=grid) for group in (None, 2) for grid in ("full_range", "narrow_step")),
+        *(OBQ(bits=3, grid=grid) for grid in ("full_range", "narrow_step")),
+        SparseGPT("1/2", block=2, bits=3, grid="full_range"),
+        SparseGPT("1/2", pattern="2:4", bits=3, grid="narrow_step", mask="kept"),
+    ],
+    ids=str,
+)
+def test_other_grids_are_those_of_the_encoding(technique: Technique) -> None:
     """On the full-range grid the largest weight of each group is at a midpoint, so that few layers are clear."""
-    assert check_encoding(GPTQ(bits=3, group=group, grid=grid), max_examples=30).clear >= 6
+    assert check_encoding(technique, max_examples=30).clear >= 6
 
 
-@pytest.mark.parametrize("group", [None, 16])
+@pytest.mark.parametrize("kind", ["GPTQ", "GPTQ in groups", "OBQ", "SparseGPT"])
 @pytest.mark.parametrize(("grid", "reach"), [("full_range", 7.5), ("narrow_step", 7), ("clipped", 8)])
-def test_gptq_goes_beyond_the_range_to_the_last_value(grid: str, reach: float, group: int | None) -> None:
-    start, technique = tensors((16, 48)), GPTQ(bits=4, group=group, grid=grid)
+def test_weights_beyond_the_range_go_to_the_last_value(grid: str, reach: float, kind: str) -> None:
+    start, group = tensors((16, 48)), 16 if kind == "GPTQ in groups" else None
+    technique: Technique = {
+        "OBQ": OBQ(bits=4, grid=grid),
+        "SparseGPT": SparseGPT("1/10", bits=4, grid=grid),
+    }.get(kind, GPTQ(bits=4, group=group, grid=grid))
     after = technique.kernel()(technique, start)
     kept = after.format.grid
     assert kept is not None
@@ -183,4 +196,7 @@ def test_gptq_goes_beyond_the_range_to_the_last_value(grid: str, reach: float, g
     torch.testing.assert_close(kept.step, steps, rtol=1e-6, atol=0)
     levels = after.weight / kept.step
     torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-5)
-    assert (levels.round().amin(), levels.round().amax()) == (-8, 7) == (kept.lowest, kept.levels)
+    least, most = levels.round().aminmax()
+    assert (kept.lowest, kept.levels) == (-8, 7) and most == 7
+    # No update of OBQ takes a weight past its nearest value, and one of SparseGPT rarely past the largest weight.
+    assert least in {("narrow_step", "OBQ"): (-7,), ("narrow_step", "SparseGPT"): (-8, -7)}.get((grid, kind), (-8,))
