@@ -15,11 +15,8 @@ from typer.testing import CliRunner
 
 import compcomp as cc
 from compcomp.cli import app
-from compcomp.exporting.export import check, modules_of
-from compcomp.formats.saved import saved_model
 from compcomp.formats.writers import WRITERS
 from compcomp.layers.state import LayerState
-from compcomp.models.checkpoint import Checkpoint
 from tests.exporting.models import compressed, llama, loaded, logits_of, weights_of
 from tests.helpers import refused
 
@@ -466,9 +463,6 @@ def test_the_commands(small: Path, four: Path, tmp_path: Path) -> None:
     )
 
 
-def test_every_format_is_listed_with_what_fits_it(four: Path) -> None:
+def test_every_format_is_listed() -> None:
     page = (Path(__file__).parents[2] / "docs" / "exporting.md").read_text(encoding="utf-8")
-    model = saved_model(four, *modules_of(Checkpoint(four).model))
-    for name, writer in WRITERS.items():
-        assert f"| `{name}` |" in page and writer.needs in page
-    check(WRITERS["gptq"], model)
+    assert [name for name in WRITERS if f"| `{name}` |" not in page] == []
