@@ -13,7 +13,7 @@ from compcomp.formats.compressed_tensors import quantization
 from compcomp.formats.numbers import NF4, Array, nibbles
 from compcomp.formats.stored import Block, Claim, Layer, StoredGrid, total
 from compcomp.formats.tensors import WHERE, Tensor, Tensors, needed
-from compcomp.formats.writing import Part, SavedLayer, SavedModel, Structure, TensorWriter
+from compcomp.formats.writing import Part, SavedLayer, SavedModel, Structure, TensorWriter, shared_linear
 
 FORMAT = "bitsandbytes"
 BLOCKS = (64, 128, 256, 512, 1024, 2048, 4096)
@@ -116,6 +116,8 @@ class BitsAndBytes(TensorWriter):
         return None
 
     def misfit_of_model(self, model: SavedModel) -> str | None:
+        if reason := shared_linear(model):
+            return reason
         for name, layer in model.layers.items():
             if layer.weight.dtype not in DTYPES:
                 return f"{name} is in {layer.weight.dtype}, and it has {', '.join(DTYPES)}"

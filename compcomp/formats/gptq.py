@@ -12,7 +12,7 @@ from compcomp.formats.compressed_tensors import quantization
 from compcomp.formats.numbers import Array, packed, unpacked
 from compcomp.formats.stored import Block, Claim, Layer, StoredGrid, total
 from compcomp.formats.tensors import WHERE, Tensor, Tensors, needed
-from compcomp.formats.writing import Part, SavedLayer, SavedModel, Structure, TensorWriter, uncommon
+from compcomp.formats.writing import Part, SavedLayer, SavedModel, Structure, TensorWriter, shared_linear, uncommon
 
 FORMAT = "GPTQ"
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
@@ -116,6 +116,8 @@ class GPTQ(TensorWriter):
         return None
 
     def misfit_of_model(self, model: SavedModel) -> str | None:
+        if reason := shared_linear(model):
+            return reason
         found = {self._settings(layer.structure): name for name, layer in model.layers.items()}
         if len(found) > 1:
             one, other = list(found.values())[:2]

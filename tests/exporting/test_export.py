@@ -15,8 +15,11 @@ from typer.testing import CliRunner
 
 import compcomp as cc
 from compcomp.cli import app
+from compcomp.exporting.export import check, modules_of
+from compcomp.formats.saved import saved_model
 from compcomp.formats.writers import WRITERS
 from compcomp.layers.state import LayerState
+from compcomp.models.checkpoint import Checkpoint
 from tests.exporting.models import compressed, llama, loaded, logits_of, weights_of
 from tests.helpers import refused
 
@@ -423,6 +426,37 @@ def test_components_that_are_not_of_the_weights_are_refused(four: Path, tmp_path
         f"layer {NAME}, whose components do not give its weight",
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"shape": [96]}, "whose entry of"),
+        ({"shape": [64, 96]}, "levels of shape (96, 64), not (64, 96)"),
+        ({"bits": None}, "whose entry of"),
+        ({"codes": ["1/0"]}, "whose entry of"),
+        ({"levels": "seven"}, "whose entry of"),
+        ({"levels": 3}, "integers from -3 to 11 in 3 bits"),
+    ],
+)
+def test_a_damaged_description_is_refused(change: dict[str, object], reason: str, four: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    shutil.copytree(four, saved)
+    about = json.loads((saved / "compcomp.json").read_text())
+    about["layers"][NAME] |= change
+    about["layers"][NAME] |= {"lowest": -3} if change == {"levels": 3} else {}
+    (saved / "compcomp.json").write_text(json.dumps(about))
+    refused(lambda: cc.export(saved, tmp_path / "out", "compressed-tensors"), reason)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_linear_layers_that_share_a_weight_are_refused(four: Path) -> None:
+    """Such models are rare in transformers, so two layers are said to be one here."""
+    one, other = NAME, "model.layers.1.mlp.up_proj"
+    modules, _ = modules_of(Checkpoint(four).model)
+    model = saved_model(four, modules, {other: one})
+    for name in ("compressed-tensors", "gptq"):
+        refused(lambda: check(WRITERS[name], model), f"{one} and {other} share a compressed weight")  # noqa: B023
 
 
 def test_layers_of_gpt2_are_refused(tmp_path: Path) -> None:
