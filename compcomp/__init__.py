@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from compcomp.compress import apply as apply
     from compcomp.errors import InputError as InputError
     from compcomp.errors import Interrupted as Interrupted
+    from compcomp.exporting.export import Exported as Exported
+    from compcomp.exporting.export import export as export
     from compcomp.inspecting.inspect import Inspection as Inspection
     from compcomp.inspecting.inspect import inspect as inspect
     from compcomp.language.claim import Claim as Claim
@@ -62,6 +64,8 @@ _HOMES = {
     "ANY": "compcomp.language.parameters",
     "InputError": "compcomp.errors",
     "Interrupted": "compcomp.errors",
+    "Exported": "compcomp.exporting.export",
+    "export": "compcomp.exporting.export",
     "Inspection": "compcomp.inspecting.inspect",
     "inspect": "compcomp.inspecting.inspect",
     "Claim": "compcomp.language.claim",

@@ -318,6 +318,9 @@ def apply(
     calibrate: Annotated[str, typer.Option(help="sequential, block or dense (docs/calibration.md).")] = "sequential",
     targets: Annotated[list[str] | None, typer.Option(help="Layers to compress; all of them by default.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Layers to leave alone; by default lm_head.")] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", help="As of export; by default dense, with components.")
+    ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -334,17 +337,43 @@ def apply(
     order = parse_sequence(sequence)
     batches = None if text is None else token_batches(model, text, length, windows, batch_size)
     with shown(progress=True) as progress:
-        found = compress_checkpoint(
-            order,
-            model,
-            out,
-            batches,
-            device or "auto",
-            targets or None,
-            ignore or ("lm_head",),
-            calibrate=calibrate,
-            on_block=lambda done, total, name: progress.report("apply", done, total, f"{name}: {order}"),
-        )
+        how: dict[str, Any] = {
+            "calibration": batches,
+            "device": device or "auto",
+            "targets": targets or None,
+            "ignore": ignore or ("lm_head",),
+            "calibrate": calibrate,
+            "on_block": lambda done, total, name: progress.report("apply", done, total, f"{name}: {order}"),
+        }
+        if form is None:
+            found, lines = compress_checkpoint(order, model, out, **how), ""
+        else:
+            from compcomp.exporting.compressing import compress_and_export
+
+            found, written = compress_and_export(order, model, out, form, **how)
+            lines = f"{written}\n"
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        sys.stdout.write(f"{found}\n{lines}")
+
+
+@app.command()
+def export(
+    directory: Annotated[Path, typer.Argument(help="A folder that apply, optimize or plan.save wrote.")],
+    form: Annotated[str, typer.Option("--format", help="compressed-tensors, gptq or dense (docs/exporting.md).")],
+    out: Annotated[Path, typer.Option("--out", help="Where the converted model goes.")],
+    as_json: Json = False,
+) -> None:
+    """Convert a compressed model to a format that runtimes read (docs/exporting.md).
+
+    Layers are converted one after another, and nothing in the folder is executed.
+    The content of --out stays until the new files are complete.
+    """
+    from compcomp.exporting.export import export as converted
+
+    with _waiting(f"writing {out}"):
+        found = converted(directory, out, form)
     if as_json:
         _print_json(found.to_json())
     else:

@@ -73,20 +73,40 @@ class Plan(PlanData):
             bench.write(planned(self, bench))
         return model
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: str | Path, format: str | None = None) -> None:
         """Write ``plan.json``, and the compressed model if the plan was measured on one.
 
         ``plan.json`` has the outcome of each order too. If there are more than 5040 orders, their outcomes are written
         to ``accounts.tsv``, with numbers for techniques and proofs.
+
+        Args:
+            directory: The directory to write to, new or existing.
+            format: The format of the model's files, as of :func:`compcomp.export`. None: dense weights,
+                and the parts of the compressed layers next to them.
+
+        Raises:
+            InputError: The model cannot be written there, or the order does not fit the format.
         """
         folder = Path(directory)
         if self.setting.bench is not None:  # save refuses what cannot be written before it writes anything
-            from compcomp.models.save import save
-
             with self.setting.unchanged("Plan.save") as bench:
-                about = {"order": str(self.order), "optimality": self.optimality, "layer_orders": self.layer_orders}
-                save(bench.model, planned(self, bench), folder, about)
+                self._save_model(bench, folder, format)
+        elif format is not None:
+            raise InputError(f"format={format!r}", "a plan that was made with a model", "Plan.save")
         save_plan(self, folder)
+
+    def _save_model(self, bench: ModelBench, folder: Path, format: str | None) -> None:
+        from compcomp.models.save import save
+
+        about = {"order": str(self.order), "optimality": self.optimality, "layer_orders": self.layer_orders}
+        if format is None:
+            save(bench.model, planned(self, bench), folder, about)
+            return
+        from compcomp.exporting.compressing import exported
+
+        layers = {name: self.own_orders.get(name, self.order) for name in bench.layer_names()}
+        with exported(bench.model, layers, folder, format) as draft:
+            save(bench.model, planned(self, bench), draft, about)
 
     def export_recipe(self, tool: str, path: str | Path | None = None) -> str:
         """Return the plan's order as a recipe of another tool, and write it to a file if one is given.

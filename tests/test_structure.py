@@ -38,9 +38,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"bench", "layers", "language", "kernels"},
     "formats": set(),
     "inspecting": {"record", "language", "formats"},
+    "exporting": {"record", "layers", "language", "models", "formats"},
     "reporting": {"layers", "language", "ordering", "formats", "inspecting"},
     "compress": {"language", "ordering", "models", "reporting"},
-    "plan": {"language", "ordering", "models", "compress", "reporting", "auditing"},
+    "plan": {"language", "ordering", "models", "compress", "reporting", "auditing", "exporting"},
 }
 MAY_IMPORT["optimize"] = set(MAY_IMPORT)
 MAY_IMPORT["recipe"] = {"language", "ordering", "models"}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -238,68 +239,69 @@ class CompressedTensors(TensorWriter):
     A symmetric level k of b bits is stored as k + 2^(b-1). With a zero point z, the level k (from 0) and z are stored
     as they are, and read as k - 2^(b-1) and z - 2^(b-1). Steps are stored in the model's dtype, to which transformers
     rounds them at any rate.
+
+    Levels of embeddings are stored as ``int-quantized``, 8 bits each, since transformers does not load packed
+    embeddings. An output head that shares the weight has steps of its own.
     """
 
     name: ClassVar[str] = "compressed-tensors"
     needs: ClassVar[str] = "integers of 1 to 8 bits, with a step for each group of a row, row or matrix"
 
     def misfit(self, layer: Structure) -> str | None:
-        if not layer.on_grid:
-            return "its weights lie on no grid, and compressed-tensors no longer writes sparse weights alone"
         if reason := uncommon(layer):
             return reason
-        if self._bits(layer) > 8:
-            return f"its levels take {self._bits(layer)} bits, and at most 8 can be packed"
+        if not layer.on_grid:
+            return "its weights lie on no grid, and compressed-tensors no longer writes sparse weights alone"
+        if _bits(layer) > 8:
+            return f"its levels take {_bits(layer)} bits, and it has at most 8"
         if layer.module not in MODULES:
-            return f"its module is {layer.module}, and only {' and '.join(MODULES)} can be packed"
+            return f"its module is {layer.module}, and it has {' and '.join(MODULES)}"
         return None
-
-    def misfit_of_model(self, model: SavedModel) -> str | None:
-        for name, owner in model.tied.items():
-            if owner in model.layers or name in model.layers:
-                return f"{name} and {owner} share a compressed weight, which transformers does not load"
-        return None
-
-    @staticmethod
-    def _bits(layer: Structure) -> int:
-        assert layer.lowest is not None and layer.highest is not None
-        if layer.offsets:
-            return max(1, layer.highest.bit_length())
-        return 1 + max(layer.highest, -1 - layer.lowest).bit_length()
 
     def tensors(self, layer: SavedLayer) -> dict[str, Part]:
-        structure = layer.structure
-        bits, symmetric = self._bits(structure), not structure.offsets
-        codes = layer.levels().astype(np.int64) + (1 << (bits - 1) if symmetric else 0)
-        scales = layer.per_group("scales")
-        found = {
+        structure, found = layer.structure, self._steps(layer)
+        bits, symmetric = _bits(structure), not structure.offsets
+        if structure.module == "Embedding":
+            levels = layer.levels().astype(np.int16) - (0 if symmetric else 1 << (bits - 1))
+            return {"weight": Part.of(levels, "I8"), **found}
+        codes = layer.levels().astype(np.int16) + (1 << (bits - 1) if symmetric else 0)
+        return {
             "weight_packed": Part.of(packed(codes, bits), "I32"),
-            "weight_scale": Part.of(scales.reshape(-1) if structure.group == 0 else scales, self.step_dtype(layer)),
             "weight_shape": Part.of(np.array(structure.shape), "I64"),
+            **found,
         }
-        if not symmetric and structure.group == 0:
-            found["weight_zero_point"] = Part.of(layer.zero_points().reshape(-1) - (1 << (bits - 1)), "I8")
-        elif not symmetric:
+
+    def _steps(self, layer: SavedLayer) -> dict[str, Part]:
+        """Return the tensors with a number for each group."""
+        structure, scales = layer.structure, layer.per_group("scales")
+        bits, shape = _bits(structure), (1,) if structure.group == 0 else scales.shape
+        found = {"weight_scale": Part.of(scales.reshape(shape), self.step_dtype(layer))}
+        if structure.offsets and structure.group and structure.module != "Embedding":
             found["weight_zero_point"] = Part.of(packed(layer.zero_points().T, bits).T, "I32")
+        elif structure.offsets:
+            found["weight_zero_point"] = Part.of(layer.zero_points().reshape(shape) - (1 << (bits - 1)), "I8")
         return found
 
+    def shared(self, model: SavedModel) -> Iterator[tuple[str, Part]]:
+        for name, owner in model.tied.items():
+            if owner in model.layers:
+                for own, part in self._steps(model.layers[owner]).items():
+                    yield f"{name}.{own}", part
+
     def settings(self, model: SavedModel) -> dict[str, Any]:
-        schemes: dict[tuple[int, int | None, str, bool], list[str]] = {}
+        schemes: dict[_Scheme, list[str]] = {}
         for name, layer in model.layers.items():
-            structure = layer.structure
-            group = None if structure.group in (0, structure.shape[1]) else structure.group
-            strategy = "group" if group else "channel" if structure.group else "tensor"
-            schemes.setdefault((self._bits(structure), group, strategy, not structure.offsets), []).append(name)
-        classes = {model.modules.get(name) for name in model.layers}
-        alone = len(schemes) == 1 and classes == {"Linear"}
-        groups = {
-            f"group_{number}": _scheme(scheme, ["Linear"] if alone else names)
-            for number, (scheme, names) in enumerate(schemes.items())
-        }
+            heads = [head for head, owner in model.tied.items() if owner == name]
+            schemes.setdefault(_Scheme.of(layer.structure), []).extend([name, *heads])
+        alone = len(schemes) == 1 and {layer.structure.module for layer in model.layers.values()} == {"Linear"}
         left = [name for name, kind in model.modules.items() if kind == "Linear" and name not in model.layers]
+        formats = {scheme.format for scheme in schemes}
         return {
-            "config_groups": groups,
-            "format": "pack-quantized",
+            "config_groups": {
+                f"group_{number}": scheme.to_json(["Linear"] if alone else names)
+                for number, (scheme, names) in enumerate(schemes.items())
+            },
+            "format": formats.pop() if len(formats) == 1 else "mixed-precision",
             "global_compression_ratio": None,
             "ignore": left if alone else [],
             "kv_cache_scheme": None,
@@ -311,27 +313,46 @@ class CompressedTensors(TensorWriter):
         }
 
 
-def _scheme(scheme: tuple[int, int | None, str, bool], targets: list[str]) -> dict[str, Any]:
-    """Return one of ``config_groups``."""
-    bits, group, strategy, symmetric = scheme
-    weights: dict[str, Any] = {
-        "actorder": None,
-        "block_structure": None,
-        "dynamic": False,
-        "group_size": group,
-        "num_bits": bits,
-        "observer": "memoryless_minmax",
-        "observer_kwargs": {},
-        "scale_dtype": None,
-        "strategy": strategy,
-        "symmetric": symmetric,
-        "type": "int",
-        "zp_dtype": None if symmetric else "torch.int8",
-    }
-    return {
-        "format": "pack-quantized",
-        "input_activations": None,
-        "output_activations": None,
-        "targets": targets,
-        "weights": weights,
-    }
+def _bits(layer: Structure) -> int:
+    """Return the bits of a two's complement that holds the levels, or of the levels counted from 0."""
+    assert layer.lowest is not None and layer.highest is not None
+    if layer.offsets:
+        return max(1, layer.highest.bit_length())
+    return 1 + max(layer.highest, -1 - layer.lowest).bit_length()
+
+
+@dataclass(frozen=True)
+class _Scheme:
+    """Hold the settings that layers of one entry of ``config_groups`` have in common."""
+
+    format: str
+    bits: int
+    group: int | None
+    strategy: str
+    symmetric: bool
+
+    @classmethod
+    def of(cls, layer: Structure) -> _Scheme:
+        group = None if layer.group in (0, layer.shape[1]) else layer.group
+        strategy = "group" if group else "channel" if layer.group else "tensor"
+        name = "int-quantized" if layer.module == "Embedding" else "pack-quantized"
+        return cls(name, _bits(layer), group, strategy, not layer.offsets)
+
+    def to_json(self, targets: list[str]) -> dict[str, Any]:
+        """Return the entry of ``config_groups``."""
+        weights: dict[str, Any] = {
+            "actorder": None,
+            "block_structure": None,
+            "dynamic": False,
+            "group_size": self.group,
+            "num_bits": self.bits,
+            "observer": "memoryless_minmax",
+            "observer_kwargs": {},
+            "scale_dtype": None,
+            "strategy": self.strategy,
+            "symmetric": self.symmetric,
+            "type": "int",
+            "zp_dtype": None if self.symmetric else "torch.int8",
+        }
+        none = {"input_activations": None, "output_activations": None}
+        return {"format": self.format, **none, "targets": targets, "weights": weights}

@@ -247,6 +247,12 @@ def _mxfp4(raw: Array) -> tuple[Array, Array | None]:
 _DECODERS = {"Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q5_1": _q5_1, "Q8_0": _q8_0, "MXFP4": _mxfp4}
 
 
+def decoded_blocks(name: str, blocks: Array) -> Array:
+    """Return the weights (float32, in order) of blocks of a type, one after another in an array of bytes."""
+    (kind,) = (kind for kind in TYPES.values() if kind.name == name)
+    return _DECODERS[name](blocks.reshape(-1, kind.nbytes))[0]
+
+
 def _by_package(name: str) -> Any:
     """Return the dequantizer of the package gguf for a type, or None if it is not installed."""
     try:

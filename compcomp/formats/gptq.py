@@ -101,10 +101,10 @@ class GPTQ(TensorWriter):
     needs: ClassVar[str] = "integers of 2, 3, 4 or 8 bits in Linear layers, all with one group size"
 
     def misfit(self, layer: Structure) -> str | None:
-        if not layer.on_grid:
-            return "its weights lie on no grid"
         if reason := uncommon(layer):
             return reason
+        if not layer.on_grid:
+            return "its weights lie on no grid"
         if self._bits(layer) not in BITS:
             return f"its levels take {self._bits(layer)} bits, and readers know {', '.join(map(str, BITS))}"
         if layer.group == 0:

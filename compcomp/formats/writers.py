@@ -5,6 +5,7 @@ from __future__ import annotations
 from compcomp.errors import InputError
 from compcomp.formats.compressed_tensors import CompressedTensors
 from compcomp.formats.dense import Dense
+from compcomp.formats.gguf_writing import GGUF, GGUFDense, GGUFRounded
 from compcomp.formats.gptq import GPTQ
 from compcomp.formats.writing import Writer
 
@@ -13,6 +14,9 @@ WRITERS: dict[str, Writer] = {
     for writer in (
         CompressedTensors(),
         GPTQ(),
+        GGUF(),
+        GGUFRounded(),
+        GGUFDense(),
         Dense(),
     )
 }

@@ -170,7 +170,7 @@ class Part:
 
 
 def uncommon(layer: Structure) -> str | None:
-    """Return what a layer on a grid has that no format of integers with steps can hold, or None."""
+    """Return what a layer has that no format of integers with steps can hold, or None."""
     if layer.codes is not None:
         return "its values are those of a codebook, which are no integers"
     if layer.basis:
@@ -179,7 +179,7 @@ def uncommon(layer: Structure) -> str | None:
         return f"it has a low-rank term of rank {layer.branch}"
     if layer.offsets == "minimum":
         return "its offsets are no whole numbers of steps below zero, so there are no integer zero points"
-    if layer.group is None:
+    if layer.on_grid and layer.group is None:
         return "its steps are not shared by runs of weights of one row"
     return None
 
@@ -226,12 +226,11 @@ class Writer(ABC):
         step = rounded_to(layer.per_group("scales"), self.step_dtype(layer))
         levels, structure = layer.levels(), layer.structure
         if structure.codes is not None:
-            values = np.array([float(code) for code in structure.codes])[levels]
-        elif structure.offsets == "zero point":
-            values = levels.astype(np.int32) - layer.spread(layer.zero_points())
-        else:
-            values = levels
-        return np.asarray(values.astype(np.float64) * layer.spread(step), np.float32)
+            codes = np.array([float(code) for code in structure.codes])
+            return (codes[levels] * layer.spread(step)).astype(np.float32)
+        if structure.offsets == "zero point":
+            levels = levels.astype(np.int32) - layer.spread(layer.zero_points())
+        return levels.astype(np.float32) * layer.spread(step)  # whole numbers are exact, so this rounds once
 
 
 class TensorWriter(Writer):
@@ -245,6 +244,10 @@ class TensorWriter(Writer):
     def settings(self, model: SavedModel) -> dict[str, Any]:
         """Return the ``quantization_config``; {} for none."""
 
+    def shared(self, model: SavedModel) -> Iterable[tuple[str, Part]]:
+        """Return further tensors by their full names, such as those of a module that shares a compressed weight."""
+        return ()
+
     def write(self, model: SavedModel, folder: Path) -> None:
         write_shards(self._parts(model), folder)
         if settings := self.settings(model):
@@ -256,11 +259,12 @@ class TensorWriter(Writer):
         for name, layer in model.layers.items():
             for own, part in self.tensors(layer).items():
                 yield f"{name}.{own}", part
+        yield from self.shared(model)
         for name, tensor in model.others.items():
             yield name, Part.copied(tensor)
 
 
-def write_shards(parts: Iterable[tuple[str, Part]], folder: Path, limit: int = SHARD) -> None:
+def write_shards(parts: Iterable[tuple[str, Part]], folder: Path) -> None:
     """Write tensors to ``model.safetensors``, or to several files with an index if they have more bytes than a shard.
 
     Memory holds one tensor at a time.
@@ -268,7 +272,7 @@ def write_shards(parts: Iterable[tuple[str, Part]], folder: Path, limit: int = S
     shards: list[_Shard] = []
     places: dict[str, int] = {}
     for name, part in parts:
-        if not shards or (shards[-1].size and shards[-1].size + len(part.raw) > limit):
+        if not shards or (shards[-1].size and shards[-1].size + len(part.raw) > SHARD):
             if shards:
                 shards[-1].finish()
             shards.append(_Shard(folder / f".shard-{len(shards)}"))

@@ -347,7 +347,7 @@ class _Stream:
             save_file(stored, self.draft / self._file(None), metadata={"format": "pt"})
             size = sum((self.draft / file).stat().st_size for file in set(weights.values()))
             (self.draft / INDEX).write_text(index_of(weights, size), encoding="utf-8")
-            for path in filter(_is_kept, self.source.iterdir()):
+            for path in filter(is_kept, self.source.iterdir()):
                 shutil.copyfile(path, self.draft / path.name)
             (self.draft / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
             put_in_place(self.draft, self.target, without=DONE)
@@ -355,7 +355,7 @@ class _Stream:
         return Compressed(self.target, rate, whole, size, self.outside, self.resumed, tuple(self.notes))
 
 
-def _is_kept(path: Path) -> bool:
+def is_kept(path: Path) -> bool:
     """Return True for a file of a checkpoint that is not about its weights: configurations, tokenizers, templates."""
     weights = path.suffix in (".safetensors", ".bin", ".gguf", ".pt", ".pth") or path.name.endswith(".index.json")
     return path.is_file() and not weights and path.name not in (ABOUT, DONE)
