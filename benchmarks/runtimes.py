@@ -225,8 +225,8 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> None:
         "is how far below its best token that model puts the runtime's, at most. Its logits spread by "
         f"{rows[0]['spread']:.1f} (standard deviation).",
         "",
-        "llama.cpp rounds the inputs of quantized layers to 8 bits, transformers does not. The row gguf-dense is the model of",
-        f"the row below it, without that rounding. Of the {of} weights that the packaged file of the model has as Q4_1,",
+        "llama.cpp rounds the inputs of quantized layers to 8 bits, transformers does not. The row gguf-dense is",
+        f"the model of the row below it without that rounding. Of the {of} weights that the packaged file has as Q4_1",
         f"{same} have the same bytes in ours, written from the levels and steps of the row with a minimum.",
         "",
         "| techniques | format | MB | run by | tokens/s | resident MB | same next tokens | behind |",

@@ -280,15 +280,16 @@ class Choices:
         """Return any number, for an outcome of which nothing is known. ``usual`` is one possible outcome."""
         return usual
 
-    def grid_value(self, x: Term, step: Term, levels: int) -> Term:
-        """Return any of ``k * step``, ``|k| <= levels``, for an outcome of which nothing more is known.
+    def grid_value(self, x: Term, step: Term, levels: int, below: int = 0) -> Term:
+        """Return any of ``k * step``, ``-levels - below <= k <= levels``, of an outcome of which no more is known.
 
         Args:
             x: the number whose nearest value is the usual outcome.
-            step: the distance between neighbouring values.
-            levels: the number of values on each side of 0.
+            step: the distance between neighbouring values. It may be negative if ``below`` is not 0.
+            levels: the number of positive k.
+            below: how many more negative k there are.
         """
-        return nearest(x, step, levels, "half_even", self)
+        return (nearest_mirrored if below else nearest)(x, step, levels, "half_even", self, below)
 
     def context(self, term: Term) -> Term:
         """Return a group's shared context (its scale). The prover may replace it by a term that is proved equal."""
@@ -315,10 +316,12 @@ class RandomChoices(Choices):
     def number(self, usual: Term) -> Term:
         return usual + Fraction(int(self._random.integers(-8, 9)), 4)
 
-    def grid_value(self, x: Term, step: Term, levels: int) -> Term:
+    def grid_value(self, x: Term, step: Term, levels: int, below: int = 0) -> Term:
         """Return the nearest value, one of its neighbours, or any value."""
-        move, far, level = (int(self._random.integers(*ends)) for ends in ((-1, 2), (0, 2), (-levels, levels + 1)))
-        return step * level if far else super().grid_value(x + move * step, step, levels)
+        move, far, level = (
+            int(self._random.integers(*ends)) for ends in ((-1, 2), (0, 2), (-levels - below, levels + 1))
+        )
+        return step * level if far else super().grid_value(x + move * step, step, levels, below)
 
 
 class BatchChoices(Choices):
@@ -337,11 +340,11 @@ class BatchChoices(Choices):
     def number(self, usual: Term) -> Term:
         return usual + Batch(self._random.integers(-8, 9, size=self.size) / 4)
 
-    def grid_value(self, x: Term, step: Term, levels: int) -> Term:
+    def grid_value(self, x: Term, step: Term, levels: int, below: int = 0) -> Term:
         move, far, level = (
-            self._random.integers(*ends, size=self.size) for ends in ((-1, 2), (0, 2), (-levels, levels + 1))
+            self._random.integers(*ends, size=self.size) for ends in ((-1, 2), (0, 2), (-levels - below, levels + 1))
         )
-        near = super().grid_value(x + Batch(move) * step, step, levels)
+        near = super().grid_value(x + Batch(move) * step, step, levels, below)
         return If(Batch(far.astype(bool)), Batch(level) * step, near)
 
 
@@ -368,7 +371,7 @@ class SymbolicChoices(Choices):
     def number(self, usual: Term) -> Term:
         return self.real()
 
-    def grid_value(self, x: Term, step: Term, levels: int) -> Term:
+    def grid_value(self, x: Term, step: Term, levels: int, below: int = 0) -> Term:
         """Return any value of the grid, as a tree over a fresh real with up to :data:`LADDER_LEVELS` levels.
 
         Every leaf is reached by some real number, and the formula is linear.
@@ -377,7 +380,7 @@ class SymbolicChoices(Choices):
 
         if levels > LADDER_LEVELS:
             level = self.integer()
-            self.assume(z3.And(level >= -levels, level <= levels))
+            self.assume(z3.And(level >= -levels - below, level <= levels))
             return z3.ToReal(level) * step
         chosen = self.real()
 
@@ -387,7 +390,7 @@ class SymbolicChoices(Choices):
             k = (low + high) // 2
             return If(chosen <= k, tree(low, k), tree(k + 1, high))
 
-        return tree(-levels, levels)
+        return tree(-levels - below, levels)
 
     def real(self) -> Term:
         """Return a fresh real variable."""

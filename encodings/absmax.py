@@ -19,11 +19,11 @@ from compcomp.language.parameters import (
 )
 from compcomp.language.steps import GridMap
 from compcomp.language.technique import Declared, Fixtures, Hints, Technique
-from compcomp.layers.grids import GRIDS, extreme
+from compcomp.layers.grids import GRIDS, step_of
 from compcomp.layers.partition import Partition
-from compcomp.layers.scales import SCALES, scale_bits, stored
+from compcomp.layers.scales import SCALES, scale_bits
 from compcomp.layers.state import Grid, LayerState
-from compcomp.terms import ROUNDINGS, Abs, Div, Max, nearest, nearest_mirrored
+from compcomp.terms import ROUNDINGS, Abs, nearest, nearest_mirrored
 
 
 @parametrized
@@ -106,9 +106,7 @@ class AbsMax(Technique):
         weight, step = (np.empty(layer.weight.shape, dtype=object) for _ in range(2))
         groups = self.partition.groups(layer.weight.shape)
         for group in groups:
-            weights = [layer.weight[index] for index in group]
-            size = -extreme(weights) if of.signed else Max(map(Abs, weights))
-            unit = stored(Div(size, of.reach(levels)), self.scales, layer.choices)
+            unit = step_of([layer.weight[index] for index in group], of, levels, self.scales, layer.choices)
             for index in group:
                 weight[index] = to(layer.weight[index], unit, levels, self.rounding, layer.choices, of.below)
                 step[index] = unit

@@ -25,9 +25,10 @@ from compcomp.language.parameters import (
 )
 from compcomp.language.steps import GridMap, Optimum, Selection
 from compcomp.language.technique import Declared, Fixtures, Hints, Technique
+from compcomp.layers.grids import GRIDS, UNSIGNED
 from compcomp.layers.partition import Index, Partition
-from compcomp.layers.state import Grid, LayerState
-from compcomp.terms import ROUNDINGS, Abs, And, Array, Choices, If, Not, Sum, Term, each, nearest, reading, smallest
+from compcomp.layers.state import LayerState
+from compcomp.terms import ROUNDINGS, Abs, And, Array, Choices, If, Not, Sum, Term, each, reading, smallest
 
 TIES = ("first", "any")
 
@@ -36,12 +37,13 @@ TIES = ("first", "any")
 class JointPruneQuantize(Technique):
     """Drop ``int(n * sparsity)`` weights of every group of n and round the others, at the least sum of (w - w')^2.
 
-    Every other weight goes to the nearest of ``-L * s ... L * s``, L = 2^(bits-1) - 1, s = r * max|w| / L. Here max|w|
-    is over its scale group, and r is the clip ratio of that group. Keeping w instead of dropping it gains
-    w^2 - (w - q(w))^2 = q(w)(2w - q(w)). For each ratio the weights of least gain are dropped. The ratio of least error
-    is taken, the first among equals. So no other mask with as many zeros, ratio and levels has a smaller error. Nor
-    does any order of two steps that ends in such a weight. At one scale the gain grows with |w|. So the result differs
-    from pruning by magnitude and then rounding if a selection covers several scale groups, and by its clip ratios.
+    Every other weight goes to the nearest value of the grid of AbsMax, with the step times r, the clip ratio of its
+    scale group. The step follows from the largest weight of the group, dropped or not. Keeping w instead of dropping it
+    gains w^2 - (w - q(w))^2 = q(w)(2w - q(w)). For each ratio the weights of least gain are dropped. The ratio of least
+    error is taken, the first among equals. So no other mask with as many zeros, ratio and levels has a smaller error.
+    Nor does any order of two steps that ends in such a weight. At one scale of the narrow grid the gain grows with |w|.
+    So the result differs from pruning by magnitude and then rounding if a selection covers several scale groups, by its
+    clip ratios, and on other grids.
     sparsity: The share of weights to drop, in [0, 1), or Any in claims.
     bits: The bit width, 2 to 16, or Any in claims.
     pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row.
@@ -51,6 +53,8 @@ class JointPruneQuantize(Technique):
         selections inside a scale group, so that every scale group can choose on its own.
     ties: The weights dropped among equal gains at the threshold: "first" (lowest index) or "any".
     rounding: The rule for midpoints: "half_even", "half_up", "half_away" or "any".
+    grid: The levels and the step from the largest magnitude, as of AbsMax: "narrow", "full_range", "narrow_step" or
+        "clipped".
     The low-rank branch does not change and is not accounted for. Joint instead of sequential: [hu2026].
     """
 
@@ -62,6 +66,7 @@ class JointPruneQuantize(Technique):
     ratios: str = "1"
     ties: str = "first"
     rounding: str = "half_even"
+    grid: str = "narrow"
 
     kernel_module: ClassVar[str] = "compcomp.kernels.joint_prune_quantize"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {
@@ -78,6 +83,7 @@ class JointPruneQuantize(Technique):
             "ratios": ("1", "1, 1/2"),
             "ties": ("first",),
             "rounding": ("half_even",),
+            "grid": ("narrow", "full_range", "clipped"),
         }
     )
 
@@ -89,6 +95,7 @@ class JointPruneQuantize(Technique):
         object.__setattr__(self, "ratios", ", ".join(map(str, _ratios(self.ratios))))
         one_of(self.ties, TIES, "JointPruneQuantize.ties")
         one_of(self.rounding, ROUNDINGS, "JointPruneQuantize.rounding")
+        one_of(self.grid, UNSIGNED, "JointPruneQuantize.grid")
         selected = self.selection.partition
         if len(self.clip_ratios) > 1 and not selected.refines(self.grid_map.partition):
             raise InputError(
@@ -113,7 +120,8 @@ class JointPruneQuantize(Technique):
         """The quantizer at ratio 1."""
         partition = grid_partition(self.group, "tensor", "JointPruneQuantize")
         levels = ANY if isinstance(self.bits, Unknown) else 2 ** (self.bits - 1) - 1
-        return GridMap(Abs, levels, self.rounding, partition)
+        of = GRIDS[self.grid]
+        return GridMap(Abs, levels, self.rounding, partition, of.below, of.beyond)
 
     @property
     def partitions(self) -> tuple[Partition, ...]:
@@ -121,8 +129,9 @@ class JointPruneQuantize(Technique):
 
     def promises(self) -> Declared:
         selection, grid = self.selection, self.grid_map
-        # A weight of largest magnitude of each group is kept then, and finds the same grid again.
+        # A weight of largest magnitude of each group is kept then, is a value, and finds the same grid again.
         again = self.ties == "first" and selection.partition.refines(grid.partition) and max(self.clip_ratios) == 1
+        again = again and not grid.beyond
         return Declared(
             keeps=frozenset({"mask", "n:m", "shape", "factors"}),
             deterministic="any" not in (self.ties, self.rounding),
@@ -131,11 +140,11 @@ class JointPruneQuantize(Technique):
         )
 
     def hints(self) -> Hints:
-        return Hints() if isinstance(self.grid_map.levels, Unknown) else Hints(landmarks=(2 * self.grid_map.levels,))
+        return Hints() if isinstance(self.bits, Unknown) else Hints(landmarks=(int(2 * self.grid_map.reach),))
 
     def encode(self, layer: LayerState) -> LayerState:
         self.check(layer.weight.shape)
-        weight, levels, shape = layer.weight, self.grid_map.known_levels, layer.weight.shape
+        weight, of, shape = layer.weight, self.grid_map, layer.weight.shape
         groups = self.grid_map.partition.groups(shape)
         context = np.empty(shape, dtype=object)
         for group in groups:
@@ -144,7 +153,7 @@ class JointPruneQuantize(Technique):
                 context[index] = shared
         best: Outcome | None = None
         for ratio in self.clip_ratios:
-            step = each(lambda c, r=ratio: c * r / levels, context)
+            step = each(lambda c, unit=Fraction(ratio) / of.reach: c * unit, context)
             dropped, value = self._at_step(layer, step)
             best = (dropped, value, step) if best is None else _better(best, (dropped, value, step), layer, groups)
         assert best is not None
@@ -152,7 +161,7 @@ class JointPruneQuantize(Technique):
         mask = each(Not, dropped)
         if layer.format.mask is not None:
             mask = each(And, layer.format.mask, mask)
-        form = replace(self.selection.format_after(layer.format, mask), grid=Grid(step, levels, len(groups)))
+        form = replace(self.selection.format_after(layer.format, mask), grid=of.grid(step, len(groups)))
         return replace(layer, weight=value, format=form)
 
     def _at_step(self, layer: LayerState, step: Array) -> tuple[Array, Array]:
@@ -160,8 +169,8 @@ class JointPruneQuantize(Technique):
 
         The weights of least gain are dropped.
         """
-        levels, choices = self.grid_map.known_levels, layer.choices
-        value = each(lambda w, s: nearest(w, s, levels, self.rounding, choices), layer.weight, step)
+        of, choices = self.grid_map, layer.choices
+        value = each(lambda w, s: of.rounded(w, s, choices), layer.weight, step)
         gain = each(lambda w, q: q * (2 * w - q), layer.weight, value)
         dropped = np.empty(value.shape, dtype=object)
         for group in self.selection.partition.groups(value.shape):

@@ -28,6 +28,9 @@ from compcomp.language.parameters import (
 from compcomp.language.samples import unlike
 from compcomp.language.steps import GridMap, Selection
 from compcomp.language.technique import Declared, Fixtures, Technique
+from compcomp.layers.grids import GRIDS
+from compcomp.layers.partition import Partition
+from compcomp.layers.scales import SCALES
 from compcomp.layers.state import Array, Format, LayerState
 from compcomp.terms import ROUNDINGS, TIES, Abs, Max, Min, Root, Sum, Term
 
@@ -107,10 +110,9 @@ class JSQ(Technique):
 
     The weights of least ``|w_ij| |x_j| + lam * (max_t r - min_t r)`` are dropped. Here r is the output of row i for
     token t without column j. W (out x in) is the current weight without the low-rank branch, X (in x tokens) the
-    current inputs. The remaining weights are rounded to the nearest of ``-L * s ... L * s``, L = 2^(bits-1) - 1, s =
-    max|w| / L of a scale group. An all-zero group stays zero. The published method smooths inputs and weights between
-    the two steps, and rounds inputs afterwards. This technique has only the two steps; SmoothQuant and AbsMaxInputs can
-    precede or follow it.
+    current inputs. The remaining weights are rounded to the nearest value of their group's grid, as by AbsMax. The
+    published method smooths inputs and weights between the two steps, and rounds inputs afterwards. This technique has
+    only the two steps; SmoothQuant and AbsMaxInputs can precede or follow it.
     sparsity: The share of weights to drop, in [0, 1), or Any in claims.
     bits: The bit width, 2 to 16, or Any in claims.
     pattern: "unstructured", or "n:m" to keep n of every m consecutive weights of a row.
@@ -122,6 +124,9 @@ class JSQ(Technique):
         NotExactError if an "l2" norm is not rational.
     ties: The weights dropped among equal scores at the threshold: "first" (lowest index), "all" or "any".
     rounding: The rule for midpoints: "half_even", "half_up", "half_away" or "any".
+    grid: The levels and the step, as of AbsMax: "narrow", "full_range", "narrow_step", "clipped" or "signed".
+    scales: The format in which steps are stored, as of AbsMax: "exact", "float32", "float16", "bfloat16" or
+        "power_of_two".
     The inputs themselves are needed, as a Gram matrix does not determine the range. Source: [guo2024].
     """
 
@@ -134,6 +139,8 @@ class JSQ(Technique):
     norm: str = "l1"
     ties: str = "first"
     rounding: str = "half_even"
+    grid: str = "narrow"
+    scales: str = "exact"
 
     kernel_module: ClassVar[str] = "compcomp.kernels.jsq"
     examples: ClassVar[dict[str, tuple[object, ...]]] = {
@@ -151,6 +158,8 @@ class JSQ(Technique):
             "lam": (Fraction(21, 10),),
             "ties": ("first",),
             "rounding": ("half_even",),
+            "grid": ("narrow", "clipped", "signed"),
+            "scales": ("exact", "float16"),
         },
         exact_layer=exact_layer,
     )
@@ -169,12 +178,14 @@ class JSQ(Technique):
         one_of(self.norm, NORMS, "JSQ.norm")
         one_of(self.ties, TIES, "JSQ.ties")
         one_of(self.rounding, ROUNDINGS, "JSQ.rounding")
+        one_of(self.grid, tuple(GRIDS), "JSQ.grid")
+        one_of(self.scales, tuple(SCALES), "JSQ.scales")
         selection_partition(self.pattern, self.per, self.sparsity, "JSQ")
 
     @property
     def rounded(self) -> AbsMax:
         """The quantizer, which is the second step."""
-        return AbsMax(self.bits, self.group, self.rounding)
+        return AbsMax(self.bits, self.group, self.rounding, grid=self.grid, scales=self.scales)
 
     @property
     def selection(self) -> Selection:
@@ -188,7 +199,23 @@ class JSQ(Technique):
 
     def promises(self) -> Declared:
         rounded = self.rounded.promises()
-        return replace(rounded, deterministic=rounded.deterministic and self.ties != "any")
+        return replace(
+            rounded,
+            idempotent=False,
+            deterministic=rounded.deterministic and self.ties != "any",
+        )
 
     def steps(self) -> tuple[Selection | GridMap, ...]:
-        return (self.selection, *self.rounded.steps())
+        rounded = self.rounded.steps()
+        return (self.selection, *rounded) if rounded else ()
+
+    @property
+    def partitions(self) -> tuple[Partition, ...]:
+        return (self.selection.partition, self.rounded.partition)
+
+    @property
+    def needs_inputs(self) -> bool:
+        return True
+
+    def encode_as_a_whole(self, layer: LayerState) -> LayerState:
+        return self.rounded.encode(self.selection.apply(layer))

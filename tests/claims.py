@@ -35,6 +35,7 @@ A1, Q2, F = "LoRA(rank=1, iterations=1)", "AbsMax(bits=2)", "DistillFactors()"
 T = "QuantizationAwareTraining(bits=4)"
 M, O, A = "MinMax(bits=4)", "MinMax(bits=4, zero='none')", "ApplyMask()"
 U, H = "PruneNeurons(sparsity=1/2)", "PruneHeads(sparsity=1/2)"
+FULL = "AbsMax(bits=4, grid='full_range')"
 UP4 = "AbsMax(bits=4, rounding='half_up')"
 Q3, UP, MERGED = "AbsMax(bits=3)", "AbsMax(bits=2, rounding='half_up')", "LoRA(rank=1, iterations=1, merged=True)"
 DENSE, HALF = "Magnitude(sparsity=Any, of='dense')", "Magnitude(sparsity=1/2, of='dense')"
@@ -86,6 +87,12 @@ CLAIMS: list[tuple[str, str, str, str]] = [
     ("SparseGPT(sparsity=1/2, pattern='2:4', bits=4, grid='full_range', scales='bfloat16') fits W4 2:4", *_PROVED),
     ("OBQ(bits=4, grid='clipped') equals OBQ(bits=4)", *_REFUTED),
     ("SparseGPT(sparsity=1/4, bits=3, grid='clipped') equals SparseGPT(sparsity=1/4, bits=3)", *_REFUTED),
+    (f"{N} >> {T[:-1]}, grid='full_range', scales='bfloat16') fits W4 2:4", *_PROVED),
+    (f"{T} equals {T[:-1]}, grid='clipped')", *_REFUTED),
+    ("JSQ(sparsity=1/2, bits=4, pattern='2:4', grid='clipped') fits W4 2:4", *_PROVED),
+    (f"{P} >> JSQ(sparsity=1/4, bits=4, grid='signed', scales='float16') keeps mask", *_PROVED),
+    ("JSQ(sparsity=1/2, bits=4, pattern='2:4', grid='signed', scales='float16') fits W4 2:4", *_PROVED),
+    (f"JointPruneQuantize(sparsity=1/2, bits=4, grid='full_range') dominates {P} >> {FULL}", *_PROVED),
     ("AbsMax(bits=4, scales='float16') equals AbsMax(bits=4)", *_REFUTED),
     (_reversed(P, "AbsMax(bits=4, grid='clipped', scales='float16')"), "weight_l1", "any", "REFUTED"),
     (_reversed(P, "AbsMax(bits=4, grid='full_range', scales='float16')"), *_REFUTED),

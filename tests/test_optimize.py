@@ -115,6 +115,25 @@ def test_weights_alone_need_no_calibration() -> None:
     assert plan.best["losses"]["weight_l2"] <= plan.worst["losses"]["weight_l2"]
 
 
+def test_a_search_chooses_the_grid() -> None:
+    """The best of all orders on all grids, of which those that a proof excludes are not measured."""
+    grids = [AbsMax(4, 8, grid=grid) for grid in ("narrow", "full_range", "signed")]
+    stored = AbsMax(4, 8, grid="full_range", scales="float16")
+    orders = [order for q in (*grids, stored) for order in (P >> q, q >> P)]
+
+    def lost(order: Any) -> float:
+        model = apply(order, network(), device="cpu")
+        pairs = zip(weights(model)[::2], weights(network())[::2], strict=True)
+        return sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
+
+    losses = {str(order): lost(order) for order in orders}
+    plan = optimize_order([P, one_of(*grids, stored)], model=network(), loss="weight_l2", device="cpu")
+    measured = {one["order"]: one["losses"]["weight_l2"] for one in plan.measurements}
+    assert measured == pytest.approx({order: losses[order] for order in measured}, rel=1e-5)
+    assert losses[str(plan.order)] == min(losses.values())
+    assert losses.keys() - measured.keys() == {str(q >> P) for q in grids[:2]}
+
+
 def test_a_plan_without_a_model_can_still_compress() -> None:
     plan = optimize_order([P, Q, D])
     assert plan.measured_on == "generated layers" and plan.compression_rate is None

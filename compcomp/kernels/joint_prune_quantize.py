@@ -9,7 +9,7 @@ import torch
 
 from compcomp.encodings.joint_prune_quantize import JointPruneQuantize
 from compcomp.kernels._shared import Tensor, check, chunks, rounded, smallest, wide
-from compcomp.layers.state import Grid, LayerState
+from compcomp.layers.state import LayerState
 
 
 def kernel(technique: JointPruneQuantize, layer: LayerState) -> LayerState:
@@ -46,7 +46,7 @@ def kernel(technique: JointPruneQuantize, layer: LayerState) -> LayerState:
     mask = ~dropped
     if layer.format.mask is not None:
         mask &= layer.format.mask
-    grid = Grid(step=step, levels=search.levels, scales=search.largest.numel())
+    grid = technique.grid_map.grid(step, search.largest.numel())
     form = replace(technique.selection.format_after(layer.format, mask), grid=grid)
     return replace(layer, weight=weight, format=form)
 
@@ -59,7 +59,8 @@ class _Search:
 
     def __init__(self, technique: JointPruneQuantize, weight: Tensor) -> None:
         self.weight, self.rounding, self.selection = weight, technique.rounding, technique.selection
-        self.levels, self.dtype = technique.grid_map.known_levels, wide(weight)
+        of, self.dtype = technique.grid_map, wide(weight)
+        self.reach, self.ends = float(of.reach), (-of.known_levels - of.below, of.known_levels)
         rows, columns = weight.shape
         self.size = technique.grid_map.partition.group_size((rows, columns))
         groups = weight.reshape(1, 1, -1) if self.size == weight.numel() else weight.reshape(rows, -1, self.size)
@@ -78,13 +79,13 @@ class _Search:
 
     def step(self, rows: slice, ratios: Tensor) -> Tensor:
         """Return the grid's step for every weight of a slice of rows."""
-        return self.spread((self.largest * ratios / self.levels).to(self.dtype), rows)
+        return self.spread((self.largest * ratios / self.reach).to(self.dtype), rows)
 
     def value(self, rows: slice, ratios: Tensor) -> Tensor:
         """Return the grid values nearest to a slice of rows, as stored."""
-        reach = self.spread(self.largest * ratios, rows)
-        level = self.weight[rows].to(torch.float64, copy=True).mul_(self.levels).div_(reach).masked_fill_(reach == 0, 0)
-        level = rounded(level, self.rounding).clamp_(-self.levels, self.levels)
+        most = self.spread(self.largest * ratios, rows)
+        level = self.weight[rows].to(torch.float64, copy=True).mul_(self.reach).div_(most).masked_fill_(most == 0, 0)
+        level = rounded(level, self.rounding).clamp_(*self.ends)
         return (level.to(self.dtype) * self.step(rows, ratios)).to(self.weight.dtype)
 
     def gain(self, rows: slice, ratios: Tensor) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from compcomp.terms import Abs, If, Term
+from compcomp.layers.scales import stored
+from compcomp.terms import Abs, Choices, Div, If, Max, Term
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,20 @@ GRIDS = {
 
 UNSIGNED = tuple(name for name, of in GRIDS.items() if not of.signed)
 """The grids whose steps are not negative."""
+
+
+def step_of(weights: Sequence[Term], of: Levels, levels: int, scales: str, choices: Choices) -> Term:
+    """Return the step of the grid of a group of weights, as it is stored.
+
+    Args:
+        weights: the weights of the group.
+        of: the levels and the step.
+        levels: the number of positive levels.
+        scales: one of :data:`compcomp.layers.scales.SCALES`.
+        choices: collects what is known of a stored step, for z3.
+    """
+    size = -extreme(weights) if of.signed else choices.context(Max(map(Abs, weights)))
+    return stored(Div(size, of.reach(levels)), scales, choices)
 
 
 def extreme(weights: Iterable[Term]) -> Term:

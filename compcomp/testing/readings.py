@@ -48,8 +48,8 @@ class _FirstChoices(BatchChoices):
     def number(self, usual: Term) -> Term:
         return usual
 
-    def grid_value(self, x: Term, step: Term, levels: int) -> Term:
-        return Choices.grid_value(self, x, step, levels)
+    def grid_value(self, x: Term, step: Term, levels: int, below: int = 0) -> Term:
+        return Choices.grid_value(self, x, step, levels, below)
 
 
 def batches(states: Sequence[LayerState]) -> LayerState:

@@ -13,12 +13,15 @@ from compcomp.techniques import AbsMax, ApplyMask, Magnitude, QuantizationAwareT
 from tests.helpers import DEVICES, HALVES, loss, refused, tensors
 
 T = QuantizationAwareTraining
-TRAINED = [T(2), T(3, per="channel"), T(4, group=8), T(4, rate=8), T(16, iterations=5)]
+TRAINED = [
+    *(T(2), T(3, per="channel"), T(4, group=8), T(4, rate=8), T(16, iterations=5), T(4, group=8, grid="full_range")),
+    *(T(3, grid="clipped"), T(4, group=8, grid="narrow_step", scales="bfloat16"), T(4, scales="power_of_two")),
+]
 DTYPES = [torch.float32, torch.float64]
 
 
 def rounded(technique: T) -> AbsMax:
-    return AbsMax(technique.bits, technique.group, per=technique.per)
+    return AbsMax(technique.bits, technique.group, per=technique.per, grid=technique.grid, scales=technique.scales)
 
 
 def row_losses(state: LayerState) -> torch.Tensor:
@@ -32,7 +35,7 @@ def on_grid(state: LayerState) -> bool:
     assert grid is not None
     level = torch.where(grid.step > 0, state.weight.to(grid.step.dtype) / grid.step, 0).round()
     same = torch.equal((level * grid.step).to(state.weight.dtype), state.weight)
-    return same and bool((level.abs() <= grid.levels).all())
+    return same and bool(((level >= grid.lowest) & (level <= grid.levels)).all())
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -86,6 +86,9 @@ LARGEST_EIGHTH = Scored(LARGEST_FIRST.score, Fraction(1, 8))
         (joint("1/2"), joint("1/4") >> prune()),
         (LeastSquaresDistill() >> joint(), TruncatedSVD(1, residual=True) >> prune() >> AbsMax(2)),
         (joint() >> TruncatedSVD(1, residual=True), prune() >> AbsMax(2)),
+        (joint(bits=4, grid="full_range"), prune() >> AbsMax(4, grid="full_range")),
+        (joint(bits=4, grid="clipped"), AbsMax(4, grid="clipped") >> prune()),
+        (joint(ANY, ANY, grid="narrow_step"), prune(ANY) >> AbsMax(ANY, grid="narrow_step")),
     ],
     ids=str,
 )
@@ -110,6 +113,9 @@ FALSE = [
     (joint(), prune() >> AbsMax(2) >> LeastSquaresDistill()),
     (joint(), prune() >> AbsMax(2) >> TruncatedSVD(1, residual=True)),
     (joint() >> prune("3/4"), prune() >> AbsMax(2)),  # it goes on, and loses more
+    (joint(bits=3), prune() >> AbsMax(3, grid="full_range")),  # another grid, and a level more
+    (joint(bits=3, grid="full_range"), prune() >> AbsMax(3)),
+    (joint(0, 3, grid="clipped"), AbsMax(3, grid="full_range")),
     (AbsMax(2) >> joint(), prune() >> AbsMax(3)),  # not the best for the dense weight
 ]
 
@@ -149,6 +155,9 @@ def test_ties_that_empty_a_block_change_the_scale() -> None:
     ).proved
 
 
+KINDS = [(grid, group) for grid in ("full_range", "clipped") for group in (None, 2)]
+ON_GRIDS = [joint("1/2", 2, grid=grid, group=group) for grid, group in KINDS]
+QUANTIZED = [AbsMax(2, group, grid=grid) for grid, group in KINDS]
 JOINT = [
     joint(share, bits, **options)
     for share, bits in product(("1/4", "1/2"), (2, 3))
@@ -165,6 +174,19 @@ STEPS: list[Technique] = [
 @pytest.mark.slow
 @drawn(st.sampled_from(JOINT), st.lists(st.sampled_from([*STEPS, *JOINT]), min_size=1, max_size=4), kept=60, of=400)
 def test_nothing_false_is_proved(left: Technique, right: list[Technique]) -> None:
+    claim = dominates(left, Sequence(tuple(right)))
+    if isinstance(joint_optimum(claim, Session(default_prover().solver, time.monotonic() + 10)), Proof):
+        assert not counterexample(claim, 4), claim
+
+
+@pytest.mark.slow
+@drawn(
+    st.sampled_from([*ON_GRIDS, joint(), joint("1/4", 2, group=2)]),
+    st.lists(st.sampled_from([*QUANTIZED, *ON_GRIDS, AbsMax(2), prune(), prune("3/4")]), min_size=1, max_size=3),
+    kept=30,
+    of=200,
+)
+def test_nothing_false_is_proved_of_the_grids_in_use(left: Technique, right: list[Technique]) -> None:
     claim = dominates(left, Sequence(tuple(right)))
     if isinstance(joint_optimum(claim, Session(default_prover().solver, time.monotonic() + 10)), Proof):
         assert not counterexample(claim, 4), claim
