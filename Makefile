@@ -2,9 +2,11 @@
 # make test    the tests;  PYTEST_ARGS="-m 'not slow and not cuda and not exhaustive'" leaves the slow ones out
 # make exhaustive  the cases that a change leaves out: all conventions, all pairs of techniques, all seeds
 # make cuda    the tests and benchmarks that need a CUDA device, within LIMIT seconds
+# make runtimes  a small model in llama.cpp (built from source, minutes of every core) and transformers, a table of both
 # make check   lint, types and tests: what a change must pass
 #
-# Variables: PYTHON (3.11 or newer), VENV, DEMO_VENV, OUT, WORKERS (test processes), PYTEST_ARGS, LIMIT.
+# Variables: PYTHON (3.11 or newer), VENV, DEMO_VENV, OUT, WORKERS (test processes), PYTEST_ARGS, LIMIT,
+# RUNTIMES (a folder for models), LLAMA (xllamacpp has a wheel with llama.cpp built).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,6 +15,9 @@ OUT ?= out
 WORKERS ?= 2
 PYTEST_ARGS ?=
 LIMIT ?= 540
+RUNTIMES ?= runs/runtimes
+LLAMA ?= llama-cpp-python==0.3.36
+LLAMA_VENV := .venv-$(firstword $(subst ==, ,$(LLAMA)))
 
 # Idle OpenMP threads that spin slow a busy machine down several times.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -21,7 +26,7 @@ DEV_EXTRAS := dev
 DEMO_EXTRAS := models,plot,cvc5
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test exhaustive cuda lint format types check clean
+.PHONY: help env demo test exhaustive cuda runtimes lint format types check clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -64,6 +69,17 @@ exhaustive: $(VENV)/.stamp
 # PYTHON of another environment, with its own build of torch, goes to .ci/cuda itself.
 cuda: $(VENV)/.stamp
 	PYTHON="$(VENV)/bin/python" LIMIT=$(LIMIT) PYTEST_ARGS="$(PYTEST_ARGS)" .ci/cuda
+
+$(LLAMA_VENV)/.stamp:
+	$(PYTHON) -m venv "$(LLAMA_VENV)"
+	"$(LLAMA_VENV)/bin/python" -m pip install -qq --disable-pip-version-check --no-binary llama-cpp-python "$(LLAMA)"
+	@touch "$@"
+
+$(RUNTIMES)/hf/config.json: | $(VENV)/.stamp
+	"$(VENV)/bin/python" -m benchmarks.models prepare "$(RUNTIMES)"
+
+runtimes: $(LLAMA_VENV)/.stamp $(RUNTIMES)/hf/config.json
+	"$(VENV)/bin/python" -m benchmarks.runtimes table "$(RUNTIMES)" --llama "$(CURDIR)/$(LLAMA_VENV)/bin/python"
 
 lint: $(VENV)/.stamp
 	"$(VENV)/bin/ruff" check .

@@ -64,6 +64,9 @@ class GGUF(Writer):
     def misfit(self, layer: Structure) -> str | None:
         return misfit(layer)
 
+    def check_installed(self) -> None:
+        package()
+
     def misfit_of_model(self, model: SavedModel) -> str | None:
         return _misfit_of_model(model.config)
 
@@ -96,6 +99,9 @@ class GGUFDense(Writer):
 
     def misfit(self, layer: Structure) -> str | None:
         return None
+
+    def check_installed(self) -> None:
+        package()
 
     def misfit_of_model(self, model: SavedModel) -> str | None:
         return _misfit_of_model(model.config)

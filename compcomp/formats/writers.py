@@ -26,7 +26,8 @@ WRITERS: dict[str, Writer] = {
 
 
 def writer_named(name: str) -> Writer:
-    """Return a format's writer; raise InputError for a name that is not known."""
+    """Return a format's writer; raise InputError for a name that is not known, or if what it needs is not installed."""
     if name not in WRITERS:
         raise InputError(f"format {name!r}", ", ".join(WRITERS), "export")
+    WRITERS[name].check_installed()
     return WRITERS[name]

@@ -211,6 +211,10 @@ class Writer(ABC):
         that is written.
         """
 
+    def check_installed(self) -> None:
+        """Raise InputError if a package that writes the format is not installed."""
+        return None
+
     def misfit_of_model(self, model: SavedModel) -> str | None:
         """Return why a model cannot be written although each of its layers can; None if it can."""
         return None

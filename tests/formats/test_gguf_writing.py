@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -22,6 +23,7 @@ from compcomp.formats import gguf_blocks
 from compcomp.formats.checkpoint import opened
 from compcomp.formats.gguf_writing import FILE, GGUF, GGUFDense, GGUFRounded
 from compcomp.formats.saved import saved_model
+from compcomp.formats.writers import WRITERS, writer_named
 from compcomp.formats.writing import SavedModel, Structure
 from compcomp.language.technique import Technique
 from compcomp.layers.state import LayerState
@@ -403,8 +405,9 @@ def test_tokenizers_of_other_kinds_are_refused(
     refused(lambda: with_tokenizer(tmp_path, tokenizer), reason)
 
 
-def test_no_file_without_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    what = saved(tmp_path / "saved", model(), FOUR)
-    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+@pytest.mark.parametrize("name", ["gguf", "gguf-rounded", "gguf-dense"])
+def test_without_the_package_the_format_is_refused_before_any_work(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(InputError, match=r"pip install 'compcomp\[gguf\]'"):
-        GGUF().write(what, tmp_path)
+        writer_named(name)
+    assert writer_named("dense") is WRITERS["dense"]
