@@ -361,7 +361,7 @@ def apply(
 @app.command()
 def export(
     directory: Annotated[Path, typer.Argument(help="A folder that apply, optimize or plan.save wrote.")],
-    form: Annotated[str, typer.Option("--format", help="compressed-tensors, gptq or dense (docs/exporting.md).")],
+    form: Annotated[str, typer.Option("--format", help="compressed-tensors, gptq ... (docs/exporting.md).")],
     out: Annotated[Path, typer.Option("--out", help="Where the converted model goes.")],
     as_json: Json = False,
 ) -> None:

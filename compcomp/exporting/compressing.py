@@ -22,6 +22,12 @@ from compcomp.models.save import check_apart, sources
 from compcomp.models.stream import Compressed, compress_checkpoint
 from compcomp.models.wrappers import core, is_from_transformers, uncompiled
 
+TEXT = (
+    *("tokenizer*.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt", "*chat_template*"),
+    *("special_tokens_map.json", "added_tokens.json", "generation_config.json"),
+)
+"""The files of a model's folder that turn text into tokens and back."""
+
 
 @contextmanager
 def exported(
@@ -46,6 +52,7 @@ def exported(
         prefix, inner = core(model)
         if not is_from_transformers(inner, "PreTrainedModel"):
             raise InputError(f"format={format!r}", "a model of transformers, since runtimes know no other", "save")
+        places = list(dict.fromkeys(sources(inner).values()))
         check_apart(target, sources(inner), "save")
         modules, _ = modules_of(inner)
         shapes = {name: layer.shape for name, layer in layers_by_name(model, embeddings=True).items()}
@@ -58,9 +65,18 @@ def exported(
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.dense.", dir=target.parent))
     try:
         yield draft
+        for source in places:
+            _copy_text_files(source, draft)
         export(draft, target, format)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _copy_text_files(source: Path, draft: Path) -> None:
+    """Copy tokenizer and chat template of the folder that the model was loaded from, as far as they are there."""
+    for path in source.iterdir():
+        if any(path.match(pattern) for pattern in TEXT) and path.is_file() and not (draft / path.name).exists():
+            shutil.copyfile(path, draft / path.name)
 
 
 def compress_and_export(

@@ -16,7 +16,7 @@ from torch import nn
 from compcomp.errors import InputError
 from compcomp.formats.numbers import SIGNIFICANT, rounded_to
 from compcomp.formats.own import ABOUT
-from compcomp.formats.saved import compressed_in, saved_model
+from compcomp.formats.saved import ALLOWED, compressed_in, saved_model
 from compcomp.formats.writers import WRITERS, writer_named
 from compcomp.formats.writing import SavedLayer, SavedModel, Writer
 from compcomp.models.checkpoint import Checkpoint
@@ -102,6 +102,8 @@ def export(directory: str | os.PathLike[str], out: str | os.PathLike[str], forma
         raise InputError(f"{str(target)!r} ({error.strerror})", "a writable directory", WHERE) from None
     try:
         return _written(writer, model, draft, target)
+    except (OverflowError, IndexError) as error:
+        raise InputError(f"{str(source)!r}, whose levels are not as it says ({error})", ALLOWED, WHERE) from None
     except OSError as error:
         given = f"{str(target)!r} ({error.strerror or error})"
         raise InputError(given, "a writable directory with room for the model", WHERE) from None

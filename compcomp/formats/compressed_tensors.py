@@ -14,7 +14,7 @@ from compcomp.errors import InputError
 from compcomp.formats.numbers import E2M1, Array, nibbles, packed, unpacked
 from compcomp.formats.stored import Block, Claim, Layer, StoredGrid, total
 from compcomp.formats.tensors import WHERE, Tensor, Tensors, needed
-from compcomp.formats.writing import Part, SavedLayer, SavedModel, Structure, TensorWriter, uncommon
+from compcomp.formats.writing import Part, SavedLayer, SavedModel, Structure, TensorWriter, shared_linear, uncommon
 
 FORMAT = "compressed-tensors"
 VERSION = "0.19.0"
@@ -257,6 +257,9 @@ class CompressedTensors(TensorWriter):
         if layer.module not in MODULES:
             return f"its module is {layer.module}, and it has {' and '.join(MODULES)}"
         return None
+
+    def misfit_of_model(self, model: SavedModel) -> str | None:
+        return shared_linear(model)
 
     def tensors(self, layer: SavedLayer) -> dict[str, Part]:
         structure, found = layer.structure, self._steps(layer)

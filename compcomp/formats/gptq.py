@@ -12,7 +12,7 @@ from compcomp.formats.compressed_tensors import quantization
 from compcomp.formats.numbers import Array, packed, unpacked
 from compcomp.formats.stored import Block, Claim, Layer, StoredGrid, total
 from compcomp.formats.tensors import WHERE, Tensor, Tensors, needed
-from compcomp.formats.writing import Part, SavedLayer, SavedModel, Structure, TensorWriter, uncommon
+from compcomp.formats.writing import Part, SavedLayer, SavedModel, Structure, TensorWriter, shared_linear, uncommon
 
 FORMAT = "GPTQ"
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
@@ -116,6 +116,8 @@ class GPTQ(TensorWriter):
         return None
 
     def misfit_of_model(self, model: SavedModel) -> str | None:
+        if reason := shared_linear(model):
+            return reason
         found = {self._settings(layer.structure): name for name, layer in model.layers.items()}
         if len(found) > 1:
             one, other = list(found.values())[:2]
@@ -123,6 +125,9 @@ class GPTQ(TensorWriter):
         left = [n for n, kind in model.modules.items() if kind == "Linear" and n not in model.layers]
         if left := [name for name in left if name.rpartition(".")[0]]:
             return f"{left[0]} is not quantized, and readers take every Linear layer in a block for quantized"
+        for name, layer in model.layers.items():
+            if layer.structure.offsets and not layer.zero_points().all():
+                return f"{name} has a zero point 0, which is stored as -1, and readers differ on what they make of it"
         return None
 
     def step_dtype(self, layer: SavedLayer) -> str:

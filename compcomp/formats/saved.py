@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from compcomp.errors import InputError
+from compcomp.formats.numbers import is_float
 from compcomp.formats.own import ABOUT
 from compcomp.formats.tensors import Tensor, of_files, of_folder, read_json
 from compcomp.formats.writing import SavedLayer, SavedModel, Structure
@@ -40,7 +41,11 @@ def saved_model(folder: Path, modules: Mapping[str, str], tied: Mapping[str, str
             raise InputError(given, "layers with a weight of their own", WHERE)
         if not parts or not isinstance(entry, dict):
             raise InputError(f"{str(folder)!r} without the components of layer {name!r}", ALLOWED, WHERE)
-        layers[name] = SavedLayer(name, structure_of(name, entry, parts, modules.get(name, "?")), parts, weight)
+        structure = structure_of(name, entry, parts, modules.get(name, "?"))
+        if structure.shape not in (weight.shape, weight.shape[::-1]) or not is_float(weight.dtype):
+            given = f"layer {name!r} of shape {structure.shape}, whose weight is {weight.shape} in {weight.dtype}"
+            raise InputError(given, ALLOWED, WHERE)
+        layers[name] = SavedLayer(name, structure, parts, weight)
     return SavedModel(folder, read_json(folder / "config.json"), layers, tensors, modules, tied, about)
 
 
@@ -69,6 +74,8 @@ def structure_of(name: str, entry: Mapping[str, Any], parts: Mapping[str, Tensor
     """Return the structure of a layer, from its entry in compcomp.json and its parts."""
     try:
         rows, columns = (int(side) for side in entry["shape"])
+        _check_parts(parts, (rows, columns))
+        int(entry["bits"])
         rank, branch = entry.get("rank"), int(entry.get("factor_rank") or 0)
         patterns = tuple((int(n), int(m)) for n, _, m in (text.partition(":") for text in entry.get("pattern") or ()))
         basis = tuple(map(str, entry.get("basis") or ()))
@@ -84,9 +91,22 @@ def structure_of(name: str, entry: Mapping[str, Any], parts: Mapping[str, Tensor
         if "offsets" in parts:
             offsets = parts["offsets"].array().astype(np.float64).reshape(-1)
             plain["offsets"] = "zero point" if _whole(offsets, scales, plain["highest"]) else "minimum"
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError(f"{ABOUT}, whose entry of {name!r} cannot be read ({error})", ALLOWED, WHERE) from None
     return Structure(**plain)
+
+
+def _check_parts(parts: Mapping[str, Tensor], shape: tuple[int, int]) -> None:
+    """Raise ValueError if parts do not have the shapes that they have in a layer of this shape."""
+    for name in ("levels", "mask"):
+        if name in parts and tuple(parts[name].shape) != shape:
+            raise ValueError(f"{name} of shape {tuple(parts[name].shape)}, not {shape}")
+    if "levels" in parts:
+        scales = tuple(parts["scales"].shape)
+        if len(scales) != 1 or not scales[0] or shape[0] * shape[1] % scales[0]:
+            raise ValueError(f"scales of shape {scales} for {shape[0]} x {shape[1]} levels")
+        if "offsets" in parts and tuple(parts["offsets"].shape) != scales:
+            raise ValueError(f"{parts['offsets'].shape[0]} offsets for {scales[0]} scales")
 
 
 def group_of(scales: int, rows: int, columns: int) -> int | None:

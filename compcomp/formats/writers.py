@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from compcomp.errors import InputError
+from compcomp.formats.bitsandbytes import BitsAndBytes
 from compcomp.formats.compressed_tensors import CompressedTensors
 from compcomp.formats.dense import Dense
 from compcomp.formats.gguf_writing import GGUF, GGUFDense, GGUFRounded
@@ -14,6 +15,7 @@ WRITERS: dict[str, Writer] = {
     for writer in (
         CompressedTensors(),
         GPTQ(),
+        BitsAndBytes(),
         GGUF(),
         GGUFRounded(),
         GGUFDense(),

@@ -184,6 +184,14 @@ def uncommon(layer: Structure) -> str | None:
     return None
 
 
+def shared_linear(model: SavedModel) -> str | None:
+    """Return that two Linear layers share a compressed weight, which loaders do not expect of packed ones, or None."""
+    for name, owner in model.tied.items():
+        if owner in model.layers and model.modules.get(owner) == "Linear":
+            return f"{owner} and {name} share a compressed weight, and it is read for one of them only"
+    return None
+
+
 class Writer(ABC):
     """Write a model in one format.
 

@@ -95,12 +95,15 @@ def test_shapes_of_layers_are_looked_at() -> None:
 def test_a_plan_is_saved_in_a_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("compressed_tensors")
     source = llama(tmp_path / "model", num_hidden_layers=1)
+    for name in ("tokenizer.json", "chat_template.jinja", "modeling.py"):
+        (source / name).write_text("{}")
     model = loaded(source)
     given: dict[str, Any] = {"model": model, "calibration": [IDS], "device": "cpu", "loss": "weight_l2"}
     plan = cc.optimize_order([Magnitude(sparsity="1/2", pattern="2:4"), AbsMax(bits=4, group=32)], **given)
     plan.save(tmp_path / "out", format="compressed-tensors")
     assert {path.name for path in tmp_path.iterdir()} == {"model", "out"}
-    assert (tmp_path / "out" / "plan.json").is_file()
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"plan.json", "tokenizer.json", "chat_template.jinja"} <= names and "modeling.py" not in names
     refused(lambda: plan.save(source, format="compressed-tensors"), "the directory that the model was loaded from")
     expected = logits_of(plan.apply(model))
     assert torch.equal(logits_of(loaded(tmp_path / "out")), expected)
