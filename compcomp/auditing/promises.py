@@ -219,19 +219,21 @@ def _relations(recipe: ToolRecipe, asker: Asker) -> list[Relation]:
             continue
         first, second = (Sequence(recipe.steps[k].techniques) for k in (one, two))
         names = recipe.steps[one].name, recipe.steps[two].name
+        # A proof is about the techniques. A rounded scale, for one, makes pruning first worse on some layers.
+        but = " (but for what differs)" if recipe.steps[one].differs or recipe.steps[two].differs else ""
         both, turned = Sequence((*first, *second)), Sequence((*second, *first))
         nothing = asker.proved(equal(both, first))
         if nothing.status is Status.PROVED:
-            text = f"{names[1]} changes nothing after {names[0]}: it can be left out"
+            text = f"{names[1]} changes nothing after {names[0]}: it can be left out{but}"
             found.append(Relation((one, two), "does nothing", text, nothing))
             continue
         merged = asker.proved(equal(both, second))
         if merged.status is Status.PROVED:
-            text = f"{names[0]} has no effect before {names[1]}: it can be left out"
+            text = f"{names[0]} has no effect before {names[1]}: it can be left out{but}"
             found.append(Relation((one, two), "merge", text, merged))
         swapped = asker.answer(equal(both, turned))
         if swapped.status is Status.PROVED:
-            text = f"{names[0]} and {names[1]} commute: both orders give the same layer"
+            text = f"{names[0]} and {names[1]} commute: both orders give the same layer{but}"
             found.append(Relation((one, two), "commute", text, swapped))
             continue
         if swapped.status is Status.REFUTED:
@@ -241,7 +243,7 @@ def _relations(recipe: ToolRecipe, asker: Asker) -> list[Relation]:
             loss = "output_l2" if any(t.needs_inputs for t in both) else "weight_l2"
             answer = asker.proved(dominates(better, worse, loss=loss))
             if answer.status is Status.PROVED:
-                text = f"{names[0]} and {names[1]}: the order {said} is never worse under {loss}"
+                text = f"{names[0]} and {names[1]}: the order {said} is never worse under {loss}{but}"
                 found.append(Relation((one, two), "no worse", text, answer))
     return found
 

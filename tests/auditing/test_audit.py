@@ -250,3 +250,17 @@ def test_the_view_shows_the_layer(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "Counterexample: a layer of" in result.output
     assert "BROKEN: " in result.output
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_proof_about_techniques_says_that_the_tool_differs(own: bool, tmp_path: Path) -> None:
+    """Pruning first is never worse with exact steps. llm-compressor rounds them, and then it may be worse."""
+    first, second = "Magnitude(sparsity=1/2, pattern='2:4')", "AbsMax(bits=4, group=128, grid='full_range')"
+    prune = "MagnitudePruningModifier: {final_sparsity: 0.5, mask_structure: '2:4'}"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f'techniques: ["{first}", "{second}"]\n' if own else stages(prune, "QuantizationModifier: {scheme: W4A16}")
+    )
+    (order,) = audit(path).orders
+    (text,) = (relation.text for relation in order.relations if relation.kind == "no worse")
+    assert text.endswith("never worse under weight_l2" + ("" if own else " (but for what differs)"))
