@@ -373,16 +373,15 @@ def drop(
     parts = list(_row_parts(layer.weight, selection, count, size))
     if len(parts) == 1:  # memory that is new takes longer than the operations
         above = _above(parts[0], count, size, selection.ties, score, quick).reshape(rows, columns)
-        mask = above.bool()
-        weight = above.mul_(layer.weight) if above.dtype == layer.weight.dtype else layer.weight * mask
+        mask, weight = above.bool(), above.to(layer.weight.dtype).mul_(layer.weight)
     else:
         weight = torch.empty((rows, columns), dtype=layer.weight.dtype, device=layer.weight.device)
         mask = torch.empty((rows, columns), dtype=torch.bool, device=layer.weight.device)
         for part in parts:
             above = _above(part, count, size, selection.ties, score, quick).reshape(-1, columns)
             mask[part] = above
-            kept = above if above.dtype == weight.dtype else mask[part]
-            torch.mul(layer.weight[part], kept, out=weight[part])  # several times as fast as masked_fill
+            # several times as fast as masked_fill, and as a product with bool
+            torch.mul(layer.weight[part], above.to(weight.dtype), out=weight[part])
     if layer.format.mask is not None:
         mask = mask & layer.format.mask
     return replace(layer, weight=weight, format=selection.format_after(layer.format, mask))
