@@ -25,7 +25,7 @@ def kernel(technique: AWQ, layer: LayerState) -> LayerState:
     """
     check(technique, layer)
     weight: Tensor = layer.weight
-    mean = magnitudes(layer, str(technique)).mean.to(torch.float64)
+    mean = magnitudes(layer, technique).mean.to(torch.float64)
     gram = _gram(layer, str(technique))
     dead, best, least = mean == 0, None, None
     for alpha in technique.alphas:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compcomp.encodings.magnitude import Magnitude
-from compcomp.kernels._shared import Tensor, check, drop, wide
+from compcomp.kernels._shared import Tensor, check, drop, selection, wide
 from compcomp.layers.state import LayerState
 
 
@@ -23,4 +23,4 @@ def kernel(technique: Magnitude, layer: LayerState) -> LayerState:
         part: Tensor = (layer.reference if technique.of == "dense" else layer.weight)[rows]
         return part.to(wide(part)).abs()
 
-    return drop(layer, technique.steps()[0], score)
+    return drop(layer, selection(technique), score)

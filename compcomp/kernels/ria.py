@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from compcomp.encodings.ria import RIA
-from compcomp.kernels._shared import Tensor, check, chunks, drop
+from compcomp.kernels._shared import Tensor, check, chunks, drop, selection
 from compcomp.layers.state import LayerState
 
 
@@ -37,4 +37,4 @@ def kernel(technique: RIA, layer: LayerState) -> LayerState:
         row_sums.masked_fill_(row_sums == 0, 1)
         return (sizes / column_sums).add_(sizes / row_sums).mul_(activation)
 
-    return drop(layer, technique.steps()[0], score)
+    return drop(layer, selection(technique), score)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from compcomp.encodings.smoothquant import SmoothQuant
-from compcomp.kernels._shared import Tensor, check, largest_inputs, wide
+from compcomp.kernels._shared import Tensor, check, largest_inputs, largest_magnitudes, range_of, wide
 from compcomp.layers.basis import Scaling
 from compcomp.layers.state import LayerState
 
@@ -20,12 +20,12 @@ def kernel(technique: SmoothQuant, layer: LayerState) -> LayerState:
     Raises:
         InputError: There are no inputs, or an entry is not finite.
     """
-    check(technique, layer)
-    weight: Tensor = layer.weight
-    inputs = largest_inputs(layer, str(technique)).to(torch.float64)
-    columns = torch.maximum(weight.amax(dim=0), -weight.amin(dim=0)).to(torch.float64)
-    dead, alpha = (inputs == 0) | (columns == 0), float(technique.alpha)
-    exponent = (alpha * inputs.log2()).sub_((1 - alpha) * columns.log2()).masked_fill_(dead, 0)
+    check(technique, layer, weight_too=False)
+    weight, alpha = layer.weight, float(technique.alpha)
+    columns = largest_magnitudes(weight, dim=0)[0]
+    range_of(columns, technique)
+    exponent = largest_inputs(layer, technique).to(torch.float64).log2().mul_(alpha)
+    exponent.sub_(columns.log2_().mul_(1 - alpha)).nan_to_num_(0, 0, 0)  # not finite where a size is 0
     return layer.rebased(Scaling(scales(exponent, technique.scales, wide(weight))))
 
 

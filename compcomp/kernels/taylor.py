@@ -6,7 +6,7 @@ import torch
 
 from compcomp.encodings.taylor import Taylor
 from compcomp.kernels._cuts import double, least, remove
-from compcomp.kernels._shared import Tensor, check, chunks, drop
+from compcomp.kernels._shared import Tensor, check, chunks, drop, selection
 from compcomp.layers.state import LayerState
 
 
@@ -30,7 +30,7 @@ def kernel(technique: Taylor, layer: LayerState) -> LayerState:
         return (weight @ gram).mul_(weight).abs_()
 
     if technique.group == "weight":
-        return drop(layer, technique.steps()[0], score)
+        return drop(layer, selection(technique), score)
     axis = 0 if technique.group == "row" else 1
     sums = torch.zeros((rows, columns)[axis], dtype=torch.float64, device=layer.weight.device)
     for part in chunks(rows, 32 * columns, layer.weight.device):

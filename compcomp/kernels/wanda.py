@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from compcomp.encodings.wanda import Wanda
-from compcomp.kernels._shared import Tensor, check, drop
+from compcomp.kernels._shared import Tensor, check, drop, selection
 from compcomp.layers.state import LayerState
 
 
@@ -28,11 +28,11 @@ def kernel(technique: Wanda, layer: LayerState) -> LayerState:
         return part.to(torch.float64, copy=True).square_().mul_(norms2)
 
     if layer.weight.dtype != torch.float32 or not 0 < (most := float(norms2.max())) < torch.inf:
-        return drop(layer, technique.steps()[0], score)
+        return drop(layer, selection(technique), score)
     norms = (norms2 / most).sqrt_().float()  # at most 1
 
     def quick(rows: slice) -> Tensor:
         part: Tensor = layer.weight[rows]
         return part.abs().mul_(norms)
 
-    return drop(layer, technique.steps()[0], score, quick)
+    return drop(layer, selection(technique), score, quick)
