@@ -32,7 +32,7 @@ class _Numbers:
     """A tensor that is read as one of a file."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+        self.tensor, self.shape = tensor, tuple(tensor.shape)
 
     def array(self) -> Any:
         return self.tensor.float().numpy() if self.tensor.dtype == torch.bfloat16 else self.tensor.numpy()

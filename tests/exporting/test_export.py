@@ -20,7 +20,7 @@ from compcomp.formats.saved import saved_model
 from compcomp.formats.writers import WRITERS
 from compcomp.layers.state import LayerState
 from compcomp.models.checkpoint import Checkpoint
-from tests.exporting.models import compressed, llama, loaded, logits_of, weights_of
+from tests.exporting.models import IDS, compressed, llama, loaded, logits_of, weights_of
 from tests.helpers import refused
 
 pytest.importorskip("compressed_tensors")
@@ -65,6 +65,16 @@ def test_transformers_reads_the_very_weights(sequence: str, small: Path, tmp_pat
     for name, weight in weights_of(theirs).items():
         assert torch.equal(weight, weights_of(ours)[name]), name
     assert torch.equal(logits_of(theirs), logits_of(ours))
+
+
+def test_calibrated_2_4_in_four_bits(small: Path, tmp_path: Path) -> None:
+    """GPTQ treats columns in the order of their activations. Its groups are of neighbouring columns all the same."""
+    order = "SparseGPT(sparsity=1/2, pattern='2:4') >> GPTQ(bits=4, group=32, mask='kept', grid='full_range')"
+    saved = compressed(order, small, tmp_path / "saved", calibration=[IDS])
+    for format in ("compressed-tensors", "gptq"):
+        cc.export(saved, tmp_path / format, format)
+        assert cc.inspect(tmp_path / format, "2:4 W4g32").fits
+    assert torch.equal(logits_of(loaded(tmp_path / "compressed-tensors")), logits_of(loaded(saved)))
 
 
 @pytest.mark.parametrize("sequence", ASYMMETRIC)
