@@ -63,6 +63,7 @@ def test_a_range_bit_for_bit(zero: str, scales: str) -> None:
     weight = weights(torch.float64, 3).to(torch.float32).double()
     expected, after = exact(technique, weight), technique.kernel()(technique, LayerState.dense(weight))
     assert expected.format.grid is not None and after.format.grid is not None
+    assert after.format.grid.offset is not None and expected.format.grid.offset is not None
     assert after.format.grid.step.tolist() == expected.format.grid.step.astype(float).tolist()
     assert after.format.grid.offset.tolist() == expected.format.grid.offset.astype(float).tolist()
     assert after.weight.tolist() == expected.weight.astype(float).tolist()
