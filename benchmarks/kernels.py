@@ -198,7 +198,7 @@ def run_case(case: Case, layer: LayerState, repeats: int) -> dict[str, Any]:
     times: dict[str, float] = {}
     results: dict[str, Any] = {}
     began = time.perf_counter()
-    for _ in range(repeats * max(1, 1024 // len(layer.weight))):
+    for _ in range(repeats * max(1, 1024 // len(layer.weight)) ** 2):
         for name, way in ways.items():
             taken, results[name] = seconds(partial(way, layer))
             times[name] = min(taken, times.get(name, taken))
