@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from compcomp.errors import InputError
-from compcomp.formats.numbers import SIGNIFICANT, rounded_to
+from compcomp.formats.numbers import half_ulp, rounded_to
 from compcomp.formats.own import ABOUT
 from compcomp.formats.saved import ALLOWED, compressed_in, saved_model
 from compcomp.formats.writers import WRITERS, writer_named
@@ -152,9 +152,9 @@ def _written(writer: Writer, model: SavedModel, draft: Path, target: Path) -> Ex
         step_error, weight_error = max(step_error, steps), max(weight_error, weights)
     for path in filter(is_kept, model.folder.iterdir()):
         shutil.copyfile(path, draft / path.name)
-    before = {path.name for path in draft.iterdir()}
+    before = set(draft.rglob("*"))
     writer.write(model, draft)
-    size = sum(path.stat().st_size for path in draft.iterdir() if path.name not in before)
+    size = sum(path.stat().st_size for path in draft.rglob("*") if path.is_file() and path not in before)
     others = sum(tensor.nbytes for tensor in model.others.values())
     promised = sum(int(entry["bits"]) for entry in model.about["layers"].values())
     found = Exported(
@@ -185,22 +185,32 @@ def _errors(writer: Writer, layer: SavedLayer) -> tuple[float, float]:
     written = writer.written_weight(layer)
     if written is None:
         return 0.0, 0.0
-    steps, dtype = layer.per_group("scales").astype(np.float64), writer.step_dtype(layer)
+    error, dtype = _step_error(writer, layer), layer.weight.dtype
+    saved = layer.effective()
+    apart = np.abs(rounded_to(written, dtype) - saved)
+    largest, size = float(np.abs(saved).max()), np.abs(saved)
+    if "offsets" in layer.parts:  # level times step plus offset was rounded where the sum is small
+        size = np.maximum(size, np.abs(layer.each("offsets")))
+    if layer.structure.branch:  # and so was the weight under the low-rank term
+        left, right = (np.abs(factor.array()) for factor in layer.factors())
+        size = size + left @ right
+    if (apart > 4 * error * size + 8 * half_ulp(size, dtype)).any():
+        given = f"layer {layer.name}, whose components do not give its weight"
+        raise InputError(given, "a folder as compcomp wrote it", WHERE)
+    return error, float(apart.max()) / largest if largest else 0.0
+
+
+def _step_error(writer: Writer, layer: SavedLayer) -> float:
+    """Return the largest relative change of a step."""
+    if "scales" not in layer.parts:
+        return 0.0
+    steps, dtype = layer.parts["scales"].array().astype(np.float64), writer.step_dtype(layer)
     changes = np.abs(rounded_to(steps, dtype).astype(np.float64) - steps)
     error = float((changes / np.where(steps == 0, 1, np.abs(steps))).max())
     if not error <= 2.0**-7:
         given = f"layer {layer.name}, with a step that {dtype} does not hold"
         raise InputError(given, "steps in the range of the format's dtype", WHERE)
-    saved = layer.weight.array()
-    saved = saved.T if layer.structure.module == "Conv1D" else saved
-    apart = np.abs(rounded_to(written, layer.weight.dtype) - saved)
-    largest, size = float(np.abs(saved).max()), np.abs(saved)
-    if "offsets" in layer.parts:  # level times step plus offset was rounded where the sum is small
-        size = np.maximum(size, np.abs(layer.spread(layer.per_group("offsets"))))
-    if (apart > 4 * (error + 2.0 ** -SIGNIFICANT[layer.weight.dtype]) * size).any():
-        given = f"layer {layer.name}, whose components do not give its weight"
-        raise InputError(given, "a folder as compcomp wrote it", WHERE)
-    return error, float(apart.max()) / largest if largest else 0.0
+    return error
 
 
 def _notes(writer: Writer, model: SavedModel, step_error: float) -> list[str]:
@@ -208,6 +218,6 @@ def _notes(writer: Writer, model: SavedModel, step_error: float) -> list[str]:
     if step_error:
         dtypes = sorted({writer.step_dtype(layer) for layer in model.layers.values()})
         notes.append(f"steps were rounded to {', '.join(dtypes)}: by a share of {step_error:.2g} at most")
-    if writer.name != "dense" and any(layer.structure.patterns for layer in model.layers.values()):
+    if writer.name not in ("dense", "peft") and any(layer.structure.patterns for layer in model.layers.values()):
         notes.append("zeros of n:m patterns are stored as any other level, and take its bits")
     return notes

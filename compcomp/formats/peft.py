@@ -1,20 +1,31 @@
-"""Read the folders of PEFT: the factors of low-rank adapters."""
+"""Read the folders of PEFT, the factors of low-rank adapters, and write low-rank terms as such."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from compcomp.errors import InputError
-from compcomp.formats.numbers import is_float
+from compcomp.formats.numbers import Array, is_float, rounded_to
+from compcomp.formats.own import ABOUT
 from compcomp.formats.stored import Block, Claim, Contents, Layer, total
 from compcomp.formats.tensors import WHERE, Tensor, header_of, read_json
+from compcomp.formats.writing import Part, SavedLayer, SavedModel, Structure, TensorWriter, write_file
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BEFORE = "base_model.model."
+FOLDER = "adapter"
+"""The folder next to the weights of the base in which adapters are written."""
+MODULES = ("Linear", "Conv1D")
+"""The classes of modules that adapters are written for."""
+DTYPES = ("F32", "F16", "BF16")
+CAUSAL = ("ForCausalLM", "LMHeadModel")
+"""How the names of classes end that continue a text."""
 
 
 def contents(folder: Path) -> Contents:
@@ -46,13 +57,10 @@ def _layer(name: str, first: Tensor, second: Tensor, config: Mapping[str, Any]) 
     a, b = a.reshape(len(a), -1), b.reshape(b.shape[0], -1)
     if not is_float(first.dtype) or a.shape[0] != b.shape[1]:
         raise InputError(f"{label!r}, with factors {list(b.shape)} and {list(a.shape)}", "out x r and r x in", WHERE)
-    claimed = config.get("r")
-    ranks = config.get("rank_pattern")
-    for pattern, rank in ranks.items() if isinstance(ranks, dict) else ():
-        if label == pattern or label.endswith(f".{pattern}"):
-            claimed = rank
-    alpha = config.get("lora_alpha", a.shape[0])
-    scale = float(alpha) / a.shape[0] if isinstance(alpha, int | float) and a.shape[0] else 1.0
+    claimed = _of_pattern(config, "rank_pattern", label, config.get("r"))
+    alpha = _of_pattern(config, "alpha_pattern", label, config.get("lora_alpha", a.shape[0]))
+    share = a.shape[0] ** 0.5 if config.get("use_rslora") is True else a.shape[0]
+    scale = float(alpha) / share if isinstance(alpha, int | float) and share else 1.0
 
     def read(start: int, last: int) -> Block:
         return Block(start, np.float32(scale) * (b[start:last] @ a))
@@ -60,3 +68,92 @@ def _layer(name: str, first: Tensor, second: Tensor, config: Mapping[str, Any]) 
     claim = Claim(CONFIG, rank=claimed if isinstance(claimed, int) else None)
     size, shape = first.nbytes + second.nbytes, (b.shape[0], a.shape[1])
     return Layer(label, shape, "LoRA", size, read, None, None, claim, a.shape[0])
+
+
+def _of_pattern(config: Mapping[str, Any], patterns: str, label: str, default: Any) -> Any:
+    """Return what the first pattern that names a layer says of it. Other patterns than names are not read."""
+    given = config.get(patterns)
+    for pattern, value in given.items() if isinstance(given, dict) else ():
+        name = re.sub(r"\\(.)", r"\1", pattern.removeprefix("^"))
+        if label == name or (label.endswith(f".{name}") and not pattern.startswith("^")):
+            return value
+    return default
+
+
+class PEFT(TensorWriter):
+    """Write the weights without their low-rank terms, and these as LoRA adapters in a folder next to them."""
+
+    name: ClassVar[str] = "peft"
+    needs: ClassVar[str] = "a weight with a low-rank term, in Linear or Conv1D layers"
+
+    def misfit(self, layer: Structure) -> str | None:
+        if layer.basis:
+            return f"its inputs are in another basis ({', '.join(layer.basis)})"
+        if not layer.branch:
+            return "it has no low-rank term"
+        if layer.module not in MODULES:
+            return f"its module is {layer.module}, and adapters are for {', '.join(MODULES)}"
+        return None
+
+    def misfit_of_model(self, model: SavedModel) -> str | None:
+        for name, owner in model.tied.items():
+            if owner in model.layers:
+                return f"{owner} and {name} share a weight, and an adapter is added to one of them only"
+        for name, layer in model.layers.items():
+            if layer.weight.dtype not in DTYPES:
+                return f"{name} is in {layer.weight.dtype}, and it has {', '.join(DTYPES)}"
+        return None
+
+    def step_dtype(self, layer: SavedLayer) -> str:
+        return "F64"  # no step is stored, so none is rounded
+
+    def written_weight(self, layer: SavedLayer) -> Array | None:
+        left, right = (factor.array().astype(np.float64) for factor in layer.factors())
+        return rounded_to(layer.base(), layer.weight.dtype) + left @ right
+
+    def tensors(self, layer: SavedLayer) -> dict[str, Part]:
+        base = layer.base()
+        return {"weight": Part.of(base.T if layer.structure.module == "Conv1D" else base, layer.weight.dtype)}
+
+    def settings(self, model: SavedModel) -> dict[str, Any]:
+        return {}
+
+    def write(self, model: SavedModel, folder: Path) -> None:
+        super().write(model, folder)
+        adapter = folder / FOLDER
+        adapter.mkdir()
+        write_file(_adapters(model), adapter / WEIGHTS)
+        for name, content in ((CONFIG, _settings(model)), (ABOUT, {"exported": self.name})):
+            (adapter / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _adapters(model: SavedModel) -> Iterable[tuple[str, Part]]:
+    """Return the tensors of the adapters by the names that PEFT gives them."""
+    for name, layer in model.layers.items():
+        left, right = layer.factors()
+        yield f"{BEFORE}{name}.lora_A.weight", right
+        yield f"{BEFORE}{name}.lora_B.weight", left
+
+
+def _settings(model: SavedModel) -> dict[str, Any]:
+    """Return the adapter_config.json, in which each product of factors is added once."""
+    ranks = {name: layer.structure.branch for name, layer in model.layers.items()}
+    largest = max(ranks.values())
+    patterns = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != largest}
+    causal = str(next(iter(model.config.get("architectures") or ()), "")).endswith(CAUSAL)
+    return {
+        "alpha_pattern": patterns,
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "fan_in_fan_out": all(layer.structure.module == "Conv1D" for layer in model.layers.values()),
+        "inference_mode": True,
+        "lora_alpha": largest,
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": largest,
+        "rank_pattern": patterns,
+        "target_modules": list(ranks),
+        "task_type": "CAUSAL_LM" if causal else None,
+        "use_dora": False,
+        "use_rslora": False,
+    }

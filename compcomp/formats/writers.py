@@ -8,6 +8,7 @@ from compcomp.formats.compressed_tensors import CompressedTensors
 from compcomp.formats.dense import Dense
 from compcomp.formats.gguf_writing import GGUF, GGUFDense, GGUFRounded
 from compcomp.formats.gptq import GPTQ
+from compcomp.formats.peft import PEFT
 from compcomp.formats.writing import Writer
 
 WRITERS: dict[str, Writer] = {
@@ -16,6 +17,7 @@ WRITERS: dict[str, Writer] = {
         CompressedTensors(),
         GPTQ(),
         BitsAndBytes(),
+        PEFT(),
         GGUF(),
         GGUFRounded(),
         GGUFDense(),

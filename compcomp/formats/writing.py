@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from compcomp.formats.numbers import SIZES, Array, encoded, rounded_to
+from compcomp.formats.numbers import SIZES, Array, decoded, encoded, rounded_to
 from compcomp.formats.tensors import INDEX, Tensor
 
 SHARD = 5_000_000_000
@@ -119,6 +119,52 @@ class SavedLayer:
         rows, columns = self.structure.shape
         return np.broadcast_to(np.repeat(numbers, columns // numbers.shape[1], axis=1), (rows, columns))
 
+    def each(self, part: str) -> Array:
+        """Return ``scales`` or ``offsets`` as float32 for each weight, out x in, whichever weights share them."""
+        found, (rows, columns) = self.parts[part].array().astype(np.float32).reshape(-1), self.structure.shape
+        return np.repeat(found, rows * columns // len(found)).reshape(rows, columns)
+
+    def effective(self) -> Array:
+        """Return the dense weight that was saved, out x in."""
+        found = self.weight.array()
+        return found.T if self.structure.module == "Conv1D" else found
+
+    def base(self) -> Array:
+        """Return the weight without its low-rank term, out x in, before it is rounded to the model's dtype.
+
+        The inputs of the layer have to be in their own basis.
+        """
+        shape, parts = self.structure.shape, self.parts
+        mask = parts["mask"].array().reshape(shape) != 0 if "mask" in parts else None
+        if "weight_left" in parts:  # whose product is the weight up to more rounding than the difference
+            left, right = (factor.array().astype(np.float64) for factor in self.factors())
+            return self.effective() - left @ right
+        if "levels" in parts:
+            found = _multiples(parts).reshape(shape)
+            return np.where(mask, found, 0) if mask is not None and {"offsets", "codes"} & parts.keys() else found
+        values = parts["values"].array()
+        if values.ndim == 2:
+            return values
+        assert mask is not None
+        found = np.zeros(shape, values.dtype)
+        found[mask] = values
+        return found
+
+    def factors(self) -> tuple[Part, Part]:
+        """Return the factors of the low-rank term, out x rank and rank x in.
+
+        A factor on a grid is rounded to the dtype of the weight.
+        """
+        return self._factor("left"), self._factor("right")
+
+    def _factor(self, name: str) -> Part:
+        if name in self.parts:
+            return Part.copied(self.parts[name])
+        own = {
+            part.removeprefix(f"{name}_"): found for part, found in self.parts.items() if part.startswith(f"{name}_")
+        }
+        return Part.of(_multiples(own), self.weight.dtype)
+
 
 @dataclass
 class SavedModel:
@@ -158,6 +204,10 @@ class Part:
     shape: tuple[int, ...]
     raw: bytes
 
+    def array(self) -> Array:
+        """Return the numbers in the tensor's shape."""
+        return decoded(self.raw, self.dtype).reshape(self.shape)
+
     @classmethod
     def of(cls, array: Array, dtype: str) -> Part:
         """Return the numbers of an array in a dtype, floats rounded to it (to nearest, midpoints to even)."""
@@ -167,6 +217,17 @@ class Part:
     def copied(cls, tensor: Tensor) -> Part:
         """Return a tensor of a file as it is."""
         return cls(tensor.dtype, tensor.shape, tensor.raw())
+
+
+def _multiples(parts: Mapping[str, Tensor]) -> Array:
+    """Return levels (or the codes that they stand for) times steps, with offsets, in the shape of the levels."""
+    levels, scales = parts["levels"].array(), parts["scales"].array().reshape(-1, 1)
+    if "offsets" in parts:  # in the dtype of the scales, as in kernels: there zero is exact
+        groups = levels.astype(scales.dtype).reshape(len(scales), -1) * scales + parts["offsets"].array().reshape(-1, 1)
+    else:
+        numbers = parts["codes"].array()[levels] if "codes" in parts else levels
+        groups = numbers.astype(np.float64).reshape(len(scales), -1) * scales
+    return groups.reshape(levels.shape)
 
 
 def uncommon(layer: Structure) -> str | None:
@@ -301,6 +362,14 @@ def write_shards(parts: Iterable[tuple[str, Part]], folder: Path) -> None:
         weights = {name: names[place] for name, place in sorted(places.items())}
         index = {"metadata": {"total_size": sum(shard.size for shard in shards)}, "weight_map": weights}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_file(parts: Iterable[tuple[str, Part]], path: Path) -> None:
+    """Write tensors to one safetensors file."""
+    shard = _Shard(path)
+    for name, part in parts:
+        shard.add(name, part)
+    shard.finish()
 
 
 class _Shard:

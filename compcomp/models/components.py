@@ -110,8 +110,8 @@ def _unpacked(name: str, parts: Mapping[str, Tensor]) -> Tensor:
     """Return the factor of this name, in float64."""
     if name in parts:
         return parts[name].double()
-    of_factor = {part.removeprefix(f"{name}_"): tensor for part, tensor in parts.items()}
-    return _from_levels(of_factor)
+    own = {part.removeprefix(f"{name}_"): tensor for part, tensor in parts.items() if part.startswith(f"{name}_")}
+    return _from_levels(own)
 
 
 def _from_levels(parts: Mapping[str, Tensor]) -> Tensor:

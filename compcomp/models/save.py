@@ -34,6 +34,7 @@ from compcomp.models.size import compression_rate
 from compcomp.models.wrappers import core, is_from_transformers, uncompiled
 
 WEIGHTS, COMPONENTS, ABOUT = "model.safetensors", "components.safetensors", "compcomp.json"
+ADAPTER = "adapter_config.json"
 STALE = ("model*.safetensors*", "components*.safetensors")
 """The files of an earlier model in a directory that do not stay when another is written there."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
@@ -116,7 +117,8 @@ def _save(
 def put_in_place(draft: Path, target: Path, without: str | None = None) -> None:
     """Make a complete directory the one at ``target``, at once.
 
-    Files of the earlier one stay, other than weights. At every moment there is the earlier directory or the new one.
+    What is in the earlier one stays, other than weights. A folder of the draft replaces the one of its name as a whole.
+    At every moment there is the earlier directory or the new one.
     Where the system cannot exchange two directories, :func:`bring_back` undoes a first step that was also the last.
 
     Args:
@@ -126,20 +128,15 @@ def put_in_place(draft: Path, target: Path, without: str | None = None) -> None:
     """
     bring_back(target)
     target = Path(os.path.realpath(target))
-    for path in draft.iterdir():
-        path.chmod(0o666 & ~_umask())
-    draft.chmod(0o777 & ~_umask())
+    for path in (draft, *draft.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
     if not target.exists():
         _remove(draft, without)
         os.rename(draft, target)
         return
     shutil.copymode(target, draft)
     for path in target.iterdir():
-        if (
-            path.name != without
-            and not (draft / path.name).exists()
-            and not any(fnmatchcase(path.name, stale) for stale in STALE)
-        ):
+        if path.name != without and not (draft / path.name).exists() and not _is_stale(path):
             if path.is_dir() and not path.is_symlink():
                 shutil.copytree(path, draft / path.name, symlinks=True, copy_function=_linked)
             else:
@@ -147,6 +144,12 @@ def put_in_place(draft: Path, target: Path, without: str | None = None) -> None:
     _remove(draft, without)
     _exchange(draft, target)
     shutil.rmtree(draft, ignore_errors=True)
+
+
+def _is_stale(path: Path) -> bool:
+    """Return True for weights of an earlier model, and for a folder of adapters that compcomp wrote next to them."""
+    ours = (path / ADAPTER).is_file() and (path / ABOUT).is_file()
+    return ours or any(fnmatchcase(path.name, stale) for stale in STALE)
 
 
 def bring_back(target: Path) -> None:

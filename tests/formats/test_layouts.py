@@ -221,3 +221,13 @@ def test_adapters(tmp_path: Path) -> None:
     layer = only(tmp_path)
     assert (layer.name, layer.branch_rank, layer.claim.rank) == ("model.layers.0.q_proj", 3, 3)
     assert np.allclose(weight(layer), 2 * b @ a, atol=1e-5)
+    for settings, scale, claimed in (
+        ({"alpha_pattern": {"layers.0.q_proj": 12, "q_proj": 1}, "rank_pattern": {"q_proj": 4}}, 4, 4),
+        ({"alpha_pattern": {r"^model\.layers\.0\.q_proj": 3}, "rank_pattern": {"^q_proj": 9}}, 1, 3),
+        ({"use_rslora": True}, 6 / 3**0.5, 3),
+    ):
+        settings = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, **settings}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+        layer = only(tmp_path)
+        assert layer.claim.rank == claimed
+        assert np.allclose(weight(layer), scale * b @ a, atol=1e-5)

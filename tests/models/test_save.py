@@ -187,6 +187,26 @@ def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
     assert target.stat().st_mode == folder.stat().st_mode
 
 
+def test_folders_in_a_directory_stay_or_are_replaced_whole(tmp_path: Path) -> None:
+    draft, out = tmp_path / "draft", tmp_path / "out"
+    for name in ("draft/adapter/deep", "out/adapter/deep", "out/notes", "out/ours"):
+        (tmp_path / name).mkdir(parents=True)
+    (draft / "adapter" / "deep" / "new").write_text("new")
+    for name in ("adapter/old", "adapter/deep/old", "notes/adapter_config.json", "ours/adapter_config.json"):
+        (out / name).write_text("old")
+    (out / "ours" / "compcomp.json").write_text("{}")
+    for path in (draft, draft / "adapter", draft / "adapter" / "deep"):
+        path.chmod(0o700)
+    (draft / "adapter" / "deep" / "new").chmod(0o600)
+    saving.put_in_place(draft, out)
+    there = {str(path.relative_to(out)) for path in out.rglob("*")}
+    assert there == {"adapter", "adapter/deep", "adapter/deep/new", "notes", "notes/adapter_config.json"}
+    (plain := tmp_path / "plain").touch()
+    assert (out / "adapter" / "deep").stat().st_mode == (out / "notes").stat().st_mode
+    assert (out / "adapter" / "deep" / "new").stat().st_mode == plain.stat().st_mode
+    assert not draft.exists()
+
+
 def test_a_save_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Tiny()
     save(model, compressed(model, scaled(2))[1], tmp_path / "out")
