@@ -63,13 +63,28 @@ assert AbsMax  # importing the registry makes the techniques known to parse_sequ
                 **{"right_levels": (2, 16), "right_scales": (1,)},
             },
         ),
+        *(
+            (
+                f"LPLR(rank=2, bits=4) >> {step}",
+                {
+                    **{"levels": (8, 16), "scales": (16,), **own, "left_levels": (8, 2), "left_scales": (1,)},
+                    **{"right_levels": (2, 16), "right_scales": (1,)},
+                },
+            )
+            for step, own in (
+                ("AbsMax(bits=3, group=8)", {}),
+                ("MinMax(bits=3, group=8)", {"offsets": (16,)}),
+                ("NF4(group=8)", {"codes": (16,)}),
+            )
+        ),
     ],
 )
 def test_parts_add_up_to_the_effective_weight(sequence: str, parts: dict[str, Any]) -> None:
     state = parse_sequence(sequence).kernel(LayerState.dense(WEIGHT))
     packed = pack(state, torch.float32)
     assert {name: tuple(part.shape) for name, part in packed.items()} == parts
-    torch.testing.assert_close(unpack(packed), effective_weight(state).double(), rtol=1e-5, atol=1e-6)
+    for order in (packed, dict(sorted(packed.items())), dict(sorted(packed.items(), reverse=True))):
+        torch.testing.assert_close(unpack(order), effective_weight(state).double(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(2, torch.int8), (8, torch.int8), (9, torch.int16), (16, torch.int16)])
