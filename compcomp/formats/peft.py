@@ -24,6 +24,8 @@ FOLDER = "adapter"
 MODULES = ("Linear", "Conv1D")
 """The classes of modules that adapters are written for."""
 DTYPES = ("F32", "F16", "BF16")
+FUSED = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"), ("out_proj", "conv1d")
+"""Types of models whose fused kernels read weights without adapters, and the modules that PEFT refuses there."""
 CAUSAL = ("ForCausalLM", "LMHeadModel")
 """How the names of classes end that continue a text."""
 
@@ -102,6 +104,8 @@ class PEFT(TensorWriter):
         for name, layer in model.layers.items():
             if layer.weight.dtype not in DTYPES:
                 return f"{name} is in {layer.weight.dtype}, and it has {', '.join(DTYPES)}"
+            if model.config.get("model_type") in FUSED[0] and name.split(".")[-1] in FUSED[1]:
+                return f"{name} is read without adapters by kernels of {model.config['model_type']}, so PEFT refuses it"
         return None
 
     def step_dtype(self, layer: SavedLayer) -> str:

@@ -169,15 +169,18 @@ def test_each_layer_has_its_own_rank(small: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(values, sums[layer.name][1].numpy(), rtol=0, atol=1e-6)
 
 
-def test_the_configuration_is_what_the_library_reads(small: Path, tmp_path: Path) -> None:
-    saved = compressed(SEQUENCES[0], small, tmp_path / "saved")
+def test_the_configuration_is_what_the_library_reads(tmp_path: Path) -> None:
+    """Also with so many layers that PEFT looks for shorter names of them."""
+    saved = compressed(SEQUENCES[0], llama(tmp_path / "model", num_hidden_layers=3), tmp_path / "saved")
     cc.export(saved, tmp_path / "out", "peft")
     settings = json.loads((tmp_path / "out" / FOLDER / "adapter_config.json").read_text())
     read = peft.PeftConfig.from_pretrained(tmp_path / "out" / FOLDER)
     assert isinstance(read, peft.LoraConfig)
     known = {**read.to_dict(), "target_modules": sorted(read.target_modules)}
     assert {key: known[key] for key in settings} == {**settings, "target_modules": sorted(settings["target_modules"])}
-    assert isinstance(adapted(tmp_path / "out"), peft.PeftModelForCausalLM)
+    theirs = adapted(tmp_path / "out")
+    assert isinstance(theirs, peft.PeftModelForCausalLM) and len(sums_of(theirs)) == 21
+    torch.testing.assert_close(logits_of(theirs), logits_of(loaded(saved)), rtol=0, atol=2e-6)
 
 
 def test_layers_of_gpt2(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
@@ -246,3 +249,15 @@ def test_modules_that_adapters_do_not_fit_are_refused(small: Path, tmp_path: Pat
     modules, _ = modules_of(Checkpoint(saved).model)
     model = saved_model(saved, modules, {"lm_head": NAME})
     refused(lambda: check(WRITERS["peft"], model), f"{NAME} and lm_head share a weight")
+
+
+def test_modules_that_peft_refuses_are_refused(tmp_path: Path) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    sizes = {"hidden_size": 32, "state_size": 4, "num_hidden_layers": 1, "vocab_size": 64, "time_step_rank": 4}
+    model = MambaForCausalLM(MambaConfig(**sizes))
+    model.save_pretrained(tmp_path / "model")
+    saved = compressed(SEQUENCES[0], tmp_path / "model", tmp_path / "saved", targets=["out_proj"])
+    refused(lambda: cc.export(saved, tmp_path / "out", "peft"), "mixer.out_proj", "PEFT refuses it")
+    with pytest.raises(ValueError, match="out_proj"):
+        peft.get_peft_model(model, peft.LoraConfig(target_modules=["out_proj"]))
