@@ -136,6 +136,8 @@ class SavedLayer:
         """
         shape, parts = self.structure.shape, self.parts
         mask = parts["mask"].array().reshape(shape) != 0 if "mask" in parts else None
+        if self.structure.rank == 0:
+            return np.zeros(shape, np.float32)
         if "weight_left" in parts:  # whose product is the weight up to more rounding than the difference
             left, right = (factor.array().astype(np.float64) for factor in self.factors())
             return self.effective() - left @ right
@@ -153,7 +155,7 @@ class SavedLayer:
     def factors(self) -> tuple[Part, Part]:
         """Return the factors of the low-rank term, out x rank and rank x in.
 
-        A factor on a grid is rounded to the dtype of the weight.
+        A factor on a grid is in the dtype of its steps.
         """
         return self._factor("left"), self._factor("right")
 
@@ -163,7 +165,7 @@ class SavedLayer:
         own = {
             part.removeprefix(f"{name}_"): found for part, found in self.parts.items() if part.startswith(f"{name}_")
         }
-        return Part.of(_multiples(own), self.weight.dtype)
+        return Part.of(_multiples(own), own["scales"].dtype)
 
 
 @dataclass
