@@ -117,8 +117,8 @@ def _save(
 def put_in_place(draft: Path, target: Path, without: str | None = None) -> None:
     """Make a complete directory the one at ``target``, at once.
 
-    What is in the earlier one stays, other than weights. A folder of the draft replaces the one of its name as a whole.
-    At every moment there is the earlier directory or the new one.
+    The content of the earlier one stays, other than weights. A folder of the draft replaces the one of its name as a
+    whole. At every moment there is the earlier directory or the new one.
     Where the system cannot exchange two directories, :func:`bring_back` undoes a first step that was also the last.
 
     Args:
