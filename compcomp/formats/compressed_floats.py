@@ -1,4 +1,9 @@
-"""Write the codebooks of FP8 and FP4 as compressed-tensors stores them."""
+"""Write the codebooks of FP8 and FP4 as compressed-tensors stores them.
+
+The steps of NVFP4 are numbers of FP8 divided by one number of the matrix. vLLM takes one such number for all matrices
+that it multiplies by at once, such as those of queries and keys. So it is the same, 256, for all matrices with steps
+from 2^-17 to 1.
+"""
 
 from __future__ import annotations
 
@@ -85,8 +90,8 @@ def _exponents(layer: SavedLayer) -> tuple[Array, Array]:
 def _octets(layer: SavedLayer) -> dict[str, Part]:
     """Return the steps of all blocks as E8M0, out x blocks. A step zero is stored as the least one."""
     exponents, some = _exponents(layer)
-    if (some & (np.abs(exponents) > 127)).any():
-        given = f"layer {layer.name} with the step 2^{exponents[some].min()}"
+    if (beyond := some & (np.abs(exponents) > 127)).any():
+        given = f"layer {layer.name} with the step 2^{exponents[beyond][0]}"
         raise InputError(given, "steps from 2^-127 to 2^127, as MXFP4 stores them", "export")
     return {"weight_scale": Part.of(np.where(some, exponents + 127, 0), "U8")}
 
@@ -95,7 +100,7 @@ def _under_one_scale(layer: SavedLayer) -> dict[str, Part]:
     """Return the steps of all blocks, out x blocks, as numbers of FP8 and one number to divide all of them by."""
     exponents, some = _exponents(layer)
     low, high = (int(exponents[some].min()), int(exponents[some].max())) if some.any() else (0, 0)
-    whole = min(8 - high, 127)
+    whole = 8 if low >= -17 and high <= 0 else min(8 - high, 127)  # one number where possible: see the module
     if low + whole < -9:
         given = f"layer {layer.name} with steps from 2^{low} to 2^{high}"
         raise InputError(given, "steps of a matrix over 17 powers of two, as NVFP4 stores them", "export")

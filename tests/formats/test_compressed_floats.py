@@ -203,6 +203,15 @@ def test_a_group_of_zeros_is_read_as_zeros(sequence: str, tmp_path: Path) -> Non
     assert not read(tmp_path / "out")[NAME][:3].any()
 
 
+def test_matrices_of_nvfp4_share_one_scale(small: Path, tmp_path: Path) -> None:
+    """vLLM takes the largest one for queries, keys and values together."""
+    saved = compressed(FOUR[3], small, tmp_path / "saved")
+    cc.export(saved, tmp_path / "out", "compressed-tensors")
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    found = [part for name, part in tensors.items() if name.endswith("weight_global_scale")]
+    assert len(found) == 7 and {float(part) for part in found} == {256.0}
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("sequence", ["FP8(group=32)", "MX(format='mxfp4')"])
 def test_embeddings_are_stored_in_eight_bits(sequence: str, tied: bool, tmp_path: Path) -> None:
