@@ -160,8 +160,9 @@ def _float8(values: Array) -> Array:
     sizes, ends = np.abs(values.astype(np.float64)), _E4M3[:127].astype(np.float64)
     middles = (ends[:-1] + ends[1:]) / 2
     below, above = (np.searchsorted(middles, sizes, side=side) for side in ("left", "right"))  # differ at midpoints
-    found = np.where(sizes <= 464, np.where(above % 2 == 0, above, below), 127)
-    return (found | (np.signbit(values) << 7)).astype(np.uint8)
+    sizes = np.where(sizes <= 464, np.where(above % 2 == 0, above, below), 127)
+    found: Array = (sizes.astype(np.uint8) | (np.signbit(values).astype(np.uint8) << 7)).astype(np.uint8)
+    return found
 
 
 def packed(codes: Array, bits: int) -> Array:
