@@ -1,4 +1,4 @@
-"""Read the formats of compressed-tensors (packed integers, whole numbers, FP8, NVFP4, MXFP4), and write packed ones."""
+"""Read the formats of compressed-tensors (packed integers, whole numbers, FP8, MXFP8, NVFP4, MXFP4), and write them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from compcomp.errors import InputError
+from compcomp.formats import compressed_floats
 from compcomp.formats.numbers import E2M1, Array, nibbles, packed, unpacked
 from compcomp.formats.stored import Block, Claim, Layer, StoredGrid, total
 from compcomp.formats.tensors import WHERE, Tensor, Tensors, needed
@@ -92,7 +93,8 @@ def _whole(tensors: Tensors, prefix: str, size: int, claim: Claim | None) -> Lay
         return Block(first, weight.rows(first, last) * _spread(steps[first:last], columns, prefix))
 
     grid = StoredGrid(8, _group(steps, columns), "FP8")
-    return Layer(prefix, (rows, columns), f"{FORMAT} float-quantized", size, read, None, grid, claim)
+    name = "mxfp8-quantized" if scale.dtype == "U8" else "float-quantized"
+    return Layer(prefix, (rows, columns), f"{FORMAT} {name}", size, read, None, grid, claim)
 
 
 def _fp4(tensors: Tensors, prefix: str, size: int, claim: Claim | None) -> Layer:
@@ -100,8 +102,6 @@ def _fp4(tensors: Tensors, prefix: str, size: int, claim: Claim | None) -> Layer
     rows, columns = packed.shape[0], 2 * packed.shape[1]
     whole = tensors.get(f"{prefix}.weight_global_scale")
     steps = _steps(scale, rows)
-    if scale.dtype == "U8":  # exponents of two
-        steps = np.ldexp(np.float32(1), steps.astype(np.int32) - 127)
     if whole is not None:
         steps = steps / float(whole.array().reshape(-1)[0])
 
@@ -156,6 +156,8 @@ def _zeros(zero: Tensor, bits: int, rows: int) -> Array:
 def _steps(scale: Tensor, rows: int) -> Array:
     """Return the steps as rows x groups; one step for the whole tensor is repeated."""
     found = scale.array()
+    if scale.dtype == "U8":  # exponents of two
+        found = np.ldexp(np.float32(1), found.astype(np.int32) - 127)
     if found.size == 1:
         return np.broadcast_to(found.reshape(1, 1), (rows, 1))
     if found.size % rows:
@@ -234,34 +236,41 @@ def _meets(name: str, patterns: Any, *, classes: bool = False) -> bool:
 
 
 class CompressedTensors(TensorWriter):
-    """Write ``pack-quantized``: integers of 1 to 8 bits, with a step for each group, row or matrix.
+    """Write ``pack-quantized``: integers of 1 to 8 bits, with a step for each group, row or matrix; or FP8 and FP4.
 
     A symmetric level k of b bits is stored as k + 2^(b-1). With a zero point z, the level k (from 0) and z are stored
     as they are, and read as k - 2^(b-1) and z - 2^(b-1). Steps are stored in the model's dtype, to which transformers
     rounds them at any rate.
 
     Levels of embeddings are stored as ``int-quantized``, 8 bits each, since transformers does not load packed
-    embeddings. An output head that shares the weight has steps of its own.
+    embeddings. An output head that shares the weight has steps of its own. Layers with a codebook are written by
+    :mod:`compcomp.formats.compressed_floats`.
     """
 
     name: ClassVar[str] = "compressed-tensors"
-    needs: ClassVar[str] = "integers of 1 to 8 bits, with a step for each group of a row, row or matrix"
+    needs: ClassVar[str] = "integers of 1 to 8 bits or FP8, a step for each group of a row, row or matrix; or MXFP4"
 
     def misfit(self, layer: Structure) -> str | None:
         if reason := uncommon(layer):
             return reason
         if not layer.on_grid:
             return "its weights lie on no grid, and compressed-tensors no longer writes sparse weights alone"
-        if _bits(layer) > 8:
+        if layer.codes is None and _bits(layer) > 8:
             return f"its levels take {_bits(layer)} bits, and it has at most 8"
         if layer.module not in MODULES:
             return f"its module is {layer.module}, and it has {' and '.join(MODULES)}"
-        return None
+        return None if layer.codes is None else compressed_floats.misfit(layer)
 
     def misfit_of_model(self, model: SavedModel) -> str | None:
         return shared_linear(model)
 
+    def step_dtype(self, layer: SavedLayer) -> str:
+        """Return the dtype of the model, or one that holds powers of two exactly, as MXFP4 and NVFP4 do."""
+        return "F32" if _Scheme.of(layer.structure).step_dtype else super().step_dtype(layer)
+
     def tensors(self, layer: SavedLayer) -> dict[str, Part]:
+        if layer.structure.codes is not None:
+            return compressed_floats.tensors(layer, self.step_dtype(layer))
         structure, found = layer.structure, self._steps(layer)
         bits, symmetric = _bits(structure), not structure.offsets
         if structure.module == "Embedding":
@@ -333,11 +342,20 @@ class _Scheme:
     group: int | None
     strategy: str
     symmetric: bool
+    type: str = "int"
+    step_dtype: str | None = None
 
     @classmethod
     def of(cls, layer: Structure) -> _Scheme:
         group = None if layer.group in (0, layer.shape[1]) else layer.group
         strategy = "group" if group else "channel" if layer.group else "tensor"
+        if layer.codes is not None:
+            name = compressed_floats.format_of(layer)
+            if name == compressed_floats.EIGHT:
+                return cls(name, 8, group, strategy, True, "float")
+            strategy = "tensor_group" if name == compressed_floats.NVFP4 else "group"
+            block, dtype = compressed_floats.BLOCKS[name], compressed_floats.STEPS[name]
+            return cls(name, 4, block, strategy, True, "float", dtype)
         name = "int-quantized" if layer.module == "Embedding" else "pack-quantized"
         return cls(name, _bits(layer), group, strategy, not layer.offsets)
 
@@ -351,10 +369,10 @@ class _Scheme:
             "num_bits": self.bits,
             "observer": "memoryless_minmax",
             "observer_kwargs": {},
-            "scale_dtype": None,
+            "scale_dtype": self.step_dtype,
             "strategy": self.strategy,
             "symmetric": self.symmetric,
-            "type": "int",
+            "type": self.type,
             "zp_dtype": None if self.symmetric else "torch.int8",
         }
         none = {"input_activations": None, "output_activations": None}

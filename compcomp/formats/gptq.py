@@ -101,6 +101,8 @@ class GPTQ(TensorWriter):
     needs: ClassVar[str] = "integers of 2, 3, 4 or 8 bits in Linear layers, all with one group size"
 
     def misfit(self, layer: Structure) -> str | None:
+        if layer.codes is not None:
+            return "its values are those of a codebook, which are no integers"
         if reason := uncommon(layer):
             return reason
         if not layer.on_grid:

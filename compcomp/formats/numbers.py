@@ -129,6 +129,8 @@ def encoded(array: Array, dtype: str) -> bytes:
     flat = np.ascontiguousarray(array).reshape(-1)
     if dtype == "BF16":
         return _bfloat16(flat).astype("<u2").tobytes()
+    if dtype == "F8_E4M3":
+        return _float8(flat).tobytes()
     kind = np.dtype(_NUMPY.get(dtype, "u1"))
     if kind.kind in "iu" and flat.size and not np.array_equal(found := flat.astype(kind), flat):
         raise OverflowError(f"{flat[found != flat][0]} as {dtype}")
@@ -151,6 +153,16 @@ def _bfloat16(values: Array) -> Array:
     bits = np.where(nearer, bits - 1, bits) | (exact != wide)
     found: Array = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(wide), np.uint16(0x7FC0), found)
+
+
+def _float8(values: Array) -> Array:
+    """Return the bits of numbers that were rounded to float8_e4m3fn. Numbers beyond 464 become NaN."""
+    sizes, ends = np.abs(values.astype(np.float64)), _E4M3[:127].astype(np.float64)
+    middles = (ends[:-1] + ends[1:]) / 2
+    below, above = (np.searchsorted(middles, sizes, side=side) for side in ("left", "right"))  # differ at midpoints
+    sizes = np.where(sizes <= 464, np.where(above % 2 == 0, above, below), 127)
+    found: Array = (sizes.astype(np.uint8) | (np.signbit(values).astype(np.uint8) << 7)).astype(np.uint8)
+    return found
 
 
 def packed(codes: Array, bits: int) -> Array:

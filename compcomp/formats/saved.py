@@ -88,6 +88,7 @@ def structure_of(name: str, entry: Mapping[str, Any], parts: Mapping[str, Tensor
         plain["codes"] = None if codes is None else tuple(map(Fraction, codes))
         scales = parts["scales"].array().astype(np.float64).reshape(-1)
         plain |= {"group": group_of(len(scales), rows, columns), "signed_steps": bool((scales < 0).any())}
+        plain["powers_of_two"] = bool(np.isin(np.frexp(scales)[0], (0, 0.5)).all())
         if "offsets" in parts:
             offsets = parts["offsets"].array().astype(np.float64).reshape(-1)
             plain["offsets"] = "zero point" if _whole(offsets, scales, plain["highest"]) else "minimum"

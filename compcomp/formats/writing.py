@@ -41,6 +41,7 @@ class Structure:
         offsets: ``""``, ``"zero point"`` for an offset that is a whole number of steps below zero, or ``"minimum"`` for
             any other. Levels are then counted from the offset, and ``lowest`` is 0.
         signed_steps: True if a step may be negative.
+        powers_of_two: True if every step is a power of two, or zero.
         codes: the values of a codebook, in units of the step; levels are then positions in it.
         masked: True if there is a mask. The weights that it drops are zero.
         patterns: N:M patterns of the mask as (n, m).
@@ -56,6 +57,7 @@ class Structure:
     group: int | None = None
     offsets: str = ""
     signed_steps: bool = False
+    powers_of_two: bool = False
     codes: tuple[Fraction, ...] | None = None
     masked: bool = False
     patterns: tuple[tuple[int, int], ...] = ()
@@ -233,9 +235,7 @@ def _multiples(parts: Mapping[str, Tensor]) -> Array:
 
 
 def uncommon(layer: Structure) -> str | None:
-    """Return what a layer has that no format of integers with steps can hold, or None."""
-    if layer.codes is not None:
-        return "its values are those of a codebook, which are no integers"
+    """Return what a layer has that no format of numbers with steps can hold, or None."""
     if layer.basis:
         return f"its inputs are in another basis ({', '.join(layer.basis)})"
     if layer.branch:

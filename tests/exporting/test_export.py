@@ -342,6 +342,9 @@ def test_bitsandbytes_quantizes_to_the_same_tensors(tmp_path: Path) -> None:
         ("AbsMax(bits=4, group=64)", "compressed-tensors"),
         ("MinMax(bits=4, group=128)", "compressed-tensors"),
         ("AbsMax(bits=8, per='channel')", "compressed-tensors"),
+        ("FP8()", "compressed-tensors"),
+        ("FP8(per='row')", "compressed-tensors"),
+        ("MX(format='mxfp4')", "compressed-tensors"),
         ("AbsMax(bits=4, group=128)", "gptq"),
         ("AbsMax(bits=8, per='channel')", "gptq"),
     ],
@@ -391,7 +394,9 @@ def test_inspect_agrees_with_an_exported_folder(small: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("sequence", "format", "reason"),
     [
-        ("NF4(group=32)", "compressed-tensors", "those of a codebook, which are no integers"),
+        ("NF4(group=32)", "compressed-tensors", "a codebook other than FP8 (E4M3) and FP4 (E2M1)"),
+        ("FP4(group=32)", "compressed-tensors", "no powers of two (MXFP4), and no FP8 numbers under one scale"),
+        ("FP8(per='row')", "gptq", "those of a codebook, which are no integers"),
         ("NF4(group=32)", "bitsandbytes", "its groups are not of 64, 128"),
         ("AbsMax(bits=4, group=32)", "bitsandbytes", "its weights are not in the codebook NF4"),
         ("Magnitude(sparsity=1/2, pattern='2:4')", "compressed-tensors", "its weights lie on no grid"),

@@ -129,6 +129,10 @@ def test_fp8_and_fp4_of_compressed_tensors(tmp_path: Path) -> None:
     eight = given.to(torch.float8_e4m3fn)
     layer = only(files.write(tmp_path / "8", {f"{NAME}.weight": eight, f"{NAME}.weight_scale": scale}))
     assert np.array_equal(weight(layer), (eight.float() * scale).numpy())
+    octets = torch.tensor([[126], [127], [128], [125]], device="cpu").to(torch.uint8)  # MXFP8
+    layer = only(files.write(tmp_path / "8 mx", {f"{NAME}.weight": eight, f"{NAME}.weight_scale": octets}))
+    assert layer.format == "compressed-tensors mxfp8-quantized"
+    assert np.array_equal(weight(layer), (eight.float() * scale).numpy())
     places = RNG.integers(0, 16, (4, 32))
     values = np.array([*E2M1, *(-c for c in E2M1)], np.float32)[places]
     four = {
