@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fnmatch import translate
-from fractions import Fraction
 from typing import Any
 
 from compcomp.auditing.llm_compressor import SAVING
-from compcomp.auditing.steps import number
+from compcomp.auditing.parameters import WHERE, dropped_by, number, written_by
 from compcomp.errors import InputError
 from compcomp.language.technique import Technique
 from compcomp.techniques import (
@@ -29,7 +28,6 @@ from compcomp.techniques import (
 )
 
 Parameters = dict[str, Any]
-WHERE = "export_recipe"
 
 
 def written(steps: tuple[Technique, ...], targets: tuple[str, ...], ignore: tuple[str, ...], model: str) -> Any:
@@ -46,7 +44,7 @@ def written(steps: tuple[Technique, ...], targets: tuple[str, ...], ignore: tupl
         if scheme:
             given = f"{technique} behind a quantizer of weights"
             raise InputError(given, f"the quantizer last, as llm-compressor does this: {SAVING}", WHERE)
-        name, parameters, weights = _modifier(technique)
+        name, parameters, weights = written_by(_WRITERS, technique, "llm-compressor", (AbsMaxInputs, FP8Inputs))
         if weights is not None:
             scheme = {"targets": layers["targets"], "weights": weights}
             parameters = {"config_groups": {"group_0": scheme}, "ignore": layers["ignore"], **parameters}
@@ -72,21 +70,12 @@ def _inputs(technique: AbsMaxInputs | FP8Inputs) -> Parameters:
     return {**kind, "symmetric": True, "strategy": technique.per, "dynamic": technique.per == "token"}
 
 
-def _modifier(technique: Technique) -> tuple[str, Parameters, Parameters | None]:
-    """Return the name of a modifier, its own parameters, and the arguments of its weights if it quantizes them."""
-    for kind, write in _WRITERS.items():
-        if isinstance(technique, kind):
-            return write(technique)
-    known = ", ".join(kind.__name__ for kind in (*_WRITERS, AbsMaxInputs, FP8Inputs))
-    raise InputError(str(technique), f"a technique that llm-compressor has: {known}", WHERE)
-
-
 def _mask(technique: SparseGPT | Wanda) -> Parameters:
-    pattern = str(technique.pattern)
-    if ":" not in pattern:
+    dropped = dropped_by(technique)
+    if dropped is None:
         return {"sparsity": number(technique.sparsity), "mask_structure": "0:0"}
-    kept, size = map(int, pattern.split(":"))
-    return {"sparsity": number(Fraction(size - kept, size)), "mask_structure": f"{size - kept}:{size}"}
+    n, m = dropped
+    return {"sparsity": n / m, "mask_structure": f"{n}:{m}"}
 
 
 def _sparsegpt(technique: SparseGPT) -> tuple[str, Parameters, None]:

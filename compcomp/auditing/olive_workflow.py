@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from compcomp.auditing.steps import number
+from compcomp.auditing.parameters import WHERE, dropped_by, number, written_by
 from compcomp.errors import InputError
 from compcomp.language.technique import Technique
 from compcomp.techniques import FP4, GPTQ, NF4, AbsMax, MinMax, SparseGPT
 
-WHERE = "export_recipe"
 LEFT_ALONE = "lm_head"
 """The layer that Olive's quantizers leave alone."""
 
@@ -23,25 +22,13 @@ def written(steps: tuple[Technique, ...], targets: tuple[str, ...], ignore: tupl
     if set(targets) != {"Linear"} or set(ignore) != {LEFT_ALONE}:
         given = f"targets={list(targets)}, ignore={list(ignore)}"
         raise InputError(given, f"all linear layers but {LEFT_ALONE}, as Olive compresses them", WHERE)
-    passes = {f"step_{number}": _pass(technique) for number, technique in enumerate(steps, 1)}
+    passes = {f"step_{k}": written_by(_WRITERS, technique, "Olive") for k, technique in enumerate(steps, 1)}
     return {"input_model": {"type": "HfModel", "model_path": model}, "passes": passes}
 
 
-def _pass(technique: Technique) -> dict[str, Any]:
-    for kind, write in _WRITERS.items():
-        if isinstance(technique, kind):
-            return write(technique)
-    known = ", ".join(kind.__name__ for kind in _WRITERS)
-    raise InputError(str(technique), f"a technique that Olive has: {known}", WHERE)
-
-
 def _sparsegpt(technique: SparseGPT) -> dict[str, Any]:
-    pattern = str(technique.pattern)
-    if ":" in pattern:
-        kept, size = map(int, pattern.split(":"))
-        share: Any = [size - kept, size]
-    else:
-        share = number(technique.sparsity)
+    dropped = dropped_by(technique)
+    share: Any = number(technique.sparsity) if dropped is None else list(dropped)
     return {"type": "SparseGPT", "sparsity": share, "blocksize": technique.block, "percdamp": number(technique.damping)}
 
 

@@ -124,11 +124,6 @@ class Values:
         return value
 
 
-def number(parameter: Any) -> float:
-    """Return an exact parameter of a technique as recipes have it."""
-    return float(parameter)
-
-
 def dropped_of(n: int, m: int) -> dict[str, Any]:
     """Return sparsity and pattern of a technique that drops n of every m weights of a row."""
     if not 0 < n < m <= 64:

@@ -13,11 +13,11 @@ from typing import Any
 import yaml
 
 from compcomp.auditing import llm_compressor, llm_compressor_recipe, olive, olive_workflow
+from compcomp.auditing.parameters import WHERE
 from compcomp.auditing.steps import ToolRecipe
 from compcomp.errors import InputError
 from compcomp.language.technique import Sequence, Technique
 
-WHERE = "export_recipe"
 TOOLS: Mapping[str, tuple[ModuleType, ModuleType]] = {
     "llm-compressor": (llm_compressor, llm_compressor_recipe),
     "olive": (olive, olive_workflow),

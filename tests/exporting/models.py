@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +56,14 @@ def weights_of(model: Any) -> dict[str, Tensor]:
     """Every weight of a Linear layer or embedding by the name of its module."""
     kinds = (torch.nn.Linear, torch.nn.Embedding)
     return {name: module.weight.detach() for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def check_configuration(folder: Path) -> None:
+    """The quantization_config of an exported folder is what compressed-tensors itself makes of it."""
+    from compressed_tensors.quantization import QuantizationConfig
+
+    settings = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert QuantizationConfig.model_validate(settings).model_dump(mode="json") == {
+        key: value for key, value in settings.items() if key not in ("version", "sparsity_config", "transform_config")
+    }
+    assert settings["config_groups"]["group_0"]["targets"] == ["Linear"] and settings["ignore"] == ["lm_head"]

@@ -299,29 +299,30 @@ def test_nothing_false_is_proved(claim: Claim, columns: int) -> None:
         assert verdict.witness is not None
 
 
+def check_any_shape(claim: Claim) -> None:
+    """A proof for any shape by rules alone has to hold for every 1 x 4 layer."""
+    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
+    if verdict.proved:
+        assert not counterexample(claim, 4), verdict
+
+
 @pytest.mark.slow
 @drawn(claims(GROUPED), kept=40, of=150)
 def test_nothing_false_is_proved_for_any_shape(claim: Claim) -> None:
     """Rules alone: a proof for any shape has to hold for every 1 x 4 layer."""
-    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
-    if verdict.proved:
-        assert not counterexample(claim, 4), verdict
+    check_any_shape(claim)
 
 
 @pytest.mark.slow
 @drawn(claims(GRIDDED), kept=40, of=200)
 def test_nothing_false_is_proved_of_the_grids_in_use(claim: Claim) -> None:
-    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
-    if verdict.proved:
-        assert not counterexample(claim, 4), verdict
+    check_any_shape(claim)
 
 
 @pytest.mark.slow
 @drawn(claims(STORED), kept=40, of=200)
 def test_nothing_false_is_proved_of_stored_steps(claim: Claim) -> None:
-    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
-    if verdict.proved:
-        assert not counterexample(claim, 4), verdict
+    check_any_shape(claim)
 
 
 @pytest.mark.slow
@@ -336,9 +337,7 @@ def test_nothing_false_is_proved_of_stored_steps_at_a_shape(claim: Claim) -> Non
 @pytest.mark.slow
 @drawn(claims(DETERMINISTIC), kept=40, of=200)
 def test_nothing_false_is_proved_of_dense_scores(claim: Claim) -> None:
-    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
-    if verdict.proved:
-        assert not counterexample(claim, 4), verdict
+    check_any_shape(claim)
 
 
 @pytest.mark.slow
@@ -476,9 +475,7 @@ def test_reversed_pairs_for_any_shape(pair: tuple[Technique, Technique]) -> None
 @pytest.mark.slow
 @drawn(claims(CODED), kept=40, of=300)
 def test_nothing_false_is_proved_of_codebooks(claim: Claim) -> None:
-    verdict = prove(claim, "any", timeout=6, stages=("rule",), second=None, explain=False)
-    if verdict.proved:
-        assert not counterexample(claim, 4), verdict
+    check_any_shape(claim)
 
 
 @pytest.mark.exhaustive
